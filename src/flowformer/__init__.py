@@ -1,0 +1,1 @@
+"""Flow-Attention: attention with linear cost, exact, for PyTorch."""
