@@ -1,0 +1,43 @@
+"""What the tests share: fixed randomness, the golden values, and shape checks that can be set aside."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
+
+# Tests run side by side, one process a core: more threads in each only slow one another down.
+torch.set_num_threads(1)
+
+# The same examples in every run, so that a green commit stays green; `--hypothesis-profile=default`
+# explores new ones. No deadline: the first call of a shape pays for compilation and warm-up.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shape_checks_off() -> Iterator[None]:
+    """Let jaxtyping's wrappers pass calls through: they read the switch at every call.
+
+    `torch.compile(fullgraph=True)` and `torch.export` cannot trace the checks themselves.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    """Load golden values by name: `golden("attention/causal-b2-l17-s17-h2-d8")["out"]`."""
+    return lambda name: load_file(GOLDEN_FOLDER / f"{name}.safetensors")
