@@ -1,0 +1,112 @@
+"""Metrics of a classifier's predictions, through scikit-learn and SciPy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+try:
+    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix
+except ImportError as error:
+    raise ImportError(
+        "scikit-learn is needed to evaluate predictions: pip install 'flowformer[timeseries]'"
+    ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """Precision, recall and F1 of one class, as fractions; a ratio of 0 to 0 counts as 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int  # test cases whose label is this class
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationMetrics:
+    """All fractions lie in [0, 1]; `confusion[true, predicted]` holds counts."""
+
+    count: int
+    correct: int
+    confidence: float
+    accuracy_low: float
+    accuracy_high: float
+    confusion: Int[np.ndarray, "classes classes"]
+    per_class: tuple[ClassMetrics, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Correct predictions over all predictions."""
+        return self.correct / self.count
+
+    @property
+    def macro_f1(self) -> float:
+        """The plain mean of the F1 of the classes that the labels or the predictions contain."""
+        occurs = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) > 0
+        return float(
+            np.mean([of.f1 for of, seen in zip(self.per_class, occurs, strict=True) if seen])
+        )
+
+
+def classification_metrics(
+    labels: Int[np.ndarray, " n"],
+    predicted: Int[np.ndarray, " n"],
+    classes: Sequence[str],
+    *,
+    confidence: float = 0.95,
+) -> ClassificationMetrics:
+    """Measure predictions against the labels.
+
+    The interval of the accuracy is Wilson's score interval for a binomial proportion (E. B. Wilson,
+    Probable inference, the law of succession, and statistical inference, 1927). It treats the test
+    cases as independent, and says nothing about the spread over training seeds.
+
+    Args:
+        labels: the true class of each case, an index into `classes`.
+        predicted: the predicted class of each case, an index into `classes`.
+        classes: the names of the classes, which may include ones that no case has.
+        confidence: the coverage of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: no cases, or an index outside `classes`.
+    """
+    if len(labels) == 0:
+        raise ValueError("predictions must hold at least one case, got none")
+    for name, values in (("labels", labels), ("predicted", predicted)):
+        if values.min() < 0 or values.max() >= len(classes):
+            raise ValueError(
+                f"{name} must be indices of the {len(classes)} classes, "
+                f"got values from {values.min()} to {values.max()}"
+            )
+    confusion = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
+    correct = int((labels == predicted).sum())
+    interval = binomtest(correct, len(labels)).proportion_ci(confidence, method="wilson")
+    return ClassificationMetrics(
+        count=len(labels),
+        correct=correct,
+        confidence=confidence,
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
+        confusion=confusion,
+        per_class=tuple(
+            _class_metrics(name, hits=int(row[i]), support=int(row.sum()), claims=int(claims))
+            for i, (name, row, claims) in enumerate(
+                zip(classes, confusion, confusion.sum(axis=0), strict=True)
+            )
+        ),
+    )
+
+
+def _class_metrics(name: str, *, hits: int, support: int, claims: int) -> ClassMetrics:
+    """`hits` of the `support` cases of the class were found, in `claims` predictions of it."""
+    return ClassMetrics(
+        name=name,
+        precision=hits / claims if claims else 0.0,
+        recall=hits / support if support else 0.0,
+        f1=2 * hits / (claims + support) if claims + support else 0.0,
+        support=support,
+    )
