@@ -1,4 +1,4 @@
-"""What the tests share: fixed randomness, the golden values, and shape checks that can be set aside."""
+"""What the tests share: fixed randomness, golden values, shape checks that can be set aside."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,0 +1,63 @@
+# `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
+# Other targets: test-slow, lint, format, types, package, docs.
+
+PYTHON ?=
+# One test process a core, one thread a process.
+WORKERS ?= 2
+BIN := .venv/bin
+DEMO := runs/demo
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-slow lint format types package docs
+
+help:
+	@sed -n 's/^# //p' Makefile | head -n 2
+
+.venv/.installed-timeseries: pyproject.toml constraints.txt scripts/make_environment.sh
+	@scripts/make_environment.sh timeseries
+
+.venv/.installed-dev: pyproject.toml constraints.txt scripts/make_environment.sh
+	@scripts/make_environment.sh dev
+
+demo: .venv/.installed-timeseries
+	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
+	$(BIN)/flowformer train japanese-vowels --training.epochs 30 --run-dir $(DEMO)
+	@echo "==> The report is $(DEMO)/report/index.html: open it in a browser"
+	@echo "    Next: '$(BIN)/flowformer recipes' lists what else can be trained, 'make test' checks the project"
+
+# What fails fastest comes first; pytest comes last, so that its summary is what is left on the screen.
+test: lint types docs package .venv/.installed-dev
+	@echo "==> Tests, $(WORKERS) at a time"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
+	@echo "==> Everything passed. Next: 'make demo' trains a classifier, 'make test-slow' runs the tests that take minutes"
+
+test-slow: .venv/.installed-dev
+	@echo "==> Slow tests, one at a time"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu"
+
+lint: .venv/.installed-dev
+	@echo "==> Lint"
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: .venv/.installed-dev
+	@echo "==> Types"
+	$(BIN)/pyright
+
+docs: .venv/.installed-dev
+	@echo "==> Documentation"
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "    site/index.html is the front page"
+
+package: .venv/.installed-dev
+	@echo "==> Source archive and wheel, and an import of the wheel alone"
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python scripts/check_wheel.py dist
