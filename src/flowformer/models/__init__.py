@@ -1,0 +1,1 @@
+"""Models: mixers, embeddings and heads put together for one kind of task."""

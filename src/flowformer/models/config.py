@@ -1,0 +1,35 @@
+"""Configurations of the models. Imports no torch, so that recipes and the command line can show them at once."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSeriesModelConfig:
+    """The classifier of `flowformer.models.timeseries`; the defaults are the published settings.
+
+    Attributes:
+        mixer: Name of the attention, from `flowformer.nn.MIXERS`.
+        mixer_options: Options of that mixer; the published time-series code does not clamp the conserved source.
+        dim: Width of the hidden states.
+        num_heads: Attention heads.
+        num_layers: Encoder layers.
+        feedforward: Width inside the feed-forward part.
+        dropout: Probability of dropping a value in training.
+        positions: Learned position vectors, or sinusoidal ones.
+        norm: Layer normalisation after each residual sum (post, as published) or before each part (pre).
+        pooling: Classify from all positions side by side (flatten, as published) or from their mean.
+        padding: Keep padding out of the attention (masked), or let it take part (published).
+    """
+
+    mixer: str = "flow"
+    mixer_options: dict[str, Any] = field(default_factory=lambda: {"clamp": None})
+    dim: int = 512
+    num_heads: int = 8
+    num_layers: int = 2
+    feedforward: int = 2048
+    dropout: float = 0.1
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    norm: Literal["post", "pre"] = "post"
+    pooling: Literal["flatten", "mean"] = "flatten"
+    padding: Literal["masked", "published"] = "masked"

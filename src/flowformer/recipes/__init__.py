@@ -1,0 +1,22 @@
+"""Experiments: one function each, returning its configuration, with the published settings and the published result."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from flowformer.recipes import timeseries
+from flowformer.tasks.config import TimeSeriesConfig
+
+RECIPES: Mapping[str, Callable[[], TimeSeriesConfig]] = timeseries.RECIPES
+
+
+def build_recipe(name: str) -> TimeSeriesConfig:
+    """Returns the configuration of a recipe by its name.
+
+    Raises:
+        ValueError: there is no such recipe; the message lists those there are.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown recipe {name!r}: {hint}choose from {', '.join(RECIPES)}")
+    return RECIPES[name]()

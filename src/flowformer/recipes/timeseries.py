@@ -1,0 +1,108 @@
+"""Time-series classification: the ten UEA subsets of the paper, and a recipe for series of one's own.
+
+Settings: the published scripts (RAdam, learning rate 1e-3, batches of 16, 100 epochs, gradient norm at most 4, learned
+positions, no clamp of the conserved source) and the classifier they build. Accuracies: Flowformer (ICML 2022), the
+table of UEA results. The published scripts report the best test accuracy over epochs, which is `protocol="published"`.
+"""
+
+from collections.abc import Callable, Mapping
+
+from flowformer.tasks.config import (
+    OptimizerConfig,
+    TimeSeriesConfig,
+    TimeSeriesDataConfig,
+    TrainingConfig,
+)
+
+SOURCE = "Flowformer (Wu et al., ICML 2022), UEA table"
+PAPER_AVERAGE = 0.730
+
+
+def ethanol_concentration() -> TimeSeriesConfig:
+    """EthanolConcentration: spectra of bottled spirits, 4 classes, 3 channels, 1751 steps."""
+    return _published("ethanol-concentration", "EthanolConcentration", 1751, 0.338)
+
+
+def face_detection() -> TimeSeriesConfig:
+    """FaceDetection: magnetoencephalography, face or scrambled face, 144 channels, 62 steps."""
+    return _published("face-detection", "FaceDetection", 62, 0.676)
+
+
+def handwriting() -> TimeSeriesConfig:
+    """Handwriting: a smartwatch's acceleration while writing one of 26 letters, 3 channels, 152 steps."""
+    return _published("handwriting", "Handwriting", 152, 0.338)
+
+
+def heartbeat() -> TimeSeriesConfig:
+    """Heartbeat: spectrograms of heart sounds, normal or not, 61 channels, 405 steps."""
+    return _published("heartbeat", "Heartbeat", 405, 0.776)
+
+
+def japanese_vowels() -> TimeSeriesConfig:
+    """JapaneseVowels: two vowels by nine speakers, 12 cepstral coefficients, 7 to 29 steps."""
+    return _published("japanese-vowels", "JapaneseVowels", 29, 0.989)
+
+
+def pems_sf() -> TimeSeriesConfig:
+    """PEMS-SF: occupancy of San Francisco's car lanes over a day, 7 weekdays, 963 channels, 144 steps."""
+    return _published("pems-sf", "PEMS-SF", 144, 0.838, epochs=400)
+
+
+def self_regulation_scp1() -> TimeSeriesConfig:
+    """SelfRegulationSCP1: slow cortical potentials moving a cursor up or down, 6 channels, 896 steps."""
+    return _published("self-regulation-scp1", "SelfRegulationSCP1", 896, 0.925)
+
+
+def self_regulation_scp2() -> TimeSeriesConfig:
+    """SelfRegulationSCP2: as SCP1, from a person with ALS, 7 channels, 1152 steps."""
+    return _published("self-regulation-scp2", "SelfRegulationSCP2", 1152, 0.561)
+
+
+def spoken_arabic_digits() -> TimeSeriesConfig:
+    """SpokenArabicDigits: ten digits, 13 cepstral coefficients, up to 93 steps; trained with Adam."""
+    adam = OptimizerConfig(name="adam")
+    return _published("spoken-arabic-digits", "SpokenArabicDigits", 93, 0.988, optimizer=adam)
+
+
+def uwave_gesture_library() -> TimeSeriesConfig:
+    """UWaveGestureLibrary: acceleration of a hand making one of 8 gestures, 3 channels, 315 steps."""
+    return _published("uwave-gesture-library", "UWaveGestureLibrary", 315, 0.866)
+
+
+def time_series() -> TimeSeriesConfig:
+    """Series of your own: give `data.train_file` and `data.test_file`, or `data.dataset` for another UEA set."""
+    return TimeSeriesConfig(name="time-series", data=TimeSeriesDataConfig())
+
+
+RECIPES: Mapping[str, Callable[[], TimeSeriesConfig]] = {
+    "ethanol-concentration": ethanol_concentration,
+    "face-detection": face_detection,
+    "handwriting": handwriting,
+    "heartbeat": heartbeat,
+    "japanese-vowels": japanese_vowels,
+    "pems-sf": pems_sf,
+    "self-regulation-scp1": self_regulation_scp1,
+    "self-regulation-scp2": self_regulation_scp2,
+    "spoken-arabic-digits": spoken_arabic_digits,
+    "uwave-gesture-library": uwave_gesture_library,
+    "time-series": time_series,
+}
+
+
+def _published(
+    name: str,
+    dataset: str,
+    max_length: int,
+    accuracy: float,
+    *,
+    epochs: int = 100,
+    optimizer: OptimizerConfig | None = None,
+) -> TimeSeriesConfig:
+    return TimeSeriesConfig(
+        name=name,
+        data=TimeSeriesDataConfig(dataset=dataset, max_length=max_length),
+        optimizer=optimizer or OptimizerConfig(),
+        training=TrainingConfig(epochs=epochs),
+        paper_accuracy=accuracy,
+        paper_source=SOURCE,
+    )

@@ -1,0 +1,179 @@
+"""What a training run is told: one frozen dataclass per part, checked when built. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from flowformer.models.config import TimeSeriesModelConfig
+
+Protocol = Literal["clean", "published"]
+Missing = Literal["error", "interpolate", "mean"]
+OptimizerName = Literal["radam", "adam", "adamw"]
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Progress = Literal["auto", "bar", "lines", "none"]
+
+PROTOCOL_NOTES: dict[str, str] = {
+    "clean": "a stratified part of the training set chose the epoch; the test set was read once",
+    "published": "best test accuracy over epochs: the test set chose the epoch, as in the paper",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSeriesDataConfig:
+    """Which series to train on, and how they are prepared.
+
+    Either `dataset` or `train_file` is given.
+
+    Attributes:
+        dataset: name of a set of the UEA archive, for example JapaneseVowels.
+        folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); the default is aeon's own or a download.
+        train_file: a `.ts` file of your own to train on, in place of `dataset`.
+        test_file: the `.ts` file to test on, beside `train_file`.
+        max_length: time steps that the model has room for; the default is the longest series of the set.
+        missing: what to do with missing values: refuse them, interpolate in time, or fill in the training mean.
+        validation_fraction: part of the training set that chooses the epoch under the clean protocol.
+        batch_size: series in one training step.
+    """
+
+    dataset: str | None = None
+    folder: Path | None = None
+    train_file: Path | None = None
+    test_file: Path | None = None
+    max_length: int | None = None
+    missing: Missing = "error"
+    validation_fraction: float = 0.2
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is out of range, or the source of the data is not clear.
+        """
+        if self.dataset is not None and self.train_file is not None:
+            raise ValueError(
+                f"give dataset or train_file, not both: got {self.dataset} and {self.train_file}"
+            )
+        if self.test_file is not None and self.train_file is None:
+            raise ValueError(f"test_file needs train_file beside it, got only {self.test_file}")
+        if self.folder is not None and self.dataset is None:
+            raise ValueError(f"folder needs the name of a dataset in it, got only {self.folder}")
+        _require_one_of("missing", self.missing, get_args(Missing))
+        _require(
+            "validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1
+        )
+        _require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
+        if self.max_length is not None:
+            _require("max_length", self.max_length, "at least 1", lambda v: v >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the parameters move.
+
+    Attributes:
+        name: the update rule: radam (rectified Adam), adam, or adamw (decoupled weight decay).
+        learning_rate: constant over training.
+        weight_decay: as the named optimizer of torch.optim takes it.
+        gradient_clip: largest norm of the whole gradient; None leaves it alone.
+    """
+
+    name: OptimizerName = "radam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    gradient_clip: float | None = 4.0
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        _require_one_of("name", self.name, get_args(OptimizerName))
+        _require("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
+        _require("weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
+        if self.gradient_clip is not None:
+            _require("gradient_clip", self.gradient_clip, "above 0", lambda v: v > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, on what, and by which rules.
+
+    Attributes:
+        epochs: passes over the training set.
+        protocol: what chooses the epoch. clean: a part of the training set, the test set is read once at the end.
+            published: the test set itself, as in the paper; leaks, for comparison with its figures only.
+        seed: of the split, the initial weights, the order of the series and dropout.
+        accelerator: where to compute; auto takes a GPU when there is one.
+        precision: of the training step, in Lightning's words.
+        threads: CPU threads; the default is torch's own. Results are bitwise equal only for equal numbers.
+        progress: bar on a terminal, lines (one an epoch), none, or auto (bar on a terminal, lines elsewhere).
+    """
+
+    epochs: int = 100
+    protocol: Protocol = "clean"
+    seed: int = 0
+    accelerator: Accelerator = "auto"
+    precision: Precision = "32-true"
+    threads: int | None = None
+    progress: Progress = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        _require("epochs", self.epochs, "at least 1", lambda v: v >= 1)
+        _require_one_of("protocol", self.protocol, get_args(Protocol))
+        _require("seed", self.seed, "at least 0", lambda v: v >= 0)
+        _require_one_of("accelerator", self.accelerator, get_args(Accelerator))
+        _require_one_of("precision", self.precision, get_args(Precision))
+        _require_one_of("progress", self.progress, get_args(Progress))
+        if self.threads is not None:
+            _require("threads", self.threads, "at least 1", lambda v: v >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSeriesConfig:
+    """A whole experiment of time-series classification.
+
+    Attributes:
+        name: of the recipe it came from.
+        data: which series, and how they are prepared.
+        model: the classifier.
+        optimizer: how its parameters move.
+        training: how long, on what, and by which rules.
+        paper_accuracy: test accuracy that a paper prints for this experiment, in [0, 1].
+        paper_source: where it prints it.
+    """
+
+    name: str
+    data: TimeSeriesDataConfig
+    model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    paper_accuracy: float | None = None
+    paper_source: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        if self.paper_accuracy is not None:
+            _require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
+
+
+def _require(name: str, value: float, expected: str, holds: Any) -> None:
+    if not holds(value):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def _require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

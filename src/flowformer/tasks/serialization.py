@@ -1,0 +1,91 @@
+"""Configurations to and from plain JSON values, strictly: nothing is guessed, dropped or converted silently."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Turns a (nested) dataclass into values that JSON can hold: dataclass → dict, Path → str, tuple → list."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Builds a dataclass from what `to_plain` made of one.
+
+    Args:
+        kind: the dataclass to build.
+        values: one entry per field; a field with a default may be left out.
+        where: dotted name of the place of `values` in the whole, for messages.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of the wrong type; the message names the key by its dotted path.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or kind.__name__} must be a mapping, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"unknown key {prefix}{key}: expected one of {', '.join(fields)}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise ValueError(f"missing key {prefix}{name} of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: _convert(hints[key], item, prefix + key) for key, item in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(get_args(hint), value, where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            expected = ", ".join(map(repr, get_args(hint)))
+            raise ValueError(f"{where} must be one of {expected}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(typing.cast(type, hint), value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    errors = []
+    for member in members:
+        if member is not type(None):
+            try:
+                return _convert(member, value, where)
+            except ValueError as error:
+                errors.append(str(error))
+    raise ValueError("; ".join(errors))
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    kind = get_origin(hint) or hint
+    if kind is Any:
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
+    return value
