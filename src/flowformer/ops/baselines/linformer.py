@@ -1,0 +1,65 @@
+"""Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowformer.ops.baselines.masks import sides, zero_padded
+
+
+def linformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    key_mixing: Float[Tensor, "n r"],
+    value_mixing: Float[Tensor, "n r"],
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+) -> Float[Tensor, "b l h m"]:
+    """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), with E, F the first s rows of the mixing matrices.
+
+    Real tokens are numbered 0, 1, …, and number n uses row n of E and F; padded keys enter neither sum. So a
+    padded sequence gives what it gives alone, on whichever side the padding stands.
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        key_mixing: E, one row for each possible position.
+        value_mixing: F, of the same shape.
+        mask: real tokens (True) of queries and keys, in self-attention.
+        query_mask: real tokens of the queries; the output at the others is zero.
+        key_mask: real tokens of the keys; with no real key the output is zero.
+
+    Raises:
+        ValueError: more keys than rows of the mixing matrices.
+    """
+    query_mask, key_mask = sides(mask, query_mask, key_mask)
+    if key.shape[1] > key_mixing.shape[0]:
+        raise ValueError(
+            f"linformer has mixing rows for {key_mixing.shape[0]} keys, got {key.shape[1]}: "
+            "give it a larger max_length"
+        )
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        _mixed(key, key_mixing, key_mask),
+        _mixed(value, value_mixing, key_mask),
+        enable_gqa=query.shape[2] != key.shape[2],
+    ).transpose(1, 2)
+    return zero_padded(out, query_mask)
+
+
+def _mixed(
+    tokens: Float[Tensor, "b s g d"],
+    mixing: Float[Tensor, "n r"],
+    mask: Bool[Tensor, "b s"] | None,
+) -> Float[Tensor, "b g r d"]:
+    if mask is None:
+        return torch.einsum("bsgd,sr->bgrd", tokens, mixing[: tokens.shape[1]])
+    number = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # The tokens are zeroed and not the rows: padding may hold NaN, and 0 times NaN is NaN.
+    tokens = tokens.masked_fill(~mask[:, :, None, None], 0)
+    return torch.einsum("bsgd,bsr->bgrd", tokens, mixing[number])

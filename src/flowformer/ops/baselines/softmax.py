@@ -1,0 +1,137 @@
+"""Softmax attention (Vaswani et al. 2017), over torch's `scaled_dot_product_attention`."""
+
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowformer.ops.baselines.masks import sides, zero_padded
+
+
+class KVState(NamedTuple):
+    """All keys and values seen so far: the state of causal softmax attention, which grows with the length.
+
+    Attributes:
+        key: the keys so far.
+        value: the values so far.
+        mask: which of them are real tokens; None when all are.
+    """
+
+    key: Float[Tensor, "b s g d"]
+    value: Float[Tensor, "b s g m"]
+    mask: Bool[Tensor, "b s"] | None = None
+
+    def detach(self) -> Self:
+        """The state without its history of gradients."""
+        return self._replace(key=self.key.detach(), value=self.value.detach())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The state on another device."""
+        return type(self)(*(None if part is None else part.to(device) for part in self))
+
+    def reorder(self, batch_index: Tensor) -> Self:
+        """The state of the sequences `batch_index`, in that order (beam search)."""
+        return type(self)(
+            *(None if part is None else part.index_select(0, batch_index) for part in self)
+        )
+
+
+def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    causal: bool = False,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    dropout: float = 0.0,
+    initial_state: KVState | None = None,
+    return_state: bool = False,
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], KVState]:
+    """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j, the sum over real keys (and j ≤ i when causal).
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        causal: let query i see the keys up to i only; needs l == s.
+        mask: real tokens (True) of queries and keys, in self-attention.
+        query_mask: real tokens of the queries; the output at the others is zero.
+        key_mask: real tokens of the keys; a query with no real key gives zero.
+        dropout: probability with which a weight is dropped.
+        initial_state: the keys and values of the tokens before these (causal only).
+        return_state: also return the state after these tokens (causal only).
+
+    Raises:
+        ValueError: causal with l ≠ s, or a state without causal.
+    """
+    query_mask, key_mask = sides(mask, query_mask, key_mask)
+    if (initial_state is not None or return_state) and not causal:
+        raise ValueError("a state exists for causal attention only, got causal=False")
+    if causal and query.shape[1] != key.shape[1]:
+        raise ValueError(
+            "causal attention needs one key for each query, got "
+            f"{query.shape[1]} queries and {key.shape[1]} keys"
+        )
+    if initial_state is not None:
+        key_mask = _joined_mask(initial_state, key, key_mask)
+        key = torch.cat((initial_state.key, key), dim=1)
+        value = torch.cat((initial_state.value, value), dim=1)
+    allowed = _allowed(query, key, key_mask, causal=causal)
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=allowed,
+        is_causal=causal and allowed is None,
+        dropout_p=dropout,
+        enable_gqa=query.shape[2] != key.shape[2],
+    ).transpose(1, 2)
+    if key_mask is not None and not causal:
+        out = out.masked_fill(~key_mask.any(dim=1)[:, None, None, None], 0)
+    out = zero_padded(out, query_mask)
+    return (out, KVState(key, value, key_mask)) if return_state else out
+
+
+def _joined_mask(
+    state: KVState,
+    key: Float[Tensor, "b s g d"],
+    key_mask: Bool[Tensor, "b s"] | None,
+) -> Bool[Tensor, "b t"] | None:
+    if state.mask is None and key_mask is None:
+        return None
+    past, new = (
+        part_mask if part_mask is not None else part.new_ones(part.shape[:2], dtype=torch.bool)
+        for part, part_mask in ((state.key, state.mask), (key, key_mask))
+    )
+    return torch.cat((past, new), dim=1)
+
+
+def _allowed(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    key_mask: Bool[Tensor, "b s"] | None,
+    *,
+    causal: bool,
+) -> Bool[Tensor, "..."] | None:
+    """Which key each query may see; None when `is_causal` alone says it.
+
+    No row is ever empty, for the softmax of nothing is NaN: a padded causal query sees itself, and
+    in a sequence without a real key all are seen. The caller sets these outputs to zero.
+    """
+    length, sources = query.shape[1], key.shape[1]
+    if not causal:
+        if key_mask is None:
+            return None
+        return (key_mask | ~key_mask.any(dim=1, keepdim=True))[:, None, None, :]
+    if key_mask is None and length == sources:
+        return None
+    last_seen = torch.arange(sources - length, sources, device=query.device)[:, None]
+    position = torch.arange(sources, device=query.device)
+    allowed = position <= last_seen
+    if key_mask is None:
+        return allowed
+    return (allowed & key_mask[:, None, None, :]) | (position == last_seen)

@@ -1,0 +1,61 @@
+"""What every backend does to its inputs and options alike."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+FeatureMap = Literal["sigmoid", "relu"]
+Competition = Literal["sources", "heads"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions:
+    """The options of Flow-Attention, as a backend receives them (defaults stand in flow.py)."""
+
+    feature_map: FeatureMap
+    clamp: float | None
+    eps: float
+    competition: Competition | None
+    allocation: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend can do."""
+        if self.feature_map not in ("sigmoid", "relu"):
+            raise ValueError(f"feature_map must be 'sigmoid' or 'relu', got {self.feature_map!r}")
+        if self.competition not in ("sources", "heads", None):
+            raise ValueError(
+                f"competition must be 'sources', 'heads' or None, got {self.competition!r}"
+            )
+        if self.clamp is not None and not self.clamp > 0:
+            raise ValueError(f"clamp must be positive or None, got {self.clamp!r}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be positive, got {self.eps!r}")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the arithmetic: float64 for float64, float32 for all narrower ones."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def masked(x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None) -> Tensor:
+    """Zero the padded tokens. A selection, not a product: padding may hold NaN."""
+    return x if mask is None else torch.where(mask[:, :, None, None], x, 0)
+
+
+def apply_feature_map(x: Tensor, feature_map: FeatureMap) -> Tensor:
+    """Return φ(x) ≥ 0: the sigmoid, or relu(x) + 1e-6 as published for the long-range arena."""
+    return torch.sigmoid(x) if feature_map == "sigmoid" else torch.relu(x) + 1e-6
+
+
+def features(
+    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, feature_map: FeatureMap
+) -> Float[Tensor, "b t h d"]:
+    """Return φ(x) in the dtype of the arithmetic, zero at padded tokens.
+
+    Masked before the map too, so that NaN in the padding reaches neither values nor gradients.
+    """
+    x = masked(x, mask).to(compute_dtype(x.dtype))
+    return masked(apply_feature_map(x, feature_map), mask)
