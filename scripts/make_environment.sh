@@ -22,7 +22,7 @@ find_python() {
   return 1
 }
 
-# Debian's python3 has neither ensurepip (python3-venv) nor, needed by the test of torch.compile alone, its headers.
+# A Debian python3 comes without ensurepip, and without the compiler and headers that torch.compile needs in the tests.
 missing_debian_packages() {
   local version
   version=$("$python" -c 'import sys; print("python{}.{}".format(*sys.version_info))')
@@ -35,14 +35,12 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 
 install_debian_packages() {
   local as_root=()
+  command -v apt-get >/dev/null || fail "missing: $* (Debian's names). Install what your system calls them, then run make again."
   if [ "$(id -u)" -ne 0 ]; then
-    as_root=(sudo -n)
-    if ! sudo -n true 2>/dev/null; then
-      fail "missing: $*. Install them, then run make again:
+    sudo -n true 2>/dev/null || fail "missing: $*. Install that, then run make again:
   sudo apt-get install -y $*"
-    fi
+    as_root=(sudo -n)
   fi
-  command -v apt-get >/dev/null || fail "missing: $*. Install what your system has in their place, then run make again."
   say "Installing $* with apt-get"
   "${as_root[@]}" apt-get update -qq
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
@@ -50,9 +48,10 @@ install_debian_packages() {
 
 python=$(find_python) || fail "Python 3.11 or newer is needed, and ${PYTHON:-python3} is not: set PYTHON=/path/to/python3.11"
 
+mapfile -t missing < <(missing_debian_packages)
+[ ${#missing[@]} -eq 0 ] || install_debian_packages "${missing[@]}"
+
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  mapfile -t missing < <(missing_debian_packages)
-  [ ${#missing[@]} -eq 0 ] || install_debian_packages "${missing[@]}"
   say "Making .venv with $("$python" --version)"
   "$python" -m venv --clear .venv
 fi
