@@ -56,7 +56,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -m venv --clear .venv
 fi
 
-say "Installing flowformer[$extra] into .venv: once, about 3 GB to fetch the first time, mostly PyTorch"
+say "Installing flowformer[$extra] into .venv: once, some minutes and 6 GB of disk, mostly PyTorch"
 .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$extra]"
 touch ".venv/.installed-$extra"
 # Every extra is part of the development environment.

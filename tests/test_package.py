@@ -1,0 +1,46 @@
+"""What is published about the package agrees with the package."""
+
+import importlib.metadata
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_installed_version_is_that_of_pyproject():
+    assert importlib.metadata.version("flowformer") == PROJECT["version"]
+
+
+def test_package_is_marked_as_typed():
+    assert resources.files("flowformer").joinpath("py.typed").is_file()
+
+
+def test_changelog_opens_with_the_current_version():
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert titles[0].split()[0] == PROJECT["version"]
+
+
+def test_citation_names_this_version_and_both_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    titles = [paper["title"] for paper in citation["references"]]
+    assert len(titles) == 2
+    assert citation["preferred-citation"]["title"] in titles
+
+
+def test_constraints_pin_every_direct_dependency():
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    extras = PROJECT["optional-dependencies"].values()
+    requirements = [*PROJECT["dependencies"], *(name for extra in extras for name in extra)]
+    names = {re.split(r"[\[<>=~ ]", requirement)[0].lower() for requirement in requirements}
+    assert names - {"flowformer"} - pinned == set()
