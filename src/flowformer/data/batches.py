@@ -1,0 +1,141 @@
+"""From a split to batches of tensors: the data set, its order in an epoch, and padding."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from flowformer.data.preprocessing import Preprocessing
+from flowformer.data.timeseries import SeriesSplit
+
+
+class SeriesDataset(Dataset[tuple[Tensor, int]]):
+    """The series of a split, preprocessed once and held in memory.
+
+    An item is the series, float32 [time, channels], and its label.
+    """
+
+    def __init__(self, split: SeriesSplit, preprocessing: Preprocessing) -> None:
+        """Preprocess every series.
+
+        Args:
+            split: The split.
+            preprocessing: Fitted on the training split.
+
+        Raises:
+            ValueError: What `Preprocessing.apply` raises, naming the split and the series.
+        """
+        self.series = [
+            torch.from_numpy(preprocessing.apply(series, name=f"{split.name}, series {index}"))
+            for index, series in enumerate(split.series)
+        ]
+        self.labels = split.labels.tolist()
+
+    def __len__(self) -> int:
+        """Number of series."""
+        return len(self.series)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The series at a place, and its label."""
+        return self.series[index], self.labels[index]
+
+
+def collate(
+    batch: Sequence[tuple[Float32[Tensor, "_ c"], int]], pad_to: int | None = None
+) -> dict[str, Tensor]:
+    """Pad series with zeros at their end and stack them.
+
+    Args:
+        batch: Series and labels, as `SeriesDataset` gives them.
+        pad_to: The length of the result; by default that of the longest series in the batch.
+
+    Returns:
+        `inputs` float32 [b, t, c], `attention_mask` bool [b, t] with True at real time steps, and
+        `labels` int64 [b].
+
+    Raises:
+        ValueError: A series is longer than `pad_to`.
+    """
+    series, labels = zip(*batch, strict=True)
+    lengths = torch.tensor([len(one) for one in series])
+    longest = int(lengths.max())
+    length = longest if pad_to is None else pad_to
+    if longest > length:
+        raise ValueError(
+            f"expected series of at most {length} time steps, got one of {longest}: pad to a "
+            "larger length and build the model with it (max_length), or shorten the series"
+        )
+    inputs = torch.zeros(len(series), length, series[0].shape[1])
+    for row, one in zip(inputs, series, strict=True):
+        row[: len(one)] = one
+    return {
+        "inputs": inputs,
+        "attention_mask": torch.arange(length) < lengths[:, None],
+        "labels": torch.tensor(labels),
+    }
+
+
+class EpochSampler(Sampler[int]):
+    """A shuffled order that depends on the seed and the epoch only, and can start inside an epoch.
+
+    A run that was cut off after some samples goes on with exactly those left: set the epoch and the
+    position (or load a state), and the next pass over the sampler is the rest of that epoch; later
+    passes are whole ones. The sampler does not count what it gave: loaders ask ahead of the
+    training, so only the training loop knows how much was used.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        """Start at the beginning of epoch 0.
+
+        Args:
+            size: Number of samples.
+            seed: Of the order.
+        """
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Samples in a whole epoch."""
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        """The order of this epoch, from the position on."""
+        # numpy mixes the pair into one seed; a sum would give (1, 2) and (2, 1) the same order.
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
+        start, self.position = self.position, 0
+        return iter(order[start:])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch. Lightning calls this before each."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed, the size, the epoch and the position set."""
+        return {
+            "seed": self.seed,
+            "size": self.size,
+            "epoch": self.epoch,
+            "position": self.position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the epoch and the position of a state.
+
+        Args:
+            state: What `state_dict` gave, with the position that the training had reached.
+
+        Raises:
+            ValueError: The state is of another seed or size, so its order is not this one.
+        """
+        if (state["seed"], state["size"]) != (self.seed, self.size):
+            raise ValueError(
+                f"expected the state of a sampler with seed {self.seed} and size {self.size}, "
+                f"got seed {state['seed']} and size {state['size']}"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]

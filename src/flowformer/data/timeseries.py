@@ -1,0 +1,354 @@
+"""Labelled collections of time series: their record, and how arrays and files become one."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from flowformer.data.ts_format import TsFile, read_ts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeriesSplit:
+    """One part of a data set.
+
+    Attributes:
+        series: One [channels, time] array a series, all with the same channels; NaN is a missing
+            value.
+        labels: The index of each series' class in `TimeSeriesData.classes`.
+        name: How errors call this part.
+    """
+
+    series: tuple[Float64[np.ndarray, "channels _"], ...]
+    labels: Int64[np.ndarray, " n"]
+    name: str = "series"
+
+    def __post_init__(self) -> None:
+        """Refuse what no later step could use.
+
+        Raises:
+            ValueError: There is no series, labels and series differ in number, or the series in
+                channels.
+        """
+        if not self.series:
+            raise ValueError(f"{self.name}: expected at least one series, got none")
+        if len(self.series) != len(self.labels):
+            raise ValueError(
+                f"{self.name}: expected one label a series, got {len(self.labels)} labels for "
+                f"{len(self.series)} series"
+            )
+        for index, series in enumerate(self.series):
+            if len(series) != self.channels:
+                raise ValueError(
+                    f"{self.name}, series {index}: expected {self.channels} channels, as in "
+                    f"series 0, got {len(series)}"
+                )
+
+    def __len__(self) -> int:
+        """Number of series."""
+        return len(self.series)
+
+    @property
+    def channels(self) -> int:
+        """Channels of each series."""
+        return len(self.series[0])
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " n"]:
+        """Time steps of each series."""
+        return np.array([series.shape[1] for series in self.series], dtype=np.int64)
+
+    def select(self, indices: Iterable[int], name: str) -> "SeriesSplit":
+        """The series at the given places, as a split of its own."""
+        chosen = np.fromiter(indices, np.int64)
+        return SeriesSplit(
+            series=tuple(self.series[index] for index in chosen),
+            labels=self.labels[chosen],
+            name=name,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TimeSeriesData:
+    """A data set for classification. The classes are those of the training split, and no others.
+
+    Attributes:
+        name: What the data set is called.
+        train: What models are fitted on.
+        test: What they are judged on; None where there is none.
+        classes: The classes' names; labels index them.
+    """
+
+    name: str
+    train: SeriesSplit
+    test: SeriesSplit | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a test split with other channels than the training split.
+
+        Raises:
+            ValueError: The splits differ in channels.
+        """
+        if self.test is not None and self.test.channels != self.train.channels:
+            raise ValueError(
+                f"{self.name}: expected {self.train.channels} channels in {self.test.name}, as in "
+                f"{self.train.name}, got {self.test.channels}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of every series."""
+        return self.train.channels
+
+    @property
+    def max_length(self) -> int:
+        """Time steps of the longest series in both splits, as the published code has it."""
+        splits = [self.train] if self.test is None else [self.train, self.test]
+        return int(max(split.lengths.max() for split in splits))
+
+
+def from_arrays(
+    train_series: Sequence | np.ndarray,
+    train_labels: Sequence[Hashable] | np.ndarray,
+    test_series: Sequence | np.ndarray | None = None,
+    test_labels: Sequence[Hashable] | np.ndarray | None = None,
+    *,
+    name: str = "arrays",
+) -> TimeSeriesData:
+    """Make a data set of arrays.
+
+    Args:
+        train_series: What `as_series` takes.
+        train_labels: One label a series, of any hashable kind. The classes are the distinct ones,
+            sorted.
+        test_series: The test split, if any.
+        test_labels: Its labels.
+        name: What the data set is called.
+
+    Raises:
+        ValueError: The arrays are not as `as_series` wants them; the splits, or series in a split,
+            differ in channels; labels and series differ in number; a label is missing (None, NaN),
+            or two are the same as text; a test label is not among the training labels; one of test
+            series and test labels is given without the other.
+    """
+    if (test_series is None) != (test_labels is None):
+        given, absent = ("labels", "series") if test_series is None else ("series", "labels")
+        raise ValueError(
+            f"expected test series and test labels together, got test {given} without {absent}"
+        )
+    train_labels = _label_list(train_labels, "train")
+    classes = _distinct(train_labels)
+    train = SeriesSplit(
+        series=as_series(train_series, name="train"),
+        labels=encode_labels(train_labels, classes, name="train"),
+        name="train",
+    )
+    test = None
+    if test_series is not None and test_labels is not None:
+        test = SeriesSplit(
+            series=as_series(test_series, name="test"),
+            labels=encode_labels(_label_list(test_labels, "test"), classes, name="test"),
+            name="test",
+        )
+    return TimeSeriesData(name=name, train=train, test=test, classes=tuple(map(str, classes)))
+
+
+def load_ts_files(
+    train_path: str | Path, test_path: str | Path | None = None, *, name: str | None = None
+) -> TimeSeriesData:
+    """Read a data set from one `.ts` file, or a training and a test file.
+
+    The classes are the labels that occur in the training file, in the order of its `@classLabel`.
+
+    Args:
+        train_path: The training file.
+        test_path: The test file, if any.
+        name: What the data set is called; by default as `@problemName` has it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TsFormatError: A file is malformed; the message names the line.
+        ValueError: A file has no labels, or the test file has a class or a number of channels that
+            the training file has not.
+    """
+    file = read_ts(train_path)
+    labels = _labels_of(file)
+    occurring = set(labels)
+    classes = tuple(label for label in file.classes if label in occurring)
+    train = SeriesSplit(series=file.series, labels=encode_labels(labels, classes), name="train")
+    test = None
+    if test_path is not None:
+        test_file = read_ts(test_path)
+        test_labels = encode_labels(_labels_of(test_file), classes, name=str(test_path))
+        test = SeriesSplit(series=test_file.series, labels=test_labels, name="test")
+    name = name or file.problem_name or file.path.stem
+    return TimeSeriesData(name=name, train=train, test=test, classes=classes)
+
+
+def as_series(
+    collection: Sequence | np.ndarray, *, name: str = "series"
+) -> tuple[Float64[np.ndarray, "channels _"], ...]:
+    """Any of aeon's array collections as a tuple of [channels, time] arrays in float64.
+
+    Args:
+        collection: An array [n, channels, time], an array [n, time] of univariate series, or a
+            sequence of arrays [channels, time_i] of any lengths. NaN is a missing value.
+        name: What errors call the collection.
+
+    Raises:
+        ValueError: Something else came: other dimensions, values that are no real numbers, an
+            infinite value, or a series without channels or time steps.
+    """
+    if isinstance(collection, np.ndarray) and collection.dtype != object:
+        if collection.ndim not in (2, 3):
+            raise ValueError(
+                f"{name}: expected an array [n, channels, time] or, univariate, [n, time], "
+                f"got shape {collection.shape}"
+            )
+        collection = collection[:, None] if collection.ndim == 2 else collection
+    return tuple(
+        _one_series(series, f"{name}, series {index}") for index, series in enumerate(collection)
+    )
+
+
+def encode_labels(
+    labels: Iterable[Hashable], classes: Sequence[Hashable], *, name: str = "labels"
+) -> Int64[np.ndarray, " n"]:
+    """The index of each label in `classes`.
+
+    Args:
+        labels: The labels.
+        classes: The classes, of the training data.
+        name: What errors call the labels.
+
+    Raises:
+        ValueError: A label is not among the classes.
+    """
+    index = {label: position for position, label in enumerate(classes)}
+    labels = list(labels)
+    unknown = {str(label): None for label in labels if label not in index}
+    if unknown:
+        raise ValueError(
+            f"{name}: expected classes of the training data ({_joined(classes)}), "
+            f"got {_joined(list(unknown))}"
+        )
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def stratified_split(
+    split: SeriesSplit, fraction: float, seed: int
+) -> tuple[SeriesSplit, SeriesSplit]:
+    """Set a part aside for validation, with each class in about its share of the whole.
+
+    Args:
+        split: What to part, as a rule the training split.
+        fraction: How much of it goes to validation, in (0, 1).
+        seed: The same seed gives the same parts.
+
+    Returns:
+        The rest, named "train", and the part set aside, "validation"; both in the order of `split`.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: The fraction is outside (0, 1); a class has one series only; a part would have
+            fewer series than there are classes; or none of a class would be left for training.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1, got {fraction}")
+    try:
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "scikit-learn is needed for a stratified split: pip install 'flowformer[timeseries]'"
+        ) from error
+    labels, counts = np.unique(split.labels, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"{split.name}: expected at least 2 series of each class, one for either side, got 1 of "
+            f"class {_joined(labels[counts < 2].tolist())} (an index into the classes)"
+        )
+    smaller = min(math.ceil(fraction * len(split)), math.floor((1 - fraction) * len(split)))
+    if smaller < len(labels):
+        raise ValueError(
+            f"{split.name}: expected a fraction that leaves either side a series for each of the "
+            f"{len(labels)} classes, got {fraction} of {len(split)} series, which leaves {smaller}"
+        )
+    rest, chosen = train_test_split(
+        np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
+    )
+    lost = np.setdiff1d(labels, split.labels[rest])
+    if len(lost):
+        raise ValueError(
+            f"{split.name}: expected a fraction that leaves some of each class for training, got "
+            f"{fraction}, which leaves none of class {_joined(lost.tolist())} (an index into the "
+            "classes)"
+        )
+    return split.select(np.sort(rest), "train"), split.select(np.sort(chosen), "validation")
+
+
+def _one_series(series: Any, where: str) -> Float64[np.ndarray, "channels _"]:
+    try:
+        array = np.asarray(series)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected an array [channels, time], got {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: expected real numbers, got dtype {array.dtype}")
+    if array.ndim != 2:
+        raise ValueError(
+            f"{where}: expected an array [channels, time] (for one channel: series[None, :]), "
+            f"got shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ValueError(
+            f"{where}: expected at least one channel and one time step, got shape {array.shape}"
+        )
+    array = array.astype(np.float64, copy=False)
+    infinite = np.argwhere(np.isinf(array))
+    if len(infinite):
+        channel, time = infinite[0]
+        raise ValueError(
+            f"{where}, channel {channel}, time {time}: expected a finite number or NaN, "
+            f"got {array[channel, time]}"
+        )
+    return array
+
+
+def _label_list(labels: Sequence[Hashable] | np.ndarray, name: str) -> list[Hashable]:
+    if isinstance(labels, np.ndarray):
+        if labels.ndim != 1:
+            raise ValueError(f"{name}: expected labels [n], got shape {labels.shape}")
+        return labels.tolist()
+    return list(labels)
+
+
+def _distinct(labels: list[Hashable]) -> list[Hashable]:
+    missing = [index for index, label in enumerate(labels) if label is None or label != label]
+    if missing:
+        raise ValueError(
+            f"train: expected a label for series {missing[0]}, got {labels[missing[0]]}"
+        )
+    distinct: list[Any] = list(dict.fromkeys(labels))
+    names = Counter(map(str, distinct))
+    shared = [label for label in distinct if names[str(label)] > 1]
+    if shared:
+        raise ValueError(f"train: expected labels that differ as text, got {shared}")
+    try:
+        return sorted(distinct)
+    except TypeError:  # kinds without a common order, as 1 and "a"
+        return sorted(distinct, key=str)
+
+
+def _labels_of(file: TsFile) -> tuple[str, ...]:
+    if file.labels is None:
+        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
+    return file.labels
+
+
+def _joined(items: Sequence[Hashable]) -> str:
+    return ", ".join(map(str, items))

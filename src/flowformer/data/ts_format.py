@@ -1,0 +1,277 @@
+"""The `.ts` text format of the UEA and UCR archives, read strictly.
+
+aeon reads the format too, but without line numbers, with labels in lower case, and without a look
+at what `@dimensions`, `@seriesLength` and `@classLabel` promise. A test holds the two readers equal
+on the files that aeon ships.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float64
+
+# No archive's file needs more of it, and a line of PEMS-SF is a megabyte long.
+_EXCERPT_LENGTH = 40
+
+
+class TsFormatError(ValueError):
+    """A `.ts` file does not hold what the format or its own header promises."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TsFile:
+    """What one `.ts` file holds.
+
+    Attributes:
+        path: The file.
+        problem_name: What `@problemName` says; empty without one.
+        series: One [channels, time] array a data line; NaN is a missing value.
+        labels: One label a data line, spelled as in `@classLabel`; None where the header has none.
+        classes: The labels that `@classLabel` lists, in its order.
+    """
+
+    path: Path
+    problem_name: str
+    series: tuple[Float64[np.ndarray, "channels _"], ...]
+    labels: tuple[str, ...] | None
+    classes: tuple[str, ...]
+
+
+def read_ts(path: str | Path) -> TsFile:
+    """Read one `.ts` file.
+
+    The header is lines `@tag value` up to `@data`; the case of a tag does not matter, and unknown
+    tags are skipped. A data line is the channels, separated by `:`, each of them numbers separated
+    by commas, with `?` or `NaN` for a missing value; at its end stands the label, where the header
+    has `@classLabel true …`. Lines that are blank or start with `#` or `%` are left out.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TsFormatError: The file is not as the format, or its own header, has it. The message names
+            the file, the line, what was expected and what came. Timestamps and regression targets
+            are refused in the same way.
+    """
+    path = Path(path)
+    lines = _Lines(path)
+    header = _read_header(lines)
+    spelling = {label.casefold(): label for label in header.classes} | {
+        label: label for label in header.classes
+    }
+    series: list[np.ndarray] = []
+    labels: list[str] = []
+    for line in lines:
+        parts = line.split(":")
+        header.check_parts(len(parts), lines)
+        if header.classes:
+            label = parts.pop().strip()
+            # The field's readers lower-case whole files, so files exist that mix the cases.
+            known = spelling.get(label) or spelling.get(label.casefold())
+            if known is None:
+                lines.fail(
+                    f"a label that @classLabel lists ({_listed(header.classes)})", _excerpt(label)
+                )
+            labels.append(known)
+        series.append(_read_series(parts, lines))
+        header.check_series(series[-1], lines)
+    if not series:
+        lines.fail("at least one series after @data", "the end of the file")
+    return TsFile(
+        path=path,
+        problem_name=header.problem_name,
+        series=tuple(series),
+        labels=tuple(labels) if header.classes else None,
+        classes=header.classes,
+    )
+
+
+class _Lines:
+    """The lines of a file that are neither blank nor comments, and the number of the last read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = 1
+        self._content = self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            self._content
+        )  # always the same one: the data's loop goes on where the header's stopped
+
+    def _read(self) -> Iterator[str]:
+        with self.path.open("rb") as file:
+            for self.number, raw in enumerate(file, start=1):
+                content = raw.removeprefix(b"\xef\xbb\xbf").strip()
+                # Comments first: official files have names in other encodings there.
+                if not content or content.startswith((b"#", b"%")):
+                    continue
+                if b"\0" in content:
+                    self.fail("text", f"binary data, {_excerpt(content)}")
+                try:
+                    text = content.decode()
+                except UnicodeDecodeError:
+                    self.fail("UTF-8 text", f"binary data, {_excerpt(content)}")
+                yield text
+
+    def fail(self, expected: str, came: str) -> NoReturn:
+        raise TsFormatError(f"{self.path}, line {self.number}: expected {expected}, got {came}")
+
+
+@dataclass(kw_only=True)
+class _Header:
+    """What the header promises of every data line; what it leaves open, the first line settles."""
+
+    problem_name: str = ""
+    classes: tuple[str, ...] = ()
+    channels: int | None
+    equal_length: bool
+    length: int | None
+
+    def check_parts(self, parts: int, lines: _Lines) -> None:
+        label = " and a label" if self.classes else ""
+        channels = parts - bool(self.classes)
+        if channels < 1:
+            lines.fail(f"at least one channel{label}, separated by ':'", "a line without ':'")
+        self.channels = self.channels or channels
+        if channels != self.channels:
+            expected = self.channels + bool(self.classes)
+            lines.fail(
+                f"{self.channels} channels{label}, {expected} parts separated by ':'",
+                f"{parts} parts",
+            )
+
+    def check_series(self, series: np.ndarray, lines: _Lines) -> None:
+        if self.equal_length:
+            self.length = self.length or series.shape[1]
+            if series.shape[1] != self.length:
+                lines.fail(
+                    f"{self.length} values a channel (@equalLength true)",
+                    f"{series.shape[1]} values",
+                )
+
+
+def _read_header(lines: _Lines) -> _Header:
+    tags: dict[str, Any] = {}
+    for line in lines:
+        if not line.startswith("@"):
+            lines.fail("'@tag value' or '@data' before any data", _excerpt(line))
+        tag, *values = line[1:].split() or [""]
+        tag = tag.lower()
+        if tag == "data":
+            if values:
+                lines.fail("@data alone on its line", _excerpt(line))
+            return _Header(
+                problem_name=tags.get("problemname", ""),
+                classes=tags.get("classlabel", ()),
+                channels=_promised_channels(tags, lines),
+                equal_length=tags.get("equallength", "serieslength" in tags),
+                length=tags.get("serieslength"),
+            )
+        if tag in _TAGS:
+            key = "dimensions" if tag == "dimension" else tag
+            tags[key] = _TAGS[tag](f"@{tag}", values, lines)
+    return lines.fail("a line '@data'", "the end of the file")
+
+
+def _promised_channels(tags: dict[str, Any], lines: _Lines) -> int | None:
+    channels = tags.get("dimensions")
+    if not tags.get("univariate", False):
+        return channels
+    if channels not in (None, 1):
+        lines.fail("one channel, as @univariate true says", f"@dimensions {channels}")
+    return 1
+
+
+def _text(tag: str, values: list[str], lines: _Lines) -> str:  # noqa: ARG001
+    return " ".join(values)
+
+
+def _boolean(tag: str, values: list[str], lines: _Lines) -> bool:
+    value = " ".join(values).lower()
+    if value not in ("true", "false"):
+        lines.fail(f"'{tag} true' or '{tag} false'", _excerpt(value))
+    return value == "true"
+
+
+def _unsupported(tag: str, values: list[str], lines: _Lines) -> bool:
+    if _boolean(tag, values, lines):
+        lines.fail(f"'{tag} false' (the only kind this reader knows)", f"'{tag} true'")
+    return False
+
+
+def _count(tag: str, values: list[str], lines: _Lines) -> int:
+    value = " ".join(values)
+    if not value.isdecimal() or int(value) < 1:
+        lines.fail(f"'{tag}' and a positive integer", _excerpt(value))
+    return int(value)
+
+
+def _class_labels(tag: str, values: list[str], lines: _Lines) -> tuple[str, ...]:
+    labelled = _boolean(tag, values[:1], lines)
+    if labelled and not values[1:]:
+        lines.fail(f"'{tag} true' and the labels", "no label")
+    return tuple(dict.fromkeys(values[1:])) if labelled else ()
+
+
+_TAGS = {
+    "problemname": _text,
+    "timestamps": _unsupported,
+    "missing": _boolean,
+    "univariate": _boolean,
+    "dimension": _count,
+    "dimensions": _count,
+    "equallength": _boolean,
+    "serieslength": _count,
+    "classlabel": _class_labels,
+    "targetlabel": _unsupported,
+}
+
+
+def _read_series(parts: list[str], lines: _Lines) -> Float64[np.ndarray, "channels _"]:
+    channels = [_read_channel(part, index, lines) for index, part in enumerate(parts)]
+    for index, channel in enumerate(channels):
+        if len(channel) != len(channels[0]):
+            lines.fail(
+                f"{len(channels[0])} values in channel {index}, as in channel 0",
+                f"{len(channel)} values",
+            )
+    return np.stack(channels)
+
+
+def _read_channel(text: str, index: int, lines: _Lines) -> Float64[np.ndarray, " _"]:
+    values = _numbers(text)
+    if values is None:
+        tokens = text.split(",")
+        time = next(time for time, token in enumerate(tokens) if _numbers(token) is None)
+        lines.fail(
+            f"a finite number, '?' or NaN at time {time} of channel {index}",
+            _excerpt(tokens[time].strip()),
+        )
+    return values
+
+
+def _numbers(text: str) -> Float64[np.ndarray, " _"] | None:
+    """The comma-separated numbers, or None when one of them is none."""
+    if "_" in text:  # float() reads 1_000 as a thousand
+        return None
+    try:
+        values = np.fromiter(map(float, text.replace("?", "nan").split(",")), np.float64)
+    except ValueError:
+        return None
+    return None if np.isinf(values).any() else values
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(labels[:10])
+    return shown if len(labels) <= 10 else f"{shown}, … {len(labels)} in all"
+
+
+def _excerpt(content: str | bytes) -> str:
+    if len(content) <= _EXCERPT_LENGTH:
+        return repr(content) if content else "nothing"
+    return f"{content[:_EXCERPT_LENGTH]!r}…"
