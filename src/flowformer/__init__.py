@@ -1,1 +1,44 @@
-"""Flow-Attention: attention with linear cost, exact, for PyTorch."""
+"""Flow-Attention: attention with linear cost, exact, for PyTorch.
+
+The public surface: ``flow_attention`` and its relatives. Layers are in ``flowformer.nn``, models
+in ``flowformer.models``, data in ``flowformer.data``, training in ``flowformer.tasks`` and
+``flowformer.recipes``.
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowformer.ops import (
+        FlowMap,
+        FlowState,
+        LinearState,
+        flow_attention,
+        flow_attention_step,
+        flow_map,
+        linear_attention,
+        mobile_attention,
+    )
+
+__version__ = version("flowformer")
+
+__all__ = [
+    "FlowMap",
+    "FlowState",
+    "LinearState",
+    "__version__",
+    "flow_attention",
+    "flow_attention_step",
+    "flow_map",
+    "linear_attention",
+    "mobile_attention",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the operators on first use: the command line starts without torch."""
+    if name in __all__:
+        from flowformer import ops
+
+        return getattr(ops, name)
+    raise AttributeError(f"module 'flowformer' has no attribute {name!r}")

@@ -1,8 +1,23 @@
 """Functions of tensors, ``[batch, time, head, feature]`` in and out: no modules, no files.
 
-``flow.py`` holds the public Flow-Attention functions, which check their arguments, choose a backend
-and call it; ``reference.py`` is the oracle and ``chunked.py`` the PyTorch backend; ``linear.py`` is
-the second half that every linear attention shares; ``mobile.py`` is Mobile-Attention; ``baselines/``
-has one file for each method compared with.
+``flow.py`` holds the public Flow-Attention functions, which check their arguments, choose a
+backend and call it; ``reference.py`` is the oracle and ``chunked.py`` the PyTorch backend;
+``linear.py`` is the second half that every linear attention shares; ``mobile.py`` is
+Mobile-Attention; ``baselines/`` has one file for each method compared with.
 """
 
+from flowformer.ops.flow import FlowMap, flow_attention, flow_attention_step, flow_map
+from flowformer.ops.linear import linear_attention
+from flowformer.ops.mobile import mobile_attention
+from flowformer.ops.state import FlowState, LinearState
+
+__all__ = [
+    "FlowMap",
+    "FlowState",
+    "LinearState",
+    "flow_attention",
+    "flow_attention_step",
+    "flow_map",
+    "linear_attention",
+    "mobile_attention",
+]

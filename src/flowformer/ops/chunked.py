@@ -1,6 +1,6 @@
 """Flow-Attention in PyTorch with memory linear in the length: any device, any dtype.
 
-Bidirectional: matrix-vector products against sums over the tokens, never an [l, s] or [l, d, m] tensor.
+Bidirectional: products with sums over the tokens, never an [l, s] or an [l, d, m] tensor.
 
 Causal: the sequence is cut into chunks. With A = q kᵀ inside a chunk, every prefix sum of the
 equations splits into what came before the chunk and a triangle of A, e.g.
@@ -151,7 +151,7 @@ def _causal_segment(
     q = _chunks(features(query, mask, options.feature_map))
     k = _chunks(features(key, mask, options.feature_map))
     v = _chunks(masked(value, mask).to(k.dtype))
-    count, real = _counts(mask, state.count, q)
+    count, real = _counts(mask, state.tokens, q)
     n = count.clamp(min=1).to(q.dtype)  # before the first real token nothing is kept
 
     scores = q @ k.mT
@@ -183,7 +183,7 @@ def _causal_segment(
 
     out, key_value = _second_half(q, k, v, lower, state.key_value)
     state = FlowState(
-        count=count.flatten(2)[:, 0, length - 1],
+        tokens=count.flatten(2)[:, 0, length - 1],
         key_sum=key_sum,
         query_sum=query_sum,
         key_flow=key_flow,

@@ -1,7 +1,7 @@
 """The equations of docs/math.md, word for word: the oracle that every other backend is held to.
 
-Written to be read beside the paper; nothing here is fast, and the causal form is quadratic. Sums run
-in the dtype of the arithmetic (give it float64 for an exact answer); only the state is wider.
+Written to be read beside the paper; nothing here is fast, and the causal form is quadratic. Sums
+run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.
 """
 
 import torch
@@ -98,7 +98,7 @@ def conserve_causal(
     """
     eps = options.eps
     real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
-    count = state.count[:, None] + real.cumsum(1)
+    count = state.tokens[:, None] + real.cumsum(1)
     n = count.to(q.dtype)[..., None].clamp(min=1)  # before the first real token nothing is kept
 
     def prefix(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
@@ -129,7 +129,7 @@ def conserve_causal(
 
     carry = carry_dtype(q.device)
     state = FlowState(
-        count=count[:, -1],
+        tokens=count[:, -1],
         key_sum=state.key_sum + k.to(carry).sum(1),
         query_sum=state.query_sum + q.to(carry).sum(1),
         key_flow=state.key_flow + key_share.to(carry).sum(1),

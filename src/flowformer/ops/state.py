@@ -41,7 +41,7 @@ class FlowState(NamedTuple):
     fields are, for each batch row and **query** head (grouped key heads save nothing here):
 
     Attributes:
-        count: n. Shape ``[b]``, int64.
+        tokens: n, the number of real tokens. Shape ``[b]``, int64.
         key_sum: Σ k. Shape ``[b, h, d]``.
         query_sum: Σ q. Shape ``[b, h, d]``.
         key_flow: Σ n·k/O. Shape ``[b, h, d]``.
@@ -49,11 +49,11 @@ class FlowState(NamedTuple):
         competition: log Σ exp Ô, -inf before the first token. Shape ``[b, h]``.
         key_value: Σ kᵀ(c·v). Shape ``[b, h, d, m]``.
 
-    All but ``count`` are float64 (float32 on a device without float64). The state is an ordinary
+    All but ``tokens`` are float64 (float32 on a device without float64). The state is an ordinary
     tuple of tensors: differentiable, and saved by ``torch.save(state._asdict(), path)``.
     """
 
-    count: Int[Tensor, " b"]
+    tokens: Int[Tensor, " b"]
     key_sum: Float[Tensor, "b h d"]
     query_sum: Float[Tensor, "b h d"]
     key_flow: Float[Tensor, "b h d"]
@@ -71,12 +71,15 @@ class FlowState(NamedTuple):
     ) -> "FlowState":
         """Return the state before the first token."""
         dtype = carry_dtype(device)
-        vectors = torch.zeros(4, batch, heads, key_width, dtype=dtype, device=device)
+        zeros = torch.zeros(batch, heads, key_width, dtype=dtype, device=device)
         return cls(
-            torch.zeros(batch, dtype=torch.int64, device=device),
-            *vectors.unbind(),
-            torch.full((batch, heads), -torch.inf, dtype=dtype, device=device),
-            torch.zeros(batch, heads, key_width, value_width, dtype=dtype, device=device),
+            tokens=torch.zeros(batch, dtype=torch.int64, device=device),
+            key_sum=zeros,
+            query_sum=zeros,
+            key_flow=zeros,
+            query_flow=zeros,
+            competition=torch.full((batch, heads), -torch.inf, dtype=dtype, device=device),
+            key_value=zeros.new_zeros(batch, heads, key_width, value_width),
         )
 
 

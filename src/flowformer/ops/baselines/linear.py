@@ -21,10 +21,10 @@ def elu_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     initial_state: LinearState | None = None,
     return_state: bool = False,
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
-    """out_i = q_i Σ_j k_jᵀ v_j / (q_i · Σ_j k_j + ε) with q = elu(Q) + 1, k = elu(K) + 1 (equation 5).
+    """out_i = q_i Σ_j k_jᵀ v_j / (q_i · Σ_j k_j + ε), q = elu(Q) + 1, k = elu(K) + 1 (equation 5).
 
-    Numerator and denominator are one product: the values get a column of ones. It is taken in float32 at
-    least, since the denominator grows with the length and leaves half precision's range.
+    Numerator and denominator are one product: the values get a column of ones. It is taken in
+    float32 at least, for the denominator grows with the length and leaves half precision's range.
 
     Args:
         query: the queries, before the feature map.

@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.ops.baselines.masks import sides, zero_padded
+from flowformer.ops.inputs import resolve_masks
 
 
-def linformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def linformer_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
@@ -19,10 +19,10 @@ def linformer_attention(  # noqa: PLR0913 - the keywords that every attention he
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
-    """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), with E, F the first s rows of the mixing matrices.
+    """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), E and F cut to s rows.
 
-    Real tokens are numbered 0, 1, …, and number n uses row n of E and F; padded keys enter neither sum. So a
-    padded sequence gives what it gives alone, on whichever side the padding stands.
+    Real tokens are numbered 0, 1, …, and number n uses row n of E and F; padded keys enter neither
+    sum. So a padded sequence gives what it gives alone, on whichever side the padding stands.
 
     Args:
         query: the queries.
@@ -37,7 +37,9 @@ def linformer_attention(  # noqa: PLR0913 - the keywords that every attention he
     Raises:
         ValueError: more keys than rows of the mixing matrices.
     """
-    query_mask, key_mask = sides(mask, query_mask, key_mask)
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=False, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
     if key.shape[1] > key_mixing.shape[0]:
         raise ValueError(
             f"linformer has mixing rows for {key_mixing.shape[0]} keys, got {key.shape[1]}: "
@@ -49,7 +51,7 @@ def linformer_attention(  # noqa: PLR0913 - the keywords that every attention he
         _mixed(value, value_mixing, key_mask),
         enable_gqa=query.shape[2] != key.shape[2],
     ).transpose(1, 2)
-    return zero_padded(out, query_mask)
+    return out if query_mask is None else out.masked_fill(~query_mask[:, :, None, None], 0)
 
 
 def _mixed(

@@ -1,5 +1,6 @@
 """Softmax attention (Vaswani et al. 2017), over torch's `scaled_dot_product_attention`."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
@@ -7,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.ops.baselines.masks import sides, zero_padded
+from flowformer.ops.inputs import check_causal, resolve_masks
 
 
 class KVState(NamedTuple):
-    """All keys and values seen so far: the state of causal softmax attention, which grows with the length.
+    """All keys and values so far: the state of causal softmax attention, growing with the length.
 
     Attributes:
         key: the keys so far.
@@ -25,17 +26,19 @@ class KVState(NamedTuple):
 
     def detach(self) -> Self:
         """The state without its history of gradients."""
-        return self._replace(key=self.key.detach(), value=self.value.detach())
+        return self._map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> Self:
         """The state on another device."""
-        return type(self)(*(None if part is None else part.to(device) for part in self))
+        return self._map(lambda part: part.to(device))
 
     def reorder(self, batch_index: Tensor) -> Self:
         """The state of the sequences `batch_index`, in that order (beam search)."""
-        return type(self)(
-            *(None if part is None else part.index_select(0, batch_index) for part in self)
-        )
+        return self._map(lambda part: part.index_select(0, batch_index))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        mask = None if self.mask is None else change(self.mask)
+        return type(self)(change(self.key), change(self.value), mask)
 
 
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
@@ -68,14 +71,13 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
     Raises:
         ValueError: causal with l ≠ s, or a state without causal.
     """
-    query_mask, key_mask = sides(mask, query_mask, key_mask)
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
-    if causal and query.shape[1] != key.shape[1]:
-        raise ValueError(
-            "causal attention needs one key for each query, got "
-            f"{query.shape[1]} queries and {key.shape[1]} keys"
-        )
+    if causal:
+        check_causal(query, key)
     if initial_state is not None:
         key_mask = _joined_mask(initial_state, key, key_mask)
         key = torch.cat((initial_state.key, key), dim=1)
@@ -92,7 +94,8 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
     ).transpose(1, 2)
     if key_mask is not None and not causal:
         out = out.masked_fill(~key_mask.any(dim=1)[:, None, None, None], 0)
-    out = zero_padded(out, query_mask)
+    if query_mask is not None:
+        out = out.masked_fill(~query_mask[:, :, None, None], 0)
     return (out, KVState(key, value, key_mask)) if return_state else out
 
 

@@ -1,0 +1,266 @@
+"""Flow-Attention: the public functions. They check, choose a backend and call it."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowformer.ops import reference
+from flowformer.ops.backend import choose_backend
+from flowformer.ops.features import Competition, FeatureMap, FlowOptions, features
+from flowformer.ops.inputs import (
+    check_causal,
+    check_tensors,
+    exact_arithmetic,
+    resolve_masks,
+    starting_state,
+)
+from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.state import FlowState
+from flowformer.ops.step import step
+
+
+def flow_attention(  # noqa: PLR0913 - the options of the published variants, keyword-only
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    causal: bool = False,
+    feature_map: FeatureMap = "sigmoid",
+    clamp: float | None = 1.0,
+    eps: float = 1e-6,
+    competition: Competition | None = "sources",
+    allocation: bool = True,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    cu_seqlens: Int[Tensor, " n"] | None = None,
+    cu_seqlens_k: Int[Tensor, " n"] | None = None,
+    initial_state: FlowState | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
+    """Attend with linear cost: sources compete, sinks are allocated (Flowformer, section 3).
+
+    With q = φ(query), k = φ(key), L queries and S keys::
+
+        I_i = (q_i + ε)·(Σ_j k_j + ε)            O_j = (k_j + ε)·(Σ_i q_i + ε)
+        Î_i = (q_i + ε)·(Σ_j k_j/O_j + ε)        Ô_j = (k_j + ε)·(Σ_i q_i/I_i + ε)
+        out_i = sigmoid(Î_i·L/S) / I_i · q_i Σ_j k_jᵀ (S · softmax_j(clamp(Ô_j)) · v_j)
+
+    The causal form has running sums instead (docs/math.md); it is not this form under a mask.
+
+    Args:
+        query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
+        key: ``[b, s, g, d]`` where g divides h; fewer heads are repeated (grouped heads).
+        value: ``[b, s, g, m]``; the width m is free.
+        causal: Whether token t sees the tokens up to t only. Needs l = s.
+        feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6 (long-range arena).
+        clamp: Bound of ±Ô before the competition: 1 as in the paper's code, 5 (language), 10
+            (reinforcement learning), None for no bound (long-range arena, time series).
+        eps: ε > 0.
+        competition: Softmax of Ô over ``"sources"``; over ``"heads"`` as the published
+            long-range-arena code has it (bidirectional only; its output grows with s); None for
+            the paper's ablation without competition.
+        allocation: False for the paper's ablation without allocation.
+        mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
+        query_mask: ``[b, l]``, the same for the queries alone (not causal).
+        key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
+        cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
+        cu_seqlens_k: The same for key and value where they differ (cross-attention).
+        initial_state: The state after earlier tokens (causal only), one row a sequence.
+        return_state: Whether to return the state after the last token too (causal only).
+        backend: ``"reference"``, ``"chunked"``, ``"cpu"``, ``"triton"``, or None to choose.
+
+    Returns:
+        ``[b, l, h, m]`` in the value's dtype, zero at padded queries and where no key is real;
+        with ``return_state``, a pair of it and the :class:`FlowState`.
+
+    Raises:
+        ValueError: An argument does not fit the others; the message says what was expected.
+        TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: The backend asked for is not available; the message says why.
+    """
+    options = FlowOptions(
+        feature_map=feature_map,
+        clamp=clamp,
+        eps=eps,
+        competition=competition,
+        allocation=allocation,
+    )
+    query, key, value = check_tensors(query, key, value)
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    batch = Batch(
+        query_mask=query_mask,
+        key_mask=key_mask,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+    )
+    module = choose_backend(backend, query.device)
+
+    def attend(
+        queries: tuple[Tensor, ...],
+        keys: tuple[Tensor, ...],
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        state: FlowState | None,
+    ) -> tuple[Tensor, FlowState | None]:
+        if state is None:
+            masks = {"query_mask": query_mask, "key_mask": key_mask}
+            return module.bidirectional(*queries, *keys, options=options, **masks), None
+        return module.causal(*queries, *keys, options=options, mask=key_mask, state=state)
+
+    state = None
+    if causal:
+        check_causal(query, key, cu_seqlens_k)
+        _check_causal_options(options)
+        sizes = batch.size(query), query.shape[2], query.shape[3], value.shape[3]
+        state = starting_state(initial_state, FlowState.initial(*sizes, query.device))
+    elif initial_state is not None or return_state:
+        raise ValueError("only a causal call has a state: pass causal=True")
+    with exact_arithmetic(query):
+        out, state = attend_batch(attend, (query,), (key, value), batch, state)
+    return out if not return_state or state is None else (out, state)
+
+
+def _check_causal_options(options: FlowOptions) -> None:
+    if options.competition == "heads":
+        raise ValueError(
+            "competition='heads' has no causal form: use competition='sources', or causal=False"
+        )
+
+
+def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+    query: Float[Tensor, "b 1 h d"],
+    key: Float[Tensor, "b 1 g d"],
+    value: Float[Tensor, "b 1 g m"],
+    state: FlowState | None,
+    *,
+    feature_map: FeatureMap = "sigmoid",
+    clamp: float | None = 1.0,
+    eps: float = 1e-6,
+    competition: Competition | None = "sources",
+    allocation: bool = True,
+) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
+    """Attend with one more token: causal :func:`flow_attention` with l = 1, at constant cost.
+
+    Args:
+        query: ``[b, 1, h, d]``.
+        key: ``[b, 1, g, d]``, g dividing h.
+        value: ``[b, 1, g, m]``.
+        state: The state after the earlier tokens, or None for the first one.
+        feature_map: As in :func:`flow_attention`, and so are the following.
+        clamp: Bound of ±Ô.
+        eps: ε > 0.
+        competition: ``"sources"`` or None.
+        allocation: Whether sinks are allocated.
+
+    Returns:
+        ``[b, 1, h, m]`` in the value's dtype, and the state after this token.
+
+    Raises:
+        ValueError: More than one token, or what :func:`flow_attention` raises.
+        TypeError: The state is no :class:`FlowState`.
+    """
+    options = FlowOptions(
+        feature_map=feature_map,
+        clamp=clamp,
+        eps=eps,
+        competition=competition,
+        allocation=allocation,
+    )
+    _check_causal_options(options)
+    query, key, value = check_tensors(query, key, value)
+    if query.shape[1] != 1 or key.shape[1] != 1:
+        raise ValueError(
+            f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
+            "flow_attention(causal=True, initial_state=state, return_state=True)"
+        )
+    sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+    state = starting_state(state, FlowState.initial(*sizes, query.device))
+    with exact_arithmetic(query):
+        return step(query, key, value, options=options, state=state)
+
+
+class FlowMap(NamedTuple):
+    """What Flow-Attention does to each token, as pictures show it.
+
+    Attributes:
+        source_competition: c, the weight of each source; 1 is its fair share. ``[b, s, h]``.
+        sink_allocation: a, how far each sink is open, between 0 and 1. ``[b, l, h]``.
+    """
+
+    source_competition: Float[Tensor, "b s h"]
+    sink_allocation: Float[Tensor, "b l h"]
+
+
+def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    *,
+    causal: bool = False,
+    feature_map: FeatureMap = "sigmoid",
+    clamp: float | None = 1.0,
+    eps: float = 1e-6,
+    competition: Competition | None = "sources",
+    allocation: bool = True,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+) -> FlowMap:
+    """Return source_competition c and sink_allocation a of :func:`flow_attention`.
+
+    Args:
+        query: ``[b, l, h, d]``.
+        key: ``[b, s, g, d]``, g dividing h.
+        causal: Whether the sums run up to each token only; c_t is then the weight of source t
+            when it arrives.
+        feature_map: As in :func:`flow_attention`, and so are the following.
+        clamp: Bound of ±Ô.
+        eps: ε > 0.
+        competition: ``"sources"``, ``"heads"`` or None (then c = 1).
+        allocation: False makes a = 1.
+        mask: ``[b, l]``, both sides.
+        query_mask: ``[b, l]``.
+        key_mask: ``[b, s]``.
+
+    Returns:
+        Both, in float32 (float64 for float64), zero at padded tokens.
+
+    Raises:
+        ValueError: As :func:`flow_attention`.
+        TypeError: A mask is not boolean.
+    """
+    options = FlowOptions(
+        feature_map=feature_map,
+        clamp=clamp,
+        eps=eps,
+        competition=competition,
+        allocation=allocation,
+    )
+    query, key, _ = check_tensors(query, key)
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    with exact_arithmetic(query):
+        q = features(query, query_mask, feature_map)
+        k = features(key, key_mask, feature_map)
+        if causal:
+            check_causal(query, key)
+            _check_causal_options(options)
+            state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
+            _, competed, allocated, _ = reference.conserve_causal(
+                q, k, options=options, mask=key_mask, state=state
+            )
+        else:
+            _, competed, allocated = reference.conserve(
+                q, k, options=options, query_mask=query_mask, key_mask=key_mask
+            )
+    if key_mask is not None:
+        competed = torch.where(key_mask[..., None], competed, 0)
+    if query_mask is not None:
+        allocated = torch.where(query_mask[..., None], allocated, 0)
+    return FlowMap(competed, allocated)

@@ -1,0 +1,148 @@
+"""The checks that every public attention function makes of its tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from flowformer.ops.state import FlowState, LinearState
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(
+    query: Tensor, key: Tensor, value: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check shapes, dtypes and devices; return all three with as many heads as the query has.
+
+    Fewer key/value heads (grouped heads) are repeated: exactly ``repeat_interleave``. Without a
+    value, the key stands in for it.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit the others.
+    """
+    value = key if value is None else value
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4 or 0 in tensor.shape[1:]:
+            raise ValueError(
+                f"{name} must be [batch, time, head, feature], each but the batch at least 1, "
+                f"got shape {list(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ValueError(
+                f"query, key and value must share dtype and device, got {query.dtype} on "
+                f"{query.device} and, for {name}, {tensor.dtype} on {tensor.device}"
+            )
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise ValueError(
+            "query, key and value must have the same batch size, got "
+            f"{query.shape[0]}, {key.shape[0]} and {value.shape[0]}"
+        )
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"query and key must have the same width, got {query.shape[3]} and {key.shape[3]}"
+        )
+    if key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(
+            "key and value must have the same time and heads, got "
+            f"{list(key.shape[1:3])} and {list(value.shape[1:3])}"
+        )
+    heads, kv_heads = query.shape[2], key.shape[2]
+    if heads % kv_heads:
+        raise ValueError(
+            f"the query's heads must be a multiple of the key's, got {heads} and {kv_heads}"
+        )
+    if heads != kv_heads:
+        key = key.repeat_interleave(heads // kv_heads, 2)
+        value = value.repeat_interleave(heads // kv_heads, 2)
+    return query, key, value
+
+
+def resolve_masks(
+    query: Tensor,
+    key: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the masks of the query and of the key, True = a real token.
+
+    Raises:
+        ValueError: ``mask`` beside a mask of one side, two masks in a causal call, a wrong shape.
+        TypeError: a mask that is not boolean.
+    """
+    if mask is not None and (query_mask is not None or key_mask is not None):
+        raise ValueError("give mask (both sides), or query_mask and key_mask, not both kinds")
+    if causal and (query_mask is not None or key_mask is not None):
+        raise ValueError("a causal call has one mask: pass mask=, not query_mask= or key_mask=")
+    if mask is not None:
+        query_mask = key_mask = mask
+    for name, given, tensor in (("query", query_mask, query), ("key", key_mask, key)):
+        if given is None:
+            continue
+        if given.dtype != torch.bool:
+            raise TypeError(
+                f"the mask of the {name} must be boolean, True = a real token, got {given.dtype}"
+            )
+        if given.shape != tensor.shape[:2]:
+            raise ValueError(
+                f"the mask of the {name} must be [batch, time] = {list(tensor.shape[:2])}, "
+                f"got {list(given.shape)}"
+            )
+    return query_mask, key_mask
+
+
+def check_causal(query: Tensor, key: Tensor, cu_seqlens_k: Tensor | None = None) -> None:
+    """Refuse causal cross-attention between different lengths: which token sees which is not said.
+
+    Raises:
+        ValueError: L ≠ S, or offsets for the keys alone.
+    """
+    if query.shape[1] != key.shape[1] or cu_seqlens_k is not None:
+        came = "cu_seqlens_k" if cu_seqlens_k is not None else ""
+        raise ValueError(
+            "causal attention needs as many queries as keys, got "
+            f"{came or f'L={query.shape[1]} and S={key.shape[1]}'}. To continue a sequence, run "
+            "its earlier tokens with return_state=True and pass their state as initial_state; "
+            "for a decoder that reads an encoder's output use causal=False"
+        )
+
+
+State = TypeVar("State", FlowState, LinearState)
+
+
+def starting_state(given: State | None, empty: State) -> State:
+    """Return the state that was passed in, checked against the empty one, or the empty one.
+
+    Raises:
+        TypeError: it is not of the expected kind.
+        ValueError: a field has another shape or device.
+    """
+    if given is None:
+        return empty
+    if type(given) is not type(empty):
+        raise TypeError(f"the state must be a {type(empty).__name__}, got {type(given).__name__}")
+    for name, field, wanted in zip(empty._fields, given, empty, strict=True):
+        if field.shape != wanted.shape or field.device != wanted.device:
+            raise ValueError(
+                f"{name} of the state must be {list(wanted.shape)} on {wanted.device}, got "
+                f"{list(field.shape)} on {field.device}"
+            )
+    return given
+
+
+@contextmanager
+def exact_arithmetic(tensor: Tensor) -> Iterator[None]:
+    """Switch autocast off: inside, float32 means float32."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            yield
+    else:
+        yield

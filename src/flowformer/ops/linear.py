@@ -1,0 +1,109 @@
+"""The second half of Flow-Attention, shared with every other linear attention: q Σ kᵀ v."""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowformer.ops.backend import choose_backend
+from flowformer.ops.features import compute_dtype, masked
+from flowformer.ops.inputs import (
+    check_causal,
+    check_tensors,
+    exact_arithmetic,
+    resolve_masks,
+    starting_state,
+)
+from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.state import LinearState
+
+
+def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    causal: bool = False,
+    row_scale: Float[Tensor, "b l h"] | None = None,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    cu_seqlens: Int[Tensor, " n"] | None = None,
+    cu_seqlens_k: Int[Tensor, " n"] | None = None,
+    initial_state: LinearState | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
+    """Return out_i = row_scale_i · query_i Σ_j key_jᵀ value_j, over j ≤ i in the causal form.
+
+    There is no feature map and no normaliser in it: query and key are features, and row_scale is
+    where a normaliser goes (Katharopoulos et al. 2020, "Transformers are RNNs", equations 5, 9).
+
+    Args:
+        query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
+        key: ``[b, s, g, d]`` where g divides h.
+        value: ``[b, s, g, m]``.
+        causal: Whether token t sees the tokens up to t only. Needs l = s.
+        row_scale: ``[b, l, h]``, applied in float32 before the output is rounded.
+        mask: ``[b, l]``, True = a real token, both sides.
+        query_mask: ``[b, l]`` (not causal).
+        key_mask: ``[b, s]`` (not causal).
+        cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
+        cu_seqlens_k: The same for key and value where they differ.
+        initial_state: The state after earlier tokens (causal only), one row a sequence.
+        return_state: Whether to return the state after the last token too (causal only).
+        backend: As in :func:`flow_attention`.
+
+    Returns:
+        ``[b, l, h, m]`` in the value's dtype, zero at padded queries; with ``return_state``, a
+        pair of it and the :class:`LinearState`.
+
+    Raises:
+        ValueError: An argument does not fit the others; the message says what was expected.
+        TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: The backend asked for is not available; the message says why.
+    """
+    query, key, value = check_tensors(query, key, value)
+    if row_scale is not None and row_scale.shape != query.shape[:3]:
+        raise ValueError(
+            f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
+            f"{list(row_scale.shape)}"
+        )
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    batch = Batch(
+        query_mask=query_mask,
+        key_mask=key_mask,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+    )
+    module = choose_backend(backend, query.device)
+    dtype = compute_dtype(query.dtype)
+
+    def attend(
+        queries: tuple[Tensor, ...],
+        keys: tuple[Tensor, ...],
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        state: LinearState | None,
+    ) -> tuple[Tensor, LinearState | None]:
+        q = masked(queries[0], query_mask).to(dtype)
+        k, v = (masked(tensor, key_mask).to(dtype) for tensor in keys)
+        scale = queries[1].to(dtype) if len(queries) > 1 else None
+        if scale is not None:
+            scale = masked(scale[..., None], query_mask)[..., 0]
+        if state is None:
+            return module.linear_bidirectional(q, k, v, row_scale=scale), None
+        return module.linear_causal(q, k, v, row_scale=scale, state=state)
+
+    state = None
+    if causal:
+        check_causal(query, key, cu_seqlens_k)
+        sizes = batch.size(query), query.shape[2], query.shape[3], value.shape[3]
+        state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
+    elif initial_state is not None or return_state:
+        raise ValueError("only a causal call has a state: pass causal=True")
+    queries = (query,) if row_scale is None else (query, row_scale)
+    with exact_arithmetic(query):
+        out, state = attend_batch(attend, queries, (key, value), batch, state)
+    out = out.to(value.dtype)
+    return out if not return_state or state is None else (out, state)

@@ -1,0 +1,151 @@
+"""Packed sequences, ``[1, total, …]`` with ``cu_seqlens``: run as padded batches of like lengths.
+
+Sequences whose lengths round up to the same power of two share a batch, so that padding at most
+doubles the work, whatever the lengths, and memory stays linear in ``total``.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from flowformer.ops.state import FlowState, LinearState
+
+State = TypeVar("State", FlowState, LinearState)
+# (query side, key side, query mask, key mask, state) -> (out, state)
+Attend = Callable[
+    [tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None, Tensor | None, State | None],
+    tuple[Tensor, State | None],
+]
+
+
+def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
+    """Return the lengths of the packed sequences.
+
+    Raises:
+        ValueError: the offsets do not start at 0, decrease, or do not end at ``total``.
+        TypeError: they are not integers.
+    """
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            f"{name} must be one row of offsets, [sequences + 1], got {list(cu_seqlens.shape)}"
+        )
+    offsets = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] != total or min(lengths) < 0:
+        raise ValueError(
+            f"{name} must rise from 0 to the number of tokens, {total}, got {offsets[:8]}"
+            f"{'…' if len(offsets) > 8 else ''} ending at {offsets[-1]}"
+        )
+    return lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Which tokens of a call are real and which belong together: masks, or packed sequences."""
+
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.cu_seqlens is None and self.cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
+        if self.cu_seqlens is not None and not self.query_mask is self.key_mask is None:
+            raise ValueError("packed sequences have no padding: give cu_seqlens or a mask")
+
+    def size(self, query: Tensor) -> int:
+        """Return the number of sequences."""
+        return query.shape[0] if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+
+
+def attend_batch(
+    attend: Attend[State],
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    batch: Batch,
+    state: State | None,
+) -> tuple[Tensor, State | None]:
+    """Call ``attend`` on a padded batch, or on every packed sequence as if it were alone.
+
+    ``queries`` and ``keys`` are the tensors ``[b, t, …]`` of either side; ``state`` has one row a
+    sequence. Returns what ``attend`` does, packed like the queries.
+    """
+    if batch.cu_seqlens is None:
+        return attend(queries, keys, batch.query_mask, batch.key_mask, state)
+    return _attend_packed(attend, queries, keys, batch.cu_seqlens, batch.cu_seqlens_k, state)
+
+
+def _attend_packed(
+    attend: Attend[State],
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor | None,
+    state: State | None,
+) -> tuple[Tensor, State | None]:
+    if queries[0].shape[0] != 1:
+        raise ValueError(
+            f"packed sequences have batch size 1, [1, total, head, feature], got "
+            f"{list(queries[0].shape)}"
+        )
+    query_lengths = sequence_lengths(cu_seqlens, queries[0].shape[1], "cu_seqlens")
+    if cu_seqlens_k is None:
+        cu_seqlens_k, name = cu_seqlens, "cu_seqlens (cu_seqlens_k is not given)"
+    else:
+        name = "cu_seqlens_k"
+    key_lengths = sequence_lengths(cu_seqlens_k, keys[0].shape[1], name)
+    if len(query_lengths) != len(key_lengths):
+        raise ValueError(
+            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
+            f"{len(query_lengths)} and {len(key_lengths)}"
+        )
+
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, (l, s) in enumerate(zip(query_lengths, key_lengths, strict=True)):  # noqa: E741
+        groups[_magnitude(l), _magnitude(s)].append(row)
+    device = queries[0].device
+    outputs, places, states, order = [], [], [], []
+    for rows in groups.values():
+        query_index, query_mask = _padded(cu_seqlens, query_lengths, rows, device)
+        key_index, key_mask = _padded(cu_seqlens_k, key_lengths, rows, device)
+        row_index = torch.tensor(rows, device=device)
+        out, after = attend(
+            tuple(tensor[0, query_index] for tensor in queries),
+            tuple(tensor[0, key_index] for tensor in keys),
+            query_mask,
+            key_mask,
+            None if state is None else state.reorder(row_index),
+        )
+        outputs.append(out[query_mask])
+        places.append(query_index[query_mask])
+        states.append(after)
+        order.append(row_index)
+    out = torch.cat(outputs)[torch.cat(places).argsort()][None]
+    if states[0] is None:
+        return out, None
+    joined = type(states[0])(*(torch.cat(fields) for fields in zip(*states, strict=True)))
+    return out, joined.reorder(torch.cat(order).argsort())
+
+
+def _magnitude(length: int) -> int:
+    return max(length - 1, 0).bit_length()
+
+
+def _padded(
+    cu_seqlens: Tensor, lengths: list[int], rows: list[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return where the tokens of some sequences stand, [rows, longest], and which are real."""
+    length = torch.tensor([lengths[row] for row in rows], device=device)[:, None]
+    start = cu_seqlens.to(device)[torch.tensor(rows, device=device)][:, None]
+    step = torch.arange(max(1, max(lengths[row] for row in rows)), device=device)
+    mask = step < length
+    return torch.where(mask, start + step, 0), mask
