@@ -1,1 +1,1 @@
-"""Models: mixers, embeddings and heads put together for one kind of task."""
+"""Whole models, each a configuration and a module that takes its mixer by name."""

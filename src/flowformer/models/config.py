@@ -1,6 +1,6 @@
 """Configurations of the models. Imports no torch, so that recipes and the command line can show them at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 
@@ -10,7 +10,8 @@ class TimeSeriesModelConfig:
 
     Attributes:
         mixer: Name of the attention, from `flowformer.nn.MIXERS`.
-        mixer_options: Options of that mixer; the published time-series code does not clamp the conserved source.
+        mixer_options: Options of that mixer; None means as published: for flow no clamp of the conserved
+            source, for another mixer its own defaults.
         dim: Width of the hidden states.
         num_heads: Attention heads.
         num_layers: Encoder layers.
@@ -23,7 +24,7 @@ class TimeSeriesModelConfig:
     """
 
     mixer: str = "flow"
-    mixer_options: dict[str, Any] = field(default_factory=lambda: {"clamp": None})
+    mixer_options: dict[str, Any] | None = None
     dim: int = 512
     num_heads: int = 8
     num_layers: int = 2
@@ -33,3 +34,10 @@ class TimeSeriesModelConfig:
     norm: Literal["post", "pre"] = "post"
     pooling: Literal["flatten", "mean"] = "flatten"
     padding: Literal["masked", "published"] = "masked"
+
+    @property
+    def resolved_mixer_options(self) -> dict[str, Any]:
+        """The options that the mixer is built with. The published time-series code does not clamp."""
+        if self.mixer_options is None:
+            return {"clamp": None} if self.mixer == "flow" else {}
+        return dict(self.mixer_options)

@@ -1,7 +1,7 @@
 """Softmax attention (Vaswani et al. 2017), over torch's `scaled_dot_product_attention`."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,21 +24,21 @@ class KVState(NamedTuple):
     value: Float[Tensor, "b s g m"]
     mask: Bool[Tensor, "b s"] | None = None
 
-    def detach(self) -> Self:
+    def detach(self) -> "KVState":
         """The state without its history of gradients."""
         return self._map(Tensor.detach)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "KVState":
         """The state on another device."""
         return self._map(lambda part: part.to(device))
 
-    def reorder(self, batch_index: Tensor) -> Self:
+    def reorder(self, batch_index: Tensor) -> "KVState":
         """The state of the sequences `batch_index`, in that order (beam search)."""
         return self._map(lambda part: part.index_select(0, batch_index))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "KVState":
         mask = None if self.mask is None else change(self.mask)
-        return type(self)(change(self.key), change(self.value), mask)
+        return KVState(change(self.key), change(self.value), mask)
 
 
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes

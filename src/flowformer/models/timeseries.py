@@ -1,0 +1,209 @@
+"""The time-series classifier of the paper (section 4.5): an encoder over the raw series."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
+from flowformer.ops import FlowMap
+
+
+class TimeSeriesOutput(NamedTuple):
+    """What the classifier returns: the logits, and the mean cross-entropy if labels were given."""
+
+    logits: Float[Tensor, "b classes"]
+    loss: Float[Tensor, ""] | None
+
+
+class TimeSeriesClassifier(nn.Module):
+    """Linear embedding · √dim + positions, blocks, layer norm, GELU, a linear layer over places.
+
+    The published convolutions of width 1 are linear layers here: the same product without
+    transposed copies.
+
+    Args:
+        config: the architecture.
+        channels: features of a time step.
+        num_classes: number of logits.
+        max_length: longest series; the flattened head has a weight for each of its places.
+    """
+
+    def __init__(
+        self, config: TimeSeriesModelConfig, *, channels: int, num_classes: int, max_length: int
+    ) -> None:
+        """Create the layers; a setting that means nothing raises ValueError."""
+        super().__init__()
+        _check_choice("pooling", config.pooling, ("flatten", "mean"))
+        _check_choice("padding", config.padding, ("masked", "published"))
+        self.config = config
+        self.max_length = max_length
+        self.embedding = nn.Linear(channels, config.dim)
+        self.positions = PositionalEmbedding(
+            config.positions, dim=config.dim, max_length=max_length
+        )
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        places = max_length if config.pooling == "flatten" else 1
+        self.head = nn.Linear(places * config.dim, num_classes)
+
+    def _block(self) -> TransformerBlock:
+        config = self.config
+        mixer = build_mixer(
+            config.mixer,
+            config.dim,
+            config.num_heads,
+            **{"max_length": self.max_length, **config.resolved_mixer_options},
+        )
+        return TransformerBlock(
+            mixer, config.dim, config.feedforward, norm=config.norm, dropout=config.dropout
+        )
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "b t c"],
+        attention_mask: Bool[Tensor, "b t"] | None = None,
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> TimeSeriesOutput:
+        """Classify the series.
+
+        Args:
+            inputs: the series, each from place 0 on.
+            attention_mask: real time steps (True); None when all are.
+            labels: the classes, for the loss.
+
+        Raises:
+            ValueError: other channels than at construction, or a series longer than max_length.
+        """
+        x, mask = self._embed(inputs, attention_mask)
+        for block in self.blocks:
+            x, _ = block(x, mask=self._mixing_mask(mask))
+        logits = self._classify(self.dropout(F.gelu(self.norm(x))), mask)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return TimeSeriesOutput(logits, loss)
+
+    @torch.no_grad()
+    def flow_maps(
+        self,
+        inputs: Float[Tensor, "b t c"],
+        attention_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> list[FlowMap]:
+        """The competition of the sources and the allocation of the sinks, one map a layer.
+
+        Raises:
+            TypeError: the mixer is not Flow-Attention.
+        """
+        x, mask = self._embed(inputs, attention_mask)
+        maps = []
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            if not isinstance(block.mixer, FlowMixer):
+                raise TypeError(
+                    f"flow maps exist for the mixer 'flow', this model has {self.config.mixer!r}"
+                )
+            mixed = block.norm1(x) if block.norm == "pre" else x
+            maps.append(block.mixer.flow_map(mixed, mask=self._mixing_mask(mask)))
+            x, _ = block(x, mask=self._mixing_mask(mask))
+        return maps
+
+    def _embed(
+        self, inputs: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t"] | None
+    ) -> tuple[Float[Tensor, "b n dim"], Bool[Tensor, "b n"] | None]:
+        length, channels = inputs.shape[1:]
+        if channels != self.embedding.in_features:
+            raise ValueError(f"expected {self.embedding.in_features} channels, got {channels}")
+        if length > self.max_length:
+            raise ValueError(
+                f"expected at most {self.max_length} time steps (max_length), got {length}"
+            )
+        if self.config.padding == "published" and length < self.max_length:
+            # The amount of padding changes the published attention: it is always the same.
+            missing = self.max_length - length
+            mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
+            inputs, mask = F.pad(inputs, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        elif self.config.padding == "masked" and mask is not None:
+            # Whatever stands in the padding, NaN too, must not reach the embedding's gradient.
+            inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0)
+        x = self.embedding(inputs) * self.config.dim**0.5
+        return self.dropout(self.positions(x)), mask
+
+    def _mixing_mask(self, mask: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b t"] | None:
+        return mask if self.config.padding == "masked" else None
+
+    def _classify(
+        self, x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b classes"]:
+        if mask is not None:
+            x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        if self.config.pooling == "mean":
+            count = x.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+            return self.head(x.sum(1) / count)
+        # Places beyond t would be multiplied by zero: their weights are left out instead.
+        features = x.flatten(1)
+        return F.linear(features, self.head.weight[:, : features.shape[1]], self.head.bias)
+
+    def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the parameters of the published `FlowformerClassiregressor` (thuml/Flowformer).
+
+        Build the model with `padding="published"` to get the published numbers too.
+
+        Raises:
+            ValueError: parameters are missing, left over, or of another shape; all are listed.
+        """
+        own = self.state_dict()
+        if self.config.pooling != "flatten":
+            raise ValueError(
+                f"the published model has pooling='flatten', got {self.config.pooling!r}"
+            )
+        published = {_own_name(name): (name, value) for name, value in state_dict.items()}
+        if self.config.positions == "sinusoidal":  # a buffer there, computed here
+            published.pop("positions.weight", None)
+        problems = [f"missing: {name}" for name in own if name not in published]
+        problems += [f"not known: {old}" for new, (old, _) in published.items() if new not in own]
+        loaded = {
+            name: value.reshape(own[name].shape)
+            for name, (old, value) in published.items()
+            if name in own and _fits(old, value, own[name], problems)
+        }
+        if problems:
+            raise ValueError(
+                "not the parameters of a published time-series model of this size:\n  "
+                + "\n  ".join(problems)
+            )
+        self.load_state_dict(loaded)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+_PUBLISHED_NAMES = (
+    ("project_inp.", "embedding."),
+    ("pos_enc.pe", "positions.weight"),
+    ("encoder.norm.", "norm."),
+    ("encoder.attn_layers.", "blocks."),
+    (".attention.", ".mixer."),
+    (".conv1.", ".linear1."),
+    (".conv2.", ".linear2."),
+    ("output_layer.", "head."),
+)
+
+
+def _own_name(published: str) -> str:
+    for old, new in _PUBLISHED_NAMES:
+        published = published.replace(old, new)
+    return published
+
+
+def _fits(name: str, value: Tensor, own: Tensor, problems: list[str]) -> bool:
+    """Whether the shapes agree but for sizes of one (a convolution's width, a batch of places)."""
+    fits = [n for n in value.shape if n != 1] == [n for n in own.shape if n != 1]
+    if not fits:
+        problems.append(f"{name}: expected {tuple(own.shape)}, got {tuple(value.shape)}")
+    return fits

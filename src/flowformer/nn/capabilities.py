@@ -1,0 +1,25 @@
+"""What an attention can do, as a record that users, models and the conformance suite read."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an attention can do; asking it for anything else raises.
+
+    Attributes:
+        causal: it has a form in which no output depends on a later token.
+        cross: the sources may be another sequence, of another length.
+        state: a causal sequence may be given in pieces, with a state passed from call to call.
+        variable_length: any length is accepted; otherwise `max_length` must be given and bounds it.
+    """
+
+    causal: bool
+    cross: bool
+    state: bool
+    variable_length: bool
+
+    def __str__(self) -> str:
+        """The names of what it can do, for error messages."""
+        names = [field.name for field in fields(self) if getattr(self, field.name)]
+        return ", ".join(names) if names else "bidirectional self-attention of a fixed length"

@@ -1,0 +1,301 @@
+"""What every mixer promises, whatever its attention: one suite over MIXERS.
+
+A new mixer is held to all of it by standing in the table; its capability record chooses the tests.
+"""
+
+import io
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowformer.nn import MIXERS, Capabilities, ProjectedMixer, build_mixer
+
+DIM, HEADS, LONGEST = 24, 3, 500
+NAMES = list(MIXERS)
+
+
+def having(capability: str) -> list[str]:
+    return [name for name, kind in MIXERS.items() if getattr(kind.capabilities, capability)]
+
+
+def build(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> ProjectedMixer:
+    torch.manual_seed(1)
+    mixer = build_mixer(name, DIM, HEADS, max_length=LONGEST, **options)
+    return mixer.to(dtype).eval()
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def padded(sequences: list[Tensor], length: int, side: str) -> tuple[Tensor, Tensor]:
+    """The sequences [n_i, dim] as a batch [b, length, dim] with wild padding, and its mask."""
+    batch = 1e4 * draw(len(sequences), length, DIM, seed=99)
+    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        place = slice(0, len(sequence)) if side == "right" else slice(length - len(sequence), None)
+        batch[row, place], mask[row, place] = sequence, True
+    return batch, mask
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=tolerance * max(1.0, float(expected.abs().max()))
+    )
+
+
+@pytest.mark.parametrize("length", [1, 63, 500], ids="t{}".format)
+@pytest.mark.parametrize("name", NAMES)
+class TestAnyLength:
+    def test_output_has_the_shape_and_dtype_of_the_input(self, name: str, length: int) -> None:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            x = draw(2, length, DIM, dtype=dtype)
+            y, state = build(name, dtype=dtype)(x)
+            assert (y.shape, y.dtype, state) == (x.shape, dtype, None)
+            assert y.isfinite().all()
+
+    def test_low_precision_agrees_with_float64(self, name: str, length: int) -> None:
+        for dtype in (torch.float32, torch.bfloat16):
+            mixer = build(name, dtype=dtype)
+            x = draw(2, length, DIM, dtype=dtype)
+            low, _ = mixer(x)
+            exact, _ = mixer.double()(x.double())
+            # Three tensors are rounded on the way (heads, attention, output), each by eps / 2 of
+            # its largest value; projections with weights within 1/√width at most double it.
+            close(low.double(), exact, 3 * torch.finfo(dtype).eps)
+
+    def test_masked_batch_equals_each_sequence_alone(self, name: str, length: int) -> None:
+        for causal in (False, True) if name in having("causal") else (False,):
+            for side in ("left", "right"):
+                check_padding(name, length, side, causal=causal)
+
+
+def check_padding(name: str, length: int, side: str, *, causal: bool) -> None:
+    mixer = build(name)
+    sequences = [draw(n, DIM, seed=n) for n in sorted({1, (length + 1) // 2, length})]
+    x, mask = padded(sequences, length + 7 if length + 7 <= LONGEST else LONGEST, side)
+    x.requires_grad_()
+    y, _ = mixer(x, mask=mask, causal=causal)
+    weight = draw(*y.shape, seed=5)
+    (gradient,) = torch.autograd.grad((y * weight).sum(), x)
+    assert not y[~mask].any()
+    assert not gradient[~mask].any()
+    for row, sequence in enumerate(sequences):
+        alone = sequence[None].requires_grad_()
+        expected, _ = mixer(alone, causal=causal)
+        (expected_gradient,) = torch.autograd.grad((expected * weight[row, mask[row]]).sum(), alone)
+        close(y[row, mask[row]], expected[0])
+        close(gradient[row, mask[row]], expected_gradient[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestBidirectional:
+    def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(self, name: str) -> None:
+        mixer = build(name)
+        x = draw(2, 9, DIM).requires_grad_()
+        mask = torch.tensor([[False] * 9, [True] * 9])
+        y, _ = mixer(x, mask=mask)
+        y.square().sum().backward()
+        assert not y[0].any()
+        assert y[1].any()
+        assert x.grad is not None
+        assert not x.grad[0].any()
+        for each in (x, *mixer.parameters()):
+            assert each.grad is not None
+            assert each.grad.isfinite().all()
+
+    def test_gradients_reach_every_parameter(self, name: str) -> None:
+        mixer = build(name)
+        y, _ = mixer(draw(2, LONGEST, DIM))
+        y.square().sum().backward()
+        without = [
+            parameter_name
+            for parameter_name, parameter in mixer.named_parameters()
+            if parameter.grad is None or not parameter.grad.any()
+        ]
+        assert without == []
+
+    def test_saved_parameters_restore_the_function(self, name: str) -> None:
+        mixer, x = build(name), draw(2, 63, DIM)
+        file = io.BytesIO()
+        torch.save(mixer.state_dict(), file)
+        file.seek(0)
+        torch.manual_seed(2)
+        other = build_mixer(name, DIM, HEADS, max_length=LONGEST).double().eval()
+        assert not other(x)[0].equal(mixer(x)[0])
+        other.load_state_dict(torch.load(file))
+        assert other(x)[0].equal(mixer(x)[0])
+
+    def test_projections_have_the_published_names(self, name: str) -> None:
+        assert {"query_projection", "key_projection", "value_projection", "out_projection"} <= {
+            child for child, _ in build(name).named_children()
+        }
+
+    def test_a_seed_fixes_parameters_and_dropout(self, name: str) -> None:
+        x = draw(2, 63, DIM)
+        runs = []
+        for _ in range(2):
+            mixer = build(name, dropout=0.5).train()
+            torch.manual_seed(3)
+            runs.append(mixer(x)[0])
+        assert runs[0].equal(runs[1])
+        assert 0.3 < (runs[0] == 0).double().mean() < 0.7
+        assert build(name, dropout=0.5)(x)[0].equal(build(name)(x)[0])
+
+    def test_grouped_heads_are_repeated_heads(self, name: str) -> None:
+        grouped, full = build(name, num_kv_heads=1), build(name)
+        state = grouped.state_dict()
+        for key, value in state.items():
+            if key.startswith(("key_projection", "value_projection")):
+                state[key] = value.repeat(HEADS, *[1] * (value.ndim - 1))
+        full.load_state_dict(state)
+        x = draw(2, 17, DIM)
+        close(grouped(x)[0], full(x)[0])
+
+    @pytest.mark.usefixtures("shape_checks_off")
+    def test_compiles_without_a_graph_break(self, name: str) -> None:
+        mixer, length = build(name, dtype=torch.float32), 63
+        compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+        x = draw(2, length, DIM, dtype=torch.float32)
+        mask = torch.arange(length).expand(2, length) < torch.tensor([[length], [length // 2]])
+        close(compiled(x)[0], mixer(x)[0], 1e-6)
+        close(compiled(x, mask=mask)[0], mixer(x, mask=mask)[0], 1e-6)
+
+    def test_refuses_a_context_mask_without_a_context(self, name: str) -> None:
+        with pytest.raises(ValueError, match="context_mask was given without a context"):
+            build(name)(draw(1, 5, DIM), context_mask=torch.ones(1, 5, dtype=torch.bool))
+
+    def test_refuses_a_state_without_causal(self, name: str) -> None:
+        with pytest.raises((ValueError, NotImplementedError), match=r"causal|state"):
+            build(name)(draw(1, 5, DIM), return_state=True)
+
+
+@pytest.mark.parametrize("name", having("causal"))
+class TestCausal:
+    def test_no_output_depends_on_the_future(self, name: str) -> None:
+        mixer, x = build(name), draw(2, 63, DIM)
+        y, _ = mixer(x, causal=True)
+        for start in (1, 17, 62):
+            changed = x.clone()
+            changed[:, start:] = draw(2, 63 - start, DIM, seed=7)
+            other, _ = mixer(changed, causal=True)
+            close(other[:, :start], y[:, :start], 1e-12)
+            assert not other[:, start].allclose(y[:, start])
+
+    def test_differs_from_the_bidirectional_form(self, name: str) -> None:
+        mixer, x = build(name), draw(2, 17, DIM)
+        assert not mixer(x, causal=True)[0].allclose(mixer(x)[0])
+
+    @pytest.mark.usefixtures("shape_checks_off")
+    def test_compiles_without_a_graph_break(self, name: str) -> None:
+        mixer = build(name, dtype=torch.float32)
+        compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+        x = draw(2, 63, DIM, dtype=torch.float32)
+        close(compiled(x, causal=True)[0], mixer(x, causal=True)[0], 1e-6)
+
+    def test_refuses_a_context(self, name: str) -> None:
+        with pytest.raises(ValueError, match="causal=True orders the tokens of one sequence"):
+            build(name)(draw(1, 5, DIM), draw(1, 5, DIM), causal=True)
+
+
+@pytest.mark.parametrize("name", having("state"))
+class TestState:
+    @pytest.mark.parametrize("pieces", [(1,) * 20, (7, 13), (19, 1)], ids="{}-pieces".format)
+    @pytest.mark.parametrize("with_mask", [False, True], ids=["full", "masked"])
+    def test_pieces_give_what_the_whole_gives(
+        self, name: str, pieces: tuple[int, ...], with_mask: bool
+    ) -> None:
+        mixer, x = build(name), draw(3, 20, DIM).requires_grad_()
+        mask = draw(3, 20, seed=4) > -0.5 if with_mask else None
+        whole, _ = mixer(x, causal=True, mask=mask)
+        state, parts = None, []
+        for piece, piece_mask in zip(
+            x.split(pieces, 1), [None] * 20 if mask is None else mask.split(pieces, 1), strict=False
+        ):
+            y, state = mixer(piece, causal=True, mask=piece_mask, state=state, return_state=True)
+            parts.append(y)
+        streamed = torch.cat(parts, 1)
+        weight = draw(*whole.shape, seed=5)
+        (expected,) = torch.autograd.grad((whole * weight).sum(), x)
+        (gradient,) = torch.autograd.grad((streamed * weight).sum(), x)
+        close(streamed, whole)
+        close(gradient, expected)
+
+    def test_a_state_can_be_reordered_detached_and_moved(self, name: str) -> None:
+        mixer, x = build(name), draw(3, 20, DIM)
+        _, state = mixer(x[:, :12], causal=True, return_state=True)
+        order = torch.tensor([2, 0, 0])
+        assert state is not None
+        moved = state.reorder(order).detach().to("cpu")
+        assert not any(part.requires_grad for part in moved if part is not None)
+        y, _ = mixer(x[order, 12:], causal=True, state=moved)
+        expected, _ = mixer(x[order], causal=True)
+        close(y, expected[:, 12:])
+
+
+@pytest.mark.parametrize("name", having("cross"))
+class TestCross:
+    @pytest.mark.parametrize(("length", "sources"), [(1, 63), (63, 1), (17, 23)])
+    def test_masked_context_equals_the_context_alone(
+        self, name: str, length: int, sources: int
+    ) -> None:
+        mixer = build(name)
+        queries = [draw(n, DIM, seed=n) for n in (length, (length + 1) // 2)]
+        contexts = [draw(n, DIM, seed=n + 50) for n in ((sources + 1) // 2, sources)]
+        for side in ("left", "right"):
+            x, mask = padded(queries, length + 2, side)
+            context, context_mask = padded(contexts, sources + 3, side)
+            y, _ = mixer(x, context, mask=mask, context_mask=context_mask)
+            assert not y[~mask].any()
+            for row, (query, source) in enumerate(zip(queries, contexts, strict=True)):
+                close(y[row, mask[row]], mixer(query[None], source[None])[0][0])
+
+    def test_an_empty_context_gives_the_output_of_nothing(self, name: str) -> None:
+        mixer = build(name)
+        context = draw(1, 6, DIM).requires_grad_()
+        y, _ = mixer(draw(1, 4, DIM), context, context_mask=torch.zeros(1, 6, dtype=torch.bool))
+        y.square().sum().backward()
+        close(y, mixer.out_projection.bias.expand_as(y))
+        assert context.grad is not None
+        assert not context.grad.any()
+
+    def test_context_may_have_another_width(self, name: str) -> None:
+        mixer = build(name, context_dim=7)
+        assert mixer(draw(2, 5, DIM), draw(2, 9, 7))[0].shape == (2, 5, DIM)
+
+
+def arguments(capability: str) -> dict[str, Any]:
+    """A call that asks for the capability."""
+    return {
+        "causal": {"causal": True},
+        "cross": {"context": draw(1, 9, DIM)},
+        "state": {"causal": True, "return_state": True},
+    }[capability]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        (name, field.name)
+        for name in NAMES
+        for field in fields(Capabilities)
+        if field.name != "variable_length" and name not in having(field.name)
+    ],
+)
+def test_asking_for_a_missing_capability_says_which_mixers_have_it(
+    name: str, capability: str
+) -> None:
+    with pytest.raises(NotImplementedError, match=f"Mixers that can: .*{having(capability)[0]}"):
+        build(name)(draw(1, 5, DIM), **arguments(capability))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in having("variable_length")])
+def test_a_fixed_length_must_be_given_and_is_a_bound(name: str) -> None:
+    with pytest.raises(ValueError, match="max_length"):
+        build_mixer(name, DIM, HEADS)
+    with pytest.raises(ValueError, match=f"{LONGEST} keys, got {LONGEST + 1}"):
+        build(name)(draw(1, LONGEST + 1, DIM))

@@ -1,0 +1,88 @@
+"""The transformer block and the positional embeddings."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock
+
+
+def block(**options) -> TransformerBlock:
+    return TransformerBlock(FlowMixer(8, 2), 8, 16, **options).eval()
+
+
+def test_post_norm_block_is_the_published_layer() -> None:
+    layer, x = block(), torch.randn(2, 9, 8)
+    y = layer.norm1(x + layer.mixer(x)[0])
+    expected = layer.norm2(y + layer.linear2(F.gelu(layer.linear1(y))))
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_pre_norm_block_adds_to_its_input() -> None:
+    layer, x = block(norm="pre", activation="relu"), torch.randn(2, 9, 8)
+    y = x + layer.mixer(layer.norm1(x))[0]
+    expected = y + layer.linear2(F.relu(layer.linear1(layer.norm2(y))))
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_block_streams_with_the_state_of_its_mixer(norm: str) -> None:
+    layer, x = block(norm=norm).double(), torch.randn(2, 9, 8).double()
+    whole, none = layer(x, causal=True)
+    first, state = layer(x[:, :4], causal=True, return_state=True)
+    second, _ = layer(x[:, 4:], causal=True, state=state)
+    assert none is None
+    torch.testing.assert_close(torch.cat((first, second), 1), whole)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_padding_leaves_the_real_places_of_a_block_alone(norm: str) -> None:
+    layer, x = block(norm=norm), torch.randn(1, 9, 8)
+    mask = torch.arange(9)[None] < 6
+    torch.testing.assert_close(layer(x, mask=mask)[0][:, :6], layer(x[:, :6])[0])
+
+
+def test_dropout_acts_after_the_mixer_and_in_the_feed_forward() -> None:
+    layer, x = block(norm="pre", dropout=1.0).train(), torch.randn(2, 9, 8)
+    torch.testing.assert_close(layer(x)[0], x)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"norm": "sandwich"}, "'pre' or 'post'"), ({"activation": "tanh"}, "gelu, relu")],
+)
+def test_unknown_names_list_the_choices(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        block(**options)
+
+
+def test_learned_places_start_uniform_within_two_hundredths() -> None:
+    weight = PositionalEmbedding("learned", dim=64, max_length=100).weight
+    assert isinstance(weight, nn.Parameter)
+    assert 0.0199 < weight.abs().max() <= 0.02
+    assert weight.std().item() == pytest.approx(0.04 / 12**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("dim", [6, 7])
+def test_sinusoidal_places_follow_the_formula(dim: int) -> None:
+    embedding = PositionalEmbedding("sinusoidal", dim=dim, max_length=50)
+    added = embedding(torch.zeros(1, 50, dim))[0]
+    for place, feature in [(0, 0), (1, 1), (17, 2), (49, 5), (49, dim - 1)]:
+        angle = torch.tensor(place / 10_000 ** (feature // 2 * 2 / dim))
+        expected = angle.sin() if feature % 2 == 0 else angle.cos()
+        torch.testing.assert_close(added[place, feature], expected)
+    assert list(embedding.parameters()) == []
+    assert embedding.state_dict() == {}
+
+
+def test_a_sequence_longer_than_the_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="50 places, got a sequence of 51"):
+        PositionalEmbedding("learned", dim=4, max_length=50)(torch.zeros(1, 51, 4))
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+def test_unknown_kind_of_places_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match="'learned' or 'sinusoidal', got 'fixed'"):
+        PositionalEmbedding("fixed", dim=4, max_length=50)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""What is particular to one mixer, and the errors of building one."""
+
+import pytest
+import torch
+
+from flowformer.nn import FlowMixer, LinformerMixer, build_mixer
+from flowformer.nn.attention import SoftmaxAttention, implied_weights
+from flowformer.ops import flow_attention
+
+
+def test_unknown_mixer_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match="'flwo': expected one of flow, softmax, linear, linf"):
+        build_mixer("flwo", 8, 2)
+
+
+def test_unknown_option_lists_the_options() -> None:
+    with pytest.raises(ValueError, match=r"'softmax' has no option clamp; it takes .*dropout"):
+        build_mixer("softmax", 8, 2, clamp=None)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="dim=10 and num_heads=4"):
+        build_mixer("flow", 10, 4)
+
+
+def test_key_heads_must_divide_the_heads() -> None:
+    with pytest.raises(ValueError, match="num_heads=4 and num_kv_heads=3"):
+        build_mixer("flow", 8, 4, num_kv_heads=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature_map": "relu"},
+        {"clamp": None},
+        {"eps": 1e-2},
+        {"competition": None},
+        {"competition": "heads"},
+        {"allocation": False},
+        {"backend": "reference"},
+    ],
+    ids=lambda options: "{}-{}".format(*next(iter(options.items()))),
+)
+def test_flow_mixer_passes_its_options_on(options: dict) -> None:
+    mixer, x = FlowMixer(12, 3, **options).double(), torch.randn(2, 9, 12, dtype=torch.float64)
+    q, k, v = (
+        projection(x).view(2, 9, 3, 4)
+        for projection in (mixer.query_projection, mixer.key_projection, mixer.value_projection)
+    )
+    expected = mixer.out_projection(flow_attention(q, k, v, **options).flatten(2))
+    torch.testing.assert_close(mixer(x)[0], expected)
+
+
+def test_a_wrong_flow_option_raises_when_the_mixer_is_built() -> None:
+    with pytest.raises(ValueError, match="clamp must be positive or None"):
+        FlowMixer(8, 2, clamp=-1.0)
+
+
+def test_linformer_keeps_rank_many_keys() -> None:
+    mixer = LinformerMixer(8, 2, max_length=50, rank=5)
+    assert mixer.attention.key_mixing.shape == (50, 5)
+    with pytest.raises(ValueError, match="rank=0"):
+        LinformerMixer(8, 2, max_length=50, rank=0)
+
+
+def test_weight_dropout_acts_in_training_only() -> None:
+    attention = SoftmaxAttention(weight_dropout=0.5)
+    q = torch.randn(1, 40, 2, 4)
+    dropped = implied_weights(attention.train(), q, q)
+    kept = implied_weights(attention.eval(), q, q)
+    assert 0.4 < (dropped == 0).double().mean() < 0.6
+    torch.testing.assert_close(kept.sum(-1), torch.ones(1, 2, 40))
+    with pytest.raises(ValueError, match=r"weight_dropout must be in \[0, 1\)"):
+        SoftmaxAttention(weight_dropout=1.0)
+
+
+def test_implied_flow_weights_are_the_scaled_inner_products() -> None:
+    """W_ij = a_i / I_i (q_i·k_j) c_j, written out here from the paper's equations."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 5, 1, 4).double(), torch.randn(1, 7, 1, 4).double()
+    v = torch.randn(1, 7, 1, 3).double()
+    mixer = FlowMixer(4, 1).double()
+    weights = implied_weights(mixer.attention, q, k)
+
+    sink, source, eps = q[0, :, 0].sigmoid(), k[0, :, 0].sigmoid(), 1e-6
+    incoming = (sink + eps) @ (source.sum(0) + eps)
+    outgoing = (source + eps) @ (sink.sum(0) + eps)
+    conserved_sink = (sink + eps) @ ((source / outgoing[:, None]).sum(0) + eps)
+    conserved_source = (source + eps) @ ((sink / incoming[:, None]).sum(0) + eps)
+    allocation = (conserved_sink * 5 / 7).sigmoid()
+    competition = 7 * conserved_source.clamp(-1, 1).softmax(0)
+    expected = (allocation / incoming)[:, None] * (sink @ source.T) * competition
+    torch.testing.assert_close(weights[0, 0], expected)
+    torch.testing.assert_close(torch.einsum("bhls,bshm->blhm", weights, v), flow_attention(q, k, v))
