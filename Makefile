@@ -53,7 +53,7 @@ types: .venv/.installed-dev
 
 docs: .venv/.installed-dev
 	@echo "==> Documentation"
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "    site/index.html is the front page"
 
 package: .venv/.installed-dev
