@@ -1,0 +1,228 @@
+"""Training a classifier of time series with Lightning: the module, and what is recorded at the end of an epoch."""
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.tasks.config import OptimizerConfig
+from flowformer.tasks.files import atomic_file, write_atomically
+from flowformer.tasks.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "radam": torch.optim.RAdam,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "learning_rate",
+    "seconds",
+)
+
+
+@dataclass
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite.
+
+    Attributes:
+        loss: its value.
+        step: optimizer steps taken before it.
+        learning_rate: at that step.
+        batch: the keyword arguments of the model's call.
+    """
+
+    loss: float
+    step: int
+    learning_rate: float
+    batch: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        """Says what happened, when, and at which learning rate."""
+        return f"the loss became {self.loss} at step {self.step} (learning rate {self.learning_rate:g})"
+
+
+class ClassificationTask(LightningModule):
+    """Cross-entropy training of a classifier.
+
+    All randomness of an epoch (the dropout; the order is the sampler's) is a function of the seed and the epoch alone: a run
+    resumed at the start of an epoch goes on as if it had never stopped.
+
+    Args:
+        model: called with a batch as keyword arguments; gives `logits` and `loss`.
+        optimizer: how its parameters move.
+        seed: of the dropout.
+    """
+
+    def __init__(
+        self, model: TimeSeriesClassifier, optimizer: OptimizerConfig, *, seed: int
+    ) -> None:
+        """Keeps its parts."""
+        super().__init__()
+        self.model = model
+        self._optimizer = optimizer
+        self._seed = seed
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Builds the optimizer over all parameters; the learning rate is constant, as published."""
+        kind: Any = OPTIMIZERS[self._optimizer.name]
+        return kind(
+            self.model.parameters(),
+            lr=self._optimizer.learning_rate,
+            weight_decay=self._optimizer.weight_decay,
+        )
+
+    def on_train_batch_start(self, _batch: Any, batch_idx: int) -> None:
+        """Starts the epoch's randomness anew. Not in on_train_epoch_start: a resumed Trainer leaves that out."""
+        if batch_idx == 0:
+            torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
+
+    def training_step(self, batch: dict[str, Tensor], _batch_idx: int) -> Tensor:
+        """Returns the mean loss of a batch.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        loss = self._step(batch, "train")
+        # Waits for an accelerator's forward pass, once a step: the batch at fault and the parameters that met it are
+        # still at hand here, and after the update they are not.
+        if not torch.isfinite(loss):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise NonFiniteLossError(loss.item(), self.global_step, rate, batch)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _batch_idx: int) -> None:
+        """Adds a batch to the epoch's validation figures."""
+        self._step(batch, "validation")
+
+    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
+        output = self.model(**batch)
+        labels = batch["labels"]
+        accuracy = (output.logits.detach().argmax(dim=-1) == labels).float().mean()
+        self.log_dict(
+            {f"{stage}_loss": output.loss.detach(), f"{stage}_accuracy": accuracy},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+        )
+        return output.loss
+
+
+class EpochRecorder(Callback):
+    """At the end of each epoch: its row in metrics.csv, best.ckpt when it is the best so far, and last.ckpt.
+
+    The rows travel inside the checkpoint and the file is written whole each time, so a resumed run neither loses nor doubles
+    one. best.ckpt is written before last.ckpt: a kill between them repeats the epoch and writes the same best.ckpt again,
+    whereas the other order would lose it.
+
+    Args:
+        folder: where the run is kept.
+        chooser: what the validation columns are measured on, for the log.
+    """
+
+    def __init__(self, folder: RunFolder, *, chooser: str) -> None:
+        """Starts with no rows."""
+        self.rows: list[dict[str, float | int]] = []
+        self._folder = folder
+        self._chooser = chooser
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint must hold of this."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the rows up to the checkpoint, in place of what metrics.csv may hold beyond it."""
+        self.rows = list(state_dict["rows"])
+        self.write_metrics()
+
+    @property
+    def best(self) -> dict[str, float | int]:
+        """Row of the highest validation accuracy; on a tie the lower loss, then the earlier epoch."""
+        return max(
+            self.rows,
+            key=lambda row: (row["validation_accuracy"], -row["validation_loss"], -row["epoch"]),
+        )
+
+    def write_metrics(self) -> None:
+        """Writes metrics.csv."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self._folder.metrics, text.getvalue())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock of the epoch."""
+        del trainer, pl_module, batch
+        if batch_idx == 0:
+            self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the epoch; validation has run by now."""
+        del pl_module
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row: dict[str, float | int] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            **{name: metrics[name] for name in COLUMNS if name in metrics},
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self._started,
+        }
+        self.rows.append(row)
+        if self.best is row:
+            trainer.save_checkpoint(self._folder.best, weights_only=True)
+        trainer.save_checkpoint(self._folder.last)
+        self.write_metrics()
+        logger.info(
+            "epoch %d/%d  train: loss %.4f, accuracy %.4f  %s: loss %.4f, accuracy %.4f  %.1f s",
+            *(row["epoch"], trainer.max_epochs, row["train_loss"], row["train_accuracy"]),
+            *(self._chooser, row["validation_loss"], row["validation_accuracy"], row["seconds"]),
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints so that a kill leaves the previous one whole. Lightning's own does not reach the disk first."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint in one step.
+
+        Raises:
+            TypeError: storage options, of which there are none here.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options must be None, got {storage_options!r}")
+        with atomic_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Mixes a seed and an epoch into the seed of that epoch's randomness."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,191 @@
+"""A run is a folder. What lies where in it, and how a finished one is read back."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowformer.tasks.config import Protocol, TimeSeriesConfig
+from flowformer.tasks.files import write_atomically
+from flowformer.tasks.serialization import from_plain, to_plain
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder of a run.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration, the classes, and the versions that ran; written first."""
+        return self.root / "config.json"
+
+    @property
+    def preprocessing(self) -> Path:
+        """What was fitted on the training series."""
+        return self.root / "preprocessing.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch."""
+        return self.root / "metrics.csv"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last whole epoch, from which a run resumes."""
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Parameters of the best epoch so far."""
+        return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """Parameters of the best epoch, once training has ended."""
+        return self.root / "weights.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Predictions for the test set."""
+        return self.root / "predictions.csv"
+
+    @property
+    def result(self) -> Path:
+        """The figures of the run; written last."""
+        return self.root / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the HTML report and its pictures."""
+        return self.root / "report"
+
+    @property
+    def nan_batch(self) -> Path:
+        """The batch at which the loss stopped being finite."""
+        return self.root / "nan_batch.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What config.json holds.
+
+    Attributes:
+        recipe: name of the recipe.
+        config: the configuration, overrides included.
+        versions: of Python and of the packages that compute.
+        classes: names of the classes; labels index them.
+        channels: channels of every series.
+        max_length: time steps that the model has room for.
+        sizes: number of series in each part of the data.
+    """
+
+    recipe: str
+    config: TimeSeriesConfig
+    versions: dict[str, str]
+    classes: tuple[str, ...]
+    channels: int
+    max_length: int
+    sizes: dict[str, int]
+
+    def write(self, folder: RunFolder) -> None:
+        """Writes config.json."""
+        write_json(folder.config, to_plain(self))
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "RunRecord":
+        """Reads config.json.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: the file is not what `write` makes.
+        """
+        if not folder.config.exists():
+            raise FileNotFoundError(f"{folder.root} holds no run: there is no {folder.config.name}")
+        return from_plain(cls, _read_json(folder.config), where=str(folder.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What result.json holds.
+
+    Attributes:
+        recipe: name of the recipe.
+        protocol: what chose the epoch.
+        protocol_note: the same in words, to stand beside every figure.
+        seed: of the run.
+        test_accuracy: of the best epoch, in [0, 1]; None without a test set.
+        validation_accuracy: of the best epoch; under the published protocol that is the test accuracy.
+        validation_loss: likewise.
+        best_epoch: counted from 1.
+        epochs: passes over the training set.
+        paper_accuracy: what the paper prints, if it does.
+        paper_source: where it prints it.
+        parameters: trainable parameters.
+        seconds: of all epochs, validation included.
+        device: what computed.
+        threads: CPU threads.
+    """
+
+    recipe: str
+    protocol: Protocol
+    protocol_note: str
+    seed: int
+    test_accuracy: float | None
+    validation_accuracy: float
+    validation_loss: float
+    best_epoch: int
+    epochs: int
+    paper_accuracy: float | None
+    paper_source: str | None
+    parameters: int
+    seconds: float
+    device: str
+    threads: int
+
+    def write(self, folder: RunFolder) -> None:
+        """Writes result.json."""
+        write_json(folder.result, to_plain(self))
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "RunResult":
+        """Reads result.json.
+
+        Raises:
+            FileNotFoundError: the run has not ended.
+            ValueError: the file is not what `write` makes.
+        """
+        if not folder.result.exists():
+            raise FileNotFoundError(f"{folder.root} has no {folder.result.name}: the run has not ended")
+        return from_plain(cls, _read_json(folder.result), where=str(folder.result))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file at once, readable, refusing NaN (which JSON has not)."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that compute."""
+    packages = ("flowformer", "torch", "lightning", "numpy", "aeon", "scikit-learn")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,115 @@
+"""Using a trained classifier: reading a run back, probabilities, and the predictions' file. Needs no Lightning."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from flowformer.data import Preprocessing, SeriesDataset, collate
+from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.tasks.config import TimeSeriesConfig
+from flowformer.tasks.folder import RunFolder, RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained classifier and what is needed to use it.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        preprocessing: to be applied to every series.
+        config: of its training.
+        classes: names of the classes.
+        max_length: longest series that it takes.
+    """
+
+    model: TimeSeriesClassifier
+    preprocessing: Preprocessing
+    config: TimeSeriesConfig
+    classes: tuple[str, ...]
+    max_length: int
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Reads back what `train` left in a folder.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has not ended.
+        ValueError: a file is damaged.
+    """
+    folder = RunFolder(Path(run_dir))
+    record = RunRecord.read(folder)
+    if not folder.weights.exists():
+        raise FileNotFoundError(
+            f"{folder.root} has no {folder.weights.name}: the run has not ended; go on with --resume"
+        )
+    model = TimeSeriesClassifier(
+        record.config.model,
+        channels=record.channels,
+        num_classes=len(record.classes),
+        max_length=record.max_length,
+    )
+    model.load_state_dict(load_file(folder.weights))
+    return Run(
+        model=model.eval(),
+        preprocessing=Preprocessing.from_dict(json.loads(folder.preprocessing.read_text("utf-8"))),
+        config=record.config,
+        classes=record.classes,
+        max_length=record.max_length,
+    )
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: TimeSeriesClassifier, series: SeriesDataset, *, batch_size: int
+) -> Float64[np.ndarray, "n classes"]:
+    """Returns the probability of each class for each series, computed where the model's parameters are.
+
+    The model is left in the mode that it was in.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    probabilities = []
+    for batch in DataLoader(series, batch_size, collate_fn=collate):
+        output = model(batch["inputs"].to(device), batch["attention_mask"].to(device))
+        probabilities.append(output.logits.double().softmax(dim=-1).cpu().numpy())
+    model.train(training)
+    return np.concatenate(probabilities)
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """Returns the device that an accelerator's name means here: auto takes a GPU when there is one.
+
+    Raises:
+        ValueError: the accelerator is not there.
+    """
+    available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator == "auto":
+        accelerator = next((name for name, there in available.items() if there), "cpu")
+    if not available.get(accelerator, True):
+        raise ValueError(f"training.accelerator is {accelerator}, and there is none: use cpu")
+    return torch.device("cuda" if accelerator == "gpu" else accelerator)
+
+
+def format_predictions(
+    probabilities: Float64[np.ndarray, "n classes"],
+    classes: Sequence[str],
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> str:
+    """Returns predictions as CSV: index, label (empty when unknown), predicted, and the probability of each class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "predicted", *(f"probability_{name}" for name in classes)])
+    for index, row in enumerate(probabilities):
+        label = "" if labels is None else classes[labels[index]]
+        writer.writerow([index, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+    return text.getvalue()

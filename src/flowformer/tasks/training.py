@@ -1,0 +1,272 @@
+"""Training a time-series classifier from a configuration to a run folder."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save
+from torch.utils.data import DataLoader
+
+from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
+from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.tasks.classification import (
+    AtomicCheckpointIO,
+    ClassificationTask,
+    EpochRecorder,
+    NonFiniteLossError,
+    count_parameters,
+)
+from flowformer.tasks.config import PROTOCOL_NOTES, TimeSeriesConfig, TrainingConfig
+from flowformer.tasks.files import remove_unfinished, write_atomically
+from flowformer.tasks.folder import (
+    RunFolder,
+    RunRecord,
+    RunResult,
+    read_versions,
+    write_json,
+)
+from flowformer.tasks.prediction import choose_device, format_predictions, predict_probabilities
+from flowformer.tasks.preparation import Prepared, load_data, prepare
+from flowformer.tasks.serialization import to_plain
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: TimeSeriesConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    data: TimeSeriesData | None = None,
+) -> RunResult:
+    """Trains a classifier and writes the run folder.
+
+    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on the CPU, with as many
+    threads): all randomness is a function of the seed and the epoch, and every epoch ends with a checkpoint.
+
+    Args:
+        config: the experiment.
+        run_dir: folder of the run; made when missing.
+        resume: go on with the run in `run_dir`; where there is none yet, start it.
+        data: the series, in place of those that `config.data` names.
+
+    Returns:
+        The figures, as in result.json.
+
+    Raises:
+        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
+        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ValueError: the configuration does not fit the data, or not the run to be resumed.
+    """
+    folder = RunFolder(Path(run_dir))
+    started = resume and folder.config.exists()
+    if started and folder.result.exists():
+        logger.info("%s has ended already", folder.root)
+        return RunResult.read(folder)
+    if not started:
+        _require_unused(folder)
+    with _torch_settings(config.training):
+        data = load_data(config.data) if data is None else data
+        prepared = prepare(config, data)
+        torch.manual_seed(config.training.seed)
+        model = TimeSeriesClassifier(
+            config.model,
+            channels=data.channels,
+            num_classes=len(data.classes),
+            max_length=prepared.max_length,
+        )
+        _open_folder(folder, _record(config, data, prepared), prepared, started=started)
+        recorder = _fit(model, config, prepared, folder)
+        return _finish(model, config, data, prepared, folder, recorder)
+
+
+def _require_unused(folder: RunFolder) -> None:
+    # A hidden file may be what a kill left of the very first write.
+    if folder.root.exists() and any(not p.name.startswith(".") for p in folder.root.iterdir()):
+        raise FileExistsError(
+            f"{folder.root} is not empty: go on with its run (--resume), or choose another folder"
+        )
+
+
+def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) -> RunRecord:
+    return RunRecord(
+        recipe=config.name,
+        config=config,
+        versions=read_versions(),
+        classes=data.classes,
+        channels=data.channels,
+        max_length=prepared.max_length,
+        sizes={
+            "train": len(prepared.train),
+            "validation": len(prepared.validation),
+            "test": 0 if data.test is None else len(data.test),
+        },
+    )
+
+
+def _open_folder(
+    folder: RunFolder, record: RunRecord, prepared: Prepared, *, started: bool
+) -> None:
+    if started:
+        _require_same(RunRecord.read(folder), record, folder)
+        remove_unfinished(folder.root)
+    else:
+        record.write(folder)
+    write_json(folder.preprocessing, prepared.preprocessing.to_dict())
+
+
+def _require_same(old: RunRecord, new: RunRecord, folder: RunFolder) -> None:
+    before, now = _flatten(to_plain(old)), _flatten(to_plain(new))
+    free = ("versions.", "config.training.progress")
+    changed = [
+        f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key) and not key.startswith(free)
+    ]
+    if changed:
+        raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(changed)}")
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def _fit(
+    model: TimeSeriesClassifier, config: TimeSeriesConfig, prepared: Prepared, folder: RunFolder
+) -> EpochRecorder:
+    training = config.training
+    chooser = "validation" if training.protocol == "clean" else "test (chooses the epoch)"
+    recorder = EpochRecorder(folder, chooser=chooser)
+    bar = _progress_bar(training)
+    with _quiet_lightning():
+        trainer = Trainer(
+            accelerator=training.accelerator,
+            devices=1,
+            precision=training.precision,
+            max_epochs=training.epochs,
+            gradient_clip_val=config.optimizer.gradient_clip,
+            deterministic=True,
+            num_sanity_val_steps=0,
+            default_root_dir=folder.root,
+            logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
+            callbacks=[recorder, *bar],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=bool(bar),
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        task = ClassificationTask(model, config.optimizer, seed=training.seed)
+        try:
+            trainer.fit(
+                task,
+                _loader(prepared.train, config, shuffle=True),
+                _loader(prepared.validation, config, shuffle=False),
+                ckpt_path=folder.last if folder.last.exists() else None,
+                weights_only=True,
+            )
+        except NonFiniteLossError as error:
+            batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
+            write_atomically(folder.nan_batch, save(batch))
+            raise
+        except SystemExit:
+            # Lightning turns Ctrl-C into an exit, and stops listening to it.
+            raise KeyboardInterrupt from None
+    return recorder
+
+
+def _loader(series: SeriesDataset, config: TimeSeriesConfig, *, shuffle: bool) -> DataLoader:
+    sampler = EpochSampler(len(series), config.training.seed) if shuffle else None
+    return DataLoader(series, config.data.batch_size, sampler=sampler, collate_fn=collate)
+
+
+def _progress_bar(training: TrainingConfig) -> list[Callback]:
+    shown = training.progress == "bar" or (training.progress == "auto" and sys.stdout.isatty())
+    return [TQDMProgressBar()] if shown else []
+
+
+def _finish(
+    model: TimeSeriesClassifier,
+    config: TimeSeriesConfig,
+    data: TimeSeriesData,
+    prepared: Prepared,
+    folder: RunFolder,
+    recorder: EpochRecorder,
+) -> RunResult:
+    state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    write_atomically(folder.weights, save(weights))
+    device = choose_device(config.training.accelerator)
+    model.load_state_dict(weights)
+    model.to(device)
+    accuracy = None
+    if data.test is not None:
+        test = SeriesDataset(data.test, prepared.preprocessing)
+        probabilities = predict_probabilities(model, test, batch_size=config.data.batch_size)
+        accuracy = float(np.mean(probabilities.argmax(axis=1) == data.test.labels))
+        write_atomically(
+            folder.predictions, format_predictions(probabilities, data.classes, data.test.labels)
+        )
+    best = recorder.best
+    result = RunResult(
+        recipe=config.name,
+        protocol=config.training.protocol,
+        protocol_note=PROTOCOL_NOTES[config.training.protocol],
+        seed=config.training.seed,
+        test_accuracy=accuracy,
+        validation_accuracy=best["validation_accuracy"],
+        validation_loss=best["validation_loss"],
+        best_epoch=int(best["epoch"]),
+        epochs=config.training.epochs,
+        paper_accuracy=config.paper_accuracy,
+        paper_source=config.paper_source,
+        parameters=count_parameters(model),
+        seconds=sum(row["seconds"] for row in recorder.rows),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+    )
+    result.write(folder)
+    return result
+
+
+@contextmanager
+def _torch_settings(training: TrainingConfig) -> Iterator[None]:
+    """Sets the threads for the run, and gives the process back its threads, randomness and strictness afterwards."""
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    strict = torch.are_deterministic_algorithms_enabled()
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(random_state)
+        torch.use_deterministic_algorithms(strict)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's advertisements and advice for other uses out of the user's way; its errors pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
