@@ -24,6 +24,7 @@ help:
 
 demo: .venv/.installed-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
+	rm -rf $(DEMO)
 	$(BIN)/flowformer train japanese-vowels --training.epochs 30 --run-dir $(DEMO)
 	@echo "==> The report is $(DEMO)/report/index.html: open it in a browser"
 	@echo "    Next: '$(BIN)/flowformer recipes' lists what else can be trained, 'make test' checks the project"
