@@ -5,7 +5,7 @@ and batching.
 """
 
 from flowformer.data.batches import EpochSampler, SeriesDataset, collate
-from flowformer.data.preprocessing import MISSING_POLICIES, Preprocessing
+from flowformer.data.preprocessing import MISSING_POLICIES, MissingPolicy, Preprocessing
 from flowformer.data.timeseries import (
     SeriesSplit,
     TimeSeriesData,
@@ -21,6 +21,7 @@ from flowformer.data.uea import load_uea
 __all__ = [
     "MISSING_POLICIES",
     "EpochSampler",
+    "MissingPolicy",
     "Preprocessing",
     "SeriesDataset",
     "SeriesSplit",

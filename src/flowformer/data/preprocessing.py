@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -54,7 +54,7 @@ class Preprocessing:
             )
 
     @classmethod
-    def fit(cls, split: SeriesSplit, *, missing: MissingPolicy = "error") -> Self:
+    def fit(cls, split: SeriesSplit, *, missing: MissingPolicy = "error") -> "Preprocessing":
         """Take the statistics from a split: the training split, and no other.
 
         Args:
@@ -111,7 +111,7 @@ class Preprocessing:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`.
 
         Args:

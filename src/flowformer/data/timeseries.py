@@ -63,14 +63,15 @@ class SeriesSplit:
         """Time steps of each series."""
         return np.array([series.shape[1] for series in self.series], dtype=np.int64)
 
-    def select(self, indices: Iterable[int], name: str) -> "SeriesSplit":
-        """The series at the given places, as a split of its own."""
-        chosen = np.fromiter(indices, np.int64)
-        return SeriesSplit(
-            series=tuple(self.series[index] for index in chosen),
-            labels=self.labels[chosen],
-            name=name,
-        )
+    def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "SeriesSplit":
+        """The series at the given places, as a split of its own.
+
+        Args:
+            indices: The places.
+            name: How errors call the new split.
+        """
+        series = tuple(self.series[index] for index in indices)
+        return SeriesSplit(series=series, labels=self.labels[indices], name=name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -270,17 +271,18 @@ def stratified_split(
     labels, counts = np.unique(split.labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
-            f"{split.name}: expected at least 2 series of each class, one for either side, got 1 of "
-            f"class {_joined(labels[counts < 2].tolist())} (an index into the classes)"
+            f"{split.name}: expected at least 2 series of each class, one for either side, got 1 "
+            f"of class {_joined(labels[counts < 2].tolist())} (an index into the classes)"
         )
-    smaller = min(math.ceil(fraction * len(split)), math.floor((1 - fraction) * len(split)))
+    chosen_size = math.ceil(fraction * len(split))
+    smaller = min(chosen_size, len(split) - chosen_size)
     if smaller < len(labels):
         raise ValueError(
             f"{split.name}: expected a fraction that leaves either side a series for each of the "
             f"{len(labels)} classes, got {fraction} of {len(split)} series, which leaves {smaller}"
         )
     rest, chosen = train_test_split(
-        np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
+        np.arange(len(split)), test_size=chosen_size, random_state=seed, stratify=split.labels
     )
     lost = np.setdiff1d(labels, split.labels[rest])
     if len(lost):

@@ -133,16 +133,16 @@ class _Header:
     length: int | None
 
     def check_parts(self, parts: int, lines: _Lines) -> None:
-        label = " and a label" if self.classes else ""
         channels = parts - bool(self.classes)
         if channels < 1:
-            lines.fail(f"at least one channel{label}, separated by ':'", "a line without ':'")
+            lines.fail("at least one channel and a label, with ':' between", "a line without ':'")
         self.channels = self.channels or channels
         if channels != self.channels:
-            expected = self.channels + bool(self.classes)
+            what = f"{self.channels} channel{'s' * (self.channels > 1)}"
+            what += " and a label" * bool(self.classes)
             lines.fail(
-                f"{self.channels} channels{label}, {expected} parts separated by ':'",
-                f"{parts} parts",
+                f"{what}, {self.channels + bool(self.classes)} parts separated by ':'",
+                f"{parts}",
             )
 
     def check_series(self, series: np.ndarray, lines: _Lines) -> None:
