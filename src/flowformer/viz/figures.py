@@ -1,0 +1,319 @@
+"""Figures of a classification run: arrays in, matplotlib `Figure` out.
+
+Every figure uses the object interface only, so that nothing here touches pyplot's global state and
+figures can be drawn in any thread. Colours are told apart by readers with any colour vision: lines
+take the palette of M. Okabe and K. Ito (Color Universal Design, 2008), maps differ in lightness.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+except ImportError as error:
+    raise ImportError(
+        "matplotlib is needed to draw figures: pip install 'flowformer[train]'"
+    ) from error
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5f6368"
+PNG_DPI = 200
+MOST_LINES = 16  # more channels than this are drawn as a heat map: lines would cover each other
+MOST_COUNTS = 30  # with more classes than this, a count no longer fits into its cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFlowMap:
+    """What Flow-Attention did with one series, without its padding.
+
+    `source_competition` is c_j, how much of an even share (1.0) source j won; `sink_allocation` is
+    a_i in (0, 1), how far sink i is opened (docs/math.md).
+
+    Raises:
+        ValueError: the arrays do not agree on time, layers or heads, or one of them is empty.
+    """
+
+    series: Float[np.ndarray, "time channels"]
+    label: str
+    predicted: str
+    source_competition: Float[np.ndarray, "layers time heads"]
+    sink_allocation: Float[np.ndarray, "layers time heads"]
+    index: int | None = None  # which series of the test set this is
+
+    def __post_init__(self) -> None:
+        """Check the shapes, which come from the caller's model."""
+        shape = self.source_competition.shape
+        if self.series.ndim != 2 or self.series.size == 0:
+            raise ValueError(f"series must be [time, channels], got shape {self.series.shape}")
+        if len(shape) != 3 or shape[1] != len(self.series) or 0 in shape:
+            raise ValueError(
+                f"source_competition must be [layers, time, heads] with time = {len(self.series)}"
+                f" as in series, got shape {shape}"
+            )
+        if self.sink_allocation.shape != shape:
+            raise ValueError(
+                f"sink_allocation must have the shape of source_competition, {shape}, "
+                f"got {self.sink_allocation.shape}"
+            )
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def learning_curves(
+    history: Mapping[str, Float[np.ndarray, " epochs"]],
+    *,
+    best_epoch: int,
+    held_out: str = "validation",
+    target: float | None = None,
+) -> Figure:
+    """Loss and accuracy over epochs, with the epoch whose weights were kept.
+
+    Args:
+        history: columns epoch, train_loss, train_accuracy, validation_loss, validation_accuracy.
+        best_epoch: the value of the epoch column whose weights were kept.
+        held_out: what the validation columns were measured on, for the legend.
+        target: an accuracy to draw as a line, such as the paper's.
+    """
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    marker = "o" if len(history["epoch"]) < 20 else None
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+        for split, colour, name in (
+            ("train", BLUE, "training"),
+            ("validation", ORANGE, held_out),
+        ):
+            axes.plot(
+                history["epoch"],
+                history[f"{split}_{quantity}"],
+                color=colour,
+                linestyle="-" if split == "train" else (0, (4, 1.2)),
+                linewidth=1.6,
+                marker=marker,
+                markersize=3,
+                label=name,
+            )
+        axes.axvline(best_epoch, color=GREY, linewidth=0.9, linestyle=":")
+        _plain(axes, title=quantity.capitalize())
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    loss.set_ylim(bottom=0)
+    loss.annotate(
+        f"kept: epoch {best_epoch}",
+        (best_epoch, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, -2),
+        textcoords="offset points",
+        ha="right" if best_epoch > np.mean(history["epoch"]) else "left",
+        va="top",
+        fontsize=7.5,
+        color=GREY,
+    )
+    if target is not None:
+        accuracy.axhline(target, color=GREEN, linewidth=1.2, linestyle="--", label="paper")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.set_ylim(top=min(1.02, accuracy.get_ylim()[1]))
+    handles, names = accuracy.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> Figure:
+    """Counts of [true, predicted] classes; a cell's colour is its share of the true class."""
+    support = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(support, 1)
+    size = float(np.clip(1.4 + 0.32 * len(classes), 2.8, 9.0))
+    figure = Figure(figsize=(size + 0.9, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
+    slanted = max(map(len, names)) > 3
+    font = 8 if len(classes) <= MOST_COUNTS else 5
+    every = range(len(classes))
+    axes.set_xticks(
+        every,
+        names,
+        fontsize=font,
+        parse_math=False,
+        rotation=45 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
+    axes.set_yticks(every, names, fontsize=font, parse_math=False)
+    axes.set_xlabel("predicted class", fontsize=9)
+    axes.set_ylabel("true class", fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#dadce0", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+    if len(classes) <= MOST_COUNTS:
+        # Zeros stay blank: the errors are what the eye should find.
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            dark = share[row, column] > 0.5
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "#202124",
+            )
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("share of the true class", fontsize=8)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=2)
+    return figure
+
+
+def flow_map(flow: SeriesFlowMap) -> Figure:
+    """The series, and under it on the same time axis what each layer's heads made of each step.
+
+    Competition is drawn on a logarithmic scale around 1, an even share: blue steps lose, red steps
+    win. Allocation is drawn over the range it takes.
+    """
+    layers, _, heads = flow.source_competition.shape
+    strip = float(np.clip(0.075 * layers * heads, 0.6, 4.0))
+    figure = Figure(figsize=(7.2, 2.4 + 2 * strip), layout="constrained")
+    grid = figure.add_gridspec(3, 2, height_ratios=[1.3, strip, strip], width_ratios=[1, 0.018])
+    top = figure.add_subplot(grid[0, 0])
+    middle = figure.add_subplot(grid[1, 0], sharex=top)
+    bottom = figure.add_subplot(grid[2, 0], sharex=top)
+
+    _draw_series(top, flow.series, figure.add_subplot(grid[0, 1]))
+    limit = _share_limit(flow.source_competition)
+    competition = _draw_strips(
+        middle, flow.source_competition, cmap="RdBu_r", norm=LogNorm(1 / limit, limit)
+    )
+    bar = _bar(competition, figure.add_subplot(grid[1, 1]), extend="both")
+    ticks, names = _share_ticks(limit)
+    bar.set_ticks(ticks, labels=names)
+    bar.minorticks_off()
+    allocation = _draw_strips(bottom, flow.sink_allocation, cmap="cividis")
+    _bar(allocation, figure.add_subplot(grid[2, 1]))
+
+    _plain(middle, title="Source competition: what each step gives, in even shares")
+    _plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
+    for axes in (top, middle):
+        axes.tick_params(labelbottom=False)
+    bottom.set_xlabel("time step", fontsize=8)
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    which = "Test series" if flow.index is None else f"Test series {flow.index}"
+    verdict = "correct" if flow.label == flow.predicted else "wrong"
+    figure.suptitle(
+        f"{which}: class {flow.label}, predicted {flow.predicted} ({verdict})",
+        fontsize=10,
+        parse_math=False,
+    )
+    return figure
+
+
+def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axes: Axes) -> None:
+    """One line a channel, or a heat map when they are many."""
+    steps, channels = series.shape
+    _plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
+    if channels > MOST_LINES:
+        low, high = np.nanpercentile(series, [1, 99])
+        image = axes.imshow(
+            series.T,
+            aspect="auto",
+            vmin=low,
+            vmax=high,
+            extent=(-0.5, steps - 0.5, channels + 0.5, 0.5),
+        )
+        axes.set_ylabel("channel", fontsize=8)
+        _bar(image, bar_axes).set_label("value", fontsize=7)
+        return
+    # The bright end of viridis is left out: it vanishes on white.
+    colours = colormaps["viridis"](np.linspace(0.0, 0.85, channels))
+    for channel, colour in zip(series.T, colours, strict=True):
+        marker = "o" if steps == 1 else None  # a line through one point is invisible
+        axes.plot(
+            channel,
+            color=colour,
+            linewidth=1.2 if steps < 300 else 0.7,
+            marker=marker,
+            markersize=3,
+        )
+    axes.set_ylabel("value", fontsize=8)
+    if channels == 1:
+        bar_axes.set_axis_off()
+        return
+    edges = np.arange(channels + 1) + 0.5
+    bar = _bar(ScalarMappable(BoundaryNorm(edges, channels), ListedColormap(colours)), bar_axes)
+    bar.set_ticks(list(range(1, channels + 1, 1 + channels // 8)))
+    bar.minorticks_off()
+    bar.set_label("channel", fontsize=7)
+
+
+def _draw_strips(
+    axes: Axes, values: Float[np.ndarray, "layers time heads"], **colours: Any
+) -> AxesImage:
+    """One row a head, the layers from top to bottom with a white line between them."""
+    layers, steps, heads = values.shape
+    rows = values.transpose(0, 2, 1).reshape(layers * heads, steps)
+    image = axes.imshow(
+        rows,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(-0.5, steps - 0.5, layers * heads, 0),
+        **colours,
+    )
+    for layer in range(1, layers):
+        axes.axhline(layer * heads, color="white", linewidth=2)
+    axes.set_yticks(
+        [(layer + 0.5) * heads for layer in range(layers)],
+        [f"layer {layer + 1}" for layer in range(layers)],
+    )
+    axes.spines[:].set_visible(False)
+    if heads > 1:
+        axes.set_ylabel(f"{heads} heads each", fontsize=8)
+    return image
+
+
+def _share_limit(competition: Float[np.ndarray, "layers time heads"]) -> float:
+    """The factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
+    distance = np.abs(np.log(np.maximum(competition, 1e-30)))
+    return float(np.exp(np.clip(np.percentile(distance, 99), np.log(1.05), np.log(16.1))))
+
+
+def _share_ticks(limit: float) -> tuple[list[float], list[str]]:
+    """Ticks of the competition's colour bar at 1 and symmetrically on either side."""
+    if limit >= 4:
+        inner = 2.0 ** int(np.log2(limit) / 2)
+        names = [f"1/{inner**2:.0f}×", f"1/{inner:.0f}×", "1×", f"{inner:.0f}×", f"{inner**2:.0f}×"]
+    else:
+        inner = limit**0.45  # a little inside the ends of the bar
+        names = [f"{inner**power:.2f}×" for power in (-2, -1, 0, 1, 2)]
+    return [inner**power for power in (-2, -1, 0, 1, 2)], names
+
+
+def _bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
+    bar = Colorbar(axes, image, **options)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=2)
+    return bar
+
+
+def _plain(axes: Axes, *, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)

@@ -1,0 +1,201 @@
+"""The report of a finished run: one HTML page that stands alone, and its figures as PNG files."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
+from flowformer.viz.figures import (
+    SeriesFlowMap,
+    confusion_matrix,
+    flow_map,
+    learning_curves,
+    png_bytes,
+)
+from flowformer.viz.page import (
+    details,
+    heading,
+    headline,
+    page,
+    paragraph,
+    picture,
+    table,
+)
+from flowformer.viz.run_folder import FinishedRun, read_run
+
+# What the validation columns of metrics.csv were measured on.
+HELD_OUT: Mapping[str, str] = {"clean": "validation", "published": "test (chose the epoch)"}
+FLOW_MAP_NOTE = (
+    "Each row is one head of a layer, on the time axis of the series above it. Source competition "
+    "shows which steps the head draws on (dark red: many times an even share; dark blue: next to "
+    "nothing), sink allocation how wide each step opens to what reaches it (yellow: widest)."
+)
+
+
+def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> Path:
+    """Write RUN/report/index.html and its figures from what a finished run left in its folder.
+
+    The page embeds its figures, so it can be sent as one file. Each file appears whole or not at
+    all, index.html last.
+
+    Args:
+        run_dir: a run folder with config.json, result.json, metrics.csv and predictions.csv.
+        flow_maps: the test series to draw flow maps of; without any, the page has no such part.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: a file is malformed, or the files are not of one run.
+    """
+    run = read_run(run_dir)
+    metrics = classification_metrics(*run.test, run.classes) if run.test else None
+    pictures = {
+        "learning-curves.png": png_bytes(
+            learning_curves(
+                run.history,
+                best_epoch=run.result["best_epoch"],
+                held_out=HELD_OUT[run.result["protocol"]],
+                target=run.result["paper_accuracy"],
+            )
+        ),
+    }
+    if metrics is not None:
+        matrix = confusion_matrix(metrics.confusion, run.classes)
+        pictures["confusion-matrix.png"] = png_bytes(matrix)
+    for at, flow in enumerate(flow_maps, 1):
+        pictures[f"flow-map-{at}.png"] = png_bytes(flow_map(flow))
+    html = page(
+        f"{run.result['recipe']}: run report",
+        [
+            *_headline(run, metrics),
+            *_curves(run, pictures["learning-curves.png"]),
+            *(_classes(metrics, pictures["confusion-matrix.png"]) if metrics else ()),
+            *_flow_maps(flow_maps, pictures),
+            *_settings(run),
+        ],
+    )
+    folder = run_dir / "report"
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        _write_whole(folder / name, content)
+    _write_whole(folder / "index.html", html.encode())
+    for old in folder.glob("*.png"):
+        if old.name not in pictures:
+            old.unlink()
+    return folder / "index.html"
+
+
+def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterator[str]:
+    result = run.result
+    protocol = f"{result['protocol']} protocol"
+    yield heading(result["recipe"], level=1)
+    # Wherever an accuracy is shown, the protocol that it was measured under stands beside it.
+    yield paragraph(f"{protocol.capitalize()}: {result['protocol_note']}.", soft=True)
+    if metrics is None:
+        accuracy = result["validation_accuracy"]
+        note = "of the series that chose the epoch; there was no test set"
+        cards = [(f"Validation accuracy, {protocol}", _percent(accuracy), note)]
+    else:
+        accuracy = metrics.accuracy
+        low, high = _percent(metrics.accuracy_low), _percent(metrics.accuracy_high)
+        note = f"{metrics.correct} of {metrics.count} series; "
+        note += f"{metrics.confidence:.0%} interval {low} to {high}"
+        cards = [(f"Test accuracy, {protocol}", _percent(accuracy), note)]
+    if result["paper_accuracy"] is not None:
+        points = f"{100 * (accuracy - result['paper_accuracy']):+.1f} points".replace("-", "−")
+        note = f"{result['paper_source'] or 'source not given'}; this run: {points}"
+        name = "The paper's accuracy, published protocol"
+        cards.append((name, _percent(result["paper_accuracy"]), note))
+    kept = f"of {result['epochs']}; {_duration(result['seconds'])}, seed {result['seed']}"
+    cards.append(("Epoch kept", str(result["best_epoch"]), kept))
+    yield headline(cards)
+
+
+def _curves(run: FinishedRun, png: bytes) -> Iterator[str]:
+    held_out = HELD_OUT[run.result["protocol"]]
+    train, validation = (run.history[f"{s}_accuracy"][-1] for s in ("train", "validation"))
+    yield heading("Learning curves")
+    yield picture(
+        png,
+        alt=f"Loss and accuracy over {len(run.history['epoch'])} epochs. At the end: training "
+        f"accuracy {_percent(train)}, {held_out} accuracy {_percent(validation)}. "
+        f"Epoch {run.result['best_epoch']} was kept.",
+    )
+
+
+def _classes(metrics: ClassificationMetrics, png: bytes) -> Iterator[str]:
+    yield heading("Confusion matrix and classes")
+    yield picture(
+        png,
+        alt=f"Confusion matrix: {metrics.correct} of {metrics.count} test series lie on the "
+        "diagonal. The table below has the figures of each class.",
+    )
+    yield table(
+        ("class", "series", "precision", "recall", "F1"),
+        [
+            (of.name, str(of.support), *map(_percent, (of.precision, of.recall, of.f1)))
+            for of in metrics.per_class
+        ],
+    )
+    yield paragraph(f"Macro F1, the mean over the classes: {_percent(metrics.macro_f1)}.")
+
+
+def _flow_maps(flow_maps: Sequence[SeriesFlowMap], pictures: Mapping[str, bytes]) -> Iterator[str]:
+    if not flow_maps:
+        return
+    yield heading("Flow maps of test series")
+    yield paragraph(FLOW_MAP_NOTE)
+    for at, flow in enumerate(flow_maps, 1):
+        layers, steps, heads = flow.source_competition.shape
+        winner = int(flow.source_competition.mean(axis=(0, 2)).argmax())
+        yield picture(
+            pictures[f"flow-map-{at}.png"],
+            alt=f"Flow map of a series of class {flow.label}, predicted {flow.predicted}: {steps} "
+            f"time steps, {layers} layers of {heads} heads. Step {winner} wins the largest share "
+            "of the competition on average.",
+        )
+
+
+def _settings(run: FinishedRun) -> Iterator[str]:
+    yield heading("Settings")
+    summary = {
+        "classes": len(run.classes),
+        "channels": run.config["channels"],
+        "longest series": run.config["max_length"],
+        "parameters": f"{run.result['parameters']:,}",
+    }
+    flat = {**summary, **_flatten(run.config["config"])}
+    yield table(("setting", "value"), [(k, str(v)) for k, v in flat.items()], numbers_from=2)
+    versions = [(name, str(version)) for name, version in run.config["versions"].items()]
+    yield details("Versions", table(("package", "version"), versions, numbers_from=2))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as the command line takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
