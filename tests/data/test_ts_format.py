@@ -76,6 +76,11 @@ def test_reads_what_the_format_allows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.series[1], [[7], [8]])
 
 
+def test_a_series_length_binds_only_series_of_equal_length(tmp_path: Path) -> None:
+    file = read_ts(write(tmp_path, "@equalLength false\n@seriesLength 3\n@data\n1,2\n3\n"))
+    assert [series.shape[1] for series in file.series] == [2, 1]
+
+
 def test_labels_that_differ_in_case_only_stay_apart(tmp_path: Path) -> None:
     file = read_ts(write(tmp_path, "@classLabel true a A\n@data\n1:A\n2:a\n"))
     assert file.labels == ("A", "a")
@@ -222,14 +227,14 @@ MALFORMED = {
     "series-length-violated": (
         HEADER + FIRST + "1,2:4,5:up\n",
         11,
-        "3 values a channel (@equalLength true)",
-        "2 values",
+        "3 values a channel, as @seriesLength says",
+        "2",
     ),
     "equal-length-violated": (
         HEADER.replace("@seriesLength 3\n", "") + FIRST + "1,2:4,5:up\n",
         10,
-        "3 values a channel (@equalLength true)",
-        "2 values",
+        "3 values a channel, as in the first series (@equalLength true)",
+        "2",
     ),
     "truncated-in-a-channel": (
         HEADER + FIRST + "1,2,3:4,",

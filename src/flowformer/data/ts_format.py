@@ -131,6 +131,7 @@ class _Header:
     channels: int | None
     equal_length: bool
     length: int | None
+    length_source: str = "@seriesLength says"
 
     def check_parts(self, parts: int, lines: _Lines) -> None:
         channels = parts - bool(self.classes)
@@ -146,13 +147,11 @@ class _Header:
             )
 
     def check_series(self, series: np.ndarray, lines: _Lines) -> None:
-        if self.equal_length:
-            self.length = self.length or series.shape[1]
-            if series.shape[1] != self.length:
-                lines.fail(
-                    f"{self.length} values a channel (@equalLength true)",
-                    f"{series.shape[1]} values",
-                )
+        length = series.shape[1]
+        if self.length is None and self.equal_length:
+            self.length, self.length_source = length, "in the first series (@equalLength true)"
+        if self.length is not None and length != self.length:
+            lines.fail(f"{self.length} values a channel, as {self.length_source}", f"{length}")
 
 
 def _read_header(lines: _Lines) -> _Header:
@@ -165,12 +164,13 @@ def _read_header(lines: _Lines) -> _Header:
         if tag == "data":
             if values:
                 lines.fail("@data alone on its line", _excerpt(line))
+            equal_length = tags.get("equallength", "serieslength" in tags)
             return _Header(
                 problem_name=tags.get("problemname", ""),
                 classes=tags.get("classlabel", ()),
                 channels=_promised_channels(tags, lines),
-                equal_length=tags.get("equallength", "serieslength" in tags),
-                length=tags.get("serieslength"),
+                equal_length=equal_length,
+                length=tags.get("serieslength") if equal_length else None,
             )
         if tag in _TAGS:
             key = "dimensions" if tag == "dimension" else tag
