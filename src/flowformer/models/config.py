@@ -1,4 +1,4 @@
-"""Configurations of the models. Imports no torch, so that recipes and the command line can show them at once."""
+"""Configurations of the models, without torch: recipes and the command line start at once."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,16 +10,18 @@ class TimeSeriesModelConfig:
 
     Attributes:
         mixer: Name of the attention, from `flowformer.nn.MIXERS`.
-        mixer_options: Options of that mixer; None means as published: for flow no clamp of the conserved
-            source, for another mixer its own defaults.
+        mixer_options: Options of that mixer; None means as published: for flow no clamp of the
+            conserved source, for another mixer its own defaults.
         dim: Width of the hidden states.
         num_heads: Attention heads.
         num_layers: Encoder layers.
         feedforward: Width inside the feed-forward part.
         dropout: Probability of dropping a value in training.
         positions: Learned position vectors, or sinusoidal ones.
-        norm: Layer normalisation after each residual sum (post, as published) or before each part (pre).
-        pooling: Classify from all positions side by side (flatten, as published) or from their mean.
+        norm: Layer normalisation after each residual sum (post, as published) or before each part
+            (pre).
+        pooling: Classify from all positions side by side (flatten, as published) or from their
+            mean.
         padding: Keep padding out of the attention (masked), or let it take part (published).
     """
 
@@ -37,7 +39,7 @@ class TimeSeriesModelConfig:
 
     @property
     def resolved_mixer_options(self) -> dict[str, Any]:
-        """The options that the mixer is built with. The published time-series code does not clamp."""
+        """The options that the mixer is built with; published time-series code does not clamp."""
         if self.mixer_options is None:
             return {"clamp": None} if self.mixer == "flow" else {}
         return dict(self.mixer_options)

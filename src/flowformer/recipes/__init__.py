@@ -1,4 +1,4 @@
-"""Experiments: one function each, returning its configuration, with the published settings and the published result."""
+"""Experiments: one function each, giving its configuration and the published result."""
 
 import difflib
 from collections.abc import Callable, Mapping

@@ -1,8 +1,10 @@
-"""Time-series classification: the ten UEA subsets of the paper, and a recipe for series of one's own.
+"""Time-series classification: the paper's ten UEA subsets, and series of one's own.
 
-Settings: the published scripts (RAdam, learning rate 1e-3, batches of 16, 100 epochs, gradient norm at most 4, learned
-positions, no clamp of the conserved source) and the classifier they build. Accuracies: Flowformer (ICML 2022), the
-table of UEA results. The published scripts report the best test accuracy over epochs, which is `protocol="published"`.
+Settings: the published scripts (RAdam, learning rate 1e-3, batches of 16, 100 epochs, gradient norm
+    at most 4, learned
+positions, no clamp of the conserved source) and the classifier they build. Accuracies: Flowformer
+(ICML 2022), the table of UEA results. The published scripts report the best test accuracy over
+epochs, which is `protocol="published"`.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +31,7 @@ def face_detection() -> TimeSeriesConfig:
 
 
 def handwriting() -> TimeSeriesConfig:
-    """Handwriting: a smartwatch's acceleration while writing one of 26 letters, 3 channels, 152 steps."""
+    """Handwriting: a wrist writing one of 26 letters, 3 accelerations, 152 steps."""
     return _published("handwriting", "Handwriting", 152, 0.338)
 
 
@@ -44,12 +46,12 @@ def japanese_vowels() -> TimeSeriesConfig:
 
 
 def pems_sf() -> TimeSeriesConfig:
-    """PEMS-SF: occupancy of San Francisco's car lanes over a day, 7 weekdays, 963 channels, 144 steps."""
+    """PEMS-SF: occupancy of car lanes over a day, 7 weekdays, 963 channels, 144 steps."""
     return _published("pems-sf", "PEMS-SF", 144, 0.838, epochs=400)
 
 
 def self_regulation_scp1() -> TimeSeriesConfig:
-    """SelfRegulationSCP1: slow cortical potentials moving a cursor up or down, 6 channels, 896 steps."""
+    """SelfRegulationSCP1: slow cortical potentials, cursor up or down, 6 channels, 896 steps."""
     return _published("self-regulation-scp1", "SelfRegulationSCP1", 896, 0.925)
 
 
@@ -59,18 +61,18 @@ def self_regulation_scp2() -> TimeSeriesConfig:
 
 
 def spoken_arabic_digits() -> TimeSeriesConfig:
-    """SpokenArabicDigits: ten digits, 13 cepstral coefficients, up to 93 steps; trained with Adam."""
+    """SpokenArabicDigits: ten digits, 13 cepstral coefficients, up to 93 steps; with Adam."""
     adam = OptimizerConfig(name="adam")
     return _published("spoken-arabic-digits", "SpokenArabicDigits", 93, 0.988, optimizer=adam)
 
 
 def uwave_gesture_library() -> TimeSeriesConfig:
-    """UWaveGestureLibrary: acceleration of a hand making one of 8 gestures, 3 channels, 315 steps."""
+    """UWaveGestureLibrary: a hand making one of 8 gestures, 3 accelerations, 315 steps."""
     return _published("uwave-gesture-library", "UWaveGestureLibrary", 315, 0.866)
 
 
 def time_series() -> TimeSeriesConfig:
-    """Series of your own: give `data.train_file` and `data.test_file`, or `data.dataset` for another UEA set."""
+    """Series of your own: give data.train_file and data.test_file, or data.dataset."""
     return TimeSeriesConfig(name="time-series", data=TimeSeriesDataConfig())
 
 

@@ -1,4 +1,4 @@
-"""Training a classifier of time series with Lightning: the module, and what is recorded at the end of an epoch."""
+"""Training a classifier with Lightning: the module, and what is recorded at an epoch's end."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "epoch",
     "step",
     "train_loss",
@@ -57,14 +57,15 @@ class NonFiniteLossError(RuntimeError):
 
     def __str__(self) -> str:
         """Says what happened, when, and at which learning rate."""
-        return f"the loss became {self.loss} at step {self.step} (learning rate {self.learning_rate:g})"
+        rate = f"learning rate {self.learning_rate:g}"
+        return f"the loss became {self.loss} at step {self.step} ({rate})"
 
 
 class ClassificationTask(LightningModule):
     """Cross-entropy training of a classifier.
 
-    All randomness of an epoch (the dropout; the order is the sampler's) is a function of the seed and the epoch alone: a run
-    resumed at the start of an epoch goes on as if it had never stopped.
+    All randomness of an epoch (the dropout; the order is the sampler's) is a function of the seed
+    and the epoch alone: a run resumed at the start of an epoch goes on as if it had never stopped.
 
     Args:
         model: called with a batch as keyword arguments; gives `logits` and `loss`.
@@ -90,8 +91,10 @@ class ClassificationTask(LightningModule):
             weight_decay=self._optimizer.weight_decay,
         )
 
-    def on_train_batch_start(self, _batch: Any, batch_idx: int) -> None:
-        """Starts the epoch's randomness anew. Not in on_train_epoch_start: a resumed Trainer leaves that out."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Starts the epoch's randomness anew."""
+        del batch
+        # Not in on_train_epoch_start, which a resumed Trainer may leave out.
         if batch_idx == 0:
             torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
 
@@ -102,8 +105,8 @@ class ClassificationTask(LightningModule):
             NonFiniteLossError: it is NaN or infinite.
         """
         loss = self._step(batch, "train")
-        # Waits for an accelerator's forward pass, once a step: the batch at fault and the parameters that met it are
-        # still at hand here, and after the update they are not.
+        # Waits for an accelerator's forward pass, once a step: the batch at fault and the
+        # parameters that met it are still at hand here, and after the update they are not.
         if not torch.isfinite(loss):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise NonFiniteLossError(loss.item(), self.global_step, rate, batch)
@@ -127,22 +130,24 @@ class ClassificationTask(LightningModule):
 
 
 class EpochRecorder(Callback):
-    """At the end of each epoch: its row in metrics.csv, best.ckpt when it is the best so far, and last.ckpt.
+    """Writes, at the end of each epoch, metrics.csv, best.ckpt if it is the best, and last.ckpt.
 
-    The rows travel inside the checkpoint and the file is written whole each time, so a resumed run neither loses nor doubles
-    one. best.ckpt is written before last.ckpt: a kill between them repeats the epoch and writes the same best.ckpt again,
-    whereas the other order would lose it.
+    The rows travel inside the checkpoint and the file is written whole each time, so a resumed run
+    neither loses nor doubles one. best.ckpt is written before last.ckpt: a kill between them
+    repeats the epoch and writes the same best.ckpt again, whereas the other order would lose it.
 
     Args:
         folder: where the run is kept.
-        chooser: what the validation columns are measured on, for the log.
+        held_out: what the validation columns are measured on, in words.
+        announce: whether to log a line an epoch.
     """
 
-    def __init__(self, folder: RunFolder, *, chooser: str) -> None:
+    def __init__(self, folder: RunFolder, *, held_out: str, announce: bool) -> None:
         """Starts with no rows."""
         self.rows: list[dict[str, float | int]] = []
         self._folder = folder
-        self._chooser = chooser
+        self._held_out = held_out
+        self._announce = announce
         self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,7 +161,7 @@ class EpochRecorder(Callback):
 
     @property
     def best(self) -> dict[str, float | int]:
-        """Row of the highest validation accuracy; on a tie the lower loss, then the earlier epoch."""
+        """Row of the highest validation accuracy; on a tie the lower loss, then the earlier one."""
         return max(
             self.rows,
             key=lambda row: (row["validation_accuracy"], -row["validation_loss"], -row["epoch"]),
@@ -194,15 +199,18 @@ class EpochRecorder(Callback):
             trainer.save_checkpoint(self._folder.best, weights_only=True)
         trainer.save_checkpoint(self._folder.last)
         self.write_metrics()
-        logger.info(
-            "epoch %d/%d  train: loss %.4f, accuracy %.4f  %s: loss %.4f, accuracy %.4f  %.1f s",
-            *(row["epoch"], trainer.max_epochs, row["train_loss"], row["train_accuracy"]),
-            *(self._chooser, row["validation_loss"], row["validation_accuracy"], row["seconds"]),
-        )
+        if self._announce:
+            logger.info(
+                "epoch %d/%d  train: loss %.4f, accuracy %.4f  "
+                "%s: loss %.4f, accuracy %.4f  %.1f s",
+                *(row["epoch"], trainer.max_epochs, row["train_loss"], row["train_accuracy"]),
+                *(self._held_out, row["validation_loss"], row["validation_accuracy"]),
+                row["seconds"],
+            )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints so that a kill leaves the previous one whole. Lightning's own does not reach the disk first."""
+    """Writes checkpoints so that a kill, of the machine too, leaves the previous one whole."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None

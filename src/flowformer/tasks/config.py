@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass per part, checked when built. Imports no torch."""
+"""What a training run is told: one frozen dataclass per part, checked when built; no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,12 +28,16 @@ class TimeSeriesDataConfig:
 
     Attributes:
         dataset: name of a set of the UEA archive, for example JapaneseVowels.
-        folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); the default is aeon's own or a download.
+        folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); by default aeon's own, or
+            a download.
         train_file: a `.ts` file of your own to train on, in place of `dataset`.
         test_file: the `.ts` file to test on, beside `train_file`.
-        max_length: time steps that the model has room for; the default is the longest series of the set.
-        missing: what to do with missing values: refuse them, interpolate in time, or fill in the training mean.
-        validation_fraction: part of the training set that chooses the epoch under the clean protocol.
+        max_length: time steps that the model has room for; the default is the longest series of the
+            set.
+        missing: what to do with missing values: refuse them, interpolate in time, or fill in the
+            training mean.
+        validation_fraction: part of the training set that chooses the epoch under the clean
+            protocol.
         batch_size: series in one training step.
     """
 
@@ -61,9 +65,7 @@ class TimeSeriesDataConfig:
         if self.folder is not None and self.dataset is None:
             raise ValueError(f"folder needs the name of a dataset in it, got only {self.folder}")
         _require_one_of("missing", self.missing, get_args(Missing))
-        _require(
-            "validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1
-        )
+        _require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
         _require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
         if self.max_length is not None:
             _require("max_length", self.max_length, "at least 1", lambda v: v >= 1)
@@ -104,13 +106,16 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training set.
-        protocol: what chooses the epoch. clean: a part of the training set, the test set is read once at the end.
-            published: the test set itself, as in the paper; leaks, for comparison with its figures only.
+        protocol: what chooses the epoch. clean: a part of the training set, the test set is read
+            once at the end. published: the test set itself, as in the paper; leaks, for comparison
+            with its figures only.
         seed: of the split, the initial weights, the order of the series and dropout.
         accelerator: where to compute; auto takes a GPU when there is one.
         precision: of the training step, in Lightning's words.
-        threads: CPU threads; the default is torch's own. Results are bitwise equal only for equal numbers.
-        progress: bar on a terminal, lines (one an epoch), none, or auto (bar on a terminal, lines elsewhere).
+        threads: CPU threads; the default is torch's own. Results are bitwise equal only for equal
+            numbers.
+        progress: bar on a terminal, lines (one an epoch), none, or auto (bar on a terminal, lines
+            elsewhere).
     """
 
     epochs: int = 100

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old content or the new, never half of one."""
+"""Writing files so that a kill at any moment leaves the old content or the new."""
 
 import os
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ _UNFINISHED = ".unfinished"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a binary file whose content appears under `path` at once when the block ends.
 
-    The bytes go to a hidden file in the same folder (a rename is atomic within one file system only), reach the disk, and
-    replace `path` in one step. When the block raises, `path` keeps its content.
+    The bytes go to a hidden file in the same folder (a rename is atomic within one file system
+    only), reach the disk, and replace `path` in one step. When the block raises, `path` keeps its
+    content.
 
     Args:
         path: the file to write; its folder is made when missing.

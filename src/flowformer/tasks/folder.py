@@ -72,6 +72,18 @@ class RunFolder:
         """The batch at which the loss stopped being finite."""
         return self.root / "nan_batch.safetensors"
 
+    def require_unused(self) -> None:
+        """Refuses to write over anything.
+
+        Raises:
+            FileExistsError: the folder holds something already.
+        """
+        # A hidden file may be what a kill left of the very first write.
+        if self.root.exists() and any(not p.name.startswith(".") for p in self.root.iterdir()):
+            raise FileExistsError(
+                f"{self.root} is not empty: go on with its run (--resume), or choose another folder"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -122,7 +134,8 @@ class RunResult:
         protocol_note: the same in words, to stand beside every figure.
         seed: of the run.
         test_accuracy: of the best epoch, in [0, 1]; None without a test set.
-        validation_accuracy: of the best epoch; under the published protocol that is the test accuracy.
+        validation_accuracy: of the best epoch; under the published protocol that is the test
+            accuracy.
         validation_loss: likewise.
         best_epoch: counted from 1.
         epochs: passes over the training set.
@@ -163,7 +176,9 @@ class RunResult:
             ValueError: the file is not what `write` makes.
         """
         if not folder.result.exists():
-            raise FileNotFoundError(f"{folder.root} has no {folder.result.name}: the run has not ended")
+            raise FileNotFoundError(
+                f"{folder.root} has no {folder.result.name}: the run has not ended"
+            )
         return from_plain(cls, _read_json(folder.result), where=str(folder.result))
 
 

@@ -1,4 +1,4 @@
-"""Using a trained classifier: reading a run back, probabilities, and the predictions' file. Needs no Lightning."""
+"""Using a trained classifier: reading a run back, probabilities, the predictions' file."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def load_run(run_dir: str | Path) -> Run:
     record = RunRecord.read(folder)
     if not folder.weights.exists():
         raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: the run has not ended; go on with --resume"
+            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
         )
     model = TimeSeriesClassifier(
         record.config.model,
@@ -71,7 +71,7 @@ def load_run(run_dir: str | Path) -> Run:
 def predict_probabilities(
     model: TimeSeriesClassifier, series: SeriesDataset, *, batch_size: int
 ) -> Float64[np.ndarray, "n classes"]:
-    """Returns the probability of each class for each series, computed where the model's parameters are.
+    """Returns the probability of each class for each series, computed on the model's device.
 
     The model is left in the mode that it was in.
     """
@@ -105,7 +105,7 @@ def format_predictions(
     classes: Sequence[str],
     labels: Int64[np.ndarray, " n"] | None = None,
 ) -> str:
-    """Returns predictions as CSV: index, label (empty when unknown), predicted, and the probability of each class."""
+    """Returns CSV: index, label (empty when unknown), predicted, and each class's probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "label", "predicted", *(f"probability_{name}" for name in classes)])

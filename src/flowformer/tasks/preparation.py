@@ -1,4 +1,4 @@
-"""From a configuration to what the loop needs: parted and preprocessed series. The test set stays untouched here."""
+"""From a configuration to what the loop needs: parted and preprocessed series."""
 
 from dataclasses import dataclass
 
@@ -47,12 +47,12 @@ def load_data(config: TimeSeriesDataConfig) -> TimeSeriesData:
 def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
     """Parts the training set as the protocol says, fits the preprocessing and applies it.
 
-    Under "clean" the validation part is cut from the training set, and nothing of the test set is read but its length.
-    Under "published" the test set is the validation part.
+    Under "clean" the validation part is cut from the training set, and nothing of the test set is
+    read but its length. Under "published" the test set is the validation part.
 
     Raises:
-        ValueError: "published" without a test set, series longer than `max_length`, missing values where they are
-            refused, or too few series of a class to part.
+        ValueError: "published" without a test set, series longer than `max_length`, missing values
+            where they are refused, or too few series of a class to part.
     """
     if config.training.protocol == "published":
         if data.test is None:

@@ -1,4 +1,4 @@
-"""Configurations to and from plain JSON values, strictly: nothing is guessed, dropped or converted silently."""
+"""Configurations to and from plain JSON values, strictly: nothing is guessed or dropped."""
 
 import dataclasses
 import types
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turns a (nested) dataclass into values that JSON can hold: dataclass → dict, Path → str, tuple → list."""
+    """Turns a dataclass into JSON values: dataclass → dict, Path → str, tuple → list."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -30,7 +30,8 @@ def from_plain(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
         where: dotted name of the place of `values` in the whole, for messages.
 
     Raises:
-        ValueError: an unknown or missing key, or a value of the wrong type; the message names the key by its dotted path.
+        ValueError: an unknown or missing key, or a value of the wrong type; the message names the
+            key by its dotted path.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or kind.__name__} must be a mapping, got {values!r}")

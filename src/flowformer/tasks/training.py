@@ -1,6 +1,7 @@
 """Training a time-series classifier from a configuration to a run folder."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
@@ -49,8 +51,9 @@ def train(
 ) -> RunResult:
     """Trains a classifier and writes the run folder.
 
-    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on the CPU, with as many
-    threads): all randomness is a function of the seed and the epoch, and every epoch ends with a checkpoint.
+    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
+    the CPU, with as many threads): all randomness is a function of the seed and the epoch, and
+    every epoch ends with a checkpoint.
 
     Args:
         config: the experiment.
@@ -72,7 +75,7 @@ def train(
         logger.info("%s has ended already", folder.root)
         return RunResult.read(folder)
     if not started:
-        _require_unused(folder)
+        folder.require_unused()
     with _torch_settings(config.training):
         data = load_data(config.data) if data is None else data
         prepared = prepare(config, data)
@@ -86,14 +89,6 @@ def train(
         _open_folder(folder, _record(config, data, prepared), prepared, started=started)
         recorder = _fit(model, config, prepared, folder)
         return _finish(model, config, data, prepared, folder, recorder)
-
-
-def _require_unused(folder: RunFolder) -> None:
-    # A hidden file may be what a kill left of the very first write.
-    if folder.root.exists() and any(not p.name.startswith(".") for p in folder.root.iterdir()):
-        raise FileExistsError(
-            f"{folder.root} is not empty: go on with its run (--resume), or choose another folder"
-        )
 
 
 def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) -> RunRecord:
@@ -147,9 +142,12 @@ def _fit(
     model: TimeSeriesClassifier, config: TimeSeriesConfig, prepared: Prepared, folder: RunFolder
 ) -> EpochRecorder:
     training = config.training
-    chooser = "validation" if training.protocol == "clean" else "test (chooses the epoch)"
-    recorder = EpochRecorder(folder, chooser=chooser)
-    bar = _progress_bar(training)
+    bar = [TQDMProgressBar()] if _wants_bar(training) else []
+    recorder = EpochRecorder(
+        folder,
+        held_out="validation" if training.protocol == "clean" else "test (chooses the epoch)",
+        announce=not bar and training.progress != "none",
+    )
     with _quiet_lightning():
         trainer = Trainer(
             accelerator=training.accelerator,
@@ -180,8 +178,11 @@ def _fit(
             batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
             write_atomically(folder.nan_batch, save(batch))
             raise
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit:
-            # Lightning turns Ctrl-C into an exit, and stops listening to it.
+            # Lightning turns Ctrl-C into an exit with code 1, and stops listening to it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
     return recorder
 
@@ -191,9 +192,8 @@ def _loader(series: SeriesDataset, config: TimeSeriesConfig, *, shuffle: bool) -
     return DataLoader(series, config.data.batch_size, sampler=sampler, collate_fn=collate)
 
 
-def _progress_bar(training: TrainingConfig) -> list[Callback]:
-    shown = training.progress == "bar" or (training.progress == "auto" and sys.stdout.isatty())
-    return [TQDMProgressBar()] if shown else []
+def _wants_bar(training: TrainingConfig) -> bool:
+    return training.progress == "bar" or (training.progress == "auto" and sys.stdout.isatty())
 
 
 def _finish(
@@ -242,7 +242,7 @@ def _finish(
 
 @contextmanager
 def _torch_settings(training: TrainingConfig) -> Iterator[None]:
-    """Sets the threads for the run, and gives the process back its threads, randomness and strictness afterwards."""
+    """Sets the run's threads; restores the process's threads, randomness and strictness."""
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     strict = torch.are_deterministic_algorithms_enabled()
     if training.threads is not None:
@@ -257,7 +257,7 @@ def _torch_settings(training: TrainingConfig) -> Iterator[None]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's advertisements and advice for other uses out of the user's way; its errors pass."""
+    """Keeps Lightning's advertisements and advice out of the user's way; errors pass."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [each.level for each in loggers]
     for each in loggers:

@@ -1,0 +1,82 @@
+"""`flowformer info`: what is here, and why the rest is not."""
+
+import importlib.metadata
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from flowformer.cli.parsing import parse
+from flowformer.tasks.folder import read_versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show versions, device, backends and extras, and why any is missing.
+
+    Attributes:
+        json: print it as JSON.
+    """
+
+    json: bool = False
+
+
+def main(arguments: list[str]) -> int:
+    """Prints what is here."""
+    options = parse(Options, arguments, prog="flowformer info")
+    facts = collect()
+    if options.json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        return 0
+    lines = [f"{name:<14}{value}" for name, value in facts["versions"].items()]
+    lines += ["", f"{'device':<14}{facts['device']}", f"{'CPU threads':<14}{facts['threads']}", ""]
+    for name, reason in facts["backends"].items():
+        state = "available" if reason is None else f"not available: {reason}"
+        lines.append(f"{f'backend {name}':<18}{state}")
+    lines.append("")
+    for name, missing in facts["extras"].items():
+        state = "installed" if not missing else f"missing {', '.join(missing)}: pip install"
+        state += "" if not missing else f" 'flowformer[{name}]'"
+        lines.append(f"{f'extra {name}':<18}{state}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Returns versions, device, threads, backends (None or why not), extras (what they lack)."""
+    import torch
+
+    from flowformer.ops.backend import available_backends
+
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": read_versions(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu (no CUDA device)",
+        "threads": torch.get_num_threads(),
+        "backends": available_backends(),
+        "extras": _missing_by_extra(),
+    }
+
+
+def print_version() -> int:
+    """Prints the version."""
+    sys.stdout.write(f"flowformer {importlib.metadata.version('flowformer')}\n")
+    return 0
+
+
+def _missing_by_extra() -> dict[str, list[str]]:
+    # From the installed metadata, so that pyproject.toml remains the one place that says what an
+    # extra brings.
+    missing: dict[str, list[str]] = {}
+    for requirement in importlib.metadata.requires("flowformer") or []:
+        match = re.match(r"""([\w.-]+)(\[[^\]]*\])?.*extra == ["']([\w-]+)["']""", requirement)
+        if match is None:
+            continue
+        package, _, extra = match.groups()
+        lacking = missing.setdefault(extra, [])
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            lacking.append(package)
+    return missing

@@ -1,0 +1,62 @@
+"""tyro, set up once: flags from dataclasses, and a mixer's options as JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+try:
+    import tyro
+except ImportError as error:
+    raise ImportError(
+        "tyro is needed for the command line: pip install 'flowformer[train]'"
+    ) from error
+
+T = TypeVar("T")
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _json_object(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    # A mixer's options are open: each mixer has its own, and checks them itself.
+    if info.type != dict[str, Any] | None:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda strings: _read_json_object(strings[0]),
+        is_instance=lambda value: value is None or isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
+    """Reads arguments into a dataclass; what is wrong with them ends the process with code 2.
+
+    Args:
+        kind: the dataclass; its docstrings are the help.
+        arguments: what follows the command.
+        prog: how the help calls the command.
+        default: values of what is not given.
+    """
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    with _registry:
+        return tyro.cli(
+            kind,
+            args=list(arguments),
+            prog=prog,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalRequiredArgs),
+            **options,
+        )
+
+
+def _read_json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON such as '{{\"clamp\": 1.0}}', got {text!r}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object or null, got {text!r}")
+    return value

@@ -1,0 +1,87 @@
+"""`flowformer evaluate | predict | visualize`: what to do with a trained run."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowformer.cli.parsing import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Test a trained run again, and compare with what its training found.
+
+    Attributes:
+        run: folder of the run.
+        file: a labelled .ts file to test on, in place of the run's own test set.
+        json: print the figures as JSON.
+    """
+
+    run: Path
+    file: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Classify the series of a .ts file, with labels or without, and write CSV.
+
+    Attributes:
+        run: folder of the run.
+        file: the .ts file.
+        output: the CSV file to write; standard output by default.
+    """
+
+    run: Path
+    file: Path
+    output: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeOptions:
+    """Write the report of a run: one HTML page and its pictures.
+
+    Attributes:
+        run: folder of the run.
+        num_series: test series of which to draw flow maps.
+    """
+
+    run: Path
+    num_series: int = 4
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Tests a run again; the code is 1 when its test set gives another accuracy than before."""
+    options = parse(EvaluateOptions, arguments, prog="flowformer evaluate")
+    from flowformer.tasks.evaluation import evaluate_run
+
+    evaluation = evaluate_run(options.run, options.file)
+    if options.json:
+        sys.stdout.write(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    else:
+        sys.stdout.write(evaluation.describe())
+    return 1 if evaluation.differs else 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Writes predictions for a file."""
+    options = parse(PredictOptions, arguments, prog="flowformer predict")
+    from flowformer.tasks.evaluation import predict_file
+    from flowformer.tasks.files import write_atomically
+
+    text = predict_file(options.run, options.file)
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(options.output, text)
+    return 0
+
+
+def visualize(arguments: list[str]) -> int:
+    """Writes the report of a run and says where."""
+    options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
+    from flowformer.tasks.report import write_run_report
+
+    sys.stdout.write(f"{write_run_report(options.run, num_series=options.num_series)}\n")
+    return 0

@@ -1,0 +1,133 @@
+"""A finished run on series: its accuracy again, and predictions for a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowformer.data import SeriesDataset, SeriesSplit, encode_labels, read_ts
+from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
+from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.prediction import (
+    Run,
+    choose_device,
+    format_predictions,
+    load_run,
+    predict_probabilities,
+)
+from flowformer.tasks.preparation import load_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The accuracy of a run on labelled series, beside what its training found.
+
+    Attributes:
+        source: what it was tested on.
+        metrics: the figures.
+        trained: the figures of the training.
+        own_test_set: whether `source` is the test set of the training, so that both must agree.
+    """
+
+    source: str
+    metrics: ClassificationMetrics
+    trained: RunResult
+    own_test_set: bool
+
+    @property
+    def differs(self) -> bool:
+        """Whether the run's own test set gives another accuracy than its training found."""
+        return self.own_test_set and self.metrics.accuracy != self.trained.test_accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures as JSON values."""
+        return {
+            "source": self.source,
+            "accuracy": self.metrics.accuracy,
+            "accuracy_interval": [self.metrics.accuracy_low, self.metrics.accuracy_high],
+            "correct": self.metrics.correct,
+            "count": self.metrics.count,
+            "macro_f1": self.metrics.macro_f1,
+            "trained_test_accuracy": self.trained.test_accuracy,
+            "paper_accuracy": self.trained.paper_accuracy,
+            "protocol": self.trained.protocol,
+            "protocol_note": self.trained.protocol_note,
+        }
+
+    def describe(self) -> str:
+        """Returns the figures in words; none without its protocol."""
+        metrics, trained = self.metrics, self.trained
+        interval = f"{100 * metrics.accuracy_low:.2f} to {100 * metrics.accuracy_high:.2f}"
+        lines = [
+            f"tested on      {self.source}, {metrics.count} series",
+            f"test accuracy  {100 * metrics.accuracy:.2f} (95% interval {interval})",
+            f"macro F1       {100 * metrics.macro_f1:.2f}",
+        ]
+        if self.own_test_set and trained.test_accuracy is not None:
+            verdict = "differs" if self.differs else "the same"
+            lines.append(f"training found {100 * trained.test_accuracy:.2f}: {verdict}")
+        if self.own_test_set and trained.paper_accuracy is not None:
+            lines.append(f"the paper's    {100 * trained.paper_accuracy:.1f}")
+        lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")
+        return "\n".join(lines) + "\n"
+
+
+def evaluate_run(run_dir: str | Path, file: Path | None = None) -> Evaluation:
+    """Tests a finished run again.
+
+    Args:
+        run_dir: folder of the run.
+        file: a labelled `.ts` file, in place of the run's own test set.
+
+    Raises:
+        FileNotFoundError: there is no finished run, or no such file.
+        ValueError: there is nothing to test on, or the file has no labels or other classes.
+    """
+    run = load_run(run_dir)
+    trained = RunResult.read(RunFolder(Path(run_dir)))
+    if file is not None:
+        split, source = _read_labelled(file, run), str(file)
+    else:
+        data = load_data(run.config.data)
+        if data.test is None:
+            raise ValueError(f"{run_dir} was trained without a test set: give a labelled file")
+        split, source = data.test, f"the test set of {data.name}"
+    predicted = _probabilities(run, split).argmax(axis=1)
+    return Evaluation(
+        source=source,
+        metrics=classification_metrics(split.labels, predicted, run.classes),
+        trained=trained,
+        own_test_set=file is None,
+    )
+
+
+def predict_file(run_dir: str | Path, file: Path) -> str:
+    """Returns predictions for a `.ts` file, labelled or not, as CSV.
+
+    Raises:
+        FileNotFoundError: there is no finished run, or no such file.
+        ValueError: the file is malformed, or its series are not such as the run was trained on.
+    """
+    run = load_run(run_dir)
+    read = read_ts(file)
+    labels = None
+    if read.labels is not None:
+        labels = encode_labels(read.labels, run.classes, name=str(file))
+    unknown = np.zeros(len(read.series), dtype=np.int64)
+    split = SeriesSplit(series=read.series, labels=unknown, name=str(file))
+    return format_predictions(_probabilities(run, split), run.classes, labels)
+
+
+def _read_labelled(file: Path, run: Run) -> SeriesSplit:
+    read = read_ts(file)
+    if read.labels is None:
+        raise ValueError(f"{file} has no labels to test against: flowformer predict needs none")
+    labels = encode_labels(read.labels, run.classes, name=str(file))
+    return SeriesSplit(series=read.series, labels=labels, name=str(file))
+
+
+def _probabilities(run: Run, split: SeriesSplit) -> np.ndarray:
+    series = SeriesDataset(split, run.preprocessing)
+    model = run.model.to(choose_device(run.config.training.accelerator))
+    return predict_probabilities(model, series, batch_size=run.config.data.batch_size)
