@@ -8,14 +8,22 @@ import torch
 from torch import Tensor
 
 from flowformer.models.timeseries import TimeSeriesClassifier, TimeSeriesModelConfig
+from flowformer.nn import FlowMixer
 
 SMALL = TimeSeriesModelConfig(dim=16, num_heads=4, feedforward=24)
 
 
-def build(config: TimeSeriesModelConfig = SMALL, **changes: Any) -> TimeSeriesClassifier:
+def build(**changes: Any) -> TimeSeriesClassifier:
     torch.manual_seed(1)
-    config = replace(config, **changes)
+    config = replace(SMALL, **changes)
     return TimeSeriesClassifier(config, channels=5, num_classes=6, max_length=21).double().eval()
+
+
+def gradients(model: TimeSeriesClassifier) -> list[Tensor]:
+    """Of every parameter; a missing one fails."""
+    found = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
 
 
 def parameters_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,7 +81,7 @@ def test_neither_content_nor_amount_of_padding_changes_the_logits(mixer: str, po
             torch.testing.assert_close(logits, expected)
             model.zero_grad()
             loss.backward()
-            assert all(each.grad.isfinite().all() for each in model.parameters())
+            assert all(gradient.isfinite().all() for gradient in gradients(model))
 
 
 @pytest.mark.parametrize("length", [1, 20, 21], ids="t{}".format)
@@ -98,7 +106,7 @@ def test_each_setting_changes_the_function_and_trains(changes: dict[str, Any]) -
     model, inputs = build(**changes), torch.randn(3, 21, 5).double()
     logits, loss = model(inputs, labels=torch.tensor([0, 1, 2]))
     loss.backward()
-    assert all(each.grad.any() for each in model.parameters())
+    assert all(gradient.any() for gradient in gradients(model))
     assert not logits.allclose(build()(inputs)[0])
 
 
@@ -108,7 +116,9 @@ def test_flow_maps_are_those_of_each_layer() -> None:
     maps = model.flow_maps(inputs, mask)
     assert len(maps) == 2
     x = model.positions(model.embedding(inputs) * 4)
-    expected = model.blocks[0].mixer.flow_map(x, mask=mask)
+    mixer = model.get_submodule("blocks.0.mixer")
+    assert isinstance(mixer, FlowMixer)
+    expected = mixer.flow_map(x, mask=mask)
     torch.testing.assert_close(maps[0].source_competition, expected.source_competition)
     torch.testing.assert_close(maps[0].sink_allocation, expected.sink_allocation)
     assert maps[1].source_competition.shape == (2, 21, 4)

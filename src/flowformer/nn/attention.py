@@ -6,7 +6,7 @@ stand-in both receive one. All are linear in the values, which is what `implied_
 """
 
 from dataclasses import asdict
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,28 +25,13 @@ from flowformer.ops.features import Competition, FeatureMap, FlowOptions
 State = FlowState | LinearState | KVState
 
 
-@runtime_checkable
-class HeadAttention(Protocol):
-    """What a mixer asks of the attention that it is given."""
+class HeadAttention(nn.Module):
+    """What a mixer asks for: a record of capabilities, and the call of the classes below."""
 
     capabilities: ClassVar[Capabilities]
 
-    def __call__(  # noqa: D102, PLR0913 - the class says it; these are the keywords of every attention
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        causal: bool = False,
-        mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        state: State | None = None,
-        return_state: bool = False,
-    ) -> tuple[Tensor, State | None]: ...
 
-
-class FlowAttention(nn.Module):
+class FlowAttention(HeadAttention):
     """Flow-Attention (Wu et al. 2022, section 3): `flowformer.ops.flow_attention` as a module.
 
     Args:
@@ -117,7 +102,7 @@ class FlowAttention(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
 
 
-class SoftmaxAttention(nn.Module):
+class SoftmaxAttention(HeadAttention):
     """Softmax attention (Vaswani et al. 2017); its state holds all keys and values and grows.
 
     Args:
@@ -164,7 +149,7 @@ class SoftmaxAttention(nn.Module):
         return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(HeadAttention):
     """Linear attention with elu + 1 features (Katharopoulos et al. 2020, equation 5).
 
     Args:
@@ -209,7 +194,7 @@ class LinearAttention(nn.Module):
         return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
-class LinformerAttention(nn.Module):
+class LinformerAttention(HeadAttention):
     """Linformer (Wang et al. 2020, equation 7): learned matrices mix keys and values to `rank`.
 
     The two matrices are shared by the heads ("headwise sharing" in section 4 of the paper).
@@ -272,11 +257,40 @@ class LinformerAttention(nn.Module):
         return f"max_length={self.key_mixing.shape[0]}, rank={self.key_mixing.shape[1]}"
 
 
+ATTENTIONS: dict[str, type[HeadAttention]] = {
+    "flow": FlowAttention,
+    "softmax": SoftmaxAttention,
+    "linear": LinearAttention,
+    "linformer": LinformerAttention,
+}
+
+
+def build_attention(name: str, *, max_length: int | None = None, **options: Any) -> HeadAttention:
+    """The attention of that name in ATTENTIONS.
+
+    Args:
+        name: a key of ATTENTIONS.
+        max_length: longest sequence; used by those of a fixed length, which need it.
+        options: the keywords of that attention's constructor.
+
+    Raises:
+        ValueError: there is no such attention, or it needs max_length.
+    """
+    if name not in ATTENTIONS:
+        raise ValueError(f"unknown attention {name!r}: expected one of {', '.join(ATTENTIONS)}")
+    kind = ATTENTIONS[name]
+    if kind.capabilities.variable_length:
+        return kind(**options)
+    if max_length is None:
+        raise ValueError(f"{name} has parameters for each position: give max_length")
+    return kind(max_length=max_length, **options)
+
+
 def implied_weights(
     attention: HeadAttention,
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
-    **call: object,
+    **call: Any,
 ) -> Float[Tensor, "b h l s"]:
     """The matrix W for which out = W v, whatever the values v.
 
@@ -287,5 +301,5 @@ def implied_weights(
     sources = key.shape[1]
     identity = torch.eye(sources, dtype=query.dtype, device=query.device)
     value = identity[None, :, None, :].expand(key.shape[0], sources, key.shape[2], sources)
-    weights, _ = attention(query, key, value, **call)  # type: ignore[arg-type]
+    weights, _ = attention(query, key, value, **call)
     return weights.transpose(1, 2)
