@@ -54,11 +54,12 @@ types: .venv/.installed-dev
 
 docs: .venv/.installed-dev
 	@echo "==> Documentation"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@# Not --quiet: it hides the warnings from --strict too.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "    site/index.html is the front page"
 
 package: .venv/.installed-dev
 	@echo "==> Source archive and wheel, and an import of the wheel alone"
 	rm -rf build dist
-	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --quiet
 	$(BIN)/python scripts/check_wheel.py dist

@@ -1,15 +1,28 @@
-"""The code that the quick start shows does what the page says."""
+"""The code on the pages of the guide runs."""
 
 import re
 from pathlib import Path
 
+import pytest
+
+from flowformer.recipes import RECIPES
+
 DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = sorted(page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text()))
 
 
-def test_quick_start_runs_from_top_to_bottom():
-    page = (DOCS / "quickstart.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert blocks
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for block in blocks:
+    for block in BLOCK.findall((DOCS / page).read_text()):
         exec(block, namespace)
+
+
+def test_recipes_of_the_paper_stand_in_the_table_with_their_accuracy():
+    page = (DOCS / "training.md").read_text()
+    published = {name: recipe().paper_accuracy for name, recipe in RECIPES.items()}
+    rows = [f"`{name}` | {100 * value:.1f} |" for name, value in published.items() if value]
+    assert len(rows) == 10
+    assert [row for row in rows if row not in page] == []

@@ -80,12 +80,22 @@ def test_imports_point_one_way():
     assert against == []
 
 
-@pytest.mark.parametrize("module", ["flowformer", "flowformer.ops", "flowformer.nn"])
-def test_import_is_light(module):
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("flowformer", HEAVY),
+        ("flowformer.ops", HEAVY),
+        ("flowformer.nn", HEAVY),
+        ("flowformer.models.timeseries", HEAVY),
+        ("flowformer.recipes", HEAVY | {"torch"}),
+        ("flowformer.cli", HEAVY - {"tyro"} | {"torch"}),
+    ],
+)
+def test_import_is_light(module, unwanted):
     loaded = subprocess.run(
         [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert HEAVY & set(loaded) == set()
+    assert unwanted & set(loaded) == set()
