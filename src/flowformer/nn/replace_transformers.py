@@ -1,0 +1,159 @@
+"""Any attention inside a transformers model, through the library's own attention interface.
+
+The model's modules stay, projections, rotary embeddings and all: each attention gets one of ours as
+a child, and the model's attention implementation becomes "flowformer", a function that hands the
+projected heads to that child. Masks stay [b, t]: nothing quadratic is made.
+
+Not possible: a key-value cache with anything but softmax (a cache holds keys, not our states),
+sliding windows, packed sequences, position biases, soft caps. Each raises when it is met.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowformer.nn.attention import (
+    HeadAttention,
+    LinformerAttention,
+    SoftmaxAttention,
+    build_attention,
+)
+from flowformer.ops.baselines import KVState
+
+IMPLEMENTATION = "flowformer"
+CHILD = "mixer_attention"  # the name of our attention inside theirs
+
+# Those whose whole attention is softmax(q·k) v of the heads handed to the interface.
+SUPPORTED = (
+    "BertSelfAttention",
+    "BertCrossAttention",
+    "RobertaSelfAttention",
+    "RobertaCrossAttention",
+    "DistilBertSelfAttention",
+    "ViTAttention",
+    "GPT2Attention",
+    "LlamaAttention",
+)
+
+
+def supported(module: nn.Module) -> bool:
+    """Whether it is one of SUPPORTED, from transformers itself."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
+
+
+def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
+    """The attention that goes into this module.
+
+    Raises:
+        ValueError: it is causal and the mixer has no causal form.
+    """
+    if mixer == "softmax":
+        options = {"weight_dropout": _weight_dropout(module), **options}
+    attention = build_attention(mixer, **options)
+    if module.is_causal and not attention.capabilities.causal:
+        raise ValueError(
+            f"{type(module).__name__} is causal and {mixer!r} has no causal form; "
+            f"it can do: {attention.capabilities}"
+        )
+    parameter = next(module.parameters())
+    return attention.to(parameter).train(module.training)
+
+
+def _weight_dropout(module: Any) -> float:
+    for name in ("attention_dropout", "attn_dropout", "dropout"):
+        if hasattr(module, name):
+            dropout = getattr(module, name)
+            return dropout.p if isinstance(dropout, nn.Dropout) else dropout
+    return 0.0
+
+
+def activate(model: nn.Module) -> None:
+    """Set the attention implementation of every transformers model that has such a child."""
+    if "transformers.modeling_utils" not in sys.modules:
+        return  # nothing of transformers can be in the model
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, _padding_mask)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and any(
+            hasattr(each, CHILD) for each in module.modules()
+        ):
+            module.set_attn_implementation(IMPLEMENTATION)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of transformers' interface: [b, h, t, d] in, [b, t, h, d] out."""
+    for name in ("position_bias", "sliding_window", "softcap", "s_aux"):
+        if others.get(name) is not None:
+            raise NotImplementedError(f"{type(module).__name__} uses {name}, which no mixer has")
+    attention = getattr(module, CHILD, None) or _SOFTMAX
+    query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
+    if scaling is not None and isinstance(attention, (SoftmaxAttention, LinformerAttention)):
+        query = query * (scaling * query.shape[-1] ** 0.5)  # these divide by the root themselves
+    causal = module.is_causal if is_causal is None else is_causal
+    if not causal:
+        cross = getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
+        masks = {"key_mask" if cross else "mask": attention_mask}
+        return attention(query, key, value, **masks)[0], None
+    state, mask = None, attention_mask
+    if query.shape[1] < key.shape[1]:
+        state, mask = _state_of_cache(attention, key, value, mask, new=query.shape[1])
+        key, value = key[:, -query.shape[1] :], value[:, -query.shape[1] :]
+    return attention(query, key, value, causal=True, mask=mask, state=state)[0], None
+
+
+# For the modules that the predicate left out.
+_SOFTMAX = SoftmaxAttention()
+
+
+def _state_of_cache(
+    attention: HeadAttention, key: Tensor, value: Tensor, mask: Tensor | None, *, new: int
+) -> tuple[KVState, Tensor | None]:
+    if not isinstance(attention, SoftmaxAttention):
+        raise NotImplementedError(
+            f"a key-value cache is not the state of {type(attention).__name__}: "
+            "call the model, and generate, with use_cache=False"
+        )
+    past = None if mask is None else mask[:, :-new]
+    return KVState(key[:, :-new], value[:, :-new], past), None if mask is None else mask[:, -new:]
+
+
+def _padding_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    mask_function: Any,
+    attention_mask: Tensor | None = None,
+    **_others: Any,
+) -> Tensor | None:
+    """The mask function of transformers' interface: the padding mask [b, t] as it is.
+
+    Raises:
+        NotImplementedError: the mask is neither causal nor that of padding, or the cache is static.
+    """
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
+        raise NotImplementedError(
+            "sliding windows, packed sequences and custom masks need a weight for each pair of "
+            "tokens, which these attentions do not have"
+        )
+    if mask_function is causal_mask_function and kv_length != q_length + int(q_offset):
+        raise NotImplementedError("a static cache holds places not yet filled: use a dynamic one")
+    return None if attention_mask is None else attention_mask[:, -kv_length:].to(torch.bool)
