@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.nn import MIXERS
 from flowformer.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,3 +27,13 @@ def test_recipes_of_the_paper_stand_in_the_table_with_their_accuracy():
     rows = [f"`{name}` | {100 * value:.1f} |" for name, value in published.items() if value]
     assert len(rows) == 10
     assert [row for row in rows if row not in page] == []
+
+
+def test_table_of_mixers_says_what_each_says_of_itself():
+    page = (DOCS / "layers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \| (\w+) \| (\w+) \| (\w+)", page, re.MULTILINE)
+    said = {name: tuple(word == "yes" for word in words) for name, *words in rows}
+    assert said == {
+        name: (can.causal, can.cross, can.state, can.variable_length)
+        for name, can in ((name, mixer.capabilities) for name, mixer in MIXERS.items())
+    }
