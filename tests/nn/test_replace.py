@@ -18,7 +18,7 @@ from flowformer.ops import flow_attention
 
 PADDING = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 8 + [0]])
 TOKENS = torch.arange(27).view(3, 9) * 7 % 31
-SMALL = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 32}
+SMALL: dict[str, Any] = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 32}
 
 
 def vit() -> nn.Module:
@@ -50,7 +50,7 @@ def hf_vit() -> nn.Module:
     return transformers.ViTModel(config)
 
 
-def gpt2(**changes: Any) -> transformers.GPT2LMHeadModel:
+def gpt2(**changes: Any) -> Any:
     config = transformers.GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2, **changes)
     config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
     return transformers.GPT2LMHeadModel(config)

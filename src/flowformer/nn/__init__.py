@@ -9,10 +9,14 @@ from flowformer.nn.mixers import (
     LinearMixer,
     LinformerMixer,
     Mixer,
+    MobileMixer,
     ProjectedMixer,
     SoftmaxMixer,
     build_mixer,
 )
+from flowformer.nn.multihead import MultiheadAttention
+from flowformer.nn.published import published_mixer
+from flowformer.nn.replace import replace_attention
 
 __all__ = [
     "MIXERS",
@@ -21,9 +25,13 @@ __all__ = [
     "LinearMixer",
     "LinformerMixer",
     "Mixer",
+    "MobileMixer",
+    "MultiheadAttention",
     "PositionalEmbedding",
     "ProjectedMixer",
     "SoftmaxMixer",
     "TransformerBlock",
     "build_mixer",
+    "published_mixer",
+    "replace_attention",
 ]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from flowformer.nn.capabilities import Capabilities
-from flowformer.ops import FlowState, LinearState, flow_attention
+from flowformer.ops import FlowState, LinearState, flow_attention, mobile_attention
 from flowformer.ops.baselines import (
     KVState,
     elu_attention,
@@ -194,6 +194,71 @@ class LinearAttention(HeadAttention):
         return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
+class MobileAttention(HeadAttention):
+    """Mobile-Attention (Wu et al. 2024): flows conserved over the heads of one token.
+
+    As published, its output grows with the length. See `flowformer.ops.mobile_attention`.
+
+    Args:
+        feature_map: "sigmoid", or "relu" for relu(x) + 1e-6.
+        clamp: bound of the conserved source before the softmax; None for none.
+        eps: the ε of the flows.
+        normalize: divide by the number of tokens (ours, not published).
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        causal=False, cross=False, state=False, variable_length=True
+    )
+
+    def __init__(
+        self,
+        *,
+        feature_map: FeatureMap = "sigmoid",
+        clamp: float | None = 1.0,
+        eps: float = 1e-6,
+        normalize: bool = False,
+    ) -> None:
+        """Hold the options."""
+        super().__init__()
+        self.feature_map: FeatureMap = feature_map
+        self.clamp, self.eps, self.normalize = clamp, eps, normalize
+
+    def forward(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+        state: None = None,
+        return_state: bool = False,
+    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        """Return the output; causal calls and states raise."""
+        if causal or return_state or state is not None:
+            raise NotImplementedError(
+                "mobile has no causal form (its competition runs over all tokens, future included)"
+            )
+        out = mobile_attention(
+            query,
+            key,
+            value,
+            feature_map=self.feature_map,
+            clamp=self.clamp,
+            eps=self.eps,
+            normalize=self.normalize,
+            mask=mask,
+        )
+        return out, None
+
+    def extra_repr(self) -> str:
+        """The options, for print(model)."""
+        return (
+            f"feature_map={self.feature_map!r}, clamp={self.clamp}, eps={self.eps}, "
+            f"normalize={self.normalize}"
+        )
+
+
 class LinformerAttention(HeadAttention):
     """Linformer (Wang et al. 2020, equation 7): learned matrices mix keys and values to `rank`.
 
@@ -262,6 +327,7 @@ ATTENTIONS: dict[str, type[HeadAttention]] = {
     "softmax": SoftmaxAttention,
     "linear": LinearAttention,
     "linformer": LinformerAttention,
+    "mobile": MobileAttention,
 }
 
 

@@ -12,6 +12,7 @@ from flowformer.nn.attention import (
     HeadAttention,
     LinearAttention,
     LinformerAttention,
+    MobileAttention,
     SoftmaxAttention,
     State,
 )
@@ -49,6 +50,7 @@ class ProjectionOptions(TypedDict, total=False):
         num_kv_heads: number of key and value heads, each of which serves num_heads / num_kv_heads
             query heads. Default num_heads.
         context_dim: width of the context. Default dim.
+        out_dim: width of the output. Default dim.
     """
 
     dropout: float
@@ -56,6 +58,7 @@ class ProjectionOptions(TypedDict, total=False):
     head_dim: int | None
     num_kv_heads: int | None
     context_dim: int | None
+    out_dim: int | None
 
 
 class ProjectedMixer(nn.Module):
@@ -66,7 +69,7 @@ class ProjectedMixer(nn.Module):
 
     capabilities: ClassVar[Capabilities]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - see ProjectionOptions
         self,
         dim: int,
         num_heads: int,
@@ -77,6 +80,7 @@ class ProjectedMixer(nn.Module):
         head_dim: int | None = None,
         num_kv_heads: int | None = None,
         context_dim: int | None = None,
+        out_dim: int | None = None,
     ) -> None:
         """Create the projections around `attention`; ProjectionOptions says what the others are.
 
@@ -102,7 +106,7 @@ class ProjectedMixer(nn.Module):
         self.query_projection = nn.Linear(dim, num_heads * head_dim, bias=bias)
         self.key_projection = nn.Linear(context_dim, num_kv_heads * head_dim, bias=bias)
         self.value_projection = nn.Linear(context_dim, num_kv_heads * head_dim, bias=bias)
-        self.out_projection = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.out_projection = nn.Linear(num_heads * head_dim, out_dim or dim, bias=bias)
         self.attention = attention
         self.dropout = nn.Dropout(dropout)
 
@@ -116,7 +120,7 @@ class ProjectedMixer(nn.Module):
         context_mask: Bool[Tensor, "b s"] | None = None,
         state: State | None = None,
         return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l dim"], State | None]:
+    ) -> tuple[Float[Tensor, "b l out"], State | None]:
         """Mix the tokens of x, or those of context into x.
 
         Args:
@@ -306,11 +310,36 @@ class LinformerMixer(ProjectedMixer):
         super().__init__(dim, num_heads, attention=attention, **projections)
 
 
+class MobileMixer(ProjectedMixer):
+    """Mobile-Attention (Wu et al. 2024): flows between the heads of a token; bidirectional only."""
+
+    capabilities: ClassVar[Capabilities] = MobileAttention.capabilities
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        max_length: int | None = None,  # noqa: ARG002 - any length will do
+        feature_map: FeatureMap = "sigmoid",
+        clamp: float | None = 1.0,
+        eps: float = 1e-6,
+        normalize: bool = False,
+        **projections: Unpack[ProjectionOptions],
+    ) -> None:
+        """Create it; for the options see MobileAttention and ProjectionOptions."""
+        attention = MobileAttention(
+            feature_map=feature_map, clamp=clamp, eps=eps, normalize=normalize
+        )
+        super().__init__(dim, num_heads, attention=attention, **projections)
+
+
 MIXERS: dict[str, type[ProjectedMixer]] = {
     "flow": FlowMixer,
     "softmax": SoftmaxMixer,
     "linear": LinearMixer,
     "linformer": LinformerMixer,
+    "mobile": MobileMixer,
 }
 
 
