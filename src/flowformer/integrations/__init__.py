@@ -1,0 +1,1 @@
+"""Flowformer under the interfaces of other libraries: one module per library."""

@@ -1,0 +1,307 @@
+import copy
+import inspect
+import pickle
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from aeon.testing.estimator_checking import parametrize_with_checks
+from numpy.testing import assert_array_equal
+from safetensors.numpy import save
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+
+from flowformer.integrations.sklearn import FlowformerClassifier
+from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
+
+# Of scikit-learn's checks, those that aeon's base class answers in its own way.
+AEON_DIFFERS = {
+    "check_no_attributes_set_in_init": "aeon sets is_fitted, metadata_ and classes_ at once",
+    "check_dont_overwrite_parameters": "fit sets aeon's public is_fitted",
+    "check_n_features_in": "series have channels and lengths, not one number of features",
+    "check_n_features_in_after_fitting": "as above",
+    "check_complex_data": "aeon raises TypeError",
+    "check_dtype_object": "aeon raises TypeError",
+    "check_estimators_empty_data_messages": "aeon fails on its own check of empty arrays",
+    "check_classifier_data_not_an_array": "aeon takes arrays, lists of arrays and data frames only",
+    "check_classifiers_train": "fits lists of lists",
+    "check_classifiers_one_label": "aeon refuses a single class",
+    "check_fit2d_1sample": "aeon refuses a single class in words of its own",
+    "check_supervised_y_2d": "aeon refuses a column of labels",
+    "check_fit1d": "aeon raises TypeError",
+    "check_fit2d_predict1d": "aeon raises TypeError",
+    "check_requires_y_none": "aeon raises TypeError",
+}
+
+
+def make(**params) -> FlowformerClassifier:
+    return FlowformerClassifier(**{**FlowformerClassifier._get_test_params(), **params})
+
+
+def fit(series, labels, **params) -> FlowformerClassifier:
+    classifier = make(**params)
+    classifier.fit(series, labels)
+    return classifier
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_shape_checks():
+    """The jaxtyping hook wraps the constructor, whose bare signature aeon's checks look at."""
+    checked = FlowformerClassifier.__init__
+    FlowformerClassifier.__init__ = inspect.unwrap(checked)
+    yield
+    FlowformerClassifier.__init__ = checked
+
+
+@pytest.fixture(scope="module")
+def waves():
+    """Noisy waves [n, channels, time] of two classes, slow and fast."""
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1], 20)
+    phase = rng.uniform(0, 0.5, (40, 1, 1))
+    rate = np.where(labels == 0, 0.3, 1.2)[:, None, None]
+    series = np.sin(phase + rate * np.arange(20) + np.array([[0.0], [1.5]]))
+    return series + 0.1 * rng.normal(size=series.shape), np.array(["slow", "fast"])[labels]
+
+
+@pytest.fixture(scope="module")
+def fitted(waves):
+    return fit(*waves, random_state=0)
+
+
+@parametrize_with_checks([FlowformerClassifier])
+def test_passes_aeons_estimator_checks(check):
+    check()
+
+
+# A check fits labels that are infinite, which scikit-learn's own look at the labels casts.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+def test_passes_scikit_learns_estimator_checks_that_apply():
+    results = check_estimator(make(epochs=1), expected_failed_checks=AEON_DIFFERS, on_skip=None)
+    statuses = {result["check_name"]: result["status"] for result in results}
+    assert set(statuses.values()) == {"passed", "xfail", "skipped"}
+    assert {name for name, status in statuses.items() if status == "xfail"} == set(AEON_DIFFERS)
+    assert [name for name, status in statuses.items() if status == "skipped"] == [
+        "check_array_api_input"
+    ]
+
+
+def test_learns_what_can_be_learnt(waves):
+    series, labels = waves
+    settings = {"dim": 32, "epochs": 30, "learning_rate": 3e-3, "random_state": 0}
+    classifier = fit(series[:30], labels[:30], **settings)
+    assert classifier.score(series[30:], labels[30:]) >= 0.9
+    assert classifier.validation_accuracy_ == 1.0
+    assert 1 <= classifier.best_epoch_ <= 30
+
+
+def test_probabilities_belong_to_the_classes(waves, fitted):
+    probabilities = fitted.predict_proba(waves[0])
+    assert probabilities.shape == (40, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert_array_equal(fitted.classes_, ["fast", "slow"])
+    assert_array_equal(fitted.classes_[probabilities.argmax(axis=1)], fitted.predict(waves[0]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(np.array([10, -3]), id="integers"),
+        pytest.param(np.array([2.0, 1.0]), id="floats"),
+        pytest.param(np.array([True, False]), id="booleans"),
+        pytest.param(np.array(["b", "a"], dtype=object), id="objects"),
+    ],
+)
+def test_labels_of_any_kind_come_back_through_a_file(waves, labels, tmp_path):
+    classifier = fit(waves[0], np.tile(labels, 20), epochs=1)
+    assert_array_equal(classifier.classes_, np.sort(labels))
+    classifier.save(tmp_path / "model.safetensors")
+    loaded = FlowformerClassifier.load(tmp_path / "model.safetensors")
+    predicted = loaded.predict(waves[0])
+    assert predicted.dtype == labels.dtype
+    assert_array_equal(predicted, classifier.predict(waves[0]))
+
+
+def test_an_array_a_list_and_a_padded_batch_give_equal_probabilities(waves, fitted):
+    series = waves[0][:6]
+    unequal = [one[:, : 20 - 3 * at] for at, one in enumerate(series)]
+    together = fitted.predict_proba(unequal)
+    assert_array_equal(fitted.predict_proba(list(series)), fitted.predict_proba(series))
+    for at, one in enumerate(unequal):
+        alone = fitted.predict_proba([one])
+        np.testing.assert_allclose(together[at], alone[0], rtol=1e-4)
+
+
+def test_fits_series_of_unequal_lengths(waves):
+    series, labels = waves
+    unequal = [one[:, : 20 - at % 7] for at, one in enumerate(series)]
+    classifier = fit(unequal, labels, max_length=None)
+    assert classifier.max_length_ == 20
+    assert classifier.predict(unequal).shape == (40,)
+
+
+def test_a_matrix_is_a_collection_of_univariate_series(waves):
+    series, labels = waves[0][:, 0], waves[1]
+    flat = fit(series, labels, random_state=0)
+    deep = fit(series[:, None], labels, random_state=0)
+    assert_array_equal(flat.predict_proba(series), deep.predict_proba(series[:, None]))
+
+
+@pytest.mark.parametrize("random_state", [0, np.random.RandomState(3)], ids=["int", "generator"])
+def test_equal_random_states_give_equal_probabilities(waves, random_state):
+    first, second = (
+        # A generator moves on as it is used: each fit gets one in the same state.
+        fit(*waves, random_state=copy.deepcopy(random_state)).predict_proba(waves[0])
+        for _ in range(2)
+    )
+    assert_array_equal(first, second)
+    other = fit(*waves, random_state=1).predict_proba(waves[0])
+    assert not np.array_equal(other, first)
+
+
+def test_global_random_states_are_left_alone(waves, tmp_path):
+    before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
+    fit(*waves, random_state=0).save(tmp_path / "model.safetensors")
+    FlowformerClassifier.load(tmp_path / "model.safetensors").predict(waves[0])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == repr(np.random.get_state())  # noqa: NPY002
+
+
+def test_without_validation_all_series_train_and_no_validation_accuracy_is_claimed():
+    rng = np.random.default_rng(0)
+    series, labels = rng.normal(size=(3, 1, 10)), np.array(["a", "b", "c"])  # one series a class
+    classifier = fit(series, labels, validation_fraction=None, epochs=1)
+    assert classifier.validation_accuracy_ is None
+    np.testing.assert_allclose(classifier.preprocessing_.mean, [series.mean()])
+
+
+def test_missing_values_are_refused_by_default_and_interpolated_on_request(waves):
+    series, labels = waves[0].copy(), waves[1]
+    series[3, 0, 5:8] = np.nan
+    with pytest.raises(ValueError, match=r"channel 0, time 5: .* 'interpolate' and 'mean'"):
+        fit(series, labels, missing="error")
+    probabilities = fit(series, labels, missing="interpolate").predict_proba(series)
+    assert np.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "linear", "linformer"])
+def test_other_mixers_are_one_word_away(waves, mixer):
+    assert fit(*waves, mixer=mixer).predict_proba(waves[0]).shape == (40, 2)
+
+
+def test_defaults_are_those_of_the_configurations():
+    params = FlowformerClassifier().get_params()
+    training = TrainingConfig()
+    configured = {
+        **asdict(TimeSeriesModelConfig()),
+        **asdict(TimeSeriesDataConfig()),
+        **asdict(OptimizerConfig()),
+        "epochs": training.epochs,
+        "device": training.accelerator,
+        "optimizer": OptimizerConfig().name,
+    }
+    own = {"verbose", "random_state"}
+    assert {name: configured[name] for name in params.keys() - own} == {
+        name: value for name, value in params.items() if name not in own
+    }
+
+
+def test_a_saved_estimator_predicts_the_same(waves, fitted, tmp_path):
+    fitted.save(tmp_path / "model.safetensors")
+    loaded = FlowformerClassifier.load(tmp_path / "model.safetensors")
+    assert loaded.get_params() == fitted.get_params()
+    assert loaded.best_epoch_ == fitted.best_epoch_
+    assert_array_equal(loaded.predict_proba(waves[0]), fitted.predict_proba(waves[0]))
+    with pytest.raises(ValueError, match="different number of channels"):
+        loaded.predict(waves[0][:, :1])
+
+
+def test_a_pickled_estimator_predicts_the_same(waves, fitted):
+    copied = pickle.loads(pickle.dumps(fitted))
+    assert_array_equal(copied.predict_proba(waves[0]), fitted.predict_proba(waves[0]))
+
+
+def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(waves, tmp_path):
+    classifier = fit(*waves, epochs=1, random_state=np.random.RandomState(0))
+    with pytest.raises(ValueError, match=r"that JSON holds: RandomState"):
+        classifier.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_before_fitting_is_an_error(tmp_path):
+    with pytest.raises(NotFittedError):
+        make().save(tmp_path / "model.safetensors")
+
+
+def test_loading_what_is_not_there_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nothing"):
+        FlowformerClassifier.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "other-weights", "cut-short"])
+def test_loading_another_file_is_an_error(fitted, kind, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(fitted))
+    elif kind == "other-weights":
+        path.write_bytes(save({"weight": np.zeros(2)}))
+    else:
+        fitted.save(path)
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"expected a file that FlowformerClassifier\.save wrote"):
+        FlowformerClassifier.load(path)
+
+
+def test_a_series_longer_than_the_model_has_room_for_says_what_to_do(waves, fitted):
+    longer = np.concatenate([waves[0], waves[0]], axis=2)
+    with pytest.raises(ValueError, match=r"at most 20 .* got one of 40: fit with max_length=40"):
+        fitted.predict(longer)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        pytest.param({"mixer": "convolution"}, "flow", id="mixer"),
+        pytest.param({"num_heads": 3}, "divisible by num_heads", id="heads"),
+        pytest.param({"epochs": 0}, "epochs must be at least 1, got 0", id="epochs"),
+        pytest.param({"learning_rate": 0.0}, "learning_rate must be above 0", id="rate"),
+        pytest.param({"validation_fraction": 1.5}, "validation_fraction", id="fraction"),
+        pytest.param({"max_length": 5}, "max_length must be at least 20", id="length"),
+    ],
+)
+def test_a_wrong_parameter_is_an_error_of_fit(waves, params, message):
+    classifier = make(**params)
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(*waves)
+
+
+def test_a_clone_of_a_fitted_estimator_is_unfitted(waves, fitted):
+    copied = clone(fitted)
+    assert isinstance(copied, FlowformerClassifier)
+    assert copied.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        copied.predict(waves[0])
+
+
+def test_cross_validation_splits_three_dimensional_arrays(waves):
+    scores = cross_val_score(make(random_state=0), *waves, cv=2)
+    assert scores.shape == (2,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_grid_search_in_a_pipeline_finds_its_settings(waves, tmp_path):
+    pipeline = make_pipeline(FunctionTransformer(np.log1p, check_inverse=False), make(epochs=1))
+    grid = {"flowformerclassifier__num_layers": np.array([1, 2])}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(np.abs(waves[0]), waves[1])
+    best = search.best_params_["flowformerclassifier__num_layers"]
+    classifier = search.best_estimator_[-1]
+    assert classifier.num_layers == best
+    assert len(classifier.model_.blocks) == best
+    classifier.save(tmp_path / "model.safetensors")  # the grid's NumPy scalar goes into JSON
+    assert FlowformerClassifier.load(tmp_path / "model.safetensors").num_layers == best
