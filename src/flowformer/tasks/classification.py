@@ -5,7 +5,6 @@ import io
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +38,31 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-@dataclass
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite.
+    """The loss became NaN or infinite.
 
-    Attributes:
+    Args:
+        stage: train or validation.
         loss: its value.
         step: optimizer steps taken before it.
         learning_rate: at that step.
         batch: the keyword arguments of the model's call.
     """
 
-    loss: float
-    step: int
-    learning_rate: float
-    batch: dict[str, Tensor]
-
-    def __str__(self) -> str:
+    def __init__(
+        self,
+        stage: str,
+        loss: float,
+        *,
+        step: int,
+        learning_rate: float,
+        batch: dict[str, Tensor],
+    ) -> None:
         """Says what happened, when, and at which learning rate."""
-        rate = f"learning rate {self.learning_rate:g}"
-        return f"the loss became {self.loss} at step {self.step} ({rate})"
+        super().__init__(
+            f"the {stage} loss became {loss} at step {step} (learning rate {learning_rate:g})"
+        )
+        self.batch = batch
 
 
 class ClassificationTask(LightningModule):
@@ -104,29 +108,38 @@ class ClassificationTask(LightningModule):
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        loss = self._step(batch, "train")
-        # Waits for an accelerator's forward pass, once a step: the batch at fault and the
-        # parameters that met it are still at hand here, and after the update they are not.
-        if not torch.isfinite(loss):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise NonFiniteLossError(loss.item(), self.global_step, rate, batch)
-        return loss
+        return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Tensor], _batch_idx: int) -> None:
-        """Adds a batch to the epoch's validation figures."""
+        """Adds a batch to the epoch's validation figures.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
         self._step(batch, "validation")
 
     def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
-        output = self.model(**batch)
+        logits, loss = self.model(**batch)
+        # Waits for an accelerator's forward pass, once a step: the batch at fault and the
+        # parameters that met it are still at hand here, and after the update they are not.
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                stage,
+                loss.item(),
+                step=self.global_step,
+                learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
+                batch=batch,
+            )
         labels = batch["labels"]
-        accuracy = (output.logits.detach().argmax(dim=-1) == labels).float().mean()
+        accuracy = (logits.detach().argmax(dim=-1) == labels).float().mean()
         self.log_dict(
-            {f"{stage}_loss": output.loss.detach(), f"{stage}_accuracy": accuracy},
+            {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy},
             on_step=False,
             on_epoch=True,
+            prog_bar=stage == "validation",
             batch_size=len(labels),
         )
-        return output.loss
+        return loss
 
 
 class EpochRecorder(Callback):

@@ -1,6 +1,6 @@
 """What a training run is told: one frozen dataclass per part, checked when built; no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -174,7 +174,7 @@ class TimeSeriesConfig:
             _require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
 
 
-def _require(name: str, value: float, expected: str, holds: Any) -> None:
+def _require(name: str, value: float | int, expected: str, holds: Callable[[Any], bool]) -> None:
     if not holds(value):
         raise ValueError(f"{name} must be {expected}, got {value}")
 

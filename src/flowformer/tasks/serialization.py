@@ -21,12 +21,12 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_plain(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+def from_plain(kind: type[T], values: Any, where: str = "") -> T:
     """Builds a dataclass from what `to_plain` made of one.
 
     Args:
         kind: the dataclass to build.
-        values: one entry per field; a field with a default may be left out.
+        values: a mapping with an entry per field; a field with a default may be left out.
         where: dotted name of the place of `values` in the whole, for messages.
 
     Raises:

@@ -41,6 +41,13 @@ from flowformer.tasks.serialization import to_plain
 
 logger = logging.getLogger(__name__)
 
+_IRRELEVANT_WARNINGS = (
+    ".*does not have many workers.*",  # the series are in memory: workers would only copy them
+    ".*smaller than the logging interval.*",  # nothing is logged by the step
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6 with torch 2.14
+    ".*GPU available but not used.*",  # training.accelerator says so
+)
+
 
 def train(
     config: TimeSeriesConfig,
@@ -87,6 +94,11 @@ def train(
             max_length=prepared.max_length,
         )
         _open_folder(folder, _record(config, data, prepared), prepared, started=started)
+        logger.info(
+            "%s: %d series to train on, %d for validation, %d parameters, folder %s",
+            *(config.name, len(prepared.train), len(prepared.validation)),
+            *(count_parameters(model), folder.root),
+        )
         recorder = _fit(model, config, prepared, folder)
         return _finish(model, config, data, prepared, folder, recorder)
 
@@ -177,6 +189,7 @@ def _fit(
         except NonFiniteLossError as error:
             batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
             write_atomically(folder.nan_batch, save(batch))
+            logger.info("the batch at fault is in %s", folder.nan_batch)
             raise
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
@@ -263,7 +276,7 @@ def _quiet_lightning() -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        for message in _IRRELEVANT_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
             yield

@@ -1,0 +1,321 @@
+"""The commands: what they print, and their exit codes."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from flowformer.cli import main
+from flowformer.recipes import RECIPES
+from flowformer.tasks.folder import RunFolder, RunRecord
+
+TINY = ["--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "1"]
+TINY += ["--model.feedforward", "32"]
+QUICK = [*TINY, "--training.epochs", "1", "--training.accelerator", "cpu"]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def flowformer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`flowformer("train", ...)` as on the command line."""
+
+    def call(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as raised:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(int(raised.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of a tiny model on vowels cut to `.ts` files, and the folder of the files."""
+    folder = tmp_path_factory.mktemp("cli")
+    _write_ts(folder)
+    with pytest.raises(SystemExit, match="0"):
+        main([str(a) for a in _own_data(folder, "--run-dir", folder / "run")])
+    return folder / "run", folder
+
+
+def _own_data(folder: Path, *more: object) -> list[object]:
+    files = ["--data.train-file", folder / "TRAIN.ts", "--data.test-file", folder / "TEST.ts"]
+    return ["train", "time-series", *files, *QUICK, *more]
+
+
+def _write_ts(folder: Path) -> None:
+    header = (
+        "@problemName steps\n@univariate true\n@dimensions 1\n@classLabel true up down\n@data\n"
+    )
+    for part, count in [("TRAIN", 20), ("TEST", 8)]:
+        rows = [f"{i},{i + (1 if i % 2 else -1)}:{'up' if i % 2 else 'down'}" for i in range(count)]
+        (folder / f"{part}.ts").write_text(header + "\n".join(rows) + "\n")
+    unlabelled = header.replace("true up down", "false") + "1,2\n3,2\n4,5,6\n"
+    (folder / "NEW.ts").write_text(unlabelled.replace(",6", ""))
+    (folder / "LONG.ts").write_text(unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "usage: flowformer COMMAND"),
+        (["--help"], "usage: flowformer COMMAND"),
+        (["--version"], "flowformer 0."),
+        (["recipes"], "japanese-vowels           100  radam       98.9"),
+        (["recipes", "--help"], "usage: flowformer recipes"),
+        (["info", "--help"], "usage: flowformer info"),
+        (["train", "--help"], "flowformer train japanese-vowels --model.mixer softmax"),
+        (["train", "pems-sf", "--help"], "--optimizer.learning-rate FLOAT"),
+        (["evaluate", "--help"], "usage: flowformer evaluate"),
+        (["predict", "--help"], "usage: flowformer predict"),
+        (["visualize", "--help"], "usage: flowformer visualize"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_lists_go_to_standard_output(flowformer, arguments, expected):
+    outcome = flowformer(*arguments)
+    assert outcome.code == 0
+    assert expected in outcome.out
+    assert outcome.err == ""
+
+
+def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
+    out = flowformer("train", "pems-sf", "--help").out
+    assert "(default: 400)" in out
+    assert "PEMS-SF)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "error: unknown command 'fly': choose from recipes, info, train"),
+        (["train"], "usage: flowformer train NAME"),
+        (["train", "japanese-vowel"], "did you mean japanese-vowels"),
+        (["train", "japanese-vowels", "--model.mixer", "flwo", *TINY], "flow, softmax"),
+        (
+            ["train", "japanese-vowels", "--training.epochs", "0"],
+            "epochs must be at least 1, got 0",
+        ),
+        (["train", "japanese-vowels", "--training.protocol", "fair"], "'clean', 'published'"),
+        (["train", "japanese-vowels", "--model.mixer-options", "clamp"], "expected JSON such as"),
+        (["train", "japanese-vowels", "--resume"], "error: --resume needs --run-dir"),
+        (["train", "time-series"], "error: no series to train on: give data.train_file"),
+        (["train", "time-series", "--data.train-file", "none.ts"], "none.ts"),
+        (["evaluate", "nowhere"], "error: nowhere holds no run: there is no config.json"),
+        (["predict", "nowhere", "none.ts"], "error: nowhere holds no run"),
+        (["visualize", "nowhere"], "error: nowhere holds no run"),
+        (["evaluate"], "run"),
+        (["info", "--wrong"], "--wrong"),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
+)
+def test_a_wrong_request_is_code_2_and_says_what_is_right(
+    flowformer, monkeypatch, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = flowformer(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(ValueError, match="unknown recipe"):
+        main(["train", "fly", "--debug"])
+
+
+def test_a_wrong_recipe_lists_all_recipes(flowformer):
+    err = flowformer("train", "fly").err
+    assert all(name in err for name in RECIPES)
+
+
+def test_info_says_what_is_available_and_why_the_rest_is_not(flowformer):
+    facts = json.loads(flowformer("info", "--json").out)
+    assert facts["backends"]["chunked"] is None
+    assert {"train", "timeseries", "dev"} <= facts["extras"].keys()
+    out = flowformer("info").out
+    for name, reason in facts["backends"].items():
+        assert f"backend {name}" in out
+        assert reason is None or reason in out
+
+
+def test_info_names_the_extra_that_brings_a_missing_package(flowformer, monkeypatch):
+    from flowformer.cli import info
+
+    found = info.importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "tensorboard":
+            raise info.importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(info.importlib.metadata, "version", version)
+    out = flowformer("info").out
+    assert "missing tensorboard: pip install 'flowformer[train]'" in out
+
+
+def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
+    flowformer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = flowformer("train", "japanese-vowels", *QUICK, "--training.progress", "lines")
+    assert outcome.code == 0
+    assert ", the paper's 98.9" in outcome.out
+    assert "protocol       clean: a stratified part of the training set" in outcome.out
+    assert "runs/japanese-vowels-clean-seed0/report/index.html" in outcome.out
+    assert (tmp_path / "runs/japanese-vowels-clean-seed0/report/index.html").exists()
+    assert "epoch 1/1  train: loss" in outcome.err
+    assert "Tip" not in outcome.out + outcome.err
+
+
+def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
+    flowformer, trained, tmp_path, monkeypatch
+):
+    run, files = trained
+    monkeypatch.chdir(tmp_path)
+    options = ["--training.protocol", "published", "--training.seed", 3]
+    for _ in range(2):
+        assert flowformer(*_own_data(files, *options)).code == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "time-series-published-seed3",
+        "time-series-published-seed3-2",
+    ]
+    outcome = flowformer(*_own_data(files, "--run-dir", run))
+    assert outcome.code == 2
+    assert "is not empty: go on with its run (--resume), or choose another folder" in outcome.err
+
+
+def test_overrides_reach_the_run(flowformer, trained, tmp_path):
+    _, files = trained
+    options = ["--model.mixer-options", '{"clamp": 1.0}', "--optimizer.gradient-clip", "None"]
+    options += ["--optimizer.name", "adamw", "--data.validation-fraction", 0.4]
+    assert flowformer(*_own_data(files, "--run-dir", tmp_path / "run", *options)).code == 0
+    record = RunRecord.read(RunFolder(tmp_path / "run"))
+    assert record.config.model.mixer_options == {"clamp": 1.0}
+    assert record.config.optimizer.gradient_clip is None
+    assert record.config.optimizer.name == "adamw"
+    assert record.sizes == {"train": 12, "validation": 8, "test": 8}
+    assert record.classes == ("up", "down")
+
+
+def test_resume_takes_the_settings_from_the_run(flowformer, trained):
+    run, _ = trained
+    outcome = flowformer("train", "time-series", "--run-dir", run, "--resume")
+    assert outcome.code == 0
+    assert "has ended already" in outcome.err
+    outcome = flowformer("train", "pems-sf", "--run-dir", run, "--resume")
+    assert outcome.code == 2
+    assert "holds a run of time-series, not of pems-sf" in outcome.err
+
+
+def test_evaluate_finds_the_accuracy_of_the_training_again(flowformer, trained):
+    run, files = trained
+    outcome = flowformer("evaluate", run)
+    assert outcome.code == 0
+    assert ": the same" in outcome.out
+    figures = json.loads(flowformer("evaluate", run, "--json").out)
+    result = json.loads((run / "result.json").read_text())
+    assert figures["accuracy"] == figures["trained_test_accuracy"] == result["test_accuracy"]
+    other = json.loads(flowformer("evaluate", run, "--file", files / "TRAIN.ts", "--json").out)
+    assert other["count"] == 20
+
+
+def test_evaluate_is_code_1_when_the_accuracy_is_another(flowformer, trained, tmp_path):
+    run, _ = trained
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in run.glob("*.*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    result = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").write_text(json.dumps(result | {"test_accuracy": 0.123}))
+    outcome = flowformer("evaluate", copy)
+    assert outcome.code == 1
+    assert "training found 12.30: differs" in outcome.out
+
+
+def test_evaluate_needs_labels(flowformer, trained):
+    run, files = trained
+    outcome = flowformer("evaluate", run, "--file", files / "NEW.ts")
+    assert outcome.code == 2
+    assert "NEW.ts has no labels to test against" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("file", "labels"), [("NEW.ts", ["", "", ""]), ("TEST.ts", ["down", "up"] * 4)]
+)
+def test_predict_writes_csv_with_and_without_labels(flowformer, trained, tmp_path, file, labels):
+    run, files = trained
+    printed = flowformer("predict", run, files / file).out
+    rows = list(csv.DictReader(printed.splitlines()))
+    assert [row["label"] for row in rows] == labels
+    for row in rows:
+        probabilities = {name: float(row[f"probability_{name}"]) for name in ("up", "down")}
+        assert max(probabilities, key=lambda name: probabilities[name]) == row["predicted"]
+        assert sum(probabilities.values()) == pytest.approx(1)
+    output = tmp_path / "out" / "predictions.csv"
+    assert flowformer("predict", run, files / file, "--output", output).out == ""
+    assert output.read_text() == printed
+
+
+def test_predict_refuses_series_that_the_model_has_no_room_for(flowformer, trained):
+    run, files = trained
+    outcome = flowformer("predict", run, files / "LONG.ts")
+    assert outcome.code == 2
+    assert "at most 2 time steps" in outcome.err
+
+
+def test_visualize_writes_the_report_again(flowformer, trained):
+    run, _ = trained
+    page = run / "report" / "index.html"
+    page.unlink()
+    outcome = flowformer("visualize", run, "--num-series", 2)
+    assert outcome.out.strip() == str(page)
+    assert page.exists()
+    assert len(list((run / "report").glob("flow-map-*.png"))) == 2
+
+
+def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):
+    _, files = trained
+    options = ["--optimizer.learning-rate", "1e30", "--training.epochs", 9]
+    outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run", *options))
+    assert outcome.code == 1
+    assert re.search("error: the (train|validation) loss became", outcome.err)
+    assert "nan_batch.safetensors" in outcome.err
+
+
+def test_ctrl_c_is_code_130_and_says_how_to_go_on(trained, tmp_path):
+    _, files = trained
+    arguments = [str(a) for a in _own_data(files, "--run-dir", tmp_path / "run")]
+    arguments[arguments.index("--training.epochs") + 1] = "100000"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: flowformer train time-series --run-dir {tmp_path / 'run'} --resume" in err
+    assert "Traceback" not in err

@@ -1,0 +1,62 @@
+"""Configurations to JSON values and back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
+from flowformer.tasks.serialization import from_plain, to_plain
+
+CONFIG = TimeSeriesConfig(
+    name="own",
+    data=TimeSeriesDataConfig(train_file=Path("a/TRAIN.ts"), test_file=Path("a/TEST.ts")),
+    model=TimeSeriesModelConfig(mixer_options={"clamp": 1.0, "competition": None}),
+)
+
+
+def test_a_configuration_comes_back_equal_through_json():
+    assert from_plain(TimeSeriesConfig, json.loads(json.dumps(to_plain(CONFIG)))) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("training.epoch", 3, r"unknown key training\.epoch: expected one of epochs, protocol"),
+        ("training.epochs", "3", r"training\.epochs must be of type int, got '3'"),
+        ("training.epochs", True, r"training\.epochs must be of type int, got True"),
+        ("training.protocol", "fair", r"training\.protocol must be one of 'clean', 'published'"),
+        ("optimizer.gradient_clip", "4", r"optimizer\.gradient_clip must be of type float"),
+        ("optimizer.learning_rate", 0, r"learning_rate must be above 0, got 0\.0"),
+        ("data", [], r"data must be a mapping, got \[\]"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_path(path, value, message):
+    plain = to_plain(CONFIG)
+    *parents, last = path.split(".")
+    place = plain
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(ValueError, match=message):
+        from_plain(TimeSeriesConfig, plain)
+
+
+def test_a_missing_key_is_named():
+    plain = to_plain(CONFIG)
+    del plain["name"]
+    with pytest.raises(ValueError, match="missing key name of TimeSeriesConfig"):
+        from_plain(TimeSeriesConfig, plain)
+
+
+def test_a_key_with_a_default_may_be_left_out():
+    plain = to_plain(CONFIG)
+    del plain["training"]
+    assert from_plain(TimeSeriesConfig, plain) == CONFIG
+
+
+def test_an_integer_stands_for_a_float():
+    plain = to_plain(CONFIG)
+    plain["optimizer"]["learning_rate"] = 1
+    assert from_plain(TimeSeriesConfig, plain).optimizer.learning_rate == 1.0

@@ -1,0 +1,188 @@
+"""Training, from a configuration to a run folder."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flowformer.data import SeriesDataset, SeriesSplit
+from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.tasks.classification import NonFiniteLossError
+from flowformer.tasks.config import OptimizerConfig
+from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.prediction import load_run, predict_probabilities
+from flowformer.tasks.training import train
+
+EXPLODING = OptimizerConfig(learning_rate=1e30, gradient_clip=None)
+
+
+def test_a_run_leaves_what_the_folder_promises(tmp_path, tiny_config, waves):
+    result = train(tiny_config(epochs=3), tmp_path / "run", data=waves)
+    folder = RunFolder(tmp_path / "run")
+    assert RunResult.read(folder) == result
+    with folder.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["step"] for row in rows] == ["3", "6", "9"]
+    with folder.predictions.open() as file:
+        predictions = list(csv.DictReader(file))
+    correct = [row["label"] == row["predicted"] for row in predictions]
+    assert len(correct) == 13
+    assert np.mean(correct) == result.test_accuracy
+    best = rows[result.best_epoch - 1]
+    assert float(best["validation_accuracy"]) == max(float(r["validation_accuracy"]) for r in rows)
+    assert list((folder.root / "tensorboard").glob("events*"))
+    assert folder.last.exists()
+    assert folder.best.exists()
+
+
+def test_training_learns(tmp_path, tiny_config, waves):
+    assert train(tiny_config(epochs=40), tmp_path / "run", data=waves).test_accuracy == 1.0
+
+
+def test_a_run_read_back_gives_its_predictions_again(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", data=waves)
+    run = load_run(tmp_path / "run")
+    test = SeriesDataset(waves.test, run.preprocessing)
+    probabilities = predict_probabilities(run.model, test, batch_size=8)
+    assert np.mean(probabilities.argmax(axis=1) == waves.test.labels) == result.test_accuracy
+    assert run.classes == waves.classes
+    assert run.config == tiny_config()
+
+
+@pytest.mark.parametrize("seeds_equal", [True, False], ids=["same-seed", "other-seed"])
+def test_the_seed_decides_the_weights(tmp_path, tiny_config, waves, seeds_equal):
+    for name, seed in [("a", 1), ("b", 1 if seeds_equal else 2)]:
+        train(tiny_config(seed=seed), tmp_path / name, data=waves)
+    a, b = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "ab")
+    assert (a == b) is seeds_equal
+
+
+def test_training_leaves_the_process_as_it_was(tmp_path, tiny_config, waves):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    train(tiny_config(epochs=1), tmp_path / "run", data=waves)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("protocol", ["clean", "published"])
+def test_only_the_published_protocol_lets_the_test_set_choose(
+    tmp_path, tiny_config, waves, protocol
+):
+    # Labels turned round, series of noise: what reads the test set in training goes another way.
+    noise = np.random.default_rng(1)
+    poisoned = SeriesSplit(
+        series=tuple(noise.normal(50, 9, series.shape) for series in waves.test.series),
+        labels=1 - waves.test.labels,
+        name="test",
+    )
+    config = tiny_config(epochs=4, protocol=protocol)
+    train(config, tmp_path / "a", data=waves)
+    train(config, tmp_path / "b", data=replace(waves, test=poisoned))
+    rows = [_rows_without_time(tmp_path / name) for name in "ab"]
+    assert (rows[0] == rows[1]) is (protocol == "clean")
+    if protocol == "clean":
+        a, b = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "ab")
+        assert a == b
+        a, b = ((tmp_path / name / "preprocessing.json").read_bytes() for name in "ab")
+        assert a == b
+
+
+def test_the_published_protocol_reports_the_best_test_accuracy_and_says_so(
+    tmp_path, tiny_config, waves
+):
+    result = train(tiny_config(epochs=4, protocol="published"), tmp_path / "run", data=waves)
+    rows = _rows_without_time(tmp_path / "run")
+    best = max(float(row["validation_accuracy"]) for row in rows)
+    assert result.test_accuracy == pytest.approx(best, abs=1e-6)
+    assert "the test set chose the epoch" in result.protocol_note
+    assert result.validation_accuracy == pytest.approx(result.test_accuracy, abs=1e-6)
+
+
+def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
+    with pytest.raises(ValueError, match="the published protocol needs a test set"):
+        train(tiny_config(protocol="published"), tmp_path / "run", data=replace(waves, test=None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_test_set_there_is_no_test_accuracy(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", data=replace(waves, test=None))
+    assert result.test_accuracy is None
+    assert not RunFolder(tmp_path / "run").predictions.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path, tiny_config, waves):
+    config = replace(
+        tiny_config(), optimizer=OptimizerConfig(learning_rate=1e30, gradient_clip=None)
+    )
+    message = r"the (train|validation) loss became (nan|inf) at step \d+ \(learning rate 1e\+30\)"
+    with pytest.raises(NonFiniteLossError, match=message) as raised:
+        train(config, tmp_path / "run", data=waves)
+    folder = RunFolder(tmp_path / "run")
+    batch = load_file(folder.nan_batch)
+    assert batch.keys() == {"inputs", "attention_mask", "labels"}
+    assert all(torch.equal(batch[name], raised.value.batch[name]) for name in batch)
+    assert not folder.result.exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path, tiny_config, waves):
+    train(tiny_config(), tmp_path / "run", data=waves)
+    before = (tmp_path / "run" / "config.json").stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match=r"run is not empty: go on with its run \(--resume\)"):
+        train(tiny_config(), tmp_path / "run", data=waves)
+    assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_has_ended_is_not_trained_again(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", data=waves)
+    before = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
+    assert train(tiny_config(), tmp_path / "run", resume=True, data=waves) == result
+    assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_is_resumed_only_as_it_began(tmp_path, tiny_config, waves):
+    config = replace(
+        tiny_config(), optimizer=OptimizerConfig(learning_rate=1e30, gradient_clip=None)
+    )
+    with pytest.raises(NonFiniteLossError):
+        train(config, tmp_path / "run", data=waves)
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate was 1e\+30, got 0\.001"):
+        train(tiny_config(), tmp_path / "run", resume=True, data=waves)
+
+
+def test_resuming_where_nothing_began_begins(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", resume=True, data=waves)
+    assert result.epochs == 2
+
+
+def test_a_wrong_mixer_is_named_before_anything_is_written(tmp_path, tiny_config, waves):
+    config = tiny_config(model=TimeSeriesModelConfig(mixer="flwo"))
+    with pytest.raises(ValueError, match="flow, softmax"):
+        train(config, tmp_path / "run", data=waves)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "linear", "linformer"])
+def test_another_mixer_is_one_word(tmp_path, tiny_config, waves, mixer):
+    config = tiny_config(epochs=1)
+    config = replace(config, model=replace(config.model, mixer=mixer))
+    assert train(config, tmp_path / "run", data=waves).epochs == 1
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["config"]["model"]["mixer"] == mixer
+
+
+def test_room_for_fewer_steps_than_the_series_have_is_refused(tmp_path, tiny_config, waves):
+    config = tiny_config()
+    config = replace(config, data=replace(config.data, max_length=6))
+    with pytest.raises(ValueError, match="max_length must be at least 9, the longest series"):
+        train(config, tmp_path / "run", data=waves)
+
+
+def _rows_without_time(folder) -> list[dict[str, str]]:
+    with RunFolder(folder).metrics.open() as file:
+        return [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(file)]
