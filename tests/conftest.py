@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 # The same examples in every run, so that a green commit stays green; `--hypothesis-profile=default`
 # explores new ones. No deadline: the first call of a shape pays for compilation and warm-up.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=15)
 hypothesis.settings.load_profile("repeatable")
 
 
