@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
 from flowformer.ops.state import FlowState, LinearState
 
 CHUNK = 64  # tokens of which A is formed: as many as features, so that A is as large as q
@@ -72,8 +72,8 @@ def _flow(
 
 
 def _weighted_sum(
-    x: Float[Tensor, "b h t d"], weight: Float[Tensor, "b h t"]
-) -> Float[Tensor, "b h d"]:
+    x: Float[Tensor, "*b t d"], weight: Float[Tensor, "*b t"]
+) -> Float[Tensor, "*b d"]:
     """Return Σ_t weight_t · x_t."""
     return (weight[..., None, :] @ x).squeeze(-2)
 
@@ -82,7 +82,7 @@ def _count(mask: Bool[Tensor, "b t"] | None, x: Tensor) -> Tensor | int:
     """Return the number of real tokens, at least 1: [b, 1, 1], or one number without a mask."""
     if mask is None:
         return x.shape[1]
-    return mask.sum(1).clamp(min=1)[:, None, None]
+    return mask.sum(1).clamp(min=1).to(compute_dtype(x.dtype))[:, None, None]
 
 
 def _compete(
@@ -197,10 +197,11 @@ def _causal_segment(
 def _chunks(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h n c d"]:
     """Cut the time into chunks, the last one filled up with zeros, heads first."""
     b, t, h, d = x.shape
+    # While a graph is traced, t may be a symbol: nothing may depend on its value.
     size = CHUNK if torch.compiler.is_compiling() else min(CHUNK, t)
-    if t % size:
-        x = F.pad(x, (0, 0, 0, 0, 0, -t % size))
-    return x.view(b, x.shape[1] // size, size, h, d).permute(0, 3, 1, 2, 4).contiguous()
+    chunks = (t + size - 1) // size
+    x = F.pad(x, (0, 0, 0, 0, 0, chunks * size - t))
+    return x.view(b, chunks, size, h, d).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _tokens(x: Float[Tensor, "b h n c m"], length: int) -> Float[Tensor, "b t h m"]:

@@ -1,7 +1,6 @@
 """What every backend does to its inputs and options alike."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,8 +10,7 @@ FeatureMap = Literal["sigmoid", "relu"]
 Competition = Literal["sources", "heads"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowOptions:
+class FlowOptions(NamedTuple):
     """The options of Flow-Attention, as a backend receives them (defaults stand in flow.py)."""
 
     feature_map: FeatureMap
@@ -21,18 +19,23 @@ class FlowOptions:
     competition: Competition | None
     allocation: bool
 
-    def __post_init__(self) -> None:
-        """Refuse what no backend can do."""
-        if self.feature_map not in ("sigmoid", "relu"):
-            raise ValueError(f"feature_map must be 'sigmoid' or 'relu', got {self.feature_map!r}")
-        if self.competition not in ("sources", "heads", None):
-            raise ValueError(
-                f"competition must be 'sources', 'heads' or None, got {self.competition!r}"
-            )
-        if self.clamp is not None and not self.clamp > 0:
-            raise ValueError(f"clamp must be positive or None, got {self.clamp!r}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps!r}")
+
+def check_options(options: FlowOptions) -> None:
+    """Refuse what no backend can do.
+
+    Raises:
+        ValueError: an option is none of its choices or out of its range.
+    """
+    if options.feature_map not in ("sigmoid", "relu"):
+        raise ValueError(f"feature_map must be 'sigmoid' or 'relu', got {options.feature_map!r}")
+    if options.competition not in ("sources", "heads", None):
+        raise ValueError(
+            f"competition must be 'sources', 'heads' or None, got {options.competition!r}"
+        )
+    if options.clamp is not None and not options.clamp > 0:
+        raise ValueError(f"clamp must be positive or None, got {options.clamp!r}")
+    if not options.eps > 0:
+        raise ValueError(f"eps must be positive, got {options.eps!r}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,6 +1,8 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
-from typing import NamedTuple
+from functools import partial
+from types import ModuleType
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from flowformer.ops import reference
 from flowformer.ops.backend import choose_backend
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, features
+from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options, features
 from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
@@ -16,11 +18,47 @@ from flowformer.ops.inputs import (
     resolve_masks,
     starting_state,
 )
-from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import FlowState
 from flowformer.ops.step import step
 
 
+class FlowArguments(TypedDict, total=False):
+    """The keyword arguments of :func:`flow_attention`, for type checkers."""
+
+    causal: bool
+    feature_map: FeatureMap
+    clamp: float | None
+    eps: float
+    competition: Competition | None
+    allocation: bool
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    initial_state: FlowState | None
+    backend: str | None
+
+
+@overload
+def flow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_state: Literal[False] = False,
+    **arguments: Unpack[FlowArguments],
+) -> Tensor: ...
+@overload
+def flow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_state: Literal[True],
+    **arguments: Unpack[FlowArguments],
+) -> tuple[Tensor, FlowState]: ...
 def flow_attention(  # noqa: PLR0913 - the options of the published variants, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -89,6 +127,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         competition=competition,
         allocation=allocation,
     )
+    check_options(options)
     query, key, value = check_tensors(query, key, value)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
@@ -99,31 +138,35 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         cu_seqlens=cu_seqlens,
         cu_seqlens_k=cu_seqlens_k,
     )
+    check_batch(batch)
     module = choose_backend(backend, query.device)
-
-    def attend(
-        queries: tuple[Tensor, ...],
-        keys: tuple[Tensor, ...],
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        state: FlowState | None,
-    ) -> tuple[Tensor, FlowState | None]:
-        if state is None:
-            masks = {"query_mask": query_mask, "key_mask": key_mask}
-            return module.bidirectional(*queries, *keys, options=options, **masks), None
-        return module.causal(*queries, *keys, options=options, mask=key_mask, state=state)
-
     state = None
     if causal:
         check_causal(query, key, cu_seqlens_k)
         _check_causal_options(options)
-        sizes = batch.size(query), query.shape[2], query.shape[3], value.shape[3]
+        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
         state = starting_state(initial_state, FlowState.initial(*sizes, query.device))
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     with exact_arithmetic(query):
+        attend = partial(_attend, module, options)
         out, state = attend_batch(attend, (query,), (key, value), batch, state)
     return out if not return_state or state is None else (out, state)
+
+
+def _attend(
+    module: ModuleType,
+    options: FlowOptions,
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    state: FlowState | None,
+) -> tuple[Tensor, FlowState | None]:
+    if state is None:
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        return module.bidirectional(*queries, *keys, options=options, **masks), None
+    return module.causal(*queries, *keys, options=options, mask=key_mask, state=state)
 
 
 def _check_causal_options(options: FlowOptions) -> None:
@@ -172,6 +215,7 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         competition=competition,
         allocation=allocation,
     )
+    check_options(options)
     _check_causal_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
@@ -241,6 +285,7 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         competition=competition,
         allocation=allocation,
     )
+    check_options(options)
     query, key, _ = check_tensors(query, key)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask

@@ -1,7 +1,6 @@
 """The checks that every public attention function makes of its tensors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -137,12 +136,9 @@ def starting_state(given: State | None, empty: State) -> State:
     return given
 
 
-@contextmanager
-def exact_arithmetic(tensor: Tensor) -> Iterator[None]:
-    """Switch autocast off: inside, float32 means float32."""
+def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast: inside, float32 means float32."""
     device = tensor.device.type
     if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            yield
-    else:
-        yield
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -1,5 +1,9 @@
 """The second half of Flow-Attention, shared with every other linear attention: q Σ kᵀ v."""
 
+from functools import partial
+from types import ModuleType
+from typing import Literal, TypedDict, Unpack, overload
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -12,10 +16,42 @@ from flowformer.ops.inputs import (
     resolve_masks,
     starting_state,
 )
-from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import LinearState
 
 
+class LinearArguments(TypedDict, total=False):
+    """The keyword arguments of :func:`linear_attention`, for type checkers."""
+
+    causal: bool
+    row_scale: Tensor | None
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    initial_state: LinearState | None
+    backend: str | None
+
+
+@overload
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_state: Literal[False] = False,
+    **arguments: Unpack[LinearArguments],
+) -> Tensor: ...
+@overload
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_state: Literal[True],
+    **arguments: Unpack[LinearArguments],
+) -> tuple[Tensor, LinearState]: ...
 def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -76,34 +112,36 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         cu_seqlens=cu_seqlens,
         cu_seqlens_k=cu_seqlens_k,
     )
+    check_batch(batch)
     module = choose_backend(backend, query.device)
-    dtype = compute_dtype(query.dtype)
-
-    def attend(
-        queries: tuple[Tensor, ...],
-        keys: tuple[Tensor, ...],
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        state: LinearState | None,
-    ) -> tuple[Tensor, LinearState | None]:
-        q = masked(queries[0], query_mask).to(dtype)
-        k, v = (masked(tensor, key_mask).to(dtype) for tensor in keys)
-        scale = queries[1].to(dtype) if len(queries) > 1 else None
-        if scale is not None:
-            scale = masked(scale[..., None], query_mask)[..., 0]
-        if state is None:
-            return module.linear_bidirectional(q, k, v, row_scale=scale), None
-        return module.linear_causal(q, k, v, row_scale=scale, state=state)
-
     state = None
     if causal:
         check_causal(query, key, cu_seqlens_k)
-        sizes = batch.size(query), query.shape[2], query.shape[3], value.shape[3]
+        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
         state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     queries = (query,) if row_scale is None else (query, row_scale)
     with exact_arithmetic(query):
-        out, state = attend_batch(attend, queries, (key, value), batch, state)
+        out, state = attend_batch(partial(_attend, module), queries, (key, value), batch, state)
     out = out.to(value.dtype)
     return out if not return_state or state is None else (out, state)
+
+
+def _attend(
+    module: ModuleType,
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    state: LinearState | None,
+) -> tuple[Tensor, LinearState | None]:
+    dtype = compute_dtype(queries[0].dtype)
+    q = masked(queries[0], query_mask).to(dtype)
+    k, v = (masked(tensor, key_mask).to(dtype) for tensor in keys)
+    scale = queries[1].to(dtype) if len(queries) > 1 else None
+    if scale is not None:
+        scale = masked(scale[..., None], query_mask)[..., 0]
+    if state is None:
+        return module.linear_bidirectional(q, k, v, row_scale=scale), None
+    return module.linear_causal(q, k, v, row_scale=scale, state=state)

@@ -1,13 +1,16 @@
 """Mobile-Attention: flows conserved over the heads of one token instead of over tokens."""
 
+from functools import partial
+from types import ModuleType
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backend import choose_backend
-from flowformer.ops.features import FeatureMap, FlowOptions, features, masked
+from flowformer.ops.features import FeatureMap, FlowOptions, check_options, features, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
-from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.packing import Batch, attend_batch, check_batch
 from flowformer.ops.reference import compete
 from flowformer.ops.state import LinearState
 
@@ -67,6 +70,7 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         competition="sources" if competition else None,
         allocation=allocation,
     )
+    check_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
@@ -75,29 +79,35 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         )
     mask, _ = resolve_masks(query, key, causal=False, mask=mask, query_mask=None, key_mask=None)
     batch = Batch(query_mask=mask, key_mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=None)
+    check_batch(batch)
     module = choose_backend(backend, query.device)
-
-    def attend(
-        queries: tuple[Tensor, ...],
-        keys: tuple[Tensor, ...],
-        mask: Tensor | None,
-        _: Tensor | None,
-        state: LinearState | None,
-    ) -> tuple[Tensor, LinearState | None]:
-        q = features(queries[0], mask, feature_map)
-        k = features(keys[0], mask, feature_map)
-        v = masked(keys[1], mask).to(k.dtype)
-        real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
-        scale, weight = _conserve_over_heads(q, k, real, options)
-        if normalize and not competition:
-            weight = weight / real.sum(1).clamp(min=1)[:, None, None]
-        elif competition and not normalize:
-            weight = weight * real.sum(1)[:, None, None]
-        return module.linear_bidirectional(q, k, v * weight[..., None], row_scale=scale), state
-
     with exact_arithmetic(query):
+        attend = partial(_attend, module, options, normalize)
         out, _ = attend_batch(attend, (query,), (key, value), batch, None)
     return out.to(value.dtype)
+
+
+def _attend(
+    module: ModuleType,
+    options: FlowOptions,
+    normalize: bool,
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    state: LinearState | None,
+) -> tuple[Tensor, LinearState | None]:
+    q = features(queries[0], query_mask, options.feature_map)
+    k = features(keys[0], key_mask, options.feature_map)
+    v = masked(keys[1], key_mask).to(k.dtype)
+    real = k.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
+    scale, weight = _conserve_over_heads(q, k, real, options)
+    sources = real.sum(1).clamp(min=1)[:, None, None]
+    if options.competition is not None:
+        weight = weight * sources
+    if normalize:
+        weight = weight / sources
+    return module.linear_bidirectional(q, k, v * weight[..., None], row_scale=scale), state
 
 
 def _conserve_over_heads(

@@ -6,9 +6,8 @@ doubles the work, whatever the lengths, and memory stays linear in ``total``.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,8 +45,7 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
     return lengths
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     """Which tokens of a call are real and which belong together: masks, or packed sequences."""
 
     query_mask: Tensor | None
@@ -55,16 +53,23 @@ class Batch:
     cu_seqlens: Tensor | None
     cu_seqlens_k: Tensor | None
 
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
-        if self.cu_seqlens is None and self.cu_seqlens_k is not None:
-            raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
-        if self.cu_seqlens is not None and not self.query_mask is self.key_mask is None:
-            raise ValueError("packed sequences have no padding: give cu_seqlens or a mask")
 
-    def size(self, query: Tensor) -> int:
-        """Return the number of sequences."""
-        return query.shape[0] if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+def check_batch(batch: Batch) -> None:
+    """Refuse what contradicts itself.
+
+    Raises:
+        ValueError: offsets of the keys alone, or a mask beside offsets.
+    """
+    if batch.cu_seqlens is None and batch.cu_seqlens_k is not None:
+        raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
+    masked = batch.query_mask is not None or batch.key_mask is not None
+    if batch.cu_seqlens is not None and masked:
+        raise ValueError("packed sequences have no padding: give cu_seqlens or a mask")
+
+
+def batch_size(batch: Batch, query: Tensor) -> int:
+    """Return the number of sequences."""
+    return query.shape[0] if batch.cu_seqlens is None else len(batch.cu_seqlens) - 1
 
 
 def attend_batch(

@@ -1,0 +1,195 @@
+"""Options do what they say, and bad arguments get a message that says what was expected."""
+
+import logging
+
+import pytest
+import torch
+from tests.ops.cases import CAUSAL, FORMS, qkv
+from torch.testing import assert_close
+
+from flowformer import (
+    FlowState,
+    LinearState,
+    flow_attention,
+    flow_attention_step,
+    flow_map,
+    linear_attention,
+    mobile_attention,
+)
+from flowformer.ops import backend as backends
+
+# jaxtyping would refuse some of these first, with its own words; a user runs without it.
+pytestmark = pytest.mark.usefixtures("shape_checks_off")
+
+q, k, v = qkv(2, 6)
+mask = torch.ones(2, 6, dtype=torch.bool)
+state = FlowState.initial(2, 2, 8, 6, torch.device("cpu"))
+
+BAD_CALLS = {
+    "three-dimensions": (
+        (q[0], k, v),
+        {},
+        r"query must be \[batch, time, head, feature\].*6, 2, 8",
+    ),
+    "no-token": (
+        (q, k[:, :0], v[:, :0]),
+        {},
+        r"key must be .* at least 1, got shape \[2, 0, 2, 8\]",
+    ),
+    "integers": ((q.int(), k.int(), v.int()), {}, "query must be a floating-point.*int32"),
+    "dtypes": ((q, k.float(), v), {}, "must share dtype and device.*float64.*key.*float32"),
+    "batches": ((q, k[:1], v[:1]), {}, "same batch size, got 2, 1 and 1"),
+    "widths": ((q, k[..., :4], v), {}, "query and key must have the same width, got 8 and 4"),
+    "sources": ((q, k, v[:, :3]), {}, r"same time and heads, got \[6, 2\] and \[3, 2\]"),
+    "heads": (
+        (q, k.repeat(1, 1, 2, 1), v.repeat(1, 1, 2, 1)),
+        {},
+        "multiple of the key's.*2 and 4",
+    ),
+    "feature-map": ((q, k, v), {"feature_map": "elu"}, "'sigmoid' or 'relu', got 'elu'"),
+    "competition": ((q, k, v), {"competition": "sinks"}, "'sources', 'heads' or None, got 'sinks'"),
+    "clamp": ((q, k, v), {"clamp": -1.0}, "clamp must be positive or None, got -1"),
+    "eps": ((q, k, v), {"eps": 0.0}, "eps must be positive, got 0"),
+    "both-masks": ((q, k, v), {"mask": mask, "key_mask": mask}, "not both kinds"),
+    "causal-masks": ((q, k, v), {"causal": True, "key_mask": mask}, "pass mask="),
+    "mask-shape": ((q, k, v), {"mask": mask[:, :4]}, r"= \[2, 6\], got \[2, 4\]"),
+    "causal-cross": ((q, k[:, :4], v[:, :4]), {"causal": True}, "L=6 and S=4.*initial_state"),
+    "causal-heads": ((q, k, v), {"causal": True, "competition": "heads"}, "no causal form"),
+    "state-not-causal": ((q, k, v), {"return_state": True}, "pass causal=True"),
+    "initial-not-causal": ((q, k, v), {"initial_state": state}, "pass causal=True"),
+    "state-shape": (
+        (q[:1], k[:1], v[:1]),
+        {"causal": True, "initial_state": state},
+        r"tokens of the state must be \[1\] on cpu, got \[2\]",
+    ),
+    "packed-batch": (
+        (q, k, v),
+        {"cu_seqlens": torch.tensor([0, 6])},
+        "packed sequences have batch",
+    ),
+    "packed-end": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 5])},
+        "number of tokens, 6",
+    ),
+    "packed-order": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 4, 2, 6])},
+        "must rise",
+    ),
+    "packed-shape": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([6])},
+        "one row of offsets",
+    ),
+    "packed-mask": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 6]), "mask": mask[:1]},
+        "no padding",
+    ),
+    "packed-keys-alone": ((q, k, v), {"cu_seqlens_k": torch.tensor([0, 6])}, "needs cu_seqlens"),
+    "packed-count": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 3, 6])},
+        "as many sequences, got 1 and 2",
+    ),
+    "packed-causal-keys": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 6]), "causal": True},
+        "got cu_seqlens_k",
+    ),
+    "backend": ((q, k, v), {"backend": "cuda"}, "unknown backend 'cuda': choose one of reference"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "options", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_arguments(inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        flow_attention(*inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": mask.float()}, "must be boolean, True = a real token, got torch.float32"),
+        ({"cu_seqlens": torch.tensor([0.0, 6.0])}, "int32 or int64, got torch.float32"),
+        (
+            {"causal": True, "initial_state": LinearState(state.key_value)},
+            "must be a FlowState, got LinearState",
+        ),
+    ],
+    ids=["mask", "offsets", "state"],
+)
+def test_arguments_of_another_type(options, message):
+    with pytest.raises(TypeError, match=message):
+        flow_attention(*(x[:1] if "cu_seqlens" in options else x for x in (q, k, v)), **options)
+
+
+def test_a_missing_backend_says_why():
+    for name in ("cpu", "triton"):
+        with pytest.raises(RuntimeError, match=f"{name} backend unavailable: "):
+            flow_attention(q, k, v, backend=name)
+        assert backends.available_backends()[name]
+
+
+def test_the_choice_of_a_backend_is_logged_once(caplog):
+    backends._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, logger="flowformer"):
+        for _ in range(3):
+            flow_attention(q, k, v)
+    assert [record.getMessage() for record in caplog.records] == [
+        "flow_attention uses the chunked backend on cpu tensors"
+    ]
+
+
+def test_a_step_takes_one_token():
+    with pytest.raises(ValueError, match="one token, got L=6 and S=6"):
+        flow_attention_step(q, k, v, state)
+
+
+def test_row_scale_has_the_shape_of_the_queries():
+    with pytest.raises(ValueError, match=r"= \[2, 6, 2\], got \[2, 6\]"):
+        linear_attention(q, k, v, row_scale=torch.ones(2, 6))
+
+
+def test_mobile_attention_has_no_cross_attention():
+    with pytest.raises(ValueError, match="as many queries as keys, got L=6 and S=4"):
+        mobile_attention(q, k[:, :4], v[:, :4])
+
+
+def test_mobile_attention_grows_with_the_length_unless_normalized():
+    sums = [mobile_attention(*qkv(1, length)).abs().mean().item() for length in (64, 1024)]
+    assert sums[1] > 2 * sums[0]
+    q, k, v = qkv(1, 64)
+    assert_close(mobile_attention(q, k, v, normalize=True) * 64, mobile_attention(q, k, v))
+    plain = {"competition": False}
+    assert_close(
+        mobile_attention(q, k, v, normalize=True, **plain) * 64, mobile_attention(q, k, v, **plain)
+    )
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_backends_agree_on_every_option(options):
+    inputs = qkv(2, 200)
+    out = flow_attention(*inputs, **options)
+    assert_close(out, flow_attention(*inputs, backend="reference", **options))
+
+
+def test_the_ablations_take_away_one_factor_each():
+    plain = flow_attention(q, k, v, competition=None, allocation=False)
+    features = torch.einsum("blhd,bshd->bhls", q.sigmoid() + 1e-6, k.sigmoid() + 1e-6)
+    weights = features / features.sum(-1, keepdim=True)
+    assert_close(plain, torch.einsum("bhls,bshm->blhm", weights, v), rtol=1e-4, atol=1e-5)
+    allocated = flow_attention(q, k, v, competition=None)
+    assert_close(allocated, plain * flow_map(q, k).sink_allocation[..., None])
+
+
+@pytest.mark.parametrize("options", [FORMS["bidirectional"], *CAUSAL.values()])
+def test_the_flow_map_is_what_the_attention_uses(options):
+    options = {**options, "mask": torch.tensor([[True] * 6, [True] * 4 + [False] * 2])}
+    competition, allocation = flow_map(q, k, **options)
+    unweighed = {**options, "competition": None, "allocation": False}
+    out = flow_attention(q, k, v * competition[..., None], **unweighed)
+    assert_close(out * allocation[..., None], flow_attention(q, k, v, **options))
+    assert (competition[1, 4:] == 0).all()
+    assert (allocation[1, 4:] == 0).all()

@@ -1,0 +1,110 @@
+"""torch.compile without a graph break and torch.export, for both forms."""
+
+import pytest
+import torch
+from tests.ops.cases import FORMS, qkv
+from torch import nn
+from torch.testing import assert_close
+
+from flowformer.ops import flow_attention, flow_attention_step, mobile_attention
+
+pytestmark = pytest.mark.usefixtures("shape_checks_off")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+
+
+def float_inputs(length, **sizes):
+    sizes = {"dtype": torch.float32, **sizes}
+    return [tensor.requires_grad_() for tensor in qkv(2, length, **sizes)]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_compiles_to_one_graph(options, masked):
+    mask = torch.rand(2, 70) < 0.7 if masked else None
+    compiled = torch.compile(
+        lambda q, k, v: flow_attention(q, k, v, mask=mask, **options),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    inputs = float_inputs(70)
+    expected = flow_attention(*inputs, mask=mask, **options)
+    out = compiled(*inputs)
+    assert_close(out, expected)
+    for grad, wanted in zip(
+        torch.autograd.grad(out.sum(), inputs),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
+    ):
+        assert_close(grad, wanted)
+
+
+def test_a_state_passes_through_one_graph():
+    def run(q, k, v):
+        out, state = flow_attention(q, k, v, causal=True, return_state=True)
+        step, state = flow_attention_step(q[:, -1:], k[:, -1:], v[:, -1:], state)
+        more = flow_attention(q, k, v, causal=True, initial_state=state)
+        return out, step, more
+
+    inputs = float_inputs(70)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for out, expected in zip(compiled(*inputs), run(*inputs), strict=True):
+        assert_close(out, expected)
+
+
+def test_mobile_attention_compiles_to_one_graph():
+    inputs = float_inputs(9)
+    compiled = torch.compile(mobile_attention, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(*inputs), mobile_attention(*inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_inductor(causal):
+    inputs = float_inputs(70)
+    compiled = torch.compile(flow_attention, fullgraph=True)
+    assert_close(compiled(*inputs, causal=causal), flow_attention(*inputs, causal=causal))
+
+
+class Attention(nn.Module):
+    def __init__(self, causal):
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, query, key, value, mask):
+        return flow_attention(query, key, value, mask=mask, causal=self.causal)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_exports_a_program_for_one_length(causal, tmp_path):
+    inputs = [tensor.detach() for tensor in float_inputs(70)]
+    program = torch.export.export(Attention(causal), (*inputs, torch.ones(2, 70, dtype=torch.bool)))
+    torch.export.save(program, tmp_path / "attention.pt2")
+    program = torch.export.load(tmp_path / "attention.pt2")
+    mask = torch.rand(2, 70) < 0.7
+    assert_close(program.module()(*inputs, mask), Attention(causal)(*inputs, mask))
+
+
+# The causal form in chunks of 64 exports for any number of whole chunks from two on; a mask
+# fills up the last one.
+@pytest.mark.parametrize(
+    ("causal", "time", "lengths"),
+    [
+        (False, torch.export.Dim("time", min=2, max=100_000), [2, 63, 500]),
+        (True, 64 * torch.export.Dim("chunks", min=2, max=2_000), [128, 192, 4096]),
+    ],
+    ids=["bidirectional", "causal"],
+)
+def test_exports_a_program_for_many_lengths(causal, time, lengths):
+    model = Attention(causal)
+    example = [tensor.detach() for tensor in float_inputs(320)]
+    program = torch.export.export(
+        model, (*example, torch.ones(2, 320, dtype=torch.bool)), dynamic_shapes=({1: time},) * 4
+    )
+    for length in lengths:
+        inputs = [tensor.detach() for tensor in float_inputs(length)]
+        mask = torch.rand(2, length) < 0.7
+        assert_close(program.module()(*inputs, mask), model(*inputs, mask))

@@ -1,0 +1,69 @@
+"""First and second derivatives, checked numerically in float64."""
+
+import pytest
+import torch
+from tests.ops.cases import CAUSAL, FORMS, qkv
+from torch.autograd import gradcheck, gradgradcheck
+
+from flowformer import flow_attention, flow_attention_step, linear_attention, mobile_attention
+
+
+def small(length=5, **sizes):
+    sizes = {"width": 3, "value_width": 2, **sizes}
+    return tuple(tensor.requires_grad_() for tensor in qkv(1, length, **sizes))
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_gradcheck(options, backend):
+    mask = torch.tensor([[True, True, False, True, True]])
+
+    def attend(q, k, v):
+        return flow_attention(q, k, v, mask=mask, backend=backend, **options)
+
+    assert gradcheck(attend, small())
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_second_derivatives(options, backend):
+    def attend(q, k, v):
+        return flow_attention(q, k, v, backend=backend, **options)
+
+    assert gradgradcheck(attend, small(length=3))
+
+
+@pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)
+def test_gradcheck_through_a_state(options):
+    def attend(q, k, v):
+        options_ = {"return_state": True, **options}
+        _, state = flow_attention(q[:, :3], k[:, :3], v[:, :3], **options_)
+        step_options = {name: x for name, x in options.items() if name != "causal"}
+        out, state = flow_attention_step(q[:, 3:4], k[:, 3:4], v[:, 3:4], state, **step_options)
+        rest, state = flow_attention(q[:, 4:], k[:, 4:], v[:, 4:], initial_state=state, **options_)
+        # The state is an output too. Its count is an integer and has no derivative.
+        return out, rest, *(x for x in state if x.is_floating_point() and x.requires_grad)
+
+    # Away from the kink of relu and from its zeros, where the derivatives of a flow reach 1e5.
+    inputs = [(tensor.detach().abs() + 0.1).requires_grad_() for tensor in small(6, heads=1)]
+    assert gradcheck(attend, inputs)
+
+
+def test_gradcheck_across_chunks_and_segments(monkeypatch):
+    monkeypatch.setattr("flowformer.ops.chunked.CHUNK", 3)
+    monkeypatch.setattr("flowformer.ops.chunked.SEGMENT", 7)
+    assert gradcheck(lambda q, k, v: flow_attention(q, k, v, causal=True), small(length=16))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gradcheck_of_mobile_attention(normalize):
+    assert gradcheck(lambda *x: mobile_attention(*x, normalize=normalize), small())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradcheck_of_linear_attention(causal):
+    scale = torch.rand(1, 5, 2, dtype=torch.float64).requires_grad_()
+    assert gradcheck(
+        lambda q, k, v, s: linear_attention(q, k, v, row_scale=s, causal=causal),
+        (*small(), scale),
+    )
