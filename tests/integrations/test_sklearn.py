@@ -289,8 +289,11 @@ def test_a_clone_of_a_fitted_estimator_is_unfitted(waves, fitted):
         copied.predict(waves[0])
 
 
-def test_cross_validation_splits_three_dimensional_arrays(waves):
-    scores = cross_val_score(make(random_state=0), *waves, cv=2)
+@pytest.mark.parametrize("unequal", [False, True], ids=["array", "list"])
+def test_cross_validation_takes_arrays_and_lists(waves, unequal):
+    series, labels = waves
+    collection = [one[:, : 20 - at % 7] for at, one in enumerate(series)] if unequal else series
+    scores = cross_val_score(make(random_state=0), collection, labels, cv=2)
     assert scores.shape == (2,)
     assert ((scores >= 0) & (scores <= 1)).all()
 
