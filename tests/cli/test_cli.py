@@ -197,7 +197,7 @@ def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     ]
     outcome = flowformer(*_own_data(files, "--run-dir", run))
     assert outcome.code == 2
-    assert "is not empty: go on with its run (--resume), or choose another folder" in outcome.err
+    assert "holds a run: go on with it (--resume), or choose another folder" in outcome.err
 
 
 def test_overrides_reach_the_run(flowformer, trained, tmp_path):
@@ -298,7 +298,23 @@ def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):
     assert "nan_batch.safetensors" in outcome.err
 
 
-def test_ctrl_c_is_code_130_and_says_how_to_go_on(trained, tmp_path):
+@pytest.mark.parametrize("missing", ["tyro", "lightning"])
+def test_without_the_extra_it_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from flowformer.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "train", "japanese-vowels", *QUICK],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert f"error: {missing} is needed" in run.stderr
+    assert "pip install 'flowformer[train]'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_run_is_code_130_or_143_and_can_be_gone_on_with(trained, tmp_path, stop):
     _, files = trained
     arguments = [str(a) for a in _own_data(files, "--run-dir", tmp_path / "run")]
     arguments[arguments.index("--training.epochs") + 1] = "100000"
@@ -314,8 +330,8 @@ def test_ctrl_c_is_code_130_and_says_how_to_go_on(trained, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + stop
     assert f"go on with: flowformer train time-series --run-dir {tmp_path / 'run'} --resume" in err
     assert "Traceback" not in err

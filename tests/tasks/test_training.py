@@ -133,9 +133,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path, t
 def test_a_folder_in_use_is_refused(tmp_path, tiny_config, waves):
     train(tiny_config(), tmp_path / "run", data=waves)
     before = (tmp_path / "run" / "config.json").stat().st_mtime_ns
-    with pytest.raises(FileExistsError, match=r"run is not empty: go on with its run \(--resume\)"):
+    with pytest.raises(FileExistsError, match=r"run holds a run: go on with it \(--resume\)"):
         train(tiny_config(), tmp_path / "run", data=waves)
     assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_something_else_is_refused_even_to_resume(tmp_path, tiny_config, waves):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty: choose another folder"):
+        train(tiny_config(), tmp_path, resume=True, data=waves)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_that_has_ended_is_not_trained_again(tmp_path, tiny_config, waves):
@@ -165,6 +172,37 @@ def test_a_wrong_mixer_is_named_before_anything_is_written(tmp_path, tiny_config
     with pytest.raises(ValueError, match="flow, softmax"):
         train(config, tmp_path / "run", data=waves)
     assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_trains(tmp_path, tiny_config, waves):
+    result = train(tiny_config(epochs=40, precision="bf16-mixed"), tmp_path / "run", data=waves)
+    assert result.test_accuracy == 1.0
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_written(
+    tmp_path, tiny_config, waves
+):
+    with pytest.raises(ValueError, match=r"accelerator is mps, and there is none: use cpu"):
+        train(tiny_config(accelerator="mps"), tmp_path / "run", data=waves)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_weights_are_named(tmp_path, tiny_config, waves):
+    train(tiny_config(), tmp_path / "run", data=waves)
+    weights = RunFolder(tmp_path / "run").weights
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors does not hold the run's parameters"
+    ):
+        load_run(tmp_path / "run")
+
+
+def test_a_run_that_has_not_ended_is_not_read(tmp_path, tiny_config, waves):
+    config = replace(tiny_config(), optimizer=EXPLODING)
+    with pytest.raises(NonFiniteLossError):
+        train(config, tmp_path / "run", data=waves)
+    with pytest.raises(FileNotFoundError, match="it has not ended, go on with --resume"):
+        load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("mixer", ["softmax", "linear", "linformer"])

@@ -59,12 +59,6 @@ def collect() -> dict[str, Any]:
     }
 
 
-def print_version() -> int:
-    """Prints the version."""
-    sys.stdout.write(f"flowformer {importlib.metadata.version('flowformer')}\n")
-    return 0
-
-
 def _missing_by_extra() -> dict[str, list[str]]:
     # From the installed metadata, so that pyproject.toml remains the one place that says what an
     # extra brings.

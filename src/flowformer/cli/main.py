@@ -1,20 +1,24 @@
 """Which command was asked for, and what becomes of its errors."""
 
+import importlib.metadata
 import logging
 import os
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from flowformer.cli import info, recipes, runs, train
-
-# Each command reads its own arguments, so that none pays for the options of another.
-COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "recipes": (recipes.main, "list the experiments that can be trained"),
-    "info": (info.main, "versions, device, backends and extras, and why any is missing"),
-    "train": (train.main, "train a recipe: flowformer train NAME [overrides]"),
-    "evaluate": (runs.evaluate, "test a trained run again: flowformer evaluate RUN"),
-    "predict": (runs.predict, "classify the series of a .ts file: flowformer predict RUN FILE"),
-    "visualize": (runs.visualize, "write the report of a run: flowformer visualize RUN"),
+# The function of each command, imported when it is called: none pays for what another needs, and
+# without the extras the command line can still say which one is missing.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "recipes": ("flowformer.cli.recipes:main", "list the experiments that can be trained"),
+    "info": (
+        "flowformer.cli.info:main",
+        "versions, device, backends, extras, and why any is missing",
+    ),
+    "train": ("flowformer.cli.train:main", "train a recipe: flowformer train NAME [overrides]"),
+    "evaluate": ("flowformer.cli.runs:evaluate", "test a trained run again"),
+    "predict": ("flowformer.cli.runs:predict", "classify the series of a .ts file"),
+    "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }
 # What is wrong with the request, rather than with a run: a bad value, name, file, or missing extra.
 USAGE_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ImportError)
@@ -42,11 +46,12 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         sys.stdout.write(_usage())
         return 0
     if name == "--version":
-        return info.print_version()
+        sys.stdout.write(f"flowformer {importlib.metadata.version('flowformer')}\n")
+        return 0
     try:
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-        return COMMANDS[name][0](rest)
+        return pkgutil.resolve_name(COMMANDS[name][0])(rest)
     except BrokenPipeError:
         # The reader of our output (`| head`) has left; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

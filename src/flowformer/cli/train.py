@@ -51,10 +51,14 @@ class Options:
         )
 
     def apply(self, config: TimeSeriesConfig) -> TimeSeriesConfig:
-        """Returns the configuration with these parts."""
+        """Returns the configuration with these parts, its files found from any folder."""
+        data = self.data
+        for name in ("folder", "train_file", "test_file"):
+            path = getattr(data, name)
+            data = data if path is None else replace(data, **{name: path.resolve()})
         return replace(
             config,
-            data=self.data,
+            data=data,
             model=self.model,
             optimizer=self.optimizer,
             training=self.training,
@@ -90,9 +94,10 @@ def _train(config: TimeSeriesConfig, folder: RunFolder, *, resume: bool) -> int:
     again = f"flowformer train {config.name} --run-dir {shlex.quote(str(folder.root))} --resume"
     try:
         result = train(config, folder.root, resume=resume, data=data)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write(f"\nstopped; go on with: {again}\n")
-        return 130
+        # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
+        return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
     report = write_run_report(folder.root, data=data)
     sys.stdout.write(describe(result, folder, report))
     return 0

@@ -78,11 +78,13 @@ class RunFolder:
         Raises:
             FileExistsError: the folder holds something already.
         """
+        if self.config.exists():
+            raise FileExistsError(
+                f"{self.root} holds a run: go on with it (--resume), or choose another folder"
+            )
         # A hidden file may be what a kill left of the very first write.
         if self.root.exists() and any(not p.name.startswith(".") for p in self.root.iterdir()):
-            raise FileExistsError(
-                f"{self.root} is not empty: go on with its run (--resume), or choose another folder"
-            )
+            raise FileExistsError(f"{self.root} is not empty: choose another folder for the run")
 
 
 @dataclass(frozen=True, kw_only=True)

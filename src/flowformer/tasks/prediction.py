@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -57,7 +58,10 @@ def load_run(run_dir: str | Path) -> Run:
         num_classes=len(record.classes),
         max_length=record.max_length,
     )
-    model.load_state_dict(load_file(folder.weights))
+    try:
+        model.load_state_dict(load_file(folder.weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
     return Run(
         model=model.eval(),
         preprocessing=Preprocessing.from_dict(json.loads(folder.preprocessing.read_text("utf-8"))),

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save
 from torch.utils.data import DataLoader
+
+try:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import TQDMProgressBar
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+except ImportError as error:
+    raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
 from flowformer.models.timeseries import TimeSeriesClassifier
@@ -73,6 +77,8 @@ def train(
 
     Raises:
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
         ValueError: the configuration does not fit the data, or not the run to be resumed.
     """
@@ -83,6 +89,7 @@ def train(
         return RunResult.read(folder)
     if not started:
         folder.require_unused()
+    device = choose_device(config.training.accelerator)
     with _torch_settings(config.training):
         data = load_data(config.data) if data is None else data
         prepared = prepare(config, data)
@@ -100,7 +107,7 @@ def train(
             *(count_parameters(model), folder.root),
         )
         recorder = _fit(model, config, prepared, folder)
-        return _finish(model, config, data, prepared, folder, recorder)
+        return _finish(model.to(device), config, data, prepared, folder, recorder)
 
 
 def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) -> RunRecord:
@@ -220,9 +227,7 @@ def _finish(
     state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     write_atomically(folder.weights, save(weights))
-    device = choose_device(config.training.accelerator)
     model.load_state_dict(weights)
-    model.to(device)
     accuracy = None
     if data.test is not None:
         test = SeriesDataset(data.test, prepared.preprocessing)
@@ -246,11 +251,15 @@ def _finish(
         paper_source=config.paper_source,
         parameters=count_parameters(model),
         seconds=sum(row["seconds"] for row in recorder.rows),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=_describe_device(next(model.parameters()).device),
         threads=torch.get_num_threads(),
     )
     result.write(folder)
     return result
+
+
+def _describe_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextmanager
