@@ -47,6 +47,12 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest)
 
 
+@pytest.fixture
+def fresh_compiler(shape_checks_off: None) -> None:  # noqa: ARG001 - it is wanted for what it does
+    """Each case is a first compilation: torch bounds the number of those of one function."""
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("length", [1, 63, 500], ids="t{}".format)
 @pytest.mark.parametrize("name", NAMES)
 class TestAnyLength:
@@ -155,7 +161,7 @@ class TestBidirectional:
         x = draw(2, 17, DIM)
         close(grouped(x)[0], full(x)[0])
 
-    @pytest.mark.usefixtures("shape_checks_off")
+    @pytest.mark.usefixtures("fresh_compiler")
     def test_compiles_without_a_graph_break(self, name: str) -> None:
         mixer, length = build(name, dtype=torch.float32), 63
         compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
@@ -163,6 +169,14 @@ class TestBidirectional:
         mask = torch.arange(length).expand(2, length) < torch.tensor([[length], [length // 2]])
         close(compiled(x)[0], mixer(x)[0], 1e-6)
         close(compiled(x, mask=mask)[0], mixer(x, mask=mask)[0], 1e-6)
+
+    def test_autocast_changes_precision_only(self, name: str) -> None:
+        mixer, x = build(name, dtype=torch.float32), draw(2, 63, DIM, dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = mixer(x)
+        assert y.dtype == torch.bfloat16
+        # Beside what low precision rounds, the input and the weights are rounded here too.
+        close(y.float(), mixer(x)[0], 5 * torch.finfo(torch.bfloat16).eps)
 
     def test_refuses_a_context_mask_without_a_context(self, name: str) -> None:
         with pytest.raises(ValueError, match="context_mask was given without a context"):
@@ -189,7 +203,7 @@ class TestCausal:
         mixer, x = build(name), draw(2, 17, DIM)
         assert not mixer(x, causal=True)[0].allclose(mixer(x)[0])
 
-    @pytest.mark.usefixtures("shape_checks_off")
+    @pytest.mark.usefixtures("fresh_compiler")
     def test_compiles_without_a_graph_break(self, name: str) -> None:
         mixer = build(name, dtype=torch.float32)
         compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")

@@ -212,6 +212,7 @@ def test_dropout_acts_on_the_output_of_flow_in_training() -> None:
 def test_compiles_without_a_graph_break() -> None:
     ours = MultiheadAttention(DIM, HEADS, batch_first=True)
     x = torch.randn(3, 7, DIM)
+    torch.compiler.reset()
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     call = {"key_padding_mask": PADDING, "need_weights": False, "is_causal": True}
     torch.testing.assert_close(compiled(x, x, x, **call)[0], ours(x, x, x, **call)[0])

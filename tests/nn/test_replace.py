@@ -270,6 +270,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"torch\.nn\..*MultiheadAttention"):
             replace_attention(torch_encoder(), predicate=lambda *_: False)
 
+    def test_a_part_of_a_transformers_model(self) -> None:
+        with pytest.raises(ValueError, match="BertEncoder is a part of a transformers model"):
+            replace_attention(bert().get_submodule("encoder"))
+
+    def test_a_subclass_that_may_compute_something_else(self) -> None:
+        class MyAttention(nn.MultiheadAttention):
+            pass
+
+        with pytest.raises(ValueError, match="MyAttention"):
+            replace_attention(nn.Sequential(MyAttention(16, 2)))
+
     def test_an_attention_on_its_own(self) -> None:
         with pytest.raises(ValueError, match="itself a MultiheadAttention"):
             replace_attention(nn.MultiheadAttention(16, 2))

@@ -5,7 +5,6 @@ parameters, and returns (out [b, l, h, m], state or None). Mixers and the `nn.Mu
 stand-in both receive one. All are linear in the values, which is what `implied_weights` rests on.
 """
 
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from flowformer.ops.baselines import (
     linformer_attention,
     softmax_attention,
 )
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions
+from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options
 
 State = FlowState | LinearState | KVState
 
@@ -66,6 +65,7 @@ class FlowAttention(HeadAttention):
             competition=competition,
             allocation=allocation,
         )
+        check_options(self.options)
         self.backend = backend
 
     def forward(  # noqa: PLR0913 - the keywords that every attention here takes
@@ -93,13 +93,13 @@ class FlowAttention(HeadAttention):
             initial_state=state,
             return_state=return_state,
             backend=self.backend,
-            **asdict(self.options),
+            **self.options._asdict(),
         )
         return result if isinstance(result, tuple) else (result, None)
 
     def extra_repr(self) -> str:
         """The options, for print(model)."""
-        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
 
 
 class SoftmaxAttention(HeadAttention):
@@ -195,7 +195,7 @@ class LinearAttention(HeadAttention):
 
 
 class MobileAttention(HeadAttention):
-    """Mobile-Attention (Wu et al. 2024): flows conserved over the heads of one token.
+    """Mobile-Attention (Yao et al. 2024): flows conserved over the heads of one token.
 
     As published, its output grows with the length. See `flowformer.ops.mobile_attention`.
 

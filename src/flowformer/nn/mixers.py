@@ -1,7 +1,6 @@
 """Mixers: the one thing that varies between models. Each owns its projections and heads."""
 
 import inspect
-from dataclasses import asdict
 from typing import Any, ClassVar, Protocol, TypedDict, Unpack, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -248,7 +247,7 @@ class FlowMixer(ProjectedMixer):
             self._heads(self.key_projection(source)),
             causal=causal,
             **masks,
-            **asdict(self.attention.options),
+            **self.attention.options._asdict(),
         )
 
 
@@ -311,7 +310,7 @@ class LinformerMixer(ProjectedMixer):
 
 
 class MobileMixer(ProjectedMixer):
-    """Mobile-Attention (Wu et al. 2024): flows between the heads of a token; bidirectional only."""
+    """Mobile-Attention (Yao et al. 2024): flows between the heads of a token."""
 
     capabilities: ClassVar[Capabilities] = MobileAttention.capabilities
 

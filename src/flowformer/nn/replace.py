@@ -53,6 +53,9 @@ def replace_attention(
             f"the model is itself a {type(model).__name__}, which cannot be exchanged in place: "
             "give the model that contains it, or build a mixer"
         )
+    hosts = []
+    if any(replace_transformers.supported(module) for _, module in found):
+        hosts = replace_transformers.hosts(model)
     # All are built before the first is exchanged: an error leaves the model as it was. A module
     # that stands in several places is one module afterwards too.
     successors = {
@@ -66,13 +69,13 @@ def replace_attention(
             "."
         )
         model.get_submodule(parent).register_module(child, successors[module])
-    replace_transformers.activate(model)
+    replace_transformers.activate(hosts)
     return [name for name, _ in found]
 
 
 def _maker(module: nn.Module) -> Callable[[Any, str, dict[str, Any]], nn.Module] | None:
     """The function that makes the successor of this module; None if it is no attention we know."""
-    if isinstance(module, nn.MultiheadAttention):
+    if type(module) is nn.MultiheadAttention:  # a subclass may compute something else
         return _from_torch
     kind = type(module)
     if kind.__module__ == "timm.layers.attention" and kind.__name__ == "Attention":

@@ -8,7 +8,6 @@ Not possible: a key-value cache with anything but softmax (a cache holds keys, n
 sliding windows, packed sequences, position biases, soft caps. Each raises when it is met.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -70,20 +69,38 @@ def _weight_dropout(module: Any) -> float:
     return 0.0
 
 
-def activate(model: nn.Module) -> None:
-    """Set the attention implementation of every transformers model that has such a child."""
-    if "transformers.modeling_utils" not in sys.modules:
-        return  # nothing of transformers can be in the model
+def hosts(model: nn.Module) -> list[Any]:
+    """The transformers models in it that hold supported attentions: they choose the implementation.
+
+    Raises:
+        ValueError: there is none, for only a part of a transformers model was given.
+    """
+    from transformers.modeling_utils import PreTrainedModel
+
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(map(supported, module.modules()))
+    ]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} is a part of a transformers model: give the model itself, "
+            "whose configuration chooses the attention"
+        )
+    return found
+
+
+def activate(models: list[Any]) -> None:
+    """Make "flowformer" the attention implementation of these transformers models."""
+    if not models:
+        return
     from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+    from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _padding_mask)
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and any(
-            hasattr(each, CHILD) for each in module.modules()
-        ):
-            module.set_attn_implementation(IMPLEMENTATION)
+    for model in models:
+        model.set_attn_implementation(IMPLEMENTATION)
 
 
 def _attend(
