@@ -1,9 +1,11 @@
 """Inputs that the tests of the operators share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "bidirectional": {},
     "causal": {"causal": True},
     "unclamped": {"clamp": None},

@@ -161,11 +161,10 @@ def test_mobile_attention_grows_with_the_length_unless_normalized():
     sums = [mobile_attention(*qkv(1, length)).abs().mean().item() for length in (64, 1024)]
     assert sums[1] > 2 * sums[0]
     q, k, v = qkv(1, 64)
-    assert_close(mobile_attention(q, k, v, normalize=True) * 64, mobile_attention(q, k, v))
-    plain = {"competition": False}
-    assert_close(
-        mobile_attention(q, k, v, normalize=True, **plain) * 64, mobile_attention(q, k, v, **plain)
-    )
+    for competition in (True, False):
+        out = mobile_attention(q, k, v, competition=competition)
+        normalized = mobile_attention(q, k, v, competition=competition, normalize=True)
+        assert_close(normalized * 64, out)
 
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)

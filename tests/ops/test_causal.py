@@ -1,6 +1,7 @@
 """The causal form: no future, and a state that makes any split equal to one call."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -56,18 +57,20 @@ def test_any_split_equals_one_call(options, backend, split, padded):
     parts, length = split
     inputs = tuple(tensor.requires_grad_() for tensor in qkv(2, length))
     mask = torch.rand(2, length) < 0.6 if padded else None
-    options = {"backend": backend, "return_state": True, **options}
-    out, state = flow_attention(*inputs, mask=mask, **options)
+    options = {"backend": backend, **options}
+    out, state = flow_attention(*inputs, mask=mask, return_state=True, **options)
     pieces, carried = [], None
     for part in parts:
         piece, carried = flow_attention(
             *(tensor[:, part] for tensor in inputs),
             mask=None if mask is None else mask[:, part],
             initial_state=carried,
+            return_state=True,
             **options,
         )
         pieces.append(piece)
     pieces = torch.cat(pieces, 1)
+    assert carried is not None
     assert_close(pieces, out, rtol=1e-9, atol=1e-12)
     for name, carried_field, field in zip(state._fields, carried, state, strict=True):
         assert_close(carried_field, field, rtol=1e-9, atol=1e-12, msg=name)
@@ -83,10 +86,10 @@ def test_token_by_token_equals_one_call(options, dtype):
     options = {name: value for name, value in options.items() if name != "causal"}
     carried, tokens = None, []
     for t in range(100):
-        token, carried = flow_attention_step(
-            *(tensor[:, t : t + 1] for tensor in inputs), carried, **options
-        )
+        q, k, v = (tensor[:, t : t + 1] for tensor in inputs)
+        token, carried = flow_attention_step(q, k, v, carried, **options)
         tokens.append(token)
+    assert carried is not None
     # As for the golden values: relative to the largest value of the tensor.
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5
     for ours, expected in [(torch.cat(tokens, 1), out), *zip(carried, state, strict=True)]:
@@ -98,7 +101,8 @@ def test_a_prefill_may_be_continued_by_steps_and_by_the_other_backend():
     out = flow_attention(*inputs, causal=True)
     start = [tensor[:, :70] for tensor in inputs]
     _, state = flow_attention(*start, causal=True, return_state=True)
-    step, state = flow_attention_step(*(tensor[:, 70:71] for tensor in inputs), state)
+    q, k, v = (tensor[:, 70:71] for tensor in inputs)
+    step, state = flow_attention_step(q, k, v, state)
     rest, _ = flow_attention(
         *(tensor[:, 71:] for tensor in inputs),
         causal=True,
@@ -113,11 +117,11 @@ def test_packed_sequences_carry_one_state_each():
     lengths = [4, 0, 70, 9]
     inputs = qkv(1, sum(lengths))
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
-    options = {"causal": True, "return_state": True}
-    _, state = flow_attention(*inputs, cu_seqlens=cu_seqlens, **options)
+    options: dict[str, Any] = {"causal": True, "cu_seqlens": cu_seqlens}
+    _, state = flow_attention(*inputs, return_state=True, **options)
     assert state.tokens.tolist() == lengths
     again = qkv(1, sum(lengths))
-    out, _ = flow_attention(*again, cu_seqlens=cu_seqlens, initial_state=state, **options)
+    out = flow_attention(*again, initial_state=state, **options)
     for row, (start, end) in enumerate([(0, 4), (4, 4), (4, 74), (74, 83)]):
         if start == end:
             continue
@@ -166,8 +170,8 @@ def test_linear_attention_splits_too(backend, split):
     parts, length = split
     q, k, v = qkv(2, length)
     scale = torch.rand(2, length, 2, dtype=torch.float64)
-    options = {"causal": True, "return_state": True, "backend": backend}
-    out, state = linear_attention(q, k, v, row_scale=scale, **options)
+    options: dict[str, Any] = {"causal": True, "backend": backend}
+    out, state = linear_attention(q, k, v, row_scale=scale, return_state=True, **options)
     expected = torch.einsum("blhd,bshd,bshm->blshm", q, k, v) * scale[:, :, None, :, None]
     visible = torch.ones(length, length, dtype=torch.bool).tril()[None, :, :, None, None]
     assert_close(out, torch.where(visible, expected, 0).sum(2), rtol=1e-9, atol=1e-10)
@@ -179,8 +183,10 @@ def test_linear_attention_splits_too(backend, split):
             v[:, part],
             row_scale=scale[:, part],
             initial_state=carried,
+            return_state=True,
             **options,
         )
         pieces.append(piece)
     assert_close(torch.cat(pieces, 1), out, rtol=1e-9, atol=1e-10)
+    assert carried is not None
     assert_close(carried.key_value, state.key_value, rtol=1e-9, atol=1e-10)

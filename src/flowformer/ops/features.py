@@ -43,9 +43,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def masked(x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None) -> Tensor:
-    """Zero the padded tokens. A selection, not a product: padding may hold NaN."""
-    return x if mask is None else torch.where(mask[:, :, None, None], x, 0)
+def masked(
+    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, fill: float = 0.0
+) -> Float[Tensor, "b t h d"]:
+    """Fill the padded tokens. A selection, not a product: padding may hold NaN."""
+    return x if mask is None else torch.where(mask[:, :, None, None], x, fill)
 
 
 def apply_feature_map(x: Tensor, feature_map: FeatureMap) -> Tensor:
@@ -58,7 +60,9 @@ def features(
 ) -> Float[Tensor, "b t h d"]:
     """Return φ(x) in the dtype of the arithmetic, zero at padded tokens.
 
-    Masked before the map too, so that NaN in the padding reaches neither values nor gradients.
+    Masked before the map, so that NaN in the padding reaches neither values nor gradients:
+    sigmoid(-∞) and its derivative are 0, while relu(x) + 1e-6 is to be zeroed after the map too.
     """
-    x = masked(x, mask).to(compute_dtype(x.dtype))
-    return masked(apply_feature_map(x, feature_map), mask)
+    x = masked(x, mask, -torch.inf).to(compute_dtype(x.dtype))
+    x = apply_feature_map(x, feature_map)
+    return x if feature_map == "sigmoid" else masked(x, mask)
