@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, lint, format, types, package, docs.
+# Other targets: test-slow, bench, long-context, lint, format, types, package, docs.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint format types package docs
+.PHONY: help demo test test-slow bench long-context lint format types package docs
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -38,6 +38,14 @@ test: lint types docs package .venv/.installed-dev
 test-slow: .venv/.installed-dev
 	@echo "==> Slow tests, one at a time"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu"
+
+bench: .venv/.installed-dev
+	@echo "==> A training step against the published model's, about 3 minutes"
+	$(BIN)/python -m benchmarks.training_step
+
+long-context: .venv/.installed-dev
+	@echo "==> A million tokens: memory, and error against float64; about 15 minutes"
+	$(BIN)/python -m benchmarks.long_context
 
 lint: .venv/.installed-dev
 	@echo "==> Lint"
