@@ -43,9 +43,16 @@ def test_padding_leaves_the_real_places_of_a_block_alone(norm: str) -> None:
     torch.testing.assert_close(layer(x, mask=mask)[0][:, :6], layer(x[:, :6])[0])
 
 
-def test_dropout_acts_after_the_mixer_and_in_the_feed_forward() -> None:
+def test_dropout_acts_after_the_mixer_and_after_the_feed_forward() -> None:
     layer, x = block(norm="pre", dropout=1.0).train(), torch.randn(2, 9, 8)
     torch.testing.assert_close(layer(x)[0], x)
+
+
+def test_dropout_acts_inside_the_feed_forward() -> None:
+    layer, hidden = block(dropout=0.5).train(), []
+    layer.linear2.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    layer(torch.randn(2, 50, 8))
+    assert 0.4 < (hidden[0] == 0).double().mean() < 0.6
 
 
 @pytest.mark.usefixtures("shape_checks_off")
