@@ -11,6 +11,7 @@ from flowformer.ops.baselines import (
     linformer_attention,
     softmax_attention,
 )
+from flowformer.ops.baselines.softmax import _allowed
 
 
 def draw(length: int, sources: int, *, kv_heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,6 +108,16 @@ def test_padded_numbers_of_linformer_follow_the_real_tokens() -> None:
     alone = linformer_attention(q[:, real], k[:, real], v[:, real], key_mixing=e, value_mixing=f)
     torch.testing.assert_close(out[:, real], alone)
     assert not out[:, [0, 3, 5]].any()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_no_query_is_left_without_a_key(causal: bool) -> None:
+    """The CPU kernel forgives it; others give NaN."""
+    q, k, _ = draw(3, 5)
+    mask = torch.tensor([[False] * 5, [False] * 4 + [True]])
+    allowed = _allowed(q, k, mask, causal=causal)
+    assert allowed is not None
+    assert allowed.any(-1).all()
 
 
 class TestKVState:

@@ -122,8 +122,9 @@ def _allowed(
 ) -> Bool[Tensor, "..."] | None:
     """Which key each query may see; None when `is_causal` alone says it.
 
-    No row is ever empty, for the softmax of nothing is NaN: a padded causal query sees itself, and
-    in a sequence without a real key all are seen. The caller sets these outputs to zero.
+    No row is ever empty, for some of torch's kernels give NaN for the softmax of nothing: a padded
+    causal query sees itself, and in a sequence without a real key all are seen. The caller sets
+    these outputs to zero.
     """
     length, sources = query.shape[1], key.shape[1]
     if not causal:
