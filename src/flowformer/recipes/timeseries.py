@@ -1,10 +1,9 @@
 """Time-series classification: the paper's ten UEA subsets, and series of one's own.
 
 Settings: the published scripts (RAdam, learning rate 1e-3, batches of 16, 100 epochs, gradient norm
-    at most 4, learned
-positions, no clamp of the conserved source) and the classifier they build. Accuracies: Flowformer
-(ICML 2022), the table of UEA results. The published scripts report the best test accuracy over
-epochs, which is `protocol="published"`.
+at most 4, learned positions, no clamp of the conserved source) and the classifier they build.
+Accuracies: Flowformer (ICML 2022), the table of UEA results. The published scripts report the best
+test accuracy over epochs, which is `protocol="published"`.
 """
 
 from collections.abc import Callable, Mapping
