@@ -183,6 +183,15 @@ def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
     assert "Tip" not in outcome.out + outcome.err
 
 
+def test_a_bar_counts_epochs_as_the_lines_do(flowformer, trained, tmp_path):
+    _, files = trained
+    options = ["--run-dir", tmp_path / "run", "--training.progress", "bar"]
+    out = flowformer(*_own_data(files, *options)).out
+    assert "epoch 1/1: 100%" in out
+    assert "epoch 1/1  train: loss" in out
+    assert "v_num" not in out
+
+
 def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     flowformer, trained, tmp_path, monkeypatch
 ):

@@ -162,6 +162,18 @@ def test_a_run_is_resumed_only_as_it_began(tmp_path, tiny_config, waves):
         train(tiny_config(), tmp_path / "run", resume=True, data=waves)
 
 
+def test_going_on_clears_away_what_a_kill_left_half_written(tmp_path, tiny_config, waves):
+    config = replace(tiny_config(), optimizer=EXPLODING)
+    with pytest.raises(NonFiniteLossError):
+        train(config, tmp_path / "run", data=waves)
+    left = RunFolder(tmp_path / "run").best.with_name(".older.ckpt.unfinished")
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    with pytest.raises(NonFiniteLossError):
+        train(config, tmp_path / "run", resume=True, data=waves)
+    assert not left.exists()
+
+
 def test_resuming_where_nothing_began_begins(tmp_path, tiny_config, waves):
     result = train(tiny_config(), tmp_path / "run", resume=True, data=waves)
     assert result.epochs == 2

@@ -2,9 +2,8 @@
 
 import csv
 import io
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from flowformer.models.timeseries import TimeSeriesClassifier
 from flowformer.tasks.config import OptimizerConfig
 from flowformer.tasks.files import atomic_file, write_atomically
 from flowformer.tasks.folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "radam": torch.optim.RAdam,
@@ -136,7 +133,6 @@ class ClassificationTask(LightningModule):
             {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy},
             on_step=False,
             on_epoch=True,
-            prog_bar=stage == "validation",
             batch_size=len(labels),
         )
         return loss
@@ -152,15 +148,15 @@ class EpochRecorder(Callback):
     Args:
         folder: where the run is kept.
         held_out: what the validation columns are measured on, in words.
-        announce: whether to log a line an epoch.
+        say: shows the line of an epoch.
     """
 
-    def __init__(self, folder: RunFolder, *, held_out: str, announce: bool) -> None:
+    def __init__(self, folder: RunFolder, *, held_out: str, say: Callable[[str], None]) -> None:
         """Starts with no rows."""
         self.rows: list[dict[str, float | int]] = []
         self._folder = folder
         self._held_out = held_out
-        self._announce = announce
+        self._say = say
         self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,14 +208,14 @@ class EpochRecorder(Callback):
             trainer.save_checkpoint(self._folder.best, weights_only=True)
         trainer.save_checkpoint(self._folder.last)
         self.write_metrics()
-        if self._announce:
-            logger.info(
-                "epoch %d/%d  train: loss %.4f, accuracy %.4f  "
-                "%s: loss %.4f, accuracy %.4f  %.1f s",
-                *(row["epoch"], trainer.max_epochs, row["train_loss"], row["train_accuracy"]),
-                *(self._held_out, row["validation_loss"], row["validation_accuracy"]),
-                row["seconds"],
-            )
+        train, held_out = (
+            f"loss {row[f'{stage}_loss']:.4f}, accuracy {row[f'{stage}_accuracy']:.4f}"
+            for stage in ("train", "validation")
+        )
+        self._say(
+            f"epoch {row['epoch']}/{trainer.max_epochs}  train: {train}  "
+            f"{self._held_out}: {held_out}  {row['seconds']:.1f} s"
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from torch.utils.data import DataLoader
 
 try:
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 except ImportError as error:
@@ -41,6 +39,7 @@ from flowformer.tasks.folder import (
 )
 from flowformer.tasks.prediction import choose_device, format_predictions, predict_probabilities
 from flowformer.tasks.preparation import Prepared, load_data, prepare
+from flowformer.tasks.progress import EpochLines
 from flowformer.tasks.serialization import to_plain
 
 logger = logging.getLogger(__name__)
@@ -161,11 +160,11 @@ def _fit(
     model: TimeSeriesClassifier, config: TimeSeriesConfig, prepared: Prepared, folder: RunFolder
 ) -> EpochRecorder:
     training = config.training
-    bar = [TQDMProgressBar()] if _wants_bar(training) else []
+    lines = EpochLines(training.progress)
     recorder = EpochRecorder(
         folder,
         held_out="validation" if training.protocol == "clean" else "test (chooses the epoch)",
-        announce=not bar and training.progress != "none",
+        say=lines.say,
     )
     with _quiet_lightning():
         trainer = Trainer(
@@ -178,9 +177,9 @@ def _fit(
             num_sanity_val_steps=0,
             default_root_dir=folder.root,
             logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
-            callbacks=[recorder, *bar],
+            callbacks=[recorder] if lines.bar is None else [recorder, lines.bar],
             plugins=[AtomicCheckpointIO()],
-            enable_progress_bar=bool(bar),
+            enable_progress_bar=lines.bar is not None,
             enable_checkpointing=False,
             enable_model_summary=False,
         )
@@ -210,10 +209,6 @@ def _fit(
 def _loader(series: SeriesDataset, config: TimeSeriesConfig, *, shuffle: bool) -> DataLoader:
     sampler = EpochSampler(len(series), config.training.seed) if shuffle else None
     return DataLoader(series, config.data.batch_size, sampler=sampler, collate_fn=collate)
-
-
-def _wants_bar(training: TrainingConfig) -> bool:
-    return training.progress == "bar" or (training.progress == "auto" and sys.stdout.isatty())
 
 
 def _finish(
