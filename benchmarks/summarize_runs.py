@@ -2,8 +2,8 @@
 
     python -m benchmarks.summarize_runs NAME RUN [RUN …]
 
-Reads RUN/result.json; writes results/NAME.json. A figure of the protocol "published" is the best test
-accuracy over the epochs: it leaks the test set and is for comparison with the paper alone.
+Reads RUN/result.json; writes results/NAME.json. A figure of the protocol "published" is the best
+test accuracy over the epochs: it leaks the test set and is for comparison with the paper alone.
 """
 
 import argparse
