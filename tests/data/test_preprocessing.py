@@ -106,6 +106,13 @@ def test_a_channel_without_any_value_is_an_error(missing: Any) -> None:
         Preprocessing.fit(split_of([[1, 2], [NAN, NAN]], [[3], [NAN]]), missing=missing)
 
 
+@pytest.mark.parametrize("value", [1e60, -1.7e308])
+def test_a_value_beyond_float32_is_an_error_naming_its_place(value: float) -> None:
+    fitted = Preprocessing.fit(split_of([[1, 2], [3, 5]]))
+    with pytest.raises(ValueError, match=r"test, series 4, channel 1, time 2: .*mean 4 and std 1"):
+        fitted.apply(np.array([[1, 2, 3], [3, 4, value]]), name="test, series 4")
+
+
 def test_another_number_of_channels_is_an_error() -> None:
     fitted = Preprocessing.fit(split_of([[1, 2], [3, 4]]))
     with pytest.raises(ValueError, match=r"test, series 3: expected 2 channels, .* got 1"):

@@ -94,17 +94,27 @@ class Preprocessing:
             name: What errors call it.
 
         Raises:
-            ValueError: The series has other channels than the training data, or misses a value and
-                the policy is "error".
+            ValueError: The series has other channels than the training data, misses a value and the
+                policy is "error", or lies too far from the training data for float32.
         """
         if len(series) != len(self.mean):
             raise ValueError(
                 f"{name}: expected {len(self.mean)} channels, as in the training data, "
                 f"got {len(series)}"
             )
-        mean = np.array(self.mean)[:, None]
-        filled = self._fill(series, name)
-        return np.ascontiguousarray(((filled - mean) / np.array(self.std)[:, None]).T, np.float32)
+        mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
+        # An infinite z would make every probability NaN, and NaN has an argmax.
+        with np.errstate(over="ignore"):
+            scores = ((self._fill(series, name) - mean) / std).T.astype(np.float32, order="C")
+        infinite = np.argwhere(np.isinf(scores))
+        if len(infinite):
+            time, channel = infinite[0]
+            raise ValueError(
+                f"{name}, channel {channel}, time {time}: expected a value whose z-score float32 "
+                f"holds, got {series[channel, time]} (the training data has mean "
+                f"{self.mean[channel]:g} and std {self.std[channel]:g})"
+            )
+        return scores
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them; `from_dict` gives an equal object back."""
