@@ -33,6 +33,31 @@ def test_second_derivatives(options, backend):
     assert gradgradcheck(attend, small(length=3))
 
 
+MASKS = {
+    "left": [False, False, True, True],
+    "right": [True, True, False, False],
+    "empty": [False] * 4,
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_second_derivatives_with_padding(causal, mask, backend):
+    options = {"causal": causal, "backend": backend, "mask": torch.tensor([mask])}
+    inputs = small(4, heads=1, width=2, value_width=1)
+    assert gradgradcheck(lambda *x: flow_attention(*x, **options), inputs)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_a_second_derivative_that_torch_has_not_is_refused_and_the_first_is_not(backend):
+    query, key, value = small()
+    out = flow_attention(query, key, value, causal=True, clamp=None, backend=backend)
+    assert torch.autograd.grad(out[:, 0].sum(), query, retain_graph=True)[0].isfinite().all()
+    with pytest.raises(RuntimeError, match=r"second derivative .* give a smaller clamp"):
+        torch.autograd.grad(out[:, 0].square().sum(), query, create_graph=True)
+
+
 @pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)
 def test_gradcheck_through_a_state(options):
     def attend(q, k, v):

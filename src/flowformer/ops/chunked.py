@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
+from flowformer.ops.prefix import prefix_softmax
 from flowformer.ops.state import FlowState, LinearState
 
 CHUNK = 64  # tokens of which A is formed: as many as features, so that A is as large as q
@@ -178,8 +179,14 @@ def _causal_segment(
     if options.competition is not None:
         inside = (upper @ query_share[..., None]).squeeze(-1)
         conserved_source = _prefix_flow(k, query_before, inside, q.sum(-1) * query_share, eps) / n
-        share, competition = _compete_causal(conserved_source, real, length, options, competition)
-        v = v * (n * share)[..., None]
+        share, log_sum = prefix_softmax(
+            conserved_source.flatten(2).to(competition.dtype),
+            None if real is None else real.flatten(2),
+            competition,
+            options.clamp,
+        )
+        competition = log_sum[..., length - 1]
+        v = v * (n * share.view_as(conserved_source).to(n.dtype))[..., None]
 
     out, key_value = _second_half(q, k, v, lower, state.key_value)
     state = FlowState(
@@ -243,27 +250,6 @@ def _prefix_flow(
     before = before + eps
     outside = (x @ before[..., None]).squeeze(-1)
     return outside + inside + eps * (before.sum(-1, keepdim=True) + share.cumsum(-1))
-
-
-def _compete_causal(
-    conserved_source: Float[Tensor, "b h n c"],
-    real: Bool[Tensor, "b 1 n c"] | None,
-    length: int,
-    options: FlowOptions,
-    log_sum: Float[Tensor, "b h"],
-) -> tuple[Float[Tensor, "b h n c"], Float[Tensor, "b h"]]:
-    """Return exp(Ô_t) / Σ_{s≤t} exp(Ô_s), and log Σ after the last token, in the carried dtype."""
-    logit = conserved_source.to(log_sum.dtype)
-    if options.clamp is not None:
-        logit = logit.clamp(-options.clamp, options.clamp)
-    if real is not None:
-        logit = torch.where(real, logit, -1e30)  # not -inf: its gradient would be NaN
-    sums = torch.logaddexp(log_sum[..., None], logit.flatten(2).logcumsumexp(-1))
-    share = (logit.flatten(2) - sums).exp().view_as(logit)
-    last = sums[..., length - 1]
-    if real is not None:  # no real token yet
-        last = torch.where(last > -1e29, last, -torch.inf)
-    return share.to(conserved_source.dtype), last
 
 
 def _second_half(

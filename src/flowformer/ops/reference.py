@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.prefix import prefix_softmax
 from flowformer.ops.state import FlowState, LinearState, carry_dtype
 
 
@@ -118,14 +119,13 @@ def conserve_causal(
     if options.allocation:
         sink_allocation = torch.sigmoid(conserved_sink)
     source_competition = torch.ones_like(conserved_source)
-    log_sum = state.competition[:, None].expand(-1, q.shape[1], -1)
+    log_sum = state.competition
     if options.competition is not None:
-        if options.clamp is not None:
-            conserved_source = conserved_source.clamp(-options.clamp, options.clamp)
-        logit = torch.where(real[..., None], conserved_source.to(log_sum.dtype), -1e30)
-        log_sum = torch.logaddexp(log_sum, logit.logcumsumexp(1))
-        source_competition = n * (logit - log_sum).exp().to(n.dtype)
-        log_sum = torch.where(count[..., None] > 0, log_sum, -torch.inf)
+        share, log_sums = prefix_softmax(
+            conserved_source.mT.to(log_sum.dtype), real[:, None], log_sum, options.clamp
+        )
+        source_competition = n * share.mT.to(n.dtype)
+        log_sum = log_sums[..., -1]
 
     carry = carry_dtype(q.device)
     state = FlowState(
@@ -134,7 +134,7 @@ def conserve_causal(
         query_sum=state.query_sum + q.to(carry).sum(1),
         key_flow=state.key_flow + key_share.to(carry).sum(1),
         query_flow=state.query_flow + query_share.to(carry).sum(1),
-        competition=log_sum[:, -1],
+        competition=log_sum,
         key_value=state.key_value,
     )
     return sink_incoming, source_competition, sink_allocation, state
