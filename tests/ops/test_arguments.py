@@ -62,6 +62,11 @@ BAD_CALLS = {
         {"causal": True, "initial_state": state},
         r"tokens of the state must be \[1\] on cpu, got \[2\]",
     ),
+    "state-device": (
+        (q, k, v),
+        {"causal": True, "initial_state": state.to("meta")},
+        r"tokens of the state must be \[2\] on cpu, got \[2\] on meta",
+    ),
     "packed-batch": (
         (q, k, v),
         {"cu_seqlens": torch.tensor([0, 6])},
@@ -117,8 +122,16 @@ def test_bad_arguments(inputs, options, message):
             {"causal": True, "initial_state": LinearState(state.key_value)},
             "must be a FlowState, got LinearState",
         ),
+        (
+            {"causal": True, "initial_state": state._replace(tokens=state.tokens.float())},
+            "tokens of the state must be torch.int64, .* got torch.float32",
+        ),
+        (
+            {"causal": True, "initial_state": state._replace(key_sum=state.key_sum.half())},
+            "key_sum of the state must be torch.float64, .* got torch.float16",
+        ),
     ],
-    ids=["mask", "offsets", "state"],
+    ids=["mask", "offsets", "state", "float-count", "half-sum"],
 )
 def test_arguments_of_another_type(options, message):
     with pytest.raises(TypeError, match=message):

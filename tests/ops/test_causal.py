@@ -149,6 +149,27 @@ def test_a_state_is_saved_reordered_moved_and_detached(tmp_path):
         assert_close(out[row, 0], flow_attention(*sequence, causal=True)[0, -1])
 
 
+def test_each_field_of_the_first_state_is_a_buffer_of_its_own():
+    state = FlowState.initial(1, 2, 3, 4, torch.device("cpu"))
+    state.key_sum.add_(1)
+    assert not state.query_sum.any()
+    assert len({field.data_ptr() for field in state}) == len(state)
+
+
+def test_a_state_moved_to_a_device_without_float64_is_carried_in_float32(monkeypatch):
+    _, state = flow_attention(*qkv(1, 5), causal=True, return_state=True)
+    monkeypatch.setattr("flowformer.ops.state.carry_dtype", lambda _: torch.float32)
+    moved = state.to("cpu")
+    assert moved.tokens.dtype == torch.int64
+    assert {field.dtype for field in moved[1:]} == {torch.float32}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_shapes_can_be_inferred_without_data(causal):
+    out = flow_attention(*(tensor.to("meta") for tensor in qkv(2, 70)), causal=causal)
+    assert (out.shape, out.device.type) == ((2, 70, 2, 6), "meta")
+
+
 def test_a_detached_state_cuts_the_gradient():
     inputs = tuple(tensor.requires_grad_() for tensor in qkv(1, 5))
     _, state = flow_attention(*inputs, causal=True, return_state=True)

@@ -120,7 +120,8 @@ def starting_state(given: State | None, empty: State) -> State:
     """Return the state that was passed in, checked against the empty one, or the empty one.
 
     Raises:
-        TypeError: it is not of the expected kind.
+        TypeError: it is not of the expected kind, or a field has another dtype: in half precision
+            its sums would be wrong, and a float count stands still at 2^24.
         ValueError: a field has another shape or device.
     """
     if given is None:
@@ -133,12 +134,17 @@ def starting_state(given: State | None, empty: State) -> State:
                 f"{name} of the state must be {list(wanted.shape)} on {wanted.device}, got "
                 f"{list(field.shape)} on {field.device}"
             )
+        if field.dtype != wanted.dtype:
+            raise TypeError(
+                f"{name} of the state must be {wanted.dtype}, whatever the dtype of the query, got "
+                f"{field.dtype}"
+            )
     return given
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast: inside, float32 means float32."""
     device = tensor.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()

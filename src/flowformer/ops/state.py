@@ -1,5 +1,6 @@
 """What a causal attention carries from one call to the next: named tuples, batch first."""
 
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -20,8 +21,11 @@ _State = TypeVar("_State", "FlowState", "LinearState")
 
 
 def _to(self: _State, device: torch.device | str) -> _State:
-    """Return the state on another device."""
-    return type(self)(*(field.to(device) for field in self))
+    """Return the state on another device, in the dtype that sums are carried in there."""
+    dtype = carry_dtype(torch.device(device))
+    return type(self)(
+        *(field.to(device, dtype if field.is_floating_point() else None) for field in self)
+    )
 
 
 def _detach(self: _State) -> _State:
@@ -70,16 +74,17 @@ class FlowState(NamedTuple):
         cls, batch: int, heads: int, key_width: int, value_width: int, device: torch.device
     ) -> "FlowState":
         """Return the state before the first token."""
-        dtype = carry_dtype(device)
-        zeros = torch.zeros(batch, heads, key_width, dtype=dtype, device=device)
+        zeros = partial(torch.zeros, dtype=carry_dtype(device), device=device)
+        width = (batch, heads, key_width)
+        # A tensor for each field: a buffer that is written to in place must not be four of them.
         return cls(
             tokens=torch.zeros(batch, dtype=torch.int64, device=device),
-            key_sum=zeros,
-            query_sum=zeros,
-            key_flow=zeros,
-            query_flow=zeros,
-            competition=torch.full((batch, heads), -torch.inf, dtype=dtype, device=device),
-            key_value=zeros.new_zeros(batch, heads, key_width, value_width),
+            key_sum=zeros(width),
+            query_sum=zeros(width),
+            key_flow=zeros(width),
+            query_flow=zeros(width),
+            competition=zeros((batch, heads)) - torch.inf,
+            key_value=zeros((*width, value_width)),
         )
 
 
