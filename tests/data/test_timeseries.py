@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowformer.data import (
+    Preprocessing,
     SeriesSplit,
     TimeSeriesData,
     as_series,
@@ -216,6 +217,17 @@ def test_a_stratified_split_parts_the_series_and_keeps_the_shares(
         np.testing.assert_array_equal(part.labels, split.labels[places])
     taken = np.bincount(chosen.labels, minlength=len(counts))
     assert np.all(np.abs(taken - fraction * np.array(counts)) <= 1.0 + fraction)
+
+
+def test_errors_in_a_part_name_the_series_by_its_place_in_the_whole() -> None:
+    series = np.arange(40.0).reshape(20, 1, 2)
+    series[7, 0, 1] = np.nan
+    whole = from_arrays(series, ["a", "b"] * 10).train
+    train, validation = stratified_split(whole, 0.5, seed=0)
+    part = next(part for part in (train, validation) if np.isnan(part.series).any())
+    for split in (part, part.select(np.arange(len(part))[::-1], "again")):
+        with pytest.raises(ValueError, match=r"^train, series 7, channel 0, time 1: expected"):
+            Preprocessing.fit(split)
 
 
 def test_a_stratified_split_depends_on_the_seed_alone() -> None:

@@ -27,10 +27,10 @@ class SeriesDataset(Dataset[tuple[Tensor, int]]):
             preprocessing: Fitted on the training split.
 
         Raises:
-            ValueError: What `Preprocessing.apply` raises, naming the split and the series.
+            ValueError: What `Preprocessing.apply` raises, naming the series as `split.place` does.
         """
         self.series = [
-            torch.from_numpy(preprocessing.apply(series, name=f"{split.name}, series {index}"))
+            torch.from_numpy(preprocessing.apply(series, name=split.place(index)))
             for index, series in enumerate(split.series)
         ]
         self.labels = split.labels.tolist()

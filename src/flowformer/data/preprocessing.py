@@ -67,7 +67,7 @@ class Preprocessing:
         """
         if missing == "error":
             for index, series in enumerate(split.series):
-                _refuse_missing(series, f"{split.name}, series {index}")
+                _refuse_missing(series, split.place(index))
         count = np.sum([np.sum(~np.isnan(series), axis=1) for series in split.series], axis=0)
         if not count.all():
             raise ValueError(

@@ -22,11 +22,13 @@ class SeriesSplit:
             value.
         labels: The index of each series' class in `TimeSeriesData.classes`.
         name: How errors call this part.
+        places: How errors call each series; by default "NAME, series INDEX".
     """
 
     series: tuple[Float64[np.ndarray, "channels _"], ...]
     labels: Int64[np.ndarray, " n"]
     name: str = "series"
+    places: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no later step could use.
@@ -45,7 +47,7 @@ class SeriesSplit:
         for index, series in enumerate(self.series):
             if len(series) != self.channels:
                 raise ValueError(
-                    f"{self.name}, series {index}: expected {self.channels} channels, as in "
+                    f"{self.place(index)}: expected {self.channels} channels, as in "
                     f"series 0, got {len(series)}"
                 )
 
@@ -63,15 +65,28 @@ class SeriesSplit:
         """Time steps of each series."""
         return np.array([series.shape[1] for series in self.series], dtype=np.int64)
 
-    def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "SeriesSplit":
-        """The series at the given places, as a split of its own.
+    def place(self, index: int) -> str:
+        """How errors call one series.
 
         Args:
-            indices: The places.
+            index: Of the series in this split.
+        """
+        return f"{self.name}, series {index}" if self.places is None else self.places[index]
+
+    def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "SeriesSplit":
+        """Some of the series, as a split of its own; errors call each as they do here.
+
+        Args:
+            indices: Which series.
             name: How errors call the new split.
         """
-        series = tuple(self.series[index] for index in indices)
-        return SeriesSplit(series=series, labels=self.labels[indices], name=name)
+        return SeriesSplit(
+            series=tuple(self.series[index] for index in indices),
+            labels=self.labels[indices],
+            name=name,
+            # A part's own count would lead to another series of the file that it came from.
+            places=tuple(self.place(int(index)) for index in indices),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
