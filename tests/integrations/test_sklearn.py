@@ -1,5 +1,6 @@
 import copy
 import inspect
+import json
 import pickle
 from dataclasses import asdict
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from aeon.testing.estimator_checking import parametrize_with_checks
 from numpy.testing import assert_array_equal
+from safetensors import safe_open
 from safetensors.numpy import save
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -184,7 +186,9 @@ def test_without_validation_all_series_train_and_no_validation_accuracy_is_claim
 def test_missing_values_are_refused_by_default_and_interpolated_on_request(waves):
     series, labels = waves[0].copy(), waves[1]
     series[3, 0, 5:8] = np.nan
-    with pytest.raises(ValueError, match=r"channel 0, time 5: .* 'interpolate' and 'mean'"):
+    with pytest.raises(
+        ValueError, match=r"X, series 3, channel 0, time 5: .* 'interpolate' and 'mean'"
+    ):
         fit(series, labels, missing="error")
     probabilities = fit(series, labels, missing="interpolate").predict_proba(series)
     assert np.isfinite(probabilities).all()
@@ -254,6 +258,28 @@ def test_loading_another_file_is_an_error(fitted, kind, tmp_path):
     else:
         fitted.save(path)
         path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"expected a file that FlowformerClassifier\.save wrote"):
+        FlowformerClassifier.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"params": {"depth": 3}}, id="unknown-parameter"),
+        pytest.param({"params": None}, id="no-parameters"),
+        pytest.param({"classes": [1, 2, 3]}, id="other-classes"),
+        pytest.param({"classes_dtype": "colour"}, id="no-dtype"),
+        pytest.param({"preprocessing": {"mean": [0.0]}}, id="no-std"),
+        pytest.param({"max_length_": 7}, id="other-length"),
+    ],
+)
+def test_loading_a_file_whose_parts_disagree_is_an_error(fitted, changes, tmp_path):
+    path = tmp_path / "model.safetensors"
+    fitted.save(path)
+    with safe_open(path, framework="np") as file:
+        ((key, text),) = file.metadata().items()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.write_bytes(save(weights, {key: json.dumps(json.loads(text) | changes)}))
     with pytest.raises(ValueError, match=r"expected a file that FlowformerClassifier\.save wrote"):
         FlowformerClassifier.load(path)
 

@@ -200,10 +200,17 @@ class FlowformerClassifier(BaseClassifier):
             with safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})[_METADATA_KEY])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError) as error:
+            return cls._restore(state, weights)
+        # RuntimeError: load_state_dict's, for weights of another model.
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{path}: expected a file that FlowformerClassifier.save wrote, got {error!r}"
             ) from error
+
+    @classmethod
+    def _restore(
+        cls, state: dict[str, Any], weights: dict[str, torch.Tensor]
+    ) -> "FlowformerClassifier":
         estimator = cls(**state["params"])
         estimator.classes_ = np.array(state["classes"], dtype=state["classes_dtype"])
         estimator.n_classes_ = len(estimator.classes_)
@@ -227,7 +234,7 @@ class FlowformerClassifier(BaseClassifier):
         from flowformer.tasks.training import train
 
         labels = np.searchsorted(self.classes_, y).astype(np.int64)
-        series = SeriesSplit(series=as_series(X), labels=labels)
+        series = SeriesSplit(series=as_series(X, name="X"), labels=labels, name="X")
         whole = self.validation_fraction is None
         data = TimeSeriesData(
             name="the series given to fit",
@@ -250,7 +257,7 @@ class FlowformerClassifier(BaseClassifier):
         return self.classes_[self._predict_proba(X).argmax(axis=1)]
 
     def _predict_proba(self, X: Any) -> Float64[np.ndarray, "n classes"]:
-        series = as_series(X)
+        series = as_series(X, name="X")
         longest = max(one.shape[1] for one in series)
         if longest > self.max_length_:
             raise ValueError(
@@ -258,7 +265,8 @@ class FlowformerClassifier(BaseClassifier):
                 f"fit with max_length={longest} or more"
             )
         unknown = np.zeros(len(series), dtype=np.int64)
-        dataset = SeriesDataset(SeriesSplit(series=series, labels=unknown), self.preprocessing_)
+        split = SeriesSplit(series=series, labels=unknown, name="X")
+        dataset = SeriesDataset(split, self.preprocessing_)
         device = choose_device(self.device)
         # The fitted model stays on the CPU, so that it can be pickled here and opened anywhere.
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
