@@ -40,6 +40,15 @@ def test_learning_curves_draw_the_history_the_kept_epoch_and_the_target():
     assert_array_equal(paper.get_ydata(), [0.989, 0.989])
 
 
+def test_the_note_of_the_kept_epoch_stands_above_a_loss_that_stays_high():
+    flat = HISTORY | {f"{split}_loss": np.full(5, 2.2) for split in ("train", "validation")}
+    figure = learning_curves(flat, best_epoch=4)
+    loss = figure.axes[0]
+    png_bytes(figure)  # lays it out
+    (note,) = loss.texts
+    assert note.get_window_extent().y0 > loss.transData.transform((4, 2.2))[1]
+
+
 def test_learning_curves_draw_no_target_that_is_not_known():
     accuracy = learning_curves(HISTORY, best_epoch=4).axes[1]
     assert "paper" not in [line.get_label() for line in accuracy.lines]

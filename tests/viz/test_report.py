@@ -51,6 +51,7 @@ def test_an_accuracy_stands_beside_its_protocol_and_the_papers(write_run):
     assert "Test accuracy, clean protocol97.8%362 of 370 series" in text
     assert "The paper's accuracy, published protocol98.9%" in text
     assert "this run: −1.1 points" in text
+    assert "95% interval 95.8% to 98.9%" in text
     assert "Clean protocol: a stratified part of the training set chose the epoch" in text
 
 
@@ -61,6 +62,8 @@ def test_the_published_protocol_says_that_the_test_set_chose(write_run):
     assert "Test accuracy, published protocol97.8%" in page.text
     assert f"Published protocol: {note}." in page.text
     assert "test (chose the epoch) accuracy" in page.images[0]["alt"]
+    assert "the best of 30 epochs on them, so without an interval" in page.text
+    assert "95%" not in page.text
 
 
 def test_settings_and_classes_are_listed(write_run):
@@ -82,6 +85,8 @@ def test_without_a_test_set_the_validation_accuracy_is_named_as_such(write_run):
     page = _Page(write_report(run_dir))
     assert "Validation accuracy, clean protocol98.2%" in page.text
     assert "Test accuracy" not in page.text
+    assert "The paper's accuracy, published protocol98.9%" in page.text
+    assert "points" not in page.text
     assert len(page.images) == 1
     assert not (run_dir / "report" / "confusion-matrix.png").exists()
 
@@ -94,6 +99,10 @@ def test_text_from_outside_is_escaped(write_run, make_flow_map):
     assert evil in page.text
     assert "b & c" in page.text
     assert f"class {evil}" in page.images[-1]["alt"]
+
+
+def test_a_line_break_in_a_class_name_splits_no_row(write_run):
+    assert write_report(write_run(classes=("walk\nslowly", "walk\u2028fast", "run"))).is_file()
 
 
 def test_a_second_report_replaces_the_first(write_run, make_flow_map):

@@ -112,7 +112,7 @@ def learning_curves(
         _plain(axes, title=quantity.capitalize())
         axes.set_xlabel("epoch", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    loss.set_ylim(bottom=0)
+    loss.set_ylim(0, 1.15 * loss.get_ylim()[1])  # room for the note above a curve that stays high
     loss.annotate(
         f"kept: epoch {best_epoch}",
         (best_epoch, 1.0),

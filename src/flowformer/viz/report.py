@@ -94,23 +94,31 @@ def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterat
     # Wherever an accuracy is shown, the protocol that it was measured under stands beside it.
     yield paragraph(f"{protocol.capitalize()}: {result['protocol_note']}.", soft=True)
     if metrics is None:
-        accuracy = result["validation_accuracy"]
         note = "of the series that chose the epoch; there was no test set"
-        cards = [(f"Validation accuracy, {protocol}", _percent(accuracy), note)]
+        cards = [
+            (f"Validation accuracy, {protocol}", _percent(result["validation_accuracy"]), note)
+        ]
     else:
-        accuracy = metrics.accuracy
-        low, high = _percent(metrics.accuracy_low), _percent(metrics.accuracy_high)
-        note = f"{metrics.correct} of {metrics.count} series; "
-        note += f"{metrics.confidence:.0%} interval {low} to {high}"
-        cards = [(f"Test accuracy, {protocol}", _percent(accuracy), note)]
+        note = f"{metrics.correct} of {metrics.count} series; {_uncertainty(run, metrics)}"
+        cards = [(f"Test accuracy, {protocol}", _percent(metrics.accuracy), note)]
     if result["paper_accuracy"] is not None:
-        points = f"{100 * (accuracy - result['paper_accuracy']):+.1f} points".replace("-", "−")
-        note = f"{result['paper_source'] or 'source not given'}; this run: {points}"
+        note = result["paper_source"] or "source not given"
+        if metrics is not None:  # a validation accuracy is no match for a test accuracy
+            points = f"{100 * (metrics.accuracy - result['paper_accuracy']):+.1f} points"
+            note += f"; this run: {points.replace('-', '−')}"
         name = "The paper's accuracy, published protocol"
         cards.append((name, _percent(result["paper_accuracy"]), note))
     kept = f"of {result['epochs']}; {_duration(result['seconds'])}, seed {result['seed']}"
     cards.append(("Epoch kept", str(result["best_epoch"]), kept))
     yield headline(cards)
+
+
+def _uncertainty(run: FinishedRun, metrics: ClassificationMetrics) -> str:
+    if run.result["protocol"] == "published":
+        # A binomial interval is for one look at the test set, not for the best of many.
+        return f"the best of {run.result['epochs']} epochs on them, so without an interval"
+    low, high = _percent(metrics.accuracy_low), _percent(metrics.accuracy_high)
+    return f"{metrics.confidence:.0%} interval {low} to {high}"
 
 
 def _curves(run: FinishedRun, png: bytes) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Reading what a finished run left in its folder, strictly: a report must not guess."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,8 @@ def _read_object(path: Path, types: Mapping[str, type | tuple[type, ...]]) -> di
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row) of a CSV file that must have at least these columns and one row."""
-    reader = csv.DictReader(_read_text(path).splitlines())
+    # Not splitlines: the name of a class may hold a line break, which CSV quotes.
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
         raise ValueError(f"{path}, line 1: expected the columns {', '.join(missing)}")
