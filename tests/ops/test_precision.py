@@ -54,6 +54,15 @@ def test_autocast_does_not_reach_the_arithmetic(causal):
     assert torch.equal(out, flow_attention(*inputs, causal=causal))
 
 
+@FORMS
+def test_dtypes_may_differ_under_autocast(causal):
+    q, k, v = qkv(2, 9, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = flow_attention(q, k.bfloat16(), v.bfloat16(), causal=causal)
+    expected = flow_attention(q, k.bfloat16().float(), v.bfloat16().float(), causal=causal)
+    assert torch.equal(out, expected)
+
+
 def test_the_count_passes_the_integers_that_float32_holds():
     inputs = qkv(1, 1, dtype=torch.float32)
     _, state = flow_attention(*inputs, causal=True, return_state=True)

@@ -1,6 +1,7 @@
 """The checks that every public attention function makes of its tensors."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ def check_tensors(
         ValueError: a shape, dtype or device does not fit the others.
     """
     value = key if value is None else value
+    query, key, value = _widened_under_autocast(query, key, value)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4 or 0 in tensor.shape[1:]:
             raise ValueError(
@@ -59,6 +61,19 @@ def check_tensors(
         key = key.repeat_interleave(heads // kv_heads, 2)
         value = value.repeat_interleave(heads // kv_heads, 2)
     return query, key, value
+
+
+def _widened_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Give all the widest dtype, under autocast only.
+
+    There they often differ (a rotary embedding widens query and key, not the value), and torch's
+    attention allows it.
+    """
+    known = all(tensor.dtype in DTYPES for tensor in tensors)
+    if not (known and _autocasts(tensors[0].device.type)):
+        return tensors
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def resolve_masks(
@@ -145,6 +160,9 @@ def starting_state(given: State | None, empty: State) -> State:
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast: inside, float32 means float32."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on; asking about a device that it does not know (meta) would raise."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
