@@ -251,6 +251,16 @@ def test_training_mode_frozen_weights_and_dtype_are_kept() -> None:
         assert not parameter.requires_grad
 
 
+@pytest.mark.parametrize("options", [{}, {"kdim": 6, "bias": False}], ids=["packed", "separate"])
+def test_an_optimizer_made_before_still_holds_torchs_parameters(options: dict[str, Any]) -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2, **options)})
+    before = dict(model.named_parameters())
+    replace_attention(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+
+
 def test_a_shared_module_stays_shared() -> None:
     layer = nn.MultiheadAttention(16, 2)
     model = nn.ModuleDict({"first": layer, "second": layer})

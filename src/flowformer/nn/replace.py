@@ -115,10 +115,10 @@ def _from_torch(
         max_length=options.pop("max_length", None),
         mixer_options=options,
     )
+    # The parameters themselves, not copies: an optimizer that holds them, and ties, stay valid.
     for name, parameter in theirs.named_parameters():
-        own = ours.get_parameter(name)
-        own.data.copy_(parameter.data)
-        own.requires_grad_(parameter.requires_grad)
+        parent, _, last = name.rpartition(".")
+        ours.get_submodule(parent).register_parameter(last, parameter)
     return ours.train(theirs.training)
 
 
