@@ -238,6 +238,16 @@ class TestState:
         close(streamed, whole)
         close(gradient, expected)
 
+    @pytest.mark.usefixtures("shape_checks_off")
+    def test_a_state_of_another_batch_or_another_mixer_is_refused(self, name: str) -> None:
+        mixer, x = build(name), draw(3, 5, DIM)
+        _, state = mixer(x, causal=True, return_state=True)
+        with pytest.raises(ValueError, match=r"of the state must be .* got \[3"):
+            mixer(x[:1], causal=True, state=state)
+        other = next(each for each in having("state") if each != name)
+        with pytest.raises(TypeError, match=r"the state must be a \w+State, got \w+State"):
+            build(other)(x, causal=True, state=state)
+
     def test_a_state_can_be_reordered_detached_and_moved(self, name: str) -> None:
         mixer, x = build(name), draw(3, 20, DIM)
         _, state = mixer(x[:, :12], causal=True, return_state=True)

@@ -28,6 +28,12 @@ def test_key_heads_must_divide_the_heads() -> None:
         build_mixer("flow", 8, 4, num_kv_heads=3)
 
 
+@pytest.mark.parametrize("heads", [(0, None), (2, 0), (2, -1)])
+def test_heads_are_positive(heads: tuple[int, int | None]) -> None:
+    with pytest.raises(ValueError, match=f"positive, got num_heads={heads[0]} and num_kv_heads="):
+        build_mixer("flow", 8, heads[0], num_kv_heads=heads[1])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -52,9 +58,10 @@ def test_flow_mixer_passes_its_options_on(options: dict) -> None:
     torch.testing.assert_close(mixer(x)[0], mixer.out_projection(mixed.flatten(2)))
 
 
-def test_a_wrong_flow_option_raises_when_the_mixer_is_built() -> None:
+@pytest.mark.parametrize("name", ["flow", "mobile"])
+def test_a_wrong_option_raises_when_the_mixer_is_built(name: str) -> None:
     with pytest.raises(ValueError, match="clamp must be positive or None"):
-        FlowMixer(8, 2, clamp=-1.0)
+        build_mixer(name, 8, 2, clamp=-1.0)
 
 
 def test_linformer_keeps_rank_many_keys() -> None:

@@ -218,10 +218,11 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        """Hold the options."""
+        """Hold the options; a wrong one raises here."""
         super().__init__()
         self.feature_map: FeatureMap = feature_map
         self.clamp, self.eps, self.normalize = clamp, eps, normalize
+        check_options(FlowOptions(feature_map, clamp, eps, competition="sources", allocation=True))
 
     def forward(
         self,

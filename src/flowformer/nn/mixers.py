@@ -84,10 +84,13 @@ class ProjectedMixer(nn.Module):
         """Create the projections around `attention`; ProjectionOptions says what the others are.
 
         Raises:
-            ValueError: dim is not divisible by num_heads and head_dim is not given, or num_heads
-                is not divisible by num_kv_heads.
+            ValueError: dim is not divisible by num_heads and head_dim is not given, num_heads is
+                not divisible by num_kv_heads, or one of them is not positive.
         """
         super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or num_kv_heads < 1:
+            raise ValueError(f"heads must be positive, got {num_heads=} and {num_kv_heads=}")
         if head_dim is None:
             if dim % num_heads:
                 raise ValueError(
@@ -95,7 +98,6 @@ class ProjectedMixer(nn.Module):
                     "or give head_dim"
                 )
             head_dim = dim // num_heads
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads % num_kv_heads:
             raise ValueError(
                 f"num_heads must be divisible by num_kv_heads, got {num_heads=} and {num_kv_heads=}"

@@ -66,9 +66,10 @@ class MultiheadAttention(nn.Module):
             ValueError: embed_dim is not divisible by num_heads, or an option not to be had here.
         """
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
-                f"embed_dim must be divisible by num_heads, got {embed_dim=} and {num_heads=}"
+                f"embed_dim must be divisible by num_heads, a positive number, got "
+                f"{embed_dim=} and {num_heads=}"
             )
         if add_bias_kv or add_zero_attn:
             raise ValueError(

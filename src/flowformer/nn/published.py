@@ -49,7 +49,7 @@ def published_mixer(
         )
     query = state_dict["query_projection.weight"]
     inner, dim = query.shape
-    if inner % num_heads:
+    if num_heads < 1 or inner % num_heads:
         raise ValueError(f"num_heads must divide the inner width {inner}, got {num_heads}")
     mixer = build_mixer(
         PUBLISHED[name],

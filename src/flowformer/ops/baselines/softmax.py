@@ -69,7 +69,8 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         return_state: also return the state after these tokens (causal only).
 
     Raises:
-        ValueError: causal with l ≠ s, or a state without causal.
+        ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
+        TypeError: the state is of another kind.
     """
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
@@ -79,6 +80,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
     if causal:
         check_causal(query, key)
     if initial_state is not None:
+        _check_state(initial_state, key)
         key_mask = _joined_mask(initial_state, key, key_mask)
         key = torch.cat((initial_state.key, key), dim=1)
         value = torch.cat((initial_state.value, value), dim=1)
@@ -97,6 +99,17 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
     if query_mask is not None:
         out = out.masked_fill(~query_mask[:, :, None, None], 0)
     return (out, KVState(key, value, key_mask)) if return_state else out
+
+
+def _check_state(state: KVState, key: Float[Tensor, "b s g d"]) -> None:
+    if not isinstance(state, KVState):
+        raise TypeError(f"the state must be a KVState, got {type(state).__name__}")
+    came, wanted = list(state.key.shape), list(key.shape)
+    if came[:1] + came[2:] != wanted[:1] + wanted[2:]:
+        raise ValueError(
+            f"key of the state must be [batch, time, head, feature] of the sizes {wanted} but for "
+            f"the time, got {came}"
+        )
 
 
 def _joined_mask(
