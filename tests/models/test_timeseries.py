@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowformer.models.timeseries import TimeSeriesClassifier, TimeSeriesModelConfig
-from flowformer.nn import FlowMixer
+from flowformer.nn import MIXERS, FlowMixer
 
 SMALL = TimeSeriesModelConfig(dim=16, num_heads=4, feedforward=24)
 
@@ -182,3 +182,29 @@ class TestLoadingPublishedParameters:
             build(pooling="mean").load_published_state_dict(
                 parameters_of(golden("models/timeseries"))
             )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": -4}, "dim must be at least 1, got -4"),
+        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"feedforward": 0}, "feedforward must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
+    ],
+    ids=["width", "heads", "layers", "feed-forward", "all-dropped", "nan"],
+)
+def test_a_size_that_means_nothing_is_refused_at_once(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_the_help_of_the_mixer_names_every_one() -> None:
+    (line,) = [
+        line for line in (TimeSeriesModelConfig.__doc__ or "").splitlines() if " mixer:" in line
+    ]
+    assert set(MIXERS) <= set(line.replace(",", " ").replace(".", " ").split())

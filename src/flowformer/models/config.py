@@ -9,7 +9,7 @@ class TimeSeriesModelConfig:
     """The classifier of `flowformer.models.timeseries`; the defaults are the published settings.
 
     Attributes:
-        mixer: Name of the attention, from `flowformer.nn.MIXERS`.
+        mixer: Name of the attention: flow, softmax, linear, linformer or mobile.
         mixer_options: Options of that mixer; None means as published: for flow no clamp of the
             conserved source, for another mixer its own defaults.
         dim: Width of the hidden states.
@@ -36,6 +36,18 @@ class TimeSeriesModelConfig:
     norm: Literal["post", "pre"] = "post"
     pooling: Literal["flatten", "mean"] = "flatten"
     padding: Literal["masked", "published"] = "masked"
+
+    def __post_init__(self) -> None:
+        """Check the sizes; the names are checked where they are looked up.
+
+        Raises:
+            ValueError: A size below 1, or a dropout outside [0, 1).
+        """
+        for name in ("dim", "num_heads", "num_layers", "feedforward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     @property
     def resolved_mixer_options(self) -> dict[str, Any]:
