@@ -1,4 +1,4 @@
-"""The code on the pages of the guide runs."""
+"""The code of the README and on the pages of the guide runs."""
 
 import re
 from pathlib import Path
@@ -8,17 +8,20 @@ import pytest
 from flowformer.nn import MIXERS
 from flowformer.recipes import RECIPES
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = sorted(page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text()))
+PAGES = [
+    page for page in (ROOT / "README.md", *DOCS.glob("*.md")) if BLOCK.search(page.read_text())
+]
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # a page may export, with symbols for integers
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.name)
 def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for block in BLOCK.findall((DOCS / page).read_text()):
+    for block in BLOCK.findall(page.read_text()):
         exec(block, namespace)
 
 
