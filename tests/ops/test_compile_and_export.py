@@ -55,6 +55,21 @@ def test_a_state_passes_through_one_graph():
         assert_close(out, expected)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_a_graph_serves_many_lengths(causal):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(flow_attention, fullgraph=True, backend=count)
+    for length in (70, 75, 129, 500):
+        inputs = [tensor.detach() for tensor in float_inputs(length)]
+        assert_close(compiled(*inputs, causal=causal), flow_attention(*inputs, causal=causal))
+    assert len(graphs) == 2  # torch takes the first length for a constant
+
+
 def test_mobile_attention_compiles_to_one_graph():
     inputs = float_inputs(9)
     compiled = torch.compile(mobile_attention, fullgraph=True, backend="aot_eager")

@@ -12,7 +12,7 @@ chunks of a segment are computed at once; segments follow each other and pass th
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -185,12 +185,12 @@ def _causal_segment(
             competition,
             options.clamp,
         )
-        competition = log_sum[..., length - 1]
+        competition = _last(log_sum, length)
         v = v * (n * share.view_as(conserved_source).to(n.dtype))[..., None]
 
     out, key_value = _second_half(q, k, v, lower, state.key_value)
     state = FlowState(
-        tokens=count.flatten(2)[:, 0, length - 1],
+        tokens=_last(count.flatten(1), length),
         key_sum=key_sum,
         query_sum=query_sum,
         key_flow=key_flow,
@@ -229,6 +229,11 @@ def _counts(
         count = real.cumsum(1) + before[:, None]
         real = real.view(-1, 1, chunks, size)
     return count.view(-1, 1, chunks, size), real
+
+
+def _last(x: Shaped[Tensor, "*b t"], length: int) -> Shaped[Tensor, "*b"]:
+    """Return x at the last token: indexed by the length itself, a compiled graph would fix it."""
+    return x[..., :length][..., -1]
 
 
 def _before(
