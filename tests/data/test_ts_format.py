@@ -271,6 +271,11 @@ def test_a_message_stays_short_however_long_the_line(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected a \.ts file, got the folder "):
+        read_ts(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"two\.ts"):
         read_ts(tmp_path / "two.ts")

@@ -52,12 +52,14 @@ def read_ts(path: str | Path) -> TsFile:
         path: The file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or it is a folder.
         TsFormatError: The file is not as the format, or its own header, has it. The message names
             the file, the line, what was expected and what came. Timestamps and regression targets
             are refused in the same way.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"expected a .ts file, got the folder {path}")
     lines = _Lines(path)
     header = _read_header(lines)
     spelling = {label.casefold(): label for label in header.classes} | {
