@@ -128,6 +128,17 @@ def test_flow_weights_times_values_are_the_output(causal: bool, padded: bool) ->
         assert not weights.triu(1).any()
 
 
+def test_padded_queries_leave_the_flows_where_query_and_key_are_one_object() -> None:
+    """The rule of the documentation: a value of its own is self-attention, a copy is not."""
+    ours = MultiheadAttention(DIM, HEADS, batch_first=True).double()
+    query, value, padding = draw(1, 9, DIM), draw(1, 9, DIM), torch.arange(9)[None] > 5
+    alone, _ = ours(query[:, :6], query[:, :6], value[:, :6], need_weights=False)
+    one, _ = ours(query, query, value, padding, need_weights=False)
+    torch.testing.assert_close(one[:, :6], alone)
+    two, _ = ours(query, query.clone(), value, padding, need_weights=False)
+    assert not two[:, :6].allclose(alone)
+
+
 def test_flow_output_is_flow_attention_of_the_projections() -> None:
     ours = MultiheadAttention(DIM, HEADS, batch_first=True, mixer_options={"clamp": None}).double()
     x, padding = draw(3, 9, DIM), torch.arange(9).expand(3, 9) > 6

@@ -17,8 +17,9 @@ class MultiheadAttention(nn.Module):
     and code changes by one name. What differs, and why:
 
     - `attn_mask` must be None or the causal mask: linear attentions have no pair of tokens to mask.
-    - `key_padding_mask` of self-attention (query is key) excludes padded queries from the flows
-      too, and outputs at padded places are zero.
+    - `key_padding_mask` of self-attention (query and key are one object, or the call is causal)
+      excludes padded queries from the flows too, and outputs at padded places are zero. For
+      cross-attention torch has no word for padded queries: they count as real ones.
     - `dropout` is that of the weights with "softmax", as in torch; the others have no weights to
       drop, and it acts on the output, as in the published Flow-Attention.
 
