@@ -87,6 +87,11 @@ def test_a_mask_that_hides_nothing_is_no_mask() -> None:
     _, ours = pair(batch_first=True)
     x = draw(3, 5, DIM)
     same(ours(x, x, x, attn_mask=torch.zeros(5, 5, dtype=torch.bool)), ours(x, x, x))
+    linformer = MultiheadAttention(DIM, HEADS, mixer="linformer", max_length=1)  # not causal
+    token = torch.randn(1, 3, DIM)
+    same(
+        linformer(token, token, token, attn_mask=torch.zeros(1, 1)), linformer(token, token, token)
+    )
 
 
 def test_float_padding_equals_boolean_padding() -> None:
@@ -242,6 +247,10 @@ class TestRefusals:
     def test_unknown_mixer(self) -> None:
         with pytest.raises(ValueError, match="'flwo': expected one of flow, softmax"):
             MultiheadAttention(DIM, HEADS, mixer="flwo")
+
+    def test_unknown_option(self) -> None:
+        with pytest.raises(ValueError, match=r"'flow' has no option rank; it takes .*clamp"):
+            MultiheadAttention(DIM, HEADS, mixer_options={"rank": 4})
 
     def test_a_fixed_length_that_is_not_given(self) -> None:
         with pytest.raises(ValueError, match=r"linformer .* give max_length"):

@@ -5,6 +5,7 @@ parameters, and returns (out [b, l, h, m], state or None). Mixers and the `nn.Mu
 stand-in both receive one. All are linear in the values, which is what `implied_weights` rests on.
 """
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -341,11 +342,16 @@ def build_attention(name: str, *, max_length: int | None = None, **options: Any)
         options: the keywords of that attention's constructor.
 
     Raises:
-        ValueError: there is no such attention, or it needs max_length.
+        ValueError: there is no such attention, it has no such option, or it needs max_length.
     """
     if name not in ATTENTIONS:
         raise ValueError(f"unknown attention {name!r}: expected one of {', '.join(ATTENTIONS)}")
     kind = ATTENTIONS[name]
+    allowed = sorted(inspect.signature(kind).parameters.keys() - {"max_length"})
+    if unknown := sorted(options.keys() - set(allowed)):
+        raise ValueError(
+            f"attention {name!r} has no option {', '.join(unknown)}; it takes {', '.join(allowed)}"
+        )
     if kind.capabilities.variable_length:
         return kind(**options)
     if max_length is None:

@@ -244,10 +244,10 @@ def _is_causal(attn_mask: Tensor | None) -> bool:
     hidden = attn_mask if attn_mask.dtype == torch.bool else attn_mask.isneginf()
     future = torch.ones(attn_mask.shape[-2:], dtype=torch.bool, device=attn_mask.device).triu(1)
     added = attn_mask.dtype != torch.bool and bool((attn_mask.masked_fill(hidden, 0) != 0).any())
+    if not added and not bool(hidden.any()):  # first: with one token it is the causal mask too
+        return False
     if not added and bool((hidden == future).all()):
         return True
-    if not added and not bool(hidden.any()):
-        return False
     raise ValueError(
         "attn_mask must be None or the causal mask: this attention has no weight for each pair of "
         "tokens that could be masked. Use key_padding_mask for padding, or nn.MultiheadAttention"
