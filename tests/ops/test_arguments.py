@@ -87,6 +87,11 @@ BAD_CALLS = {
         {"cu_seqlens": torch.tensor([6])},
         "one row of offsets",
     ),
+    "packed-one-number": (
+        (q[:1], k[:1], v[:1]),
+        {"causal": True, "cu_seqlens": torch.tensor(6)},
+        r"one row of offsets, \[sequences \+ 1\], got \[\]",
+    ),
     "packed-mask": (
         (q[:1], k[:1], v[:1]),
         {"cu_seqlens": torch.tensor([0, 6]), "mask": mask[:1]},

@@ -27,14 +27,7 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
 
     Raises:
         ValueError: the offsets do not start at 0, decrease, or do not end at ``total``.
-        TypeError: they are not integers.
     """
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(
-            f"{name} must be one row of offsets, [sequences + 1], got {list(cu_seqlens.shape)}"
-        )
     offsets = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(offsets)]
     if offsets[0] != 0 or offsets[-1] != total or min(lengths) < 0:
@@ -58,8 +51,18 @@ def check_batch(batch: Batch) -> None:
     """Refuse what contradicts itself.
 
     Raises:
-        ValueError: offsets of the keys alone, or a mask beside offsets.
+        ValueError: offsets of the keys alone or of another shape, or a mask beside offsets.
+        TypeError: offsets that are no integers.
     """
+    for name, offsets in (("cu_seqlens", batch.cu_seqlens), ("cu_seqlens_k", batch.cu_seqlens_k)):
+        if offsets is None:
+            continue
+        if offsets.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
+        if offsets.ndim != 1 or len(offsets) < 2:
+            raise ValueError(
+                f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
+            )
     if batch.cu_seqlens is None and batch.cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
     masked = batch.query_mask is not None or batch.key_mask is not None
