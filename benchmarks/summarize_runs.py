@@ -10,9 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.runner import RESULTS
+from benchmarks.runner import save
 
 COLUMNS = ("recipe", "protocol", "seed", "best_epoch", "epochs", "test_accuracy", "paper_accuracy")
+
+
+def percent(share: float | None, digits: int) -> str:
+    """Return a share in per cent, or a dash where there is none (no test set, no paper)."""
+    return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
 def main() -> None:
@@ -28,12 +33,10 @@ def main() -> None:
     for result in results:
         recipe, protocol, seed, best, epochs, accuracy, paper = (result[name] for name in COLUMNS)
         print(
-            f"| `{recipe}` | {protocol} | {seed} | {best} of {epochs} | {100 * accuracy:.2f} | "
-            f"{100 * paper:.1f} | {result['seconds'] / 60:.1f} |"
+            f"| `{recipe}` | {protocol} | {seed} | {best} of {epochs} | {percent(accuracy, 2)} | "
+            f"{percent(paper, 1)} | {result['seconds'] / 60:.1f} |"
         )
-    path = RESULTS / f"{arguments.name}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{path}")
+    print(f"\n{save(arguments.name, {'runs': results})}")
 
 
 if __name__ == "__main__":
