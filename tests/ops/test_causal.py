@@ -136,8 +136,9 @@ def test_packed_sequences_carry_one_state_each():
 def test_a_state_is_saved_reordered_moved_and_detached(tmp_path):
     inputs = qkv(3, 20)
     _, state = flow_attention(*inputs, causal=True, return_state=True)
-    torch.save(state._asdict(), tmp_path / "state.pt")
-    loaded = FlowState(**torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert isinstance(loaded, FlowState)
     beams = torch.tensor([2, 0, 0, 1])
     token = qkv(4, 1)
     out, _ = flow_attention_step(*token, loaded.reorder(beams).to("cpu").detach())

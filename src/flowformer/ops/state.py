@@ -54,7 +54,7 @@ class FlowState(NamedTuple):
         key_value: Σ kᵀ(c·v). Shape ``[b, h, d, m]``.
 
     All but ``tokens`` are float64 (float32 on a device without float64). The state is an ordinary
-    tuple of tensors: differentiable, and saved by ``torch.save(state._asdict(), path)``.
+    tuple of tensors: differentiable, and saved and loaded by ``torch.save`` and ``torch.load``.
     """
 
     tokens: Int[Tensor, " b"]
@@ -108,3 +108,7 @@ class LinearState(NamedTuple):
         """Return the state before the first token."""
         shape = (batch, heads, key_width, value_width)
         return cls(torch.zeros(shape, dtype=carry_dtype(device), device=device))
+
+
+# A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
+torch.serialization.add_safe_globals([FlowState, LinearState])
