@@ -183,6 +183,14 @@ def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
     assert "Tip" not in outcome.out + outcome.err
 
 
+def test_the_papers_figure_is_not_printed_for_another_data_set(flowformer, tmp_path):
+    options = ["--data.dataset", "BasicMotions", "--data.max-length", 100]
+    out = flowformer("train", "japanese-vowels", *QUICK, *options, "--run-dir", tmp_path / "r").out
+    page = (tmp_path / "r" / "report" / "index.html").read_text()
+    assert "test accuracy" in out
+    assert "98.9" not in out + page + flowformer("evaluate", tmp_path / "r").out
+
+
 def test_a_bar_counts_epochs_as_the_lines_do(flowformer, trained, tmp_path):
     _, files = trained
     options = ["--run-dir", tmp_path / "run", "--training.progress", "bar"]

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.recipes.timeseries import PAPER_AVERAGE
-from flowformer.tasks.config import TimeSeriesConfig
+from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
 from flowformer.tasks.serialization import from_plain, to_plain
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.
@@ -79,3 +81,23 @@ def test_recipes_and_the_command_line_import_no_heavy_library():
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     heavy = {"torch", "lightning", "aeon", "sklearn", "matplotlib", "pandas", "transformers"}
     assert heavy & set(run.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TimeSeriesDataConfig(dataset="BasicMotions"),
+        TimeSeriesDataConfig(train_file=Path("TRAIN.ts")),
+        TimeSeriesDataConfig(),
+    ],
+    ids=["other-dataset", "files", "given-in-python"],
+)
+def test_the_papers_figure_does_not_stand_beside_other_data(data):
+    config = replace(build_recipe("japanese-vowels"), data=data)
+    assert (config.paper_accuracy, config.paper_source) == (None, None)
+
+
+def test_the_papers_figure_stands_beside_its_data_however_they_are_prepared():
+    recipe = build_recipe("japanese-vowels")
+    config = replace(recipe, data=replace(recipe.data, folder=Path("archive"), batch_size=4))
+    assert config.paper_accuracy == 0.989

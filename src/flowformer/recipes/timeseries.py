@@ -104,6 +104,7 @@ def _published(
         data=TimeSeriesDataConfig(dataset=dataset, max_length=max_length),
         optimizer=optimizer or OptimizerConfig(),
         training=TrainingConfig(epochs=epochs),
+        paper_dataset=dataset,
         paper_accuracy=accuracy,
         paper_source=SOURCE,
     )

@@ -152,7 +152,9 @@ class TimeSeriesConfig:
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_accuracy: test accuracy that a paper prints for this experiment, in [0, 1].
+        paper_dataset: data set that a paper prints a figure for. With any other in `data`, the
+            figure has no place here: it becomes None, its source too.
+        paper_accuracy: test accuracy that it prints, in [0, 1].
         paper_source: where it prints it.
     """
 
@@ -161,15 +163,20 @@ class TimeSeriesConfig:
     model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Checks the values, and drops the paper's figure when it is one for other data.
 
         Raises:
             ValueError: a value is out of range.
         """
+        # Here, so that no way to change the data (`replace`, the command line) can forget it.
+        if self.data.dataset != self.paper_dataset:
+            for name in ("paper_dataset", "paper_accuracy", "paper_source"):
+                object.__setattr__(self, name, None)
         if self.paper_accuracy is not None:
             _require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
 
