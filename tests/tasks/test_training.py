@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from flowformer.data import SeriesDataset, SeriesSplit
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.tasks.classification import NonFiniteLossError
-from flowformer.tasks.config import OptimizerConfig
+from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
+from flowformer.tasks.evaluation import evaluate_run
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.prediction import load_run, predict_probabilities
+from flowformer.tasks.report import write_run_report
 from flowformer.tasks.training import train
 
 EXPLODING = OptimizerConfig(learning_rate=1e30, gradient_clip=None)
@@ -152,6 +154,12 @@ def test_a_run_that_has_ended_is_not_trained_again(tmp_path, tiny_config, waves)
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_run_that_has_ended_refuses_other_settings_too(tmp_path, tiny_config, waves):
+    train(tiny_config(), tmp_path / "run", data=waves)
+    with pytest.raises(ValueError, match=r"as it began: training\.epochs was 2, got 9"):
+        train(tiny_config(epochs=9), tmp_path / "run", resume=True, data=waves)
+
+
 def test_a_run_is_resumed_only_as_it_began(tmp_path, tiny_config, waves):
     config = replace(
         tiny_config(), optimizer=OptimizerConfig(learning_rate=1e30, gradient_clip=None)
@@ -197,6 +205,28 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_written(
     with pytest.raises(ValueError, match=r"accelerator is mps, and there is none: use cpu"):
         train(tiny_config(accelerator="mps"), tmp_path / "run", data=waves)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_series_given_in_python_takes_no_named_ones_for_them(
+    tmp_path, tiny_config, waves, write_ts
+):
+    named = TimeSeriesDataConfig(dataset="JapaneseVowels", max_length=29)
+    run = tmp_path / "run"
+    config = replace(tiny_config(), data=named)
+    train(config, run, data=waves)
+    assert load_run(run).config.data == TimeSeriesDataConfig(max_length=29)
+    given = "run was trained on series given in Python"
+    with pytest.raises(ValueError, match=f"{given}: give a labelled"):
+        evaluate_run(run)
+    with pytest.raises(ValueError, match=f"{given}: give them here too"):
+        write_run_report(run)
+    with pytest.raises(ValueError, match=f"{given}: give them again"):
+        train(load_run(run).config, run, resume=True)
+    with pytest.raises(ValueError, match=r"data\.dataset was None, got JapaneseVowels"):
+        train(config, run, resume=True)
+    assert evaluate_run(run, write_ts(waves, "TEST")).metrics.count == 13
+    assert write_run_report(run, data=waves).exists()
+    assert write_run_report(run, num_series=0).exists()
 
 
 def test_damaged_weights_are_named(tmp_path, tiny_config, waves):

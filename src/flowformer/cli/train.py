@@ -86,19 +86,17 @@ def _train(config: TimeSeriesConfig, folder: RunFolder, *, resume: bool) -> int:
     # Asked before anything slow: the data may take a minute to read.
     if not resume:
         folder.require_unused()
-    from flowformer.tasks.preparation import load_data
     from flowformer.tasks.report import write_run_report
     from flowformer.tasks.training import train
 
-    data = load_data(config.data)
     again = f"flowformer train {config.name} --run-dir {shlex.quote(str(folder.root))} --resume"
     try:
-        result = train(config, folder.root, resume=resume, data=data)
+        result = train(config, folder.root, resume=resume)
     except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write(f"\nstopped; go on with: {again}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
-    report = write_run_report(folder.root, data=data)
+    report = write_run_report(folder.root)
     sys.stdout.write(describe(result, folder, report))
     return 0
 

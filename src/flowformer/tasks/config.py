@@ -1,7 +1,7 @@
 """What a training run is told: one frozen dataclass per part, checked when built; no torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,7 @@ PROTOCOL_NOTES: dict[str, str] = {
 class TimeSeriesDataConfig:
     """Which series to train on, and how they are prepared.
 
-    Either `dataset` or `train_file` is given.
+    Either `dataset` or `train_file` is given; neither, when the series are given to `train`.
 
     Attributes:
         dataset: name of a set of the UEA archive, for example JapaneseVowels.
@@ -69,6 +69,15 @@ class TimeSeriesDataConfig:
         _require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
         if self.max_length is not None:
             _require("max_length", self.max_length, "at least 1", lambda v: v >= 1)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it names series; those of a run that names none were given in Python."""
+        return self.dataset is not None or self.train_file is not None
+
+    def without_source(self) -> "TimeSeriesDataConfig":
+        """Returns it for series given in Python: they are prepared alike."""
+        return replace(self, dataset=None, folder=None, train_file=None, test_file=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from flowformer.tasks.prediction import (
     load_run,
     predict_probabilities,
 )
-from flowformer.tasks.preparation import load_data
+from flowformer.tasks.preparation import load_again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def evaluate_run(run_dir: str | Path, file: Path | None = None) -> Evaluation:
     if file is not None:
         split, source = _read_labelled(file, run), str(file)
     else:
-        data = load_data(run.config.data)
+        data = load_again(run.config.data, run_dir, instead="give a labelled .ts file to test on")
         if data.test is None:
             raise ValueError(f"{run_dir} was trained without a test set: give a labelled file")
         split, source = data.test, f"the test set of {data.name}"

@@ -1,6 +1,7 @@
 """From a configuration to what the loop needs: parted and preprocessed series."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from flowformer.data import (
     Preprocessing,
@@ -42,6 +43,25 @@ def load_data(config: TimeSeriesDataConfig) -> TimeSeriesData:
     if config.dataset is None:
         raise ValueError("no series to train on: give data.train_file (a .ts file) or data.dataset")
     return load_uea(config.dataset, folder=config.folder)
+
+
+def load_again(
+    config: TimeSeriesDataConfig, run_dir: str | Path, *, instead: str
+) -> TimeSeriesData:
+    """Loads the series that a run was trained on.
+
+    Args:
+        config: of the run.
+        run_dir: folder of the run.
+        instead: what to do where the series were given in Python.
+
+    Raises:
+        ValueError: they were, so that only the caller of `train` has them.
+        FileNotFoundError: a file is missing.
+    """
+    if not config.has_source:
+        raise ValueError(f"{run_dir} was trained on series given in Python: {instead}")
+    return load_data(config)
 
 
 def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from flowformer.data import SeriesDataset, TimeSeriesData
 from flowformer.tasks.prediction import Run, load_run, predict_probabilities
-from flowformer.tasks.preparation import load_data
+from flowformer.tasks.preparation import load_again
 from flowformer.viz.figures import SeriesFlowMap
 from flowformer.viz.report import write_report
 
@@ -22,18 +22,21 @@ def write_run_report(
         run_dir: folder of the run.
         num_series: test series of which to draw flow maps; there are none for a mixer other than
             flow.
-        data: the series, when they are loaded already.
+        data: the series, where they were given to `train`.
 
     Returns:
         The HTML page.
 
     Raises:
         FileNotFoundError: there is no finished run.
+        ValueError: a file of the run is damaged, or its series were given in Python, and not here.
     """
     run = load_run(run_dir)
     maps: list[SeriesFlowMap] = []
     if run.config.model.mixer == "flow" and num_series > 0:
-        data = load_data(run.config.data) if data is None else data
+        if data is None:
+            remedy = "give them here too (data=...), or draw no flow maps (--num-series 0)"
+            data = load_again(run.config.data, run_dir, instead=remedy)
         maps = _flow_maps(run, data, num_series)
     return write_report(Path(run_dir), flow_maps=maps)
 

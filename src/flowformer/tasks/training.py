@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from flowformer.tasks.folder import (
     write_json,
 )
 from flowformer.tasks.prediction import choose_device, format_predictions, predict_probabilities
-from flowformer.tasks.preparation import Prepared, load_data, prepare
+from flowformer.tasks.preparation import Prepared, load_again, load_data, prepare
 from flowformer.tasks.progress import EpochLines
 from flowformer.tasks.serialization import to_plain
 
@@ -69,7 +70,8 @@ def train(
         config: the experiment.
         run_dir: folder of the run; made when missing.
         resume: go on with the run in `run_dir`; where there is none yet, start it.
-        data: the series, in place of those that `config.data` names.
+        data: the series, in place of those that `config.data` names. The run records that they
+            were given in Python: nothing takes the named ones for those it was trained on.
 
     Returns:
         The figures, as in result.json.
@@ -83,15 +85,24 @@ def train(
     """
     folder = RunFolder(Path(run_dir))
     started = resume and folder.config.exists()
-    if started and folder.result.exists():
-        logger.info("%s has ended already", folder.root)
-        return RunResult.read(folder)
     if not started:
         folder.require_unused()
     device = choose_device(config.training.accelerator)
+    if data is not None:
+        config = replace(config, data=config.data.without_source())
+    elif started:
+        remedy = "give them again (data=...) to go on"
+        data = load_again(config.data, folder.root, instead=remedy)
+    else:
+        data = load_data(config.data)
+    prepared = prepare(config, data)
+    record = _record(config, data, prepared)
+    if started:
+        _require_same(RunRecord.read(folder), record, folder)
+        if folder.result.exists():
+            logger.info("%s has ended already", folder.root)
+            return RunResult.read(folder)
     with _torch_settings(config.training):
-        data = load_data(config.data) if data is None else data
-        prepared = prepare(config, data)
         torch.manual_seed(config.training.seed)
         model = TimeSeriesClassifier(
             config.model,
@@ -99,7 +110,11 @@ def train(
             num_classes=len(data.classes),
             max_length=prepared.max_length,
         )
-        _open_folder(folder, _record(config, data, prepared), prepared, started=started)
+        if started:
+            remove_unfinished(folder.root)
+        else:
+            record.write(folder)
+        write_json(folder.preprocessing, prepared.preprocessing.to_dict())
         logger.info(
             "%s: %d series to train on, %d for validation, %d parameters, folder %s",
             *(config.name, len(prepared.train), len(prepared.validation)),
@@ -123,17 +138,6 @@ def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) 
             "test": 0 if data.test is None else len(data.test),
         },
     )
-
-
-def _open_folder(
-    folder: RunFolder, record: RunRecord, prepared: Prepared, *, started: bool
-) -> None:
-    if started:
-        _require_same(RunRecord.read(folder), record, folder)
-        remove_unfinished(folder.root)
-    else:
-        record.write(folder)
-    write_json(folder.preprocessing, prepared.preprocessing.to_dict())
 
 
 def _require_same(old: RunRecord, new: RunRecord, folder: RunFolder) -> None:
