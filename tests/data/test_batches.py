@@ -5,8 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from flowformer.data import EpochSampler, Preprocessing, SeriesDataset, SeriesSplit, collate
@@ -92,29 +90,3 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
         assert tuple(sampler) == orders[seed, epoch]
     assert len(set(orders.values())) == 4
     assert all(sorted(order) == list(range(50)) for order in orders.values())
-
-
-@given(
-    size=st.integers(1, 63),
-    seed=st.integers(0, 2**32 - 1),
-    epoch=st.integers(0, 400),
-    cut=st.integers(0, 63),
-)
-def test_a_run_resumed_inside_an_epoch_gets_the_rest_of_it(
-    size: int, seed: int, epoch: int, cut: int
-) -> None:
-    position = min(cut, size)
-    whole = EpochSampler(size, seed)
-    whole.set_epoch(epoch)
-    state = whole.state_dict() | {"position": position}
-    resumed = EpochSampler(size, seed)
-    resumed.load_state_dict(state)
-    assert resumed.state_dict() == state
-    assert list(whole)[position:] == list(resumed)
-    assert len(list(resumed)) == size  # the next epoch is whole again
-
-
-@pytest.mark.parametrize("size_and_seed", [(5, 1), (6, 0)])
-def test_the_state_of_another_sampler_is_refused(size_and_seed: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"seed 0 and size 5, got seed \d and size \d"):
-        EpochSampler(5, 0).load_state_dict(EpochSampler(*size_and_seed).state_dict())

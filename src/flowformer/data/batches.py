@@ -1,7 +1,6 @@
 """From a split to batches of tensors: the data set, its order in an epoch, and padding."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -80,12 +79,9 @@ def collate(
 
 
 class EpochSampler(Sampler[int]):
-    """A shuffled order that depends on the seed and the epoch only, and can start inside an epoch.
+    """A shuffled order that depends on the seed and the epoch only.
 
-    A run that was cut off after some samples goes on with exactly those left: set the epoch and the
-    position (or load a state), and the next pass over the sampler is the rest of that epoch; later
-    passes are whole ones. The sampler does not count what it gave: loaders ask ahead of the
-    training, so only the training loop knows how much was used.
+    A run that goes on at the start of an epoch needs nothing but the number of that epoch.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -98,44 +94,17 @@ class EpochSampler(Sampler[int]):
         self.size = size
         self.seed = seed
         self.epoch = 0
-        self.position = 0
 
     def __len__(self) -> int:
         """Samples in a whole epoch."""
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        """The order of this epoch, from the position on."""
+        """The order of this epoch."""
         # numpy mixes the pair into one seed; a sum would give (1, 2) and (2, 1) the same order.
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
-        start, self.position = self.position, 0
-        return iter(order[start:])
+        rng = np.random.default_rng([self.seed, self.epoch])
+        return iter(rng.permutation(self.size).tolist())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch. Lightning calls this before each."""
         self.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        """The seed, the size, the epoch and the position set."""
-        return {
-            "seed": self.seed,
-            "size": self.size,
-            "epoch": self.epoch,
-            "position": self.position,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to the epoch and the position of a state.
-
-        Args:
-            state: What `state_dict` gave, with the position that the training had reached.
-
-        Raises:
-            ValueError: The state is of another seed or size, so its order is not this one.
-        """
-        if (state["seed"], state["size"]) != (self.seed, self.size):
-            raise ValueError(
-                f"expected the state of a sampler with seed {self.seed} and size {self.size}, "
-                f"got seed {state['seed']} and size {state['size']}"
-            )
-        self.epoch, self.position = state["epoch"], state["position"]
