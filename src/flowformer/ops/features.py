@@ -32,10 +32,15 @@ def check_options(options: FlowOptions) -> None:
         raise ValueError(
             f"competition must be 'sources', 'heads' or None, got {options.competition!r}"
         )
-    if options.clamp is not None and not options.clamp > 0:
+    # The types too: a mixer's options may come from a command line, as JSON.
+    if options.clamp is not None and not _is_positive(options.clamp):
         raise ValueError(f"clamp must be positive or None, got {options.clamp!r}")
-    if not options.eps > 0:
+    if not _is_positive(options.eps):
         raise ValueError(f"eps must be positive, got {options.eps!r}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
