@@ -134,6 +134,21 @@ def test_a_wrong_request_is_code_2_and_says_what_is_right(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('{"clamp": "x"}', "clamp must be positive or None, got 'x'"),
+        ('{"eps": null}', "eps must be positive, got None"),
+    ],
+)
+def test_a_mixers_option_of_the_wrong_type_is_code_2(flowformer, trained, options, message):
+    _, files = trained
+    outcome = flowformer(*_own_data(files, "--model.mixer-options", options))
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
 def test_debug_shows_where_an_error_came_from():
     with pytest.raises(ValueError, match="unknown recipe"):
         main(["train", "fly", "--debug"])
@@ -175,7 +190,7 @@ def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
     monkeypatch.chdir(tmp_path)
     outcome = flowformer("train", "japanese-vowels", *QUICK, "--training.progress", "lines")
     assert outcome.code == 0
-    assert ", the paper's 98.9" in outcome.out
+    assert ", the paper's 98.9 (published protocol)\n" in outcome.out
     assert "protocol       clean: a stratified part of the training set" in outcome.out
     assert "runs/japanese-vowels-clean-seed0/report/index.html" in outcome.out
     assert (tmp_path / "runs/japanese-vowels-clean-seed0/report/index.html").exists()
@@ -293,7 +308,9 @@ def test_predict_refuses_series_that_the_model_has_no_room_for(flowformer, train
     run, files = trained
     outcome = flowformer("predict", run, files / "LONG.ts")
     assert outcome.code == 2
-    assert "at most 2 time steps" in outcome.err
+    place, remedy = "LONG.ts, series 2", "train a run with --data.max-length 3"
+    assert f"{place}: expected at most 2 time steps" in outcome.err
+    assert remedy in outcome.err
 
 
 def test_visualize_writes_the_report_again(flowformer, trained):

@@ -28,7 +28,7 @@ def test_a_configuration_comes_back_equal_through_json():
         ("training.epochs", True, r"training\.epochs must be of type int, got True"),
         ("training.protocol", "fair", r"training\.protocol must be one of 'clean', 'published'"),
         ("optimizer.gradient_clip", "4", r"optimizer\.gradient_clip must be of type float"),
-        ("optimizer.learning_rate", 0, r"learning_rate must be above 0, got 0\.0"),
+        ("optimizer.learning_rate", 0, r"^optimizer: learning_rate must be above 0, got 0\.0"),
         ("data", [], r"data must be a mapping, got \[\]"),
     ],
 )

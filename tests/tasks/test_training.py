@@ -2,6 +2,9 @@
 
 import csv
 import json
+import pickle
+import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -100,10 +103,35 @@ def test_the_published_protocol_reports_the_best_test_accuracy_and_says_so(
 ):
     result = train(tiny_config(epochs=4, protocol="published"), tmp_path / "run", data=waves)
     rows = _rows_without_time(tmp_path / "run")
-    best = max(float(row["validation_accuracy"]) for row in rows)
-    assert result.test_accuracy == pytest.approx(best, abs=1e-6)
+    accuracies = [float(row["validation_accuracy"]) for row in rows]
+    assert result.test_accuracy == result.validation_accuracy == max(accuracies)
     assert "the test set chose the epoch" in result.protocol_note
-    assert result.validation_accuracy == pytest.approx(result.test_accuracy, abs=1e-6)
+
+
+def test_accuracies_are_counts_divided_once_so_that_rounding_decides_no_tie(
+    tmp_path, tiny_config, waves
+):
+    train(tiny_config(epochs=4, protocol="published"), tmp_path / "run", data=waves)
+    for row in _rows_without_time(tmp_path / "run"):  # 13 series in batches of 8 and 5
+        assert float(row["validation_accuracy"]) in {correct / 13 for correct in range(14)}
+        assert float(row["train_accuracy"]) in {correct / 24 for correct in range(25)}
+
+
+def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
+    tmp_path, tiny_config, waves, write_ts
+):
+    files = {"train_file": write_ts(waves, "TRAIN"), "test_file": write_ts(waves, "TEST")}
+    for protocol in ("clean", "published"):
+        config = tiny_config(epochs=1, protocol=protocol)
+        config = replace(config, data=replace(config.data, **files))
+        train(config, tmp_path / protocol)
+        own, other = (
+            evaluate_run(tmp_path / protocol, file) for file in (None, files["test_file"])
+        )
+        assert "95% interval" in other.describe()
+        assert ("95% interval" in own.describe()) is (protocol == "clean")
+        assert (own.to_dict()["accuracy_interval"] is None) is (protocol == "published")
+        assert "the paper's    90.0 (published protocol)" in own.describe()
 
 
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
@@ -229,13 +257,85 @@ def test_a_run_on_series_given_in_python_takes_no_named_ones_for_them(
     assert write_run_report(run, num_series=0).exists()
 
 
-def test_damaged_weights_are_named(tmp_path, tiny_config, waves):
-    train(tiny_config(), tmp_path / "run", data=waves)
+@pytest.mark.parametrize("kind", ["cut-short", "code"])
+def test_damaged_weights_are_named_and_no_code_in_them_runs(
+    tmp_path, tiny_config, waves, bomb, kind
+):
+    train(tiny_config(epochs=1), tmp_path / "run", data=waves)
     weights = RunFolder(tmp_path / "run").weights
-    weights.write_bytes(weights.read_bytes()[:-4])
+    code, trace = bomb
+    weights.write_bytes(weights.read_bytes()[:-4] if kind == "cut-short" else code)
     with pytest.raises(
         ValueError, match=r"weights\.safetensors does not hold the run's parameters"
     ):
+        load_run(tmp_path / "run")
+    assert not trace.exists()
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """A pickle whose reading makes a file, and the path of that file."""
+    trace = tmp_path / "the-code-ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return trace.touch, ()
+
+    return pickle.dumps({"state_dict": Bomb()}, protocol=4), trace
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("kind", ["cut-short", "empty", "code", "code-in-an-archive", "other"])
+def test_a_damaged_checkpoint_is_named_and_no_code_in_it_runs(
+    tmp_path, tiny_config, waves, bomb, name, kind
+):
+    config = tiny_config(epochs=1)
+    train(config, tmp_path / "run", data=waves)
+    folder = RunFolder(tmp_path / "run")
+    folder.result.unlink()  # as if it had been killed just before its end
+    path = getattr(folder, name)
+    code, trace = bomb
+    if kind == "cut-short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "code-in-an-archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", code)
+            archive.writestr("archive/version", "3\n")
+    elif kind == "other":
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(code if kind == "code" else b"")
+    message = rf"{name}\.ckpt is no checkpoint of a run .*: delete .*checkpoints and resume"
+    with pytest.raises(ValueError, match=message) as raised:
+        train(config, tmp_path / "run", resume=True, data=waves)
+    assert "weights_only" not in str(raised.value)
+    assert not trace.exists()
+
+
+def test_a_run_goes_on_without_its_checkpoints_from_the_first_epoch(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", data=waves)
+    folder = RunFolder(tmp_path / "run")
+    folder.result.unlink()
+    shutil.rmtree(folder.best.parent)
+    again = train(tiny_config(), tmp_path / "run", resume=True, data=waves)
+    assert again == replace(result, seconds=again.seconds)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing"),
+        ("", "is not JSON"),
+        ("[]", "must be a mapping"),
+        ('{"mean": [0.0, "a"], "std": [1.0, 1.0]}', r"mean must be of type float, got 'a'"),
+        ('{"mean": [0.0], "std": [0.0]}', "expected finite means and positive stds"),
+    ],
+)
+def test_a_damaged_preprocessing_is_named(tmp_path, tiny_config, waves, content, message):
+    train(tiny_config(epochs=1), tmp_path / "run", data=waves)
+    path = RunFolder(tmp_path / "run").preprocessing
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"preprocessing\.json.*{message}"):
         load_run(tmp_path / "run")
 
 

@@ -126,7 +126,7 @@ def describe(result: RunResult, folder: RunFolder, report: Path) -> str:
         paper = (
             ""
             if result.paper_accuracy is None
-            else f", the paper's {100 * result.paper_accuracy:.1f}"
+            else f", the paper's {100 * result.paper_accuracy:.1f} (published protocol)"
         )
         lines.append(f"test accuracy  {100 * result.test_accuracy:.2f}{paper}")
     else:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import pickle
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+STAGES = ("train", "validation")
 COLUMNS: tuple[str, ...] = (
     "epoch",
     "step",
@@ -32,6 +35,19 @@ COLUMNS: tuple[str, ...] = (
     "validation_accuracy",
     "learning_rate",
     "seconds",
+)
+
+
+# What torch and pickle raise on bytes that are not what torch.save wrote.
+_UNREADABLE = (
+    OSError,
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
 )
 
 
@@ -82,6 +98,19 @@ class ClassificationTask(LightningModule):
         self.model = model
         self._optimizer = optimizer
         self._seed = seed
+        self._correct = dict.fromkeys(STAGES, 0)
+        self._seen = dict.fromkeys(STAGES, 0)
+
+    def accuracy(self, stage: str) -> float:
+        """Returns the accuracy over what the epoch has seen, the integers divided once.
+
+        A mean of the batches' accuracies would be rounded, and rounding decide between epochs that
+        are equally good.
+
+        Args:
+            stage: train or validation.
+        """
+        return self._correct[stage] / self._seen[stage]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer over all parameters; the learning rate is constant, as published."""
@@ -99,23 +128,28 @@ class ClassificationTask(LightningModule):
         if batch_idx == 0:
             torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
 
-    def training_step(self, batch: dict[str, Tensor], _batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the mean loss of a batch.
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        return self._step(batch, "train")
+        return self._step(batch, batch_idx, "train")
 
-    def validation_step(self, batch: dict[str, Tensor], _batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the epoch's validation figures.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
-        self._step(batch, "validation")
+        self._step(batch, batch_idx, "validation")
 
-    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
+    def on_train_epoch_end(self) -> None:
+        """Logs the accuracies; the last validation of the epoch is over by now."""
+        for stage in STAGES:
+            self.log(f"{stage}_accuracy", self.accuracy(stage))
+
+    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
         logits, loss = self.model(**batch)
         # Waits for an accelerator's forward pass, once a step: the batch at fault and the
         # parameters that met it are still at hand here, and after the update they are not.
@@ -128,12 +162,12 @@ class ClassificationTask(LightningModule):
                 batch=batch,
             )
         labels = batch["labels"]
-        accuracy = (logits.detach().argmax(dim=-1) == labels).float().mean()
-        self.log_dict(
-            {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
+        if batch_idx == 0:
+            self._correct[stage] = self._seen[stage] = 0
+        self._correct[stage] += int((logits.argmax(dim=-1) == labels).sum())
+        self._seen[stage] += len(labels)
+        self.log(
+            f"{stage}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels)
         )
         return loss
 
@@ -194,12 +228,15 @@ class EpochRecorder(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the epoch; validation has run by now."""
-        del pl_module
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        task = cast(ClassificationTask, pl_module)
         row: dict[str, float | int] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            **{name: metrics[name] for name in COLUMNS if name in metrics},
+            **{
+                f"{stage}_loss": float(trainer.callback_metrics[f"{stage}_loss"])
+                for stage in STAGES
+            },
+            **{f"{stage}_accuracy": task.accuracy(stage) for stage in STAGES},
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": time.perf_counter() - self._started,
         }
@@ -210,7 +247,7 @@ class EpochRecorder(Callback):
         self.write_metrics()
         train, held_out = (
             f"loss {row[f'{stage}_loss']:.4f}, accuracy {row[f'{stage}_accuracy']:.4f}"
-            for stage in ("train", "validation")
+            for stage in STAGES
         )
         self._say(
             f"epoch {row['epoch']}/{trainer.max_epochs}  train: {train}  "
@@ -233,6 +270,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"storage_options must be None, got {storage_options!r}")
         with atomic_file(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, *_arguments: Any, **_options: Any
+    ) -> dict[str, Any]:
+        """Reads a checkpoint as `read_checkpoint` does, on the CPU: Lightning moves it from there.
+
+        Raises:
+            ValueError: it is none of this run.
+        """
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; no code in it runs.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no checkpoint of a run.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on the way to its error
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if "state_dict" not in checkpoint:
+            raise KeyError("state_dict")
+    except _UNREADABLE as error:
+        # Not torch's own words: they advise to run the code in the file.
+        raise ValueError(
+            f"{path} is no checkpoint of a run (missing, damaged or made by something else): "
+            f"delete {path.parent} and resume, to train from the first epoch"
+        ) from error
+    return checkpoint
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

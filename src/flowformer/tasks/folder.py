@@ -123,7 +123,7 @@ class RunRecord:
         """
         if not folder.config.exists():
             raise FileNotFoundError(f"{folder.root} holds no run: there is no {folder.config.name}")
-        return from_plain(cls, _read_json(folder.config), where=str(folder.config))
+        return from_plain(cls, read_json(folder.config), where=str(folder.config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +181,27 @@ class RunResult:
             raise FileNotFoundError(
                 f"{folder.root} has no {folder.result.name}: the run has not ended"
             )
-        return from_plain(cls, _read_json(folder.result), where=str(folder.result))
+        return from_plain(cls, read_json(folder.result), where=str(folder.result))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file at once, readable, refusing NaN (which JSON has not)."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing: a run has it from its start on") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def read_versions() -> dict[str, str]:
@@ -199,10 +214,3 @@ def read_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch.utils.data import DataLoader
 from flowformer.data import Preprocessing, SeriesDataset, collate
 from flowformer.models.timeseries import TimeSeriesClassifier
 from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.folder import RunFolder, RunRecord
+from flowformer.tasks.folder import RunFolder, RunRecord, read_json
+from flowformer.tasks.serialization import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,9 @@ def load_run(run_dir: str | Path) -> Run:
         raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
     return Run(
         model=model.eval(),
-        preprocessing=Preprocessing.from_dict(json.loads(folder.preprocessing.read_text("utf-8"))),
+        preprocessing=from_plain(
+            Preprocessing, read_json(folder.preprocessing), where=str(folder.preprocessing)
+        ),
         config=record.config,
         classes=record.classes,
         max_length=record.max_length,

@@ -30,8 +30,8 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
         where: dotted name of the place of `values` in the whole, for messages.
 
     Raises:
-        ValueError: an unknown or missing key, or a value of the wrong type; the message names the
-            key by its dotted path.
+        ValueError: an unknown or missing key, a value of the wrong type, or one that the dataclass
+            refuses; the message names the place by its dotted path.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or kind.__name__} must be a mapping, got {values!r}")
@@ -47,7 +47,11 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
         if required and name not in values:
             raise ValueError(f"missing key {prefix}{name} of {kind.__name__}")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _convert(hints[key], item, prefix + key) for key, item in values.items()})
+    converted = {key: _convert(hints[key], item, prefix + key) for key, item in values.items()}
+    try:
+        return kind(**converted)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -28,6 +28,7 @@ from flowformer.tasks.classification import (
     EpochRecorder,
     NonFiniteLossError,
     count_parameters,
+    read_checkpoint,
 )
 from flowformer.tasks.config import PROTOCOL_NOTES, TimeSeriesConfig, TrainingConfig
 from flowformer.tasks.files import remove_unfinished, write_atomically
@@ -81,7 +82,8 @@ def train(
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
-        ValueError: the configuration does not fit the data, or not the run to be resumed.
+        ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
+            of that run is damaged.
     """
     folder = RunFolder(Path(run_dir))
     started = resume and folder.config.exists()
@@ -223,7 +225,7 @@ def _finish(
     folder: RunFolder,
     recorder: EpochRecorder,
 ) -> RunResult:
-    state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(folder.best)["state_dict"]
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     write_atomically(folder.weights, save(weights))
     model.load_state_dict(weights)
