@@ -281,7 +281,7 @@ def stratified_split(
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise ImportError(
-            "scikit-learn is needed for a stratified split: pip install 'flowformer[timeseries]'"
+            "scikit-learn is needed for a stratified split: pip install 'flowformer[train]'"
         ) from error
     labels, counts = np.unique(split.labels, return_counts=True)
     if counts.min() < 2:

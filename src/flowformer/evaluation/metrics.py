@@ -11,7 +11,7 @@ try:
     from sklearn.metrics import confusion_matrix
 except ImportError as error:
     raise ImportError(
-        "scikit-learn is needed to evaluate predictions: pip install 'flowformer[timeseries]'"
+        "scikit-learn is needed to evaluate predictions: pip install 'flowformer[train]'"
     ) from error
 
 
