@@ -1,6 +1,7 @@
 """The commands: what they print, and their exit codes."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -113,7 +114,11 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
         (["train", "japanese-vowels", "--training.protocol", "fair"], "'clean', 'published'"),
         (["train", "japanese-vowels", "--model.mixer-options", "clamp"], "expected JSON such as"),
         (["train", "japanese-vowels", "--resume"], "error: --resume needs --run-dir"),
-        (["train", "time-series"], "error: no series to train on: give data.train_file"),
+        (["train", "time-series"], "error: no series to train on: give --data.train-file (a .ts"),
+        (
+            ["train", "japanese-vowels", "--data.max-length", "9"],
+            "error: --data.max-length must be at least 29",
+        ),
         (["train", "time-series", "--data.train-file", "none.ts"], "none.ts"),
         (["evaluate", "nowhere"], "error: nowhere holds no run: there is no config.json"),
         (["predict", "nowhere", "none.ts"], "error: nowhere holds no run"),
@@ -181,7 +186,8 @@ def test_info_names_the_extra_that_brings_a_missing_package(flowformer, monkeypa
 
     monkeypatch.setattr(info.importlib.metadata, "version", version)
     out = flowformer("info").out
-    assert "missing tensorboard: pip install 'flowformer[train]'" in out
+    for extra in ("train", "timeseries", "dev"):  # the latter bring what the first does
+        assert f"extra {extra:<12}missing tensorboard: pip install 'flowformer[{extra}]'" in out
 
 
 def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
@@ -222,7 +228,9 @@ def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     monkeypatch.chdir(tmp_path)
     options = ["--training.protocol", "published", "--training.seed", 3]
     for _ in range(2):
-        assert flowformer(*_own_data(files, *options)).code == 0
+        outcome = flowformer(*_own_data(files, *options))
+        assert outcome.code == 0
+        assert "20 series to train on, 8 for test (chooses the epoch), " in outcome.err
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "time-series-published-seed3",
         "time-series-published-seed3-2",
@@ -321,6 +329,36 @@ def test_visualize_writes_the_report_again(flowformer, trained):
     assert outcome.out.strip() == str(page)
     assert page.exists()
     assert len(list((run / "report").glob("flow-map-*.png"))) == 2
+
+
+def test_a_path_of_the_wrong_kind_is_code_2(flowformer, trained, tmp_path):
+    run, files = trained
+    file = files / "TEST.ts"
+    for arguments in (
+        ["evaluate", file / "run"],
+        ["predict", run, file / "inside"],
+        ["predict", run, file, "--output", tmp_path],
+        _own_data(files, "--run-dir", file / "run"),
+    ):
+        outcome = flowformer(*arguments)
+        assert outcome.code == 2, arguments
+        assert "--debug" not in outcome.err
+
+
+def test_a_path_that_may_not_be_written_is_code_2_and_a_full_disk_code_1(
+    flowformer, trained, tmp_path, monkeypatch
+):
+    run, files = trained
+    for number, code in [(errno.EACCES, 2), (errno.ENOSPC, 1)]:
+
+        def refuse(_descriptor: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("flowformer.files.os.fsync", refuse)
+        output = tmp_path / "predictions.csv"
+        outcome = flowformer("predict", run, files / "TEST.ts", "--output", output)
+        assert outcome.code == code
+        assert os.strerror(number) in outcome.err
 
 
 def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):

@@ -62,15 +62,29 @@ def collect() -> dict[str, Any]:
 def _missing_by_extra() -> dict[str, list[str]]:
     # From the installed metadata, so that pyproject.toml remains the one place that says what an
     # extra brings.
-    missing: dict[str, list[str]] = {}
+    packages: dict[str, list[str]] = {}
+    inner: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("flowformer") or []:
-        match = re.match(r"""([\w.-]+)(\[[^\]]*\])?.*extra == ["']([\w-]+)["']""", requirement)
+        match = re.match(r"""([\w.-]+)(?:\[(.*?)\])?.*extra == ["']([\w-]+)["']""", requirement)
         if match is None:
             continue
-        package, _, extra = match.groups()
-        lacking = missing.setdefault(extra, [])
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            lacking.append(package)
-    return missing
+        package, options, extra = match.groups()
+        packages.setdefault(extra, [])
+        if package == "flowformer":  # an extra that brings another one
+            inner.setdefault(extra, []).extend(options.split(","))
+        else:
+            packages[extra].append(package)
+
+    def missing(extra: str) -> list[str]:
+        nested = [name for other in inner.get(extra, ()) for name in missing(other.strip())]
+        return [*nested, *(name for name in packages[extra] if not _is_installed(name))]
+
+    return {extra: missing(extra) for extra in packages}
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -4,8 +4,12 @@ import importlib.metadata
 import logging
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+
+from flowformer.tasks.config import TimeSeriesConfig
 
 # The function of each command, imported when it is called: none pays for what another needs, and
 # without the extras the command line can still say which one is missing.
@@ -20,8 +24,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("flowformer.cli.runs:predict", "classify the series of a .ts file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }
-# What is wrong with the request, rather than with a run: a bad value, name, file, or missing extra.
-USAGE_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ImportError)
+# What is wrong with the request, rather than with a run: a bad value, name, path, or missing extra.
+# Not every OSError: a full disk is a failed run.
+USAGE_ERRORS = (
+    ValueError,
+    ImportError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,9 +83,22 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 
 def _describe(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _name_flags(" ".join(str(error).split()))
     named = isinstance(error, (ValueError, ImportError, RuntimeError, OSError))
     return text if named and text else f"{type(error).__name__}: {text}"
+
+
+def _name_flags(text: str) -> str:
+    """Names settings as they are given here: data.max_length is --data.max-length."""
+    settings = [
+        rf"{part.name}\.{setting.name}"
+        for part in fields(TimeSeriesConfig)
+        if isinstance(part.type, type) and is_dataclass(part.type)
+        for setting in fields(part.type)
+    ]
+    # Inside a longer name it is a place in a file: RUN/config.json.config.data.max_length.
+    pattern = rf"(?<![\w./-])(?:{'|'.join(settings)})\b"
+    return re.sub(pattern, lambda match: "--" + match[0].replace("_", "-"), text)
 
 
 def _usage() -> str:

@@ -71,7 +71,7 @@ def uwave_gesture_library() -> TimeSeriesConfig:
 
 
 def time_series() -> TimeSeriesConfig:
-    """Series of your own: give data.train_file and data.test_file, or data.dataset."""
+    """Series of your own: give --data.train-file and --data.test-file, or --data.dataset."""
     return TimeSeriesConfig(name="time-series", data=TimeSeriesDataConfig())
 
 
