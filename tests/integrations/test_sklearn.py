@@ -307,6 +307,15 @@ def test_a_wrong_parameter_is_an_error_of_fit(waves, params, message):
         classifier.fit(*waves)
 
 
+@pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
+@pytest.mark.parametrize("value", [2.5, "3", True, None])
+@pytest.mark.parametrize("name", ["dim", "epochs", "batch_size"])
+def test_a_parameter_of_the_wrong_type_is_named_by_fit(waves, name, value):
+    classifier = make(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be of type int, got {value!r}"):
+        classifier.fit(*waves)
+
+
 def test_a_clone_of_a_fitted_estimator_is_unfitted(waves, fitted):
     copied = clone(fitted)
     assert isinstance(copied, FlowformerClassifier)

@@ -10,8 +10,8 @@ import pytest
 
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.recipes.timeseries import PAPER_AVERAGE
+from flowformer.serialization import from_plain, to_plain
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
-from flowformer.tasks.serialization import from_plain, to_plain
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.
 PUBLISHED = {

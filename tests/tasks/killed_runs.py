@@ -16,10 +16,11 @@ from typing import Any
 import sklearn.model_selection  # noqa: F401 - what a run imports late, imported once here
 import torch.utils.tensorboard  # noqa: F401
 
-from flowformer.tasks import files, training
+from flowformer import files
+from flowformer.serialization import from_plain
+from flowformer.tasks import training
 from flowformer.tasks.classification import ClassificationTask
 from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.serialization import from_plain
 
 
 def main() -> None:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.tasks.config import (
+    OptimizerConfig,
+    TimeSeriesConfig,
+    TimeSeriesDataConfig,
+    TrainingConfig,
+)
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
@@ -12,15 +18,36 @@ from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig, Train
     ("build", "message"),
     [
         (lambda: TrainingConfig(epochs=0), "epochs must be at least 1, got 0"),
-        (lambda: TrainingConfig(seed=-1), "seed must be at least 0, got -1"),
+        (lambda: TrainingConfig(seed=-1), r"seed must be in \[0, 2\*\*32\), got -1"),
+        (lambda: TrainingConfig(seed=2**32), r"seed must be in \[0, 2\*\*32\), got 4294967296"),
+        (
+            lambda: TrainingConfig(epochs=2.5),  # pyright: ignore[reportArgumentType]
+            r"epochs must be of type int, got 2\.5",
+        ),
+        (
+            lambda: OptimizerConfig(learning_rate="1"),  # pyright: ignore[reportArgumentType]
+            "learning_rate must be of type float, got '1'",
+        ),
+        (
+            lambda: TimeSeriesDataConfig(batch_size=True),
+            "batch_size must be of type int, got True",
+        ),
+        (
+            lambda: TimeSeriesConfig(
+                name="own",
+                data=TimeSeriesDataConfig(),
+                model=TimeSeriesModelConfig(dim=2.5),  # pyright: ignore[reportArgumentType]
+            ),
+            r"model\.dim must be of type int, got 2\.5",
+        ),
         (lambda: TrainingConfig(threads=0), "threads must be at least 1, got 0"),
         (
             lambda: TrainingConfig(protocol="fair"),  # pyright: ignore[reportArgumentType]
-            "protocol must be one of clean, published, got 'fair'",
+            "protocol must be one of 'clean', 'published', got 'fair'",
         ),
         (
             lambda: OptimizerConfig(name="sgd"),  # pyright: ignore[reportArgumentType]
-            "name must be one of radam, adam, adamw, got 'sgd'",
+            "name must be one of 'radam', 'adam', 'adamw', got 'sgd'",
         ),
         (lambda: OptimizerConfig(learning_rate=0.0), r"learning_rate must be above 0, got 0\.0"),
         (lambda: OptimizerConfig(weight_decay=-1.0), "weight_decay must be at least 0"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.tasks.serialization import to_plain
+from flowformer.serialization import to_plain
 
 KILLER = Path(__file__).with_name("killed_runs.py")
 

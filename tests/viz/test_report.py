@@ -1,6 +1,5 @@
 import json
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -116,13 +115,11 @@ def test_a_second_report_replaces_the_first(write_run, make_flow_map):
 def test_a_failed_write_leaves_the_old_page_whole(write_run, monkeypatch):
     path = write_report(write_run())
     before = path.read_bytes()
-    whole = Path.write_bytes
 
-    def half(self, data):
-        whole(self, data[: len(data) // 2])
+    def full(_descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr("flowformer.files.os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         write_report(path.parents[1])
     assert path.read_bytes() == before

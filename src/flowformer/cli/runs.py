@@ -67,8 +67,8 @@ def evaluate(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """Writes predictions for a file."""
     options = parse(PredictOptions, arguments, prog="flowformer predict")
+    from flowformer.files import write_atomically
     from flowformer.tasks.evaluation import predict_file
-    from flowformer.tasks.files import write_atomically
 
     text = predict_file(options.run, options.file)
     if options.output is None:

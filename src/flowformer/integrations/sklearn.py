@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from flowformer.data import Preprocessing, SeriesDataset, SeriesSplit, TimeSeriesData, as_series
+from flowformer.files import write_atomically
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.serialization import from_plain
 from flowformer.tasks.config import (
     Accelerator,
     Missing,
@@ -26,7 +28,6 @@ from flowformer.tasks.config import (
     TimeSeriesDataConfig,
     TrainingConfig,
 )
-from flowformer.tasks.files import write_atomically
 from flowformer.tasks.prediction import choose_device, load_run, predict_probabilities
 
 try:
@@ -283,7 +284,8 @@ class FlowformerClassifier(BaseClassifier):
     def _model_config(self) -> TimeSeriesModelConfig:
         settings = self._settings()
         names = [field.name for field in fields(TimeSeriesModelConfig)]
-        return TimeSeriesModelConfig(**{name: settings[name] for name in names})
+        # Strictly: a width of 2.5 is named here, and not where torch or Lightning fails of it.
+        return from_plain(TimeSeriesModelConfig, {name: settings[name] for name in names})
 
     def _config(self) -> TimeSeriesConfig:
         settings = self._settings()

@@ -15,9 +15,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from flowformer.files import atomic_file, write_atomically
 from flowformer.models.timeseries import TimeSeriesClassifier
 from flowformer.tasks.config import OptimizerConfig
-from flowformer.tasks.files import atomic_file, write_atomically
 from flowformer.tasks.folder import RunFolder
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -25,7 +25,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-STAGES = ("train", "validation")
+STAGES: tuple[str, ...] = ("train", "validation")
 COLUMNS: tuple[str, ...] = (
     "epoch",
     "step",

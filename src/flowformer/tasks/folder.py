@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowformer.files import write_atomically
+from flowformer.serialization import from_plain, to_plain
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
-from flowformer.tasks.files import write_atomically
-from flowformer.tasks.serialization import from_plain, to_plain
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from flowformer.data import Preprocessing, SeriesDataset, collate
 from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.serialization import from_plain
 from flowformer.tasks.config import TimeSeriesConfig
 from flowformer.tasks.folder import RunFolder, RunRecord, read_json
-from flowformer.tasks.serialization import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)

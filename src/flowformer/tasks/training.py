@@ -21,7 +21,9 @@ except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
+from flowformer.files import remove_unfinished, write_atomically
 from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.serialization import flatten, to_plain
 from flowformer.tasks.classification import (
     AtomicCheckpointIO,
     ClassificationTask,
@@ -30,8 +32,7 @@ from flowformer.tasks.classification import (
     count_parameters,
     read_checkpoint,
 )
-from flowformer.tasks.config import PROTOCOL_NOTES, TimeSeriesConfig, TrainingConfig
-from flowformer.tasks.files import remove_unfinished, write_atomically
+from flowformer.tasks.config import HELD_OUT, PROTOCOL_NOTES, TimeSeriesConfig, TrainingConfig
 from flowformer.tasks.folder import (
     RunFolder,
     RunRecord,
@@ -42,7 +43,6 @@ from flowformer.tasks.folder import (
 from flowformer.tasks.prediction import choose_device, format_predictions, predict_probabilities
 from flowformer.tasks.preparation import Prepared, load_again, load_data, prepare
 from flowformer.tasks.progress import EpochLines
-from flowformer.tasks.serialization import to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,9 @@ def train(
             record.write(folder)
         write_json(folder.preprocessing, prepared.preprocessing.to_dict())
         logger.info(
-            "%s: %d series to train on, %d for validation, %d parameters, folder %s",
+            "%s: %d series to train on, %d for %s, %d parameters, folder %s",
             *(config.name, len(prepared.train), len(prepared.validation)),
-            *(count_parameters(model), folder.root),
+            *(HELD_OUT[config.training.protocol], count_parameters(model), folder.root),
         )
         recorder = _fit(model, config, prepared, folder)
         return _finish(model.to(device), config, data, prepared, folder, recorder)
@@ -143,7 +143,7 @@ def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) 
 
 
 def _require_same(old: RunRecord, new: RunRecord, folder: RunFolder) -> None:
-    before, now = _flatten(to_plain(old)), _flatten(to_plain(new))
+    before, now = flatten(to_plain(old)), flatten(to_plain(new))
     free = ("versions.", "config.training.progress")
     changed = [
         f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
@@ -154,14 +154,6 @@ def _require_same(old: RunRecord, new: RunRecord, folder: RunFolder) -> None:
         raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(changed)}")
 
 
-def _flatten(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
 def _fit(
     model: TimeSeriesClassifier, config: TimeSeriesConfig, prepared: Prepared, folder: RunFolder
 ) -> EpochRecorder:
@@ -169,7 +161,7 @@ def _fit(
     lines = EpochLines(training.progress)
     recorder = EpochRecorder(
         folder,
-        held_out="validation" if training.protocol == "clean" else "test (chooses the epoch)",
+        held_out=HELD_OUT[training.protocol],
         say=lines.say,
     )
     with _quiet_lightning():

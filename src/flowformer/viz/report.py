@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
+from flowformer.files import write_atomically
+from flowformer.serialization import flatten
 from flowformer.viz.figures import (
     SeriesFlowMap,
     confusion_matrix,
@@ -77,10 +78,9 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
         ],
     )
     folder = run_dir / "report"
-    folder.mkdir(exist_ok=True)
     for name, content in pictures.items():
-        _write_whole(folder / name, content)
-    _write_whole(folder / "index.html", html.encode())
+        write_atomically(folder / name, content)
+    write_atomically(folder / "index.html", html)
     for old in folder.glob("*.png"):
         if old.name not in pictures:
             old.unlink()
@@ -174,21 +174,10 @@ def _settings(run: FinishedRun) -> Iterator[str]:
         "longest series": run.config["max_length"],
         "parameters": f"{run.result['parameters']:,}",
     }
-    flat = {**summary, **_flatten(run.config["config"])}
+    flat = {**summary, **flatten(run.config["config"])}
     yield table(("setting", "value"), [(k, str(v)) for k, v in flat.items()], numbers_from=2)
     versions = [(name, str(version)) for name, version in run.config["versions"].items()]
     yield details("Versions", table(("package", "version"), versions, numbers_from=2))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, as the command line takes them."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _percent(fraction: float) -> str:
@@ -198,12 +187,3 @@ def _percent(fraction: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from flowformer.tasks.files import atomic_file, remove_unfinished, write_atomically
+from flowformer.files import atomic_file, remove_unfinished, write_atomically
 
 
 def test_an_error_while_writing_keeps_the_old_content_and_leaves_nothing(tmp_path):

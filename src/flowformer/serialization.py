@@ -21,6 +21,18 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names nested values by their dotted path: {"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        # An empty mapping is a value: there is nothing in it to stand for it.
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def from_plain(kind: type[T], values: Any, where: str = "") -> T:
     """Builds a dataclass from what `to_plain` made of one.
 
@@ -52,6 +64,22 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
         return kind(**converted)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def check_types(value: Any, where: str = "") -> None:
+    """Refuses a dataclass with a field that is not of the annotated type.
+
+    Args:
+        value: the dataclass.
+        where: its own name in the whole, for messages.
+
+    Raises:
+        ValueError: the message names the field.
+    """
+    hints = typing.get_type_hints(type(value))
+    prefix = f"{where}." if where else ""
+    for field in dataclasses.fields(value):
+        _convert(hints[field.name], getattr(value, field.name), prefix + field.name)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

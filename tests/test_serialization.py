@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
-from flowformer.tasks.serialization import from_plain, to_plain
 
 CONFIG = TimeSeriesConfig(
     name="own",
@@ -60,3 +60,7 @@ def test_an_integer_stands_for_a_float():
     plain = to_plain(CONFIG)
     plain["optimizer"]["learning_rate"] = 1
     assert from_plain(TimeSeriesConfig, plain).optimizer.learning_rate == 1.0
+
+
+def test_nested_values_are_named_by_their_path_and_an_empty_mapping_is_a_value():
+    assert flatten({"a": {"b": 1, "c": {}}, "d": None}) == {"a.b": 1, "a.c": {}, "d": None}
