@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -22,25 +20,6 @@ from flowformer.tasks.folder import RunFolder, RunRecord
 TINY = ["--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "1"]
 TINY += ["--model.feedforward", "32"]
 QUICK = [*TINY, "--training.epochs", "1", "--training.accelerator", "cpu"]
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def flowformer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """`flowformer("train", ...)` as on the command line."""
-
-    def call(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as raised:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(int(raised.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -162,32 +141,6 @@ def test_debug_shows_where_an_error_came_from():
 def test_a_wrong_recipe_lists_all_recipes(flowformer):
     err = flowformer("train", "fly").err
     assert all(name in err for name in RECIPES)
-
-
-def test_info_says_what_is_available_and_why_the_rest_is_not(flowformer):
-    facts = json.loads(flowformer("info", "--json").out)
-    assert facts["backends"]["chunked"] is None
-    assert {"train", "timeseries", "dev"} <= facts["extras"].keys()
-    out = flowformer("info").out
-    for name, reason in facts["backends"].items():
-        assert f"backend {name}" in out
-        assert reason is None or reason in out
-
-
-def test_info_names_the_extra_that_brings_a_missing_package(flowformer, monkeypatch):
-    from flowformer.cli import info
-
-    found = info.importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name == "tensorboard":
-            raise info.importlib.metadata.PackageNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(info.importlib.metadata, "version", version)
-    out = flowformer("info").out
-    for extra in ("train", "timeseries", "dev"):  # the latter bring what the first does
-        assert f"extra {extra:<12}missing tensorboard: pip install 'flowformer[{extra}]'" in out
 
 
 def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
