@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import aeon
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from flowformer.data import TsFormatError, read_ts
 
-aeon = pytest.importorskip("aeon")
 AEON_FILES = Path(aeon.__file__).parent / "datasets" / "data"
 
 HEADER = """# a comment

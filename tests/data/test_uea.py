@@ -4,10 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from aeon import datasets
 
 from flowformer.data import Preprocessing, SeriesDataset, collate, load_uea
 
-datasets = pytest.importorskip("aeon.datasets")
 TRAIN = "@classLabel true a b\n@data\n1,2:a\n3:b\n"
 TEST = "@classLabel true a b\n@data\n5,6,7:b\n"
 
