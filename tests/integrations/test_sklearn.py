@@ -258,8 +258,11 @@ def test_loading_another_file_is_an_error(fitted, kind, tmp_path):
     else:
         fitted.save(path)
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"expected a file that FlowformerClassifier\.save wrote"):
+    with pytest.raises(
+        ValueError, match=r"expected a file that FlowformerClassifier\.save wrote"
+    ) as raised:
         FlowformerClassifier.load(path)
+    assert "KeyError" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,10 @@ class FlowformerClassifier(BaseClassifier):
             raise FileNotFoundError(f"no file {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                state = json.loads((file.metadata() or {})[_METADATA_KEY])
+                text = (file.metadata() or {}).get(_METADATA_KEY)
+                if text is None:
+                    raise ValueError("safetensors without its settings")
+                state = json.loads(text)
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls._restore(state, weights)
         # RuntimeError: load_state_dict's, for weights of another model.

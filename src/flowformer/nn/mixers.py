@@ -1,5 +1,6 @@
 """Mixers: the one thing that varies between models. Each owns its projections and heads."""
 
+import difflib
 import inspect
 from typing import Any, ClassVar, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -357,7 +358,9 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
         ValueError: there is no such mixer, or it has no such option; the message lists the choices.
     """
     if name not in MIXERS:
-        raise ValueError(f"unknown mixer {name!r}: expected one of {', '.join(MIXERS)}")
+        near = difflib.get_close_matches(name.lower(), MIXERS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown mixer {name!r}: {hint}expected one of {', '.join(MIXERS)}")
     allowed = _option_names(MIXERS[name])
     if unknown := sorted(options.keys() - allowed):
         raise ValueError(
