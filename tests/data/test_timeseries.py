@@ -243,7 +243,7 @@ def test_a_stratified_split_depends_on_the_seed_alone() -> None:
     [
         ((5, 5), 0.0, "a fraction between 0 and 1, got 0.0"),
         ((5, 5), 1.5, "a fraction between 0 and 1, got 1.5"),
-        ((5, 1, 5), 0.5, "train: expected at least 2 series of each class.* of class 1 "),
+        ((5, 1, 5), 0.5, "one to train on and one for validation, got 1 of class 1 "),
         ((5, 5, 5), 0.1, "3 classes, got 0.1 of 15 series, which leaves 2"),
         ((5, 5, 5), 0.9, "3 classes, got 0.9 of 15 series, which leaves 1"),
         ((100, 2), 0.9, "got 0.9, which leaves none of class 1 "),

@@ -286,8 +286,9 @@ def stratified_split(
     labels, counts = np.unique(split.labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
-            f"{split.name}: expected at least 2 series of each class, one for either side, got 1 "
-            f"of class {_joined(labels[counts < 2].tolist())} (an index into the classes)"
+            f"{split.name}: expected at least 2 series of each class, one to train on and one for "
+            f"validation, got 1 of class {_joined(labels[counts < 2].tolist())} "
+            "(an index into the classes)"
         )
     chosen_size = math.ceil(fraction * len(split))
     smaller = min(chosen_size, len(split) - chosen_size)
