@@ -83,6 +83,7 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
     ("arguments", "message"),
     [
         (["fly"], "error: unknown command 'fly': choose from recipes, info, train"),
+        (["trian"], "error: unknown command 'trian': did you mean train? choose from recipes"),
         (["train"], "usage: flowformer train NAME"),
         (["train", "japanese-vowel"], "did you mean japanese-vowels"),
         (["train", "japanese-vowels", "--model.mixer", "flwo", *TINY], "flow, softmax"),
@@ -98,7 +99,7 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
             ["train", "japanese-vowels", "--data.max-length", "9"],
             "error: --data.max-length must be at least 29",
         ),
-        (["train", "time-series", "--data.train-file", "none.ts"], "none.ts"),
+        (["train", "time-series", "--data.train-file", "none.ts"], "none.ts: no such file"),
         (["evaluate", "nowhere"], "error: nowhere holds no run: there is no config.json"),
         (["predict", "nowhere", "none.ts"], "error: nowhere holds no run"),
         (["visualize", "nowhere"], "error: nowhere holds no run"),
@@ -216,6 +217,24 @@ def test_resume_takes_the_settings_from_the_run(flowformer, trained):
     assert "holds a run of time-series, not of pems-sf" in outcome.err
 
 
+def test_resume_says_when_there_is_nothing_to_go_on_with(flowformer, trained, tmp_path):
+    _, files = trained
+    arguments = _own_data(files, "--run-dir", tmp_path / "run", "--resume")
+    assert f"nothing to resume in {tmp_path / 'run'} yet: starting\n" in flowformer(*arguments).err
+    assert "nothing to resume" not in flowformer(*arguments).err
+
+
+def test_a_data_set_that_is_nowhere_is_code_2_and_names_the_flag(flowformer, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("the line is down")
+
+    monkeypatch.setattr("flowformer.data.uea._download", fail)
+    options = ["--data.dataset", "Handwriting", "--data.folder", tmp_path]
+    outcome = flowformer("train", "time-series", *options, "--run-dir", tmp_path / "run")
+    assert outcome.code == 2
+    assert "give that folder (--data.folder, or folder=... in Python)" in outcome.err
+
+
 def test_evaluate_finds_the_accuracy_of_the_training_again(flowformer, trained):
     run, files = trained
     outcome = flowformer("evaluate", run)
@@ -296,6 +315,7 @@ def test_a_path_of_the_wrong_kind_is_code_2(flowformer, trained, tmp_path):
         outcome = flowformer(*arguments)
         assert outcome.code == 2, arguments
         assert "--debug" not in outcome.err
+        assert "Errno" not in outcome.err
 
 
 def test_a_path_that_may_not_be_written_is_code_2_and_a_full_disk_code_1(
@@ -311,7 +331,7 @@ def test_a_path_that_may_not_be_written_is_code_2_and_a_full_disk_code_1(
         output = tmp_path / "predictions.csv"
         outcome = flowformer("predict", run, files / "TEST.ts", "--output", output)
         assert outcome.code == code
-        assert os.strerror(number) in outcome.err
+        assert f"error: {os.strerror(number).lower()}\n" in outcome.err
 
 
 def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):

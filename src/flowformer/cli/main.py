@@ -1,5 +1,6 @@
 """Which command was asked for, and what becomes of its errors."""
 
+import difflib
 import importlib.metadata
 import logging
 import os
@@ -63,7 +64,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         return 0
     try:
         if name not in COMMANDS:
-            raise ValueError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+            near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
         return pkgutil.resolve_name(COMMANDS[name][0])(rest)
     except BrokenPipeError:
         # The reader of our output (`| head`) has left; Python would complain once more at exit.
@@ -83,6 +86,10 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 
 def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        # The system's own words, without its number: NOPE.ts: no such file or directory.
+        path = "" if error.filename is None else f"{error.filename}: "
+        return path + error.strerror.lower()
     text = _name_flags(" ".join(str(error).split()))
     named = isinstance(error, (ValueError, ImportError, RuntimeError, OSError))
     return text if named and text else f"{type(error).__name__}: {text}"

@@ -79,6 +79,8 @@ def main(arguments: list[str]) -> int:
         options = parse(
             Options, overrides, prog=f"flowformer train {name}", default=Options.of(config)
         )
+    elif options.resume:
+        sys.stderr.write(f"nothing to resume in {folder.root} yet: starting\n")
     return _train(options.apply(config), folder, resume=options.resume)
 
 

@@ -56,7 +56,8 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
         raise FileNotFoundError(
             f"cannot find the data set {name!r}{_suggestion(name)}. Tried {tried}, and a download "
             f"through aeon, which failed: {error} -- Without a network, put {name}_TRAIN.ts and "
-            f"{name}_TEST.ts into a folder, and give that folder (folder=...)."
+            f"{name}_TEST.ts into a folder, and give that folder "
+            "(data.folder, or folder=... in Python)."
         ) from error
     return load_ts_files(
         root / name / f"{name}_TRAIN.ts", root / name / f"{name}_TEST.ts", name=name
