@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from tests.ops.cases import CAUSAL, FORMS, qkv
 from torch.testing import assert_close
 
 from flowformer import (
@@ -17,6 +16,7 @@ from flowformer import (
     mobile_attention,
 )
 from flowformer.ops import backend as backends
+from tests.ops.cases import CAUSAL, FORMS, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.
 pytestmark = pytest.mark.usefixtures("shape_checks_off")

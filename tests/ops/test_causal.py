@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.ops.cases import CAUSAL, gradients, qkv
 from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, flow_attention_step, linear_attention
+from tests.ops.cases import CAUSAL, gradients, qkv
 
 BACKENDS = ["reference", "chunked"]
 causal_forms = pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.ops.cases import FORMS, qkv
 from torch import nn
 from torch.testing import assert_close
 
 from flowformer.ops import flow_attention, flow_attention_step, mobile_attention
+from tests.ops.cases import FORMS, qkv
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 

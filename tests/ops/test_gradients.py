@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.ops.cases import CAUSAL, FORMS, qkv
 from torch.autograd import gradcheck, gradgradcheck
 
 from flowformer import flow_attention, flow_attention_step, linear_attention, mobile_attention
+from tests.ops.cases import CAUSAL, FORMS, qkv
 
 
 def small(length=5, **sizes):

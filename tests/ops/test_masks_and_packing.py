@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.ops.cases import FORMS, qkv
 from torch.testing import assert_close
 
 from flowformer import flow_attention, linear_attention, mobile_attention
+from tests.ops.cases import FORMS, qkv
 
 BACKENDS = ["reference", "chunked"]
 

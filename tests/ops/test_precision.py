@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.ops.cases import qkv
 
 from flowformer import flow_attention
+from tests.ops.cases import qkv
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 FORMS = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
