@@ -105,6 +105,7 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
         (["visualize", "nowhere"], "error: nowhere holds no run"),
         (["evaluate"], "run"),
         (["info", "--wrong"], "--wrong"),
+        (["visualize", "run", "--num-series", "-1"], "num_series must be at least 0, got -1"),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
 )
@@ -245,6 +246,10 @@ def test_evaluate_finds_the_accuracy_of_the_training_again(flowformer, trained):
     assert figures["accuracy"] == figures["trained_test_accuracy"] == result["test_accuracy"]
     other = json.loads(flowformer("evaluate", run, "--file", files / "TRAIN.ts", "--json").out)
     assert other["count"] == 20
+    words = flowformer("evaluate", run, "--file", files / "TRAIN.ts").out
+    assert "accuracy " in words
+    assert "test accuracy" not in words
+    assert "protocol" not in words
 
 
 def test_evaluate_is_code_1_when_the_accuracy_is_another(flowformer, trained, tmp_path):

@@ -19,7 +19,7 @@ from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
 from flowformer.tasks.evaluation import evaluate_run
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.prediction import load_run, predict_probabilities
-from flowformer.tasks.report import write_run_report
+from flowformer.tasks.report import choose_series, write_run_report
 from flowformer.tasks.training import train
 
 EXPLODING = OptimizerConfig(learning_rate=1e30, gradient_clip=None)
@@ -366,3 +366,27 @@ def test_room_for_fewer_steps_than_the_series_have_is_refused(tmp_path, tiny_con
 def _rows_without_time(folder) -> list[dict[str, str]]:
     with RunFolder(folder).metrics.open() as file:
         return [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("protocol", ["clean", "published"])
+def test_a_missing_value_in_the_test_set_is_refused_before_the_first_epoch(
+    tmp_path, tiny_config, waves, protocol
+):
+    series = [values.copy() for values in waves.test.series]
+    series[3][1, 2] = np.nan
+    holed = SeriesSplit(series=tuple(series), labels=waves.test.labels, name="test")
+    with pytest.raises(ValueError, match=r"test, series 3, channel 1, time 2: .* missing"):
+        train(tiny_config(protocol=protocol), tmp_path / "run", data=replace(waves, test=holed))
+    assert not (tmp_path / "run").exists()  # nothing that could only be resumed as it began
+
+
+def test_a_run_without_a_test_set_does_not_say_that_one_was_read(tmp_path, tiny_config, waves):
+    result = train(tiny_config(), tmp_path / "run", data=replace(waves, test=None))
+    assert result.test_accuracy is None
+    assert result.protocol_note.endswith("there is no test set")
+
+
+def test_flow_maps_are_of_a_mistake_then_of_every_class_then_of_whichever_follow():
+    labels, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 2])
+    assert choose_series(labels, predicted, 3) == [1, 2, 4]
+    assert choose_series(labels, predicted, 9) == [1, 2, 4, 0, 3]

@@ -50,6 +50,11 @@ class VisualizeOptions:
     run: Path
     num_series: int = 4
 
+    def __post_init__(self) -> None:
+        """Refuses a number that is none."""
+        if self.num_series < 0:
+            raise ValueError(f"num_series must be at least 0, got {self.num_series}")
+
 
 def evaluate(arguments: list[str]) -> int:
     """Tests a run again; the code is 1 when its test set gives another accuracy than before."""

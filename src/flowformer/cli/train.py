@@ -123,7 +123,7 @@ def _stored_config(folder: RunFolder, name: str) -> TimeSeriesConfig:
 def describe(result: RunResult, folder: RunFolder, report: Path) -> str:
     """Returns what to say at the end of a run: no figure without its protocol."""
     run = shlex.quote(os.fspath(folder.root))
-    lines = []
+    lines, file = [], ""
     if result.test_accuracy is not None:
         paper = (
             ""
@@ -133,12 +133,13 @@ def describe(result: RunResult, folder: RunFolder, report: Path) -> str:
         lines.append(f"test accuracy  {100 * result.test_accuracy:.2f}{paper}")
     else:
         lines.append(f"validation accuracy  {100 * result.validation_accuracy:.2f} (no test set)")
+        file = " --file LABELLED.ts"
     lines += [
         f"protocol       {result.protocol}: {result.protocol_note}",
         f"epoch          {result.best_epoch} of {result.epochs}, {result.seconds:.0f} s in all",
         f"run            {folder.root}",
         f"report         {report}",
-        f"next           flowformer predict {run} FILE.ts, flowformer evaluate {run}",
+        f"next           flowformer predict {run} FILE.ts, flowformer evaluate {run}{file}",
     ]
     return "\n".join(lines) + "\n"
 

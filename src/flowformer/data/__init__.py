@@ -5,7 +5,12 @@ and batching.
 """
 
 from flowformer.data.batches import EpochSampler, SeriesDataset, collate
-from flowformer.data.preprocessing import MISSING_POLICIES, MissingPolicy, Preprocessing
+from flowformer.data.preprocessing import (
+    MISSING_POLICIES,
+    MissingPolicy,
+    Preprocessing,
+    require_complete,
+)
 from flowformer.data.timeseries import (
     SeriesSplit,
     TimeSeriesData,
@@ -35,5 +40,6 @@ __all__ = [
     "load_ts_files",
     "load_uea",
     "read_ts",
+    "require_complete",
     "stratified_split",
 ]

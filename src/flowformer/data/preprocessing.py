@@ -66,8 +66,7 @@ class Preprocessing:
                 whole split, or the values are too large for float64 statistics.
         """
         if missing == "error":
-            for index, series in enumerate(split.series):
-                _refuse_missing(series, split.place(index))
+            require_complete(split)
         count = np.sum([np.sum(~np.isnan(series), axis=1) for series in split.series], axis=0)
         if not count.all():
             raise ValueError(
@@ -154,6 +153,19 @@ class Preprocessing:
                 if not gap.all():
                     row[gap] = np.interp(time[gap], time[~gap], row[~gap])
         return filled
+
+
+def require_complete(split: SeriesSplit) -> None:
+    """Refuse a split with missing values; nothing else of it is looked at.
+
+    Args:
+        split: The split.
+
+    Raises:
+        ValueError: A value is missing; the message says where.
+    """
+    for index, series in enumerate(split.series):
+        _refuse_missing(series, split.place(index))
 
 
 def _refuse_missing(series: Float64[np.ndarray, "channels time"], name: str) -> None:

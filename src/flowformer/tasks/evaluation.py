@@ -63,7 +63,7 @@ class Evaluation:
         }
 
     def describe(self) -> str:
-        """Returns the figures in words; none without its protocol."""
+        """Returns the figures in words; those of the test set with their protocol."""
         metrics, trained = self.metrics, self.trained
         accuracy = f"{100 * metrics.accuracy:.2f}"
         if self.accuracy_interval is not None:
@@ -71,7 +71,7 @@ class Evaluation:
             accuracy += f" (95% interval {low} to {high})"
         lines = [
             f"tested on      {self.source}, {metrics.count} series",
-            f"test accuracy  {accuracy}",
+            f"{'test accuracy' if self.own_test_set else 'accuracy     '}  {accuracy}",
             f"macro F1       {100 * metrics.macro_f1:.2f}",
         ]
         if self.own_test_set and trained.test_accuracy is not None:
@@ -80,7 +80,8 @@ class Evaluation:
         if self.own_test_set and trained.paper_accuracy is not None:
             paper = f"{100 * trained.paper_accuracy:.1f} (published protocol)"
             lines.append(f"the paper's    {paper}")
-        lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")
+        if self.own_test_set:
+            lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")
         return "\n".join(lines) + "\n"
 
 
@@ -102,7 +103,9 @@ def evaluate_run(run_dir: str | Path, file: Path | None = None) -> Evaluation:
     else:
         data = load_again(run.config.data, run_dir, instead="give a labelled .ts file to test on")
         if data.test is None:
-            raise ValueError(f"{run_dir} was trained without a test set: give a labelled file")
+            raise ValueError(
+                f"{run_dir} was trained without a test set: give a labelled file (--file)"
+            )
         split, source = data.test, f"the test set of {data.name}"
     predicted = _probabilities(run, split).argmax(axis=1)
     return Evaluation(

@@ -9,6 +9,7 @@ from flowformer.data import (
     TimeSeriesData,
     load_ts_files,
     load_uea,
+    require_complete,
     stratified_split,
 )
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
@@ -68,7 +69,8 @@ def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
     """Parts the training set as the protocol says, fits the preprocessing and applies it.
 
     Under "clean" the validation part is cut from the training set, and nothing of the test set is
-    read but its length. Under "published" the test set is the validation part.
+    read but its lengths and whether values are missing, which would otherwise end the run after
+    all its epochs. Under "published" the test set is the validation part.
 
     Raises:
         ValueError: "published" without a test set, series longer than `max_length`, missing values
@@ -88,6 +90,8 @@ def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
             f"data.max_length must be at least {data.max_length}, the longest series of "
             f"{data.name}, got {max_length}"
         )
+    if config.data.missing == "error" and data.test is not None:
+        require_complete(data.test)
     preprocessing = Preprocessing.fit(train, missing=config.data.missing)
     return Prepared(
         train=SeriesDataset(train, preprocessing),

@@ -73,8 +73,9 @@ def _flow_maps(run: Run, data: TimeSeriesData, count: int) -> list[SeriesFlowMap
 def choose_series(
     labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"], count: int
 ) -> list[int]:
-    """Returns the first mistake, if any, and the first of further classes: `count` in all."""
+    """Returns the first mistake, if any, the first of further classes, then whichever follow."""
     mistakes = np.flatnonzero(labels != predicted)[:1].tolist()
     firsts = np.unique(labels, return_index=True)[1].tolist()
     chosen = mistakes + [i for i in firsts if not mistakes or labels[i] != labels[mistakes[0]]]
+    chosen += [index for index in range(len(labels)) if index not in chosen]
     return chosen[:count]

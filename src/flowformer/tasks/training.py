@@ -32,7 +32,13 @@ from flowformer.tasks.classification import (
     count_parameters,
     read_checkpoint,
 )
-from flowformer.tasks.config import HELD_OUT, PROTOCOL_NOTES, TimeSeriesConfig, TrainingConfig
+from flowformer.tasks.config import (
+    HELD_OUT,
+    NO_TEST_NOTE,
+    PROTOCOL_NOTES,
+    TimeSeriesConfig,
+    TrainingConfig,
+)
 from flowformer.tasks.folder import (
     RunFolder,
     RunRecord,
@@ -233,7 +239,9 @@ def _finish(
     result = RunResult(
         recipe=config.name,
         protocol=config.training.protocol,
-        protocol_note=PROTOCOL_NOTES[config.training.protocol],
+        protocol_note=NO_TEST_NOTE
+        if data.test is None
+        else PROTOCOL_NOTES[config.training.protocol],
         seed=config.training.seed,
         test_accuracy=accuracy,
         validation_accuracy=best["validation_accuracy"],
