@@ -92,4 +92,4 @@ def test_a_sequence_longer_than_the_table_is_refused() -> None:
 @pytest.mark.usefixtures("shape_checks_off")
 def test_unknown_kind_of_places_lists_the_choices() -> None:
     with pytest.raises(ValueError, match="'learned' or 'sinusoidal', got 'fixed'"):
-        PositionalEmbedding("fixed", dim=4, max_length=50)  # type: ignore[arg-type]
+        PositionalEmbedding("fixed", dim=4, max_length=50)  # type: ignore[arg-type] - the wrong name is what is tested

@@ -189,7 +189,7 @@ def _promised_channels(tags: dict[str, Any], lines: _Lines) -> int | None:
     return 1
 
 
-def _text(tag: str, values: list[str], lines: _Lines) -> str:  # noqa: ARG001
+def _text(tag: str, values: list[str], lines: _Lines) -> str:  # noqa: ARG001 - called like its neighbours
     return " ".join(values)
 
 

@@ -203,7 +203,7 @@ class FlowformerClassifier(BaseClassifier):
                 if text is None:
                     raise ValueError("safetensors without its settings")
                 state = json.loads(text)
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return cls._restore(state, weights)
         # RuntimeError: load_state_dict's, for weights of another model.
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -118,8 +118,8 @@ def _attend_packed(
         )
 
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, (l, s) in enumerate(zip(query_lengths, key_lengths, strict=True)):  # noqa: E741
-        groups[_magnitude(l), _magnitude(s)].append(row)
+    for row, pair in enumerate(zip(query_lengths, key_lengths, strict=True)):
+        groups[_magnitude(pair[0]), _magnitude(pair[1])].append(row)
     device = queries[0].device
     outputs, places, states, order = [], [], [], []
     for rows in groups.values():
