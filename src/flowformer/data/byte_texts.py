@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
-
-FIRST_BYTE = PADDING + 1  # the id of byte 0
-BYTE_VOCAB = FIRST_BYTE + 256
+from flowformer.data.sequences import (
+    BYTE_VOCAB,
+    SequenceData,
+    Sequences,
+    SequenceSplit,
+    byte_tokens,
+)
 
 # A label, and the text or the two texts that it is of.
 Case = tuple[int, bytes] | tuple[int, bytes, bytes]
@@ -73,6 +76,5 @@ class _Bytes:
         self.lengths.append(len(kept))
 
     def sequences(self) -> Sequences:
-        values = np.frombuffer(self.content, np.uint8).astype(np.int16)
-        values += FIRST_BYTE
+        values = byte_tokens(np.frombuffer(self.content, np.uint8))
         return Sequences(values, np.concatenate([[0], np.cumsum(self.lengths)]))

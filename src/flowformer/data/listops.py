@@ -6,7 +6,6 @@ is 4. The files of the release are read by `flowformer.data.listops_files`.
 """
 
 import statistics
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowformer.data.parallel import Workers
+from flowformer.data.parallel import Workers, generator_of
 from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
 
 # The operators stand in the order of `_apply`. A token's id is its place here, counted from 1.
@@ -27,7 +26,6 @@ _OPERATORS = 4
 _FIRST_OPERATOR = PADDING + 1
 _END = _FIRST_OPERATOR + _OPERATORS
 _ZERO = _END + 1
-_CLASSES = tuple(map(str, range(10)))
 
 _OPERATOR_SHARE = 0.25  # LRA's probability that an argument is an operation, not a digit
 _BLOCK = 256  # candidates that are drawn at once: part of what a seed means
@@ -117,12 +115,20 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
                 seen=seen,
                 progress=None if progress is None else partial(progress, part),
             )
-            splits[part] = _shuffled(cases, _generator(seed, part))
+            splits[part] = _shuffled(cases, generator_of(seed, part))
+    return listops_data(
+        f"generated, seed {seed}, lengths {min_length} to {max_length}"
+        + (", balanced" if balanced else ""),
+        splits,
+    )
+
+
+def listops_data(source: str, splits: Mapping[str, SequenceSplit]) -> SequenceData:
+    """The set of these parts."""
     return SequenceData(
         name="listops",
-        source=f"generated, seed {seed}, lengths {min_length} to {max_length}"
-        + (", balanced" if balanced else ""),
-        classes=_CLASSES,
+        source=source,
+        classes=tuple(map(str, range(10))),
         vocab_size=PADDING + 1 + len(LISTOPS_TOKENS),
         splits=splits,
     )
@@ -174,13 +180,9 @@ def _choose(
     return chosen
 
 
-def _generator(seed: int, part: str, *numbers: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(part.encode()), *numbers])
-
-
 def _block(number: int, *, part: str, seed: int, grammar: _Grammar) -> list[_Case]:
     """Draws a block of expressions and keeps those of a right length."""
-    levels = _grow(_generator(seed, part, number), grammar)
+    levels = _grow(generator_of(seed, part, number), grammar)
     widths, values = _fold(levels)
     lengths = widths[0]
     tokens = _write(levels, widths)

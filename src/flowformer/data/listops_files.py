@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowformer.data.listops import LISTOPS_TOKENS
+from flowformer.data.listops import LISTOPS_TOKENS, listops_data
 from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
 from flowformer.files import atomic_file
 
@@ -42,12 +42,9 @@ def read_listops(folder: str | Path) -> SequenceData:
     for name in _FILES.values():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"expected {', '.join(_FILES.values())} in {folder}: no {name}")
-    return SequenceData(
-        name="listops",
-        source=f"Long Range Arena's files in {folder}",
-        classes=tuple(map(str, range(10))),
-        vocab_size=PADDING + 1 + len(LISTOPS_TOKENS),
-        splits={part: _read(folder / name) for part, name in _FILES.items()},
+    return listops_data(
+        f"Long Range Arena's files in {folder}",
+        {part: _read(folder / name) for part, name in _FILES.items()},
     )
 
 

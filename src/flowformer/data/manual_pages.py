@@ -1,15 +1,14 @@
 """Pairs of manual pages, one of which may refer to the other: a Retrieval of Debian's packages."""
 
-import gzip
 import random
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from flowformer.data.byte_texts import Case, from_texts
+from flowformer.data.compression import read_bytes
 from flowformer.data.debian import fetch_debian_data
 from flowformer.data.retrieval import RETRIEVAL_BYTES
 from flowformer.data.roff import read_roff
@@ -162,12 +161,7 @@ def _page_name(file: str) -> str:
 
 
 def _read_source(path: Path) -> str:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+    content = read_bytes(path)
     try:
         return content.decode()
     except UnicodeDecodeError:  # the encoding of older pages

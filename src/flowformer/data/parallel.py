@@ -1,5 +1,6 @@
-"""Work by several processes whose results come in the order of the jobs."""
+"""Work by several processes whose results come in the order of the jobs, and its randomness."""
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -8,10 +9,17 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _AHEAD = 3  # jobs under way for each worker: enough to keep it busy while results are taken
+
+
+def generator_of(seed: int, part: str, *numbers: int) -> np.random.Generator:
+    """The randomness of one job: a function of a seed, the name of a part, and numbers alone."""
+    return np.random.default_rng([seed, zlib.crc32(part.encode()), *numbers])
 
 
 class Workers:

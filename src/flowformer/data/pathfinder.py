@@ -12,7 +12,7 @@ import numpy as np
 
 from flowformer.data.parallel import Workers
 from flowformer.data.pathfinder_drawing import check_kind, draw_case
-from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
+from flowformer.data.sequences import BYTE_VOCAB, SequenceData, SequenceSplit
 
 PATHFINDER_CLASSES = ("not connected", "connected")
 PATHFINDER_SIZES = {"train": 160_000, "validation": 20_000, "test": 20_000}  # LRA's
@@ -44,7 +44,7 @@ def generate_pathfinder(
         progress: called with a part and the number of cases that it has so far.
 
     Returns:
-        The grey values of each picture row by row, as token ids uint16 [size²] of value + 1, below
+        The grey values of each picture row by row, as token ids int16 [size²] of value + 1, below
         257; labels 0, not connected, and 1, connected.
 
     Raises:
@@ -68,17 +68,10 @@ def generate_pathfinder(
                 done += len(some)
                 if progress is not None:
                     progress(part, done)
-            splits[part] = picture_split(pictures, labels)
+            splits[part] = SequenceSplit.of_pictures(pictures, labels)
     return pathfinder_data(
         f"generated, seed {seed}, {size} × {size}, {difficulty}", splits, size=size
     )
-
-
-def picture_split(pictures: np.ndarray, labels: np.ndarray) -> SequenceSplit:
-    """Sequences of grey values + 1, from pictures uint8 [n, size, size]."""
-    values = pictures.reshape(-1).astype(np.uint16) + np.uint16(PADDING + 1)
-    offsets = np.arange(len(pictures) + 1) * (pictures.shape[1] * pictures.shape[2])
-    return SequenceSplit(Sequences(values, offsets), labels)
 
 
 def pathfinder_data(source: str, splits: Mapping[str, SequenceSplit], *, size: int) -> SequenceData:
@@ -87,7 +80,7 @@ def pathfinder_data(source: str, splits: Mapping[str, SequenceSplit], *, size: i
         name=f"pathfinder{size}",
         source=source,
         classes=PATHFINDER_CLASSES,
-        vocab_size=PADDING + 1 + 256,
+        vocab_size=BYTE_VOCAB,
         splits=splits,
         picture=(size, size),
     )

@@ -15,12 +15,13 @@ positive pictures and in no others.
 """
 
 import math
-import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, UInt8
+
+from flowformer.data.parallel import generator_of
 
 _HALF_DIAGONAL = math.sqrt(0.5)  # no point is farther from the next pixel's middle
 _INK = 0.75  # brightness of a path; a dot has 1
@@ -150,8 +151,8 @@ def draw_case(
         ValueError: another size or difficulty.
     """
     geometry, dashes = check_kind(size, difficulty)
-    rng = _generator(seed, part, 0, number)
-    first = int(_generator(seed, part, 1, number // 2).integers(2))
+    rng = generator_of(seed, part, 0, number)
+    first = int(generator_of(seed, part, 1, number // 2).integers(2))
     label = (number + first) % 2
     dots = ((0, 0), (0 if label else 1, -1))
     placed = _place_paths(rng, geometry, dashes)
@@ -172,10 +173,6 @@ def check_kind(size: int, difficulty: str) -> tuple[Geometry, int]:
     if difficulty not in DASHES:
         raise ValueError(f"difficulty must be one of {', '.join(DASHES)}, got {difficulty!r}")
     return GEOMETRIES[size], DASHES[difficulty]
-
-
-def _generator(seed: int, part: str, *numbers: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(part.encode()), *numbers])
 
 
 class _Outline(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowformer.data.pathfinder import pathfinder_data, picture_split
-from flowformer.data.sequences import PADDING, SequenceData
+from flowformer.data.pathfinder import pathfinder_data
+from flowformer.data.sequences import FIRST_BYTE, SequenceData, SequenceSplit
 from flowformer.files import write_atomically
 
 _PARTS = ("train", "validation", "test")
@@ -32,7 +32,7 @@ def read_pathfinder(folder: str | Path) -> SequenceData:
         folder: with `imgs` and `metadata`.
 
     Returns:
-        Token ids uint16 [size²] of grey value + 1; labels 0, not connected, and 1, connected. How
+        Token ids int16 [size²] of grey value + 1; labels 0, not connected, and 1, connected. How
         many pictures were empty is said in `source`.
 
     Raises:
@@ -61,7 +61,7 @@ def read_pathfinder(folder: str | Path) -> SequenceData:
     return pathfinder_data(
         f"Long Range Arena's files in {folder}, {len(rows) - len(full)} empty pictures left out",
         {
-            part: picture_split(pictures[begin:end], labels[begin:end])
+            part: SequenceSplit.of_pictures(pictures[begin:end], labels[begin:end])
             for part, begin, end in zip(_PARTS, bounds, bounds[1:], strict=False)
         },
         size=size,
@@ -90,7 +90,7 @@ def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
     for number, (tokens, label) in enumerate(cases):
         batch, within = divmod(number, _BATCH)
         content = io.BytesIO()
-        pixels = (np.asarray(tokens) - (PADDING + 1)).astype(np.uint8)
+        pixels = (np.asarray(tokens) - FIRST_BYTE).astype(np.uint8)
         library.fromarray(pixels.reshape(data.picture)).save(content, format="png")
         name = f"sample_{within}.png"
         write_atomically(folder / "imgs" / f"{batch}" / name, content.getvalue())

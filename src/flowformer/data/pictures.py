@@ -1,15 +1,14 @@
 """Grey pictures as sequences of pixels: Long Range Arena's Image, and what stands in for it."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from flowformer.data.compression import read_bytes
 from flowformer.data.debian import fetch_debian_data
-from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
+from flowformer.data.sequences import BYTE_VOCAB, SequenceData, SequenceSplit
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -18,8 +17,6 @@ FASHION_CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker"),
     *("bag", "ankle boot"),
 )
-PIXEL_VOCAB = PADDING + 1 + 256  # id = pixel + 1
-
 _SIDE = 32
 _BATCH_PICTURES = 10_000  # in each of CIFAR-10's files
 _TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -114,12 +111,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     Raises:
         ValueError: it is something else, or cut off; the message names the file.
     """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+    content = read_bytes(path)
     if content[:3] != bytes([0, 0, _IDX_UINT8]):
         raise ValueError(
             f"{path}: expected an idx file of bytes, which begins with 00 00 08, got "
@@ -152,12 +144,11 @@ _Labelled = tuple[np.ndarray, np.ndarray]  # pixels [n, height · width], labels
 def _pictures(
     name: str, source: str, classes: tuple[str, ...], parts: dict[str, _Labelled]
 ) -> SequenceData:
-    splits = {}
-    for part, (pixels, labels) in parts.items():
-        values = pixels.astype(np.int16).reshape(-1) + np.int16(PADDING + 1)
-        offsets = np.arange(len(pixels) + 1) * pixels.shape[1]
-        splits[part] = SequenceSplit(Sequences(values, offsets), labels.astype(np.int64))
-    return SequenceData(name, source, classes, PIXEL_VOCAB, splits, picture=(_SIDE, _SIDE))
+    splits = {
+        part: SequenceSplit.of_pictures(pixels.reshape(-1, _SIDE, _SIDE), labels)
+        for part, (pixels, labels) in parts.items()
+    }
+    return SequenceData(name, source, classes, BYTE_VOCAB, splits, picture=(_SIDE, _SIDE))
 
 
 def _read_cifar_file(path: Path) -> _Labelled:

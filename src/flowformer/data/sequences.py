@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int16, Shaped, UInt8
 
 from flowformer.files import atomic_file, write_atomically
 
 PADDING = 0  # the id of no token: batches are filled up with it
+FIRST_BYTE = PADDING + 1  # where a token is a byte or a grey value: the id of 0
+BYTE_VOCAB = FIRST_BYTE + 256
 
 _DESCRIPTION = "description.json"  # written last: a folder without it is not whole
 
@@ -107,6 +109,15 @@ class SequenceSplit:
             if count != len(self.inputs):
                 raise ValueError(f"expected {len(self.inputs)} {name}, one a sequence, got {count}")
 
+    @classmethod
+    def of_pictures(
+        cls, pictures: UInt8[np.ndarray, "n h w"], labels: Shaped[np.ndarray, " n"]
+    ) -> "SequenceSplit":
+        """Takes the grey values of each picture, row by row, as tokens (`byte_tokens`)."""
+        offsets = np.arange(len(pictures) + 1) * (pictures.shape[1] * pictures.shape[2])
+        values = byte_tokens(pictures.reshape(-1))
+        return cls(Sequences(values, offsets), labels.astype(np.int64))
+
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.labels)
@@ -168,7 +179,7 @@ class SequenceData:
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceData":
-        """Reads what `save` wrote; the arrays stay on the disk until they are used.
+        """Reads what `save` wrote: looks through the arrays once, and leaves them on the disk.
 
         Raises:
             FileNotFoundError: there is no such set there, or not a whole one.
@@ -194,11 +205,17 @@ class SequenceData:
             ) from error
 
 
+def byte_tokens(values: UInt8[np.ndarray, " n"]) -> Int16[np.ndarray, " n"]:
+    """Bytes, or grey values, as token ids: value + 1, below `BYTE_VOCAB`."""
+    return values.astype(np.int16) + np.int16(FIRST_BYTE)
+
+
 def _require_below(bound: int, values: np.ndarray, what: str, *, least: int) -> None:
-    if len(values) and not least <= values.min() <= values.max() < bound:
-        raise ValueError(
-            f"{what} must be in [{least}, {bound}), got {values.min()} to {values.max()}"
-        )
+    if not len(values):
+        return
+    lowest, highest = values.min(), values.max()
+    if lowest < least or highest >= bound:
+        raise ValueError(f"{what} must be in [{least}, {bound}), got {lowest} to {highest}")
 
 
 def _arrays(split: SequenceSplit) -> dict[str, np.ndarray]:
