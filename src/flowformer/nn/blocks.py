@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,15 +24,58 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def build_norm(kind: Normalization, dim: int, *, bias: bool = True) -> nn.LayerNorm | nn.RMSNorm:
+def build_norm(
+    kind: Normalization, dim: int, *, bias: bool = True, eps: float | None = None
+) -> nn.LayerNorm | nn.RMSNorm:
     """The normalisation of that name: layer norm, or RMS norm (which has no bias).
+
+    Args:
+        kind: "layer" or "rms".
+        dim: width of the hidden states.
+        bias: whether a layer norm has one.
+        eps: what is added to the variance; None for 1e-5 (layer) or 1e-6 (rms).
 
     Raises:
         ValueError: there is no such normalisation.
     """
     if kind not in ("layer", "rms"):
         raise ValueError(f"normalization must be 'layer' or 'rms', got {kind!r}")
-    return nn.LayerNorm(dim, bias=bias) if kind == "layer" else nn.RMSNorm(dim, eps=1e-6)
+    if kind == "layer":
+        return nn.LayerNorm(dim, bias=bias, eps=1e-5 if eps is None else eps)
+    return nn.RMSNorm(dim, eps=1e-6 if eps is None else eps)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, zero for some of the samples.
+
+    What is left is divided by the probability of staying, so that the mean is the input.
+
+    Args:
+        probability: that a sample is dropped.
+    """
+
+    def __init__(self, probability: float) -> None:
+        """Hold the probability.
+
+        Raises:
+            ValueError: it is not in [0, 1).
+        """
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {probability}")
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "b *rest"]:
+        """Drop whole samples; nothing in evaluation."""
+        if not self.training or self.probability == 0:
+            return x
+        staying = 1 - self.probability
+        stays = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < staying
+        return x * (stays / staying).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The probability, for print(model)."""
+        return f"{self.probability:g}"
 
 
 class TransformerBlock(nn.Module):
@@ -54,6 +98,11 @@ class TransformerBlock(nn.Module):
         bias: whether the feed-forward layers and layer norms have one.
         dropout: probability after the mixer and after the feed-forward.
         inner_dropout: probability after the activation; None for that of `dropout`.
+        layer_scale: first value of a learned factor of each feature that the feed-forward adds
+            (Touvron et al. 2021, there of what the mixer adds too); None for no factor.
+        drop_path: probability, in training, of leaving out what the mixer adds to a sample, and
+            the same for the feed-forward.
+        norm_eps: see `build_norm`.
     """
 
     def __init__(  # noqa: PLR0913 - each keyword is one word of a recipe
@@ -68,6 +117,9 @@ class TransformerBlock(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         inner_dropout: float | None = None,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        norm_eps: float | None = None,
     ) -> None:
         """Create the norms and the feed-forward around `mixer`."""
         super().__init__()
@@ -78,13 +130,16 @@ class TransformerBlock(nn.Module):
         if norm not in ("pre", "post"):
             raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
         self.mixer = mixer
-        self.norm1 = build_norm(normalization, dim, bias=bias)
-        self.norm2 = build_norm(normalization, dim, bias=bias)
+        self.norm1 = build_norm(normalization, dim, bias=bias, eps=norm_eps)
+        self.norm2 = build_norm(normalization, dim, bias=bias, eps=norm_eps)
         self.linear1 = nn.Linear(dim, feedforward, bias=bias)
         self.linear2 = nn.Linear(feedforward, dim, bias=bias)
         self.gate = nn.Linear(dim, feedforward, bias=bias) if activation == "swiglu" else None
         self.dropout = nn.Dropout(dropout)
         self.inner_dropout = nn.Dropout(dropout if inner_dropout is None else inner_dropout)
+        scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.layer_scale = scale
+        self.drop_path = DropPath(drop_path)
         self.activation = ACTIVATIONS[activation]
         self.norm = norm
 
@@ -125,7 +180,7 @@ class TransformerBlock(nn.Module):
             return_state=return_state,
             **given,
         )
-        x = x + self.dropout(mixed)
+        x = x + self.drop_path(self.dropout(mixed))
         if pre:
             return x + self._feedforward(self.norm2(x)), state
         x = self.norm1(x)
@@ -137,4 +192,5 @@ class TransformerBlock(nn.Module):
             hidden = self.activation(hidden)
         else:
             hidden = self.activation(self.gate(x)) * hidden
-        return self.dropout(self.linear2(self.inner_dropout(hidden)))
+        out = self.dropout(self.linear2(self.inner_dropout(hidden)))
+        return self.drop_path(out if self.layer_scale is None else self.layer_scale * out)
