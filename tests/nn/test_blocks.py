@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
+from flowformer.nn.blocks import DropPath
 from flowformer.nn.embeddings import Positions
 
 
@@ -178,3 +179,46 @@ def test_a_block_can_be_checkpointed(mixer: str, causal: bool) -> None:
     again = gradients(partial(checkpoint, layer, use_reentrant=False))
     for one, other in zip(again, gradients(layer), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_layer_scale_is_a_factor_of_the_feed_forward_alone() -> None:
+    layer, x = block(norm="pre", layer_scale=0.25), torch.randn(2, 9, 8)
+    y = x + layer.mixer(layer.norm1(x))[0]
+    expected = y + 0.25 * layer.linear2(F.gelu(layer.linear1(layer.norm2(y))))
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_dropped_paths_leave_whole_samples_out_and_keep_the_mean() -> None:
+    x = torch.ones(4000, 3, 2)
+    dropped = DropPath(0.25).train()(x)
+    assert set(dropped.flatten(1).std(1).tolist()) == {0.0}  # a sample stays or goes as a whole
+    stays = dropped[:, 0, 0] > 0
+    torch.testing.assert_close(dropped[stays][0], torch.full((3, 2), 4 / 3))
+    assert 0.73 < stays.double().mean() < 0.77
+
+
+def test_paths_are_dropped_after_the_mixer_and_after_the_feed_forward() -> None:
+    layer, x = block(norm="pre", drop_path=0.5).train(), torch.randn(64, 3, 8)
+    after_mixer, after_both = x + 2 * layer.mixer(layer.norm1(x))[0], layer(x)[0]
+    feedforward = 2 * layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
+    unchanged = (after_both == x).all(2).all(1).double().mean()
+    mixed = torch.isclose(after_both, after_mixer, atol=1e-6).all(2).all(1).double().mean()
+    fed = torch.isclose(after_both, x + feedforward, atol=1e-6).all(2).all(1).double().mean()
+    assert min(unchanged, mixed, fed) > 0.1
+    torch.testing.assert_close(layer.eval()(x)[0], block_without_drops(layer)(x)[0])
+
+
+def block_without_drops(layer: TransformerBlock) -> TransformerBlock:
+    plain = block(norm="pre")
+    plain.load_state_dict(layer.state_dict())
+    return plain
+
+
+def test_norm_eps_is_that_of_both_norms() -> None:
+    layer = block(norm_eps=1e-3)
+    assert layer.norm1.eps == layer.norm2.eps == 1e-3
+
+
+def test_a_probability_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"drop_path must be in \[0, 1\), got 1.0"):
+        block(drop_path=1.0)

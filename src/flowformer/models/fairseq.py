@@ -1,17 +1,13 @@
 """Checkpoints of fairseq's `transformer_lm`, in which the paper's language models were trained."""
 
-import argparse
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.language import LanguageModel
-from flowformer.models.loading import matched, rename
+from flowformer.models.loading import matched, read_checkpoint, rename
 from flowformer.models.presets import LANGUAGE_PRESETS
 
 _NAMES = (
@@ -59,7 +55,7 @@ def load_fairseq_model(
         config: its architecture, which the file does not tell reliably.
 
     Raises:
-        ValueError: see `read_fairseq_checkpoint`; or parameters are missing, left over or of
+        ValueError: see `read_checkpoint`; or parameters are missing, left over or of
             another shape, which are all listed.
     """
     state = read_fairseq_checkpoint(path)
@@ -72,39 +68,8 @@ def load_fairseq_model(
 
 
 def read_fairseq_checkpoint(path: Path | str) -> dict[str, Tensor]:
-    """The parameters in a checkpoint that fairseq wrote, read without running what is in it.
-
-    Tensors, plain values and `argparse.Namespace` (the settings of older versions) are read; a
-    file with anything else pickled in it is refused.
-
-    Raises:
-        ValueError: the file holds pickled objects, is damaged, or has no parameters in its entry
-            "model".
-        FileNotFoundError: there is no such file.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from error
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, OSError) as error:  # what torch makes of a truncated file
-        raise ValueError(f"{path} is no checkpoint that torch can read: {error}") from error
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is no fairseq checkpoint: expected parameters in entry 'model'")
-    return state
-
-
-def _refusal(path: Path | str, error: str) -> str:
-    found = re.search(r"GLOBAL (\S+)", error)
-    what = found[1] if found else "something that is neither a tensor nor a plain value"
-    return (
-        f"{path} refused: it holds {what}, and reading pickled objects can run any code. If you "
-        "trust who wrote it, load it with torch.load(..., weights_only=False) yourself and save "
-        "its parameters alone: torch.save({'model': checkpoint['model']}, ...)"
-    )
+    """The parameters in a checkpoint that fairseq wrote; see `read_checkpoint`, which says more."""
+    return read_checkpoint(path, what="fairseq")
 
 
 def _renamed(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:

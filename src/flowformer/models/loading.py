@@ -1,8 +1,43 @@
 """Other people's parameters under our names: renamed, checked, and all problems told at once."""
 
+import argparse
+import pickle
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
+
+
+def read_checkpoint(path: Path | str, *, what: str) -> dict[str, Tensor]:
+    """The parameters in the entry "model" of a checkpoint, read without running what is in it.
+
+    Tensors, plain values and `argparse.Namespace` (the settings of a run) are read; a file with
+    anything else pickled in it is refused.
+
+    Args:
+        path: the checkpoint.
+        what: who wrote it, for the message.
+
+    Raises:
+        ValueError: the file holds pickled objects, is damaged, or has no parameters in its entry
+            "model".
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, str(error))) from error
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError) as error:  # what torch makes of a truncated file
+        raise ValueError(f"{path} is no checkpoint that torch can read: {error}") from error
+    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is no {what} checkpoint: expected parameters in entry 'model'")
+    return state
 
 
 def rename(
@@ -53,3 +88,13 @@ def matched(
 
 def _fits(value: Tensor, own: Tensor) -> bool:
     return [n for n in value.shape if n != 1] == [n for n in own.shape if n != 1]
+
+
+def _refusal(path: Path | str, error: str) -> str:
+    found = re.search(r"GLOBAL (\S+)", error)
+    what = found[1] if found else "something that is neither a tensor nor a plain value"
+    return (
+        f"{path} refused: it holds {what}, and reading pickled objects can run any code. If you "
+        "trust who wrote it, load it with torch.load(..., weights_only=False) yourself and save "
+        "its parameters alone: torch.save({'model': checkpoint['model']}, ...)"
+    )

@@ -1,7 +1,8 @@
 """The hierarchical Flowformer for images (paper, section 4.3) and DeiT, around any mixer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from flowformer.models.loading import matched
+from flowformer.models.loading import matched, read_checkpoint
+from flowformer.models.presets import VISION_PRESETS
 from flowformer.models.vision_config import VisionModelConfig
 from flowformer.models.vision_loading import rename_published
 from flowformer.nn import TransformerBlock, build_mixer
@@ -79,6 +81,7 @@ class VisionClassifier(nn.Module):
                 f"{channels} and {num_classes}"
             )
         self.config = config
+        self.channels = channels
         self.grid = _grid(config, image_size)
         self.checkpointing = False
         dims, prefix = config.dims, int(config.pooling == "cls")
@@ -122,7 +125,7 @@ class VisionClassifier(nn.Module):
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
         """The last tokens after the layer norm: row by row, a class token before them."""
-        return self.norm(self._encode(images)[0])
+        return self.norm(self.encode(images)[0])
 
     def pool(self, tokens: Float[Tensor, "b n dim"]) -> Float[Tensor, "b dim"]:
         """What the head reads of them: their mean, or the class token."""
@@ -154,14 +157,15 @@ class VisionClassifier(nn.Module):
         wanted = range(count) if indices is None else indices
         if not all(0 <= index < count for index in wanted):
             raise ValueError(f"expected indices from 0 to {count - 1}, got {list(wanted)}")
-        return self._encode(images, wanted)[1]
+        return self.encode(images, wanted)[1]
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head by a new one, drawn like the others; 0 for none."""
         if num_classes == 0:
             self.head = nn.Identity()
             return
-        self.head = nn.Linear(self.config.dims[-1], num_classes).to(self.positions)
+        like = {"device": self.positions.device, "dtype": self.positions.dtype}
+        self.head = nn.Linear(self.config.dims[-1], num_classes, **like).train(self.training)
         _draw(self.head)
 
     @torch.no_grad()
@@ -172,8 +176,65 @@ class VisionClassifier(nn.Module):
             ValueError: a side that is no multiple of the stride.
         """
         grid = _grid(self.config, image_size)
-        self.positions = nn.Parameter(resize_positions(self.positions, self.grid, grid))
+        table = resize_positions(self.positions, self.grid, grid)
+        self.positions = nn.Parameter(table, requires_grad=self.positions.requires_grad)
         self.grid = grid
+
+    def encode(
+        self,
+        images: Float[Tensor, "b c h w"],
+        wanted: Sequence[int] = (),
+        *,
+        stop_early: bool = False,
+    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
+        """The last tokens before the layer norm, and the wanted ones of the feature maps.
+
+        Args:
+            images: normalised as in training.
+            wanted: indices of `feature_sizes`.
+            stop_early: compute nothing after the last of them, whose tokens are returned then.
+        """
+        _check_images(images, channels=self.channels, stride=self.config.stride)
+        maps, x = [], images
+        for index, (tokens, grid) in enumerate(self._points(images)):
+            x = tokens
+            if index in wanted:
+                maps.append(self._as_map(x, grid))
+            if stop_early and index == max(wanted):
+                break
+        return x, maps
+
+    def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+        """Yield the tokens and their grid where there is a feature map."""
+        x, single = images, len(self.config.dims) == 1
+        for stage, blocks in enumerate(self.stages):
+            assert isinstance(blocks, nn.ModuleList)
+            x = self.downsamples[stage](x)
+            grid = x.shape[2], x.shape[3]
+            x = x.flatten(2).transpose(1, 2)
+            if stage == 0:
+                x = self._with_positions(x, grid)
+            for number, block in enumerate(blocks, start=1):
+                x = self._block(block, x)
+                if single or number == len(blocks):
+                    yield x, grid
+            if stage + 1 < len(self.stages):
+                x = self._as_map(x, grid)
+
+    def _block(self, block: nn.Module, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)[0]
+        return block(x)[0]
+
+    def _with_positions(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Tensor:
+        if self.cls is not None:
+            x = torch.cat((self.cls.expand(len(x), 1, -1), x), dim=1)
+        same = grid == self.grid
+        return x + (self.positions if same else resize_positions(self.positions, self.grid, grid))
+
+    def _as_map(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Float[Tensor, "b dim h w"]:
+        image = x if self.cls is None else x[:, 1:]
+        return image.transpose(1, 2).unflatten(2, grid)
 
     def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load parameters with the names of the published models.
@@ -188,47 +249,34 @@ class VisionClassifier(nn.Module):
         given = rename_published(state_dict, stages=len(self.config.dims))
         self.load_state_dict(matched(self.state_dict(), given, what=what))
 
-    def _encode(
-        self, images: Float[Tensor, "b c h w"], wanted: Sequence[int] = ()
-    ) -> tuple[Float[Tensor, "b n dim"], list[Float[Tensor, "b _ _ _"]]]:
-        """The last tokens, and the wanted ones of the feature maps."""
-        _check_images(images, channels=self.downsamples[0].in_channels, stride=self.config.stride)
-        maps, x, index, single = [], images, 0, len(self.stages) == 1
-        for stage, blocks in enumerate(self.stages):
-            x = self.downsamples[stage](x)
-            grid = x.shape[2], x.shape[3]
-            x = x.flatten(2).transpose(1, 2)
-            if stage == 0:
-                x = self._with_positions(x, grid)
-            for number, block in enumerate(blocks, start=1):
-                x = self._block(block, x)
-                if single or number == len(blocks):
-                    if index in wanted:
-                        maps.append(self._as_map(x, grid))
-                    index += 1
-            if stage + 1 < len(self.stages):
-                x = self._as_map(x, grid)
-        return x, maps
 
-    def _block(self, block: nn.Module, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
-        if self.checkpointing and self.training:
-            return checkpoint(block, x, use_reentrant=False)[0]
-        return block(x)[0]
+def load_published_vision_model(
+    path: Path | str, config: VisionModelConfig = VISION_PRESETS["hierarchical"]
+) -> VisionClassifier:
+    """The model in a checkpoint that the published training wrote (Flowformer_CV, or DeiT's).
 
-    def _with_positions(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Tensor:
-        if self.cls is not None:
-            x = torch.cat((self.cls.expand(len(x), 1, -1), x), dim=1)
-        same = grid == self.grid
-        return x + (self.positions if same else resize_positions(self.positions, self.grid, grid))
+    Args:
+        path: the checkpoint, with the parameters in its entry "model".
+        config: its architecture, which the file does not tell. Images are square.
 
-    def _as_map(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Float[Tensor, "b dim h w"]:
-        image = x if self.cls is None else x[:, 1:]
-        return image.transpose(1, 2).unflatten(2, grid)
+    Raises:
+        ValueError: see `read_checkpoint`; or parameters are missing, left over or of another
+            shape, which are all listed.
+    """
+    state = read_checkpoint(path, what="published image")
+    if "head.weight" not in state or "pos_embed" not in state:
+        raise ValueError(f"{path} is no published image model: no head.weight or no pos_embed")
+    places = state["pos_embed"].shape[1] - (config.pooling == "cls")
+    model = VisionClassifier(
+        config,
+        image_size=math.isqrt(places) * config.patch_size,
+        num_classes=len(state["head.weight"]),
+    )
+    model.load_published_state_dict(state)
+    return model
 
 
-def resize_positions(
-    table: Float[Tensor, "n dim"], old: Grid, new: Grid
-) -> Float[Tensor, "m dim"]:
+def resize_positions(table: Float[Tensor, "n dim"], old: Grid, new: Grid) -> Float[Tensor, "m dim"]:
     """A table of positions for another grid, by bicubic interpolation (as timm does it).
 
     Args:

@@ -1,4 +1,4 @@
-"""The configuration of the image models, without torch: recipes and the command line start at once."""
+"""The configuration of the image models, without torch: the command line starts at once."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +13,9 @@ class VisionModelConfig:
 
     Attributes:
         mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
-            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer or mobile.
+            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
+            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
+            or mobile.
         mixer_options: Options of that mixer; None means its own defaults.
         patch_size: Pixels on a side of a patch, which is a token of the first stage.
         dims: Width of the hidden states, for each stage.
@@ -67,8 +68,8 @@ class VisionModelConfig:
             raise ValueError(f"pooling must be one of mean, cls, got {self.pooling!r}")
         if self.pooling == "cls" and len(self.dims) > 1:
             raise ValueError(
-                f"pooling='cls' needs a model of one stage, got {len(self.dims)}: a class token has "
-                "no place on the grid that the next stage makes coarser"
+                f"pooling='cls' needs a model of one stage, got {len(self.dims)}: a class token "
+                "has no place on the grid that the next stage makes coarser"
             )
 
     @property

@@ -38,6 +38,8 @@ def rename_published(
         if old_name.endswith(_COUNTERS):
             continue
         name = old_name
+        if name in ("pos_embed", "cls_token"):  # the same for all images of a batch
+            value = value[0]
         if stages == 1:
             name = re.sub(r"^(patch_embed|blocks)\.", r"\1.0.", name)
         for old, new in _NAMES:

@@ -65,7 +65,7 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path must be in [0, 1), got {probability}")
         self.probability = probability
 
-    def forward(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "b *rest"]:
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Drop whole samples; nothing in evaluation."""
         if not self.training or self.probability == 0:
             return x
