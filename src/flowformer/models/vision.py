@@ -228,7 +228,7 @@ class VisionClassifier(nn.Module):
 
     def _with_positions(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Tensor:
         if self.cls is not None:
-            x = torch.cat((self.cls.expand(len(x), 1, -1), x), dim=1)
+            x = torch.cat((self.cls.expand(x.shape[0], 1, -1), x), dim=1)
         same = grid == self.grid
         return x + (self.positions if same else resize_positions(self.positions, self.grid, grid))
 

@@ -70,7 +70,7 @@ class DropPath(nn.Module):
         if not self.training or self.probability == 0:
             return x
         staying = 1 - self.probability
-        stays = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < staying
+        stays = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < staying
         return x * (stays / staying).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -48,14 +48,16 @@ def available_backends() -> dict[str, str | None]:
 def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
     """Return the backend's module: the one asked for, else the fastest (see :func:`fastest`).
 
-    Under torch.func and in forward mode it is ``chunked``: compiled kernels take part in neither.
+    Under torch.func, in forward mode and in an export to ONNX it is ``chunked``: compiled kernels
+    take part in none of them.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it is not available here, or not for these tensors; the message says why.
     """
     if name is None:
-        name = "chunked" if is_transformed(*tensors) else fastest(tensors[0].device.type)
+        traced = is_transformed(*tensors) or torch.onnx.is_in_onnx_export()
+        name = "chunked" if traced else fastest(tensors[0].device.type)
     elif name == "cpu" and is_transformed(*tensors):
         raise RuntimeError(
             "the cpu backend has no forward-mode derivatives, which it would take for zero, and no "
