@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, bench, bench-peers, long-context, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, long-context, lint, format, types, package, docs, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-transformers bench bench-peers long-context lint format types package docs native-check sanitize
+.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers long-context lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -27,7 +27,7 @@ help:
 	@scripts/make_environment.sh library
 
 # Beside the environment, and after it, these need the library as the sources have it now.
-demo test test-slow test-transformers bench bench-peers long-context package: .venv/.compiled
+demo test test-slow test-transformers test-timm bench bench-peers long-context package: .venv/.compiled
 
 demo: .venv/.installed-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
@@ -49,6 +49,10 @@ test-slow: .venv/.installed-dev
 test-transformers: .venv/.installed-dev
 	@echo "==> transformers' own common model tests on our classes; fetches its source distribution once"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/transformers_tests.py
+
+test-timm: .venv/.installed-dev
+	@echo "==> timm's own model tests on our models, half a minute; fetches its source distribution once"
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
 
 bench: .venv/.installed-dev
 	@echo "==> Attention on a CPU against its peers and the machine's limit, about 10 minutes; leave the machine alone"

@@ -99,7 +99,7 @@ class VisionClassifier(nn.Module):
             places = prefix + math.prod(self.grid) // 4**stage
             blocks = (_build_block(config, stage, places, next(drops)) for _ in range(depth))
             self.stages.append(nn.ModuleList(blocks))
-        self.norm = nn.LayerNorm(dims[-1], eps=EPS)
+        self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=EPS)
         self.head: nn.Module = nn.Identity()
         self.reset_head(num_classes)
         for parameter in (self.positions, *(() if self.cls is None else (self.cls,))):

@@ -1,0 +1,132 @@
+"""`timm.create_model` makes the image models; what timm's own tests leave open is shown here."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.models import group_parameters
+from torch import Tensor
+
+import flowformer.integrations.timm  # noqa: F401 - registers the models
+from flowformer.models.vision import VisionClassifier
+from flowformer.models.vision_config import VisionModelConfig
+
+STAGES = VisionModelConfig(
+    patch_size=2, dims=(8, 16), depths=(1, 2), num_heads=(2, 2), layer_scale=0.5, drop_path=0.0
+)
+DEIT = VisionModelConfig(
+    patch_size=4, dims=(16,), depths=(3,), num_heads=(4,), layer_scale=None, pooling="cls"
+)
+NAMES = {"flowformer_hierarchical": STAGES, "flowformer_deit_tiny": DEIT}
+
+
+def create(name: str, **kwargs: Any) -> Any:
+    torch.manual_seed(1)
+    settings = {"config": NAMES[name], "img_size": 16, "num_classes": 7}
+    return timm.create_model(name, **(settings | kwargs)).eval()
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+def test_all_models_are_listed() -> None:
+    expected = {"hierarchical", "deit_tiny", "deit_small", "deit_base"}
+    assert set(timm.list_models("flowformer_*")) == {f"flowformer_{name}" for name in expected}
+
+
+def test_the_data_are_described() -> None:
+    model = create("flowformer_hierarchical")
+    data = resolve_model_data_config(model)
+    assert data["input_size"] == (3, 224, 224)
+    assert (data["interpolation"], data["crop_pct"]) == ("bicubic", 0.9)
+
+
+def test_the_logits_are_those_of_the_model(name: str) -> None:
+    model, images = create(name), torch.randn(2, 3, 16, 16)
+    expected = model.model(images).logits
+    torch.testing.assert_close(model(images), expected)
+    features = model.forward_features(images)
+    torch.testing.assert_close(model.forward_head(features), expected)
+    pooled = model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(model.get_classifier()(pooled), expected)
+
+
+def test_features_only_gives_the_maps_that_are_told(name: str) -> None:
+    images = torch.randn(2, 3, 24, 16)
+    backbone = create(name, features_only=True)
+    maps = backbone(images)
+    assert len(maps) == {"flowformer_hierarchical": 2, "flowformer_deit_tiny": 3}[name]
+    for each, channels, stride in zip(
+        maps, backbone.feature_info.channels(), backbone.feature_info.reduction(), strict=True
+    ):
+        assert each.shape == (2, channels, 24 // stride, 16 // stride)
+    torch.testing.assert_close(maps, create(name).model.feature_maps(images))
+
+
+def test_chosen_features_need_nothing_after_them(name: str) -> None:
+    images = torch.randn(2, 3, 16, 16)
+    backbone, whole = create(name, features_only=True, out_indices=[0]), create(name)
+    (first,) = backbone(images)
+    torch.testing.assert_close(first, whole.model.feature_maps(images, [0])[0])
+    backbone(images)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_normalised_intermediates_end_in_the_features(name: str) -> None:
+    model, images = create(name), torch.randn(2, 3, 16, 16)
+    features, maps = model.forward_intermediates(images, norm=True)
+    tokens = features if features.ndim == 3 else features.flatten(2).mT
+    patches = tokens[:, -maps[-1][0, 0].numel() :]
+    torch.testing.assert_close(maps[-1].flatten(2).mT, patches)
+
+
+def test_any_mixer_goes_in(name: str) -> None:
+    model = create(name, mixer="mobile", mixer_options={"clamp": None})
+    assert model.model.config.mixer == "mobile"
+    assert model.model.config.mixer_options == {"clamp": None}
+    assert create(name, drop_path_rate=0.3).model.config.drop_path == 0.3
+
+
+def test_layers_are_ordered_for_a_falling_learning_rate() -> None:
+    model = create("flowformer_hierarchical")
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    order = [
+        "model.positions",
+        "model.stages.0.0.norm1.weight",
+        "model.downsamples.1.weight",
+        "model.stages.1.0.norm1.weight",
+        "model.stages.1.1.norm1.weight",
+    ]
+    numbers = [groups[name] for name in order]
+    assert numbers == sorted(set(numbers))
+    assert groups["model.downsamples.0.weight"] == groups["model.positions"]
+
+
+@pytest.mark.parametrize("size", [64, 96], ids=["same-size", "larger"])
+def test_published_parameters_are_read(golden, tmp_path, size: int) -> None:
+    values: dict[str, Tensor] = golden("models/vision")
+    state = {n.removeprefix("param."): v for n, v in values.items() if n.startswith("param.")}
+    torch.save({"model": state}, tmp_path / "best.pth")
+    config = VisionModelConfig(dims=(12, 24, 36, 48), depths=(1, 2, 1, 1))
+    model = timm.create_model(
+        "flowformer_hierarchical",
+        config=config,
+        img_size=size,
+        num_classes=7,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "best.pth"), "num_classes": 7},
+    ).eval()
+    expected = VisionClassifier(config, image_size=64, num_classes=7).eval()
+    expected.load_published_state_dict(state)
+    expected.resize(size)
+    images = torch.randn(1, 3, size, size)
+    torch.testing.assert_close(model(images), expected(images).logits)
+
+
+def test_unknown_poolings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"global_pool must be .* got 'max'"):
+        create(name, global_pool="max")
