@@ -28,10 +28,10 @@ def build(
     return model.double().eval()
 
 
-def build_pair(interaction: Any = "nli", **changes: Any) -> PairClassifier:
+def build_pair(**changes: Any) -> PairClassifier:
     torch.manual_seed(1)
     config = replace(SMALL, **changes)
-    model = PairClassifier(config, vocab_size=11, max_length=21, interaction=interaction)
+    model = PairClassifier(config, vocab_size=11, max_length=21)
     return model.double().eval()
 
 

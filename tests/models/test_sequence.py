@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.config import LRA_PUBLISHED_FLOW, SequenceModelConfig
+from flowformer.models.config import SequenceModelConfig
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.nn import MIXERS, build_mixer
 from flowformer.serialization import from_plain, to_plain
@@ -25,7 +25,7 @@ from tests.models.sequence_cases import (
 )
 
 IMAGE = SequenceModelConfig(
-    mixer_options=LRA_PUBLISHED_FLOW,
+    mixer="flow-heads",
     dim=128,
     num_heads=4,
     feedforward=128,
@@ -82,18 +82,16 @@ def published_logits(state: dict[str, Tensor], ids: Tensor, heads: int) -> Tenso
 
 
 class TestPublishedForm:
-    def test_the_options_give_the_published_attention(self, golden) -> None:
+    def test_competing_heads_are_the_published_attention(self, golden) -> None:
         values = golden("attention/lra-b2-l40-s40-h4-d8")
-        attention = build_mixer("flow", 32, 4, **LRA_PUBLISHED_FLOW).attention
+        attention = build_mixer("flow-heads", 32, 4).attention
         out, _ = attention(values["q"], values["k"], values["v"])
         assert (out - values["out"]).abs().max() <= 1e-9 * values["out"].abs().max()
         written_out = published_attention(values["q"], values["k"], values["v"])
         torch.testing.assert_close(written_out, values["out"], rtol=1e-9, atol=1e-12)
 
     def test_the_model_is_the_published_one_written_out(self) -> None:
-        model = build(
-            num_layers=1, positions="learned", mixer_options=LRA_PUBLISHED_FLOW, pooling="cls"
-        )
+        model = build(num_layers=1, positions="learned", mixer="flow-heads", pooling="cls")
         for parameter in model.parameters():  # zeros and ones would hide a mistake
             nn.init.normal_(parameter, std=0.5)
         ids = tokens(3, 17)
@@ -101,12 +99,29 @@ class TestPublishedForm:
         torch.testing.assert_close(model(ids).logits, expected)
 
     def test_a_mask_of_ones_lets_padding_take_part_as_published(self) -> None:
-        model = build(num_layers=1, positions="learned", mixer_options=LRA_PUBLISHED_FLOW)
+        model = build(num_layers=1, positions="learned", mixer="flow-heads")
         ids = padded(tokens(2, 9), 17, 0)
         expected = published_logits(model.state_dict(), ids, heads=4)
         logits, _ = model(ids, torch.ones_like(ids, dtype=torch.bool))
         torch.testing.assert_close(logits, expected)
         assert not torch.isclose(model(ids).logits, expected, rtol=1e-4).all()
+
+    @pytest.mark.parametrize("pooling", ["cls", "mean"])
+    def test_published_padding_fills_every_sequence_up_and_takes_part(self, pooling: str) -> None:
+        masked = build(pooling=pooling)
+        filled = build(pooling=pooling, padding="published")
+        ids = tokens(2, 9)
+        longest = padded(ids, 21, 0)
+        expected = masked(longest, torch.ones_like(longest, dtype=torch.bool)).logits
+        torch.testing.assert_close(filled(ids).logits, expected)
+        torch.testing.assert_close(filled(padded(ids, 13, 0)).logits, expected)
+        assert not torch.isclose(masked(ids).logits, expected, rtol=1e-4).all()
+
+    def test_published_padding_of_features_is_zeros(self) -> None:
+        masked, filled = build(None, 5), build(None, 5, padding="published")
+        inputs = features(2, 9, 5)
+        expected = masked(padded(inputs, 21, 0.0)).logits
+        torch.testing.assert_close(filled(inputs).logits, expected)
 
     def test_the_size_is_that_of_the_published_image_model(self) -> None:
         model = SequenceClassifier(IMAGE, vocab_size=256, num_classes=10, max_length=1024)
@@ -119,8 +134,10 @@ class TestPublishedForm:
         assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
     def test_the_size_is_that_of_the_published_retrieval_model(self) -> None:
-        config = SequenceModelConfig(dim=128, num_layers=4, feedforward=512, pooling="first")
-        model = PairClassifier(config, vocab_size=257, max_length=4000, interaction="concat")
+        config = SequenceModelConfig(
+            dim=128, num_layers=4, feedforward=512, pooling="first", interaction="concat"
+        )
+        model = PairClassifier(config, vocab_size=257, max_length=4000)
         block = 4 * 128 * 128 + (128 * 512 + 512) + (512 * 128 + 128) + 2 * 2 * 128
         head = (256 * 512 + 512) + (512 * 256 + 256) + (256 * 2 + 2)
         expected = 257 * 128 + 4 * block + 2 * 128 + head
@@ -146,7 +163,7 @@ class TestPublishedForm:
         explicit = {"clamp": None, "competition": "sources", "feature_map": "sigmoid"}
         expected = build(mixer_options=explicit)(tokens(2, 9)).logits
         torch.testing.assert_close(build()(tokens(2, 9)).logits, expected)
-        published = build(mixer_options=LRA_PUBLISHED_FLOW)(tokens(2, 9)).logits
+        published = build(mixer="flow-heads")(tokens(2, 9)).logits
         assert not torch.isclose(published, expected, rtol=1e-3).all()
 
 
@@ -270,7 +287,7 @@ class TestPairs:
     def test_padding_of_either_document_changes_nothing(
         self, pooling: str, interaction: str
     ) -> None:
-        model = build_pair(interaction, pooling=pooling)
+        model = build_pair(interaction=interaction, pooling=pooling)
         first, second = tokens(3, 9), tokens(3, 4)
         expected = model(first, second).logits
         longer = model(padded(first, 10, 0), padded(second, 21, 0)).logits
@@ -305,8 +322,8 @@ class TestPairs:
 
     @pytest.mark.usefixtures("shape_checks_off")
     def test_an_unknown_interaction_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="must be 'nli' or 'concat', got 'sum'"):
-            build_pair("sum")
+        with pytest.raises(ValueError, match="interaction must be one of nli, concat, got 'sum'"):
+            build_pair(interaction="sum")
 
 
 @pytest.mark.usefixtures("shape_checks_off")

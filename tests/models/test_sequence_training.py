@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.models.config import LRA_PUBLISHED_FLOW, SequenceModelConfig
+from flowformer.models.config import SequenceModelConfig
 from flowformer.models.sequence import SequenceClassifier
 from tests.models.sequence_cases import build, build_pair, features, loss_of, padded, tokens
 
@@ -85,12 +85,12 @@ def trained_loss(**changes: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("options", "pooling"),
-    [(None, "mean"), (LRA_PUBLISHED_FLOW, "cls")],
+    ("mixer", "pooling"),
+    [("flow", "mean"), ("flow-heads", "cls")],
     ids=["paper-mean", "published-cls"],
 )
-def test_training_learns_an_order(options: dict[str, Any] | None, pooling: str) -> None:
-    assert trained_loss(mixer_options=options, pooling=pooling) < 0.25
+def test_training_learns_an_order(mixer: str, pooling: str) -> None:
+    assert trained_loss(mixer=mixer, pooling=pooling) < 0.25
 
 
 def test_without_positions_a_bag_of_tokens_learns_no_order() -> None:

@@ -1,6 +1,5 @@
 """Image models leave PyTorch: torch.compile, torch.export, and ONNX run by onnxruntime."""
 
-import warnings
 from dataclasses import replace
 
 import onnxruntime
@@ -38,18 +37,16 @@ def test_an_exported_program_takes_any_number_of_images(
 @pytest.mark.parametrize("mixer", ["flow", "mobile"])
 def test_onnxruntime_gives_the_same_logits(mixer: str, config: VisionModelConfig, tmp_path) -> None:
     model, file = build(config, mixer), tmp_path / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of what it imports
-        torch.onnx.export(
-            model,
-            (torch.randn(2, 3, 16, 16),),
-            file,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: Dim("batch")}},
-            dynamo=True,
-            verbose=False,
-        )
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, 16, 16),),
+        file,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     images = torch.randn(5, 3, 16, 16)
     (logits,) = session.run(["logits"], {"images": images.numpy()})

@@ -14,9 +14,10 @@ class TimeSeriesModelConfig:
     Attributes:
         encoder: What reads the series: blocks around an attention (transformer), an LSTM, or
             dilated convolutions.
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer or mobile.
+        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
+            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
+            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
+            or mobile.
         mixer_options: Options of that mixer; None means as published: for flow no clamp of the
             conserved source, for another mixer its own defaults.
         dim: Width of the hidden states.
@@ -121,16 +122,6 @@ class LanguageModelConfig:
         _check_choices(self, "positions", "normalization", "activation", "initialization")
 
 
-# Flow-Attention as the published long-range-arena code has it (its PyTorch copies and the paper
-# differ): relu features, no clamp, and a competition between the heads of a source instead of
-# between sources. Its output grows with the length.
-LRA_PUBLISHED_FLOW: dict[str, Any] = {
-    "feature_map": "relu",
-    "clamp": None,
-    "competition": "heads",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class SequenceModelConfig:
     """A classifier of long sequences, or of pairs of them, as the Long Range Arena has it.
@@ -138,12 +129,13 @@ class SequenceModelConfig:
     The defaults are the published settings of the Flowformer on Text.
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer or mobile.
+        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
+            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
+            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
+            or mobile.
         mixer_options: Options of that mixer; None means for flow the paper's equations (no clamp of
-            the conserved source), for another mixer its own defaults. `LRA_PUBLISHED_FLOW` has
-            those of the published code. Projections have no bias, as there, unless asked for.
+            the conserved source), for another mixer its own defaults. Projections have no bias, as
+            published, unless asked for.
         dim: Width of the hidden states.
         num_heads: Attention heads.
         num_layers: Blocks.
@@ -158,6 +150,11 @@ class SequenceModelConfig:
             mean of the real tokens, or from the first of them, as the published Retrieval model
             does.
         classifier_dim: Width inside the classifier; None for that of the feed-forward part.
+        padding: Keep padding out of the attention and of the mean (masked), or fill every sequence
+            up to the longest that there may be and let all of it take part (published).
+        interaction: What the classifier of two documents reads of their vectors: both, their
+            product and their difference (nli), or both alone (concat), as the published Retrieval
+            model does.
     """
 
     mixer: str = "flow"
@@ -172,6 +169,8 @@ class SequenceModelConfig:
     norm: Literal["pre", "post"] = "pre"
     pooling: Literal["cls", "mean", "first"] = "cls"
     classifier_dim: int | None = None
+    padding: Literal["masked", "published"] = "masked"
+    interaction: Literal["nli", "concat"] = "nli"
 
     def __post_init__(self) -> None:
         """Check the sizes and the choices; the mixer is looked up when the model is built.
@@ -184,7 +183,7 @@ class SequenceModelConfig:
             name for name in ("qkv_dim", "classifier_dim") if getattr(self, name) is not None
         ]
         _check_sizes(self, "dim", "num_heads", "num_layers", "feedforward", *optional)
-        _check_choices(self, "positions", "norm", "pooling")
+        _check_choices(self, "positions", "norm", "pooling", "padding", "interaction")
         if self.qkv_dim is not None and self.qkv_dim % self.num_heads:
             raise ValueError(
                 f"qkv_dim must be divisible by num_heads, got {self.qkv_dim} and {self.num_heads}"

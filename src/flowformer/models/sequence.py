@@ -1,7 +1,7 @@
 """The Long Range Arena's models (Tay et al. 2021): classifiers of one long sequence or of two."""
 
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,8 +12,6 @@ from flowformer.models.config import SequenceModelConfig
 from flowformer.nn import PositionalEmbedding, TransformerBlock, build_mixer
 
 PADDING = 0  # the token that is none
-
-Interaction = Literal["nli", "concat"]
 
 
 class SequenceOutput(NamedTuple):
@@ -26,8 +24,9 @@ class SequenceOutput(NamedTuple):
 class SequenceEncoder(nn.Module):
     """Tokens or features to one vector: embedding, positions, blocks, layer norm, pooling.
 
-    Padding takes no part: neither its content nor its amount changes the vector. The published
-    code lets it take part in Flow-Attention and in the mean; a mask of ones does that here.
+    Padding takes no part: neither its content nor its amount changes the vector. With
+    `padding="published"` every sequence is filled up to `max_length` with the token 0, or zeros,
+    and all of it takes part in the attention and in the mean, as in the published code.
 
     Args:
         config: the architecture.
@@ -88,6 +87,10 @@ class SequenceEncoder(nn.Module):
                 devices wait), a token outside the vocabulary or a row that begins with padding.
         """
         inputs, mask = self._checked(inputs, attention_mask)
+        if self.config.padding == "published":
+            missing = self.max_length - inputs.shape[1]
+            inputs = F.pad(inputs, (0, 0) * (inputs.ndim - 2) + (0, missing), value=PADDING)
+            mask = None
         x = self.embedding(inputs)
         if self.cls is not None:
             x = torch.cat((self.cls.expand(len(x), 1, -1), x), dim=1)
@@ -193,9 +196,9 @@ class SequenceClassifier(nn.Module):
 class PairClassifier(nn.Module):
     """Two documents, one encoder for both, and a classifier of the two vectors (Retrieval).
 
-    "nli": of [x₁, x₂, x₁ · x₂, x₁ - x₂]. "concat": of [x₁, x₂], which is what the published runs
-    have, whose scripts leave the interaction out. Two layers with relu, the second half as wide,
-    and a linear one to the classes.
+    With `interaction="nli"` of [x₁, x₂, x₁ · x₂, x₁ - x₂]; with "concat" of [x₁, x₂], which is what
+    the published runs have, whose scripts leave the interaction out. Two layers with relu, the
+    second half as wide, and a linear one to the classes.
 
     Args:
         config: the architecture.
@@ -203,7 +206,6 @@ class PairClassifier(nn.Module):
         channels: features of a place of continuous input; None for tokens.
         num_classes: number of logits.
         max_length: longest document.
-        interaction: "nli" or "concat".
     """
 
     def __init__(
@@ -214,17 +216,13 @@ class PairClassifier(nn.Module):
         channels: int | None = None,
         num_classes: int = 2,
         max_length: int,
-        interaction: Interaction = "nli",
     ) -> None:
-        """Create the layers; raises what `SequenceEncoder` does, and for an unknown interaction."""
+        """Create the layers; raises what `SequenceEncoder` does."""
         super().__init__()
-        if interaction not in get_args(Interaction):
-            raise ValueError(f"interaction must be 'nli' or 'concat', got {interaction!r}")
         self.encoder = SequenceEncoder(
             config, vocab_size=vocab_size, channels=channels, max_length=max_length
         )
-        self.interaction = interaction
-        features = config.dim * (4 if interaction == "nli" else 2)
+        features = config.dim * (4 if config.interaction == "nli" else 2)
         width = config.classifier_dim or config.feedforward
         self.head = _build_head(features, width, max(width // 2, 1), num_classes)
 
@@ -247,7 +245,7 @@ class PairClassifier(nn.Module):
         """
         one, other = self.encoder(first, first_mask), self.encoder(second, second_mask)
         features = [one, other]
-        if self.interaction == "nli":
+        if self.encoder.config.interaction == "nli":
             features += [one * other, one - other]
         return _output(self.head(torch.cat(features, dim=-1)), labels)
 

@@ -8,7 +8,7 @@ such an attention is; `flow.py`, `mobile.py` and `baselines/` have one file for 
 from flowformer.nn.baselines.bigbird import BigBirdMixer
 from flowformer.nn.baselines.cosformer import CosformerMixer
 from flowformer.nn.baselines.deltanet import DeltaNetMixer
-from flowformer.nn.baselines.flow_ablations import FlowNoAllocationMixer, FlowNoCompetitionMixer
+from flowformer.nn.baselines.flow_variants import FlowNoAllocationMixer, FlowNoCompetitionMixer
 from flowformer.nn.baselines.gla import GLAMixer
 from flowformer.nn.baselines.linear import LinearMixer
 from flowformer.nn.baselines.linformer import LinformerMixer

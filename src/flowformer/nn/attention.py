@@ -1,6 +1,7 @@
 """What an attention is to a layer: a module of projected heads, the part inside every mixer."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import torch
@@ -53,11 +54,14 @@ class HeadAttention(nn.Module):
             "hidden", the hidden states [b, l, dim] themselves (for gates, or synthetic weights).
         linear_in_values: whether its output is a matrix times the values, which the values do not
             enter; `implied_weights` is that matrix.
+        value_layers: names of the submodules, if any, that make further values of the hidden
+            states, [b, s, heads · m].
     """
 
     capabilities: ClassVar[Capabilities]
     inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value")
     linear_in_values: ClassVar[bool] = True
+    value_layers: ClassVar[tuple[str, ...]] = ()
 
     def require(self, capability: str) -> None:
         """Refuse what it cannot do.
@@ -120,3 +124,69 @@ def implied_weights(
     value = identity[None, :, None, :].expand(key.shape[0], sources, key.shape[2], sources)
     weights, _ = attention(query, key, value, **call)
     return weights.transpose(1, 2)
+
+
+def implied_row(
+    attention: HeadAttention, tensors: Sequence[Tensor], sink: int, **call: Any
+) -> Float[Tensor, "b h s"]:
+    """The row W_i of `implied_weights` for one sink i, at about the cost of training on one call.
+
+    W_i is the gradient of out_i with respect to the values, whatever these are: of a linear
+    attention it takes memory linear in the length. Where a token has several values (the global
+    ones of Longformer), it is the sum of their weights.
+
+    Args:
+        attention: in evaluation, unless what it draws in training is wanted.
+        tensors: those of `attention.inputs`; of the values only the shape matters.
+        sink: place i of the token that receives.
+        call: keywords of its call, such as `mask`.
+
+    Raises:
+        NotImplementedError: the attention is not linear in its values; the message names the mixer.
+        IndexError: there is no such place.
+    """
+    if not attention.linear_in_values:
+        from flowformer.nn.mixers import MIXERS  # as in `require`
+
+        names = [name for name, mixer in MIXERS.items() if mixer.kind is type(attention)]
+        raise NotImplementedError(
+            f"{type(attention).__name__} (mixer {', '.join(names)}) is not linear in the values: "
+            "no weights that are the same for all values give its output"
+        )
+    at = attention.inputs.index("value")
+    given = [tensor.detach() for tensor in tensors]
+    given[at] = torch.zeros_like(given[at]).requires_grad_()
+    values = [given[at]]
+
+    def replace(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        values.append(torch.zeros_like(output).requires_grad_())
+        return values[-1]
+
+    layers = [attention.get_submodule(name) for name in attention.value_layers if name]
+    handles = [layer.register_forward_hook(replace) for layer in layers]
+    try:
+        with torch.enable_grad():
+            out, _ = attention(*given, **call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not -out.shape[1] <= sink < out.shape[1]:
+        raise IndexError(f"expected a sink among {out.shape[1]} tokens, got {sink}")
+    width = given[at].shape[-1]
+    return sum(_rows(out[:, sink], value, width) for value in values)
+
+
+def _rows(
+    out: Float[Tensor, "b h m"], value: Float[Tensor, "b s ..."], width: int
+) -> Float[Tensor, "b h s"]:
+    """The gradients of each head's output with respect to its values of that width."""
+    heads = out.shape[1]
+    groups = heads * width // value[0, 0].numel()
+    # One feature is enough: all have the same weights. Heads that share values take turns.
+    rows = [
+        torch.autograd.grad(
+            out[:, turn::groups, 0].sum(), value, retain_graph=True, materialize_grads=True
+        )[0].reshape(*value.shape[:2], heads // groups, width)[..., 0]
+        for turn in range(groups)
+    ]
+    return torch.stack(rows, -1).flatten(2).transpose(1, 2)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.nn.attention import HeadAttention, Sizes, make_attention
+from flowformer.nn.attention import HeadAttention, Sizes, implied_row, make_attention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.rotary import Rotation, check_head_dim, rotate
 from flowformer.ops.packing import Batch, attend_batch, check_batch
@@ -196,6 +196,34 @@ class ProjectedMixer(nn.Module):
         else:
             out = self._attend_packed(tensors, cu_seqlens, call)
         return _real(self.dropout(self.out_projection(out.flatten(2))), mask), state
+
+    def implied_row(
+        self,
+        x: Float[Tensor, "b l dim"],
+        sink: int,
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b h l"]:
+        """What each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
+
+        v are the projected values, out is what the output projection reads. See `implied_row` of
+        `flowformer.nn.attention`.
+
+        Args:
+            x: the hidden states.
+            sink: place i of the token that receives.
+            causal: as in the call.
+            mask: as in the call.
+
+        Raises:
+            NotImplementedError: the attention is not linear in its values, or has no such form.
+            IndexError: there is no such place.
+        """
+        self._check_call(None, None, causal=causal, stateful=False)
+        x = _real(x, mask)
+        call: dict[str, Any] = {"causal": True} if causal else {}
+        return implied_row(self.attention, self._tensors(x, x), sink, mask=mask, **call)
 
     def _attend_packed(
         self, tensors: list[Tensor], cu_seqlens: Int[Tensor, " offsets"], call: dict[str, Any]

@@ -7,7 +7,11 @@ from flowformer.nn.attention import HeadAttention, Sizes, make_attention, option
 from flowformer.nn.baselines.bigbird import BigBirdMixer
 from flowformer.nn.baselines.cosformer import CosformerMixer
 from flowformer.nn.baselines.deltanet import DeltaNetMixer
-from flowformer.nn.baselines.flow_ablations import FlowNoAllocationMixer, FlowNoCompetitionMixer
+from flowformer.nn.baselines.flow_variants import (
+    FlowHeadsMixer,
+    FlowNoAllocationMixer,
+    FlowNoCompetitionMixer,
+)
 from flowformer.nn.baselines.gla import GLAMixer
 from flowformer.nn.baselines.linear import LinearMixer
 from flowformer.nn.baselines.linformer import LinformerMixer
@@ -31,6 +35,7 @@ MIXERS: dict[str, type[ProjectedMixer]] = {
     "flow": FlowMixer,
     "flow-no-competition": FlowNoCompetitionMixer,
     "flow-no-allocation": FlowNoAllocationMixer,
+    "flow-heads": FlowHeadsMixer,
     "softmax": SoftmaxMixer,
     "linear": LinearMixer,
     "performer": PerformerMixer,

@@ -29,6 +29,7 @@ class LongformerAttention(HeadAttention):
         causal=True, cross=False, state=False, variable_length=True
     )
     inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
+    value_layers: ClassVar[tuple[str, ...]] = ("value_global",)
 
     def __init__(
         self, *, dim: int, num_heads: int, head_dim: int, window: int = 128, global_tokens: int = 1

@@ -1,4 +1,4 @@
-"""The ablations of Flow-Attention: one part less, nothing else."""
+"""The other forms of Flow-Attention: the ablations, and competing heads."""
 
 import pytest
 import torch
@@ -37,3 +37,17 @@ def test_its_map_shows_the_missing_part_as_one(name: str, part: int) -> None:
 def test_without_competition_there_is_nothing_to_clamp() -> None:
     with pytest.raises(ValueError, match="has no option clamp"):
         build_mixer("flow-no-competition", 24, 3, clamp=1.0)
+
+
+def test_competing_heads_are_flow_attention_with_the_published_options() -> None:
+    heads = build_mixer("flow-heads", 24, 3)
+    optioned = build_mixer("flow", 24, 3, feature_map="relu", clamp=None, competition="heads")
+    optioned.load_state_dict(heads.state_dict())
+    x = torch.randn(2, 17, 24)
+    assert heads(x)[0].equal(optioned(x)[0])
+
+
+def test_competing_heads_have_no_causal_form() -> None:
+    mixer = build_mixer("flow-heads", 24, 3)
+    with pytest.raises(NotImplementedError, match="causal"):
+        mixer(torch.randn(2, 17, 24), causal=True)

@@ -1,5 +1,6 @@
-"""Flow-Attention without one of its two parts, as in the paper's ablation."""
+"""Flow-Attention in other forms: without one of its parts, and as published for long sequences."""
 
+from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.flow import FlowAttention, FlowMixer
 from flowformer.ops.features import Competition, FeatureMap
 
@@ -51,6 +52,32 @@ class FlowNoAllocationAttention(FlowAttention):
             allocation=False,
             backend=backend,
         )
+
+
+class FlowHeadsAttention(FlowAttention):
+    """Flow-Attention as the published Long Range Arena code has it: bidirectional only.
+
+    The heads of each source compete, c_jh = S · softmax_h(Ô_jh), and not the sources, so that the
+    output grows with the length; features are relu(x) + 1e-6, and nothing is clamped.
+
+    Args:
+        eps: the ε of the flows.
+        backend: name of a backend of `flow_attention`; None chooses.
+    """
+
+    capabilities = Capabilities(causal=False, cross=True, state=False, variable_length=True)
+
+    def __init__(self, *, eps: float = 1e-6, backend: str | None = None) -> None:
+        """Hold the options."""
+        super().__init__(
+            feature_map="relu", clamp=None, eps=eps, competition="heads", backend=backend
+        )
+
+
+class FlowHeadsMixer(FlowMixer):
+    """Flow-Attention with competing heads (the published Long Range Arena code)."""
+
+    kind = FlowHeadsAttention
 
 
 class FlowNoCompetitionMixer(FlowMixer):
