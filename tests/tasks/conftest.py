@@ -12,10 +12,10 @@ from flowformer.models.config import LanguageModelConfig, TimeSeriesModelConfig
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.tasks.language_config import (
     LanguageConfig,
-    LanguageOptimizerConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
 TINY_MODEL = TimeSeriesModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
 
@@ -59,7 +59,7 @@ def tiny_language(tmp_path: Path) -> Callable[..., LanguageConfig]:
             model=LanguageModelConfig(
                 dim=16, num_heads=2, num_layers=1, feedforward=32, max_length=24
             ),
-            optimizer=LanguageOptimizerConfig(learning_rate=3e-3),
+            optimizer=ScheduledOptimizerConfig(learning_rate=3e-3),
             training=LanguageTrainingConfig(
                 steps=4, evaluate_every=2, accelerator="cpu", threads=1, progress="none"
             ),

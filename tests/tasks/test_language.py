@@ -17,7 +17,6 @@ from flowformer.tasks.execution import execute
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.language_config import (
     LanguageConfig,
-    LanguageOptimizerConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
@@ -29,6 +28,7 @@ from flowformer.tasks.language_run import (
 )
 from flowformer.tasks.language_training import train
 from flowformer.tasks.recording import NonFiniteLossError
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def test_the_kept_parameters_are_those_of_the_best_step(tmp_path, tiny_language)
     # After the warm-up the rate is so high that the loss rises again.
     config = replace(
         tiny_language(steps=8, evaluate_every=2),
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             learning_rate=3.0, warmup=4, schedule="constant", gradient_clip=None
         ),
     )
@@ -136,7 +136,7 @@ def test_sums_are_measured_by_how_many_are_exact(tmp_path, tiny_language):
 def test_a_loss_that_is_none_ends_the_run_and_keeps_the_batch(tmp_path, tiny_language):
     config = replace(
         tiny_language(),
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             learning_rate=1e30, schedule="constant", gradient_clip=None
         ),
     )
@@ -186,7 +186,7 @@ def test_a_row_has_the_rate_of_its_last_step(tmp_path, tiny_language):
 
 def test_schedules_rise_and_fall_as_they_say():
     def rates(**settings: object) -> list[float]:
-        optimizer = replace(LanguageOptimizerConfig(learning_rate=1.0, warmup=4), **settings)
+        optimizer = replace(ScheduledOptimizerConfig(learning_rate=1.0, warmup=4), **settings)
         return [optimizer.rate_at(step, 20) for step in range(20)]
 
     for schedule in ("constant", "cosine", "inverse-sqrt"):
@@ -202,7 +202,7 @@ def test_schedules_rise_and_fall_as_they_say():
     [
         (lambda: TextDataConfig(length=0), "length must be at least 1, got 0"),
         (lambda: TextDataConfig(vocab_size=1), "vocab_size must be at least 2, got 1"),
-        (lambda: LanguageOptimizerConfig(betas=(0.9,)), "betas must be two numbers"),
+        (lambda: ScheduledOptimizerConfig(betas=(0.9,)), "betas must be two numbers"),
         (
             lambda: LanguageTrainingConfig(steps=10, evaluate_every=3),
             "evaluate_every must divide steps, got 3 and 10",

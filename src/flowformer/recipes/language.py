@@ -13,10 +13,10 @@ from flowformer.models.config import LanguageModelConfig
 from flowformer.models.presets import LANGUAGE_PRESETS
 from flowformer.tasks.language_config import (
     LanguageConfig,
-    LanguageOptimizerConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
 
@@ -28,7 +28,7 @@ def wikitext_103() -> LanguageConfig:
         # Four samples of 512 are the 2,048 tokens of a pass; the four GPUs are in `accumulate`.
         data=TextDataConfig(corpus="wikitext-103", tokenizer="word", length=512, batch_size=4),
         model=LANGUAGE_PRESETS["wikitext-103"],
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             name="adamw",  # what fairseq calls adam decouples the weight decay
             learning_rate=1e-3,
             schedule="inverse-sqrt",
@@ -53,7 +53,7 @@ def char_shakespeare() -> LanguageConfig:
         name="char-shakespeare",
         data=TextDataConfig(corpus="shakespeare", tokenizer="char", length=256, batch_size=16),
         model=_small(dim=128, num_heads=4, num_layers=4, max_length=256),
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             learning_rate=1e-3, warmup=100, betas=(0.9, 0.99), weight_decay=0.1
         ),
         training=LanguageTrainingConfig(steps=2000, evaluate_every=200, validation_tokens=100_000),
@@ -68,7 +68,7 @@ def wiki_small() -> LanguageConfig:
             corpus="wiki-small", tokenizer="word", vocab_size=20_000, length=512, batch_size=4
         ),
         model=_small(dim=128, num_heads=4, num_layers=4, max_length=512, dropout=0.1),
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             learning_rate=1e-3, warmup=100, betas=(0.9, 0.98), weight_decay=0.01
         ),
         training=LanguageTrainingConfig(steps=1000, evaluate_every=100, context_window=400),
@@ -85,7 +85,7 @@ def adder() -> LanguageConfig:
         name="adder",
         data=TextDataConfig(corpus="addition", digits=2, length=6, batch_size=64),
         model=replace(LANGUAGE_PRESETS["gpt-nano"], initialization="fairseq", dropout=0.0),
-        optimizer=LanguageOptimizerConfig(
+        optimizer=ScheduledOptimizerConfig(
             learning_rate=2e-3, warmup=100, betas=(0.9, 0.95), weight_decay=0.1
         ),
         training=LanguageTrainingConfig(steps=3000, evaluate_every=500),

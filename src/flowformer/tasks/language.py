@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flowformer.models.language import LanguageModel
-from flowformer.tasks.language_config import LanguageOptimizerConfig
 from flowformer.tasks.recording import RecordedTask, Row
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
 # From a mean loss on the validation part, in nats a token, to what the run is measured by; None
 # where that is the part of the samples with every target right.
@@ -30,7 +30,7 @@ class LanguageTask(RecordedTask):
     def __init__(
         self,
         model: LanguageModel,
-        optimizer: LanguageOptimizerConfig,
+        optimizer: ScheduledOptimizerConfig,
         *,
         steps: int,
         seed: int,

@@ -1,19 +1,17 @@
 """What a run of a language model is told: one frozen dataclass per part; no torch."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from flowformer.evaluation.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
 from flowformer.models.config import LanguageModelConfig
 from flowformer.serialization import check_types
-from flowformer.tasks.config import ComputeConfig, require
+from flowformer.tasks.config import require
+from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
 
 TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Packing = Literal["contiguous", "documents"]
-Schedule = Literal["constant", "cosine", "inverse-sqrt"]
-LanguageOptimizerName = Literal["adam", "adamw"]
 
 ADDITION = "addition"  # the corpus that is no text: sums, generated
 PROTOCOL_NOTE = "the validation part chose the step; the test part was read once"
@@ -68,72 +66,10 @@ class TextDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageOptimizerConfig:
-    """How the parameters move.
-
-    Attributes:
-        name: adam, its weight decay added to the gradient; or adamw, decoupled from it.
-        learning_rate: the highest of the schedule.
-        schedule: constant; cosine falls towards a tenth; inverse-sqrt falls with the
-            square root of the step. Each rises linearly over the warm-up first.
-        warmup: steps until the rate is at its highest.
-        warmup_from: rate of the first step.
-        betas: Adam's decay rates of the two moments.
-        weight_decay: of the matrices; biases, norms and embeddings have none.
-        gradient_clip: largest norm of the whole gradient; None leaves it alone.
-    """
-
-    name: LanguageOptimizerName = "adamw"
-    learning_rate: float = 6e-4
-    schedule: Schedule = "cosine"
-    warmup: int = 0
-    warmup_from: float = 1e-7
-    betas: tuple[float, ...] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    gradient_clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self)
-        require("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
-        require("warmup", self.warmup, "at least 0", lambda v: v >= 0)
-        require("warmup_from", self.warmup_from, "at least 0", lambda v: v >= 0)
-        require("weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if self.gradient_clip is not None:
-            require("gradient_clip", self.gradient_clip, "above 0", lambda v: v > 0)
-
-    def rate_at(self, step: int, steps: int) -> float:
-        """Returns the learning rate of an optimizer step, as a part of the highest.
-
-        Args:
-            step: counted from 0.
-            steps: of the whole training.
-        """
-        if step < self.warmup:
-            start = self.warmup_from / self.learning_rate
-            return start + (1 - start) * step / self.warmup
-        if self.schedule == "inverse-sqrt":
-            return (max(self.warmup, 1) / max(step, 1)) ** 0.5
-        if self.schedule == "cosine":
-            done = (step - self.warmup) / max(1, steps - self.warmup)
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done)))
-        return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageTrainingConfig(ComputeConfig):
+class LanguageTrainingConfig(StepsConfig):
     """How long, and how it is measured.
 
     Attributes:
-        steps: of the optimizer.
-        evaluate_every: steps between two measurements on the validation part, each with a
-            checkpoint; it divides `steps`.
         accumulate: passes whose gradients make one step.
         validation_tokens: tokens at the start of the validation part to measure on while training;
             None for all.
@@ -143,10 +79,6 @@ class LanguageTrainingConfig(ComputeConfig):
             time.
     """
 
-    round_name: ClassVar[str] = "measurement"
-
-    steps: int = 5000
-    evaluate_every: int = 250
     accumulate: int = 1
     validation_tokens: int | None = None
     context_window: int = 0
@@ -159,20 +91,10 @@ class LanguageTrainingConfig(ComputeConfig):
             ValueError: a value is of the wrong type or out of range.
         """
         super().__post_init__()
-        for name in ("steps", "evaluate_every", "accumulate"):
-            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
-        if self.steps % self.evaluate_every:
-            raise ValueError(
-                f"evaluate_every must divide steps, got {self.evaluate_every} and {self.steps}"
-            )
+        require("accumulate", self.accumulate, "at least 1", lambda v: v >= 1)
         require("context_window", self.context_window, "at least 0", lambda v: v >= 0)
         if self.validation_tokens is not None:
             require("validation_tokens", self.validation_tokens, "at least 1", lambda v: v >= 1)
-
-    @property
-    def rounds(self) -> int:
-        """The measurements."""
-        return self.steps // self.evaluate_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +116,7 @@ class LanguageConfig:
     name: str
     data: TextDataConfig = field(default_factory=TextDataConfig)
     model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    optimizer: LanguageOptimizerConfig = field(default_factory=LanguageOptimizerConfig)
+    optimizer: ScheduledOptimizerConfig = field(default_factory=ScheduledOptimizerConfig)
     training: LanguageTrainingConfig = field(default_factory=LanguageTrainingConfig)
     paper_dataset: str | None = None
     paper_perplexity: float | None = None
