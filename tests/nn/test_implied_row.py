@@ -50,7 +50,7 @@ def test_a_row_times_the_values_is_the_output(name: str, length: int) -> None:
 def test_a_global_token_of_longformer_draws_on_the_global_values(num_kv_heads: int) -> None:
     mixer, x = build("longformer", num_kv_heads=num_kv_heads), torch.randn(1, 11, 24).double()
     out, _ = heads_of(mixer, x)
-    value = mixer.attention.value_global(x).unflatten(-1, (3, 8))
+    value = mixer.attention.get_submodule("value_global")(x).unflatten(-1, (3, 8))
     drawn = torch.einsum("bhs,bshm->bhm", mixer.implied_row(x, 0), value)
     torch.testing.assert_close(drawn, out[:, 0])
     local = build("longformer", global_tokens=0)

@@ -126,6 +126,7 @@ def implied_weights(
     return weights.transpose(1, 2)
 
 
+@torch.enable_grad()
 def implied_row(
     attention: HeadAttention, tensors: Sequence[Tensor], sink: int, **call: Any
 ) -> Float[Tensor, "b h s"]:
@@ -162,18 +163,20 @@ def implied_row(
         values.append(torch.zeros_like(output).requires_grad_())
         return values[-1]
 
-    layers = [attention.get_submodule(name) for name in attention.value_layers if name]
-    handles = [layer.register_forward_hook(replace) for layer in layers]
+    handles = [
+        layer.register_forward_hook(replace)
+        for name, layer in attention.named_children()
+        if name in attention.value_layers
+    ]
     try:
-        with torch.enable_grad():
-            out, _ = attention(*given, **call)
+        out, _ = attention(*given, **call)
     finally:
         for handle in handles:
             handle.remove()
     if not -out.shape[1] <= sink < out.shape[1]:
         raise IndexError(f"expected a sink among {out.shape[1]} tokens, got {sink}")
     width = given[at].shape[-1]
-    return sum(_rows(out[:, sink], value, width) for value in values)
+    return torch.stack([_rows(out[:, sink], value, width) for value in values]).sum(0)
 
 
 def _rows(
