@@ -73,6 +73,27 @@ def load_fashion_mnist(folder: Path | None = None, *, cache: Path | None = None)
     28 × 28 pixels, padded with black to 32 × 32, so that the sequences are those of LRA's Image.
 
     Args:
+        folder: see `read_fashion_mnist`.
+        cache: likewise.
+
+    Raises:
+        FileNotFoundError: what `read_fashion_mnist` raises.
+        ValueError: likewise.
+    """
+    parts = {}
+    for part, (images, labels) in read_fashion_mnist(folder, cache=cache).items():
+        padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+        parts[part] = (padded.reshape(len(padded), -1), labels)
+    source = "Fashion-MNIST, padded to 32 × 32: grey pictures of clothes, not CIFAR-10"
+    return _pictures("fashion-mnist", source, FASHION_CLASSES, parts)
+
+
+def read_fashion_mnist(
+    folder: Path | None = None, *, cache: Path | None = None
+) -> dict[str, tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]]:
+    """The pictures and labels of Fashion-MNIST's parts, train and test.
+
+    Args:
         folder: with the four idx files, gzipped or not, or with a folder of them; None for those of
             the Debian package dataset-fashion-mnist.
         cache: where the package's files are kept; by default `data_cache()`.
@@ -96,10 +117,8 @@ def load_fashion_mnist(folder: Path | None = None, *, cache: Path | None = None)
                 f"Fashion-MNIST, {part}: expected pictures [{len(labels)}, 28, 28], one a label, "
                 f"got {list(images.shape)}"
             )
-        padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-        parts[part] = (padded.reshape(len(padded), -1), labels)
-    source = "Fashion-MNIST, padded to 32 × 32: grey pictures of clothes, not CIFAR-10"
-    return _pictures("fashion-mnist", source, FASHION_CLASSES, parts)
+        parts[part] = (images, labels)
+    return parts
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:

@@ -272,8 +272,31 @@ def stratified_split(
 
     Raises:
         ImportError: scikit-learn is missing.
-        ValueError: The fraction is outside (0, 1); a class has one series only; a part would have
-            fewer series than there are classes; or none of a class would be left for training.
+        ValueError: What `stratified_indices` raises.
+    """
+    rest, chosen = stratified_indices(split.labels, fraction, seed, name=split.name)
+    return split.select(rest, "train"), split.select(chosen, "validation")
+
+
+def stratified_indices(
+    labels: Int64[np.ndarray, " n"], fraction: float, seed: int, *, name: str, what: str = "series"
+) -> tuple[Int64[np.ndarray, " rest"], Int64[np.ndarray, " chosen"]]:
+    """Choose a part with each class in about its share of the whole.
+
+    Args:
+        labels: The class of each sample.
+        fraction: How many of them are chosen, in (0, 1).
+        seed: The same seed gives the same parts.
+        name: Of the samples together, for messages.
+        what: They are, in the plural.
+
+    Returns:
+        The indices of the rest and of the part chosen, both rising.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: The fraction is outside (0, 1); a class has one sample only; a part would have
+            fewer samples than there are classes; or none of a class would be left for training.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"expected a fraction between 0 and 1, got {fraction}")
@@ -283,31 +306,32 @@ def stratified_split(
         raise ImportError(
             "scikit-learn is needed for a stratified split: pip install 'flowformer[train]'"
         ) from error
-    labels, counts = np.unique(split.labels, return_counts=True)
+    classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
-            f"{split.name}: expected at least 2 series of each class, one to train on and one for "
-            f"validation, got 1 of class {_joined(labels[counts < 2].tolist())} "
+            f"{name}: expected at least 2 {what} of each class, one to train on and one for "
+            f"validation, got 1 of class {_joined(classes[counts < 2].tolist())} "
             "(an index into the classes)"
         )
-    chosen_size = math.ceil(fraction * len(split))
-    smaller = min(chosen_size, len(split) - chosen_size)
-    if smaller < len(labels):
+    chosen_size = math.ceil(fraction * len(labels))
+    smaller = min(chosen_size, len(labels) - chosen_size)
+    if smaller < len(classes):
         raise ValueError(
-            f"{split.name}: expected a fraction that leaves either side a series for each of the "
-            f"{len(labels)} classes, got {fraction} of {len(split)} series, which leaves {smaller}"
+            f"{name}: expected a fraction that leaves either side one of the {what} for each of "
+            f"the {len(classes)} classes, got {fraction} of {len(labels)} {what}, which leaves "
+            f"{smaller}"
         )
     rest, chosen = train_test_split(
-        np.arange(len(split)), test_size=chosen_size, random_state=seed, stratify=split.labels
+        np.arange(len(labels)), test_size=chosen_size, random_state=seed, stratify=labels
     )
-    lost = np.setdiff1d(labels, split.labels[rest])
+    lost = np.setdiff1d(classes, labels[rest])
     if len(lost):
         raise ValueError(
-            f"{split.name}: expected a fraction that leaves some of each class for training, got "
+            f"{name}: expected a fraction that leaves some of each class for training, got "
             f"{fraction}, which leaves none of class {_joined(lost.tolist())} (an index into the "
             "classes)"
         )
-    return split.select(np.sort(rest), "train"), split.select(np.sort(chosen), "validation")
+    return np.sort(rest), np.sort(chosen)
 
 
 def _one_series(series: Any, where: str) -> Float64[np.ndarray, "channels _"]:

@@ -1,0 +1,113 @@
+"""Image files of every kind as RGB, or an error that names the file."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError as error:
+    raise ImportError(
+        "Pillow is needed to read images: pip install 'flowformer[vision]'"
+    ) from error
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gibibyte in RGB
+_MAX_16_BIT = 65_535
+_BACKGROUND = (255, 255, 255)
+
+# What Pillow raises on bytes that its header promised otherwise, by format: PNG has SyntaxError,
+# TIFF KeyError and TypeError, WebP and others OSError, ValueError or EOFError.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads an image as RGB of 8 bits, upright.
+
+    The orientation that EXIF tells is applied; grey of 16 bits is divided by 257; what is
+    transparent is laid on white; CMYK, palettes and others are converted as Pillow does; of several
+    frames the first is taken.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, is cut off or damaged, has more than `MAX_PIXELS` pixels, or
+            values whose range is not known (floating point, 32 bits). The message names the file.
+    """
+    with warnings.catch_warnings():
+        # Of odd EXIF blocks and the like, in files that read well; a bomb is refused by size.
+        warnings.simplefilter("ignore")
+        with _open(path) as image:
+            try:
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+            except _DAMAGED as error:
+                raise ValueError(f"{path}: cut off or damaged image ({error})") from error
+            return _as_rgb(upright, path)
+
+
+def require_images(paths: list[Path]) -> None:
+    """Reads the header of each file, to find what is no image before a training rather than after.
+
+    Raises:
+        ValueError: what `read_image` raises before it decodes the pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `read_image`
+        for path in paths:
+            _open(path).close()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: expected an image that Pillow reads, got none") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path}: expected at most {MAX_PIXELS:,} pixels, got more than twice that: a "
+            "decompression bomb? Make it smaller"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: cut off or damaged image ({error})") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{path}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}: a "
+            "decompression bomb? Make it smaller"
+        )
+    return image
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image, path)
+    if image.mode == "F":
+        raise ValueError(
+            f"{path}: expected integer pixels, got floating point, whose range is not known: save "
+            "it with 8 or 16 bits"
+        )
+    try:
+        if image.has_transparency_data:
+            # Pillow alone would drop alpha: what is hidden, often black, would show.
+            over = image.convert("RGBA")
+            below = Image.new("RGBA", over.size, (*_BACKGROUND, 255))
+            return Image.alpha_composite(below, over).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{path}: no way from mode {image.mode} to RGB ({error})") from error
+
+
+def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
+    # Pillow's own conversion to RGB clips at 255, which makes nearly all of such an image white.
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > _MAX_16_BIT:
+        raise ValueError(
+            f"{path}: expected grey values of 16 bits, got {lowest} to {highest}: save it with 8 "
+            "or 16 bits"
+        )
+    grey = np.rint(values.astype(np.float32) / 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

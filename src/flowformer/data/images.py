@@ -1,0 +1,205 @@
+"""Images with a class each: folders of image files, and Fashion-MNIST."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+try:
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+except ImportError as error:
+    raise ImportError(
+        "torchvision is needed to read image folders: pip install 'flowformer[vision]'"
+    ) from error
+
+from flowformer.data.image_files import read_image, require_images
+from flowformer.data.pictures import FASHION_CLASSES, read_fashion_mnist
+from flowformer.data.timeseries import stratified_indices
+
+_NAMED = 5  # classes that a message lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit:
+    """One part of a data set of images.
+
+    Attributes:
+        images: paths of files, which are read as RGB when asked for; or grey values.
+        labels: the class of each.
+        name: of the part, for messages.
+    """
+
+    images: tuple[Path, ...] | UInt8[np.ndarray, "n h w"]
+    labels: Int64[np.ndarray, " n"]
+    name: str
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def read(self, index: int) -> Image.Image:
+        """The image at a place: RGB of a file, grey of an array.
+
+        Raises:
+            ValueError: what `read_image` raises.
+        """
+        image = self.images[index]
+        return read_image(image) if isinstance(image, Path) else Image.fromarray(image)
+
+    def place(self, index: int) -> str:
+        """What the image at a place is called: its path, or its number."""
+        image = self.images[index]
+        return str(image) if isinstance(image, Path) else f"{self.name}[{index}]"
+
+    def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "ImageSplit":
+        """Those at some places, in that order, under another name."""
+        images = self.images
+        chosen = images[indices] if isinstance(images, np.ndarray) else _at(images, indices)
+        return ImageSplit(images=chosen, labels=self.labels[indices], name=name)
+
+    def require_readable(self) -> None:
+        """Looks at the header of every file.
+
+        Raises:
+            ValueError: one is no image; the message names it.
+        """
+        if not isinstance(self.images, np.ndarray):
+            require_images(list(self.images))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set of images.
+
+    Attributes:
+        name: of the set.
+        classes: what each label means.
+        channels: of every image: 1 for grey, 3 for RGB.
+        train: to train on.
+        validation: to choose the epoch by, where the set has one beside a test part.
+        test: to test on, where there is one.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    train: ImageSplit
+    validation: ImageSplit | None = None
+    test: ImageSplit | None = None
+
+
+def load_image_folder(path: Path) -> ImageData:
+    """Reads which images a folder has: PATH/train/CLASS/*, and val and test likewise.
+
+    Of two parts beside `train`, `val` is the validation part and `test` the test part; of one
+    alone, it is the test part: on ImageNet's `val` the published figures are measured.
+
+    Files whose names do not end as those of images (.jpg, .png, …) are passed over, as torchvision
+    does it.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no `train` in it, a part without classes, or a
+            class without images.
+        ValueError: the classes of a part are not those of `train`.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"expected a folder of images, {path} is none")
+    if not (path / "train").is_dir():
+        raise FileNotFoundError(
+            f"{path} has no folder train: expected {path}/train/CLASS/IMAGE, and val or test "
+            "likewise"
+        )
+    classes, train = _read_part(path / "train")
+    parts: dict[str, ImageSplit] = {}
+    for part in ("val", "test"):
+        if (path / part).is_dir():
+            parts[part] = _read_like(path / part, classes)
+    test = parts.get("test", parts.get("val"))
+    return ImageData(
+        name=path.resolve().name,
+        classes=classes,
+        channels=3,
+        train=train,
+        validation=parts["val"] if len(parts) == 2 else None,
+        test=test,
+    )
+
+
+def load_fashion_mnist_images(
+    folder: Path | None = None, *, cache: Path | None = None
+) -> ImageData:
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey images of 28 × 28 pixels.
+
+    Args:
+        folder: see `flowformer.data.pictures.read_fashion_mnist`.
+        cache: likewise.
+
+    Raises:
+        FileNotFoundError: what `read_fashion_mnist` raises.
+        ValueError: likewise.
+    """
+    parts = {
+        part: ImageSplit(images=images, labels=labels.astype(np.int64), name=part)
+        for part, (images, labels) in read_fashion_mnist(folder, cache=cache).items()
+    }
+    return ImageData(name="fashion-mnist", classes=FASHION_CLASSES, channels=1, **parts)
+
+
+def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
+    """Sets a stratified part of the training images aside, where there is no validation part yet.
+
+    Raises:
+        ValueError: what `flowformer.data.timeseries.stratified_indices` raises.
+    """
+    if data.validation is not None:
+        return data
+    name = f"{data.name}, train"
+    rest, chosen = stratified_indices(data.train.labels, fraction, seed, name=name, what="images")
+    return replace(
+        data,
+        train=data.train.select(rest, "train"),
+        validation=data.train.select(chosen, "validation"),
+    )
+
+
+def _read_part(folder: Path) -> tuple[tuple[str, ...], ImageSplit]:
+    try:
+        # No loader of its own: `ImageSplit.read` is it.
+        found = ImageFolder(folder, allow_empty=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} has no classes: expected {folder}/CLASS/IMAGE"
+        ) from error
+    labels = np.array(found.targets, dtype=np.int64)
+    empty = [found.classes[label] for label in np.setdiff1d(range(len(found.classes)), labels)]
+    if empty:
+        raise FileNotFoundError(
+            f"{folder}: expected an image for each class, found none (.jpg, .png, …) for "
+            f"{_listed(empty)}: remove the empty folders, or fill them"
+        )
+    paths = tuple(Path(path) for path, _ in found.samples)
+    return tuple(found.classes), ImageSplit(images=paths, labels=labels, name=str(folder))
+
+
+def _read_like(folder: Path, classes: tuple[str, ...]) -> ImageSplit:
+    own, split = _read_part(folder)
+    if own == classes:
+        return split
+    missing, more = sorted(set(classes) - set(own)), sorted(set(own) - set(classes))
+    parts = [f"{_listed(missing)} missing"] * bool(missing) + [f"{_listed(more)} new"] * bool(more)
+    raise ValueError(
+        f"{folder}: expected the {len(classes)} classes of the training images, got {len(own)}: "
+        f"{', '.join(parts)}"
+    )
+
+
+def _at(images: Sequence[Path], indices: Int64[np.ndarray, " m"]) -> tuple[Path, ...]:
+    return tuple(images[index] for index in indices)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
