@@ -63,7 +63,7 @@ def test_show_gives_the_beginning_of_a_text(flowformer, book):
     ("arguments", "message"),
     [
         (["lists"], "unknown action 'lists': choose from list, prepare, show"),
-        (["show", "wiki-smal"], "unknown corpus 'wiki-smal': do you mean wiki-small?"),
+        (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': do you mean wiki-small?"),
         (["prepare", "text"], "the corpus text is files of your own: give one, or a folder"),
     ],
     ids=["action", "corpus", "no-files"],
@@ -95,4 +95,4 @@ def test_a_damaged_folder_is_named(flowformer, book, tmp_path):
 
 def test_help_lists_the_actions(flowformer):
     assert "usage: flowformer data ACTION" in flowformer("data").out
-    assert "prepare  fetch and tokenise a text" in flowformer("data", "--help").out
+    assert "prepare  fetch, generate or tokenise one" in flowformer("data", "--help").out

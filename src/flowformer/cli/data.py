@@ -1,8 +1,10 @@
-"""`flowformer data list | prepare NAME | show NAME`: the texts that models can be trained on."""
+"""`flowformer data list | prepare NAME | show NAME`: texts, and Long Range Arena's data."""
 
+import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ _SAMPLE = 400  # characters shown of a text
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List the texts that have a name, and where each is from."""
+    """List the texts and data sets that have a name, and where each is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class PrepareOptions:
     """Fetch and tokenise a text once; what was stopped goes on, what is there is only checked.
 
     Training does the same where nothing is there yet: the flags mean what --data.… means to
-    flowformer train, and the default folder is the one that it looks into.
+    flowformer train, and the default folder is the one that it looks into. The sets of the Long
+    Range Arena have flags of their own: flowformer data prepare listops --help.
 
     Attributes:
         name: of the text, see flowformer data list.
@@ -48,15 +51,23 @@ class PrepareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions:
-    """Show what a text holds.
+    """Show what a text or a data set holds.
+
+    The sets of the Long Range Arena have more flags: flowformer data show listops --help.
 
     Attributes:
-        name: of a text, to see how it begins; or the folder of a prepared one, to see its counts.
+        name: of a text, to see how it begins; or a prepared folder, to see what is in it.
         folder: where the files of the text are.
+        part: of a prepared set of labelled sequences.
+        count: cases of that part that are shown.
+        output: the picture that shows them, where they are pictures; NAME-PART.png by default.
     """
 
     name: str
     folder: Path | None = None
+    part: str = "test"
+    count: int = 4
+    output: Path | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -72,18 +83,27 @@ def main(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     parse(ListOptions, arguments, prog="flowformer data list")
+    from flowformer.data.arena_sets import ARENA_SETS
     from flowformer.data.corpora import CORPORA
 
-    width = max(map(len, CORPORA))
-    for name, corpus in CORPORA.items():
-        sys.stdout.write(f"{name:<{width}}  {corpus.description}\n")
-        sys.stdout.write(f"{'':<{width}}  from {corpus.source}\n")
-    sys.stdout.write("\nNext: flowformer data show NAME, or flowformer data prepare NAME\n")
+    width = max(map(len, [*CORPORA, *ARENA_SETS]))
+    for title, table in (("Texts", CORPORA), ("Long Range Arena", ARENA_SETS)):
+        sys.stdout.write(f"{title}\n\n")
+        for name, row in table.items():
+            sys.stdout.write(f"{name:<{width}}  {row.description}\n")
+            sys.stdout.write(f"{'':<{width}}  from {row.source}\n")
+        sys.stdout.write("\n")
+    sys.stdout.write("Next: flowformer data show NAME, or flowformer data prepare NAME\n")
     return 0
 
 
 def _prepare(arguments: list[str]) -> int:
+    if name := _arena_name(arguments):
+        from flowformer.cli import data_arena
+
+        return data_arena.prepare(name, arguments)
     options = parse(PrepareOptions, arguments, prog="flowformer data prepare")
+    _require_known(options.name)
     from flowformer.tasks.text import load_text
 
     text = load_text(
@@ -102,18 +122,50 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    options = parse(ShowOptions, arguments, prog="flowformer data show")
+    from flowformer.cli import data_arena
+    from flowformer.data.arena import holds_sequences
     from flowformer.data.corpora import CORPORA, load_corpus
 
-    if options.name not in CORPORA and Path(options.name).is_dir():
+    if name := _arena_name(arguments):
+        return data_arena.show(name, arguments)
+    options = parse(ShowOptions, arguments, prog="flowformer data show")
+    folder = Path(options.name)
+    if options.name not in CORPORA and folder.is_dir():
+        if holds_sequences(folder):
+            data_arena.show_folder(
+                folder, part=options.part, count=options.count, output=options.output
+            )
+            return 0
         from flowformer.data.tokens import open_text
 
-        sys.stdout.write(_describe(open_text(options.name)))
+        sys.stdout.write(_describe(open_text(folder)))
         return 0
+    _require_known(options.name)
     corpus = load_corpus(options.name, folder=options.folder)
     start = next(iter(corpus.documents("train")), "")[:_SAMPLE]
     sys.stdout.write(f"{corpus.name}: {corpus.description}\nfrom {corpus.source}\n\n{start} …\n")
     return 0
+
+
+def _arena_name(arguments: list[str]) -> str | None:
+    """The set of the Long Range Arena that is asked for, to know which flags there are."""
+    from flowformer.data.arena_sets import ARENA_SETS
+
+    for before, argument in pairwise(["", *arguments]):
+        if argument in ARENA_SETS and not before.startswith("--"):  # not --folder listops
+            return argument
+    return None
+
+
+def _require_known(name: str) -> None:
+    from flowformer.data.arena_sets import ARENA_SETS
+    from flowformer.data.corpora import CORPORA
+
+    names = [*CORPORA, *ARENA_SETS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"do you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown text or data set {name!r}: {hint}choose from {', '.join(names)}")
 
 
 def _describe(text: "PreparedText") -> str:
@@ -136,9 +188,9 @@ def _describe(text: "PreparedText") -> str:
 
 
 _ACTIONS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "list": (_list, "the texts that have a name"),
-    "prepare": (_prepare, "fetch and tokenise a text: flowformer data prepare NAME"),
-    "show": (_show, "how a text begins, or what a prepared folder holds"),
+    "list": (_list, "the texts and data sets that have a name"),
+    "prepare": (_prepare, "fetch, generate or tokenise one: flowformer data prepare NAME"),
+    "show": (_show, "how a text begins, some cases, or what a prepared folder holds"),
 }
 
 
@@ -146,5 +198,12 @@ def _usage() -> str:
     width = max(map(len, _ACTIONS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in _ACTIONS.items()]
     return "\n".join(
-        ["usage: flowformer data ACTION [ARGUMENTS]", "", "Texts to train on.", "", *lines, ""]
+        [
+            "usage: flowformer data ACTION [ARGUMENTS]",
+            "",
+            "Texts and labelled sequences to train on.",
+            "",
+            *lines,
+            "",
+        ]
     )

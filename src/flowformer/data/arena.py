@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowformer.data.arena_sets import (
     ARENA_SETS,
+    GENERATED_PARTS,
     ArenaOptions,
     ArenaSet,
     Difficulty,
@@ -25,9 +27,12 @@ __all__ = [
     "ArenaOptions",
     "ArenaSet",
     "Difficulty",
+    "arena_folder",
     "find_arena_set",
+    "holds_sequences",
     "prepare_arena",
     "read_preparation",
+    "sample_arena",
 ]
 
 PREPARATION = "preparation.json"  # what a prepared folder was made from
@@ -35,6 +40,7 @@ _DESCRIPTION = "description.json"  # of `SequenceData.save`, which writes it las
 # Raised when other data are made of the same options: an older folder is not taken for them then.
 _REVISION = 1
 _CASES_PER_WORKER = 500  # with fewer, starting a process takes longer than what it would do
+_LEAST_SAMPLE = 100
 
 
 def prepare_arena(
@@ -67,9 +73,8 @@ def prepare_arena(
     """
     of = find_arena_set(name)
     chosen = of.resolve(options)
-    made_from = {"set": name, "revision": _REVISION, "options": _as_json(of, chosen)}
-    folder = output or data_cache() / "arena" / f"{name}-{_digest(made_from)[:8]}"
-    made_from["files"] = _stamp(of, chosen.folder)
+    folder = arena_folder(name, options) if output is None else output
+    made_from = {**_record(of, chosen), "files": _stamp(of, chosen.folder)}
     if not _is_prepared(folder, made_from):
         # Beside the folder, which may hold nothing else: who comes second finds the set prepared.
         with locked(folder.with_name(f".{folder.name}.lock")):
@@ -77,6 +82,39 @@ def prepare_arena(
                 data = _make(of, chosen, workers, progress)
                 _write(data, folder, made_from)
     return SequenceData.load(folder)
+
+
+def arena_folder(name: str, options: ArenaOptions = ArenaOptions()) -> Path:  # noqa: B008 - frozen
+    """Where `prepare_arena` keeps a set by default: a folder of its name and its options.
+
+    Raises:
+        ValueError: an unknown name, or an option that the set does not take.
+    """
+    of = find_arena_set(name)
+    digest = _digest(_record(of, of.resolve(options)))
+    return data_cache() / "arena" / f"{name}-{digest[:8]}"
+
+
+def sample_arena(name: str, options: ArenaOptions, *, part: str, count: int) -> SequenceData:
+    """A set to look at: what is generated only as far as needed and not kept, the others prepared.
+
+    Args:
+        name: in `ARENA_SETS`.
+        options: those that the set takes.
+        part: of which at least `count` cases are generated, and one of each other.
+        count: cases wanted.
+
+    Raises:
+        ValueError: as `prepare_arena`.
+    """
+    of = find_arena_set(name)
+    chosen = of.resolve(options)
+    if of.generate is None or chosen.folder is not None:
+        return prepare_arena(name, options)
+    # Of ten values that are balanced, a few cases would have the first few only.
+    least = _LEAST_SAMPLE if name == "listops" else 1
+    sizes = tuple(max(count, least) if one == part else 1 for one in GENERATED_PARTS)
+    return of.generate(replace(chosen, sizes=sizes), 1, None)
 
 
 def _make(
@@ -119,6 +157,11 @@ def _is_prepared(folder: Path, made_from: Mapping[str, Any]) -> bool:
     return (folder / _DESCRIPTION).is_file() and there.get("files") == made_from["files"]
 
 
+def holds_sequences(folder: Path) -> bool:
+    """Whether a folder is of `prepare_arena`, be it whole or not, or of `SequenceData.save`."""
+    return any((folder / name).is_file() for name in (PREPARATION, _DESCRIPTION))
+
+
 def read_preparation(folder: Path) -> dict[str, Any]:
     """What a prepared folder was made from: set, revision, options and files.
 
@@ -148,10 +191,11 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
     ]
 
 
-def _as_json(of: ArenaSet, options: ArenaOptions) -> dict[str, Any]:
+def _record(of: ArenaSet, options: ArenaOptions) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in of.options}
-    text = json.dumps(values, default=str)
-    return json.loads(text)  # tuples are lists now, as in the file that it is compared with
+    record = {"set": of.name, "revision": _REVISION, "options": values}
+    # As it is in the file that it is compared with: tuples are lists there.
+    return json.loads(json.dumps(record, default=str))
 
 
 def _stamp(of: ArenaSet, folder: Path | None) -> dict[str, Any] | None:

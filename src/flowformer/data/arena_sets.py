@@ -1,7 +1,7 @@
 """The table of the Long Range Arena's data sets, and the options that each takes."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from flowformer.data.sequences import SequenceData
 
 Difficulty = Literal["easy", "medium", "hard"]
 Progress = Callable[[str, int], None]  # a part, and the number of cases that it has so far
+GENERATED_PARTS = ("train", "validation", "test")
+_OF_OWN_FILES = ("folder", "max_length")  # the others are of what is generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,21 @@ class ArenaSet:
         """The default longest sequence; None where all are as long."""
         return self.defaults.get("max_length")
 
+    def require_taken(self, names: Iterable[str], *, own_files: bool = False) -> tuple[str, ...]:
+        """Returns the options that it takes, with files of the user or without.
+
+        Raises:
+            ValueError: one of the names is none of them.
+        """
+        takes, when = self.options, ""
+        if own_files and self.generate is not None:
+            takes = tuple(name for name in takes if name in _OF_OWN_FILES)
+            when = " with files of one's own"
+        for name in names:
+            if name not in takes:
+                raise ValueError(f"{self.name}{when} takes {', '.join(takes)}, got {name}")
+        return takes
+
     def resolve(self, options: ArenaOptions) -> ArenaOptions:
         """Fills in the defaults; paths become absolute.
 
@@ -89,15 +106,7 @@ class ArenaSet:
             for field in fields(ArenaOptions)
             if (value := getattr(options, field.name)) != field.default
         }
-        takes, when = self.options, ""
-        if self.generate is not None and options.folder is not None:
-            takes = tuple(name for name in takes if name in ("folder", "max_length"))
-            when = " with files of one's own"
-        for name in given:
-            if name not in takes:
-                raise ValueError(
-                    f"{self.name}{when} takes {', '.join(takes) or 'no options'}, got {name}"
-                )
+        takes = self.require_taken(given, own_files=options.folder is not None)
         if options.sizes is not None and len(options.sizes) != 3:
             raise ValueError(
                 f"expected three sizes, of train, validation and test, got {options.sizes}"
@@ -117,13 +126,13 @@ def _read_listops(options: ArenaOptions) -> SequenceData:
     assert options.folder is not None
     assert options.max_length is not None
     data = read_listops(options.folder)
-    for part, split in data.splits.items():
-        lengths = split.inputs.lengths
-        if (longest := lengths.max()) > options.max_length:
-            raise ValueError(
-                f"{options.folder}: expected at most max_length={options.max_length:,} tokens, got "
-                f"{longest:,} in {part} case {lengths.argmax()}: an expression cannot be cut"
-            )
+    lengths = {part: split.inputs.lengths for part, split in data.splits.items()}
+    part = max(lengths, key=lambda one: lengths[one].max())
+    if (longest := lengths[part].max()) > options.max_length:
+        raise ValueError(
+            f"{options.folder}: expected at most max_length={options.max_length:,} tokens, got "
+            f"{longest:,} in {part} case {lengths[part].argmax()}: an expression cannot be cut"
+        )
     return data
 
 
@@ -179,7 +188,7 @@ def _folder_of(name: str, options: ArenaOptions) -> Path:
 
 def _sizes(options: ArenaOptions) -> dict[str, int]:
     assert options.sizes is not None
-    return dict(zip(("train", "validation", "test"), options.sizes, strict=True))
+    return dict(zip(GENERATED_PARTS, options.sizes, strict=True))
 
 
 def _pathfinder(size: int) -> ArenaSet:
