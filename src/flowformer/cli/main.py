@@ -20,7 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "flowformer.cli.info:main",
         "versions, device, backends, extras, and why any is missing",
     ),
-    "data": ("flowformer.cli.data:main", "texts: list | prepare NAME | show NAME"),
+    "data": (
+        "flowformer.cli.data:main",
+        "texts and Long Range Arena: list | prepare NAME | show NAME",
+    ),
     "train": ("flowformer.cli.train:main", "train a recipe: flowformer train NAME [overrides]"),
     "compare": (
         "flowformer.cli.compare:main",
