@@ -1,11 +1,13 @@
 """Work by several processes whose results come in the order of the jobs, and its randomness."""
 
+import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from types import TracebackType
 from typing import TypeVar
 
@@ -40,7 +42,9 @@ class Workers:
         self._limit = number * _AHEAD
         self._pool = None
         if number > 1:
-            self._pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(
+                number, mp_context=get_context("spawn"), initializer=_end_with_parent
+            )
 
     def __enter__(self) -> "Workers":
         """Returns itself."""
@@ -78,3 +82,15 @@ class Workers:
         finally:  # whoever took the results may have enough of them
             for future in under_way:
                 future.cancel()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent was killed: it would wait for jobs for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

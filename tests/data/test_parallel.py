@@ -1,0 +1,27 @@
+"""Work by several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+from itertools import count
+from flowformer.data.parallel import Workers
+
+if __name__ == "__main__":
+    with Workers(2) as pool:
+        for number in pool.map(abs, count()):
+            if number == 9:
+                print("at work", flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        # The pipe ends when the last process that has inherited it does.
+        assert process.communicate(timeout=60)[0] == ""
