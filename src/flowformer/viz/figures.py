@@ -199,16 +199,16 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
     bottom = figure.add_subplot(grid[2, 0], sharex=top)
 
     _draw_series(top, flow.series, figure.add_subplot(grid[0, 1]))
-    limit = _share_limit(flow.source_competition)
+    limit = share_limit(flow.source_competition)
     competition = _draw_strips(
         middle, flow.source_competition, cmap="RdBu_r", norm=LogNorm(1 / limit, limit)
     )
-    bar = _bar(competition, figure.add_subplot(grid[1, 1]), extend="both")
-    ticks, names = _share_ticks(limit)
+    bar = colour_bar(competition, figure.add_subplot(grid[1, 1]), extend="both")
+    ticks, names = share_ticks(limit)
     bar.set_ticks(ticks, labels=names)
     bar.minorticks_off()
     allocation = _draw_strips(bottom, flow.sink_allocation, cmap="cividis")
-    _bar(allocation, figure.add_subplot(grid[2, 1]))
+    colour_bar(allocation, figure.add_subplot(grid[2, 1]))
 
     _plain(middle, title="Source competition: what each step gives, in even shares")
     _plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
@@ -240,7 +240,7 @@ def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axe
             extent=(-0.5, steps - 0.5, channels + 0.5, 0.5),
         )
         axes.set_ylabel("channel", fontsize=8)
-        _bar(image, bar_axes).set_label("value", fontsize=7)
+        colour_bar(image, bar_axes).set_label("value", fontsize=7)
         return
     # The bright end of viridis is left out: it vanishes on white.
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, channels))
@@ -258,7 +258,9 @@ def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axe
         bar_axes.set_axis_off()
         return
     edges = np.arange(channels + 1) + 0.5
-    bar = _bar(ScalarMappable(BoundaryNorm(edges, channels), ListedColormap(colours)), bar_axes)
+    bar = colour_bar(
+        ScalarMappable(BoundaryNorm(edges, channels), ListedColormap(colours)), bar_axes
+    )
     bar.set_ticks(list(range(1, channels + 1, 1 + channels // 8)))
     bar.minorticks_off()
     bar.set_label("channel", fontsize=7)
@@ -289,13 +291,13 @@ def _draw_strips(
     return image
 
 
-def _share_limit(competition: Float[np.ndarray, "layers time heads"]) -> float:
+def share_limit(competition: Float[np.ndarray, "..."]) -> float:
     """The factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
     distance = np.abs(np.log(np.maximum(competition, 1e-30)))
     return float(np.exp(np.clip(np.percentile(distance, 99), np.log(1.05), np.log(16.1))))
 
 
-def _share_ticks(limit: float) -> tuple[list[float], list[str]]:
+def share_ticks(limit: float) -> tuple[list[float], list[str]]:
     """Ticks of the competition's colour bar at 1 and symmetrically on either side."""
     if limit >= 4:
         inner = 2.0 ** int(np.log2(limit) / 2)
@@ -306,7 +308,8 @@ def _share_ticks(limit: float) -> tuple[list[float], list[str]]:
     return [inner**power for power in (-2, -1, 0, 1, 2)], names
 
 
-def _bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
+def colour_bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
+    """A colour bar in axes of its own."""
     bar = Colorbar(axes, image, **options)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
