@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.tasks import comparison, methods
+from flowformer.tasks import kinds
 from flowformer.tasks.comparison import RunState
 from tests.tasks.test_comparison import FAKES
 
@@ -21,8 +21,7 @@ TINY += ["--model.feedforward", 32, "--training.epochs", 1, "--training.accelera
 @pytest.fixture
 def compare(flowformer, monkeypatch, tmp_path):
     """`compare("japanese-vowels", ...)`, with the methods that only tests know."""
-    monkeypatch.setattr(comparison, "METHODS", FAKES)  # where a run finds its function
-    monkeypatch.setattr(methods, "METHODS", FAKES)  # where the command line finds its name
+    monkeypatch.setattr(kinds, "METHODS", FAKES)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: flowformer("compare", *arguments)
@@ -153,9 +152,9 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
-        "from flowformer.cli import main; from flowformer.tasks import comparison, methods; "
+        "from flowformer.cli import main; from flowformer.tasks import kinds; "
         "from tests.tasks.test_comparison import FAKES; "
-        "comparison.METHODS = methods.METHODS = FAKES; main()"
+        "kinds.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]
     command += ["--mixer-options", "quick.seconds=600", f"quick.calls={tmp_path / 'calls'}"]

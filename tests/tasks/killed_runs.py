@@ -19,15 +19,13 @@ import torch.utils.tensorboard  # noqa: F401
 
 from flowformer import files
 from flowformer.serialization import from_plain
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.language_config import LanguageConfig
-from flowformer.tasks.methods import TRAINERS, Experiment
+from flowformer.tasks.kinds import KINDS, Experiment, kind_of
 from flowformer.tasks.recording import RecordedTask
 
 
 def main() -> None:
-    kind = LanguageConfig if sys.argv[3] == "language" else TimeSeriesConfig
-    config = from_plain(kind, json.loads(Path(sys.argv[1]).read_text()))
+    (kind,) = [kind for kind in KINDS if kind.task == sys.argv[3]]
+    config = from_plain(kind.config, json.loads(Path(sys.argv[1]).read_text()))
     base = Path(sys.argv[2])
     assert run(config, base / "uninterrupted") == 0
     for name, kill_at in [("write", kill_at_sync), ("step", kill_at_step)]:
@@ -44,7 +42,7 @@ def main() -> None:
 
 
 def run(config: Experiment, folder: Path, *, resume: bool = False, before: Callable = bool) -> int:
-    train = pkgutil.resolve_name(TRAINERS[type(config)])
+    train = pkgutil.resolve_name(kind_of(config).train)
     child = os.fork()
     if child == 0:
         before()

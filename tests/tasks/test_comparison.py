@@ -16,16 +16,21 @@ import pytest
 from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.serialization import to_plain
-from flowformer.tasks import comparison, execution
+from flowformer.tasks import execution, kinds
 from flowformer.tasks.comparison import Plan, RunState, make_plan, read_comparison
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.tasks.execution import execute
-from flowformer.tasks.methods import METHODS
+from flowformer.tasks.kinds import METHODS
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.tasks.comparison_methods"
-FAKES = {name: f"{HERE}:{name}" for name in ("quick", "broken", "greedy", "killed", "crashing")}
-FAKES |= {"other": f"{HERE}:quick"}
+FAKE_METHODS = ("quick", "broken", "greedy", "killed", "crashing")
+FAKES = {
+    TimeSeriesConfig: {
+        **{name: f"{HERE}:{name}" for name in FAKE_METHODS},
+        "other": f"{HERE}:quick",
+    }
+}
 
 MakePlan = Callable[..., Plan]
 
@@ -41,7 +46,7 @@ def experiment(dataset: str = "Vowels", **training: Any) -> TimeSeriesConfig:
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     """`plan({"quick": {"wrong": 2}})`: of methods that only tests know."""
-    monkeypatch.setattr(comparison, "METHODS", FAKES)
+    monkeypatch.setattr(kinds, "METHODS", FAKES)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def make(
@@ -97,7 +102,8 @@ def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):
 
 
 def test_methods_and_mixers_have_different_names():
-    assert not set(METHODS) & set(MIXERS)
+    for methods in METHODS.values():
+        assert not set(methods) & set(MIXERS)
 
 
 def test_a_classical_method_stands_beside_the_models(tmp_path, tiny_config, waves, write_ts):
@@ -280,9 +286,9 @@ def test_the_papers_figure_stands_beside_the_published_method_alone(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from flowformer.tasks import comparison
+from flowformer.tasks import comparison, kinds
 from tests.tasks.test_comparison import FAKES, experiment
-comparison.METHODS = FAKES
+kinds.METHODS = FAKES
 from flowformer.tasks.execution import execute
 plan = comparison.make_plan(
     [experiment()],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowformer.serialization import to_plain
-from flowformer.tasks.methods import Experiment
+from flowformer.tasks.kinds import Experiment
 
 SAME_BYTES = ("weights.safetensors", "predictions.csv", "preprocessing.json", "tokenizer.json")
 KILLER = Path(__file__).with_name("killed_runs.py")
@@ -27,7 +27,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_bitwise_the_same(
     data = replace(
         config.data, train_file=write_ts(waves, "TRAIN"), test_file=write_ts(waves, "TEST")
     )
-    names = kill_and_resume(replace(config, data=data), "time-series", tmp_path)
+    names = kill_and_resume(replace(config, data=data), "series", tmp_path)
     # Two a file: config, preprocessing; best (once at least), last and metrics of 2 epochs; 3 more.
     assert {f"write-{number}" for number in range(1, 21)} <= names
     assert {f"step-{number}" for number in range(1, 5)} <= names

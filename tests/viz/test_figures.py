@@ -28,7 +28,7 @@ def _texts(axes):
 
 
 def test_learning_curves_draw_the_history_the_kept_epoch_and_the_target():
-    figure = learning_curves(HISTORY, best_epoch=4, held_out="held out", target=0.989)
+    figure = learning_curves(HISTORY, kept=4, held_out="held out", target=0.989)
     loss, accuracy = figure.axes
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         lines = {str(line.get_label()): line for line in axes.lines}
@@ -42,7 +42,7 @@ def test_learning_curves_draw_the_history_the_kept_epoch_and_the_target():
 
 def test_the_note_of_the_kept_epoch_stands_above_a_loss_that_stays_high():
     flat = HISTORY | {f"{split}_loss": np.full(5, 2.2) for split in ("train", "validation")}
-    figure = learning_curves(flat, best_epoch=4)
+    figure = learning_curves(flat, kept=4)
     loss = figure.axes[0]
     png_bytes(figure)  # lays it out
     (note,) = loss.texts
@@ -50,13 +50,13 @@ def test_the_note_of_the_kept_epoch_stands_above_a_loss_that_stays_high():
 
 
 def test_learning_curves_draw_no_target_that_is_not_known():
-    accuracy = learning_curves(HISTORY, best_epoch=4).axes[1]
+    accuracy = learning_curves(HISTORY, kept=4).axes[1]
     assert "paper" not in [line.get_label() for line in accuracy.lines]
 
 
 def test_learning_curves_leave_a_gap_where_an_epoch_was_not_measured():
     gap = HISTORY | {"validation_loss": np.array([2.1, np.nan, np.nan, 0.7, 0.7])}
-    assert png_bytes(learning_curves(gap, best_epoch=4))
+    assert png_bytes(learning_curves(gap, kept=4))
 
 
 def test_confusion_matrix_shows_counts_and_colours_by_the_share_of_the_true_class():

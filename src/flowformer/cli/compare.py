@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flowformer.cli.experiments import options_for, parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.methods import Experiment
+from flowformer.tasks.kinds import Experiment
 
 if TYPE_CHECKING:
     from flowformer.tasks.comparison import Plan
@@ -33,8 +33,8 @@ class Options:
     Attributes:
         mixers: names with commas between, the one that the others are tested against first; all for
             every one that the recipe can have: bidirectional, or of language models causal.
-        methods: other methods to run beside them on time series, with commas between: dtw, rocket,
-            xgboost, lstm, dilated-conv.
+        methods: other methods to run beside them, with commas between: on time series dtw, rocket,
+            xgboost, lstm, dilated-conv; on long sequences bag-of-tokens, chance.
         mixer_options: NAME.OPTION=VALUE, any number of them, the value as JSON or a word, for
             example performer.features=128; of a mixer or another method.
         seeds: runs of each.
@@ -145,15 +145,17 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
         ValueError: there is no such mixer, method or option.
     """
     from flowformer.nn import MIXERS
-    from flowformer.tasks.methods import METHODS
+    from flowformer.tasks.kinds import methods_of
 
+    methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)
     if mixers == ["all"]:
         form = "causal" if experiment.causal else "bidirectional"
         mixers = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, form)]
     for name in others:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+        if name not in methods:
+            known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
+            raise ValueError(f"unknown method {name!r}: expected one of {known}")
     names = [*mixers, *others]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected names of methods, each once, got {', '.join(names) or 'none'}")
@@ -180,7 +182,7 @@ def _check_mixer(name: str, options: dict[str, Any], experiment: Experiment) -> 
 
     if name in MIXERS and not options:
         return
-    model = experiment.model
+    model: Any = experiment.model
     sizes = (experiment.data, model)
     # Of no matter, but for mixers that need one.
     length = next((n for part in sizes if (n := getattr(part, "max_length", None))), 1024)

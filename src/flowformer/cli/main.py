@@ -9,8 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.language_config import LanguageConfig
+from flowformer.tasks.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
 # without the extras the command line can still say which one is missing.
@@ -31,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "generate": ("flowformer.cli.generate:main", "go on with a text by a trained language model"),
     "evaluate": ("flowformer.cli.runs:evaluate", "test a trained run again"),
-    "predict": ("flowformer.cli.runs:predict", "classify the series of a .ts file"),
+    "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }
 # What is wrong with the request, rather than with a run: a bad value, name, path, or missing extra.
@@ -111,9 +110,7 @@ def _name_flags(text: str) -> str:
     from flowformer.cli.experiments import part_settings
 
     settings = [
-        rf"{part}\.{setting}"
-        for kind in (TimeSeriesConfig, LanguageConfig)
-        for part, setting in part_settings(kind)
+        rf"{part}\.{setting}" for kind in KINDS for part, setting in part_settings(kind.config)
     ]
     # Inside a longer name it is a place in a file: RUN/config.json.config.data.max_length.
     pattern = rf"(?<![\w./-])(?:{'|'.join(settings)})\b"

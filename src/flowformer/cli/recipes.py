@@ -4,9 +4,9 @@ import sys
 from dataclasses import dataclass
 
 from flowformer.cli.parsing import parse
-from flowformer.recipes import RECIPES, language, timeseries
-from flowformer.tasks.language_config import LanguageConfig
-from flowformer.tasks.methods import Experiment
+from flowformer.recipes import RECIPES, arena, language, timeseries
+from flowformer.tasks.config import TrainingConfig
+from flowformer.tasks.kinds import Experiment
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
         f"average {100 * timeseries.PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
         "--training.protocol published measures.",
         f"Of text, test perplexity of words, {language.SOURCE}.",
+        f"Of long sequences, test accuracy in percent, {arena.SOURCE},",
+        f"average {100 * arena.PAPER_AVERAGE:.2f}, on that benchmark's own files (--data.folder).",
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -38,6 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _length(config: Experiment) -> str:
-    if isinstance(config, LanguageConfig):
-        return f"{config.training.steps:,} steps"
-    return f"{config.training.epochs} epochs"
+    training = config.training
+    if isinstance(training, TrainingConfig):
+        return f"{training.epochs} epochs"
+    return f"{training.steps:,} steps"

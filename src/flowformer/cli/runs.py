@@ -1,13 +1,14 @@
 """`flowformer evaluate | predict | visualize`: what to do with a trained run."""
 
 import json
+import pkgutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowformer.cli.parsing import parse
 from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.language_folder import is_language_run
+from flowformer.tasks.kinds import SERIES, kind_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class EvaluateOptions:
 
     Attributes:
         run: folder of the run.
-        file: a labelled .ts file to test on, in place of the run's own test set.
+        file: a labelled .ts file to test a run on series on, in place of its own test set.
         json: print the figures as JSON.
     """
 
@@ -27,11 +28,12 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Classify the series of a .ts file, with labels or without, and write CSV.
+    """Classify what is in a file and write CSV.
 
     Attributes:
         run: folder of the run.
-        file: the .ts file.
+        file: of a run on series, a .ts file, with labels or without; of one on sequences, text with
+            a case on each line (of pairs, a tab between the two), or a picture.
         output: the CSV file to write; standard output by default.
     """
 
@@ -46,7 +48,7 @@ class VisualizeOptions:
 
     Attributes:
         run: folder of the run.
-        num_series: test series of which to draw flow maps; of a language model of no matter.
+        num_series: test series of which to draw flow maps; of other runs of no matter.
     """
 
     run: Path
@@ -59,18 +61,10 @@ class VisualizeOptions:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Tests a run again; the code is 1 when its test set gives another accuracy than before."""
+    """Tests a run again; the code is 1 when its test set gives another figure than before."""
     options = parse(EvaluateOptions, arguments, prog="flowformer evaluate")
-    if is_language_run(RunFolder(options.run)):
-        if options.file is not None:
-            raise ValueError(f"{options.run} is a language model's: it is tested on its own text")
-        from flowformer.tasks.language_run import evaluate_language_run
-
-        evaluation = evaluate_language_run(options.run)
-    else:
-        from flowformer.tasks.evaluation import evaluate_run
-
-        evaluation = evaluate_run(options.run, options.file)
+    kind = kind_of_run(RunFolder(options.run))
+    evaluation = pkgutil.resolve_name(kind.evaluate)(options.run, options.file)
     if options.json:
         sys.stdout.write(json.dumps(evaluation.to_dict(), indent=2) + "\n")
     else:
@@ -81,15 +75,15 @@ def evaluate(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """Writes predictions for a file."""
     options = parse(PredictOptions, arguments, prog="flowformer predict")
-    if is_language_run(RunFolder(options.run)):
+    kind = kind_of_run(RunFolder(options.run))
+    if kind.predict is None:
         raise ValueError(
             f"{options.run} holds a language model, not a classifier: "
             f'flowformer generate {options.run} "PROMPT" uses it'
         )
     from flowformer.files import write_atomically
-    from flowformer.tasks.evaluation import predict_file
 
-    text = predict_file(options.run, options.file)
+    text = pkgutil.resolve_name(kind.predict)(options.run, options.file)
     if options.output is None:
         sys.stdout.write(text)
     else:
@@ -100,13 +94,8 @@ def predict(arguments: list[str]) -> int:
 def visualize(arguments: list[str]) -> int:
     """Writes the report of a run and says where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
-    if is_language_run(RunFolder(options.run)):
-        from flowformer.tasks.language_run import write_language_run_report
-
-        page = write_language_run_report(options.run)
-    else:
-        from flowformer.tasks.report import write_run_report
-
-        page = write_run_report(options.run, num_series=options.num_series)
+    kind = kind_of_run(RunFolder(options.run))
+    only_series = {"num_series": options.num_series} if kind is SERIES else {}
+    page = pkgutil.resolve_name(kind.report)(options.run, **only_series)
     sys.stdout.write(f"{page}\n")
     return 0

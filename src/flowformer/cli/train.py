@@ -10,9 +10,10 @@ from pathlib import Path
 
 from flowformer.cli.experiments import parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.tasks.folder import RunFolder, RunRecord, RunResult
-from flowformer.tasks.language_folder import LanguageRecord, LanguageResult, is_language_run
-from flowformer.tasks.methods import TRAINERS, Experiment
+from flowformer.tasks.config import TimeSeriesConfig, TrainingConfig
+from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
+from flowformer.tasks.language_folder import LanguageResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ def _train(config: Experiment, folder: RunFolder, *, resume: bool) -> int:
     # Asked before anything slow: the data may take a minute to read.
     if not resume:
         folder.require_unused()
-    train = pkgutil.resolve_name(TRAINERS[type(config)])
+    kind = kind_of(config)
+    train = pkgutil.resolve_name(kind.train)
     again = f"flowformer train {config.name} --run-dir {shlex.quote(str(folder.root))} --resume"
     try:
         result = train(config, folder.root, resume=resume)
@@ -58,14 +60,11 @@ def _train(config: Experiment, folder: RunFolder, *, resume: bool) -> int:
         sys.stderr.write(f"\nstopped; go on with: {again}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+    page = pkgutil.resolve_name(kind.report)(folder.root)
     if isinstance(result, LanguageResult):
-        from flowformer.tasks.language_run import write_language_run_report
-
-        sys.stdout.write(describe_language(result, folder, write_language_run_report(folder.root)))
-        return 0
-    from flowformer.tasks.report import write_run_report
-
-    sys.stdout.write(describe(result, folder, write_run_report(folder.root)))
+        sys.stdout.write(describe_language(result, folder, page))
+    else:
+        sys.stdout.write(describe_classifier(result, folder, page))
     return 0
 
 
@@ -80,14 +79,13 @@ def _choose_folder(config: Experiment, options: Options) -> RunFolder:
 
 
 def _stored_config(folder: RunFolder, name: str) -> Experiment:
-    kind = LanguageRecord if is_language_run(folder) else RunRecord
-    config = kind.read(folder).config
+    config = kind_of_run(folder).record.read(folder).config
     if config.name != name:
         raise ValueError(f"{folder.root} holds a run of {config.name}, not of {name}")
     return config
 
 
-def describe(result: RunResult, folder: RunFolder, report: Path) -> str:
+def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> str:
     """Returns what to say at the end of a run: no figure without its protocol."""
     run = shlex.quote(os.fspath(folder.root))
     lines, file = [], ""
@@ -101,12 +99,17 @@ def describe(result: RunResult, folder: RunFolder, report: Path) -> str:
     else:
         lines.append(f"validation accuracy  {100 * result.validation_accuracy:.2f} (no test set)")
         file = " --file LABELLED.ts"
+    kept = f"epoch          {result.best_epoch} of {result.epochs}"
+    config = kind_of_run(folder).record.read(folder).config
+    if not isinstance(config.training, TrainingConfig):
+        kept = f"step           {result.best_step:,} of {config.training.steps:,}"
+    ending = ".ts" if isinstance(config, TimeSeriesConfig) else ""
     lines += [
         f"protocol       {result.protocol}: {result.protocol_note}",
-        f"epoch          {result.best_epoch} of {result.epochs}, {result.seconds:.0f} s in all",
+        f"{kept}, {result.seconds:.0f} s in all",
         f"run            {folder.root}",
         f"report         {report}",
-        f"next           flowformer predict {run} FILE.ts, flowformer evaluate {run}{file}",
+        f"next           flowformer predict {run} FILE{ending}, flowformer evaluate {run}{file}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -154,6 +157,7 @@ def _usage() -> str:
             "  flowformer train japanese-vowels --model.mixer softmax --training.epochs 30",
             "  flowformer train time-series --data.train-file TRAIN.ts --data.test-file TEST.ts",
             "  flowformer train japanese-vowels --run-dir runs/vowels --resume",
+            "  flowformer train listops --data.folder LISTOPS --model.mixer performer",
             "",
         ]
     )

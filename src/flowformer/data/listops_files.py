@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from flowformer.data.listops import LISTOPS_TOKENS, listops_data
 from flowformer.data.sequences import PADDING, SequenceData, Sequences, SequenceSplit
@@ -99,14 +100,23 @@ def _case(row: bytes) -> tuple[bytes, int]:
         raise ValueError(f"expected a tab and a target after {_excerpt(source)!r}: truncated?")
     if target not in _IDS or not target.isdigit():
         raise ValueError(f"expected a target from 0 to 9, got {_excerpt(target)!r}")
+    return parse_listops(source).tobytes(), int(target)
+
+
+def parse_listops(source: bytes) -> UInt8[np.ndarray, " t"]:
+    """Reads an expression as the release writes it: its tokens, brackets that only group left out.
+
+    Raises:
+        ValueError: an unknown token, or not one whole expression.
+    """
     words = source.translate(None, b"()").split()
     try:
-        expression = bytes(map(_IDS.__getitem__, words))
+        tokens = np.array([_IDS[word] for word in words], np.uint8)
     except KeyError as error:
         known = " ".join(LISTOPS_TOKENS)
         raise ValueError(f"expected one of {known}, got {_excerpt(error.args[0])!r}") from None
-    _require_whole(np.frombuffer(expression, np.uint8))
-    return expression, int(target)
+    _require_whole(tokens)
+    return tokens
 
 
 def _require_whole(tokens: np.ndarray) -> None:

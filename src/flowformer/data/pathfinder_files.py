@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from flowformer.data.pathfinder import pathfinder_data
 from flowformer.data.sequences import FIRST_BYTE, SequenceData, SequenceSplit
@@ -136,13 +137,26 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file}: expected lines of text, got other bytes") from error
 
 
-def _read_picture(row: _Row) -> np.ndarray:
+def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Reads the grey values of a picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no picture.
+        ImportError: Pillow is missing.
+    """
     library = _pillow()
     try:
-        with library.open(row.path) as image:
-            picture = np.asarray(image.convert("L"))
+        with library.open(path) as image:
+            return np.asarray(image.convert("L"))
+    except FileNotFoundError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's, of broken PNG
-        raise ValueError(f"{row.path}: expected a picture, got a damaged file ({error})") from error
+        raise ValueError(f"{path}: expected a picture, got a damaged file ({error})") from error
+
+
+def _read_picture(row: _Row) -> np.ndarray:
+    picture = read_grey(row.path)
     if picture.shape[0] != picture.shape[1]:
         raise ValueError(
             f"{row.path}: expected as many rows as columns, "

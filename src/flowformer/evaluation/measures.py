@@ -1,7 +1,7 @@
 """What methods are ranked by. No NumPy here: recipes and the command line start at once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Measure:
 ACCURACY = Measure(
     name="accuracy", unit="%", digits=1, higher_is_better=True, column="validation_accuracy"
 )
+ACCURACY_BY_STEP = replace(ACCURACY, over="step")
 EXACT_SUMS = Measure(
     name="exact sums",
     unit="%",

@@ -3,15 +3,17 @@
 import difflib
 from collections.abc import Callable, Mapping
 
-from flowformer.recipes import language, timeseries
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.language_config import LanguageConfig
+from flowformer.recipes import arena, language, timeseries
+from flowformer.tasks.kinds import Experiment
 
-Recipe = Callable[[], TimeSeriesConfig] | Callable[[], LanguageConfig]
-RECIPES: Mapping[str, Recipe] = {**timeseries.RECIPES, **language.RECIPES}
+RECIPES: Mapping[str, Callable[[], Experiment]] = {
+    **timeseries.RECIPES,
+    **language.RECIPES,
+    **arena.RECIPES,
+}
 
 
-def build_recipe(name: str) -> TimeSeriesConfig | LanguageConfig:
+def build_recipe(name: str) -> Experiment:
     """Returns the configuration of a recipe by its name.
 
     Raises:

@@ -1,20 +1,21 @@
-"""Training a classifier with Lightning: the module."""
+"""Training a classifier with Lightning: the module, and the outcome that it leaves."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
 
-from flowformer.models.classifiers import SeriesClassifier
-from flowformer.tasks.config import OptimizerConfig
-from flowformer.tasks.recording import RecordedTask, Row
+from flowformer.files import write_atomically
+from flowformer.tasks.config import ComputeConfig
+from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.loop import describe_device
+from flowformer.tasks.prediction import format_predictions
+from flowformer.tasks.recording import EpochRecorder, RecordedTask, Row, count_parameters
 
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "radam": torch.optim.RAdam,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 STAGES: tuple[str, ...] = ("train", "validation")
 
 
@@ -23,15 +24,24 @@ class ClassificationTask(RecordedTask):
 
     Args:
         model: called with a batch as keyword arguments; gives `logits` and `loss`.
-        optimizer: how its parameters move.
+        build_optimizer: gives what `configure_optimizers` returns, from the model.
         seed: of the dropout.
+        steps: of the optimizer, all together, where those are counted and not epochs.
     """
 
-    def __init__(self, model: SeriesClassifier, optimizer: OptimizerConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        build_optimizer: Callable[[nn.Module], Any],
+        *,
+        seed: int,
+        steps: int | None = None,
+    ) -> None:
         """Keeps its parts."""
         super().__init__(seed=seed)
         self.model = model
-        self._optimizer = optimizer
+        self._build_optimizer = build_optimizer
+        self._steps = steps
         self._correct = dict.fromkeys(STAGES, 0)
         self._seen = dict.fromkeys(STAGES, 0)
 
@@ -46,14 +56,9 @@ class ClassificationTask(RecordedTask):
         """
         return self._correct[stage] / self._seen[stage]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Builds the optimizer over all parameters; the learning rate is constant, as published."""
-        kind: Any = OPTIMIZERS[self._optimizer.name]
-        return kind(
-            self.model.parameters(),
-            lr=self._optimizer.learning_rate,
-            weight_decay=self._optimizer.weight_decay,
-        )
+    def configure_optimizers(self) -> Any:
+        """Builds the optimizer, with its schedule if it has one."""
+        return self._build_optimizer(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the mean loss of a batch.
@@ -89,18 +94,27 @@ class ClassificationTask(RecordedTask):
         return row["validation_accuracy"], -row["validation_loss"]
 
     def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Returns the epoch, and loss and accuracy of both stages."""
+        """Returns the epoch or step, and loss and accuracy of both stages."""
         train, validation = (
             f"loss {row[f'{stage}_loss']:.4f}, accuracy {row[f'{stage}_accuracy']:.4f}"
             for stage in STAGES
         )
-        epoch = f"epoch {row['epoch']}/{self.trainer.max_epochs}"
-        return f"{epoch}  train: {train}  {held_out}: {validation}"
+        done = f"epoch {row['epoch']}/{self.trainer.max_epochs}"
+        if self._steps is not None:
+            done = f"step {row['step']}/{self._steps}"
+        return f"{done}  train: {train}  {held_out}: {validation}"
+
+    @property
+    def measured(self) -> nn.Module:
+        """What the validation measures."""
+        return self.model
 
     def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        logits, loss = self.model(**batch)
+        logits, loss = (self.model if stage == "train" else self.measured)(**batch)
         self.require_finite(loss, batch, stage)
         labels = batch["labels"]
+        if labels.is_floating_point():  # a distribution over the classes
+            labels = labels.argmax(dim=-1)
         if batch_idx == 0:
             self._correct[stage] = self._seen[stage] = 0
         self._correct[stage] += int((logits.argmax(dim=-1) == labels).sum())
@@ -109,3 +123,98 @@ class ClassificationTask(RecordedTask):
             f"{stage}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels)
         )
         return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What a classifier made of the test set.
+
+    Attributes:
+        probabilities: of each class.
+        labels: indices of the classes.
+        top5: fraction with the label among the five likeliest classes, where that is looked at.
+    """
+
+    probabilities: Float64[np.ndarray, "n classes"]
+    labels: Int64[np.ndarray, " n"]
+    top5: float | None = None
+
+
+@runtime_checkable
+class Classification(Protocol):
+    """A configuration of any classifier."""
+
+    @property
+    def name(self) -> str:
+        """Of the recipe."""
+        ...
+
+    @property
+    def protocol(self) -> Any:
+        """What chooses the epoch."""
+        ...
+
+    @property
+    def training(self) -> ComputeConfig:
+        """How long, and the seed."""
+        ...
+
+    @property
+    def paper_accuracy(self) -> float | None:
+        """What a paper prints."""
+        ...
+
+    @property
+    def paper_source(self) -> str | None:
+        """Where."""
+        ...
+
+
+def write_outcome(
+    config: Classification,
+    model: nn.Module,
+    folder: RunFolder,
+    recorder: EpochRecorder,
+    *,
+    classes: Sequence[str],
+    tested: Tested | None,
+    note: str,
+) -> RunResult:
+    """Writes predictions.csv, if there was a test set, and last result.json.
+
+    Args:
+        config: of the run.
+        model: with the parameters of the best epoch.
+        folder: of the run.
+        recorder: of its epochs.
+        classes: their names.
+        tested: on the test set.
+        note: the protocol in words.
+    """
+    accuracy = None
+    if tested is not None:
+        accuracy = float(np.mean(tested.probabilities.argmax(axis=1) == tested.labels))
+        predictions = format_predictions(tested.probabilities, classes, tested.labels)
+        write_atomically(folder.predictions, predictions)
+    best = recorder.best
+    result = RunResult(
+        recipe=config.name,
+        protocol=config.protocol,
+        protocol_note=note,
+        seed=config.training.seed,
+        test_accuracy=accuracy,
+        validation_accuracy=best["validation_accuracy"],
+        validation_loss=best["validation_loss"],
+        best_epoch=int(best["epoch"]),
+        epochs=config.training.rounds,
+        paper_accuracy=config.paper_accuracy,
+        paper_source=config.paper_source,
+        parameters=count_parameters(model),
+        seconds=sum(row["seconds"] for row in recorder.rows),
+        device=describe_device(next(model.parameters()).device),
+        threads=torch.get_num_threads(),
+        best_step=int(best["step"]),
+        test_top5=None if tested is None else tested.top5,
+    )
+    result.write(folder)
+    return result

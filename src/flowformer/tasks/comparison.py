@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float
 from flowformer.evaluation.comparison import RunOutcome
 from flowformer.evaluation.findings import Comparison
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.tasks.config import TimeSeriesConfig
 from flowformer.tasks.folder import RunFolder, read_json, write_json
-from flowformer.tasks.methods import METHODS, RESULTS, TRAINERS, Experiment, MethodResult, Result
+from flowformer.tasks.kinds import Experiment, Result, function_of, kind_of, methods_of
+from flowformer.tasks.methods import MethodResult
 
 # The method whose score a recipe's paper_score is.
 PUBLISHED_METHOD = "flow"
@@ -40,7 +40,7 @@ class RunRequest:
     """What a run is asked to do: two requests that are equal ask for the same run.
 
     Attributes:
-        method: a mixer or one of METHODS.
+        method: a mixer or one of `methods_of` its config.
         function: what trains it, as "module:function".
         options: its further keywords.
         config: the experiment, the seed included.
@@ -145,7 +145,9 @@ class PlannedRun:
         """
         if not self.folder.result.exists():
             return None
-        return RESULTS.get(self.request.function, MethodResult).read(self.folder)
+        kind = kind_of(self.request.config)
+        result = kind.result if self.request.function == kind.train else MethodResult
+        return result.read(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,7 @@ def make_plan(
 
     Args:
         experiments: one a data set; their mixer and its options are those of the methods.
-        methods: options of each; the name is one of METHODS, or else that of a mixer.
+        methods: options of each; the name is one of `methods_of`, or else that of a mixer.
         seeds: how many.
         root: folder of the comparison.
 
@@ -219,13 +221,10 @@ def make_plan(
 
 
 def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> RunRequest:
-    train = TRAINERS[type(config)]
-    function = METHODS.get(method, train)
-    if method in METHODS and not isinstance(config, TimeSeriesConfig):
-        raise ValueError(f"{method} classifies time series, and {config.name} is no such recipe")
+    train, function = kind_of(config).train, function_of(method, config)
     if function != train:
         return RunRequest(method=method, function=function, options=dict(options), config=config)
-    if method in METHODS:
+    if method in methods_of(config):
         if options:
             raise ValueError(f"{method} has no options of its own: --model.dim and others are its")
         changes: dict[str, Any] = {"encoder": method}

@@ -1,4 +1,4 @@
-"""A finished run on series: its accuracy again, and predictions for a file."""
+"""A finished run of a classifier: its accuracy again; on series, predictions for a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,23 @@ from flowformer.tasks.preparation import load_again
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The accuracy of a run on labelled series, beside what its training found.
+    """The accuracy of a run on labelled cases, beside what its training found.
 
     Attributes:
         source: what it was tested on.
         metrics: the figures.
         trained: the figures of the training.
         own_test_set: whether `source` is the test set of the training, so that both must agree.
+        unit: what the cases are.
+        top5: fraction with the label among the five likeliest classes, where that is looked at.
     """
 
     source: str
     metrics: ClassificationMetrics
     trained: RunResult
     own_test_set: bool
+    unit: str = "series"
+    top5: float | None = None
 
     @property
     def differs(self) -> bool:
@@ -49,9 +53,11 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""
+        top5 = {} if self.top5 is None else {"top5_accuracy": self.top5}
         return {
             "source": self.source,
             "accuracy": self.metrics.accuracy,
+            **top5,
             "accuracy_interval": self.accuracy_interval,
             "correct": self.metrics.correct,
             "count": self.metrics.count,
@@ -70,10 +76,12 @@ class Evaluation:
             low, high = (f"{100 * end:.2f}" for end in self.accuracy_interval)
             accuracy += f" (95% interval {low} to {high})"
         lines = [
-            f"tested on      {self.source}, {metrics.count} series",
+            f"tested on      {self.source}, {metrics.count} {self.unit}",
             f"{'test accuracy' if self.own_test_set else 'accuracy     '}  {accuracy}",
             f"macro F1       {100 * metrics.macro_f1:.2f}",
         ]
+        if self.top5 is not None:
+            lines.insert(2, f"top five       {100 * self.top5:.2f}")
         if self.own_test_set and trained.test_accuracy is not None:
             verdict = "differs" if self.differs else "the same"
             lines.append(f"training found {100 * trained.test_accuracy:.2f}: {verdict}")

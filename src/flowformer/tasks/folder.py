@@ -11,6 +11,8 @@ from flowformer.files import write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
 
+DEFAULT_TASK = "series"  # the kind of a run whose config.json names none
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -130,11 +132,27 @@ class Kept:
         return from_plain(cls, read_json(path), where=str(path))
 
 
+R = TypeVar("R", bound="KeptRecord")
+
+
 class KeptRecord(Kept):
-    """What config.json holds; written first."""
+    """What config.json holds; written first. Its field `task` says of which kind the run is."""
 
     file: ClassVar[str] = "config"
     absent: ClassVar[str] = "holds no run: there is no {name}"
+
+    @classmethod
+    def read(cls: type[R], folder: RunFolder) -> R:
+        """Reads config.json.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: the run is of another kind, or the file is not what `write` makes.
+        """
+        own = getattr(cls, "task", DEFAULT_TASK)
+        if folder.config.exists() and (there := read_task(folder)) != own:
+            raise ValueError(f"{folder.root} holds a run on {there}, and one on {own} is needed")
+        return super().read(folder)
 
 
 class KeptResult(Kept):
@@ -180,14 +198,17 @@ class RunResult(KeptResult):
         validation_accuracy: of the best epoch; under the published protocol that is the test
             accuracy.
         validation_loss: likewise.
-        best_epoch: counted from 1.
-        epochs: passes over the training set.
+        best_epoch: counted from 1; of a training by steps, the measurement.
+        epochs: passes over the training set; of a training by steps, measurements.
         paper_accuracy: what the paper prints, if it does.
         paper_source: where it prints it.
         parameters: trainable parameters.
         seconds: of all epochs, validation included.
         device: what computed.
         threads: CPU threads.
+        best_step: steps of the optimizer until the best epoch; None in folders of older versions.
+        test_top5: of images of more than five classes, the fraction with the label among the five
+            likeliest.
     """
 
     recipe: str
@@ -205,11 +226,24 @@ class RunResult(KeptResult):
     seconds: float
     device: str
     threads: int
+    best_step: int | None = None
+    test_top5: float | None = None
 
     @property
     def score(self) -> float:
         """The test accuracy; without a test set, that on the validation part."""
         return self.validation_accuracy if self.test_accuracy is None else self.test_accuracy
+
+
+def read_task(folder: RunFolder) -> str:
+    """Returns the kind of the run in a folder: what its config.json says, or else series.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is not JSON.
+    """
+    values = read_json(folder.config)
+    return str(values.get("task", DEFAULT_TASK)) if isinstance(values, dict) else DEFAULT_TASK
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,12 +1,13 @@
 """Training a language model with Lightning: the module."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowformer.models.language import LanguageModel
+from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.recording import RecordedTask, Row
 from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
@@ -48,20 +49,11 @@ class LanguageTask(RecordedTask):
 
     def configure_optimizers(self) -> Any:
         """Builds Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
-        own = self._optimizer
-        kind = torch.optim.AdamW if own.name == "adamw" else torch.optim.Adam
-        optimizer = kind(
-            self.model.parameter_groups(own.weight_decay),
-            lr=own.learning_rate,
-            betas=cast(tuple[float, float], own.betas),
+        return build_scheduled(
+            self.model.parameter_groups(self._optimizer.weight_decay),
+            self._optimizer,
+            steps=self._steps,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: own.rate_at(step, self._steps)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the mean loss over the targets of a batch.

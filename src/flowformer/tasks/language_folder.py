@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from flowformer.tasks.folder import KeptRecord, KeptResult, RunFolder, read_json
+from flowformer.tasks.folder import KeptRecord, KeptResult
 from flowformer.tasks.language_config import LanguageConfig
 
 
@@ -28,30 +28,6 @@ class LanguageRecord(KeptRecord):
     sizes: dict[str, int]
     tokenizer: str | None = None
     task: Literal["language"] = "language"
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> "LanguageRecord":
-        """Reads config.json.
-
-        Raises:
-            FileNotFoundError: the folder holds no run.
-            ValueError: it is not that of a language model.
-        """
-        if folder.config.exists() and not is_language_run(folder):
-            raise ValueError(f"{folder.root} holds a run of a classifier, not of a language model")
-        return super().read(folder)
-
-
-def is_language_run(folder: RunFolder) -> bool:
-    """Whether a folder holds the run of a language model.
-
-    Raises:
-        ValueError: its config.json is not JSON.
-    """
-    if not folder.config.exists():
-        return False
-    values = read_json(folder.config)
-    return isinstance(values, dict) and values.get("task") == "language"
 
 
 @dataclass(frozen=True, kw_only=True)

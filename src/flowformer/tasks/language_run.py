@@ -137,13 +137,15 @@ class LanguageEvaluation:
         return "\n".join(lines) + "\n"
 
 
-def evaluate_language_run(run_dir: str | Path) -> LanguageEvaluation:
+def evaluate_language_run(run_dir: str | Path, file: Path | None = None) -> LanguageEvaluation:
     """Scores the test part of a finished run again.
 
     Raises:
         FileNotFoundError: there is no finished run, or its text is gone.
-        ValueError: a file is damaged, or the text is another one.
+        ValueError: a file of the run is damaged, the text is another one, or a file is given.
     """
+    if file is not None:
+        raise ValueError(f"{run_dir} is a language model's: it is tested on its own text")
     folder, run = RunFolder(Path(run_dir)), load_language_run(run_dir)
     trained, sizes = LanguageResult.read(folder), LanguageRecord.read(folder).sizes
     source = open_source(run.config)

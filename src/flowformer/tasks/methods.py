@@ -1,40 +1,16 @@
-"""What a comparison can run: models with a mixer, and other methods behind the same call.
+"""Classical methods of a comparison behind the call of a training (see `flowformer.tasks.kinds`).
 
-    function(config, run_dir, *, resume: bool, **options) -> Result
-
-It leaves a run folder with predictions.csv and, written last, result.json. No torch here: the
+Each leaves a run folder with predictions.csv and, written last, result.json. No torch here: the
 functions import what they need when they run.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.folder import KeptResult, RunFolder, RunResult
-from flowformer.tasks.language_config import LanguageConfig
-from flowformer.tasks.language_folder import LanguageResult
-
-Experiment = TimeSeriesConfig | LanguageConfig
-
-TRAIN = "flowformer.tasks.training:train"  # a model, by epochs: with a mixer, or another encoder
-# What trains a model of each kind of experiment.
-TRAINERS: Mapping[type, str] = {
-    TimeSeriesConfig: TRAIN,
-    LanguageConfig: "flowformer.tasks.language_training:train",
-}
-
-# Methods of classification that are no mixers, by name: the function that runs one, as
-# "module:function". One that is trained as a model is bears the name of its encoder.
-METHODS: Mapping[str, str] = {
-    "dtw": "flowformer.tasks.methods:dtw",
-    "rocket": "flowformer.tasks.methods:rocket",
-    "xgboost": "flowformer.tasks.methods:xgboost",
-    "lstm": TRAIN,
-    "dilated-conv": TRAIN,
-}
+from flowformer.tasks.folder import KeptResult, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +31,6 @@ class MethodResult(KeptResult):
     def score(self) -> float:
         """The test accuracy."""
         return self.test_accuracy
-
-
-Result = RunResult | LanguageResult | MethodResult
-# What result.json holds, by the function that writes it; of any other, a MethodResult.
-RESULTS: Mapping[str, type[RunResult | LanguageResult]] = {
-    TRAIN: RunResult,
-    TRAINERS[LanguageConfig]: LanguageResult,
-}
 
 
 def run_classical(

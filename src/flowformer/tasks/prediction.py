@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flowformer.data import Preprocessing, SeriesDataset, collate
@@ -73,21 +74,32 @@ def load_run(run_dir: str | Path) -> Run:
     )
 
 
-@torch.inference_mode()
 def predict_probabilities(
     model: SeriesClassifier, series: SeriesDataset, *, batch_size: int
 ) -> Float64[np.ndarray, "n classes"]:
-    """Returns the probability of each class for each series, computed on the model's device.
+    """Returns the probability of each class for each series, as `classify` does."""
+    return classify(model, DataLoader(series, batch_size, collate_fn=collate))
+
+
+@torch.inference_mode()
+def classify(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
+) -> Float64[np.ndarray, "n classes"]:
+    """Returns the probability of each class for each case, computed on the model's device.
 
     The model is left in the mode that it was in.
+
+    Args:
+        model: gives `logits`.
+        batches: keyword arguments of its call; labels among them are not looked at.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     probabilities = []
-    for batch in DataLoader(series, batch_size, collate_fn=collate):
-        output = model(batch["inputs"].to(device), batch["attention_mask"].to(device))
-        probabilities.append(output.logits.double().softmax(dim=-1).cpu().numpy())
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        probabilities.append(model(**inputs).logits.double().softmax(dim=-1).cpu().numpy())
     model.train(training)
     return np.concatenate(probabilities)
 
@@ -110,12 +122,23 @@ def format_predictions(
     probabilities: Float64[np.ndarray, "n classes"],
     classes: Sequence[str],
     labels: Int64[np.ndarray, " n"] | None = None,
+    *,
+    files: Sequence[str] | None = None,
 ) -> str:
-    """Returns CSV: index, label (empty when unknown), predicted, and each class's probability."""
+    """Returns CSV: index, label (empty when unknown), predicted, and each class's probability.
+
+    Args:
+        probabilities: of each class for each case.
+        classes: their names.
+        labels: their numbers.
+        files: of the cases, which then stand in place of the index.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "label", "predicted", *(f"probability_{name}" for name in classes)])
+    first = "index" if files is None else "file"
+    writer.writerow([first, "label", "predicted", *(f"probability_{name}" for name in classes)])
     for index, row in enumerate(probabilities):
         label = "" if labels is None else classes[labels[index]]
-        writer.writerow([index, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+        place = index if files is None else files[index]
+        writer.writerow([place, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
     return text.getvalue()

@@ -4,15 +4,14 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
-from flowformer.files import remove_unfinished, write_atomically
+from flowformer.files import remove_unfinished
 from flowformer.models.classifiers import SeriesClassifier, build_classifier
-from flowformer.tasks.classification import ClassificationTask
-from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, PROTOCOL_NOTES, TimeSeriesConfig
+from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
+from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, TimeSeriesConfig
 from flowformer.tasks.folder import (
     RunFolder,
     RunRecord,
@@ -21,8 +20,9 @@ from flowformer.tasks.folder import (
     require_same_record,
     write_json,
 )
-from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
-from flowformer.tasks.prediction import choose_device, format_predictions, predict_probabilities
+from flowformer.tasks.loop import fit, keep_best, torch_settings
+from flowformer.tasks.optimizers import build_constant
+from flowformer.tasks.prediction import choose_device, predict_probabilities
 from flowformer.tasks.preparation import Prepared, load_again, load_data, prepare
 from flowformer.tasks.recording import EpochRecorder, count_parameters
 
@@ -96,7 +96,11 @@ def train(
             *(HELD_OUT[config.training.protocol], count_parameters(model), folder.root),
         )
         recorder = fit(
-            ClassificationTask(model, config.optimizer, seed=config.training.seed),
+            ClassificationTask(
+                model,
+                lambda model: build_constant(model.parameters(), config.optimizer),
+                seed=config.training.seed,
+            ),
             folder,
             config.training,
             train=_loader(prepared.train, config, shuffle=True),
@@ -137,33 +141,13 @@ def _finish(
     recorder: EpochRecorder,
 ) -> RunResult:
     keep_best(model, folder)
-    accuracy = None
+    tested = None
     if data.test is not None:
         test = SeriesDataset(data.test, prepared.preprocessing)
         probabilities = predict_probabilities(model, test, batch_size=config.data.batch_size)
-        accuracy = float(np.mean(probabilities.argmax(axis=1) == data.test.labels))
-        write_atomically(
-            folder.predictions, format_predictions(probabilities, data.classes, data.test.labels)
-        )
-    best = recorder.best
-    result = RunResult(
-        recipe=config.name,
-        protocol=config.training.protocol,
-        protocol_note=NO_TEST_NOTE
-        if data.test is None
-        else PROTOCOL_NOTES[config.training.protocol],
-        seed=config.training.seed,
-        test_accuracy=accuracy,
-        validation_accuracy=best["validation_accuracy"],
-        validation_loss=best["validation_loss"],
-        best_epoch=int(best["epoch"]),
-        epochs=config.training.epochs,
-        paper_accuracy=config.paper_accuracy,
-        paper_source=config.paper_source,
-        parameters=count_parameters(model),
-        seconds=sum(row["seconds"] for row in recorder.rows),
-        device=describe_device(next(model.parameters()).device),
-        threads=torch.get_num_threads(),
+        tested = Tested(probabilities=probabilities, labels=data.test.labels)
+    # A configuration cannot know of data given in Python.
+    note = NO_TEST_NOTE if tested is None else config.protocol_note
+    return write_outcome(
+        config, model, folder, recorder, classes=data.classes, tested=tested, note=note
     )
-    result.write(folder)
-    return result

@@ -78,28 +78,31 @@ def png_bytes(figure: Figure) -> bytes:
 def learning_curves(
     history: Mapping[str, Float[np.ndarray, " epochs"]],
     *,
-    best_epoch: int,
+    kept: float,
+    over: str = "epoch",
     held_out: str = "validation",
     target: float | None = None,
 ) -> Figure:
-    """Loss and accuracy over epochs, with the epoch whose weights were kept.
+    """Loss and accuracy over epochs or steps, with the one whose weights were kept.
 
     Args:
-        history: columns epoch, train_loss, train_accuracy, validation_loss, validation_accuracy.
-        best_epoch: the value of the epoch column whose weights were kept.
+        history: columns train_loss, train_accuracy, validation_loss, validation_accuracy, and that
+            of `over`.
+        kept: the value of that column whose weights were kept.
+        over: epoch or step.
         held_out: what the validation columns were measured on, for the legend.
         target: an accuracy to draw as a line, such as the paper's.
     """
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    marker = "o" if len(history["epoch"]) < 20 else None
+    marker = "o" if len(history[over]) < 20 else None
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for split, colour, name in (
             ("train", BLUE, "training"),
             ("validation", ORANGE, held_out),
         ):
             axes.plot(
-                history["epoch"],
+                history[over],
                 history[f"{split}_{quantity}"],
                 color=colour,
                 linestyle="-" if split == "train" else (0, (4, 1.2)),
@@ -108,18 +111,18 @@ def learning_curves(
                 markersize=3,
                 label=name,
             )
-        axes.axvline(best_epoch, color=GREY, linewidth=0.9, linestyle=":")
+        axes.axvline(kept, color=GREY, linewidth=0.9, linestyle=":")
         _plain(axes, title=quantity.capitalize())
-        axes.set_xlabel("epoch", fontsize=8)
+        axes.set_xlabel(over, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set_ylim(0, 1.15 * loss.get_ylim()[1])  # room for the note above a curve that stays high
     loss.annotate(
-        f"kept: epoch {best_epoch}",
-        (best_epoch, 1.0),
+        f"kept: {over} {kept:,}",
+        (kept, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(-3, -2),
         textcoords="offset points",
-        ha="right" if best_epoch > np.mean(history["epoch"]) else "left",
+        ha="right" if kept > np.mean(history[over]) else "left",
         va="top",
         fontsize=7.5,
         color=GREY,

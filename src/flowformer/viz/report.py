@@ -26,6 +26,8 @@ from flowformer.viz.run_folder import FinishedRun, read_run
 
 # What the validation columns of metrics.csv were measured on.
 HELD_OUT: Mapping[str, str] = {"clean": "validation", "published": "test (chose the epoch)"}
+# Of config.json, what is shown elsewhere.
+_NO_SETTINGS = ("recipe", "config", "versions", "classes")
 FLOW_MAP_NOTE = (
     "Each row is one head of a layer, on the time axis of the series above it. Source competition "
     "shows which steps the head draws on (dark red: many times an even share; dark blue: next to "
@@ -56,7 +58,8 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
         "learning-curves.png": png_bytes(
             learning_curves(
                 run.history,
-                best_epoch=run.result["best_epoch"],
+                kept=run.kept,
+                over=run.over,
                 held_out=HELD_OUT[run.result["protocol"]],
                 target=run.result["paper_accuracy"],
             )
@@ -72,7 +75,7 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
         [
             *_headline(run, metrics),
             *_curves(run, pictures["learning-curves.png"]),
-            *(_classes(metrics, pictures["confusion-matrix.png"]) if metrics else ()),
+            *(_classes(run, metrics, pictures["confusion-matrix.png"]) if metrics else ()),
             *_flow_maps(flow_maps, pictures),
             *_settings(run),
         ],
@@ -94,12 +97,12 @@ def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterat
     # Wherever an accuracy is shown, the protocol that it was measured under stands beside it.
     yield paragraph(f"{protocol.capitalize()}: {result['protocol_note']}.", soft=True)
     if metrics is None:
-        note = "of the series that chose the epoch; there was no test set"
+        note = f"of the {run.cases} that chose the epoch; there was no test set"
         cards = [
             (f"Validation accuracy, {protocol}", _percent(result["validation_accuracy"]), note)
         ]
     else:
-        note = f"{metrics.correct} of {metrics.count} series; {_uncertainty(run, metrics)}"
+        note = f"{metrics.correct} of {metrics.count} {run.cases}; {_uncertainty(run, metrics)}"
         cards = [(f"Test accuracy, {protocol}", _percent(metrics.accuracy), note)]
     if result["paper_accuracy"] is not None:
         note = result["paper_source"] or "source not given"
@@ -108,15 +111,16 @@ def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterat
             note += f"; this run: {points.replace('-', '−')}"
         name = "The paper's accuracy, published protocol"
         cards.append((name, _percent(result["paper_accuracy"]), note))
-    kept = f"of {result['epochs']}; {_duration(result['seconds'])}, seed {result['seed']}"
-    cards.append(("Epoch kept", str(result["best_epoch"]), kept))
+    total = run.history[run.over][-1]
+    kept = f"of {total:,.0f}; {_duration(result['seconds'])}, seed {result['seed']}"
+    cards.append((f"{run.over.capitalize()} kept", f"{run.kept:,}", kept))
     yield headline(cards)
 
 
 def _uncertainty(run: FinishedRun, metrics: ClassificationMetrics) -> str:
     if run.result["protocol"] == "published":
         # A binomial interval is for one look at the test set, not for the best of many.
-        return f"the best of {run.result['epochs']} epochs on them, so without an interval"
+        return f"the best of {run.result['epochs']} looks at them, so without an interval"
     low, high = _percent(metrics.accuracy_low), _percent(metrics.accuracy_high)
     return f"{metrics.confidence:.0%} interval {low} to {high}"
 
@@ -127,21 +131,21 @@ def _curves(run: FinishedRun, png: bytes) -> Iterator[str]:
     yield heading("Learning curves")
     yield picture(
         png,
-        alt=f"Loss and accuracy over {len(run.history['epoch'])} epochs. At the end: training "
-        f"accuracy {_percent(train)}, {held_out} accuracy {_percent(validation)}. "
-        f"Epoch {run.result['best_epoch']} was kept.",
+        alt=f"Loss and accuracy over {run.history[run.over][-1]:,.0f} {run.over}s. At the end: "
+        f"training accuracy {_percent(train)}, {held_out} accuracy {_percent(validation)}. "
+        f"{run.over.capitalize()} {run.kept:,} was kept.",
     )
 
 
-def _classes(metrics: ClassificationMetrics, png: bytes) -> Iterator[str]:
+def _classes(run: FinishedRun, metrics: ClassificationMetrics, png: bytes) -> Iterator[str]:
     yield heading("Confusion matrix and classes")
     yield picture(
         png,
-        alt=f"Confusion matrix: {metrics.correct} of {metrics.count} test series lie on the "
+        alt=f"Confusion matrix: {metrics.correct} of {metrics.count} test {run.cases} lie on the "
         "diagonal. The table below has the figures of each class.",
     )
     yield table(
-        ("class", "series", "precision", "recall", "F1"),
+        ("class", run.cases, "precision", "recall", "F1"),
         [
             (of.name, str(of.support), *map(_percent, (of.precision, of.recall, of.f1)))
             for of in metrics.per_class
@@ -168,13 +172,10 @@ def _flow_maps(flow_maps: Sequence[SeriesFlowMap], pictures: Mapping[str, bytes]
 
 def _settings(run: FinishedRun) -> Iterator[str]:
     yield heading("Settings")
-    summary = {
-        "classes": len(run.classes),
-        "channels": run.config["channels"],
-        "longest series": run.config["max_length"],
-        "parameters": f"{run.result['parameters']:,}",
-    }
-    flat = {**summary, **flatten(run.config["config"])}
+    summary = {"classes": len(run.classes), "parameters": f"{run.result['parameters']:,}"}
+    # What the data are: of series channels and the longest, of other cases what they have.
+    own = {key: value for key, value in run.config.items() if key not in _NO_SETTINGS}
+    flat = {**summary, **flatten(own), **flatten(run.config["config"])}
     yield table(("setting", "value"), [(k, str(v)) for k, v in flat.items()], numbers_from=2)
     versions = [(name, str(version)) for name, version in run.config["versions"].items()]
     yield details("Versions", table(("package", "version"), versions, numbers_from=2))

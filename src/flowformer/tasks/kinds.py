@@ -1,0 +1,135 @@
+"""The kinds of experiments: what trains, tests, shows and compares each. No torch here.
+
+A function stands as "module:function" and is imported when it is called:
+
+    train(config, run_dir, *, resume: bool) -> the kind's result, which is result.json too
+    evaluate(run_dir, file: Path | None) -> what differs, describe() and to_dict() tell of
+    report(run_dir) -> Path of a page
+    predict(run_dir, file: Path) -> CSV
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowformer.tasks.config import TimeSeriesConfig
+from flowformer.tasks.folder import DEFAULT_TASK, RunFolder, RunRecord, RunResult, read_task
+from flowformer.tasks.language_config import LanguageConfig
+from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
+from flowformer.tasks.methods import MethodResult
+from flowformer.tasks.sequence_config import SequenceConfig
+from flowformer.tasks.sequence_folder import SequenceRecord
+
+Experiment = TimeSeriesConfig | LanguageConfig | SequenceConfig
+Record = RunRecord | LanguageRecord | SequenceRecord
+Result = RunResult | LanguageResult | MethodResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of experiment.
+
+    Attributes:
+        task: what its config.json calls it, in a phrase: a run on series.
+        config: its configurations.
+        record: what config.json holds.
+        result: what result.json holds.
+        train: trains a model.
+        evaluate: tests a finished run again.
+        report: writes the page of one.
+        predict: classifies what is in a file; None where there is nothing to classify.
+    """
+
+    task: str
+    config: type[Experiment]
+    record: type[Record]
+    result: type[RunResult | LanguageResult]
+    train: str
+    evaluate: str
+    report: str
+    predict: str | None = None
+
+
+SERIES = Kind(
+    task=DEFAULT_TASK,
+    config=TimeSeriesConfig,
+    record=RunRecord,
+    result=RunResult,
+    train="flowformer.tasks.training:train",
+    evaluate="flowformer.tasks.evaluation:evaluate_run",
+    report="flowformer.tasks.report:write_run_report",
+    predict="flowformer.tasks.evaluation:predict_file",
+)
+LANGUAGE = Kind(
+    task="language",
+    config=LanguageConfig,
+    record=LanguageRecord,
+    result=LanguageResult,
+    train="flowformer.tasks.language_training:train",
+    evaluate="flowformer.tasks.language_run:evaluate_language_run",
+    report="flowformer.tasks.language_run:write_language_run_report",
+)
+SEQUENCES = Kind(
+    task="sequences",
+    config=SequenceConfig,
+    record=SequenceRecord,
+    result=RunResult,
+    train="flowformer.tasks.sequence_training:train",
+    evaluate="flowformer.tasks.sequence_run:evaluate_sequence_run",
+    report="flowformer.tasks.sequence_run:write_sequence_run_report",
+    predict="flowformer.tasks.sequence_run:predict_sequences",
+)
+KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES)
+
+# What a comparison can run beside the mixers, for each kind of experiment: the function that runs
+# it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name
+# of its encoder.
+METHODS: Mapping[type[Experiment], Mapping[str, str]] = {
+    TimeSeriesConfig: {
+        "dtw": "flowformer.tasks.methods:dtw",
+        "rocket": "flowformer.tasks.methods:rocket",
+        "xgboost": "flowformer.tasks.methods:xgboost",
+        "lstm": SERIES.train,
+        "dilated-conv": SERIES.train,
+    },
+    SequenceConfig: {
+        "bag-of-tokens": "flowformer.tasks.sequence_baselines:bag_of_tokens",
+        "chance": "flowformer.tasks.sequence_baselines:chance",
+    },
+}
+
+
+def kind_of(config: Experiment) -> Kind:
+    """Returns the kind of an experiment."""
+    return next(kind for kind in KINDS if kind.config is type(config))
+
+
+def kind_of_run(folder: RunFolder) -> Kind:
+    """Returns the kind of the run in a folder; of one without a run, that of series.
+
+    Raises:
+        ValueError: its config.json is not JSON, or of a kind that there is not.
+    """
+    task = read_task(folder) if folder.config.exists() else SERIES.task
+    for kind in KINDS:
+        if kind.task == task:
+            return kind
+    known = ", ".join(kind.task for kind in KINDS)
+    raise ValueError(f"{folder.config}: task must be one of {known}, got {task!r}")
+
+
+def methods_of(config: Experiment) -> Mapping[str, str]:
+    """Returns the methods that a comparison can run beside the mixers, by name."""
+    return METHODS.get(type(config), {})
+
+
+def function_of(method: str, config: Experiment) -> str:
+    """Returns what runs a method, or what trains a model if it is the name of none but a mixer.
+
+    Raises:
+        ValueError: it is a method for another kind of experiment.
+    """
+    if method in methods_of(config):
+        return methods_of(config)[method]
+    if any(method in methods for methods in METHODS.values()):
+        raise ValueError(f"{method} is no method for {config.name}: it is on other data")
+    return kind_of(config).train

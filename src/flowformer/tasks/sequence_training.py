@@ -1,0 +1,116 @@
+"""Training a classifier of sequences from a configuration to a run folder."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from flowformer.files import remove_unfinished
+from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
+from flowformer.tasks.config import HELD_OUT
+from flowformer.tasks.folder import RunFolder, RunResult, read_versions, require_same_record
+from flowformer.tasks.loop import fit, keep_best, torch_settings
+from flowformer.tasks.optimizers import build_scheduled
+from flowformer.tasks.prediction import choose_device, classify
+from flowformer.tasks.recording import count_parameters
+from flowformer.tasks.sequence_config import SequenceConfig
+from flowformer.tasks.sequence_data import (
+    build_sequence_model,
+    load_sequences,
+    part_sequences,
+    room_for,
+    test_loader,
+    train_loader,
+)
+from flowformer.tasks.sequence_folder import SequenceRecord
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) -> RunResult:
+    """Trains a classifier of sequences, or of pairs of them, and writes the run folder.
+
+    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
+    the CPU, with as many threads): all randomness is a function of the seed and the step, and every
+    measurement ends with a checkpoint.
+
+    Args:
+        config: the experiment.
+        run_dir: folder of the run; made when missing.
+        resume: go on with the run in `run_dir`; where there is none yet, start it.
+
+    Returns:
+        The figures, as in result.json.
+
+    Raises:
+        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM came; its code is 143.
+        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
+            of that run is damaged.
+    """
+    folder = RunFolder(Path(run_dir))
+    started = folder.begin(resume=resume)
+    device = choose_device(config.training.accelerator)
+    data = load_sequences(config.data)
+    parts = part_sequences(config, data)
+    record = SequenceRecord(
+        recipe=config.name,
+        config=config,
+        versions=read_versions(),
+        source=data.source,
+        classes=data.classes,
+        vocab_size=data.vocab_size,
+        paired=data.paired,
+        max_length=room_for(config.data, data),
+        sizes={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
+        picture=data.picture,
+    )
+    if started:
+        require_same_record(SequenceRecord.read(folder), record, folder)
+        if folder.result.exists():
+            logger.info("%s has ended already", folder.root)
+            return RunResult.read(folder)
+    training = config.training
+    with torch_settings(training.threads):
+        torch.manual_seed(training.seed)
+        model = build_sequence_model(config.model, record)
+        if started:
+            remove_unfinished(folder.root)
+        else:
+            record.write(folder)
+        logger.info("%s: %s", data.name, data.source)
+        logger.info(
+            "%s: %s cases to train on, %s for %s, %s parameters, folder %s",
+            *(config.name, f"{record.sizes['train']:,}", f"{record.sizes['validation']:,}"),
+            *(HELD_OUT[training.protocol], f"{count_parameters(model):,}", folder.root),
+        )
+        recorder = fit(
+            ClassificationTask(
+                model,
+                # Of all parameters alike, weight decay too, as flax's Adam has it.
+                lambda model: build_scheduled(
+                    model.parameters(), config.optimizer, steps=training.steps
+                ),
+                seed=training.seed,
+                steps=training.steps,
+            ),
+            folder,
+            training,
+            train=train_loader(config, parts.train),
+            validation=test_loader(config, parts.validation),
+            held_out=HELD_OUT[training.protocol],
+            gradient_clip=config.optimizer.gradient_clip,
+        )
+        keep_best(model, folder)
+        probabilities = classify(model.to(device), test_loader(config, parts.test))
+        return write_outcome(
+            config,
+            model,
+            folder,
+            recorder,
+            classes=data.classes,
+            tested=Tested(probabilities=probabilities, labels=parts.test_labels),
+            note=config.protocol_note,
+        )
