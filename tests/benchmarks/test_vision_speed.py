@@ -16,17 +16,17 @@ DEIT = replace(STAGES, dims=(16,), depths=(1,), num_heads=(2,), layer_scale=None
 
 def test_a_part_of_the_model_ends_with_its_stage() -> None:
     images = torch.randn(2, 3, 16, 16)
-    whole = Case(image_size=16, batch=2, stages=None, goal=1)
-    assert vision_speed.side(STAGES, "flow", whole, images)().shape == (2, 1000)
+    whole = Case(image_size=16, batch=2, stages=None, goal=1, rounds=1)
+    assert vision_speed.side(STAGES, "flow", whole)(images).shape == (2, 1000)
     part = replace(whole, stages=2)
-    assert vision_speed.side(STAGES, "flow", part, images)().shape == (2, 16, 16)
+    assert vision_speed.side(STAGES, "flow", part)(images).shape == (2, 16, 16)
 
 
 def test_throughput_is_told_for_each_mixer_beside_softmax() -> None:
     said: list[str] = []
-    cases = {"small": Case(image_size=16, batch=2, stages=None, goal=1)}
+    cases = {"small": Case(image_size=16, batch=2, stages=None, goal=1, rounds=3)}
     measured = vision_speed.measure(
-        cases, mixers=["flow", "softmax"], repeats=3, config=STAGES, say=said.append
+        cases, mixers=["flow", "softmax"], config=STAGES, say=said.append
     )
     cell = measured["small"]
     assert len(said) == 2
