@@ -1,8 +1,10 @@
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from flowformer.viz.attention_maps import AttentionPicture, LayerMaps
 from flowformer.viz.report import write_report
 
 
@@ -43,6 +45,22 @@ def test_the_page_stands_alone(write_run, make_flow_map):
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "http" not in path.read_text(encoding="utf-8")
     assert "url(" not in path.read_text(encoding="utf-8")
+
+
+def test_what_an_image_model_attends_to_is_a_part_of_its_report(write_run):
+    layer = LayerMaps(name="block 1", attention=np.ones((2, 4, 4)))
+    image = np.zeros((16, 16, 3), np.uint8)
+    seen = AttentionPicture(
+        image=image, name="cat.png", model="softmax", sink=(8, 8), layers=(layer,)
+    )
+    path = write_report(write_run(), attention=[seen])
+    assert (path.parent / "1-cat-softmax-attention.png").exists()
+    page = _Page(path)
+    assert "What the layers attend to" in page.text
+    assert len(page.images) == 3
+    without = write_report(write_run())  # the report is written again
+    assert not list(without.parent.glob("1-cat*"))
+    assert "attend to" not in _Page(without).text
 
 
 def test_an_accuracy_stands_beside_its_protocol_and_the_papers(write_run):

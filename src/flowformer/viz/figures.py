@@ -78,7 +78,7 @@ def png_bytes(figure: Figure) -> bytes:
 def learning_curves(
     history: Mapping[str, Float[np.ndarray, " epochs"]],
     *,
-    kept: float,
+    kept: int,
     over: str = "epoch",
     held_out: str = "validation",
     target: float | None = None,

@@ -6,6 +6,8 @@ from pathlib import Path
 from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
 from flowformer.files import write_atomically
 from flowformer.serialization import flatten
+from flowformer.viz.attention_maps import AttentionPicture
+from flowformer.viz.attention_page import attention_parts
 from flowformer.viz.figures import (
     SeriesFlowMap,
     confusion_matrix,
@@ -35,7 +37,12 @@ FLOW_MAP_NOTE = (
 )
 
 
-def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> Path:
+def write_report(
+    run_dir: Path,
+    *,
+    flow_maps: Sequence[SeriesFlowMap] = (),
+    attention: Sequence[AttentionPicture] = (),
+) -> Path:
     """Write RUN/report/index.html and its figures from what a finished run left in its folder.
 
     The page embeds its figures, so it can be sent as one file. Each file appears whole or not at
@@ -44,6 +51,7 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
     Args:
         run_dir: a run folder with config.json, result.json, metrics.csv and predictions.csv.
         flow_maps: the test series to draw flow maps of; without any, the page has no such part.
+        attention: what the run's model attends to in images, likewise.
 
     Returns:
         The path of index.html.
@@ -70,6 +78,11 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
         pictures["confusion-matrix.png"] = png_bytes(matrix)
     for at, flow in enumerate(flow_maps, 1):
         pictures[f"flow-map-{at}.png"] = png_bytes(flow_map(flow))
+    shown: list[str] = []
+    if attention:
+        files, parts = attention_parts([[each] for each in attention])
+        pictures |= files
+        shown = [heading("What the layers attend to"), *parts]
     html = page(
         f"{run.result['recipe']}: run report",
         [
@@ -77,6 +90,7 @@ def write_report(run_dir: Path, *, flow_maps: Sequence[SeriesFlowMap] = ()) -> P
             *_curves(run, pictures["learning-curves.png"]),
             *(_classes(run, metrics, pictures["confusion-matrix.png"]) if metrics else ()),
             *_flow_maps(flow_maps, pictures),
+            *shown,
             *_settings(run),
         ],
     )
