@@ -115,7 +115,7 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
 def test_a_batch_of_small_images_is_what_one_after_the_other_gives(pictures):
     own = ImagePreprocessing.fit(pictures, 32)
     assert own.channels == 1
-    batch = next(iter(DataLoader(GreyDataset(pictures, own, light=False), 4, collate_fn=as_it_is)))
+    batch = next(iter(DataLoader(GreyDataset(pictures, own, shift=None), 4, collate_fn=as_it_is)))
     single = ImageDataset(pictures, own.apply)
     for place in range(4):
         torch.testing.assert_close(batch["images"][place], single[place]["images"])
@@ -124,7 +124,7 @@ def test_a_batch_of_small_images_is_what_one_after_the_other_gives(pictures):
 
 def test_small_images_are_shifted_over_black_and_flipped(pictures):
     own = ImagePreprocessing.fit(pictures, 28)
-    data = GreyDataset(pictures, own, light=True, seed=2)
+    data = GreyDataset(pictures, own, shift=3, seed=2)
     black = float((0 - torch.tensor(own.mean)) / torch.tensor(own.std))
     whole = np.pad(pictures.images, ((0, 0), (3, 3), (3, 3)))  # pyright: ignore[reportArgumentType]
     seen = set()
@@ -147,7 +147,7 @@ def test_small_images_are_shifted_over_black_and_flipped(pictures):
 
 def test_small_images_in_files_are_shifted_over_black_and_flipped(pictures):
     own = ImagePreprocessing.fit(pictures, 28)
-    data = ImageDataset(pictures, light_transform(own))
+    data = ImageDataset(pictures, light_transform(own, shift=3))
     assert torch.equal(data[(0, 1)]["images"], data[(0, 1)]["images"])
     assert len({data[(epoch, 1)]["images"].sum().item() for epoch in range(20)}) > 10
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from flowformer.cli.parsing import parse
-from flowformer.recipes import RECIPES, arena, language, timeseries
+from flowformer.recipes import RECIPES, arena, language, timeseries, vision
 from flowformer.tasks.config import TrainingConfig
 from flowformer.tasks.kinds import Experiment
 
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
         f"Of text, test perplexity of words, {language.SOURCE}.",
         f"Of long sequences, test accuracy in percent, {arena.SOURCE},",
         f"average {100 * arena.PAPER_AVERAGE:.2f}, on that benchmark's own files (--data.folder).",
+        f"Of images, test accuracy in percent, {vision.SOURCE}.",
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -5,6 +5,7 @@ import os
 import pkgutil
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from flowformer.tasks.config import TimeSeriesConfig, TrainingConfig
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
 from flowformer.tasks.language_folder import LanguageResult
+from flowformer.tasks.vision_config import VisionConfig
+
+# What a run is given to classify, and to be tested on, in place of FILE.
+FILES: Mapping[type[Experiment], tuple[str, str]] = {
+    TimeSeriesConfig: ("FILE.ts", "LABELLED.ts"),
+    VisionConfig: ("IMAGE", "FOLDER"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ def _stored_config(folder: RunFolder, name: str) -> Experiment:
 def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> str:
     """Returns what to say at the end of a run: no figure without its protocol."""
     run = shlex.quote(os.fspath(folder.root))
-    lines, file = [], ""
+    lines = []
     if result.test_accuracy is not None:
         paper = (
             ""
@@ -96,20 +104,22 @@ def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> s
             else f", the paper's {100 * result.paper_accuracy:.1f} (published protocol)"
         )
         lines.append(f"test accuracy  {100 * result.test_accuracy:.2f}{paper}")
+        if result.test_top5 is not None:
+            lines.append(f"top five       {100 * result.test_top5:.2f}")
     else:
         lines.append(f"validation accuracy  {100 * result.validation_accuracy:.2f} (no test set)")
-        file = " --file LABELLED.ts"
     kept = f"epoch          {result.best_epoch} of {result.epochs}"
     config = kind_of_run(folder).record.read(folder).config
     if not isinstance(config.training, TrainingConfig):
         kept = f"step           {result.best_step:,} of {config.training.steps:,}"
-    ending = ".ts" if isinstance(config, TimeSeriesConfig) else ""
+    read, labelled = FILES.get(type(config), ("FILE", "FILE"))
+    file = f" --file {labelled}" if result.test_accuracy is None else ""
     lines += [
         f"protocol       {result.protocol}: {result.protocol_note}",
         f"{kept}, {result.seconds:.0f} s in all",
         f"run            {folder.root}",
         f"report         {report}",
-        f"next           flowformer predict {run} FILE{ending}, flowformer evaluate {run}{file}",
+        f"next           flowformer predict {run} {read}, flowformer evaluate {run}{file}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -157,6 +167,7 @@ def _usage() -> str:
             "  flowformer train japanese-vowels --model.mixer softmax --training.epochs 30",
             "  flowformer train time-series --data.train-file TRAIN.ts --data.test-file TEST.ts",
             "  flowformer train japanese-vowels --run-dir runs/vowels --resume",
+            "  flowformer train image-folder --data.path FOLDER --training.model-from CHECKPOINT",
             "  flowformer train listops --data.folder LISTOPS --model.mixer performer",
             "",
         ]

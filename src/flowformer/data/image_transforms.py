@@ -34,7 +34,6 @@ from flowformer.data.images import ImageSplit
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same
-_SHIFT = 8  # a part of the side by which small images are shifted at most: 4 pixels of 32
 
 Transform = Callable[[Image.Image], Tensor]
 Key = int | tuple[int, int]  # a place, or an epoch and a place
@@ -124,10 +123,10 @@ def within_ratio(image: Image.Image) -> Image.Image:
     return cast(Image.Image, F.center_crop(cast(Any, image), sides))
 
 
-def light_transform(preprocessing: ImagePreprocessing) -> Transform:
-    """For small images: shifted by up to an eighth of the side over black, and flipped."""
-    size = preprocessing.image_size
-    chance = Compose([RandomCrop(size, padding=size // _SHIFT), RandomHorizontalFlip()])
+def light_transform(preprocessing: ImagePreprocessing, *, shift: int) -> Transform:
+    """For small images: shifted over black by up to some pixels each way, and flipped."""
+    crop = RandomCrop(preprocessing.image_size, padding=shift)
+    chance = Compose([crop, RandomHorizontalFlip()])
     # No closure: DataLoader's workers may be sent it.
     return partial(_lightly, preprocessing, chance)
 
@@ -219,17 +218,22 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
     Args:
         split: the images, in an array.
         preprocessing: fitted on those to train on.
-        light: whether they are shifted and flipped by chance.
-        seed: of that.
+        shift: pixels by which they are shifted by chance at most, and flipped; None for neither.
+        seed: of the chance.
     """
 
     def __init__(
-        self, split: ImageSplit, preprocessing: ImagePreprocessing, *, light: bool, seed: int = 0
+        self,
+        split: ImageSplit,
+        preprocessing: ImagePreprocessing,
+        *,
+        shift: int | None,
+        seed: int = 0,
     ) -> None:
         """Puts black around the images."""
         images, size = split.images, preprocessing.image_size
         assert isinstance(images, np.ndarray)
-        self._shift = size // _SHIFT if light else 0
+        self._shift, self._flips = shift or 0, shift is not None
         self._seed = seed
         self._size = size
         self._chance: tuple[int, np.ndarray] | None = None
@@ -270,7 +274,7 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         """First row and column, and whether flipped, of every image in an epoch: [n, 3]."""
         if self._chance is None or self._chance[0] != epoch:
             shift = self._shift
-            highest = [2 * shift, 2 * shift, int(shift > 0)]
+            highest = [2 * shift, 2 * shift, int(self._flips)]
             rng = np.random.default_rng([self._seed, epoch])
             drawn = rng.integers(0, highest, size=(len(self), 3), endpoint=True)
             self._chance = epoch, drawn

@@ -128,6 +128,18 @@ def load_image_folder(path: Path) -> ImageData:
     )
 
 
+def load_labelled_images(path: Path, classes: tuple[str, ...]) -> ImageSplit:
+    """Reads which images a folder has of known classes: PATH/CLASS/IMAGE.
+
+    Raises:
+        FileNotFoundError: there is no such folder, it has no classes, or one without images.
+        ValueError: it has other classes.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"expected a folder of images, {path} is none")
+    return _read_like(path, classes)
+
+
 def load_fashion_mnist_images(
     folder: Path | None = None, *, cache: Path | None = None
 ) -> ImageData:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 try:
     from scipy.stats import binomtest
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 except ImportError as error:
     raise ImportError(
         "scikit-learn is needed to evaluate predictions: pip install 'flowformer[train]'"
@@ -99,6 +99,21 @@ def classification_metrics(
             )
         ),
     )
+
+
+def top5_accuracy(
+    probabilities: Float64[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+) -> float | None:
+    """Returns the fraction with the label among the five likeliest classes; None of five or fewer.
+
+    Args:
+        probabilities: of each class.
+        labels: indices of the classes.
+    """
+    classes = np.arange(probabilities.shape[1])
+    if len(classes) <= 5:
+        return None
+    return float(top_k_accuracy_score(labels, probabilities, k=5, labels=classes))
 
 
 def _class_metrics(name: str, *, hits: int, support: int, claims: int) -> ClassMetrics:

@@ -3,13 +3,14 @@
 import difflib
 from collections.abc import Callable, Mapping
 
-from flowformer.recipes import arena, language, timeseries
+from flowformer.recipes import arena, language, timeseries, vision
 from flowformer.tasks.kinds import Experiment
 
 RECIPES: Mapping[str, Callable[[], Experiment]] = {
     **timeseries.RECIPES,
     **language.RECIPES,
     **arena.RECIPES,
+    **vision.RECIPES,
 }
 
 

@@ -18,9 +18,11 @@ from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.sequence_folder import SequenceRecord
+from flowformer.tasks.vision_config import VisionConfig
+from flowformer.tasks.vision_folder import VisionRecord
 
-Experiment = TimeSeriesConfig | LanguageConfig | SequenceConfig
-Record = RunRecord | LanguageRecord | SequenceRecord
+Experiment = TimeSeriesConfig | LanguageConfig | SequenceConfig | VisionConfig
+Record = RunRecord | LanguageRecord | SequenceRecord | VisionRecord
 Result = RunResult | LanguageResult | MethodResult
 
 
@@ -78,7 +80,17 @@ SEQUENCES = Kind(
     report="flowformer.tasks.sequence_run:write_sequence_run_report",
     predict="flowformer.tasks.sequence_run:predict_sequences",
 )
-KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES)
+IMAGES = Kind(
+    task="images",
+    config=VisionConfig,
+    record=VisionRecord,
+    result=RunResult,
+    train="flowformer.tasks.vision_training:train",
+    evaluate="flowformer.tasks.vision_run:evaluate_vision_run",
+    report="flowformer.tasks.vision_run:write_vision_run_report",
+    predict="flowformer.tasks.vision_run:predict_images",
+)
+KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES)
 
 # What a comparison can run beside the mixers, for each kind of experiment: the function that runs
 # it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name

@@ -162,10 +162,18 @@ class InterruptBetweenBatches(Callback):
             raise KeyboardInterrupt
 
 
-def keep_best(model: nn.Module, folder: RunFolder) -> None:
-    """Loads the parameters of the best epoch into the task's model, and writes them alone."""
+def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") -> None:
+    """Loads the parameters of the best epoch into the task's model, and writes them alone.
+
+    Args:
+        model: the task's.
+        folder: of the run.
+        prefix: of their names in the checkpoint.
+    """
     state = read_checkpoint(folder.best)["state_dict"]
-    weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    weights = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
     write_atomically(folder.weights, save(weights))
     model.load_state_dict(weights)
 
