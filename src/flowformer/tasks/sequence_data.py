@@ -21,8 +21,7 @@ from flowformer.tasks.sequence_folder import SequenceRecord
 logger = logging.getLogger(__name__)
 
 SAY_SECONDS = 5.0
-OPTIONS = ("folder", "max_length", "seed")
-GENERATED = ("min_length", "max_depth", "difficulty", "sizes")  # mean nothing of files
+GENERATED = {"min_length", "max_depth", "difficulty", "sizes"}
 
 
 def load_sequences(config: SequenceDataConfig) -> SequenceData:
@@ -33,10 +32,14 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
         FileNotFoundError: a file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
-    names = (*OPTIONS, *(GENERATED if config.folder is None else ()))
+    of = find_arena_set(config.dataset)
+    # A picture has nothing to cut, and a set with parts of its own nothing to draw.
+    names = {"folder"} | ({"max_length", "seed"} & set(of.options))
+    if of.generate is not None and config.folder is not None:
+        names.remove("seed")  # nor do files that stand in for what is generated
+    else:
+        names |= GENERATED
     values = {name: getattr(config, name) for name in names}
-    if "max_length" not in find_arena_set(config.dataset).options:
-        values["max_length"] = None  # of a picture: room in the model, nothing to cut
     return prepare_arena(
         config.dataset,
         ArenaOptions(**values),
