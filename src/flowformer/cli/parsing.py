@@ -11,6 +11,8 @@ except ImportError as error:
         "tyro is needed for the command line: pip install 'flowformer[train]'"
     ) from error
 
+Positional = tyro.conf.Positional  # of a setting with a default, given without its name
+
 T = TypeVar("T")
 
 _registry = tyro.constructors.ConstructorRegistry()

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowformer.cli.parsing import parse
+from flowformer.cli.parsing import Positional, parse
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.kinds import SERIES, kind_of_run
 
@@ -46,13 +46,26 @@ class PredictOptions:
 class VisualizeOptions:
     """Write the report of a run: one HTML page and its pictures.
 
+    With images: what every layer of runs on images attends to in them. That of one run goes into
+    its report; several runs stand side by side on a page of their own.
+
     Attributes:
         run: folder of the run.
+        more: further runs on images, and image files.
         num_series: test series of which to draw flow maps; of other runs of no matter.
+        sink: with images, the place whose token receives in the pictures of the attention: row and
+            column, from 0 to 1, in the square that the model reads.
+        class_token: with images, the class token in place of that.
+        output: with images, the folder of a page of its own; by default, of one run none, of
+            several report/side-by-side in the first.
     """
 
     run: Path
+    more: Positional[tuple[Path, ...]] = ()
     num_series: int = 4
+    sink: tuple[float, float] = (0.5, 0.5)
+    class_token: bool = False
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuses a number that is none."""
@@ -94,8 +107,39 @@ def predict(arguments: list[str]) -> int:
 def visualize(arguments: list[str]) -> int:
     """Writes the report of a run and says where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
-    kind = kind_of_run(RunFolder(options.run))
-    only_series = {"num_series": options.num_series} if kind is SERIES else {}
-    page = pkgutil.resolve_name(kind.report)(options.run, **only_series)
+    if options.more:
+        from flowformer.tasks.attention_pictures import SinkChoice, write_attention_pictures
+
+        row, column = options.sink
+        page = write_attention_pictures(
+            *_runs_and_images([options.run, *options.more]),
+            options.output,
+            sink=SinkChoice(row=row, column=column, class_token=options.class_token),
+        )
+    else:
+        kind = kind_of_run(RunFolder(options.run))
+        only_series = {"num_series": options.num_series} if kind is SERIES else {}
+        page = pkgutil.resolve_name(kind.report)(options.run, **only_series)
     sys.stdout.write(f"{page}\n")
     return 0
+
+
+def _runs_and_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Tells folders of runs, which have a config.json, from images.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no run in a folder.
+        ValueError: there is no run, or no image.
+    """
+    runs = [path for path in paths if RunFolder(path).config.exists()]
+    images = [path for path in paths if path not in runs]
+    for path in images:
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} holds no run: expected config.json in it, or an image")
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such run or image")
+    if not runs or not images:
+        raise ValueError(
+            f"expected at least one run and one image, got {len(runs)} and {len(images)}"
+        )
+    return runs, images

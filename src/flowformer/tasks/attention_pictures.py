@@ -13,8 +13,10 @@ from flowformer.data.image_files import read_image
 from flowformer.data.image_transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
+from flowformer.tasks.vision_run import load_vision_run
 from flowformer.viz.attention_maps import AttentionPicture, LayerMaps, relative_weights
 from flowformer.viz.attention_page import write_attention_page
+from flowformer.viz.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,39 @@ def show_image(shown: ShownModel, image: Path, sink: SinkChoice) -> AttentionPic
         layers=tuple(_layer_maps(layer, single=single) for layer in layers),
         verdict=_verdict(shown, pixels),
     )
+
+
+def write_attention_pictures(
+    runs: Sequence[Path], images: Sequence[Path], output: Path | None, *, sink: SinkChoice
+) -> Path:
+    """Writes what finished runs attend to in image files.
+
+    Args:
+        runs: their folders.
+        images: files of images.
+        output: folder of a page; None for the report of a run alone, and for report/side-by-side of
+            the first of several.
+        sink: which token receives.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: a run or an image is not there.
+        ValueError: a run is not on images, a file is no image, or what `show_image` raises.
+        NotImplementedError: likewise.
+    """
+    loaded = [load_vision_run(run) for run in runs]
+    names = distinct_names([run.config.model.mixer for run in loaded], runs)
+    models = [
+        ShownModel(name=name, model=run.model, preprocessing=run.preprocessing, classes=run.classes)
+        for name, run in zip(names, loaded, strict=True)
+    ]
+    if output is None and len(models) == 1:
+        pictures = [show_image(models[0], image, sink) for image in images]
+        return write_report(runs[0], attention=pictures)
+    output = runs[0] / "report" / "side-by-side" if output is None else output
+    return write_pictures(models, images, output, sink=sink)
 
 
 def write_pictures(
