@@ -25,3 +25,21 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
         process.kill()
         # The pipe ends when the last process that has inherited it does.
         assert process.communicate(timeout=60)[0] == ""
+
+
+def test_a_script_without_a_guard_ends_with_an_error_and_does_not_wait_for_itself(tmp_path: Path):
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\n"
+        "from flowformer.data.arena import ArenaOptions, prepare_arena\n"
+        "options = ArenaOptions(sizes=(40, 10, 10), min_length=5, max_length=30)\n"
+        f"prepare_arena('listops', options, output=Path({str(tmp_path / 'set')!r}), workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "if __name__ == '__main__'" in done.stderr

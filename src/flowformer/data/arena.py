@@ -18,6 +18,7 @@ from flowformer.data.arena_sets import (
     find_arena_set,
 )
 from flowformer.data.packages import data_cache
+from flowformer.data.parallel import require_main
 from flowformer.data.sequences import SequenceData
 from flowformer.files import locked, remove_unfinished, write_atomically
 
@@ -76,6 +77,7 @@ def prepare_arena(
     folder = arena_folder(name, options) if output is None else output
     made_from = {**_record(of, chosen), "files": _stamp(of, chosen.folder)}
     if not _is_prepared(folder, made_from):
+        require_main()
         # Beside the folder, which may hold nothing else: who comes second finds the set prepared.
         with locked(folder.with_name(f".{folder.name}.lock")):
             if not _is_prepared(folder, made_from):

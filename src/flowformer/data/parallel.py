@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from types import TracebackType
 from typing import TypeVar
 
@@ -94,3 +94,19 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def require_main() -> None:
+    """Refuses work in a process that is still being started: it runs a script without a guard.
+
+    It would wait for its parent, who waits for it.
+
+    Raises:
+        RuntimeError: the process is being started.
+    """
+    # What Python itself looks at, before it starts a process from one that is being started.
+    if getattr(current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a script whose work is done by several processes needs its calls under "
+            "`if __name__ == '__main__':`; or ask for one process (workers=1)"
+        )
