@@ -1,9 +1,9 @@
-"""Write the tables of all mixers, and of language models, into README.md and docs/results.md.
+"""Write the tables of all mixers, long sequences and language models into README and results.md.
 
     python -m benchmarks.report_mixers
 
-From results/compare_*.csv (`python -m benchmarks.comparisons`), mixer_cost.json, language_step.json
-and generation.json. A test holds the pages to them.
+From results/compare_*.csv (`python -m benchmarks.comparisons`), mixer_cost.json, arena_long.json,
+language_step.json and generation.json. A test holds the pages to them.
 """
 
 import csv
@@ -19,6 +19,7 @@ from flowformer.evaluation.measures import ACCURACY, BITS_PER_CHARACTER, PERPLEX
 from flowformer.nn import MIXERS
 
 LENGTHS = (1024, 16384, 65536)  # of the README's table
+ARENA = ("listops", "text", "retrieval", "image", "pathfinder")
 CAUSAL = " (causal)"  # what mixer_cost adds to the name of a mixer that is nothing else
 
 Row = dict[str, str]
@@ -130,6 +131,40 @@ def comparison(name: str, measure: Measure) -> str:
     return to_markdown(header, [list(cells(row)) for row in read_csv(name)]).rstrip()
 
 
+def arena() -> str:
+    """Return accuracy and time of the arena's small runs, of every method on every task."""
+    tables = {task: {row["method"]: row for row in read_csv(task)} for task in ARENA}
+
+    def figure(row: Row) -> str:
+        time = f", {duration(float(row['seconds']))}" if row["seconds"] else ""
+        return score(row, ACCURACY) + time
+
+    methods = tables[ARENA[0]]
+    rows = [[f"`{name}`", *(figure(tables[task][name]) for task in ARENA)] for name in methods]
+    return to_markdown(["accuracy %, training a run", *ARENA], rows).rstrip()
+
+
+def arena_long() -> str:
+    """Return what the longer runs came to, and what the full recipes would need."""
+    header = ["command", "test accuracy, %", "best step", "time", "full recipe", "a step here"]
+    header += ["all its steps"]
+    rows = []
+    for run in read_json("arena_long")["runs"].values():
+        result, full = run["result"], run["full"]
+        rows.append(
+            [
+                f"`{run['command']}`",
+                f"{ACCURACY.show(result['test_accuracy'])}",
+                f"{result['best_step']:,}",
+                duration(result["seconds"]),
+                f"`{full['recipe']}`, {full['steps']:,} steps",
+                duration(full["seconds_of_a_step"]),
+                f"{full['days']:.1f} days",
+            ]
+        )
+    return to_markdown(header, rows).rstrip()
+
+
 def language_step() -> str:
     """Return tokens per second and peak memory of a training step over the context."""
     contexts = read_json("language_step")["contexts"]
@@ -174,6 +209,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixer_cost_memory": lambda: cost_over_length("training", "memory", memory),
     "mixer_cost_forward": lambda: cost_over_length("forward", "seconds", duration),
     "mixer_cost_unfinished": unfinished_costs,
+    "arena": arena,
+    "arena_long": arena_long,
     "language_step": language_step,
     "generation": generation,
 }
