@@ -12,6 +12,7 @@ import pytest
 
 from flowformer.serialization import to_plain
 from flowformer.tasks.kinds import Experiment
+from tests.tasks.small_images import tiny_vision, write_images
 
 SAME_BYTES = ("weights.safetensors", "predictions.csv", "preprocessing.json", "tokenizer.json")
 KILLER = Path(__file__).with_name("killed_runs.py")
@@ -38,6 +39,14 @@ def test_so_does_the_run_of_a_language_model(tmp_path, tiny_language):
     # Two a file: config, tokenizer; best (once at least), last and metrics of 2 rounds; 2 more. The
     # text was tokenised by the run that is left alone: killing that is tested in tests/data.
     assert {f"write-{number}" for number in range(1, 19)} <= names
+    assert {f"step-{number}" for number in range(1, 5)} <= names
+
+
+def test_so_does_the_run_of_an_image_model(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 6, "val": 3})
+    names = kill_and_resume(tiny_vision(folder), "images", tmp_path)
+    # As of series; the third and fourth file of an epoch are those of its end.
+    assert {f"write-{number}" for number in range(1, 21)} <= names
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 

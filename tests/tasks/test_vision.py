@@ -228,13 +228,14 @@ def test_images_are_classified_by_name_as_in_the_test(tmp_path, folder):
     train(tiny_vision(folder), tmp_path / "run")
     test = load_image_folder(folder).test
     assert test is not None
-    rows = rows_of(predict_images(tmp_path / "run", list(test.images)))
+    assert isinstance(test.images, tuple)
+    rows = rows_of(predict_images(tmp_path / "run", *test.images))
     assert [row["file"] for row in rows] == [str(path) for path in test.images]
     tested = rows_of(RunFolder(tmp_path / "run").predictions.read_text())
     assert [row["predicted"] for row in rows] == [row["predicted"] for row in tested]
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(ValueError, match=r"bad\.png: expected an image"):
-        predict_images(tmp_path / "run", [tmp_path / "bad.png"])
+        predict_images(tmp_path / "run", tmp_path / "bad.png")
 
 
 def test_a_bad_image_ends_the_training_by_name_and_a_bad_test_image_before_it(tmp_path, folder):
@@ -365,7 +366,7 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     test = load_fashion_mnist_images(tmp_path).test
     assert test is not None
     test.read(3).save(image)
-    read = rows_of(predict_images(tmp_path / "run", [image]))[0]
+    read = rows_of(predict_images(tmp_path / "run", image))[0]
     tested = rows_of(RunFolder(tmp_path / "run").predictions.read_text())[3]
     for name in read:
         if name.startswith("probability"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowformer.cli.parsing import Positional, parse
 from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.kinds import SERIES, kind_of_run
+from flowformer.tasks.kinds import IMAGES, SERIES, kind_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class EvaluateOptions:
 
     Attributes:
         run: folder of the run.
-        file: a labelled .ts file to test a run on series on, in place of its own test set.
+        file: what to test on in place of the run's own test set: of a run on series, a labelled .ts
+            file; of one on images, a folder of them, FOLDER/CLASS/IMAGE.
         json: print the figures as JSON.
     """
 
@@ -28,17 +29,20 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Classify what is in a file and write CSV.
+    """Classify what is in a file, or images, and write CSV.
 
     Attributes:
         run: folder of the run.
         file: of a run on series, a .ts file, with labels or without; of one on sequences, text with
-            a case on each line (of pairs, a tab between the two), or a picture.
+            a case on each line (of pairs, a tab between the two), or a picture; of one on images,
+            an image.
+        more: further images.
         output: the CSV file to write; standard output by default.
     """
 
     run: Path
     file: Path
+    more: Positional[tuple[Path, ...]] = ()
     output: Path | None = None
 
 
@@ -94,9 +98,14 @@ def predict(arguments: list[str]) -> int:
             f"{options.run} holds a language model, not a classifier: "
             f'flowformer generate {options.run} "PROMPT" uses it'
         )
+    if options.more and kind is not IMAGES:
+        raise ValueError(
+            f"expected one file for a run on {kind.task}, got {1 + len(options.more)}: those on "
+            "images take several"
+        )
     from flowformer.files import write_atomically
 
-    text = pkgutil.resolve_name(kind.predict)(options.run, options.file)
+    text = pkgutil.resolve_name(kind.predict)(options.run, options.file, *options.more)
     if options.output is None:
         sys.stdout.write(text)
     else:

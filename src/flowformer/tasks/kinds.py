@@ -5,7 +5,7 @@ A function stands as "module:function" and is imported when it is called:
     train(config, run_dir, *, resume: bool) -> the kind's result, which is result.json too
     evaluate(run_dir, file: Path | None) -> what differs, describe() and to_dict() tell of
     report(run_dir) -> Path of a page
-    predict(run_dir, file: Path) -> CSV
+    predict(run_dir, file: Path) -> CSV; of images, any number of files
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
 """A finished run on images: reading it back, testing it again, and predictions for images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def evaluate_vision_run(run_dir: str | Path, file: Path | None = None) -> Evalua
     )
 
 
-def predict_images(run_dir: str | Path, files: Sequence[Path]) -> str:
+def predict_images(run_dir: str | Path, *files: Path) -> str:
     """Returns predictions for image files as CSV: file, predicted, and each class's probability.
 
     Raises:
