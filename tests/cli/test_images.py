@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.recipes import RECIPES, vision
 from flowformer.tasks.vision_training import train
 from tests.tasks.small_images import tiny_vision, write_images
 
@@ -83,23 +82,3 @@ def test_mixers_are_compared_on_images(flowformer, images, tmp_path):
     table = (tmp_path / "comparison" / "table.md").read_text()
     assert "flow" in table
     assert "mobile" in table
-
-
-def test_the_recipes_of_imagenet_have_the_published_settings():
-    for name, accuracy, dims in (
-        ("imagenet", 0.806, (96, 192, 384, 768)),
-        ("imagenet-deit-small", 0.800, (384,)),
-    ):
-        config = vision.RECIPES[name]()
-        assert name in RECIPES
-        assert (config.model.mixer, config.model.dims) == ("flow", dims)
-        assert (config.paper_accuracy, config.paper_classes) == (accuracy, 1000)
-        chance, optimizer = config.augmentation, config.optimizer
-        assert (chance.mixup, chance.cutmix, chance.label_smoothing) == (0.8, 1.0, 0.1)
-        assert chance.rand_augment is not None
-        assert "m9" in chance.rand_augment
-        images = config.data.batch_size * config.training.accumulate
-        steps = optimizer.by_steps(10, images=images)
-        assert steps.learning_rate == pytest.approx(5e-4 * images / 512)
-        assert (steps.warmup, steps.weight_decay, steps.gradient_clip) == (50, 0.05, 1.0)
-        assert (steps.name, steps.schedule, config.training.epochs) == ("adamw", "cosine", 300)

@@ -97,9 +97,11 @@ def test_without_test_images_there_is_no_test_figure(tmp_path):
 def test_worker_processes_change_nothing(tmp_path, folder):
     config = tiny_vision(folder, epochs=1)
     train(config, tmp_path / "none")
-    train(replace(config, data=replace(config.data, workers=2)), tmp_path / "two")
+    more = replace(config, data=replace(config.data, workers=2))
+    result = train(more, tmp_path / "two")
     ours, theirs = weights(tmp_path / "none"), weights(tmp_path / "two")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert train(config, tmp_path / "two", resume=True) == result
 
 
 def test_the_average_is_what_is_kept(tmp_path, folder):

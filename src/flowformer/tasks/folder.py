@@ -278,7 +278,8 @@ def require_same_record(old: Any, new: Any, folder: RunFolder) -> None:
         ValueError: they differ; the message names in what.
     """
     before, now = flatten(to_plain(old)), flatten(to_plain(new))
-    free = ("versions.", "config.training.progress")
+    # How a run is shown, and how many processes read its data, change nothing of it.
+    free = ("versions.", "config.training.progress", "config.data.workers")
     changed = [
         f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
         for key in sorted(before | now)
