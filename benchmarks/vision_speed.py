@@ -103,7 +103,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Measure, print, and save after every case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mixers", type=lambda text: text.split(","), default=MIXERS)
     parser.add_argument("--rounds", type=int, help="in every case")
@@ -112,11 +112,12 @@ def main() -> None:
     if "softmax" not in arguments.mixers:
         parser.error(f"--mixers must name softmax, got {','.join(arguments.mixers)}")
     pin(1)
-    cases = CASES
-    if arguments.rounds is not None:
-        cases = {name: replace(case, rounds=arguments.rounds) for name, case in CASES.items()}
-    measured = measure(cases, mixers=arguments.mixers)
-    print(save("vision_speed", {"cases": measured}, arguments.folder))
+    measured: dict[str, dict[str, Any]] = {}
+    for name, case in CASES.items():
+        if arguments.rounds is not None:
+            case = replace(case, rounds=arguments.rounds)
+        measured |= measure({name: case}, mixers=arguments.mixers)
+        print(save("vision_speed", {"cases": measured}, arguments.folder), flush=True)
 
 
 if __name__ == "__main__":
