@@ -98,7 +98,7 @@ def _fashion(name: str, *, epochs: int, shift: int) -> VisionConfig:
             drop_path=0.0,
         ),
         optimizer=VisionOptimizerConfig(
-            learning_rate=2e-3, reference_batch=None, warmup_epochs=0.5, weight_decay=0.05
+            learning_rate=3e-3, reference_batch=None, warmup_epochs=0.5, weight_decay=0.05
         ),
         training=VisionTrainingConfig(epochs=epochs),
     )
