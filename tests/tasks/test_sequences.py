@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from flowformer.data.listops import LISTOPS_TOKENS
+from flowformer.tasks.classification import ClassificationTask
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import KINDS, kind_of_run
 from flowformer.tasks.language_folder import LanguageRecord
@@ -81,10 +83,47 @@ class TestTraining:
         assert result.test_accuracy is not None
         assert load_sequence_run(tmp_path / "run").record.paired == (name == "aan")
 
+    def test_what_files_leave_unused_is_said(self, tmp_path, tiny_sequences, caplog):
+        folder = listops_files(tmp_path / "files")
+        data = SequenceDataConfig(dataset="listops", folder=folder, sizes=(9, 9, 9), max_depth=3)
+        with caplog.at_level("INFO"):
+            load_sequences(tiny_sequences(data).data)
+        assert "data.max_depth, data.sizes, of what is generated, change nothing" in caplog.text
+
     @pytest.mark.parametrize("mixer", ["flow-heads", "softmax", "linear", "performer"])
     def test_any_mixer_is_one_word(self, tmp_path, tiny_sequences, mixer):
         train(tiny_sequences(mixer=mixer, steps=2), tmp_path / "run")
         assert load_sequence_run(tmp_path / "run").record.config.model.mixer == mixer
+
+    def test_a_run_that_is_stopped_and_resumed_ends_bitwise_the_same(
+        self, tmp_path, tiny_sequences, monkeypatch
+    ):
+        config = tiny_sequences(steps=6)
+        config = replace(config, model=replace(config.model, dropout=0.2))
+        whole = train(config, tmp_path / "whole")
+        step, steps = ClassificationTask.training_step, []
+
+        def stopping(*arguments: Any) -> Any:
+            steps.append(arguments)
+            if len(steps) == 4:  # the second step after a measurement
+                raise RuntimeError("stopped")
+            return step(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ClassificationTask, "training_step", stopping)
+            with pytest.raises(RuntimeError, match="stopped"):
+                train(config, tmp_path / "resumed")
+        resumed = train(config, tmp_path / "resumed", resume=True)
+        assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
+        one, other = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "resumed")
+        assert one.weights.read_bytes() == other.weights.read_bytes()
+        assert one.predictions.read_bytes() == other.predictions.read_bytes()
+        losses = [
+            [row["train_loss"] for row in read_rows(folder.metrics.read_text())]
+            for folder in (one, other)
+        ]
+        assert len(losses[0]) == 3
+        assert losses[0] == losses[1]
 
     def test_a_resumed_run_must_be_the_same(self, tmp_path, tiny_sequences):
         train(tiny_sequences(), tmp_path / "run")
@@ -102,11 +141,21 @@ class TestParts:
         parts = part_sequences(config, load_sequences(config.data))
         assert [len(part) for part in parts] == [60, 20, 30, 30]
 
-    def test_without_one_it_is_cut_from_the_training_part(self, tmp_path, tiny_sequences):
+    def test_without_one_it_is_cut_from_the_training_part(self, tiny_sequences):
+        config = tiny_sequences()
+        config = replace(config, data=replace(config.data, validation_fraction=1 / 6))
+        data = load_sequences(config.data)
+        splits = {part: data.splits[part] for part in ("train", "test")}
+        parts = part_sequences(config, replace(data, splits=splits))
+        assert [len(part) for part in parts] == [50, 10, 30, 30]
+        chosen, rest = set(parts.validation.indices), set(parts.train.indices)
+        assert chosen | rest == set(range(60))  # 50 and 10 of them: none is in both
+        # Each value is 6 of the 60.
+        assert sorted(case[2] for case in parts.validation) == list(range(10))
+
+    def test_too_few_to_cut_are_refused(self, tmp_path, tiny_sequences):
         folder = fashion_files(tmp_path / "files")
-        data = SequenceDataConfig(
-            dataset="fashion-mnist", folder=folder, validation_fraction=0.5, batch_size=1
-        )
+        data = SequenceDataConfig(dataset="fashion-mnist", folder=folder, batch_size=1)
         config = tiny_sequences(data)
         with pytest.raises(ValueError, match="expected at least 2 cases of each class"):
             part_sequences(config, load_sequences(config.data))  # two pictures of two classes

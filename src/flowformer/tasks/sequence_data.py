@@ -37,6 +37,7 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
     names = {"folder"} | ({"max_length", "seed"} & set(of.options))
     if of.generate is not None and config.folder is not None:
         names.remove("seed")  # nor do files that stand in for what is generated
+        _say_unused(config)
     else:
         names |= GENERATED
     values = {name: getattr(config, name) for name in names}
@@ -47,6 +48,17 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
         workers=config.workers,
         progress=_Patient(),
     )
+
+
+def _say_unused(config: SequenceDataConfig) -> None:
+    # No error, as data prepare has it: they may be those of the recipe, which is for either.
+    unused = [name for name in sorted(GENERATED) if getattr(config, name) is not None]
+    if unused:
+        logger.info(
+            "%s is read from %s: %s, of what is generated, %s nothing",
+            *(config.dataset, config.folder, ", ".join(f"data.{name}" for name in unused)),
+            "changes" if len(unused) == 1 else "change",
+        )
 
 
 class Parts(NamedTuple):
