@@ -150,7 +150,7 @@ def test_train_prints_its_result_with_the_protocol_and_what_to_do_next(
     monkeypatch.chdir(tmp_path)
     outcome = flowformer("train", "japanese-vowels", *QUICK, "--training.progress", "lines")
     assert outcome.code == 0
-    assert ", the paper's 98.9 (published protocol)\n" in outcome.out
+    assert ", the paper's 98.9 (by its own protocol)\n" in outcome.out
     assert "protocol       clean: a stratified part of the training set" in outcome.out
     assert "runs/japanese-vowels-clean-seed0/report/index.html" in outcome.out
     assert (tmp_path / "runs/japanese-vowels-clean-seed0/report/index.html").exists()

@@ -13,6 +13,9 @@ import pytest
 from flowformer.serialization import to_plain
 from flowformer.tasks.kinds import Experiment
 from tests.tasks.small_images import tiny_vision, write_images
+from tests.tasks.small_sequences import tiny_sequences
+
+__all__ = ["tiny_sequences"]  # a fixture
 
 SAME_BYTES = ("weights.safetensors", "predictions.csv", "preprocessing.json", "tokenizer.json")
 KILLER = Path(__file__).with_name("killed_runs.py")
@@ -39,6 +42,14 @@ def test_so_does_the_run_of_a_language_model(tmp_path, tiny_language):
     # Two a file: config, tokenizer; best (once at least), last and metrics of 2 rounds; 2 more. The
     # text was tokenised by the run that is left alone: killing that is tested in tests/data.
     assert {f"write-{number}" for number in range(1, 19)} <= names
+    assert {f"step-{number}" for number in range(1, 5)} <= names
+
+
+def test_so_does_the_run_of_a_classifier_of_sequences(tmp_path, tiny_sequences):
+    names = kill_and_resume(tiny_sequences(), "sequences", tmp_path)
+    # Two a file: config; best (once at least), last and metrics of 2 rounds; 3 more. The set was
+    # prepared by the run that is left alone.
+    assert {f"write-{number}" for number in range(1, 17)} <= names
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 

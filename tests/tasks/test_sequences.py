@@ -57,7 +57,7 @@ class TestTraining:
         right = [row["label"] == row["predicted"] for row in predicted]
         assert len(right) == 30
         assert np.mean(right) == result.test_accuracy
-        assert (result.paper_accuracy, result.paper_source) == (0.387, "nowhere")
+        assert (result.paper_accuracy, result.paper_source) == (None, None)  # generated data
         record = SequenceRecord.read(folder)
         assert record.sizes == {"train": 60, "validation": 20, "test": 30}
         assert "generated" in record.source
@@ -133,6 +133,16 @@ class TestTraining:
     def test_the_papers_figure_does_not_stand_beside_other_data(self, tiny_sequences):
         config = tiny_sequences(SequenceDataConfig(dataset="aan"))
         assert (config.paper_accuracy, config.paper_source) == (None, None)
+        assert tiny_sequences().paper_score is None  # generated
+
+    def test_it_stands_beside_the_benchmarks_files_as_long_as_there(self, tmp_path, tiny_sequences):
+        folder = listops_files(tmp_path / "files")
+        for length, figure in ((40, 0.387), (30, None)):
+            data = SequenceDataConfig(dataset="listops", folder=folder, max_length=length)
+            config = replace(tiny_sequences(data, steps=2), paper_length=40)
+            assert config.paper_score == figure
+        config = replace(config, data=replace(config.data, max_length=40))
+        assert train(config, tmp_path / "run").paper_accuracy == 0.387
 
 
 class TestParts:

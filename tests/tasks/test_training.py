@@ -131,7 +131,7 @@ def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
         assert "95% interval" in other.describe()
         assert ("95% interval" in own.describe()) is (protocol == "clean")
         assert (own.to_dict()["accuracy_interval"] is None) is (protocol == "published")
-        assert "the paper's    90.0 (published protocol)" in own.describe()
+        assert "the paper's    90.0 (by its own protocol)" in own.describe()
 
 
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):

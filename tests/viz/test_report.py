@@ -66,7 +66,7 @@ def test_what_an_image_model_attends_to_is_a_part_of_its_report(write_run):
 def test_an_accuracy_stands_beside_its_protocol_and_the_papers(write_run):
     text = _Page(write_report(write_run())).text
     assert "Test accuracy, clean protocol97.8%362 of 370 series" in text
-    assert "The paper's accuracy, published protocol98.9%" in text
+    assert "The paper's accuracy, by its own protocol98.9%" in text
     assert "this run: −1.1 points" in text
     assert "95% interval 95.8% to 98.9%" in text
     assert "Clean protocol: a stratified part of the training set chose the epoch" in text
@@ -102,7 +102,7 @@ def test_without_a_test_set_the_validation_accuracy_is_named_as_such(write_run):
     page = _Page(write_report(run_dir))
     assert "Validation accuracy, clean protocol98.2%" in page.text
     assert "Test accuracy" not in page.text
-    assert "The paper's accuracy, published protocol98.9%" in page.text
+    assert "The paper's accuracy, by its own protocol98.9%" in page.text
     assert "points" not in page.text
     assert len(page.images) == 1
     assert not (run_dir / "report" / "confusion-matrix.png").exists()

@@ -7,6 +7,7 @@ from flowformer.cli.parsing import parse
 from flowformer.recipes import RECIPES, arena, language, timeseries, vision
 from flowformer.tasks.config import TrainingConfig
 from flowformer.tasks.kinds import Experiment
+from flowformer.tasks.sequence_config import SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,10 @@ def main(arguments: list[str]) -> int:
     lines = [f"{'recipe':<23}{'length':<16}{'optimizer':<10}{'paper':>6}  what"]
     for name, build in RECIPES.items():
         config = build()
-        paper = "" if config.paper_score is None else config.measure.show(config.paper_score)
+        figure = config.paper_score
+        if isinstance(config, SequenceConfig):  # whose files may come later
+            figure = config.paper_accuracy
+        paper = "" if figure is None else config.measure.show(figure)
         what = (build.__doc__ or "").strip()
         lines.append(
             f"{name:<23}{_length(config):<16}{config.optimizer.name:<10}{paper:>6}  {what}"

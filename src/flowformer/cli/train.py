@@ -5,23 +5,15 @@ import os
 import pkgutil
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowformer.cli.experiments import parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.tasks.config import TimeSeriesConfig, TrainingConfig
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
 from flowformer.tasks.language_folder import LanguageResult
-from flowformer.tasks.vision_config import VisionConfig
-
-# What a run is given to classify, and to be tested on, in place of FILE.
-FILES: Mapping[type[Experiment], tuple[str, str]] = {
-    TimeSeriesConfig: ("FILE.ts", "LABELLED.ts"),
-    VisionConfig: ("IMAGE", "FOLDER"),
-}
+from flowformer.tasks.schedule import StepsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +93,7 @@ def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> s
         paper = (
             ""
             if result.paper_accuracy is None
-            else f", the paper's {100 * result.paper_accuracy:.1f} (published protocol)"
+            else f", the paper's {100 * result.paper_accuracy:.1f} (by its own protocol)"
         )
         lines.append(f"test accuracy  {100 * result.test_accuracy:.2f}{paper}")
         if result.test_top5 is not None:
@@ -109,17 +101,17 @@ def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> s
     else:
         lines.append(f"validation accuracy  {100 * result.validation_accuracy:.2f} (no test set)")
     kept = f"epoch          {result.best_epoch} of {result.epochs}"
-    config = kind_of_run(folder).record.read(folder).config
-    if not isinstance(config.training, TrainingConfig):
-        kept = f"step           {result.best_step:,} of {config.training.steps:,}"
-    read, labelled = FILES.get(type(config), ("FILE", "FILE"))
-    file = f" --file {labelled}" if result.test_accuracy is None else ""
+    kind = kind_of_run(folder)
+    training = kind.record.read(folder).config.training
+    if isinstance(training, StepsConfig):
+        kept = f"step           {result.best_step:,} of {training.steps:,}"
+    file = f" --file {kind.labelled}" if kind.labelled and result.test_accuracy is None else ""
     lines += [
         f"protocol       {result.protocol}: {result.protocol_note}",
         f"{kept}, {result.seconds:.0f} s in all",
         f"run            {folder.root}",
         f"report         {report}",
-        f"next           flowformer predict {run} {read}, flowformer evaluate {run}{file}",
+        f"next           flowformer predict {run} {kind.reads}, flowformer evaluate {run}{file}",
     ]
     return "\n".join(lines) + "\n"
 

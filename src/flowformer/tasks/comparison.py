@@ -21,8 +21,9 @@ from flowformer.tasks.folder import RunFolder, read_json, write_json
 from flowformer.tasks.kinds import Experiment, Result, function_of, kind_of, methods_of
 from flowformer.tasks.methods import MethodResult
 
-# The method whose score a recipe's paper_score is.
-PUBLISHED_METHOD = "flow"
+# The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,
+# and the form of the published Long Range Arena code.
+PUBLISHED_METHODS = ("flow", "flow-heads")
 
 Status = Literal["started", "finished", "failed", "memory"]
 # What the tables say of a run without a result.
@@ -328,7 +329,7 @@ def _outcome(run: PlannedRun) -> RunOutcome:
         score=result.score,
         # The recipe's figure is that of one method: beside another it would be wrong.
         paper_score=run.request.config.paper_score
-        if run.request.method == PUBLISHED_METHOD
+        if run.request.method in PUBLISHED_METHODS
         else None,
         parameters=result.parameters,
         seconds=result.seconds,

@@ -86,7 +86,7 @@ class Evaluation:
             verdict = "differs" if self.differs else "the same"
             lines.append(f"training found {100 * trained.test_accuracy:.2f}: {verdict}")
         if self.own_test_set and trained.paper_accuracy is not None:
-            paper = f"{100 * trained.paper_accuracy:.1f} (published protocol)"
+            paper = f"{100 * trained.paper_accuracy:.1f} (by its own protocol)"
             lines.append(f"the paper's    {paper}")
         if self.own_test_set:
             lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")

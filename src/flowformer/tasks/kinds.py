@@ -39,6 +39,8 @@ class Kind:
         evaluate: tests a finished run again.
         report: writes the page of one.
         predict: classifies what is in a file; None where there is nothing to classify.
+        reads: what `predict` is given, in a word or two.
+        labelled: what `evaluate` is given in place of the run's own test set; None for nothing.
     """
 
     task: str
@@ -49,6 +51,8 @@ class Kind:
     evaluate: str
     report: str
     predict: str | None = None
+    reads: str = "FILE"
+    labelled: str | None = None
 
 
 SERIES = Kind(
@@ -60,6 +64,8 @@ SERIES = Kind(
     evaluate="flowformer.tasks.evaluation:evaluate_run",
     report="flowformer.tasks.report:write_run_report",
     predict="flowformer.tasks.evaluation:predict_file",
+    reads="FILE.ts",
+    labelled="LABELLED.ts",
 )
 LANGUAGE = Kind(
     task="language",
@@ -89,6 +95,8 @@ IMAGES = Kind(
     evaluate="flowformer.tasks.vision_run:evaluate_vision_run",
     report="flowformer.tasks.vision_run:write_vision_run_report",
     predict="flowformer.tasks.vision_run:predict_images",
+    reads="IMAGE",
+    labelled="FOLDER",
 )
 KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES)
 

@@ -119,6 +119,7 @@ class SequenceConfig:
             figure has no place here: it becomes None, its source too.
         paper_accuracy: test accuracy that it prints, in [0, 1].
         paper_source: where it prints it.
+        paper_length: longest sequence there.
     """
 
     name: str
@@ -129,6 +130,7 @@ class SequenceConfig:
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+    paper_length: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values, and drops the paper's figure when it is one for other data.
@@ -159,9 +161,16 @@ class SequenceConfig:
         return False
 
     @property
+    def is_benchmark(self) -> bool:
+        """Whether its data are the files that the paper's figure is of, as long as there."""
+        data = self.data
+        given = data.folder is not None or data.dataset == "imdb"
+        return given and data.max_length == self.paper_length
+
+    @property
     def paper_score(self) -> float | None:
-        """The paper's figure, as comparisons measure it."""
-        return self.paper_accuracy
+        """The paper's figure, where the data are those that it is of."""
+        return self.paper_accuracy if self.is_benchmark else None
 
     @property
     def protocol(self) -> str:

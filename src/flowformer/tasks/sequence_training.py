@@ -1,6 +1,7 @@
 """Training a classifier of sequences from a configuration to a run folder."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,6 +53,8 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
     """
     folder = RunFolder(Path(run_dir))
     started = folder.begin(resume=resume)
+    if not config.is_benchmark:
+        config = replace(config, paper_dataset=None)  # and with it the figure, which is of others
     device = choose_device(config.training.accelerator)
     data = load_sequences(config.data)
     parts = part_sequences(config, data)

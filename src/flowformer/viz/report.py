@@ -123,7 +123,7 @@ def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterat
         if metrics is not None:  # a validation accuracy is no match for a test accuracy
             points = f"{100 * (metrics.accuracy - result['paper_accuracy']):+.1f} points"
             note += f"; this run: {points.replace('-', '−')}"
-        name = "The paper's accuracy, published protocol"
+        name = "The paper's accuracy, by its own protocol"
         cards.append((name, _percent(result["paper_accuracy"]), note))
     total = run.history[run.over][-1]
     kept = f"of {total:,.0f}; {_duration(result['seconds'])}, seed {result['seed']}"
