@@ -1,4 +1,4 @@
-"""Train Flow-Attention on ListOps and Pathfinder for about half an hour each; draw what it learned.
+"""Train Flow-Attention longer on ListOps and on Pathfinder; draw what it learned.
 
     python -m benchmarks.arena_long listops
     python -m benchmarks.arena_long pathfinder
@@ -33,8 +33,8 @@ NAME = "arena_long"
 PICTURE = ROOT / "docs" / "assets" / "arena-long.png"
 STEPS = 3
 TRAINED = {
-    "listops": "listops-small --training.steps 12000 --training.evaluate-every 600",
-    "pathfinder": "pathfinder-small --training.steps 5000 --training.evaluate-every 250",
+    "listops": "listops-small --training.steps 9600 --training.evaluate-every 600",
+    "pathfinder": "pathfinder-small --training.steps 3600 --training.evaluate-every 300",
 }
 # The recipe that each stands for, its vocabulary and its classes.
 FULL = {"listops": ("listops", 16, 10), "pathfinder": ("pathfinder32", 257, 2)}
