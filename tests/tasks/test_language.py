@@ -157,7 +157,7 @@ def test_mixers_are_compared_by_bits_per_character(tmp_path, tiny_language):
 
 
 def test_a_classical_method_is_refused_for_text(tmp_path, tiny_language):
-    with pytest.raises(ValueError, match="rocket classifies time series, and tiny is no such"):
+    with pytest.raises(ValueError, match="rocket runs on series, and tiny is on language"):
         make_plan([tiny_language()], {"rocket": {}}, seeds=1, root=tmp_path)
 
 

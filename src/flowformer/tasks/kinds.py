@@ -150,6 +150,8 @@ def function_of(method: str, config: Experiment) -> str:
     """
     if method in methods_of(config):
         return methods_of(config)[method]
-    if any(method in methods for methods in METHODS.values()):
-        raise ValueError(f"{method} is no method for {config.name}: it is on other data")
-    return kind_of(config).train
+    own = kind_of(config)
+    for kind in KINDS:
+        if method in METHODS.get(kind.config, {}):
+            raise ValueError(f"{method} runs on {kind.task}, and {config.name} is on {own.task}")
+    return own.train
