@@ -1,9 +1,11 @@
 """What the layers of an image model attend to, layer by layer and on their own grids."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
@@ -40,11 +42,17 @@ def test_every_layer_is_seen_on_its_own_grid(mixer: str) -> None:
     assert [layer.flow is None for layer in layers] == [not mixer.startswith("flow")] * 3
 
 
+def first_block(model: VisionClassifier) -> Any:
+    stage = model.stages[0]
+    assert isinstance(stage, nn.ModuleList)
+    return stage[0]
+
+
 def test_the_first_layer_is_that_of_its_mixer_alone() -> None:
     model, images = build(STAGES), torch.randn(1, 3, 16, 16).double()
     layer = layer_attentions(model, images, sink=(5, 9))[0]
     x = model.downsamples[0](images).flatten(2).transpose(1, 2) + model.positions
-    block = model.stages[0][0]  # type: ignore[index]
+    block = first_block(model)
     x = block.norm1(x)
     torch.testing.assert_close(layer.implied, block.mixer.implied_row(x, 2 * 8 + 4))
     assert layer.flow is not None
@@ -66,7 +74,7 @@ def test_a_class_token_stands_before_the_grid_and_can_be_the_sink() -> None:
     assert model.cls is not None
     x = model.downsamples[0](images).flatten(2).transpose(1, 2)
     x = torch.cat((model.cls.expand(1, 1, -1), x), 1) + model.positions
-    block = model.stages[0][0]  # type: ignore[index]
+    block = first_block(model)
     sinks: dict[Sink, int] = {"class": 0, (0, 0): 1, (15, 15): 64}
     for sink, token in sinks.items():
         layer = layer_attentions(model, images, sink=sink)[0]

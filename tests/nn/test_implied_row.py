@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.nn import MIXERS, ProjectedMixer, build_mixer
+from flowformer.nn import MIXERS, FlowMixer, ProjectedMixer, build_mixer
 from flowformer.nn.attention import implied_row, implied_weights
 from tests.conformance.cases import CASES, Case
 
@@ -68,7 +68,8 @@ def test_rows_of_flow_are_the_scaled_inner_products() -> None:
     """W_ij = a_i / I_i (q_i·k_j) c_j."""
     mixer, x = build("flow"), torch.randn(1, 9, 24).double()
     query, key, _ = (tensor.sigmoid() for tensor in mixer._tensors(x, x))
-    competition, allocation = mixer.flow_map(x)  # type: ignore[operator]  # a FlowMixer
+    assert isinstance(mixer, FlowMixer)
+    competition, allocation = mixer.flow_map(x)
     incoming = ((query + 1e-6) * (key.sum(1, keepdim=True) + 1e-6)).sum(-1)
     products = torch.einsum("bhd,bshd->bsh", query[:, 4], key)
     expected = (allocation / incoming)[:, 4, None] * products * competition
