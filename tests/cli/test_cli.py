@@ -184,7 +184,7 @@ def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     for _ in range(2):
         outcome = flowformer(*_own_data(files, *options))
         assert outcome.code == 0
-        assert "20 series to train on, 8 for test (chooses the epoch), " in outcome.err
+        assert "20 series to train on, 8 for test (chooses the weights), " in outcome.err
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "time-series-published-seed3",
         "time-series-published-seed3-2",

@@ -151,7 +151,7 @@ def test_without_a_test_set_nothing_is_tested_and_the_table_says_so(tmp_path: Pa
 
 def test_the_published_protocol_warns_of_its_tests(tmp_path: Path):
     write_comparison(tmp_path, compared(three_methods(), protocol="published"))
-    assert "The test set chose the epoch of every run" in (tmp_path / "table.md").read_text()
+    assert "The test set chose the weights of every run" in (tmp_path / "table.md").read_text()
 
 
 def test_one_method_is_not_tested(tmp_path: Path):

@@ -78,7 +78,7 @@ def test_the_published_protocol_says_that_the_test_set_chose(write_run):
     page = _Page(path)
     assert "Test accuracy, published protocol97.8%" in page.text
     assert f"Published protocol: {note}." in page.text
-    assert "test (chose the epoch) accuracy" in page.images[0]["alt"]
+    assert "test (chose the weights) accuracy" in page.images[0]["alt"]
     assert "the best of 30 looks at them, so without an interval" in page.text
     assert "95%" not in page.text
 

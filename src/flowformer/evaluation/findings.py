@@ -25,7 +25,7 @@ class Comparison:
 
     Attributes:
         title: what was compared.
-        protocol: what chose the epoch: clean or published.
+        protocol: what chose the weights: clean or published.
         protocol_note: the same in words.
         measure: what the methods are ranked by.
         has_test: whether the figures are of a test set.
@@ -226,5 +226,5 @@ def _of_published(compared: Comparison) -> list[str]:
     if compared.protocol != "published":
         return []
     return [
-        "The test set chose the epoch of every run, so these p are smaller than they should be."
+        "The test set chose the weights of every run, so these p are smaller than they should be."
     ]

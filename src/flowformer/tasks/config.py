@@ -23,7 +23,7 @@ PROTOCOL_NOTES: dict[str, str] = {
 }
 NO_TEST_NOTE = "a stratified part of the training set chose the epoch; there is no test set"
 # What the validation columns of a run are measured on.
-HELD_OUT: dict[str, str] = {"clean": "validation", "published": "test (chooses the epoch)"}
+HELD_OUT: dict[str, str] = {"clean": "validation", "published": "test (chooses the weights)"}
 
 
 @dataclass(frozen=True, kw_only=True)

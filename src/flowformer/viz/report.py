@@ -27,7 +27,7 @@ from flowformer.viz.page import (
 from flowformer.viz.run_folder import FinishedRun, read_run
 
 # What the validation columns of metrics.csv were measured on.
-HELD_OUT: Mapping[str, str] = {"clean": "validation", "published": "test (chose the epoch)"}
+HELD_OUT: Mapping[str, str] = {"clean": "validation", "published": "test (chose the weights)"}
 # Of config.json, what is shown elsewhere.
 _NO_SETTINGS = ("recipe", "config", "versions", "classes")
 FLOW_MAP_NOTE = (
@@ -111,7 +111,7 @@ def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterat
     # Wherever an accuracy is shown, the protocol that it was measured under stands beside it.
     yield paragraph(f"{protocol.capitalize()}: {result['protocol_note']}.", soft=True)
     if metrics is None:
-        note = f"of the {run.cases} that chose the epoch; there was no test set"
+        note = f"of the {run.cases} that chose the weights; there was no test set"
         cards = [
             (f"Validation accuracy, {protocol}", _percent(result["validation_accuracy"]), note)
         ]
