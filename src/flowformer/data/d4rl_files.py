@@ -1,0 +1,186 @@
+"""D4RL's HDF5 files, as read and as written: flat arrays, with marks where episodes end."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from flowformer.data.environments import ENVIRONMENTS, NOT_D4RL, references_of, task_of
+from flowformer.data.trajectories import Space, Trajectories, described
+from flowformer.files import atomic_file
+
+if TYPE_CHECKING:
+    import h5py
+
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+_DESCRIPTION = "metadata/flowformer"  # of files that `write_d4rl` wrote
+
+
+def read_d4rl(
+    path: Path,
+    *,
+    env: str | None = None,
+    action_space: Space | None = None,
+    time_limit: int | None = None,
+) -> Trajectories:
+    """Reads a file with observations, actions, rewards, terminals and mostly timeouts.
+
+    An episode ends at a terminal or a timeout; what follows the last one is an episode that was
+    cut off. Arrays beside these (next_observations, infos, metadata) are not read.
+
+    Args:
+        path: the file; its name without the ending is the set's.
+        env: gymnasium's name of the environment; by default version 5 of the one that the file is
+            named after, if it is hopper, halfcheetah or walker2d.
+        action_space: by default a box of [-1, 1], as all of D4RL's are.
+        time_limit: steps after which an episode ends, for a file without timeouts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: h5py is not installed.
+        ValueError: the file is truncated, lacks an array, has arrays of several lengths, values
+            that are not finite, or actions outside their space; the message names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of D4RL's, found none: {path}")
+    try:
+        with _h5py().File(path, "r") as file:
+            arrays, described_by = _read_arrays(file)
+    except OSError as error:  # h5py's, of a damaged file
+        raise ValueError(
+            f"{path}: expected a whole HDF5 file, got a damaged or truncated one ({error})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    known: dict[str, Any] = {
+        "name": path.stem,
+        "source": f"D4RL's file {path.name}",
+        "env": env,
+        "action_space": action_space,
+        "references": references_of(env, path.stem),
+    }
+    if described_by is not None:
+        known = described(json.loads(described_by))
+    elif env is None and (task := task_of(None, path.stem)) is not None:
+        known |= {"env": ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
+    try:
+        actions = arrays["actions"]
+        space: Space = known["action_space"] or _space_of(actions)
+        actions = actions.astype(np.int64 if space.n is not None else np.float32)
+        starts, terminated = _episodes(arrays, time_limit)
+        known["action_space"] = space
+        return Trajectories(
+            **known,
+            observations=_flat(arrays["observations"]),
+            actions=actions,
+            rewards=arrays["rewards"].astype(np.float32),
+            starts=starts,
+            terminated=terminated,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_d4rl(trajectories: Trajectories, path: Path) -> None:
+    """Writes a file that `read_d4rl`, and D4RL's own readers, read.
+
+    An episode that the environment did not end is marked with a timeout, and so is the last one.
+    What D4RL's files do not hold (name, source, environment, spaces) stands beside the arrays.
+
+    Raises:
+        ImportError: h5py is not installed.
+    """
+    ends = trajectories.starts + trajectories.lengths - 1
+    terminals = np.zeros(trajectories.steps, bool)
+    timeouts = np.zeros(trajectories.steps, bool)
+    terminals[ends] = trajectories.terminated
+    timeouts[ends] = ~trajectories.terminated
+    # By its name: HDF5 reads while it writes, and the open file is for writing alone.
+    with atomic_file(path) as target, _h5py().File(target.name, "w") as file:
+        file["observations"] = trajectories.observations
+        file["actions"] = trajectories.actions
+        file["rewards"] = trajectories.rewards
+        file["terminals"] = terminals
+        file["timeouts"] = timeouts
+        file[_DESCRIPTION] = json.dumps(trajectories.description())
+
+
+def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], str | None]:
+    missing = [name for name in _NEEDED if name not in file]
+    if missing:
+        raise ValueError(
+            f"expected the arrays {', '.join(_NEEDED)}, and {', '.join(missing)} is not among "
+            f"{', '.join(file) or 'none'}"
+        )
+    names = [*_NEEDED, *(["timeouts"] if "timeouts" in file else [])]
+    arrays = {name: np.asarray(file[name]) for name in names}
+    steps = len(arrays["observations"])
+    for name in names:
+        if name not in ("observations", "actions"):  # old files have a column: (steps, 1)
+            arrays[name] = arrays[name].reshape(-1)
+        if len(arrays[name]) != steps:
+            raise ValueError(
+                f"expected arrays of one length, got {steps:,} observations and "
+                f"{len(arrays[name]):,} {name}"
+            )
+    if not steps:
+        raise ValueError("expected at least one step, got none")
+    described_by = None
+    if _DESCRIPTION in file:
+        described_by = np.asarray(file[_DESCRIPTION]).item().decode()
+    return arrays, described_by
+
+
+def _episodes(
+    arrays: dict[str, np.ndarray], time_limit: int | None
+) -> tuple[Int64[np.ndarray, " episodes"], Bool[np.ndarray, " episodes"]]:
+    """Where each episode begins, and whether the environment ended it."""
+    terminals = arrays["terminals"].astype(bool)
+    if "timeouts" in arrays:
+        ends = terminals | arrays["timeouts"].astype(bool)
+    elif time_limit is not None:
+        ends = _cut(terminals, time_limit)
+    else:
+        raise ValueError(
+            "expected an array timeouts: without it, say after how many steps an episode ends, by "
+            "time_limit"
+        )
+    ends[-1] = True
+    last = np.flatnonzero(ends)
+    return np.concatenate([[0], last[:-1] + 1]), terminals[last]
+
+
+def _cut(terminals: Bool[np.ndarray, " steps"], time_limit: int) -> Bool[np.ndarray, " steps"]:
+    if time_limit < 1:
+        raise ValueError(f"expected a time limit of at least 1 step, got {time_limit}")
+    ends = terminals.copy()
+    start = 0
+    for end in [*np.flatnonzero(terminals).tolist(), len(terminals) - 1]:
+        ends[start + time_limit - 1 : end : time_limit] = True
+        start = end + 1
+    return ends
+
+
+def _space_of(actions: np.ndarray) -> Space:
+    if actions.ndim != 2 or not np.issubdtype(actions.dtype, np.floating):
+        raise ValueError(
+            f"expected actions [steps, dims] of floating point, got shape {actions.shape} of "
+            f"{actions.dtype}: give the action_space of others"
+        )
+    return Space(shape=actions.shape[1:], low=-1.0, high=1.0)
+
+
+def _flat(observations: np.ndarray) -> np.ndarray:
+    return observations.reshape(len(observations), -1).astype(np.float32)
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            "h5py is needed for D4RL's files: pip install 'flowformer[rl]'"
+        ) from error
+    return h5py

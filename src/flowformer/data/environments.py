@@ -1,0 +1,136 @@
+"""Environments of gymnasium: which are supported, and the returns that scores are relative to."""
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flowformer.data.trajectories import Space
+
+if TYPE_CHECKING:
+    import gymnasium
+
+logger = logging.getLogger(__name__)
+
+# The returns of a random and of an expert policy (D4RL, d4rl/infos.py), of gym's version 2 on
+# MuJoCo 2: what version 5 gives on today's MuJoCo is not the same.
+REFERENCES: dict[str, tuple[float, float]] = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+}
+# Where policies that learned from D4RL's data can be tried today.
+ENVIRONMENTS = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+}
+NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
+
+
+def task_of(env: str | None, name: str) -> str | None:
+    """Which of D4RL's environments a set is of, by its environment or its name; None of none.
+
+    "Hopper-v5" and "hopper_medium-v2" are "hopper".
+    """
+    for text in (env, name):
+        word = re.split(r"[-_/]", (text or "").rpartition("/")[2])[0].lower()
+        if word in REFERENCES:
+            return word
+    return None
+
+
+def references_of(env: str | None, name: str) -> tuple[float, float] | None:
+    """D4RL's returns of a random and of an expert policy; None for other environments."""
+    task = task_of(env, name)
+    return None if task is None else REFERENCES[task]
+
+
+def make_environment(env: str, **options: object) -> "gymnasium.Env":
+    """Makes an environment whose observations are a box and whose actions are supported.
+
+    Args:
+        env: gymnasium's name.
+        options: as `gymnasium.make` takes them.
+
+    Raises:
+        ImportError: gymnasium, or the simulator, is not installed.
+        NotImplementedError: its observations or actions are of another kind.
+        ValueError: gymnasium has no such environment.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ImportError(
+            "gymnasium is needed for environments: pip install 'flowformer[rl]'"
+        ) from error
+    _log_mujoco(env)
+    try:
+        # The checker looks at every step, and costs a third of the time.
+        made = gymnasium.make(env, disable_env_checker=True, **options)  # pyright: ignore[reportArgumentType] - open options
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(
+            f"{env} needs a package that is missing: pip install 'flowformer[rl]' ({error})"
+        ) from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f"gymnasium has no environment {env!r}: {error}") from error
+    space_of(made.action_space)
+    feature_count(made.observation_space)
+    return made
+
+
+def space_of(space: "gymnasium.Space") -> Space:
+    """A space of actions without gymnasium.
+
+    Raises:
+        NotImplementedError: it is neither a box with one axis nor discrete values from 0 on.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return Space(shape=(), n=int(space.n))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return Space(
+            shape=space.shape, low=_bound(space.low, -np.inf), high=_bound(space.high, np.inf)
+        )
+    raise NotImplementedError(
+        "expected actions of a Box with one axis or Discrete ones from 0 on, got "
+        f"{space}: others are not supported"
+    )
+
+
+def feature_count(space: "gymnasium.Space") -> int:
+    """Features of an observation, flattened.
+
+    Raises:
+        NotImplementedError: it is no box.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Box):
+        return int(np.prod(space.shape))
+    raise NotImplementedError(
+        f"expected observations of a Box, got {space}: others are not supported"
+    )
+
+
+def _log_mujoco(env: str) -> None:
+    """Takes the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is."""
+    import gymnasium
+
+    try:
+        made_by = str(gymnasium.spec(env).entry_point)
+        if made_by.startswith("gymnasium.envs.mujoco"):
+            import mujoco
+
+            mujoco.set_mju_user_warning(logger.info)  # pyright: ignore[reportAttributeAccessIssue] - compiled
+    except (gymnasium.error.Error, ImportError):
+        return  # `gymnasium.make` says it better
+
+
+def _bound(values: np.ndarray, none: float) -> float | tuple[float, ...] | None:
+    given = [float(value) for value in values]
+    if all(value == none for value in given):
+        return None
+    return given[0] if len(set(given)) == 1 else tuple(given)

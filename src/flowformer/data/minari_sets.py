@@ -1,0 +1,264 @@
+"""Minari's data sets, read and written through its library; and one door to every kind of set."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from flowformer.data.d4rl_files import read_d4rl
+from flowformer.data.environments import feature_count, references_of, space_of
+from flowformer.data.trajectories import Space, Trajectories
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+    from minari.data_collector import EpisodeBuffer
+
+_ROOT = "MINARI_DATASETS_PATH"
+_METADATA = "metadata.json"
+
+
+def open_trajectories(name: str | Path, *, download: bool = False) -> Trajectories:
+    """Opens a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
+
+    Args:
+        name: a path, or the name of a Minari data set.
+        download: whether a Minari data set that is not here is fetched.
+
+    Raises:
+        FileNotFoundError: there is no such set.
+        ImportError: the library that reads it is not installed.
+        NotImplementedError: its observations or actions are of another kind.
+        ValueError: it is damaged, or holds what it must not.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix in (".hdf5", ".h5"):
+        return read_d4rl(path)
+    if (path / "description.json").is_file():
+        return Trajectories.load(path)
+    return load_minari(name, download=download)
+
+
+def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
+    """Reads a Minari data set.
+
+    Args:
+        name: of a set below `$MINARI_DATASETS_PATH` (by default Minari's own folder), or any folder
+            in Minari's format.
+        download: whether a set that is not here is fetched.
+
+    Returns:
+        Its episodes, with the set's own reference returns, else D4RL's where they are known.
+
+    Raises:
+        FileNotFoundError: there is no such set; the message lists those that are here.
+        ImportError: minari is not installed.
+        NotImplementedError: observations are no box, or actions neither a box nor discrete.
+        ValueError: the set is damaged, an episode is empty, or a value is not finite.
+    """
+    minari = _minari()
+    folder = minari_folder(name)
+    if folder is None:
+        if not download:
+            raise FileNotFoundError(
+                f"expected a Minari data set, and {name} is neither a folder of one nor among "
+                f"{', '.join(local_minari()) or 'none'}, which are here"
+            )
+        minari.load_dataset(str(name), download=True)
+        folder = minari_folder(name)
+        assert folder is not None
+    try:
+        data = minari.MinariDataset(folder / "data")
+        metadata: Mapping[str, Any] = data.storage.metadata
+        spec = data.env_spec
+        env = None if spec is None else spec.id
+        space = space_of(data.action_space)
+        feature_count(data.observation_space)
+        arrays = _join(data.iterate_episodes(), space)
+        references = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+        return Trajectories(
+            name=data.id,
+            source=metadata.get("description") or f"Minari's data set {data.id}",
+            env=env,
+            action_space=space,
+            references=references_of(env, data.id) if None in references else references,  # pyright: ignore[reportArgumentType] - None is excluded
+            **arrays,
+        )
+    except (OSError, KeyError, AssertionError) as error:  # h5py's and minari's, of damage
+        raise ValueError(
+            f"{folder}: expected a whole Minari data set, got a damaged one ({error})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def minari_folder(name: str | Path) -> Path | None:
+    """Where a set is: a folder itself, or one below Minari's root; None where it is not."""
+    for folder in (Path(name), minari_root() / name):
+        if (folder / "data" / _METADATA).is_file():
+            return folder
+    return None
+
+
+def minari_root() -> Path:
+    """The folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it."""
+    given = os.environ.get(_ROOT)
+    return Path.home() / ".minari" / "datasets" if given is None else Path(given)
+
+
+def local_minari() -> list[str]:
+    """Names of the sets below `minari_root`."""
+    root = minari_root()
+    found = root.rglob(f"data/{_METADATA}") if root.is_dir() else []
+    names = (path.parents[1].relative_to(root) for path in found)
+    return sorted(str(name) for name in names if not str(name).startswith("."))
+
+
+def write_minari(
+    trajectories: Trajectories,
+    *,
+    last_observations: Float32[np.ndarray, "episodes features"],
+    algorithm: str,
+    folder: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a Minari data set; a kill leaves none.
+
+    Args:
+        trajectories: the set; its name is the data set's, and ends in a version such as -v0.
+        last_observations: of each episode, after its last action: Minari keeps them too.
+        algorithm: what acted, in words.
+        folder: the new folder; by default the set's name below `minari_root`.
+        record: more to keep in its metadata, under "flowformer".
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder is there.
+        ImportError: minari is not installed.
+        ValueError: Minari takes no such name.
+    """
+    minari = _minari()
+    target = minari_root() / trajectories.name if folder is None else folder
+    if target.exists():
+        raise FileExistsError(f"expected a new folder, and {target} is there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    observed = last_observations.shape[1:]
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch,
+        _root_at(Path(scratch)),
+        warnings.catch_warnings(),
+    ):
+        # Whom to write to about it, and where its code is: nobody has said.
+        warnings.filterwarnings("ignore", "`.*` is set to None", UserWarning)
+        if trajectories.env is None:
+            warnings.filterwarnings("ignore", "env_spec is None", UserWarning)
+        made = minari.create_dataset_from_buffers(
+            trajectories.name,
+            list(_buffers(trajectories, last_observations)),
+            env=trajectories.env,
+            observation_space=_box(Space(shape=observed)),
+            action_space=_box(trajectories.action_space),
+            algorithm_name=algorithm,
+            description=trajectories.source,
+        )
+        more: dict[str, Any] = {"flowformer": dict(record or {})}
+        if trajectories.references is not None:
+            more["ref_min_score"], more["ref_max_score"] = trajectories.references
+        made.storage.update_metadata(more)
+        shutil.move(Path(scratch) / trajectories.name, target)
+    return target
+
+
+def minari_record(folder: Path) -> Mapping[str, Any]:
+    """What `write_minari` was told to keep; empty for a set of somebody else's."""
+    minari = _minari()
+    return minari.MinariDataset(folder / "data").storage.metadata.get("flowformer", {})
+
+
+@contextmanager
+def _root_at(folder: Path) -> Iterator[None]:
+    """Lets Minari write below a folder: it takes no path, only a variable of the environment."""
+    before = os.environ.get(_ROOT)
+    os.environ[_ROOT] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ROOT]
+        else:
+            os.environ[_ROOT] = before
+
+
+def _buffers(
+    trajectories: Trajectories, last_observations: np.ndarray
+) -> Iterator["EpisodeBuffer"]:
+    from minari.data_collector import EpisodeBuffer
+
+    for episode, start in enumerate(trajectories.starts):
+        part = slice(start, start + trajectories.lengths[episode])
+        ends = np.arange(trajectories.lengths[episode]) == trajectories.lengths[episode] - 1
+        yield EpisodeBuffer(
+            id=episode,
+            observations=np.concatenate(  # pyright: ignore[reportArgumentType] - an array is fine
+                [trajectories.observations[part], last_observations[episode][None]]
+            ),
+            actions=trajectories.actions[part],  # pyright: ignore[reportArgumentType] - likewise
+            rewards=trajectories.rewards[part],  # pyright: ignore[reportArgumentType] - likewise
+            terminations=ends & trajectories.terminated[episode],
+            truncations=ends & ~trajectories.terminated[episode],
+        )
+
+
+def _join(episodes: Any, space: Space) -> dict[str, Any]:
+    parts: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "rewards": []}
+    terminated = []
+    for episode in episodes:
+        steps = len(episode.rewards)
+        if steps == 0:
+            raise ValueError(f"expected at least one step in episode {episode.id}, got none")
+        if len(episode.observations) != steps + 1 or len(episode.actions) != steps:
+            raise ValueError(
+                f"expected {steps} actions and {steps + 1} observations in episode {episode.id}, "
+                f"got {len(episode.actions)} and {len(episode.observations)}"
+            )
+        parts["observations"].append(np.asarray(episode.observations[:-1]).reshape(steps, -1))
+        parts["actions"].append(np.asarray(episode.actions))
+        parts["rewards"].append(np.asarray(episode.rewards).reshape(-1))
+        terminated.append(bool(episode.terminations[-1]))
+    if not terminated:
+        raise ValueError("expected at least one episode, got none")
+    lengths = [len(rewards) for rewards in parts["rewards"]]
+    kinds = {"actions": np.float32 if space.n is None else np.int64}
+    joined = {
+        name: np.concatenate(arrays).astype(kinds.get(name, np.float32))
+        for name, arrays in parts.items()
+    }
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return {**joined, "starts": starts, "terminated": np.array(terminated)}
+
+
+def _box(space: Space) -> "spaces.Space":
+    from gymnasium import spaces
+
+    if space.n is not None:
+        return spaces.Discrete(space.n)
+    low, high = space.bounds
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _minari() -> Any:
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError(
+            "minari is needed for its data sets: pip install 'flowformer[rl]'"
+        ) from error
+    return minari

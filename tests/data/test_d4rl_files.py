@@ -1,0 +1,183 @@
+"""D4RL's files: both layouts are read, what is wrong with one is said with its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from flowformer.data.d4rl_files import read_d4rl, write_d4rl
+from flowformer.data.environments import references_of
+from flowformer.data.trajectories import Space
+from tests.data.test_trajectories import require_same, some
+
+STEPS = 7
+
+
+def d4rl_file(path: Path, **changes: Any) -> Path:
+    """Episodes of 2, 3 and 2 steps: a terminal, a timeout, and a last one without an end."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "observations": random.normal(size=(STEPS, 3)).astype(np.float32),
+        "actions": random.uniform(-1, 1, (STEPS, 2)).astype(np.float32),
+        "rewards": np.arange(STEPS, dtype=np.float32),
+        "terminals": np.arange(STEPS) == 1,
+        "timeouts": np.arange(STEPS) == 4,
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in (arrays | changes).items():
+            if array is not None:
+                file[name] = array
+    return path
+
+
+def test_an_episode_ends_at_a_terminal_or_a_timeout_and_the_last_is_cut_off(tmp_path):
+    read = read_d4rl(d4rl_file(tmp_path / "some-medium.hdf5"))
+    assert read.lengths.tolist() == [2, 3, 2]
+    assert read.terminated.tolist() == [True, False, False]
+    assert read.returns.tolist() == [1, 9, 11]
+    assert read.action_space == Space(shape=(2,), low=-1.0, high=1.0)
+    assert (read.name, read.env, read.references) == ("some-medium", None, None)
+
+
+def test_the_larger_layout_is_read_alike(tmp_path):
+    flat = read_d4rl(d4rl_file(tmp_path / "some.hdf5"))
+    larger = {
+        "next_observations": np.zeros((STEPS, 3), np.float32),
+        "infos/qpos": np.zeros((STEPS, 4)),
+        "infos/action_log_probs": np.zeros(STEPS),
+        "metadata/policy/fc0/weight": np.zeros((8, 3)),
+        "metadata/algorithm": "SAC",
+    }
+    require_same(flat, read_d4rl(d4rl_file(tmp_path / "some.hdf5", **larger)))
+
+
+def test_columns_of_old_files_are_read_alike(tmp_path):
+    flat = read_d4rl(d4rl_file(tmp_path / "some.hdf5"))
+    old = {
+        "rewards": np.arange(STEPS, dtype=np.float64)[:, None],
+        "terminals": (np.arange(STEPS) == 1)[:, None],
+        "timeouts": (np.arange(STEPS) == 4)[:, None],
+        "observations": flat.observations.astype(np.float64),
+    }
+    require_same(flat, read_d4rl(d4rl_file(tmp_path / "some.hdf5", **old)))
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "lengths"),
+    [(1, [1] * 7), (2, [2, 2, 2, 1]), (3, [2, 3, 2]), (5, [2, 5]), (100, [2, 5])],
+)
+def test_without_timeouts_episodes_end_at_a_time_limit(tmp_path, time_limit, lengths):
+    path = d4rl_file(tmp_path / "some.hdf5", timeouts=None)
+    read = read_d4rl(path, time_limit=time_limit)
+    assert read.lengths.tolist() == lengths
+    assert read.terminated.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [
+        ("hopper_medium-v2", "Hopper-v5"),
+        ("halfcheetah_random-v2", "HalfCheetah-v5"),
+        ("walker2d_medium_replay-v2", "Walker2d-v5"),
+    ],
+)
+def test_a_file_of_a_known_environment_has_its_reference_returns(tmp_path, name, env):
+    read = read_d4rl(d4rl_file(tmp_path / f"{name}.hdf5"))
+    assert read.env == env
+    assert read.references == references_of(env, "any") is not None
+    assert "not D4RL's v2" in read.source
+
+
+@pytest.mark.parametrize(
+    "space", [Space(shape=(2,), low=-1.0, high=1.0), Space(shape=(), n=4)], ids=["box", "discrete"]
+)
+@pytest.mark.parametrize("references", [None, (0.5, 7.0)], ids=["no-references", "references"])
+def test_what_was_written_is_read_again(tmp_path, space, references):
+    one = some(space=space, references=references)
+    write_d4rl(one, tmp_path / "other name.hdf5")
+    require_same(one, read_d4rl(tmp_path / "other name.hdf5"))
+
+
+def test_a_written_file_has_the_arrays_of_d4rl(tmp_path):
+    one = some()
+    write_d4rl(one, tmp_path / "some.hdf5")
+    with h5py.File(tmp_path / "some.hdf5") as file:
+        read = {name: np.asarray(file[name]).tolist() for name in ("terminals", "timeouts")}
+        np.testing.assert_array_equal(np.asarray(file["observations"]), one.observations)
+    assert read["terminals"] == [False, True, False, False, False, True]
+    assert read["timeouts"] == [False, False, True, False, False, False]
+
+
+def nan_observation(path: Path) -> Path:
+    observations = np.zeros((STEPS, 3), np.float32)
+    observations[4, 1] = np.nan
+    return d4rl_file(path, observations=observations)
+
+
+def truncated(path: Path) -> Path:
+    d4rl_file(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def no_hdf5(path: Path) -> Path:
+    path.write_bytes(b"<html>not found</html>")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (truncated, "expected a whole HDF5 file, got a damaged or truncated one"),
+        (no_hdf5, "expected a whole HDF5 file"),
+        (nan_observation, r"expected finite observations, got .*nan.* at step 4"),
+        (
+            lambda path: d4rl_file(path, rewards=None),
+            "and rewards is not among actions, observations, terminals, timeouts",
+        ),
+        (lambda path: d4rl_file(path, timeouts=None), "expected an array timeouts.*time_limit"),
+        (
+            lambda path: d4rl_file(path, rewards=np.zeros(5)),
+            "arrays of one length, got 7 observations and 5 rewards",
+        ),
+        (lambda path: d4rl_file(path, actions=np.full((STEPS, 2), 3.0)), "actions between"),
+        (
+            lambda path: d4rl_file(path, actions=np.zeros(STEPS, np.int64)),
+            "expected actions .* of floating point, got .*int64: give the action_space",
+        ),
+        (
+            lambda path: d4rl_file(
+                path,
+                observations=np.zeros((0, 3)),
+                actions=np.zeros((0, 2)),
+                **dict.fromkeys(("rewards", "terminals", "timeouts"), np.zeros(0)),
+            ),
+            "at least one step, got none",
+        ),
+    ],
+    ids=[
+        "truncated",
+        "no-hdf5",
+        "nan",
+        "missing-array",
+        "no-timeouts",
+        "several-lengths",
+        "outside-the-box",
+        "discrete-without-its-space",
+        "no-steps",
+    ],
+)
+def test_what_is_wrong_is_said_with_the_name_of_the_file(
+    tmp_path, make: Callable[[Path], Path], message
+):
+    path = make(tmp_path / "some.hdf5")
+    with pytest.raises(ValueError, match=rf"some\.hdf5: .*{message}"):
+        read_d4rl(path)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"found none: .*some\.hdf5"):
+        read_d4rl(tmp_path / "some.hdf5")
