@@ -42,6 +42,10 @@ class KVState(NamedTuple):
         return KVState(change(self.key), change(self.value), mask)
 
 
+# A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
+torch.serialization.add_safe_globals([KVState])
+
+
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
