@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 
-def read_checkpoint(path: Path | str, *, what: str) -> dict[str, Tensor]:
-    """The parameters in the entry "model" of a checkpoint, read without running what is in it.
+def read_checkpoint(
+    path: Path | str, *, what: str, entry: str | None = "model"
+) -> dict[str, Tensor]:
+    """The parameters in one entry of a checkpoint, read without running what is in it.
 
     Tensors, plain values and `argparse.Namespace` (the settings of a run) are read; a file with
     anything else pickled in it is refused.
@@ -19,10 +21,10 @@ def read_checkpoint(path: Path | str, *, what: str) -> dict[str, Tensor]:
     Args:
         path: the checkpoint.
         what: who wrote it, for the message.
+        entry: where the parameters are; None where they are all that the file holds.
 
     Raises:
-        ValueError: the file holds pickled objects, is damaged, or has no parameters in its entry
-            "model".
+        ValueError: the file holds pickled objects, is damaged, or has no parameters there.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -34,9 +36,10 @@ def read_checkpoint(path: Path | str, *, what: str) -> dict[str, Tensor]:
         raise
     except (RuntimeError, EOFError, OSError) as error:  # what torch makes of a truncated file
         raise ValueError(f"{path} is no checkpoint that torch can read: {error}") from error
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    state = checkpoint.get(entry) if entry and isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is no {what} checkpoint: expected parameters in entry 'model'")
+        where = "and nothing else" if entry is None else f"in entry {entry!r}"
+        raise ValueError(f"{path} is no {what} checkpoint: expected parameters {where}")
     return state
 
 

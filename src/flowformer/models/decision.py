@@ -1,0 +1,381 @@
+"""Models of decisions: a Decision Transformer around any causal mixer, and behaviour cloning."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from flowformer.models.decision_config import BehaviourCloningConfig, DecisionModelConfig
+from flowformer.models.decision_loading import published_mixer_of, rename_published
+from flowformer.models.decision_state import (
+    DecisionOutput,
+    DecisionState,
+    action_width,
+    check_mask,
+    check_range,
+    check_shape,
+    real_steps,
+)
+from flowformer.models.loading import matched, read_checkpoint
+from flowformer.nn import MIXERS, TransformerBlock, build_mixer
+from flowformer.nn.attention import State
+
+TOKENS = 3  # of a step: return-to-go, observation, action
+INITIAL_STD = 0.02
+
+
+class DecisionTransformer(nn.Module):
+    """Returns-to-go, observations and actions as one sequence; the actions are predicted.
+
+    Step i is three tokens (Chen et al. 2021, section 3): return-to-go, observation, action, each a
+    linear layer of its own plus the vector of the step's time step, layer-normalised. Pre-norm
+    causal blocks and a norm follow, and a linear layer predicts the action at the observation's
+    token, with tanh where actions are bounded. Of the published module the heads for the next
+    observation and return are left out: no loss ever reached them.
+
+    Padding, left or right, changes nothing.
+
+    Args:
+        config: the architecture.
+        observation_dim: numbers of an observation.
+        action_dim: numbers of an action; None for discrete ones.
+        num_actions: discrete actions, from 0; None for those of numbers.
+        bounded: whether actions of numbers lie in [-1, 1]; without, there is no tanh.
+    """
+
+    def __init__(
+        self,
+        config: DecisionModelConfig,
+        *,
+        observation_dim: int,
+        action_dim: int | None = None,
+        num_actions: int | None = None,
+        bounded: bool = True,
+    ) -> None:
+        """Create the layers and draw them as the published code does.
+
+        Raises:
+            ValueError: neither or both of action_dim and num_actions, a size below 1, or an unknown
+                mixer or option.
+            NotImplementedError: the mixer has no causal form.
+        """
+        super().__init__()
+        width = action_width(
+            observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
+        )
+        self.config = config
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.num_actions = num_actions
+        self.bounded = bounded and num_actions is None
+        dim = config.dim
+        self.timestep_embedding = nn.Embedding(config.max_timestep, dim)
+        self.return_embedding = nn.Linear(1, dim)
+        self.observation_embedding = nn.Linear(observation_dim, dim)
+        discrete = num_actions is not None
+        self.action_embedding = nn.Embedding(width, dim) if discrete else nn.Linear(width, dim)
+        self.embedding_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(_build_block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, width)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether `step` and `use_cache` can be asked for: the mixer has a state."""
+        return MIXERS[self.config.mixer].capabilities.state
+
+    @property
+    def state_grows(self) -> bool:
+        """Whether that state grows with the episode, and the cost of a step with it."""
+        return MIXERS[self.config.mixer].capabilities.growing_state
+
+    def forward(
+        self,
+        returns_to_go: Float[Tensor, "b t"],
+        observations: Float[Tensor, "b t o"],
+        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],
+        timesteps: Int[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"] | None = None,
+        *,
+        past_states: DecisionState | None = None,
+        use_cache: bool = False,
+    ) -> DecisionOutput:
+        """Predict the action of each step from it and the steps before.
+
+        Args:
+            returns_to_go: what is still to be reached from each step on, divided by a scale.
+            observations: normalised.
+            actions: those taken; that of a step is seen by later steps only.
+            timesteps: place of each step in its episode, from 0.
+            mask: real steps (True), with padding left or right; None when all are.
+            past_states: the `states` of an earlier call, whose episodes these steps continue.
+            use_cache: return the states after these steps, their actions included.
+
+        Raises:
+            ValueError: tensors of other shapes, past_states that still wait for an action, or (seen
+                on the CPU only) a time step or an action outside its table.
+            NotImplementedError: past_states or use_cache, and the mixer has no state.
+        """
+        batch = tuple(timesteps.shape)
+        self._check(returns_to_go, observations, actions, batch)
+        check_shape("timesteps", timesteps, batch, floating=False)
+        if mask is not None:
+            check_mask(mask, batch)
+        if past_states is not None and past_states.pending is not None:
+            raise ValueError(
+                "past_states wait for the action of their last step: go on with step(), not with "
+                "whole steps"
+            )
+        # NaN there would reach the gradients of the first layers, any number the tables.
+        place = self._place(real_steps(timesteps, mask))
+        tokens = torch.stack(
+            (
+                self.return_embedding(real_steps(returns_to_go, mask).unsqueeze(-1)) + place,
+                self.observation_embedding(real_steps(observations, mask)) + place,
+                self._embed_actions(real_steps(actions, mask)) + place,
+            ),
+            dim=2,
+        ).flatten(1, 2)
+        token_mask = None if mask is None else mask.repeat_interleave(TOKENS, dim=1)
+        x, layers = self._mix(tokens, token_mask, past_states, use_cache=use_cache)
+        predicted = real_steps(self._predict(x[:, 1::TOKENS]), mask)
+        return DecisionOutput(predicted, DecisionState(layers, None) if use_cache else None)
+
+    def step(
+        self,
+        returns_to_go: Float[Tensor, " b"],
+        observations: Float[Tensor, "b o"],
+        previous_actions: Float[Tensor, "b a"] | Int[Tensor, " b"] | None,
+        timesteps: Int[Tensor, " b"],
+        states: DecisionState | None,
+    ) -> tuple[Float[Tensor, "b out"], DecisionState]:
+        """Predict the action of one more step, at a cost that only a growing state lets grow.
+
+        Reads the action of the step before, then this step's return-to-go and observation: what
+        `forward` gives for the whole episode.
+
+        Args:
+            returns_to_go: see `forward`.
+            observations: likewise.
+            previous_actions: those taken in the step before; None at the first step, and after
+                the states of `forward`, which has read them.
+            timesteps: place of this step in each row's episode.
+            states: what the step before returned; None at the first step. `states.reorder` leaves
+                out the rows of episodes that have ended.
+
+        Returns:
+            The action (of discrete ones the logits), and the state.
+
+        Raises:
+            ValueError: tensors of other shapes, an action without a step that waits for it or the
+                other way round, or (on the CPU) a time step or an action outside its table.
+            NotImplementedError: the mixer has no state.
+        """
+        batch = tuple(timesteps.shape)
+        self._check(returns_to_go, observations, previous_actions, batch)
+        pending = None if states is None else states.pending
+        if (pending is None) != (previous_actions is None):
+            raise ValueError(
+                "previous_actions must be given where states wait for them, and only there, got "
+                f"{'none' if previous_actions is None else 'some'}"
+            )
+        place = self._place(timesteps)
+        tokens = [
+            self.return_embedding(returns_to_go.unsqueeze(-1)) + place,
+            self.observation_embedding(observations) + place,
+        ]
+        if previous_actions is not None and pending is not None:
+            tokens.insert(0, self._embed_actions(previous_actions) + self._place(pending))
+        x, layers = self._mix(torch.stack(tokens, dim=1), None, states, use_cache=True)
+        return self._predict(x[:, -1]), DecisionState(layers, timesteps)
+
+    def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the parameters of a published model; see `flowformer.models.decision_loading`.
+
+        Raises:
+            ValueError: parameters are missing, left over, or of another shape, which are all
+                listed; or they are those of another attention.
+        """
+        if self.config.mixer != (mixer := published_mixer_of(state_dict)):
+            raise ValueError(
+                f"the parameters are those of a model with mixer={mixer!r}, got one with "
+                f"{self.config.mixer!r}"
+            )
+        what = "a published decision model of this size"
+        given = rename_published(state_dict)
+        self.load_state_dict(matched(self.state_dict(), given, what=what))
+
+    def _mix(
+        self,
+        tokens: Float[Tensor, "b n dim"],
+        mask: Bool[Tensor, "b n"] | None,
+        past: DecisionState | None,
+        *,
+        use_cache: bool,
+    ) -> tuple[Float[Tensor, "b n dim"], tuple[State, ...]]:
+        """The hidden states of the tokens after the last norm, and the states of the layers."""
+        states = (None,) * len(self.blocks) if past is None else past.layers
+        if len(states) != len(self.blocks):
+            raise ValueError(
+                f"the states must be of {len(self.blocks)} layers, got those of {len(states)}"
+            )
+        x = real_steps(self.dropout(self.embedding_norm(tokens)), mask)
+        layers = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, layer = block(x, causal=True, mask=mask, state=state, return_state=use_cache)
+            layers.append(layer)
+        return self.norm(x), tuple(layers) if use_cache else ()
+
+    def _predict(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... out"]:
+        predicted = self.head(hidden)
+        return predicted.tanh() if self.bounded else predicted
+
+    def _embed_actions(self, actions: Tensor) -> Float[Tensor, "... dim"]:
+        if self.num_actions is not None:
+            check_range("action", actions, self.num_actions)
+        return self.action_embedding(actions)
+
+    def _place(self, timesteps: Int[Tensor, "..."]) -> Float[Tensor, "... dim"]:
+        check_range("time step", timesteps, self.config.max_timestep)
+        return self.timestep_embedding(timesteps)
+
+    def _check(
+        self, returns: Tensor, observations: Tensor, actions: Tensor | None, batch: tuple[int, ...]
+    ) -> None:
+        check_shape("returns_to_go", returns, batch, floating=True)
+        check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
+        if actions is not None:
+            width = () if self.action_dim is None else (self.action_dim,)
+            check_shape("actions", actions, (*batch, *width), floating=bool(width))
+
+
+class BehaviourCloning(nn.Module):
+    """Layers with relu that predict the action from the observation alone, and a tanh.
+
+    It is called as a `DecisionTransformer` is, and passes over returns, past actions and time. The
+    Decision Transformer's code stacks the last 20 observations; here it is one, which is all that
+    a Markovian environment has to tell.
+
+    Args:
+        config: the architecture.
+        observation_dim: numbers of an observation.
+        action_dim: numbers of an action; None for discrete ones.
+        num_actions: discrete actions, from 0; None for those of numbers.
+        bounded: whether actions of numbers lie in [-1, 1]; without, there is no tanh.
+    """
+
+    has_state = True
+    state_grows = False
+
+    def __init__(
+        self,
+        config: BehaviourCloningConfig,
+        *,
+        observation_dim: int,
+        action_dim: int | None = None,
+        num_actions: int | None = None,
+        bounded: bool = True,
+    ) -> None:
+        """Create the layers.
+
+        Raises:
+            ValueError: neither or both of action_dim and num_actions, or a size below 1.
+        """
+        super().__init__()
+        width = action_width(
+            observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
+        )
+        self.config = config
+        self.observation_dim = observation_dim
+        self.layers = nn.Sequential()
+        for layer in range(config.num_layers):
+            inputs = config.dim if layer else observation_dim
+            hidden = (nn.Linear(inputs, config.dim), nn.ReLU(), nn.Dropout(config.dropout))
+            self.layers.extend(hidden)
+        self.layers.append(nn.Linear(config.dim, width))
+        if bounded and num_actions is None:
+            self.layers.append(nn.Tanh())
+
+    def forward(
+        self,
+        returns_to_go: Float[Tensor, "b t"],  # noqa: ARG002 - the call of a DecisionTransformer
+        observations: Float[Tensor, "b t o"],
+        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],  # noqa: ARG002 - likewise
+        timesteps: Int[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"] | None = None,
+        *,
+        past_states: DecisionState | None = None,  # noqa: ARG002 - likewise
+        use_cache: bool = False,
+    ) -> DecisionOutput:
+        """Predict the action of each step; see `DecisionTransformer.forward`."""
+        batch = tuple(timesteps.shape)
+        check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
+        if mask is not None:
+            check_mask(mask, batch)
+        predicted = real_steps(self.layers(real_steps(observations, mask)), mask)
+        return DecisionOutput(predicted, DecisionState((), None) if use_cache else None)
+
+    def step(
+        self,
+        returns_to_go: Float[Tensor, " b"],  # noqa: ARG002 - the call of a DecisionTransformer
+        observations: Float[Tensor, "b o"],
+        previous_actions: Float[Tensor, "b a"] | Int[Tensor, " b"] | None,  # noqa: ARG002
+        timesteps: Int[Tensor, " b"],
+        states: DecisionState | None,  # noqa: ARG002 - likewise
+    ) -> tuple[Float[Tensor, "b out"], DecisionState]:
+        """Predict the action of one more step; see `DecisionTransformer.step`."""
+        expected = (*timesteps.shape, self.observation_dim)
+        check_shape("observations", observations, expected, floating=True)
+        return self.layers(observations), DecisionState((), timesteps)
+
+
+def load_published_decision_model(
+    path: Path | str, config: DecisionModelConfig | None = None
+) -> DecisionTransformer:
+    """The model in a checkpoint that the published training wrote, of actions within [-1, 1].
+
+    Args:
+        path: the checkpoint: the model's parameters and nothing else.
+        config: its architecture, which the file does not tell; None for the published settings.
+
+    Raises:
+        ValueError: see `read_checkpoint` and `load_published_state_dict`.
+    """
+    state = read_checkpoint(path, what="published decision", entry=None)
+    if "embed_state.weight" not in state or "embed_action.weight" not in state:
+        raise ValueError(
+            f"{path} is no published decision model: no embed_state.weight or no "
+            "embed_action.weight"
+        )
+    model = DecisionTransformer(
+        config or DecisionModelConfig(),
+        observation_dim=state["embed_state.weight"].shape[-1],
+        action_dim=state["embed_action.weight"].shape[-1],
+    )
+    model.load_published_state_dict(state)
+    return model
+
+
+def _build_block(config: DecisionModelConfig) -> TransformerBlock:
+    """A block with the linear layers of GPT-2's first values, as published."""
+    mixer = build_mixer(config.mixer, config.dim, config.num_heads, **config.resolved_mixer_options)
+    mixer.attention.require("causal")
+    block = TransformerBlock(
+        mixer,
+        config.dim,
+        config.resolved_feedforward,
+        activation=config.activation,
+        norm="pre",
+        dropout=config.dropout,
+        inner_dropout=0.0,
+    )
+    # What the attention has of its own keeps the values that it drew.
+    for layer in (*block.children(), *mixer.children()):
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=INITIAL_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return block

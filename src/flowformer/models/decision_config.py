@@ -1,0 +1,106 @@
+"""Configurations of the decision models, without torch: the command line starts at once."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+_Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionModelConfig:
+    """A model of returns, observations and actions; the defaults are the published settings.
+
+    Attributes:
+        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
+            linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
+            synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
+        mixer_options: Options of that mixer; None means as published: for flow the conserved
+            source clamped to ±10, for softmax dropped weights as in GPT-2, for another mixer its
+            own defaults.
+        dim: Width of the hidden states.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        feedforward: Width inside the feed-forward part; None for four times dim.
+        activation: Of the feed-forward part.
+        dropout: Probability of dropping a value in training: of the embeddings, after each
+            attention and after each feed-forward part.
+        context: Steps of a sample in training, three tokens each; the bound of an attention of a
+            fixed length.
+        max_timestep: Steps of the longest episode: places in the table of time steps.
+    """
+
+    mixer: str = "flow"
+    mixer_options: dict[str, Any] | None = None
+    dim: int = 256
+    num_layers: int = 3
+    num_heads: int = 4
+    feedforward: int | None = None
+    activation: _Activation = "relu"
+    dropout: float = 0.1
+    context: int = 20
+    max_timestep: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the sizes and the choices; the mixer is looked up when the model is built.
+
+        Raises:
+            ValueError: A size below 1, a context longer than the longest episode, a dropout
+                outside [0, 1), or an unknown activation.
+        """
+        names = ["dim", "num_layers", "num_heads", "context", "max_timestep"]
+        _check_sizes(self, *names, *([] if self.feedforward is None else ["feedforward"]))
+        if self.context > self.max_timestep:
+            raise ValueError(
+                f"context must be at most max_timestep, got {self.context} and {self.max_timestep}"
+            )
+        if self.activation not in get_args(_Activation):
+            raise ValueError(
+                f"activation must be one of {', '.join(get_args(_Activation))}, "
+                f"got {self.activation!r}"
+            )
+
+    @property
+    def resolved_feedforward(self) -> int:
+        """The width inside the feed-forward part."""
+        return 4 * self.dim if self.feedforward is None else self.feedforward
+
+    @property
+    def resolved_mixer_options(self) -> dict[str, Any]:
+        """The options that the mixer is built with, the bound of its length included."""
+        options = self.mixer_options
+        if options is None and self.mixer in ("flow", "flow-no-allocation"):
+            options = {"clamp": 10.0}
+        elif options is None and self.mixer == "softmax":
+            options = {"weight_dropout": self.dropout}
+        return {"max_length": 3 * self.context, **(options or {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourCloningConfig:
+    """Layers with relu from one observation to its action: the baseline without a target return.
+
+    Attributes:
+        dim: Width of the hidden layers.
+        num_layers: Hidden layers.
+        dropout: Probability of dropping a value in training, after each hidden layer.
+    """
+
+    dim: int = 256
+    num_layers: int = 3
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            ValueError: A size below 1, or a dropout outside [0, 1).
+        """
+        _check_sizes(self, "dim", "num_layers")
+
+
+def _check_sizes(config: DecisionModelConfig | BehaviourCloningConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {config.dropout}")
