@@ -2,6 +2,7 @@
 
     python -m benchmarks.comparisons scp1 characters wiki
     python -m benchmarks.comparisons listops text retrieval image pathfinder
+    python -m benchmarks.comparisons fashion
 
 Each is one `flowformer compare`, printed before it starts, in comparisons/NAME; stopped or killed,
 it goes on by the same command. They are small so that two cores finish them in about three hours.
@@ -48,6 +49,10 @@ COMPARISONS |= {
     )
     for name in ("listops", "text", "retrieval", "image", "pathfinder")
 }
+
+COMPARISONS["fashion"] = shlex.split(
+    "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
+)
 
 # What glibc frees it gives back to the system, and takes anew, page by page: see docs/compare.md.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}

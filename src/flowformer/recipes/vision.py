@@ -49,7 +49,7 @@ def image_folder() -> VisionConfig:
 
 def fashion_mnist() -> VisionConfig:
     """Fashion-MNIST, grey images of clothes, 28 × 28 in 10 classes: minutes on one core."""
-    return _fashion("fashion-mnist", epochs=6, shift=0)
+    return _fashion("fashion-mnist", epochs=3, shift=0)
 
 
 def fashion_mnist_long() -> VisionConfig:
