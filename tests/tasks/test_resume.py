@@ -12,12 +12,19 @@ import pytest
 
 from flowformer.serialization import to_plain
 from flowformer.tasks.kinds import Experiment
+from tests.tasks.small_decisions import random_trajectories, tiny_decisions
 from tests.tasks.small_images import tiny_vision, write_images
 from tests.tasks.small_sequences import tiny_sequences
 
 __all__ = ["tiny_sequences"]  # a fixture
 
-SAME_BYTES = ("weights.safetensors", "predictions.csv", "preprocessing.json", "tokenizer.json")
+SAME_BYTES = (
+    "weights.safetensors",
+    "predictions.csv",
+    "preprocessing.json",
+    "tokenizer.json",
+    "episodes.csv",
+)
 KILLER = Path(__file__).with_name("killed_runs.py")
 
 
@@ -58,6 +65,15 @@ def test_so_does_the_run_of_an_image_model(tmp_path):
     names = kill_and_resume(tiny_vision(folder), "images", tmp_path)
     # As of series; the third and fourth file of an epoch are those of its end.
     assert {f"write-{number}" for number in range(1, 21)} <= names
+    assert {f"step-{number}" for number in range(1, 5)} <= names
+
+
+def test_so_does_the_run_of_a_decision_model(tmp_path):
+    random_trajectories().save(tmp_path / "data")
+    config = tiny_decisions(tmp_path / "data", evaluation={"targets": (-60.0,)})
+    names = kill_and_resume(config, "trajectories", tmp_path)
+    # Two a file: config, preprocessing; best, last and metrics of 2 rounds; 3 more.
+    assert {f"write-{number}" for number in range(1, 23)} <= names
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 

@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "generate": ("flowformer.cli.generate:main", "go on with a text by a trained language model"),
     "evaluate": ("flowformer.cli.runs:evaluate", "test a trained run again"),
+    "rollout": (
+        "flowformer.cli.rollout:main",
+        "let a trained decision model act: other targets, forms, episodes; a film",
+    ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }

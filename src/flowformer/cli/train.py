@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowformer.cli.experiments import parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
+from flowformer.tasks.decision_folder import DecisionResult
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
 from flowformer.tasks.language_folder import LanguageResult
@@ -63,6 +64,8 @@ def _train(config: Experiment, folder: RunFolder, *, resume: bool) -> int:
     page = pkgutil.resolve_name(kind.report)(folder.root)
     if isinstance(result, LanguageResult):
         sys.stdout.write(describe_language(result, folder, page))
+    elif isinstance(result, DecisionResult):
+        sys.stdout.write(describe_decision(result, folder, page))
     else:
         sys.stdout.write(describe_classifier(result, folder, page))
     return 0
@@ -145,6 +148,25 @@ def describe_language(result: LanguageResult, folder: RunFolder, report: Path) -
     )
 
 
+def describe_decision(result: DecisionResult, folder: RunFolder, report: Path) -> str:
+    """Returns what to say at the end of a decision model's run."""
+    from flowformer.tasks.decision_run import describe_outcomes
+
+    run = shlex.quote(os.fspath(folder.root))
+    lines = [
+        "",
+        *describe_outcomes(result.outcomes),
+        f"the data's own  {result.behaviour_score:.1f}",
+        f"protocol        {result.protocol_note}",
+        f"step            {result.steps:,}, {result.seconds:.0f} s in all, "
+        f"{result.parameters:,} parameters",
+        f"run             {folder.root}",
+        f"report          {report}",
+        f"next            flowformer rollout {run} --video episode.gif, flowformer evaluate {run}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _usage() -> str:
     return "\n".join(
         [
@@ -161,6 +183,7 @@ def _usage() -> str:
             "  flowformer train japanese-vowels --run-dir runs/vowels --resume",
             "  flowformer train image-folder --data.path FOLDER --training.model-from CHECKPOINT",
             "  flowformer train listops --data.folder LISTOPS --model.mixer performer",
+            "  flowformer train hopper-medium --data.path hopper_medium-v2.hdf5",
             "",
         ]
     )

@@ -56,6 +56,9 @@ BITS_PER_CHARACTER = Measure(
     column="validation_bits_per_character",
     over="step",
 )
+NORMALIZED_SCORE = Measure(
+    name="normalised score", digits=1, higher_is_better=True, column="validation_score", over="step"
+)
 
 
 def exp_of(nats: float) -> float:

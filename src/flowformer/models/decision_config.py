@@ -11,6 +11,8 @@ class DecisionModelConfig:
     """A model of returns, observations and actions; the defaults are the published settings.
 
     Attributes:
+        encoder: transformer, blocks around an attention; or behaviour-cloning, layers with relu
+            from one observation to its action, of these settings only dim, num_layers and dropout.
         mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
             linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
             synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
@@ -29,6 +31,7 @@ class DecisionModelConfig:
         max_timestep: Steps of the longest episode: places in the table of time steps.
     """
 
+    encoder: Literal["transformer", "behaviour-cloning"] = "transformer"
     mixer: str = "flow"
     mixer_options: dict[str, Any] | None = None
     dim: int = 256
@@ -52,6 +55,10 @@ class DecisionModelConfig:
         if self.context > self.max_timestep:
             raise ValueError(
                 f"context must be at most max_timestep, got {self.context} and {self.max_timestep}"
+            )
+        if self.encoder not in ("transformer", "behaviour-cloning"):
+            raise ValueError(
+                f"encoder must be 'transformer' or 'behaviour-cloning', got {self.encoder!r}"
             )
         if self.activation not in get_args(_Activation):
             raise ValueError(

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 
-from flowformer.recipes import arena, language, timeseries, vision
+from flowformer.recipes import arena, decisions, language, timeseries, vision
 from flowformer.tasks.kinds import Experiment
 
 RECIPES: Mapping[str, Callable[[], Experiment]] = {
@@ -11,6 +11,7 @@ RECIPES: Mapping[str, Callable[[], Experiment]] = {
     **language.RECIPES,
     **arena.RECIPES,
     **vision.RECIPES,
+    **decisions.RECIPES,
 }
 
 

@@ -289,9 +289,9 @@ def require_same_record(old: Any, new: Any, folder: RunFolder) -> None:
         raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(changed)}")
 
 
-def read_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that compute."""
-    packages = ("flowformer", "torch", "lightning", "numpy", "aeon", "scikit-learn")
+def read_versions(*more: str) -> dict[str, str]:
+    """Returns the versions of Python, of the packages that compute, and of more packages."""
+    packages = ("flowformer", "torch", "lightning", "numpy", "aeon", "scikit-learn", *more)
     versions = {"python": platform.python_version()}
     for name in packages:
         try:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flowformer.tasks.config import TimeSeriesConfig
+from flowformer.tasks.decision_config import DecisionConfig
+from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult
 from flowformer.tasks.folder import DEFAULT_TASK, RunFolder, RunRecord, RunResult, read_task
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
@@ -21,9 +23,9 @@ from flowformer.tasks.sequence_folder import SequenceRecord
 from flowformer.tasks.vision_config import VisionConfig
 from flowformer.tasks.vision_folder import VisionRecord
 
-Experiment = TimeSeriesConfig | LanguageConfig | SequenceConfig | VisionConfig
-Record = RunRecord | LanguageRecord | SequenceRecord | VisionRecord
-Result = RunResult | LanguageResult | MethodResult
+Experiment = TimeSeriesConfig | LanguageConfig | SequenceConfig | VisionConfig | DecisionConfig
+Record = RunRecord | LanguageRecord | SequenceRecord | VisionRecord | DecisionRecord
+Result = RunResult | LanguageResult | DecisionResult | MethodResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Kind:
     task: str
     config: type[Experiment]
     record: type[Record]
-    result: type[RunResult | LanguageResult]
+    result: type[RunResult | LanguageResult | DecisionResult]
     train: str
     evaluate: str
     report: str
@@ -98,7 +100,16 @@ IMAGES = Kind(
     reads="IMAGE",
     labelled="FOLDER",
 )
-KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES)
+TRAJECTORIES = Kind(
+    task="trajectories",
+    config=DecisionConfig,
+    record=DecisionRecord,
+    result=DecisionResult,
+    train="flowformer.tasks.decision_training:train",
+    evaluate="flowformer.tasks.decision_run:evaluate_decision_run",
+    report="flowformer.tasks.decision_run:write_decision_run_report",
+)
+KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES, TRAJECTORIES)
 
 # What a comparison can run beside the mixers, for each kind of experiment: the function that runs
 # it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name
@@ -115,6 +126,7 @@ METHODS: Mapping[type[Experiment], Mapping[str, str]] = {
         "bag-of-tokens": "flowformer.tasks.sequence_baselines:bag_of_tokens",
         "chance": "flowformer.tasks.sequence_baselines:chance",
     },
+    DecisionConfig: {"behaviour-cloning": TRAJECTORIES.train},
 }
 
 

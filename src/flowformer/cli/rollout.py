@@ -1,0 +1,95 @@
+"""`flowformer rollout RUN`: a trained decision model acts in its environment."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from flowformer.cli.parsing import parse
+from flowformer.tasks.decision_config import OTHER_PHYSICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Let a trained decision model act. What is not given is as in the run's own test.
+
+    Attributes:
+        run: folder of the run.
+        targets: returns that it is asked for.
+        form: streaming carries the state over the episode; windowed reads the last steps again.
+        context: steps that the windowed form reads; by default those of the training.
+        episodes: at each target and seed.
+        seeds: of the episodes.
+        env: another environment with the same observations and actions.
+        video: a file, .gif or .mp4, with the first episode at the first target; with it, no others
+            are played unless --episodes is given.
+        json: print the figures as JSON.
+    """
+
+    run: Path
+    targets: tuple[float, ...] = ()
+    form: Literal["streaming", "windowed"] | None = None
+    context: int | None = None
+    episodes: int | None = None
+    seeds: tuple[int, ...] = ()
+    env: str | None = None
+    video: Path | None = None
+    json: bool = False
+
+
+def main(arguments: list[str]) -> int:
+    """Plays the episodes, prints what they came to, and writes the film."""
+    options = parse(Options, arguments, prog="flowformer rollout")
+    import numpy as np
+
+    from flowformer.evaluation.rollout_scores import check_target, evaluate_returns
+    from flowformer.serialization import to_plain
+    from flowformer.tasks.decision_data import environment_maker, rollout_settings
+    from flowformer.tasks.decision_run import describe_outcomes, load_decision_run
+    from flowformer.tasks.decision_training import outcomes_of, say_rollouts
+
+    run = load_decision_run(options.run)
+    record, own = run.record, run.record.config.evaluation
+    form = options.form or own.form
+    config = replace(record.config, evaluation=replace(own, form=form))
+    settings = rollout_settings(config, run.preprocessing)
+    if options.context is not None:
+        settings = replace(settings, context=options.context)
+    env, targets = options.env or record.env, options.targets or record.targets
+    for target in targets:
+        check_target(target, np.array([record.data_worst, record.data_best]))
+    seeds = options.seeds or (own.seed,)
+    if options.video is not None:
+        from flowformer.evaluation.rollout_video import record_episode
+
+        played = record_episode(
+            run.model,
+            environment_maker(env, render_mode="rgb_array")(),
+            options.video,
+            target_return=targets[0],
+            seed=seeds[0],
+            settings=settings,
+        )
+        say_rollouts(played)
+        sys.stdout.write(f"{options.video}\n")
+        if options.episodes is None:
+            return 0
+    played = evaluate_returns(
+        run.model,
+        environment_maker(env),
+        targets=targets,
+        seeds=seeds,
+        episodes=options.episodes or own.episodes,
+        settings=settings,
+        on_rollouts=say_rollouts,
+    )
+    random, expert = record.references
+    outcomes = outcomes_of(played, (random, expert))
+    if options.json:
+        sys.stdout.write(json.dumps(to_plain(outcomes), indent=2) + "\n")
+        return 0
+    steps = "" if settings.context is None else f", {settings.context} steps"
+    sys.stdout.write("\n".join(describe_outcomes(outcomes)) + "\n")
+    sys.stdout.write(f"in {env}, {settings.form}{steps}; {OTHER_PHYSICS}\n")
+    return 0

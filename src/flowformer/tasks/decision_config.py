@@ -1,0 +1,170 @@
+"""What a run on trajectories is told: one frozen dataclass per part; no torch."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flowformer.evaluation.measures import NORMALIZED_SCORE, Measure
+from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.serialization import check_types
+from flowformer.tasks.config import require
+from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
+
+# D4RL's data are of gym's v2 environments on MuJoCo 2.1: today's v5 are others.
+OTHER_PHYSICS = "v5 environments on today's MuJoCo, which are not D4RL's v2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionDataConfig:
+    """Which episodes to learn from.
+
+    Attributes:
+        dataset: name of a Minari data set that is here, such as hopper-medium-v0.
+        path: in place of it a file of D4RL (HDF5), or a folder in Minari's format.
+        mixed_with: name of a further Minari data set, whose episodes join: medium with expert.
+        return_scale: that divides returns before the model reads them.
+        validation_fraction: part of the episodes that the loss is measured on and not trained on.
+        batch_size: windows of `model.context` steps in one training step.
+    """
+
+    dataset: str | None = None
+    path: Path | None = None
+    mixed_with: str | None = None
+    return_scale: float = 1000.0
+    validation_fraction: float = 0.1
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range.
+        """
+        check_types(self)
+        require("return_scale", self.return_scale, "above 0", lambda v: v > 0)
+        require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
+        require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionEvaluationConfig:
+    """The episodes that a model is tested by.
+
+    Attributes:
+        env: gymnasium's name of the environment; by default that of the data.
+        targets: returns that the model is asked for, the first of which its score is of; by default
+            the best return of the data, and half of it.
+        references: returns of a random and of an expert policy, which scores are relative to; by
+            default those of the data.
+        episodes: at each target, at the end.
+        validation_episodes: at the first target, after each measurement: a curve, which chooses
+            nothing.
+        form: streaming carries the model's state over the whole episode; windowed reads the last
+            `model.context` steps again at every step, as published.
+        parallel: episodes at a time.
+        seed: of the episodes, the same for every run.
+    """
+
+    env: str | None = None
+    targets: tuple[float, ...] = ()
+    references: tuple[float, ...] | None = None
+    episodes: int = 100
+    validation_episodes: int = 10
+    form: Literal["streaming", "windowed"] = "windowed"
+    parallel: int = 20
+    seed: int = 1000
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range.
+        """
+        check_types(self)
+        for name in ("episodes", "validation_episodes", "parallel"):
+            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
+        require("seed", self.seed, "at least 0", lambda v: v >= 0)
+        if not all(map(math.isfinite, self.targets)) or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets must be finite and differ, got {self.targets}")
+        of = self.references
+        if of is not None and not (len(of) == 2 and of[0] < of[1]):
+            raise ValueError(
+                f"references must be a random policy's return and an expert's above it, got {of}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionConfig:
+    """A whole experiment of offline reinforcement learning.
+
+    Attributes:
+        name: of the recipe it came from.
+        data: which episodes to learn from.
+        model: of the actions.
+        optimizer: how its parameters move.
+        training: how long, and where.
+        evaluation: the episodes that it is tested by.
+    """
+
+    name: str
+    data: DecisionDataConfig = field(default_factory=DecisionDataConfig)
+    model: DecisionModelConfig = field(default_factory=DecisionModelConfig)
+    optimizer: ScheduledOptimizerConfig = field(default_factory=ScheduledOptimizerConfig)
+    training: StepsConfig = field(default_factory=StepsConfig)
+    evaluation: DecisionEvaluationConfig = field(default_factory=DecisionEvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range.
+        """
+        check_types(self.model, "model")
+
+    @property
+    def dataset_name(self) -> str:
+        """What its data are called."""
+        first = self.data.dataset if self.data.path is None else self.data.path.stem
+        names = [name for name in (first, self.data.mixed_with) if name is not None]
+        return "+".join(names).replace("/", "-") or self.name
+
+    @property
+    def measure(self) -> Measure:
+        """What its runs are ranked by."""
+        return NORMALIZED_SCORE
+
+    @property
+    def causal(self) -> bool:
+        """Whether its mixers are asked for their causal form."""
+        return True
+
+    @property
+    def paper_score(self) -> float | None:
+        """The paper's figure: it is of other environments."""
+        return None
+
+    @property
+    def paper_source(self) -> str | None:
+        """Where it prints it."""
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """What chooses the step: nothing, it is the last."""
+        return "clean"
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is something to test on: the environment."""
+        return True
+
+    @property
+    def protocol_note(self) -> str:
+        """The protocol in words, to stand beside every figure."""
+        of = self.evaluation
+        form = of.form if of.form == "streaming" else f"windowed, {self.model.context} steps"
+        return (
+            f"the last step's parameters, none chosen; {of.episodes} episodes at each target "
+            f"return, {form}; {OTHER_PHYSICS}"
+        )

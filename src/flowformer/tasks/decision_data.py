@@ -1,0 +1,161 @@
+"""From the configuration of a run on trajectories to its data, its model and its environment."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from flowformer.data.decision_batches import DecisionWindows, batch_is_whole, split_episodes
+from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.minari_sets import open_trajectories
+from flowformer.data.text_batches import StepBatches
+from flowformer.data.trajectories import Space, Trajectories
+from flowformer.evaluation.rollouts import RolloutSettings
+from flowformer.models.decision import BehaviourCloning, DecisionTransformer
+from flowformer.models.decision_config import BehaviourCloningConfig
+from flowformer.tasks.decision_config import DecisionConfig, DecisionDataConfig
+from flowformer.tasks.decision_folder import DecisionRecord
+from flowformer.tasks.folder import read_versions
+
+DecisionNetwork = DecisionTransformer | BehaviourCloning
+
+
+def load_trajectories(config: DecisionDataConfig) -> Trajectories:
+    """Opens the data that a configuration names.
+
+    Raises:
+        ValueError: it names none, or both a set and a file; they are damaged, or do not mix.
+        FileNotFoundError: there is no such set or file.
+        ImportError: a library is missing; the message names the extra to install.
+    """
+    if (config.dataset is None) == (config.path is None):
+        raise ValueError(
+            "no episodes to train on: give data.dataset (a Minari data set) or data.path (a file "
+            f"of D4RL or a folder), one of them; got {config.dataset} and {config.path}"
+        )
+    data = open_trajectories(config.path or config.dataset or "")
+    if config.mixed_with is not None:
+        data = data.mixed(open_trajectories(config.mixed_with))
+    return data
+
+
+def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecord:
+    """What a run knows of its data and its environment before it begins.
+
+    Raises:
+        ValueError: the data name no environment or have no reference returns, and the configuration
+            neither; or an episode is longer than the model has time steps.
+    """
+    own = config.evaluation
+    env, references = own.env or data.env, own.references or data.references
+    if env is None:
+        raise ValueError(f"{data.name} names no environment: give evaluation.env, as Hopper-v5")
+    if references is None:
+        raise ValueError(
+            f"{data.name} has no reference returns: give evaluation.references, a random policy's "
+            "and an expert's"
+        )
+    if (longest := int(data.lengths.max())) > config.model.max_timestep:
+        raise ValueError(
+            f"model.max_timestep must be at least {longest}, the longest episode of {data.name}, "
+            f"got {config.model.max_timestep}"
+        )
+    best = float(data.returns.max())
+    train, validation = split_episodes(data, config.data.validation_fraction, seed=0)
+    return DecisionRecord(
+        recipe=config.name,
+        config=config,
+        versions=read_versions("gymnasium", "minari", "mujoco"),
+        source=data.source,
+        env=env,
+        targets=own.targets or (round(best, 1), round(best / 2, 1)),
+        references=tuple(references),
+        features=data.observations.shape[1],
+        episodes={"train": len(train), "validation": len(validation)},
+        steps=data.steps,
+        data_mean=float(data.returns.mean()),
+        data_best=best,
+        data_worst=float(data.returns.min()),
+    )
+
+
+def build_decision_model(record: DecisionRecord, space: Space) -> DecisionNetwork:
+    """Builds the model of a run, with new parameters."""
+    config = record.config.model
+    sizes: dict[str, Any] = {"observation_dim": record.features}
+    sizes |= {"num_actions": space.n} if space.n is not None else {"action_dim": space.shape[0]}
+    bounded = space.n is not None or space.bounded
+    if config.encoder == "behaviour-cloning":
+        kind = BehaviourCloningConfig(
+            dim=config.dim, num_layers=config.num_layers, dropout=config.dropout
+        )
+        return BehaviourCloning(kind, bounded=bounded, **sizes)
+    return DecisionTransformer(config, bounded=bounded, **sizes)
+
+
+def decision_loaders(
+    config: DecisionConfig, data: Trajectories, preprocessing: DecisionPreprocessing
+) -> tuple[DataLoader, DataLoader]:
+    """Returns the batches of one measurement's steps, and those of the validation loss."""
+    train, validation = split_episodes(data, config.data.validation_fraction, seed=0)
+    context = config.model.context
+    windows = DecisionWindows(data, preprocessing, context=context, episodes=train)
+    held_out = DecisionWindows(
+        data, preprocessing, context=context, episodes=validation, stride=context
+    )
+    batches = StepBatches(
+        len(windows),
+        batch_size=config.data.batch_size,
+        steps_per_round=config.training.evaluate_every,
+        seed=config.training.seed,
+    )
+    whole: Any = batch_is_whole  # torch's type is of what collates items, and these are none
+    return (
+        DataLoader(windows, batch_sampler=batches, collate_fn=whole),
+        DataLoader(held_out, config.data.batch_size, collate_fn=whole),
+    )
+
+
+def rollout_settings(
+    config: DecisionConfig, preprocessing: DecisionPreprocessing
+) -> RolloutSettings:
+    """How a run's model acts."""
+    own = config.evaluation
+    return RolloutSettings(
+        preprocessing=preprocessing,
+        form=own.form,
+        context=config.model.context if own.form == "windowed" else None,
+        parallel=own.parallel,
+        max_steps=config.model.max_timestep,
+    )
+
+
+def environment_maker(name: str, **options: Any) -> Callable[[], Any]:
+    """What makes an environment of that name; tries it once.
+
+    Args:
+        name: gymnasium's.
+        options: of `gymnasium.make`.
+
+    Raises:
+        ImportError: a library is missing; the message names the extra to install.
+        ValueError: there is no such environment.
+    """
+    try:
+        import gymnasium
+        from gymnasium.error import DependencyNotInstalled
+    except ImportError as error:
+        raise ImportError(
+            "gymnasium is needed for environments: pip install 'flowformer[rl]'"
+        ) from error
+
+    def make() -> Any:
+        return gymnasium.make(name, **options)
+
+    try:
+        make().close()
+    except DependencyNotInstalled as error:
+        raise ImportError(f"{name} needs the extra: pip install 'flowformer[rl]'") from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f"{name}: expected an environment of gymnasium, {error}") from error
+    return make
