@@ -49,7 +49,7 @@ def test_a_run_acts_at_other_targets_and_in_the_other_form(flowformer, run):
     assert outcome.code == 0, outcome.err
     assert [each["target"] for each in json.loads(outcome.out)] == [-50, -70]
     said = flowformer(*arguments)
-    assert "in Pendulum-v1, streaming;" in said.out
+    assert "in Pendulum-v1, streaming." in said.out
     windowed = flowformer("rollout", run, "--context", 2, "--episodes", 1)
     assert "windowed, 2 steps" in windowed.out
 

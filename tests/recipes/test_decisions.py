@@ -1,7 +1,9 @@
 """The experiments on trajectories as they were published, and the small ones."""
 
+from flowformer.data import environments
 from flowformer.models.decision import DecisionTransformer
 from flowformer.recipes import RECIPES, decisions
+from flowformer.tasks import decision_config
 from flowformer.tasks.recording import count_parameters
 
 
@@ -25,9 +27,14 @@ def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
         assert (own.form, own.episodes, own.env) == (
             "windowed",
             100,
-            decisions.ENVIRONMENTS[name.partition("-")[0]],
+            environments.ENVIRONMENTS[name.partition("-")[0]],
         )
     assert decisions.RECIPES["hopper-medium"]().evaluation.targets == (3600.0, 1800.0)
+
+
+def test_what_is_said_without_gymnasium_is_what_the_data_say():
+    assert decisions.ENVIRONMENTS == environments.ENVIRONMENTS
+    assert decision_config.NOT_D4RL == environments.NOT_D4RL
 
 
 def test_every_recipe_of_trajectories_is_listed_under_its_name():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import parse
-from flowformer.tasks.decision_config import OTHER_PHYSICS
+from flowformer.data.environments import NOT_D4RL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,5 +91,5 @@ def main(arguments: list[str]) -> int:
         return 0
     steps = "" if settings.context is None else f", {settings.context} steps"
     sys.stdout.write("\n".join(describe_outcomes(outcomes)) + "\n")
-    sys.stdout.write(f"in {env}, {settings.form}{steps}; {OTHER_PHYSICS}\n")
+    sys.stdout.write(f"in {env}, {settings.form}{steps}. {NOT_D4RL}\n")
     return 0

@@ -27,7 +27,7 @@ TARGETS = {
     "hopper": (3600.0, 1800.0),
     "walker2d": (5000.0, 2500.0),
 }
-ENVIRONMENTS = {
+ENVIRONMENTS = {  # where a model is tested, of gymnasium's today
     "halfcheetah": "HalfCheetah-v5",
     "hopper": "Hopper-v5",
     "walker2d": "Walker2d-v5",

@@ -11,8 +11,8 @@ from flowformer.serialization import check_types
 from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
 
-# D4RL's data are of gym's v2 environments on MuJoCo 2.1: today's v5 are others.
-OTHER_PHYSICS = "v5 environments on today's MuJoCo, which are not D4RL's v2"
+# As `flowformer.data.environments` says it; here without what that imports.
+NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,5 +166,5 @@ class DecisionConfig:
         form = of.form if of.form == "streaming" else f"windowed, {self.model.context} steps"
         return (
             f"the last step's parameters, none chosen; {of.episodes} episodes at each target "
-            f"return, {form}; {OTHER_PHYSICS}"
+            f"return, {form}. {NOT_D4RL}"
         )

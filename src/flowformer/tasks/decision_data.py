@@ -1,12 +1,14 @@
 """From the configuration of a run on trajectories to its data, its model and its environment."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from flowformer.data.decision_batches import DecisionWindows, batch_is_whole, split_episodes
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.environments import make_environment
 from flowformer.data.minari_sets import open_trajectories
 from flowformer.data.text_batches import StepBatches
 from flowformer.data.trajectories import Space, Trajectories
@@ -135,27 +137,8 @@ def environment_maker(name: str, **options: Any) -> Callable[[], Any]:
 
     Args:
         name: gymnasium's.
-        options: of `gymnasium.make`.
-
-    Raises:
-        ImportError: a library is missing; the message names the extra to install.
-        ValueError: there is no such environment.
+        options: see `make_environment`, which says what raises too.
     """
-    try:
-        import gymnasium
-        from gymnasium.error import DependencyNotInstalled
-    except ImportError as error:
-        raise ImportError(
-            "gymnasium is needed for environments: pip install 'flowformer[rl]'"
-        ) from error
-
-    def make() -> Any:
-        return gymnasium.make(name, **options)
-
-    try:
-        make().close()
-    except DependencyNotInstalled as error:
-        raise ImportError(f"{name} needs the extra: pip install 'flowformer[rl]'") from error
-    except gymnasium.error.Error as error:
-        raise ValueError(f"{name}: expected an environment of gymnasium, {error}") from error
+    make = partial(make_environment, name, **options)
+    make().close()
     return make

@@ -42,7 +42,7 @@ def write_decision_report(
         f"{recipe}: run report",
         [
             heading(recipe, level=1),
-            paragraph(f"{result['protocol_note']}. Data: {record['source']}.", soft=True),
+            paragraph(f"{result['protocol_note']} Data: {record['source']}.", soft=True),
             headline(_cards(result, record)),
             heading("Returns"),
             picture(
