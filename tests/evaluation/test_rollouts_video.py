@@ -6,9 +6,10 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from flowformer.data.trajectories import Space
 from flowformer.evaluation.rollout_video import record_episode
 from flowformer.evaluation.rollouts import rollout
-from tests.evaluation.rollout_cases import Walk, build, settings
+from tests.evaluation.rollout_cases import Walk, build, numbers, settings
 
 SEED = 3  # its first episode has 8 steps
 
@@ -102,3 +103,21 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "imageio.v2", None)
     with pytest.raises(ImportError, match=r"imageio is needed for films: .*flowformer\[rl\]"):
         film(tmp_path / "walk.gif")
+
+
+@pytest.mark.slow
+def test_a_hopper_is_filmed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    space = Space(shape=(3,), low=-1.0, high=1.0)
+    played = record_episode(
+        build(observation_dim=11, action_dim=3),
+        gymnasium.make("Hopper-v5", render_mode="rgb_array"),
+        tmp_path / "hopper.gif",
+        target_return=3600.0,
+        seed=0,
+        settings=settings(preprocessing=numbers(space, features=11)),
+    )
+    pictures = imageio.imread(tmp_path / "hopper.gif", index=None)
+    assert pictures.shape[1:] == (480, 480, 3)
+    assert len(pictures) == 1 + -(-int(played.lengths[0]) // 5)  # 125 a second to 25
+    assert played.terminated.all()  # it falls
