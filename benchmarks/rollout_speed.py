@@ -139,7 +139,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="episodes at once")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="episodes at once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import report_attention_cpu, report_mixers
+from benchmarks import report_attention_cpu, report_mixers, report_rollouts
 from benchmarks.pages import with_tables
 from benchmarks.runner import ROOT
 
@@ -19,11 +19,16 @@ def _mixers(name: str) -> str:
     return report_mixers.TABLES[name]()
 
 
+def _rollouts(name: str) -> str:
+    return report_rollouts.TABLES[name]()
+
+
 @pytest.mark.parametrize(
     ("page", "names", "table"),
     [
         *((page, names, _attention) for page, names in report_attention_cpu.PAGES.items()),
         *((page, names, _mixers) for page, names in report_mixers.PAGES.items()),
+        *((page, names, _rollouts) for page, names in report_rollouts.PAGES.items()),
     ],
 )
 def test_page_holds_the_tables_of_the_results(
