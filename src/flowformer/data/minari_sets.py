@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.d4rl_files import read_d4rl
-from flowformer.data.environments import feature_count, references_of, space_of
+from flowformer.data.environments import feature_count, make_environment, references_of, space_of
 from flowformer.data.trajectories import Space, Trajectories
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROOT = "MINARI_DATASETS_PATH"
 _METADATA = "metadata.json"
+_RECORD = "flowformer"  # what is ours in it
 
 
 def open_trajectories(name: str | Path, *, download: bool = False) -> Trajectories:
@@ -77,7 +78,7 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         data = minari.MinariDataset(folder / "data")
         metadata: Mapping[str, Any] = data.storage.metadata
         spec = data.env_spec
-        env = None if spec is None else spec.id
+        env = metadata.get(_RECORD, {}).get("env") or (None if spec is None else spec.id)
         space = space_of(data.action_space)
         feature_count(data.observation_space)
         arrays = _join(data.iterate_episodes(), space)
@@ -158,18 +159,22 @@ def write_minari(
     ):
         # Whom to write to about it, and where its code is: nobody has said.
         warnings.filterwarnings("ignore", "`.*` is set to None", UserWarning)
+        environment = None
         if trajectories.env is None:
             warnings.filterwarnings("ignore", "env_spec is None", UserWarning)
+        else:
+            environment = make_environment(trajectories.env)
         made = minari.create_dataset_from_buffers(
             trajectories.name,
             list(_buffers(trajectories, last_observations)),
-            env=trajectories.env,
+            env=environment,
             observation_space=_box(Space(shape=observed)),
             action_space=_box(trajectories.action_space),
             algorithm_name=algorithm,
             description=trajectories.source,
         )
-        more: dict[str, Any] = {"flowformer": dict(record or {})}
+        # Minari keeps the name without the module that knows it: module:Name-v0.
+        more: dict[str, Any] = {_RECORD: {**(record or {}), "env": trajectories.env}}
         if trajectories.references is not None:
             more["ref_min_score"], more["ref_max_score"] = trajectories.references
         made.storage.update_metadata(more)
@@ -180,7 +185,7 @@ def write_minari(
 def minari_record(folder: Path) -> Mapping[str, Any]:
     """What `write_minari` was told to keep; empty for a set of somebody else's."""
     minari = _minari()
-    return minari.MinariDataset(folder / "data").storage.metadata.get("flowformer", {})
+    return minari.MinariDataset(folder / "data").storage.metadata.get(_RECORD, {})
 
 
 @contextmanager

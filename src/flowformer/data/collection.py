@@ -1,0 +1,312 @@
+"""Data sets collected here, at D4RL's qualities, where D4RL's own are not to be had."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from flowformer.data.behaviour import (
+    Progress,
+    Search,
+    SearchConfig,
+    as_name,
+    run_search,
+    search_folder,
+)
+from flowformer.data.environments import NOT_D4RL, make_environment, space_of, task_of
+from flowformer.data.episodes import Episode, LinearPolicy, Rollout, mean_score, roll_out
+from flowformer.data.minari_sets import load_minari, minari_record, minari_root, write_minari
+from flowformer.data.parallel import Workers, generator_of, require_main
+from flowformer.data.trajectories import Trajectories
+from flowformer.files import atomic_file, locked, write_atomically
+
+Quality = Literal["random", "medium", "replay", "expert"]
+
+_REFERENCE_EPISODES = 50
+_PART = 20  # episodes kept at a time: what a kill loses
+_SEEDS = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionConfig:
+    """A data set to be collected.
+
+    Attributes:
+        search: that finds the policies.
+        quality: random: uniform actions; medium: the search's first policy that comes `medium` of
+            the way from a random one to its best; replay: every policy on the way there; expert:
+            the best.
+        steps: at least so many; the last episode is whole.
+        noise: of the actions: a standard deviation in units of half a box, or the part of discrete
+            actions that are drawn uniformly.
+        medium: part of the way; about a third in D4RL (Fu et al., 2020).
+    """
+
+    search: SearchConfig
+    quality: Quality
+    steps: int = 100_000
+    noise: float = 0.1
+    medium: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: the quality is unknown, or a number out of range.
+        """
+        if self.quality not in get_args(Quality):
+            raise ValueError(
+                f"quality must be one of {', '.join(get_args(Quality))}, got {self.quality!r}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.noise < 0:
+            raise ValueError(f"noise must be at least 0, got {self.noise}")
+        if not 0 < self.medium <= 1:
+            raise ValueError(f"medium must be in (0, 1], got {self.medium}")
+
+    @property
+    def name(self) -> str:
+        """Of the data set, as Minari takes it: "hopper-v5-medium-v0"."""
+        return f"{as_name(self.search.env)}-{self.quality}-v0"
+
+
+def collect(
+    config: CollectionConfig,
+    *,
+    folder: Path | None = None,
+    workers: int = 1,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+) -> tuple[Trajectories, Path]:
+    """Searches for the policies, plays the episodes and writes a Minari data set.
+
+    The search is kept, so that another quality takes the same; it and the episodes go on where a
+    killed collection stopped, and end the same. Its references are the mean returns of uniform
+    actions and of the best policy without noise.
+
+    Args:
+        config: of the set.
+        folder: of the set; by default its name below Minari's root.
+        workers: processes that play; the set does not depend on them. More than one needs the
+            usual `if __name__ == "__main__":` in a script.
+        seconds: after which the search stops too.
+        progress: told how far it is.
+
+    Returns:
+        The set and its folder; one that is there already and was collected alike is read.
+
+    Raises:
+        FileExistsError: the folder holds another set.
+        ImportError: gymnasium or minari is not installed.
+        NotImplementedError: the environment's observations or actions are of an unsupported kind.
+        ValueError: there is no such environment, or it has no time limit.
+    """
+    require_main()
+    target = minari_root() / config.name if folder is None else folder
+    kept = search_folder(config.search)
+    with locked(kept.with_name(f".{kept.name}.lock")), Workers(workers) as pool:
+        make_environment(config.search.env).close()  # what is wrong with it is said first
+        search = run_search(
+            config.search, folder=kept, workers=pool, seconds=seconds, progress=progress
+        )
+        record = {
+            **json.loads(json.dumps(asdict(config))),
+            "reached": search.iterations,
+            "versions": {name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")},
+        }
+        if target.exists():
+            return _there(target, record), target
+        references = _references(config, search, kept, pool)
+        episodes = _play(config, search, references, kept, pool, progress)
+        _write(config, search, references, list(episodes), target, record)
+        shutil.rmtree(_parts(config, search, kept), ignore_errors=True)
+    return load_minari(target), target
+
+
+def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
+    try:
+        found = minari_record(target)
+    except ValueError:  # of Minari, on a folder that is none of its sets
+        found = {}
+    differences = [name for name in record if found.get(name) != record[name]]
+    if differences:
+        raise FileExistsError(
+            f"{target} holds another set: expected one collected with the same "
+            f"{', '.join(differences)}. Take another folder, or delete this one"
+        )
+    return load_minari(target)
+
+
+def _references(
+    config: CollectionConfig, search: Search, kept: Path, pool: Workers
+) -> tuple[float, float]:
+    """Mean returns of uniform actions and of the best policy, measured once."""
+    path = kept / f"references-{search.best}.json"
+    if not path.is_file():
+        scores = []
+        for part, policy in (("random", None), ("best", search.policy(search.best))):
+            seeds = generator_of(config.search.seed, f"reference {part}").integers(
+                _SEEDS, size=_REFERENCE_EPISODES
+            )
+            rollouts = [
+                Rollout(env=config.search.env, policy=policy, seed=int(seed)) for seed in seeds
+            ]
+            scores.append(mean_score(pool.map(roll_out, rollouts)))
+        write_atomically(path, json.dumps(scores) + "\n")
+    random, best = json.loads(path.read_text())
+    if not random < best:
+        raise ValueError(
+            f"expected a search that finds a policy better than a random one, got a return of "
+            f"{best:,.1f} against {random:,.1f}: give it more iterations"
+        )
+    return random, best
+
+
+def _last_policy(
+    config: CollectionConfig, search: Search, references: tuple[float, float]
+) -> int | None:
+    """The iteration whose policy acts, or acts last; None for uniform actions."""
+    if config.quality == "random":
+        return None
+    if config.quality == "expert":
+        return search.best
+    # Relative to the best score of the search, not to the reference: both are of few episodes.
+    random, best = references[0], max(references[1], search.scores[search.best])
+    return search.first_above(random + config.medium * (best - random))
+
+
+def _rollouts(
+    config: CollectionConfig, search: Search, references: tuple[float, float], first: int
+) -> Iterator[Rollout]:
+    """Episodes without end; the policies of a replay take turns, in a new order every time."""
+    last = _last_policy(config, search, references)
+    policies: list[LinearPolicy | None] = [None if last is None else search.policy(last)]
+    if last is not None and config.quality == "replay":
+        policies = [search.policy(iteration) for iteration in range(last + 1)]
+    seed = config.search.seed
+    for number in range(first, _SEEDS):
+        turn, place = divmod(number, len(policies))
+        order = generator_of(seed, "turns", turn).permutation(len(policies))
+        yield Rollout(
+            env=config.search.env,
+            policy=policies[order[place]],
+            seed=int(generator_of(seed, config.quality, number).integers(_SEEDS)),
+            noise=config.noise,
+        )
+
+
+def _parts(config: CollectionConfig, search: Search, kept: Path) -> Path:
+    known = json.dumps([asdict(config), search.iterations], sort_keys=True)
+    return kept / f"{config.quality}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+
+
+def _play(
+    config: CollectionConfig,
+    search: Search,
+    references: tuple[float, float],
+    kept: Path,
+    pool: Workers,
+    progress: Progress | None,
+) -> Iterator[Episode]:
+    """Yields episodes until there are steps enough; those of a killed collection are read."""
+    folder = _parts(config, search, kept)
+    number = steps = 0
+    for path in sorted(folder.glob("[!.]*.npz")):
+        for episode in _read_part(path):
+            yield episode
+            number, steps = number + 1, steps + len(episode.rewards)
+    waiting: list[Episode] = []
+    played = pool.map(roll_out, _rollouts(config, search, references, number))
+    while steps < config.steps:
+        episode = next(played)
+        waiting.append(episode)
+        number, steps = number + 1, steps + len(episode.rewards)
+        if len(waiting) == _PART or steps >= config.steps:
+            _write_part(folder / f"{number:09d}.npz", waiting)
+            yield from waiting
+            waiting = []
+            if progress is not None:
+                progress(f"{config.quality}: {steps:,} of {config.steps:,} steps")
+
+
+def _write_part(path: Path, episodes: list[Episode]) -> None:
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            lengths=[len(episode.rewards) for episode in episodes],
+            terminated=[episode.terminated for episode in episodes],
+            **{
+                name: np.concatenate([getattr(episode, name) for episode in episodes])
+                for name in ("observations", "actions", "rewards")
+            },
+        )
+
+
+def _read_part(path: Path) -> list[Episode]:
+    with path.open("rb") as file, np.load(file) as part:
+        ends = np.cumsum(part["lengths"])[:-1]
+        columns = zip(
+            np.split(part["observations"], ends + np.arange(1, len(ends) + 1)),  # one more each
+            np.split(part["actions"], ends),
+            np.split(part["rewards"], ends),
+            part["terminated"].tolist(),
+            strict=True,
+        )
+    return [
+        Episode(observations=observations, actions=actions, rewards=rewards, terminated=terminated)
+        for observations, actions, rewards, terminated in columns
+    ]
+
+
+def _write(
+    config: CollectionConfig,
+    search: Search,
+    references: tuple[float, float],
+    episodes: list[Episode],
+    target: Path,
+    record: Mapping[str, Any],
+) -> None:
+    environment = make_environment(config.search.env)
+    lengths = [len(episode.rewards) for episode in episodes]
+    what = _policy_in_words(config, search, _last_policy(config, search, references))
+    known = task_of(config.search.env, config.name) is not None
+    trajectories = Trajectories(
+        name=config.name,
+        source=f"collected in {config.search.env} by {what}" + (f"; {NOT_D4RL}" if known else ""),
+        env=config.search.env,
+        observations=np.concatenate([episode.observations[:-1] for episode in episodes]),
+        actions=np.concatenate([episode.actions for episode in episodes]),
+        rewards=np.concatenate([episode.rewards for episode in episodes]),
+        starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+        terminated=np.array([episode.terminated for episode in episodes]),
+        action_space=space_of(environment.action_space),
+        references=references,
+    )
+    environment.close()
+    write_minari(
+        trajectories,
+        last_observations=np.stack([episode.observations[-1] for episode in episodes]),
+        algorithm=what,
+        folder=target,
+        record=record,
+    )
+
+
+def _policy_in_words(config: CollectionConfig, search: Search, last: int | None) -> str:
+    if last is None:
+        return f"uniform actions (seed {config.search.seed})"
+    which = f"the linear policy after iteration {last + 1:,}"
+    if config.quality == "replay":
+        which = f"the {last + 1:,} linear policies up to iteration {last + 1:,}"
+    return (
+        f"{which} of {search.iterations:,} of augmented random search (seed "
+        f"{config.search.seed}), with noise {config.noise:g} on its actions"
+    )
