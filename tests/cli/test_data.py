@@ -62,7 +62,7 @@ def test_show_gives_the_beginning_of_a_text(flowformer, book):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lists"], "unknown action 'lists': choose from list, prepare, show"),
+        (["lists"], "unknown action 'lists': choose from list, prepare, collect, show"),
         (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': do you mean wiki-small?"),
         (["prepare", "text"], "the corpus text is files of your own: give one, or a folder"),
     ],

@@ -1,4 +1,4 @@
-"""`flowformer data list | prepare NAME | show NAME`: texts, and Long Range Arena's data."""
+"""`flowformer data list | prepare NAME | collect ENV | show NAME`: every kind of data."""
 
 import difflib
 import sys
@@ -56,7 +56,8 @@ class ShowOptions:
     The sets of the Long Range Arena have more flags: flowformer data show listops --help.
 
     Attributes:
-        name: of a text, to see how it begins; or a prepared folder, to see what is in it.
+        name: of a text, to see how it begins; a prepared folder, to see what is in it; or a set of
+            trajectories: a Minari data set, or a file of D4RL's.
         folder: where the files of the text are.
         part: of a prepared set of labelled sequences.
         count: cases of that part that are shown.
@@ -121,8 +122,14 @@ def _prepare(arguments: list[str]) -> int:
     return 0
 
 
+def _collect(arguments: list[str]) -> int:
+    from flowformer.cli import data_collect
+
+    return data_collect.main(arguments)
+
+
 def _show(arguments: list[str]) -> int:
-    from flowformer.cli import data_arena
+    from flowformer.cli import data_arena, data_collect
     from flowformer.data.arena import holds_sequences
     from flowformer.data.corpora import CORPORA, load_corpus
 
@@ -130,6 +137,8 @@ def _show(arguments: list[str]) -> int:
         return data_arena.show(name, arguments)
     options = parse(ShowOptions, arguments, prog="flowformer data show")
     folder = Path(options.name)
+    if options.name not in CORPORA and data_collect.is_trajectories(options.name):
+        return data_collect.show(options.name)
     if options.name not in CORPORA and folder.is_dir():
         if holds_sequences(folder):
             data_arena.show_folder(
@@ -190,6 +199,7 @@ def _describe(text: "PreparedText") -> str:
 _ACTIONS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "list": (_list, "the texts and data sets that have a name"),
     "prepare": (_prepare, "fetch, generate or tokenise one: flowformer data prepare NAME"),
+    "collect": (_collect, "play episodes for offline learning: flowformer data collect ENV"),
     "show": (_show, "how a text begins, some cases, or what a prepared folder holds"),
 }
 
@@ -201,7 +211,7 @@ def _usage() -> str:
         [
             "usage: flowformer data ACTION [ARGUMENTS]",
             "",
-            "Texts and labelled sequences to train on.",
+            "Texts, labelled sequences and trajectories to train on.",
             "",
             *lines,
             "",

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data": (
         "flowformer.cli.data:main",
-        "texts and Long Range Arena: list | prepare NAME | show NAME",
+        "data to train on: list | prepare NAME | collect ENV | show NAME",
     ),
     "train": ("flowformer.cli.train:main", "train a recipe: flowformer train NAME [overrides]"),
     "compare": (

@@ -1,0 +1,150 @@
+"""`flowformer data collect ENV`, and what `flowformer data show` says of sets of trajectories."""
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flowformer.cli.parsing import parse
+from flowformer.data.behaviour import search_of
+from flowformer.data.collection import CollectionConfig, Quality, collect
+from flowformer.data.environments import NOT_D4RL, references_of
+from flowformer.data.minari_sets import minari_folder, open_trajectories
+from flowformer.data.trajectories import Space, Trajectories
+
+_WIDTH = 100
+_SAY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """Collect a data set for offline reinforcement learning, in Minari's format.
+
+    Augmented random search finds a linear policy, which is kept: the next quality takes the same,
+    if env, seed, iterations and seconds are the same. What was stopped goes on.
+
+    Attributes:
+        env: gymnasium's name of the environment: Hopper-v5.
+        quality: uniform actions, a policy part of the way to the best, all policies up to that
+            one, or the best.
+        steps: at least so many; the last episode is whole.
+        iterations: of the search; by default what took minutes for known environments.
+        seconds: after which the search stops too; how far it comes is a matter of the machine.
+        seed: of the search and of the episodes.
+        noise: of the actions, in units of half their range; of discrete ones, the part drawn
+            uniformly.
+        medium: where the medium policy is, as part of the way from a random one to the best.
+        workers: processes that play; as many as cores by default. The set is the same with any.
+        output: folder of the set; by default its name below Minari's folder.
+    """
+
+    env: str
+    quality: Quality = "medium"
+    steps: int = 100_000
+    iterations: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+    noise: float = 0.1
+    medium: float = 0.4
+    workers: int | None = None
+    output: Path | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Collects a set and says what is in it."""
+    options = parse(CollectOptions, arguments, prog="flowformer data collect")
+    config = CollectionConfig(
+        search=search_of(options.env, seed=options.seed, iterations=options.iterations),
+        quality=options.quality,
+        steps=options.steps,
+        noise=options.noise,
+        medium=options.medium,
+    )
+    data, folder = collect(
+        config,
+        folder=options.output,
+        workers=(os.cpu_count() or 1) if options.workers is None else options.workers,
+        seconds=options.seconds,
+        progress=_progress(),
+    )
+    name = data.name if options.output is None else folder
+    sys.stdout.write(f"{describe(data, folder)}\nNext: flowformer data show {name}\n")
+    return 0
+
+
+def is_trajectories(name: str) -> bool:
+    """Whether a set of trajectories goes by that name or lies there."""
+    path = Path(name)
+    if path.suffix in (".hdf5", ".h5"):
+        return True
+    return (path / "terminated.npy").is_file() or minari_folder(name) is not None
+
+
+def show(name: str) -> int:
+    """Says what is in a set."""
+    data = open_trajectories(name)
+    sys.stdout.write(describe(data, minari_folder(name) or Path(name)))
+    return 0
+
+
+def describe(data: Trajectories, folder: Path) -> str:
+    """A table of episodes and returns, beside D4RL's where the environment is one of theirs."""
+    returns, lengths = data.returns, data.lengths
+    rows = [
+        ("environment", data.env or "unknown"),
+        ("observations", f"{data.observations.shape[1]} features"),
+        ("actions", _in_words(data.action_space)),
+        ("steps", f"{data.steps:,}"),
+        ("episodes", f"{len(data):,}"),
+        ("ended by the environment", f"{data.terminated.mean():.1%}"),
+        ("length", _spread(lengths)),
+        ("return", _spread(returns)),
+        ("mean return", f"{returns.mean():,.1f} ± {returns.std():,.1f}"),
+    ]
+    if data.references is not None:
+        rows += [
+            ("references", f"random {data.references[0]:,.1f}, expert {data.references[1]:,.1f}"),
+            ("mean score", f"{data.normalized(float(returns.mean())):.1f}"),
+        ]
+    theirs = references_of(data.env, data.name)
+    if theirs is not None and theirs != data.references:
+        score = 100 * (returns.mean() - theirs[0]) / (theirs[1] - theirs[0])
+        rows += [
+            ("D4RL's references", f"random {theirs[0]:,.1f}, expert {theirs[1]:,.1f}"),
+            ("mean score by D4RL's", f"{score:.1f}"),
+        ]
+    lines = [f"{name:<26}{text}" for name, text in rows]
+    if theirs is not None and NOT_D4RL not in data.source:
+        lines += ["", NOT_D4RL]
+    source = textwrap.wrap(data.source, _WIDTH)
+    return "\n".join([f"{data.name}, in {folder}", *source, "", *lines, ""])
+
+
+def _in_words(space: Space) -> str:
+    if space.n is not None:
+        return f"{space.n} discrete"
+    return f"{space.shape[0]} between {space.low} and {space.high}"
+
+
+def _spread(values: np.ndarray) -> str:
+    return (
+        f"{values.min():,.0f} to {values.max():,.0f}, median {np.median(values):,.0f}, mean "
+        f"{values.mean():,.0f}"
+    )
+
+
+def _progress() -> Callable[[str], None]:
+    said = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SAY_SECONDS:
+            sys.stderr.write(f"{text}\n")
+            said = time.monotonic()
+
+    return say
