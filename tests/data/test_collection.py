@@ -36,7 +36,11 @@ def collected(
 
 
 def test_better_qualities_have_higher_returns():
-    sets = [collected(quality) for quality in ("random", "replay", "medium", "expert")]
+    search = replace(SEARCH, evaluations=30, step_size=0.1)
+    sets = [
+        collected(quality, search=search, noise=0.05)
+        for quality in ("random", "replay", "medium", "expert")
+    ]
     means = [one.returns.mean() for one in sets]
     assert means == sorted(means)
     assert means[2] > means[0] + 1

@@ -133,6 +133,12 @@ class Search:
         """The iteration whose policy had the highest score."""
         return int(np.nanargmax(self.scores))
 
+    def ranked(self, count: int) -> list[int]:
+        """The iterations with the highest scores, the highest first."""
+        tried = np.flatnonzero(np.isfinite(self.scores))
+        order = np.argsort(-np.asarray(self.scores)[tried], kind="stable")
+        return tried[order][:count].tolist()
+
     def first_above(self, score: float) -> int:
         """The first iteration whose policy had at least that score; the best where none had."""
         reached = np.flatnonzero(np.nan_to_num(self.scores, nan=-np.inf) >= score)

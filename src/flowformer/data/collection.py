@@ -29,8 +29,24 @@ from flowformer.files import atomic_file, locked, write_atomically
 Quality = Literal["random", "medium", "replay", "expert"]
 
 _REFERENCE_EPISODES = 50
+_CANDIDATES = 3  # a policy that was best in a few episodes may have had luck
 _PART = 20  # episodes kept at a time: what a kill loses
 _SEEDS = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors:
+    """What a search's policies are measured by.
+
+    Attributes:
+        best: the iteration whose policy is the expert.
+        random: mean return of uniform actions.
+        expert: mean return of the expert, without noise.
+    """
+
+    best: int
+    random: float
+    expert: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +139,9 @@ def collect(
         }
         if target.exists():
             return _there(target, record), target
-        references = _references(config, search, kept, pool)
-        episodes = _play(config, search, references, kept, pool, progress)
-        _write(config, search, references, list(episodes), target, record)
+        anchors = _measure(config, search, kept, pool)
+        episodes = _play(config, search, anchors, kept, pool, progress)
+        _write(config, search, anchors, list(episodes), target, record)
         shutil.rmtree(_parts(config, search, kept), ignore_errors=True)
     return load_minari(target), target
 
@@ -144,49 +160,45 @@ def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
     return load_minari(target)
 
 
-def _references(
-    config: CollectionConfig, search: Search, kept: Path, pool: Workers
-) -> tuple[float, float]:
-    """Mean returns of uniform actions and of the best policy, measured once."""
-    path = kept / f"references-{search.best}.json"
+def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers) -> Anchors:
+    """Plays uniform actions and the search's best policies anew, once."""
+    path = kept / f"anchors-{search.iterations}.json"
     if not path.is_file():
-        scores = []
-        for part, policy in (("random", None), ("best", search.policy(search.best))):
-            seeds = generator_of(config.search.seed, f"reference {part}").integers(
-                _SEEDS, size=_REFERENCE_EPISODES
+        candidates = search.ranked(_CANDIDATES)
+        scores = {one: _mean(config, search.policy(one), pool) for one in candidates}
+        best = max(candidates, key=scores.__getitem__)
+        random = _mean(config, None, pool)
+        if not random < scores[best]:
+            raise ValueError(
+                "expected a search that finds a policy better than a random one, got a return of "
+                f"{scores[best]:,.1f} against {random:,.1f}: give it more iterations"
             )
-            rollouts = [
-                Rollout(env=config.search.env, policy=policy, seed=int(seed)) for seed in seeds
-            ]
-            scores.append(mean_score(pool.map(roll_out, rollouts)))
-        write_atomically(path, json.dumps(scores) + "\n")
-    random, best = json.loads(path.read_text())
-    if not random < best:
-        raise ValueError(
-            f"expected a search that finds a policy better than a random one, got a return of "
-            f"{best:,.1f} against {random:,.1f}: give it more iterations"
-        )
-    return random, best
+        found = Anchors(best=best, random=random, expert=scores[best])
+        write_atomically(path, json.dumps(asdict(found)) + "\n")
+    return Anchors(**json.loads(path.read_text()))
 
 
-def _last_policy(
-    config: CollectionConfig, search: Search, references: tuple[float, float]
-) -> int | None:
+def _mean(config: CollectionConfig, policy: LinearPolicy | None, pool: Workers) -> float:
+    seeds = generator_of(config.search.seed, "anchors").integers(_SEEDS, size=_REFERENCE_EPISODES)
+    rollouts = [Rollout(env=config.search.env, policy=policy, seed=int(seed)) for seed in seeds]
+    return mean_score(pool.map(roll_out, rollouts))
+
+
+def _last_policy(config: CollectionConfig, search: Search, anchors: Anchors) -> int | None:
     """The iteration whose policy acts, or acts last; None for uniform actions."""
     if config.quality == "random":
         return None
     if config.quality == "expert":
-        return search.best
-    # Relative to the best score of the search, not to the reference: both are of few episodes.
-    random, best = references[0], max(references[1], search.scores[search.best])
-    return search.first_above(random + config.medium * (best - random))
+        return anchors.best
+    level = anchors.random + config.medium * (anchors.expert - anchors.random)
+    return min(search.first_above(level), anchors.best)
 
 
 def _rollouts(
-    config: CollectionConfig, search: Search, references: tuple[float, float], first: int
+    config: CollectionConfig, search: Search, anchors: Anchors, first: int
 ) -> Iterator[Rollout]:
     """Episodes without end; the policies of a replay take turns, in a new order every time."""
-    last = _last_policy(config, search, references)
+    last = _last_policy(config, search, anchors)
     policies: list[LinearPolicy | None] = [None if last is None else search.policy(last)]
     if last is not None and config.quality == "replay":
         policies = [search.policy(iteration) for iteration in range(last + 1)]
@@ -210,7 +222,7 @@ def _parts(config: CollectionConfig, search: Search, kept: Path) -> Path:
 def _play(
     config: CollectionConfig,
     search: Search,
-    references: tuple[float, float],
+    anchors: Anchors,
     kept: Path,
     pool: Workers,
     progress: Progress | None,
@@ -223,7 +235,7 @@ def _play(
             yield episode
             number, steps = number + 1, steps + len(episode.rewards)
     waiting: list[Episode] = []
-    played = pool.map(roll_out, _rollouts(config, search, references, number))
+    played = pool.map(roll_out, _rollouts(config, search, anchors, number))
     while steps < config.steps:
         episode = next(played)
         waiting.append(episode)
@@ -269,14 +281,14 @@ def _read_part(path: Path) -> list[Episode]:
 def _write(
     config: CollectionConfig,
     search: Search,
-    references: tuple[float, float],
+    anchors: Anchors,
     episodes: list[Episode],
     target: Path,
     record: Mapping[str, Any],
 ) -> None:
     environment = make_environment(config.search.env)
     lengths = [len(episode.rewards) for episode in episodes]
-    what = _policy_in_words(config, search, _last_policy(config, search, references))
+    what = _policy_in_words(config, search, _last_policy(config, search, anchors))
     known = task_of(config.search.env, config.name) is not None
     trajectories = Trajectories(
         name=config.name,
@@ -288,7 +300,7 @@ def _write(
         starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
         terminated=np.array([episode.terminated for episode in episodes]),
         action_space=space_of(environment.action_space),
-        references=references,
+        references=(anchors.random, anchors.expert),
     )
     environment.close()
     write_minari(
