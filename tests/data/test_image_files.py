@@ -77,6 +77,17 @@ def test_the_orientation_of_exif_is_applied(tmp_path):
     assert (pixels(path) == np.rot90(COLOURS, -1)).all()
 
 
+@pytest.mark.parametrize("error", [struct.error("no integer"), RuntimeError("no item")])
+def test_a_file_is_named_whatever_its_decoder_raises(tmp_path, monkeypatch, error):
+    def fail(_image: Image.Image) -> None:
+        raise error
+
+    path = saved(tmp_path, "a.png", Image.fromarray(COLOURS))
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    with pytest.raises(ValueError, match=rf"a\.png: cut off or damaged image \({error}\)"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
 @pytest.mark.parametrize("part", [0.5, 0.02, 0.0])
 def test_a_file_that_is_cut_off_is_named(tmp_path, kind, part):

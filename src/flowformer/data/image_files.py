@@ -1,5 +1,6 @@
 """Image files of every kind as RGB, or an error that names the file."""
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -17,8 +18,19 @@ _MAX_16_BIT = 65_535
 _BACKGROUND = (255, 255, 255)
 
 # What Pillow raises on bytes that its header promised otherwise, by format: PNG has SyntaxError,
-# TIFF KeyError and TypeError, WebP and others OSError, ValueError or EOFError.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError)
+# TIFF KeyError and TypeError, AVIF RuntimeError, EXIF struct.error, WebP and others OSError,
+# ValueError or EOFError.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+)
 
 
 def read_image(path: Path) -> Image.Image:
