@@ -132,6 +132,14 @@ class TestLoadingPublishedParameters:
         with pytest.raises(ValueError, match=r"no published image model: no head\.weight"):
             load_published_vision_model(tmp_path / "other.pth")
 
+    @pytest.mark.parametrize("shape", [(1, 197, 8), (1, 25, 8), (25,)])
+    def test_positions_of_another_architecture_are_told(self, tmp_path, shape) -> None:
+        state = {"head.weight": torch.zeros(7, 8), "pos_embed": torch.zeros(shape)}
+        torch.save({"model": state}, tmp_path / "deit.pth")
+        message = rf"deit\.pth is not of this architecture: .* got {re.escape(str(shape))}"
+        with pytest.raises(ValueError, match=message):
+            load_published_vision_model(tmp_path / "deit.pth", TWO)
+
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 24)], ids=["as-built", "interpolated"])
 def test_a_deit_is_the_vision_transformer_of_timm(size: tuple[int, int]) -> None:

@@ -266,14 +266,27 @@ def load_published_vision_model(
     state = read_checkpoint(path, what="published image")
     if "head.weight" not in state or "pos_embed" not in state:
         raise ValueError(f"{path} is no published image model: no head.weight or no pos_embed")
-    places = state["pos_embed"].shape[1] - (config.pooling == "cls")
     model = VisionClassifier(
         config,
-        image_size=math.isqrt(places) * config.patch_size,
+        image_size=_side_of(state["pos_embed"], config, path) * config.patch_size,
         num_classes=len(state["head.weight"]),
     )
     model.load_published_state_dict(state)
     return model
+
+
+def _side_of(positions: Tensor, config: VisionModelConfig, path: Path | str) -> int:
+    """Patches on a side of the square images that published positions [1, n, dim] are for."""
+    prefix = int(config.pooling == "cls")
+    places = positions.shape[1] - prefix if positions.ndim == 3 else 0
+    side, step = math.isqrt(max(places, 0)), config.stride // config.patch_size
+    if places < 1 or side**2 != places or side % step:
+        raise ValueError(
+            f"{path} is not of this architecture: expected pos_embed (1, n, {config.dims[0]}) with "
+            f"n a square of a multiple of {step}{', and a class token' * prefix}, got "
+            f"{tuple(positions.shape)}"
+        )
+    return side
 
 
 def resize_positions(table: Float[Tensor, "n dim"], old: Grid, new: Grid) -> Float[Tensor, "m dim"]:
