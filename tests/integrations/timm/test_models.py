@@ -1,15 +1,20 @@
 """`timm.create_model` makes the image models; what timm's own tests leave open is shown here."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import group_parameters
 from torch import Tensor
 
 import flowformer.integrations.timm  # noqa: F401 - registers the models
+from flowformer.data.image_transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_config import VisionModelConfig
 
@@ -42,7 +47,16 @@ def test_the_data_are_described() -> None:
     model = create("flowformer_hierarchical")
     data = resolve_model_data_config(model)
     assert data["input_size"] == (3, 224, 224)
-    assert (data["interpolation"], data["crop_pct"]) == ("bicubic", 0.9)
+    assert (data["interpolation"], data["crop_pct"]) == ("bicubic", 224 / 256)
+
+
+def test_evaluation_is_as_that_of_a_run() -> None:
+    transform = create_transform(**resolve_model_data_config(create("flowformer_hierarchical")))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (260, 300, 3), dtype=np.uint8)
+    )
+    expected = ImagePreprocessing.for_photographs(224).apply(image)
+    torch.testing.assert_close(transform(image), expected)  # pyright: ignore[reportCallIssue]
 
 
 def test_the_logits_are_those_of_the_model(name: str) -> None:
@@ -89,6 +103,12 @@ def test_any_mixer_goes_in(name: str) -> None:
     assert model.model.config.mixer == "mobile"
     assert model.model.config.mixer_options == {"clamp": None}
     assert create(name, drop_path_rate=0.3).model.config.drop_path == 0.3
+
+
+def test_dropout_is_that_of_the_configuration_unless_told(name: str) -> None:
+    config = replace(NAMES[name], dropout=0.25)
+    assert create(name, config=config).model.config.dropout == 0.25
+    assert create(name, config=config, drop_rate=0.5).model.config.dropout == 0.5
 
 
 def test_layers_are_ordered_for_a_falling_learning_rate() -> None:

@@ -23,7 +23,7 @@ class FlowformerImageModel(nn.Module):
         num_classes: number of logits; 0 for the pooled features.
         global_pool: "avg" (stages) or "token" (DeiT), which the architecture has; "" for none,
             without a head: the features themselves.
-        drop_rate: dropout of the configuration.
+        drop_rate: dropout of the configuration; None leaves it as it is there.
         drop_path_rate: drop_path of the configuration; None leaves it as it is there.
         mixer: name of another attention than that of the configuration.
         mixer_options: its options.
@@ -39,7 +39,7 @@ class FlowformerImageModel(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str | None = None,
-        drop_rate: float = 0.0,
+        drop_rate: float | None = None,
         drop_path_rate: float | None = None,
         mixer: str | None = None,
         mixer_options: dict[str, Any] | None = None,
@@ -52,7 +52,9 @@ class FlowformerImageModel(nn.Module):
             ValueError: what `VisionClassifier` raises, or another pooling than the architecture's.
         """
         super().__init__()
-        changes: dict[str, Any] = {"dropout": drop_rate}
+        changes: dict[str, Any] = {}
+        if drop_rate is not None:
+            changes["dropout"] = drop_rate
         if drop_path_rate is not None:
             changes["drop_path"] = drop_path_rate
         if mixer is not None:

@@ -26,7 +26,7 @@ def _data(pool_size: tuple[int, int]) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": pool_size,
-        "crop_pct": 0.9,
+        "crop_pct": 224 / 256,  # as the published training measures
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
