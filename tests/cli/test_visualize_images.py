@@ -68,6 +68,8 @@ def test_what_cannot_be_drawn_is_said(flowformer, runs, image, tmp_path):
         ([runs["flow"], runs["flow"], image], "expected each run once"),
         ([runs["yoso"], image], "(mixer yoso) is not linear in the values"),
         ([runs["flow"], image, "--class-token"], "no class token"),
+        ([runs["flow"], "--output", tmp_path / "page"], "expected an image beside --output"),
+        ([runs["flow"], "--class-token"], "expected an image beside --output or --class-token"),
         ([runs["flow"], image, "--sink", "2", "0"], "row and column from 0 to 1"),
         ([runs["flow"], runs["flow"] / "config.json"], "config.json: expected an image"),
     ):

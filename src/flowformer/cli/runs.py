@@ -128,6 +128,11 @@ def visualize(arguments: list[str]) -> int:
             sink=SinkChoice(row=row, column=column, class_token=options.class_token),
         )
     else:
+        if options.output is not None or options.class_token:
+            raise ValueError(
+                "expected an image beside --output or --class-token, got none: they are of "
+                "pictures of the attention"
+            )
         kind = kind_of_run(RunFolder(options.run))
         only_series = {"num_series": options.num_series} if kind is SERIES else {}
         page = pkgutil.resolve_name(kind.report)(options.run, **only_series)
