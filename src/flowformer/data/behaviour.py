@@ -74,20 +74,25 @@ class SearchConfig:
             )
 
 
-# Step sizes, noises and the bonus that is left out are after the paper's; HalfCheetah and Walker2d
-# have more directions there, 32 and 40. The iterations take minutes on two cores.
+# Found here, for some minutes on one core: fewer directions and larger steps than the paper's. The
+# bonus for being alive is left out as there. Hopper is learned so fast that it is tried more often.
 SEARCHES: dict[str, SearchConfig] = {
     "Hopper-v5": SearchConfig(
-        env="Hopper-v5", iterations=400, step_size=0.01, noise=0.025, alive_bonus=1.0
+        env="Hopper-v5",
+        iterations=60,
+        step_size=0.05,
+        noise=0.05,
+        alive_bonus=1.0,
+        evaluate_every=2,
     ),
-    "HalfCheetah-v5": SearchConfig(env="HalfCheetah-v5", iterations=150),
+    "HalfCheetah-v5": SearchConfig(env="HalfCheetah-v5", iterations=40),
     "Walker2d-v5": SearchConfig(
         env="Walker2d-v5",
-        iterations=200,
+        iterations=100,
         directions=16,
         top=8,
-        step_size=0.03,
-        noise=0.025,
+        step_size=0.05,
+        noise=0.05,
         alive_bonus=1.0,
     ),
 }
