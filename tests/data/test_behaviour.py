@@ -87,8 +87,16 @@ def test_the_time_limit_does_not_terminate_an_episode():
 def test_the_search_finds_a_better_policy(tmp_path, env):
     found = search(tmp_path, env=f"tests.data.walks:{env}", iterations=21, directions=6)
     assert found.scores[found.best] > found.scores[0] + 5
-    assert 0 < found.first_above(found.scores[0] + 1) <= found.best
-    assert found.first_above(np.inf) == found.best
+
+
+@pytest.mark.parametrize(
+    ("score", "nearest"), [(0.0, 0), (4.0, 0), (6.0, 2), (11.0, 2), (16.0, 4), (30.0, 4), (99.0, 6)]
+)
+def test_the_policy_nearest_to_a_score_is_sought_on_the_way_to_it(tmp_path, score, nearest):
+    found = search(tmp_path, iterations=1)
+    found.scores = [1.0, np.nan, 8.0, np.nan, 20.0, 9.0, 45.0]
+    assert found.nearest(score) == nearest
+    assert found.ranked(2) == [6, 4]
 
 
 def test_only_every_few_iterations_a_policy_is_tried(tmp_path):

@@ -144,10 +144,12 @@ class Search:
         order = np.argsort(-np.asarray(self.scores)[tried], kind="stable")
         return tried[order][:count].tolist()
 
-    def first_above(self, score: float) -> int:
-        """The first iteration whose policy had at least that score; the best where none had."""
-        reached = np.flatnonzero(np.nan_to_num(self.scores, nan=-np.inf) >= score)
-        return int(reached[0]) if len(reached) else self.best
+    def nearest(self, score: float) -> int:
+        """The iteration whose score is nearest to one, up to the first that reaches it."""
+        scores = np.nan_to_num(self.scores, nan=-np.inf)
+        reached = np.flatnonzero(scores >= score)
+        last = int(reached[0]) if len(reached) else self.best
+        return int(np.argmin(np.abs(scores[: last + 1] - score)))
 
     def policy(self, iteration: int) -> LinearPolicy:
         """As it was after an iteration."""

@@ -55,9 +55,9 @@ class CollectionConfig:
 
     Attributes:
         search: that finds the policies.
-        quality: random: uniform actions; medium: the search's first policy that comes `medium` of
-            the way from a random one to its best; replay: every policy on the way there; expert:
-            the best.
+        quality: random: uniform actions; medium: the search's policy nearest to `medium` of the
+            way from a random one to its best; replay: every policy up to that one; expert: the
+            best.
         steps: at least so many; the last episode is whole.
         noise: of the actions: a standard deviation in units of half a box, or the part of discrete
             actions that are drawn uniformly.
@@ -191,7 +191,7 @@ def _last_policy(config: CollectionConfig, search: Search, anchors: Anchors) -> 
     if config.quality == "expert":
         return anchors.best
     level = anchors.random + config.medium * (anchors.expert - anchors.random)
-    return min(search.first_above(level), anchors.best)
+    return search.nearest(level)
 
 
 def _rollouts(
