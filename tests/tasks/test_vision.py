@@ -332,6 +332,7 @@ def test_more_images_in_a_batch_than_there_are_to_mix_are_refused(tmp_path, fold
     config = tiny_vision(folder)
     with pytest.raises(ValueError, match="batch_size must be at most 18, the images to train on"):
         train(replace(config, data=replace(config.data, batch_size=20)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # so that the right one can take the folder
 
 
 def test_no_folder_is_told(tmp_path):

@@ -241,7 +241,7 @@ class VisionConfig:
     def dataset_name(self) -> str:
         """What its data are called."""
         path = self.data.path
-        return path.name if self.data.dataset == "folder" and path else self.data.dataset
+        return path.resolve().name if self.data.dataset == "folder" and path else self.data.dataset
 
     @property
     def measure(self) -> Measure:

@@ -80,6 +80,7 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
             logger.info("%s has ended already", folder.root)
             return RunResult.read(folder)
     training = config.training
+    train_batches = train_loader(config, parts)  # before anything is written: it may be refused
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = _start(record)
@@ -94,7 +95,6 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
             *(HELD_OUT[training.protocol], len(data.classes)),
             *(f"{count_parameters(model):,}", folder.root),
         )
-        train_batches = train_loader(config, parts)
         recorder = fit(
             _task(config, model, train_batches, num_classes=len(data.classes)),
             folder,

@@ -88,7 +88,15 @@ class FlowformerImageModel(nn.Module):
         Args:
             x: what `forward_features` returned.
             pre_logits: stop before the classifier.
+
+        Raises:
+            ValueError: nothing is pooled and there is a classifier, which is of one vector.
         """
+        if not self.global_pool and not pre_logits and self.num_classes > 0:
+            raise ValueError(
+                "global_pool='' leaves every token, and the classifier reads one vector: give "
+                f"num_classes=0 beside it, got {self.num_classes}"
+            )
         if self.global_pool:
             x = self.model.pool(x if self.single else x.flatten(2).transpose(1, 2))
         return x if pre_logits else self.model.head(x)
