@@ -1,5 +1,6 @@
 """D4RL's files: both layouts are read, what is wrong with one is said with its name."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,10 @@ def test_what_is_wrong_is_said_with_the_name_of_the_file(
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found none: .*some\.hdf5"):
         read_d4rl(tmp_path / "some.hdf5")
+
+
+def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
+    path = d4rl_file(tmp_path / "some.hdf5")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"h5py is needed .*'flowformer\[rl\]'"):
+        read_d4rl(path)

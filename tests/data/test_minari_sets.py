@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flowformer.data.d4rl_files import write_d4rl
+from flowformer.data.environments import REFERENCES
 from flowformer.data.minari_sets import (
     load_minari,
     local_minari,
@@ -106,6 +107,26 @@ def test_a_set_that_is_not_here_says_which_are(monkeypatch, root):
     written()
     with pytest.raises(FileNotFoundError, match=r"other-v0 is neither .* some-medium-v0, which"):
         load_minari("other-v0")
+
+
+def test_only_where_it_was_asked_for_a_set_is_fetched(monkeypatch):
+    fetched = []
+
+    def fetch(name: str) -> None:
+        fetched.append(name)
+        written()
+
+    monkeypatch.setattr("minari.storage.hosting.download_dataset", fetch)
+    with pytest.raises(FileNotFoundError):
+        load_minari("some-medium-v0")
+    assert fetched == []
+    assert open_trajectories("some-medium-v0", download=True).steps == 6
+    assert fetched == ["some-medium-v0"]
+
+
+def test_a_set_without_references_of_its_own_has_d4rls():
+    written(some(name="hopper-any-v0", env=None, references=None))
+    assert load_minari("hopper-any-v0").references == REFERENCES["hopper"]
 
 
 def change_file(folder: Path, name: str, value: np.ndarray) -> None:
