@@ -1,4 +1,4 @@
-"""Write the tables of all mixers, long sequences and language models into README and results.md.
+"""Write the tables of all mixers, long sequences, language and image models into their pages.
 
     python -m benchmarks.report_mixers
 
@@ -205,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare_scp1": lambda: comparison("scp1", ACCURACY),
     "compare_characters": lambda: comparison("characters", BITS_PER_CHARACTER),
     "compare_wiki": lambda: comparison("wiki", PERPLEXITY),
+    "compare_fashion": lambda: comparison("fashion", ACCURACY),
     "mixer_cost_training": lambda: cost_over_length("training", "seconds", duration),
     "mixer_cost_memory": lambda: cost_over_length("training", "memory", memory),
     "mixer_cost_forward": lambda: cost_over_length("forward", "seconds", duration),
@@ -216,7 +217,8 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 PAGES = {
     "README.md": ("mixers",),
-    "docs/results.md": tuple(name for name in TABLES if name != "mixers"),
+    "docs/vision.md": ("compare_fashion",),
+    "docs/results.md": tuple(name for name in TABLES if name not in ("mixers", "compare_fashion")),
 }
 
 
