@@ -33,7 +33,7 @@ NAME = "arena_long"
 PICTURE = ROOT / "docs" / "assets" / "arena-long.png"
 STEPS = 3
 TRAINED = {
-    "listops": "listops-small --training.steps 9600 --training.evaluate-every 600",
+    "listops": "listops-small --training.steps 18000 --training.evaluate-every 1200",
     "pathfinder": "pathfinder-small --training.steps 3600 --training.evaluate-every 300",
 }
 # The recipe that each stands for, its vocabulary and its classes.
