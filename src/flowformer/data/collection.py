@@ -141,9 +141,9 @@ def collect(
             return _there(target, record), target
         anchors = _measure(config, search, kept, pool)
         episodes = _play(config, search, anchors, kept, pool, progress)
-        _write(config, search, anchors, list(episodes), target, record)
+        data = _write(config, search, anchors, list(episodes), target, record)
         shutil.rmtree(_parts(config, search, kept), ignore_errors=True)
-    return load_minari(target), target
+    return data, target
 
 
 def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
@@ -285,7 +285,7 @@ def _write(
     episodes: list[Episode],
     target: Path,
     record: Mapping[str, Any],
-) -> None:
+) -> Trajectories:
     environment = make_environment(config.search.env)
     lengths = [len(episode.rewards) for episode in episodes]
     what = _policy_in_words(config, search, _last_policy(config, search, anchors))
@@ -310,6 +310,7 @@ def _write(
         folder=target,
         record=record,
     )
+    return trajectories
 
 
 def _policy_in_words(config: CollectionConfig, search: Search, last: int | None) -> str:
