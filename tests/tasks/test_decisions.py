@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pendulum, tmp_p
 
 
 def test_an_environment_that_there_is_not_is_named():
-    with pytest.raises(ValueError, match="Nowhere-v0: expected an environment of gymnasium"):
+    with pytest.raises(ValueError, match="gymnasium has no environment 'Nowhere-v0'"):
         environment_maker("Nowhere-v0")
 
 
