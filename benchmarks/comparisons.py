@@ -2,7 +2,7 @@
 
     python -m benchmarks.comparisons scp1 characters wiki
     python -m benchmarks.comparisons listops text retrieval image pathfinder
-    python -m benchmarks.comparisons fashion
+    python -m benchmarks.comparisons fashion hopper
 
 Each is one `flowformer compare`, printed before it starts, in comparisons/NAME; stopped or killed,
 it goes on by the same command. They are small so that two cores finish them in about three hours.
@@ -52,6 +52,13 @@ COMPARISONS |= {
 
 COMPARISONS["fashion"] = shlex.split(
     "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
+)
+
+# On what `flowformer data collect Hopper-v5 --quality medium`, and `expert`, leave.
+COMPARISONS["hopper"] = shlex.split(
+    "decision-small --data.dataset hopper-v5-medium-v0 --data.mixed-with hopper-v5-expert-v0"
+    " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2 --jobs 2"
+    " --training.threads 1 --training.steps 600 --training.evaluate-every 200"
 )
 
 # What glibc frees it gives back to the system, and takes anew, page by page: see docs/compare.md.

@@ -15,7 +15,13 @@ from typing import Any
 from benchmarks.pages import with_tables
 from benchmarks.runner import RESULTS, ROOT
 from flowformer.evaluation.comparison import MISSING, duration, memory, to_markdown
-from flowformer.evaluation.measures import ACCURACY, BITS_PER_CHARACTER, PERPLEXITY, Measure
+from flowformer.evaluation.measures import (
+    ACCURACY,
+    BITS_PER_CHARACTER,
+    NORMALIZED_SCORE,
+    PERPLEXITY,
+    Measure,
+)
 from flowformer.nn import MIXERS
 
 LENGTHS = (1024, 16384, 65536)  # of the README's table
@@ -206,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare_characters": lambda: comparison("characters", BITS_PER_CHARACTER),
     "compare_wiki": lambda: comparison("wiki", PERPLEXITY),
     "compare_fashion": lambda: comparison("fashion", ACCURACY),
+    "compare_hopper": lambda: comparison("hopper", NORMALIZED_SCORE),
     "mixer_cost_training": lambda: cost_over_length("training", "seconds", duration),
     "mixer_cost_memory": lambda: cost_over_length("training", "memory", memory),
     "mixer_cost_forward": lambda: cost_over_length("forward", "seconds", duration),
@@ -218,7 +225,10 @@ TABLES: dict[str, Callable[[], str]] = {
 PAGES = {
     "README.md": ("mixers",),
     "docs/vision.md": ("compare_fashion",),
-    "docs/results.md": tuple(name for name in TABLES if name not in ("mixers", "compare_fashion")),
+    "docs/offline-rl.md": ("compare_hopper",),
+    "docs/results.md": tuple(
+        name for name in TABLES if name not in ("mixers", "compare_fashion", "compare_hopper")
+    ),
 }
 
 
