@@ -54,7 +54,7 @@ COMPARISONS["fashion"] = shlex.split(
     "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
 )
 
-# On what `flowformer data collect Hopper-v5 --quality medium`, and `expert`, leave.
+# On what `flowformer data collect Hopper-v5 --quality medium`, and `expert`, leave: see `run`.
 COMPARISONS["hopper"] = shlex.split(
     "decision-small --data.dataset hopper-v5-medium-v0 --data.mixed-with hopper-v5-expert-v0"
     " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2 --jobs 2"
@@ -78,6 +78,19 @@ def data_of(name: str) -> list[str]:
     return ["--data.folder", str(train.parents[1])]
 
 
+def flowformer(*arguments: str) -> None:
+    """Print a command and run it.
+
+    Raises:
+        SystemExit: it failed; its code is the command's.
+    """
+    print(f"==> flowformer {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments]
+    done = subprocess.run(command, check=False, env=os.environ | ALLOCATOR, cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
 def run(name: str) -> None:
     """Run a comparison, or go on with it, and keep its table.
 
@@ -85,12 +98,10 @@ def run(name: str) -> None:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
     output = FOLDER / name
-    arguments = ["compare", *COMPARISONS[name], *data_of(name), "--output", str(output)]
-    print(f"==> flowformer {shlex.join(arguments)}", flush=True)
-    command = [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments]
-    done = subprocess.run(command, check=False, env=os.environ | ALLOCATOR, cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
+    if name == "hopper":
+        for quality in ("medium", "expert"):  # what is there already is taken
+            flowformer("data", "collect", "Hopper-v5", "--quality", quality)
+    flowformer("compare", *COMPARISONS[name], *data_of(name), "--output", str(output))
     for ending in KEPT:
         kept = RESULTS / f"compare_{name}{ending}"
         shutil.copyfile(output / f"table{ending}", kept)

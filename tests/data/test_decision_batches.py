@@ -6,11 +6,11 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.decision_batches import (
     DecisionWindows,
-    batch_is_whole,
     returns_to_go,
     split_episodes,
 )
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.text_batches import as_it_is
 from flowformer.data.trajectories import Space, Trajectories
 
 
@@ -77,7 +77,7 @@ def test_a_loader_takes_whole_batches():
     whole = DataLoader(
         DecisionWindows(trajectories(), plain(), context=2),
         batch_size=4,
-        collate_fn=batch_is_whole,  # pyright: ignore[reportArgumentType] - torch's is of items
+        collate_fn=as_it_is,
     )
     assert [len(batch["mask"]) for batch in whole] == [4, 4, 1]
 

@@ -15,11 +15,11 @@ from flowformer.data.image_transforms import (
     ImageDataset,
     ImagePreprocessing,
     Transform,
-    as_it_is,
     light_transform,
     strong_transform,
 )
 from flowformer.data.images import ImageSplit
+from flowformer.data.text_batches import as_it_is
 
 PHOTOGRAPHS = ImagePreprocessing.for_photographs(32)
 

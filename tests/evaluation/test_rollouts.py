@@ -316,4 +316,6 @@ def test_sizes_of_the_settings_are_positive(name):
 
 def test_the_space_of_the_case_is_the_environments():
     low, high = BOX.bounds
-    assert (low, high) == (Walk().action_space.low, Walk().action_space.high)  # type: ignore[attr-defined] - a Box
+    space = Walk().action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    assert (low, high) == (space.low, space.high)

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowformer.data.trajectories import normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,
-    normalized_score,
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout

@@ -205,7 +205,7 @@ def test_what_a_run_cannot_start_from_is_told(tmp_path, folder):
     train(tiny_vision(folder, epochs=1), tmp_path / "first")
     config = tiny_vision(folder, epochs=1, model_from=tmp_path / "first")
     wider = replace(config, model=replace(config.model, dims=(8, 32)))
-    with pytest.raises(ValueError, match="does not hold parameters of this model"):
+    with pytest.raises(ValueError, match="does not hold the run's parameters"):
         train(wider, tmp_path / "second")
     nowhere = replace(config.training, model_from=tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="none"):

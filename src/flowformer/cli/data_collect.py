@@ -15,7 +15,7 @@ from flowformer.data.behaviour import search_of
 from flowformer.data.collection import CollectionConfig, Quality, collect
 from flowformer.data.environments import NOT_D4RL, references_of
 from flowformer.data.minari_sets import minari_folder, open_trajectories
-from flowformer.data.trajectories import Space, Trajectories
+from flowformer.data.trajectories import Space, Trajectories, normalized_score
 
 _WIDTH = 100
 _SAY_SECONDS = 5.0
@@ -113,7 +113,7 @@ def describe(data: Trajectories, folder: Path) -> str:
         ]
     theirs = references_of(data.env, data.name)
     if theirs is not None and theirs != data.references:
-        score = 100 * (returns.mean() - theirs[0]) / (theirs[1] - theirs[0])
+        score = normalized_score(float(returns.mean()), theirs)
         rows += [
             ("D4RL's references", f"random {theirs[0]:,.1f}, expert {theirs[1]:,.1f}"),
             ("mean score by D4RL's", f"{score:.1f}"),

@@ -84,8 +84,7 @@ def main(arguments: list[str]) -> int:
         settings=settings,
         on_rollouts=say_rollouts,
     )
-    random, expert = record.references
-    outcomes = outcomes_of(played, (random, expert))
+    outcomes = outcomes_of(played, record.references)
     if options.json:
         sys.stdout.write(json.dumps(to_plain(outcomes), indent=2) + "\n")
         return 0

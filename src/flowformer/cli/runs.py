@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowformer.cli.parsing import Positional, parse
 from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.kinds import IMAGES, SERIES, TRAJECTORIES, kind_of_run
+from flowformer.tasks.kinds import IMAGES, SERIES, kind_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,9 @@ def predict(arguments: list[str]) -> int:
     options = parse(PredictOptions, arguments, prog="flowformer predict")
     kind = kind_of_run(RunFolder(options.run))
     if kind.predict is None:
-        use = f'generate {options.run} "PROMPT"'
-        if kind is TRAJECTORIES:
-            use = f"rollout {options.run}"
         raise ValueError(
-            f"{options.run} holds a run on {kind.task}, not a classifier: flowformer {use} uses it"
+            f"{options.run} holds a run on {kind.task}, not a classifier: flowformer "
+            f"{kind.used_by.format(run=options.run)} uses it"
         )
     if options.more and kind is not IMAGES:
         raise ValueError(

@@ -16,7 +16,7 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
     """Windows of at most `context` steps, none across the end of an episode.
 
     Batches are made at once, by a DataLoader that asks for all items of one (`__getitems__`), with
-    `collate_fn=batch_is_whole`. A batch has `returns_to_go`, `observations`, `actions`, `timesteps`
+    `collate_fn=as_it_is`. A batch has `returns_to_go`, `observations`, `actions`, `timesteps`
     and `mask`, [b, t, ...], t being its longest window, padded at the right.
 
     Attributes:
@@ -88,11 +88,6 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
             "timesteps": torch.from_numpy(steps - self._begins[chosen, None]),
             "mask": torch.from_numpy(mask),
         }
-
-
-def batch_is_whole(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as it is: `DecisionWindows` makes it at once."""
-    return batch
 
 
 def returns_to_go(trajectories: Trajectories) -> Float32[np.ndarray, " steps"]:

@@ -281,11 +281,6 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         return self._chance[1]
 
 
-def as_it_is(batch: T) -> T:
-    """Collates a batch that is one already."""
-    return batch
-
-
 class EpochKeys(Sampler[tuple[int, int]]):
     """An epoch's shuffled order, as keys of `ImageDataset`: the epoch goes to every worker with it.
 

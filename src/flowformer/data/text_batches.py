@@ -1,6 +1,7 @@
 """From tokens to batches: blocks of one length, and their order over a whole training run."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,6 +115,11 @@ def collate_packed(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         "targets": torch.cat([item["targets"] for item in batch])[None],
         "cu_seqlens": torch.cat([begins.flatten().nonzero().flatten(), total]).int(),
     }
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collates a batch that a data set made at once (`__getitems__`): there is nothing to do."""
+    return batch
 
 
 class StepBatches(Sampler[list[int]]):

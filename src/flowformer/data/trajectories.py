@@ -159,17 +159,14 @@ class Trajectories:
     def normalized(self, score: float) -> float:
         """A return as percent of the way from the random policy's to the expert's.
 
-            100 · (score - random) / (expert - random)
-
-        D4RL (Fu et al., 2020), section 5.
+        See `normalized_score`.
 
         Raises:
             ValueError: the set has no reference returns.
         """
         if self.references is None:
             raise ValueError(f"{self.name} has no reference returns: a score cannot be normalised")
-        random, expert = self.references
-        return 100 * (score - random) / (expert - random)
+        return normalized_score(score, self.references)
 
     def mixed(self, other: "Trajectories", *, name: str | None = None) -> "Trajectories":
         """The episodes of both, these first, as D4RL's medium-expert sets are made.
@@ -294,6 +291,22 @@ class Trajectories:
         raise ValueError(
             f"{self.name}: expected {expected}, got {getattr(self, name)[step]} at step {step:,}"
         )
+
+
+def normalized_score(mean_return: float, references: tuple[float, float]) -> float:
+    """The return where 0 is a random policy's and 100 an expert's.
+
+        100 · (return - random) / (expert - random)
+
+    D4RL (Fu et al., 2020), section 5.
+
+    Raises:
+        ValueError: the expert's is not above the random policy's.
+    """
+    random, expert = references
+    if not random < expert:
+        raise ValueError(f"expected a random policy's return below an expert's, got {references}")
+    return 100 * (mean_return - random) / (expert - random)
 
 
 def described(record: Mapping[str, Any]) -> dict[str, Any]:

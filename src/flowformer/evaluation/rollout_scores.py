@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from flowformer.data.trajectories import normalized_score
 from flowformer.evaluation.rollout_policy import DecisionModel, Form
 from flowformer.evaluation.rollouts import MakeEnvironment, Rollouts, RolloutSettings, rollout
 
@@ -129,18 +130,6 @@ def summarize_returns(
         score=score,
         score_std=score_std,
     )
-
-
-def normalized_score(mean_return: float, references: References) -> float:
-    """The return where 0 is a random policy's and 100 an expert's (Fu et al. 2020, section 5).
-
-    Raises:
-        ValueError: the expert's is not above the random policy's.
-    """
-    random, expert = references
-    if not random < expert:
-        raise ValueError(f"expected a random policy's return below an expert's, got {references}")
-    return 100 * (mean_return - random) / (expert - random)
 
 
 def check_target(target_return: float, data_returns: Float[np.ndarray, " episodes"]) -> None:

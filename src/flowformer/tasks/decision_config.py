@@ -68,7 +68,7 @@ class DecisionEvaluationConfig:
 
     env: str | None = None
     targets: tuple[float, ...] = ()
-    references: tuple[float, ...] | None = None
+    references: tuple[float, float] | None = None
     episodes: int = 100
     validation_episodes: int = 10
     form: Literal["streaming", "windowed"] = "windowed"

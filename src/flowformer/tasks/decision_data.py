@@ -6,11 +6,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from flowformer.data.decision_batches import DecisionWindows, batch_is_whole, split_episodes
+from flowformer.data.decision_batches import DecisionWindows, split_episodes
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
 from flowformer.data.environments import make_environment
 from flowformer.data.minari_sets import open_trajectories
-from flowformer.data.text_batches import StepBatches
+from flowformer.data.text_batches import StepBatches, as_it_is
 from flowformer.data.trajectories import Space, Trajectories
 from flowformer.evaluation.rollouts import RolloutSettings
 from flowformer.models.decision import BehaviourCloning, DecisionTransformer
@@ -71,7 +71,7 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
         source=data.source,
         env=env,
         targets=own.targets or (round(best, 1), round(best / 2, 1)),
-        references=tuple(references),
+        references=references,
         features=data.observations.shape[1],
         episodes={"train": len(train), "validation": len(validation)},
         steps=data.steps,
@@ -111,10 +111,9 @@ def decision_loaders(
         steps_per_round=config.training.evaluate_every,
         seed=config.training.seed,
     )
-    whole: Any = batch_is_whole  # torch's type is of what collates items, and these are none
     return (
-        DataLoader(windows, batch_sampler=batches, collate_fn=whole),
-        DataLoader(held_out, config.data.batch_size, collate_fn=whole),
+        DataLoader(windows, batch_sampler=batches, collate_fn=as_it_is),
+        DataLoader(held_out, config.data.batch_size, collate_fn=as_it_is),
     )
 
 

@@ -36,7 +36,7 @@ class DecisionRecord(KeptRecord):
     source: str
     env: str
     targets: tuple[float, ...]
-    references: tuple[float, ...]
+    references: tuple[float, float]
     features: int
     episodes: dict[str, int]
     steps: int

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
 from flowformer.evaluation.rollout_scores import evaluate_returns
 from flowformer.serialization import to_plain
@@ -21,7 +18,7 @@ from flowformer.tasks.decision_data import (
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult, TargetOutcome
 from flowformer.tasks.decision_training import outcomes_of
 from flowformer.tasks.folder import RunFolder, read_json
-from flowformer.tasks.prediction import choose_device
+from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.viz.decision_report import write_decision_report
 
 
@@ -49,19 +46,12 @@ def load_decision_run(run_dir: str | Path) -> DecisionRun:
     """
     folder = RunFolder(Path(run_dir))
     record = DecisionRecord.read(folder)
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
     try:
         preprocessing = DecisionPreprocessing.of(read_json(folder.preprocessing))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
     model = build_decision_model(record, preprocessing.action_space)
-    try:
-        model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
+    load_weights(model, folder)
     return DecisionRun(model=model.eval(), preprocessing=preprocessing, record=record)
 
 
@@ -136,8 +126,7 @@ def evaluate_decision_run(run_dir: str | Path, file: Path | None = None) -> Deci
         episodes=config.evaluation.episodes,
         settings=rollout_settings(config, run.preprocessing),
     )
-    random, expert = record.references
-    return DecisionEvaluation(outcomes=outcomes_of(played, (random, expert)), trained=trained)
+    return DecisionEvaluation(outcomes=outcomes_of(played, record.references), trained=trained)
 
 
 def write_decision_run_report(run_dir: str | Path) -> Path:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories import normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,
-    normalized_score,
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout
@@ -116,7 +116,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
                 seed=config.evaluation.seed + _CURVE_SEED,
                 settings=settings,
             )
-            return normalized_score(float(played.returns.mean()), _pair(record))
+            return normalized_score(float(played.returns.mean()), record.references)
 
         train_batches, held_out = decision_loaders(config, data, preprocessing)
         recorder = fit(
@@ -205,8 +205,8 @@ def _result(
         env=record.env,
         form=config.evaluation.form,
         episodes=config.evaluation.episodes,
-        outcomes=outcomes_of(played, _pair(record)),
-        behaviour_score=normalized_score(record.data_mean, _pair(record)),
+        outcomes=outcomes_of(played, record.references),
+        behaviour_score=normalized_score(record.data_mean, record.references),
         validation_loss=recorder.best["validation_loss"],
         steps=config.training.steps,
         parameters=count_parameters(model),
@@ -214,8 +214,3 @@ def _result(
         device=describe_device(next(model.parameters()).device),
         threads=torch.get_num_threads(),
     )
-
-
-def _pair(record: DecisionRecord) -> tuple[float, float]:
-    random, expert = record.references
-    return random, expert

@@ -42,6 +42,7 @@ class Kind:
         report: writes the page of one.
         predict: classifies what is in a file; None where there is nothing to classify.
         reads: what `predict` is given, in a word or two.
+        used_by: of runs that classify nothing, the command that uses them, after {run}.
         labelled: what `evaluate` is given in place of the run's own test set; None for nothing.
     """
 
@@ -54,6 +55,7 @@ class Kind:
     report: str
     predict: str | None = None
     reads: str = "FILE"
+    used_by: str = ""
     labelled: str | None = None
 
 
@@ -77,6 +79,7 @@ LANGUAGE = Kind(
     train="flowformer.tasks.language_training:train",
     evaluate="flowformer.tasks.language_run:evaluate_language_run",
     report="flowformer.tasks.language_run:write_language_run_report",
+    used_by='generate {run} "PROMPT"',
 )
 SEQUENCES = Kind(
     task="sequences",
@@ -108,6 +111,7 @@ TRAJECTORIES = Kind(
     train="flowformer.tasks.decision_training:train",
     evaluate="flowformer.tasks.decision_run:evaluate_decision_run",
     report="flowformer.tasks.decision_run:write_decision_run_report",
+    used_by="rollout {run}",
 )
 KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES, TRAJECTORIES)
 

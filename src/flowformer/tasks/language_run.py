@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer
 from flowformer.evaluation.generation_text import generate_text
 from flowformer.evaluation.perplexity import Perplexity
@@ -17,7 +14,7 @@ from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.language_training import TOKENIZER
-from flowformer.tasks.prediction import choose_device
+from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.tasks.text import Score, Text, open_source
 from flowformer.viz.language_report import write_language_report
 
@@ -57,15 +54,8 @@ def load_language_run(run_dir: str | Path) -> LanguageRun:
     """
     folder = RunFolder(Path(run_dir))
     record = LanguageRecord.read(folder)
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
     model = LanguageModel(record.config.model, vocab_size=record.vocab_size)
-    try:
-        model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
+    load_weights(model, folder)
     path = folder.root / TOKENIZER
     return LanguageRun(
         model=model.eval(),

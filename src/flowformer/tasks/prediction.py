@@ -49,20 +49,13 @@ def load_run(run_dir: str | Path) -> Run:
     """
     folder = RunFolder(Path(run_dir))
     record = RunRecord.read(folder)
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
     model = build_classifier(
         record.config.model,
         channels=record.channels,
         num_classes=len(record.classes),
         max_length=record.max_length,
     )
-    try:
-        model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
+    load_weights(model, folder)
     return Run(
         model=model.eval(),
         preprocessing=from_plain(
@@ -72,6 +65,23 @@ def load_run(run_dir: str | Path) -> Run:
         classes=record.classes,
         max_length=record.max_length,
     )
+
+
+def load_weights(model: nn.Module, folder: RunFolder) -> None:
+    """Loads what a finished run left into its model; no code in it runs.
+
+    Raises:
+        FileNotFoundError: it has not ended.
+        ValueError: the file is damaged, or of another architecture.
+    """
+    if not folder.weights.exists():
+        raise FileNotFoundError(
+            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
+        )
+    try:
+        model.load_state_dict(load_file(folder.weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
 
 
 def predict_probabilities(

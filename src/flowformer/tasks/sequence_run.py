@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from flowformer.data.sequence_batches import LabelledSequences, collate_sequences
@@ -14,7 +12,7 @@ from flowformer.evaluation.metrics import classification_metrics
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult
-from flowformer.tasks.prediction import choose_device, classify, format_predictions
+from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
 from flowformer.tasks.sequence_data import (
     build_sequence_model,
     load_sequences,
@@ -47,15 +45,8 @@ def load_sequence_run(run_dir: str | Path) -> SequenceRun:
     """
     folder = RunFolder(Path(run_dir))
     record = SequenceRecord.read(folder)
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
     model = build_sequence_model(record.config.model, record)
-    try:
-        model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
+    load_weights(model, folder)
     return SequenceRun(model=model.eval(), record=record)
 
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,7 +12,6 @@ from flowformer.data.image_transforms import (
     GreyDataset,
     ImageDataset,
     ImagePreprocessing,
-    as_it_is,
     light_transform,
     strong_transform,
 )
@@ -25,9 +22,11 @@ from flowformer.data.images import (
     load_image_folder,
     with_validation,
 )
+from flowformer.data.text_batches import as_it_is
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json
+from flowformer.tasks.prediction import load_weights
 from flowformer.tasks.vision_config import ImageDataConfig, VisionConfig
 from flowformer.tasks.vision_folder import VisionRecord
 
@@ -214,25 +213,6 @@ def load_start(path: Path, record: VisionRecord) -> VisionClassifier:
     if any(side * config.model.patch_size != size for side in model.grid):
         model.resize(size)
     return model
-
-
-def load_weights(model: VisionClassifier, folder: RunFolder) -> None:
-    """Loads what a finished run left.
-
-    Raises:
-        FileNotFoundError: it has not ended.
-        ValueError: the file is damaged, or of another architecture.
-    """
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
-    try:
-        model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder.weights} does not hold parameters of this model: {error}"
-        ) from error
 
 
 def read_preprocessing(folder: RunFolder) -> ImagePreprocessing:

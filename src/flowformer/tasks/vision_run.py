@@ -13,12 +13,11 @@ from flowformer.evaluation.metrics import classification_metrics, top5_accuracy
 from flowformer.models.vision import VisionClassifier
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult
-from flowformer.tasks.prediction import choose_device, classify, format_predictions
+from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
 from flowformer.tasks.vision_config import VisionConfig
 from flowformer.tasks.vision_data import (
     build_vision_model,
     load_images,
-    load_weights,
     read_preprocessing,
     test_loader,
 )
