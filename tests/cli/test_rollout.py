@@ -72,6 +72,19 @@ def test_a_form_that_has_no_window_takes_no_context(flowformer, run):
     assert "expected form 'streaming' without a context" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--episodes", 0, "at least 1 episode"),
+        ("--video", "episode.txt", "expected a file with .gif or .mp4"),
+    ],
+)
+def test_a_wrong_value_is_an_error_and_not_the_default(flowformer, run, flag, value, message):
+    outcome = flowformer("rollout", run, flag, value)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
 def test_a_folder_without_a_run_is_named(flowformer, tmp_path):
     outcome = flowformer("rollout", tmp_path)
     assert outcome.code == 2

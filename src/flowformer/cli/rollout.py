@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         environment_maker(env),
         targets=targets,
         seeds=seeds,
-        episodes=options.episodes or own.episodes,
+        episodes=own.episodes if options.episodes is None else options.episodes,
         settings=settings,
         on_rollouts=say_rollouts,
     )
