@@ -1,15 +1,15 @@
 """Data that ships inside packages of Debian and its kin."""
 
-import io
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
+from flowformer.data.archives import Readable, unpack_tar
 from flowformer.data.packages import data_cache
+
+_DRAINED_MIB = 64  # read after the end of a tar archive, before its program is stopped
 
 
 def fetch_debian_data(
@@ -31,7 +31,7 @@ def fetch_debian_data(
 
     Raises:
         FileNotFoundError: it is not to be had; the message says why.
-        ValueError: the package has no such files.
+        ValueError: the package has no such files, or is damaged.
     """
     root = data_cache() if cache is None else Path(cache)
     # Moved there when whole; of several versions the last by name.
@@ -66,19 +66,34 @@ def _download(package: str, scratch: Path) -> Path:
 
 
 def _unpack(archive: Path, members: Sequence[str], folder: Path) -> None:
-    done = _run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
-    if done.returncode:
-        raise ValueError(f"cannot unpack {archive.name}: {_last_line(done.stderr)}")
-    found = set()
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
-        for file in files:
-            name = file.name.removeprefix("./")
-            matched = [member for member in members if fnmatch(name, member)]
-            if matched and not file.isdir():
-                files.extract(file, folder, filter="data")
-                found.update(matched)
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    found, failure = set(), None
+    # Complaints go into a file: a pipe that nobody reads would stop the program when it is full.
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as running,
+    ):
+        assert running.stdout is not None
+        try:
+            found = unpack_tar(running.stdout, members, folder)
+        except ValueError as error:
+            failure = error
+        if _goes_on(running.stdout):
+            running.kill()
+        running.wait()
+        complaints.seek(0)
+        said = complaints.read()
+    if running.returncode > 0:  # what the program says is the better word
+        raise ValueError(f"cannot unpack {archive.name}: {_last_line(said)}") from failure
+    if failure is not None:
+        raise ValueError(f"cannot unpack {archive.name}: {failure}") from failure
     if missing := [member for member in members if member not in found]:
         raise ValueError(f"expected {', '.join(missing)} in {archive.name}, found none")
+
+
+def _goes_on(stream: Readable) -> bool:
+    """Reads a stream to its end, but not for ever: whether more is to come."""
+    return all(stream.read(2**20) for _ in range(_DRAINED_MIB))
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:

