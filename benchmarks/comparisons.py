@@ -2,10 +2,10 @@
 
     python -m benchmarks.comparisons scp1 characters wiki
     python -m benchmarks.comparisons listops text retrieval image pathfinder
-    python -m benchmarks.comparisons fashion hopper
+    python -m benchmarks.comparisons fashion hopper hopper-replay cheetah
 
 Each is one `flowformer compare`, printed before it starts, in comparisons/NAME; stopped or killed,
-it goes on by the same command. They are small so that two cores finish them in about three hours.
+it goes on by the same command. They are small so that two cores finish them in about five hours.
 """
 
 import argparse
@@ -54,12 +54,21 @@ COMPARISONS["fashion"] = shlex.split(
     "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
 )
 
-# On what `flowformer data collect Hopper-v5 --quality medium`, and `expert`, leave: see `run`.
-COMPARISONS["hopper"] = shlex.split(
-    "decision-small --data.dataset hopper-v5-medium-v0 --data.mixed-with hopper-v5-expert-v0"
-    " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2 --jobs 2"
-    " --training.threads 1 --training.steps 600 --training.evaluate-every 200"
-)
+# On what `flowformer data collect` leaves (see `run`): medium with expert, and what was met on the
+# way there; several targets, for the curve of returns over what was asked for.
+COLLECTED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "hopper": ("Hopper-v5", ("medium", "expert"), "3000 2000 1000 500"),
+    "hopper-replay": ("Hopper-v5", ("replay",), "1800 1200 600 300"),
+    "cheetah": ("HalfCheetah-v5", ("medium", "expert"), "2800 2000 1200 600"),
+}
+for _name, (_env, _qualities, _targets) in COLLECTED.items():
+    _sets = [f"{_env.lower()}-{_quality}-v0" for _quality in _qualities]
+    _mixed = f" --data.mixed-with {_sets[1]}" if len(_sets) > 1 else ""
+    COMPARISONS[_name] = shlex.split(
+        f"decision-small --data.dataset {_sets[0]}{_mixed} --evaluation.targets {_targets}"
+        " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2"
+        " --training.threads 1 --training.steps 1000 --training.evaluate-every 500"
+    )
 
 # What glibc frees it gives back to the system, and takes anew, page by page: see docs/compare.md.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -98,9 +107,10 @@ def run(name: str) -> None:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
     output = FOLDER / name
-    if name == "hopper":
-        for quality in ("medium", "expert"):  # what is there already is taken
-            flowformer("data", "collect", "Hopper-v5", "--quality", quality)
+    if name in COLLECTED:
+        env, qualities, _ = COLLECTED[name]
+        for quality in qualities:  # what is there already is taken
+            flowformer("data", "collect", env, "--quality", quality)
     flowformer("compare", *COMPARISONS[name], *data_of(name), "--output", str(output))
     for ending in KEPT:
         kept = RESULTS / f"compare_{name}{ending}"

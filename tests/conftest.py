@@ -1,5 +1,6 @@
 """What the tests share: fixed randomness, golden values, shape checks that can be set aside."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
+
+# Without a GPU its kernels are interpreted. Triton reads this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Tests run side by side, one process a core: more threads in each only slow one another down.
 torch.set_num_threads(1)

@@ -144,9 +144,9 @@ def test_arguments_of_another_type(options, message):
 
 
 def test_a_missing_backend_says_why(monkeypatch):
-    missing = backends.Backend(module=None, unavailable=lambda: "no compiler")
-    monkeypatch.setitem(backends.BACKENDS, "cpu", missing)
+    missing = backends.Backend(module=backends.cpu, unavailable=lambda: "no compiler")
     for name in ("cpu", "triton"):
+        monkeypatch.setitem(backends.BACKENDS, name, missing)
         with pytest.raises(RuntimeError, match=f"{name} backend unavailable: "):
             flow_attention(q, k, v, backend=name)
         assert backends.available_backends()[name]
@@ -167,7 +167,7 @@ def test_the_choice_of_a_backend_is_logged_once(caplog):
 
 
 def test_without_the_library_another_backend_serves_and_the_log_says_why(caplog, monkeypatch):
-    missing = backends.Backend(module=None, unavailable=lambda: "no compiler")
+    missing = backends.Backend(module=backends.cpu, unavailable=lambda: "no compiler")
     monkeypatch.setitem(backends.BACKENDS, "cpu", missing)
     assert _choices(caplog) == [
         "flow_attention uses the chunked backend on cpu tensors (cpu backend unavailable: "

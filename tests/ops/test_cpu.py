@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention
-from flowformer.ops.cpu_call import numbers
-from flowformer.ops.cpu_operators import BIDIRECTIONAL, CAUSAL
+from flowformer.ops.cpu_operators import OPERATORS
 from flowformer.ops.features import FlowOptions
+from flowformer.ops.operators import numbers
 from tests.ops.cases import FORMS, gradients, needs_library, qkv
 
 pytestmark = needs_library
@@ -127,10 +127,10 @@ def test_causal_linear_attention(scaled):
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
     nothing = (None,) * 4
-    torch.library.opcheck(BIDIRECTIONAL, (*inputs, *nothing, *numbers(OPTIONS), True))
+    torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(CAUSAL, (*inputs, *rest))
+    torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
 
 
 def test_inference_mode_and_several_python_threads():

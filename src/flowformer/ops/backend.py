@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flowformer.ops import chunked, cpu, reference
+from flowformer.ops import chunked, cpu, reference, triton
 from flowformer.ops.cpu_library import why_unavailable
 from flowformer.ops.inputs import is_transformed
 
@@ -18,26 +18,28 @@ logger = logging.getLogger("flowformer")
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A module with the functions of ``reference.py``, or the reason why it is missing."""
+    """A module with the functions of ``reference.py``, and why it may not serve."""
 
-    module: ModuleType | None
+    module: ModuleType
     unavailable: Callable[[], str | None]
+    unsuitable: Callable[..., str | None] = lambda *_: None  # for some tensors
 
 
 def _always() -> str | None:
     return None
 
 
-def _not_built() -> str | None:
-    return "this release of flowformer does not contain it"
-
-
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(module=reference, unavailable=_always),
     "chunked": Backend(module=chunked, unavailable=_always),
     "cpu": Backend(module=cpu, unavailable=why_unavailable),
-    "triton": Backend(module=None, unavailable=_not_built),
+    "triton": Backend(
+        module=triton, unavailable=triton.why_unavailable, unsuitable=triton.why_not_for
+    ),
 }
+
+
+_COMPILED = ("cpu", "triton")
 
 
 def available_backends() -> dict[str, str | None]:
@@ -58,16 +60,18 @@ def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
     if name is None:
         traced = is_transformed(*tensors) or torch.onnx.is_in_onnx_export()
         name = "chunked" if traced else fastest(tensors[0].device.type)
-    elif name == "cpu" and is_transformed(*tensors):
+        if BACKENDS[name].unsuitable(*tensors):
+            name = "chunked"
+    elif name in _COMPILED and is_transformed(*tensors):
         raise RuntimeError(
-            "the cpu backend has no forward-mode derivatives, which it would take for zero, and no "
-            "torch.func transforms: pass backend='chunked' (backend=None does so by itself)"
+            f"the {name} backend has no forward-mode derivatives, which it would take for zero, "
+            "and no torch.func transforms: pass backend='chunked' (backend=None does so by itself)"
         )
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
-    reason = _reason(name)
-    if reason is not None or backend.module is None:
+    reason = _reason(name) or backend.unsuitable(*tensors)
+    if reason is not None:
         raise RuntimeError(f"{name} backend unavailable: {reason}")
     return backend.module
 
@@ -82,16 +86,17 @@ def fastest(device: str) -> str:
     """Return the backend for tensors on a kind of device; it is logged once.
 
     The compiled kernels on a CPU: of the 558 sizes of benchmarks/backend_choice.py they are slower
-    than ``chunked`` in about ten, bidirectional ones of one token or of one head 256 wide.
-    Elsewhere, and without them, ``chunked``.
+    than ``chunked`` in about ten, bidirectional ones of one token or of one head 256 wide. Those in
+    Triton on a GPU. Elsewhere, and without them, ``chunked``.
     """
     return _fastest(device)
 
 
 @cache  # traced by dynamo, a cache would be a warning: it sees the function above as a constant
 def _fastest(device: str) -> str:
-    reason = BACKENDS["cpu"].unavailable() if device == "cpu" else None
-    name = "cpu" if device == "cpu" and reason is None else "chunked"
-    because = "" if reason is None else f" (cpu backend unavailable: {reason})"
+    wanted = {"cpu": "cpu", "cuda": "triton"}.get(device, "chunked")
+    reason = BACKENDS[wanted].unavailable()
+    name = wanted if reason is None else "chunked"
+    because = "" if reason is None else f" ({wanted} backend unavailable: {reason})"
     logger.info("flow_attention uses the %s backend on %s tensors%s", name, device, because)
     return name

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has no public name
 
 from flowformer.ops.chunked import linear_bidirectional
-from flowformer.ops.cpu_call import LINEAR, Numbers, numbers
-from flowformer.ops.cpu_operators import BIDIRECTIONAL, CAUSAL, causal_kernel
+from flowformer.ops.cpu_operators import OPERATORS, causal_kernel
 from flowformer.ops.features import FlowOptions
+from flowformer.ops.operators import LINEAR, Numbers, numbers
 from flowformer.ops.state import FlowState, LinearState
 
 PACKS_SEQUENCES = True
+TAKES_HALF = False  # linear products get the dtype of the arithmetic
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
 
@@ -38,7 +39,7 @@ def bidirectional(
     """Flow-Attention."""
     keep = _is_kept(query, key, value)
     masks = query_mask, key_mask, cu_seqlens, cu_seqlens_k
-    return BIDIRECTIONAL(query, key, value, *masks, *numbers(options), keep)[0]
+    return OPERATORS.bidirectional(query, key, value, *masks, *numbers(options), keep)[0]
 
 
 def causal(
@@ -116,4 +117,4 @@ def _causal(keep: bool, *arguments: Any) -> tuple[Tensor, ...]:
         and all(type(tensor) is Tensor for tensor in arguments[:3])
         and not is_in_torch_dispatch_mode()
     )
-    return (causal_kernel if direct else CAUSAL)(*arguments)
+    return (causal_kernel if direct else OPERATORS.causal)(*arguments)

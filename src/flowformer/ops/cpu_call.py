@@ -8,54 +8,17 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.cpu_library import load_library
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.operators import Numbers
 from flowformer.ops.packing import sequence_lengths
 
 CHUNK = 64  # of csrc/api.h
-LINEAR = 2  # in the place of a feature map: linear attention, without flows
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_FEATURE_MAPS = {"sigmoid": 0, "relu": 1}
-_COMPETITIONS = {None: 0, "sources": 1, "heads": 2}
 
 # Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
 _CALL = struct.Struct("@4i2d7q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_STATE = (0,) * 7
-
-
-class Numbers(NamedTuple):
-    """The options as the library and the operators' schemas take them."""
-
-    feature_map: int
-    competition: int
-    allocation: bool
-    clamp: float
-    eps: float
-
-
-def numbers(options: FlowOptions) -> Numbers:
-    """Return the options as numbers; no clamp is an infinite one."""
-    return Numbers(
-        _FEATURE_MAPS[options.feature_map],
-        _COMPETITIONS[options.competition],
-        options.allocation,
-        float("inf") if options.clamp is None else float(options.clamp),
-        float(options.eps),
-    )
-
-
-def flow_options(numbers: Numbers) -> FlowOptions:
-    """Return the options that were made numbers."""
-    maps = {number: name for name, number in _FEATURE_MAPS.items()}
-    competitions = {number: name for name, number in _COMPETITIONS.items()}
-    return FlowOptions(
-        feature_map=maps[numbers.feature_map],  # pyright: ignore[reportArgumentType]
-        clamp=None if numbers.clamp == float("inf") else numbers.clamp,
-        eps=numbers.eps,
-        competition=competitions[numbers.competition],  # pyright: ignore[reportArgumentType]
-        allocation=numbers.allocation,
-    )
 
 
 class Inputs(NamedTuple):

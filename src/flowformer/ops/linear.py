@@ -139,10 +139,10 @@ def _attend(
     batch: Batch,
     state: LinearState | None,
 ) -> tuple[Tensor, LinearState | None]:
-    dtype = compute_dtype(queries[0].dtype)
+    dtype = queries[0].dtype if module.TAKES_HALF else compute_dtype(queries[0].dtype)
     q = masked(queries[0], batch.query_mask).to(dtype)
     k, v = (masked(tensor, batch.key_mask).to(dtype) for tensor in keys)
-    scale = queries[1].to(dtype) if len(queries) > 1 else None
+    scale = queries[1].to(compute_dtype(dtype)) if len(queries) > 1 else None
     if scale is not None:
         scale = masked(scale[..., None], batch.query_mask)[..., 0]
     if not causal:

@@ -14,6 +14,7 @@ from flowformer.ops.state import FlowState, LinearState, carry_dtype, flow_state
 from flowformer.ops.step import step as step  # the recurrence, for one token
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
+TAKES_HALF = False  # linear products get the dtype of the arithmetic
 
 
 def conserve(

@@ -1,0 +1,129 @@
+"""What the kernels share: where a chunk of tokens stands, how its features are read and multiplied.
+
+A kernel's program has one chunk of one head. The chunks stand in a table, a row each: batch row,
+first token, end, and the sequence that it is part of. Widths are walked through in blocks, so that
+no width needs a program of its own: padding a block has zero features.
+"""
+
+# Annotations are not postponed here: triton reads `tl.constexpr` in them.
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+SIGMOID = tl.constexpr(0)
+RELU = tl.constexpr(1)
+IDENTITY = tl.constexpr(2)  # linear attention: the inputs are features
+
+
+@triton.jit
+@no_type_check
+def chunk_of(table, mask, length, SIZE: tl.constexpr, HAS_MASK: tl.constexpr):
+    """Return this program's chunk: batch row, sequence, tokens, which are there, which are real."""
+    row = table + 4 * tl.program_id(0).to(tl.int64)
+    batch, begin, end, sequence = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    tokens = begin + tl.arange(0, SIZE)
+    there = tokens < end
+    real = there
+    if HAS_MASK:
+        real = there & (tl.load(mask + batch * length + tokens, mask=there, other=0) != 0)
+    return batch, sequence, tokens, there, real
+
+
+@triton.jit
+@no_type_check
+def read(pointer, stride, tokens, real, columns, WIDTH: tl.constexpr):
+    """Return a block of rows, zero at padding."""
+    inside = real[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(
+        pointer + tokens[:, None] * stride + columns[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def write(pointer, stride, tokens, real, columns, block, WIDTH: tl.constexpr):
+    """Store a block of rows, but for padding."""
+    inside = real[:, None] & (columns < WIDTH)[None, :]
+    place = pointer + tokens[:, None] * stride + columns[None, :]
+    tl.store(place, block.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def mapped(x, real, columns, WIDTH: tl.constexpr, FEATURES: tl.constexpr):
+    """Return the features of inputs, zero at padding; NaN stays NaN."""
+    if FEATURES == SIGMOID:
+        x = tl.sigmoid(x)
+    if FEATURES == RELU:
+        x = tl.where(x < 0, 0.0, x) + 1e-6
+    return tl.where(real[:, None] & (columns < WIDTH)[None, :], x, 0.0)
+
+
+@triton.jit
+@no_type_check
+def slope(x, FEATURES: tl.constexpr):
+    """Return the derivative of the features at inputs."""
+    if FEATURES == SIGMOID:
+        f = tl.sigmoid(x)
+        return f * (1 - f)
+    if FEATURES == RELU:
+        return tl.where(x > 0, 1.0, 0.0)
+    return x * 0 + 1
+
+
+@triton.jit
+@no_type_check
+def read_features(
+    pointer, stride, tokens, real, columns, WIDTH: tl.constexpr, FEATURES: tl.constexpr
+):
+    """Return a block of features, float32."""
+    x = read(pointer, stride, tokens, real, columns, WIDTH)
+    return mapped(x, real, columns, WIDTH, FEATURES)
+
+
+@triton.jit
+@no_type_check
+def read_vector(pointer, columns, eps, WIDTH: tl.constexpr):
+    """Return a block of a vector plus ε, zero beyond its width."""
+    inside = columns < WIDTH
+    return tl.where(inside, tl.load(pointer + columns, mask=inside, other=0.0) + eps, 0.0)
+
+
+@triton.jit
+@no_type_check
+def read_scalars(pointer, tokens, real):
+    """Return one number a token, zero at padding."""
+    return tl.load(pointer + tokens, mask=real, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def read_matrix(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a block of a matrix with COLUMNS columns, zero beyond its end."""
+    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
+    place = pointer + rows[:, None] * COLUMNS + columns[None, :]
+    return tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def read_transposed(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a block of the transpose of such a matrix: [columns, rows]."""
+    inside = (columns < COLUMNS)[:, None] & (rows < ROWS)[None, :]
+    place = pointer + rows[None, :] * COLUMNS + columns[:, None]
+    return tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
+    """Return a @ b of operands rounded to DOT, summed in float32.
+
+    Triton's interpreter multiplies the bits of bfloat16 as if they were integers: there the
+    rounded operands are widened again, which changes no product.
+    """
+    a, b = a.to(DOT), b.to(DOT)
+    if EMULATE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)

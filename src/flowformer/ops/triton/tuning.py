@@ -1,0 +1,118 @@
+"""How the kernels are cut: sizes of chunks and blocks, warps, splits."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowformer.files import write_atomically
+
+VECTORS = 4  # a chunk or sequence, and numbers a token, that a forward keeps for its backward
+
+CACHE = Path("~/.cache/flowformer/triton").expanduser()
+
+
+class Settings(NamedTuple):
+    """Of the kernels of one call.
+
+    Attributes:
+        size: tokens of a chunk.
+        block: features of query and key at a time.
+        y_block: features of the value at a time.
+        warps: of a program.
+        most_warps: of a program that holds a triangle of q kᵀ beside what it is multiplied with.
+        stages: that loads of a loop run ahead.
+        programs: wanted at least, in the pass whose programs walk over chunks: long sequences with
+            few heads are split into as many.
+    """
+
+    size: int = 64
+    block: int = 64
+    y_block: int = 64
+    warps: int = 4
+    most_warps: int = 8
+    stages: int = 2
+    programs: int = 512
+
+
+class Key(NamedTuple):
+    """What settings depend on: never the exact length, which would tune anew for each."""
+
+    width: int
+    value_width: int
+    dtype: str
+    causal: bool
+    length: int  # a power of four that is at least the length, 64 … 1M
+
+    @property
+    def name(self) -> str:
+        """As it stands in the file."""
+        form = "causal" if self.causal else "bidirectional"
+        return f"{form} d{self.width} m{self.value_width} {self.dtype} L{self.length}"
+
+
+def key_of(width: int, value_width: int, dtype: torch.dtype, causal: bool, length: int) -> Key:
+    """Return the key of a call."""
+    bucket = 64
+    while bucket < length and bucket < 2**20:
+        bucket *= 4
+    return Key(padded(width), padded(value_width), str(dtype).rpartition(".")[2], causal, bucket)
+
+
+def padded(width: int) -> int:
+    """Return the power of two that holds a width, at least 16: what a product of matrices takes."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def default_settings(key: Key) -> Settings:
+    """Return what needs no tuning; `benchmarks/kernel_table.py` shows that nothing spills.
+
+    float32 and float16 are multiplied as (three or one) TensorFloat-32: twice the registers.
+    """
+    most, warps = (64, 4) if key.dtype == "bfloat16" else (32, 8)
+    return Settings(
+        size=most,
+        block=min(key.width, most),
+        y_block=min(key.value_width, most),
+        warps=warps,
+    )
+
+
+def settings_for(key: Key, device: torch.device) -> Settings:
+    """Return the tuned settings of this device, or the default ones."""
+    if device.type != "cuda":
+        return default_settings(key)
+    return _tuned(torch.cuda.get_device_name(device)).get(key.name) or default_settings(key)
+
+
+def settings_of(query: Tensor, value: Tensor, *, causal: bool) -> Settings:
+    """Return the settings of a call."""
+    widths = query.shape[3], value.shape[3]
+    return settings_for(key_of(*widths, query.dtype, causal, query.shape[1]), query.device)
+
+
+@cache
+def _tuned(device: str) -> dict[str, Settings]:
+    path = _file(device)
+    if not path.is_file():
+        return {}
+    kept = json.loads(path.read_text())
+    return {name: Settings(**values) for name, values in kept.items()}
+
+
+def keep_settings(device: str, found: dict[Key, Settings]) -> Path:
+    """Keep tuned settings for this and later processes; returns the file."""
+    known = _tuned(device) | {key.name: settings for key, settings in found.items()}
+    text = json.dumps({name: value._asdict() for name, value in known.items()}, indent=1)
+    path = _file(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text + "\n")
+    _tuned.cache_clear()
+    return path
+
+
+def _file(device: str) -> Path:
+    return CACHE / f"{device.replace(' ', '-').replace('/', '-')}.json"
