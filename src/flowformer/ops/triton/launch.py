@@ -125,7 +125,8 @@ def prefix_flow(
         flows.prefix_flow, side.grid,
         *view(query), *view(key), side.mask, count, *before, incoming, outgoing, sink, source,
         key_share, query_share, side.layout.chunks, length, heads, side.eps,
-        **side.widths(query), **side.map, SECOND=second, **side.dots, **side.compiled_wide,
+        **side.widths(query, narrow=True), **side.map, SECOND=second,
+        **side.dots, **side.compiled_wide,
     )  # fmt: skip
     if sink is not None and source is not None:
         return sink, source, None, None
@@ -151,7 +152,7 @@ def prefix_flow_backward(
         *view(query), *view(key), side.mask, count, *divisors, *weights, *after,
         grad_incoming, grad_outgoing, key_sum, query_sum,
         side.layout.chunks, length, heads, side.eps,
-        **side.widths(query), **side.map, **side.dots, **side.compiled_wide,
+        **side.widths(query, narrow=True), **side.map, **side.dots, **side.compiled_wide,
     )  # fmt: skip
     return grad_outgoing, key_sum, query_sum
 
@@ -234,7 +235,7 @@ def output(  # noqa: PLR0913 - what the kernel reads
     incoming = key_flow = ratio = None
     if allocation is not None:
         incoming, key_flow, ratio = allocation.incoming, allocation.key_flow, allocation.ratio
-    blocks = {**side.widths(query), **side.value_widths(value)}
+    blocks = {**side.widths(query, narrow=True), **side.value_widths(value)}
     grid = *side.grid, triton.cdiv(value.shape[3], blocks["Y_BLOCK"])
     _launch(
         products.output, grid,
@@ -277,7 +278,7 @@ def values_backward(
         products.values_backward, side.grid,
         *views, *view(grad_value), side.mask, row_scale, weight, grad_weight, grad_matrix,
         side.layout.chunks, *side.shape[1:],
-        **side.widths(query), **side.value_widths(value), **side.map, CAUSAL=causal,
+        **side.widths(query, narrow=True), **side.value_widths(value), **side.map, CAUSAL=causal,
         HAS_SCALE=row_scale is not None, HAS_WEIGHT=weight is not None,
         **side.dots, **side.compiled,
     )  # fmt: skip
@@ -298,7 +299,8 @@ def linear_features_backward(
     _launch(
         features_kernels.linear_features_backward, side.grid,
         *views, side.mask, row_scale, grad_scale, *matrices, side.layout.chunks, *side.shape[1:],
-        **side.widths(query), **side.value_widths(value), HAS_MASK=side.mask is not None,
+        **side.widths(query, narrow=True), **side.value_widths(value),
+        HAS_MASK=side.mask is not None,
         HAS_SCALE=row_scale is not None, **side.dots, **side.compiled_wide,
     )  # fmt: skip
     return grads[0], grads[1], grad_scale
@@ -317,8 +319,8 @@ class FlowGradients:
         grad_matrix: its gradient.
     """
 
-    sinks: Float[Tensor, "4 b h t"] | None
-    sources: Float[Tensor, "4 b h t"] | None
+    sinks: Float[Tensor, "4 b h l"] | None
+    sources: Float[Tensor, "4 b h s"] | None
     before: Float[Tensor, "4 n h d"]
     after: Float[Tensor, "4 n h d"]
     matrix: Tensor | None
@@ -347,7 +349,7 @@ def flow_features_backward(
         *views, side.mask, sinks, sources, gradients.before, gradients.after,
         gradients.matrix, gradients.grad_matrix, side.layout.chunks, length,
         batch * length * heads, gradients.before[0].numel(), heads, side.eps,
-        **side.widths(query), **side.value_widths(value), **side.map, CAUSAL=causal,
+        **side.widths(query, narrow=True), **side.value_widths(value), **side.map, CAUSAL=causal,
         SINKS=sinks is not None, SOURCES=sources is not None, **side.dots, **side.compiled_wide,
     )  # fmt: skip
     return grad_query, grad_key

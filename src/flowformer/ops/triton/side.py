@@ -57,9 +57,9 @@ class Side:
     @property
     def dots(self) -> dict[str, Any]:
         """How matrices are multiplied."""
-        precision = "ieee" if self.half else "tf32"
-        if self.dtype == torch.float32:
-            precision = "ieee" if torch.version.hip else "tf32x3"
+        precision = "tf32x3" if self.dtype == torch.float32 else "tf32"
+        if self.half or torch.version.hip:
+            precision = "ieee"
         dot = tl.bfloat16 if self.half else tl.float32
         return {"DOT": dot, "PRECISION": precision, "EMULATE": self.half and INTERPRETED}
 
@@ -83,9 +83,10 @@ class Side:
         chunks = len(self.layout.chunks)
         return torch.empty(chunks, self.shape[2], width, device=self.device)
 
-    def widths(self, x: Tensor) -> dict[str, int]:
+    def widths(self, x: Tensor, *, narrow: bool = False) -> dict[str, int]:
         """The width of queries and keys, and its blocks."""
-        block = min(self.settings.block, padded(x.shape[-1]))
+        block = self.settings.narrow_block if narrow else self.settings.block
+        block = min(block, padded(x.shape[-1]))
         return {"WIDTH": x.shape[-1], "BLOCK": block, "SIZE": self.settings.size}
 
     def value_widths(self, y: Tensor) -> dict[str, int]:

@@ -20,10 +20,11 @@ class Settings(NamedTuple):
 
     Attributes:
         size: tokens of a chunk.
-        block: features of query and key at a time.
+        block: features of query and key at a time, where they alone are held.
+        narrow_block: likewise, in a program that holds a triangle of q kᵀ too.
         y_block: features of the value at a time.
         warps: of a program.
-        most_warps: of a program that holds a triangle of q kᵀ beside what it is multiplied with.
+        most_warps: of a program that holds a triangle and vectors of either side.
         stages: that loads of a loop run ahead.
         programs: wanted at least, in the pass whose programs walk over chunks: long sequences with
             few heads are split into as many.
@@ -31,6 +32,7 @@ class Settings(NamedTuple):
 
     size: int = 64
     block: int = 64
+    narrow_block: int = 32
     y_block: int = 64
     warps: int = 4
     most_warps: int = 8

@@ -42,11 +42,28 @@ def read(pointer, stride, tokens, real, columns, WIDTH: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def write(pointer, stride, tokens, real, columns, block, WIDTH: tl.constexpr):
+def rounded(x, TO: tl.constexpr, EMULATE: tl.constexpr):
+    """Return float32 numbers in a narrower dtype.
+
+    Triton's interpreter cuts what does not fit into bfloat16, where a GPU rounds to the nearest:
+    there half of the last bit that stays is added first, less one if that bit is even.
+    """
+    if EMULATE:
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(TO)
+
+
+@triton.jit
+@no_type_check
+def write(
+    pointer, stride, tokens, real, columns, block, WIDTH: tl.constexpr, EMULATE: tl.constexpr
+):
     """Store a block of rows, but for padding."""
     inside = real[:, None] & (columns < WIDTH)[None, :]
     place = pointer + tokens[:, None] * stride + columns[None, :]
-    tl.store(place, block.to(pointer.dtype.element_ty), mask=inside)
+    tl.store(place, rounded(block, pointer.dtype.element_ty, EMULATE), mask=inside)
 
 
 @triton.jit
@@ -123,7 +140,10 @@ def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.conste
     Triton's interpreter multiplies the bits of bfloat16 as if they were integers: there the
     rounded operands are widened again, which changes no product.
     """
-    a, b = a.to(DOT), b.to(DOT)
+    if a.dtype != DOT:
+        a = rounded(a, DOT, EMULATE)
+    if b.dtype != DOT:
+        b = rounded(b, DOT, EMULATE)
     if EMULATE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)

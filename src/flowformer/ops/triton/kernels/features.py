@@ -48,7 +48,7 @@ def linear_features_backward(
 ):  # fmt: skip
     """The gradients of query, key and row_scale of causal linear attention."""
     batch, _, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * heads + head
     matrix += row * WIDTH * Y_WIDTH
     grad_matrix += row * WIDTH * Y_WIDTH
@@ -81,8 +81,17 @@ def linear_features_backward(
         scale_grad += tl.sum(q * to_query, 1)
         to_query = to_query * scale[:, None]
         at = grad_query + batch * dq_b + head * dq_h
-        write(at, dq_t, tokens, there, columns, to_query, WIDTH)
-        write(grad_key + batch * dk_b + head * dk_h, dk_t, tokens, there, columns, to_key, WIDTH)
+        write(at, dq_t, tokens, there, columns, to_query, WIDTH, EMULATE)
+        write(
+            grad_key + batch * dk_b + head * dk_h,
+            dk_t,
+            tokens,
+            there,
+            columns,
+            to_key,
+            WIDTH,
+            EMULATE,
+        )
     if HAS_SCALE:
         tl.store(grad_scale + scalars + tokens, scale_grad, mask=there)
 
@@ -110,7 +119,7 @@ def flow_features_backward(
     this is the gradient of A.
     """
     batch, sequence, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row = sequence * heads + head
     if CAUSAL:
         row = tl.program_id(0).to(tl.int64) * heads + head
@@ -173,7 +182,7 @@ def flow_features_backward(
             result += query_share[:, None] * flow + total
             result = tl.where(real[:, None], result * slope(x, FEATURES), 0.0)
             at = grad_query + batch * dq_b + head * dq_h
-            write(at, dq_t, tokens, there, columns, result, WIDTH)
+            write(at, dq_t, tokens, there, columns, result, WIDTH, EMULATE)
         if SOURCES:
             x = read(key + batch * k_b + head * k_h, k_t, tokens, real, columns, WIDTH)
             result = tl.zeros([SIZE, BLOCK], tl.float32)
@@ -202,4 +211,4 @@ def flow_features_backward(
             result += key_share[:, None] * flow + total
             result = tl.where(real[:, None], result * slope(x, FEATURES), 0.0)
             at = grad_key + batch * dk_b + head * dk_h
-            write(at, dk_t, tokens, there, columns, result, WIDTH)
+            write(at, dk_t, tokens, there, columns, result, WIDTH, EMULATE)

@@ -27,7 +27,7 @@ def weighted_sum(
 ):  # fmt: skip
     """out = Σ_t weight_t · (φ(x_t) + ε) of each chunk, [chunks, h, d]."""
     batch, _, tokens, _, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     x += batch * x_b + head * x_h
     out += (tl.program_id(0).to(tl.int64) * heads + head) * WIDTH
     factor = tl.where(real, 1.0, 0.0)
@@ -48,7 +48,7 @@ def total_flow(
 ):  # fmt: skip
     """flow_t = (φ(x_t) + ε)·(total + ε), 1 at padding; share = Σ_t φ(x_t) / flow_t of the chunk."""
     batch, sequence, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     x += batch * x_b + head * x_h
     total += (sequence * heads + head) * WIDTH
     sums = tl.zeros([SIZE], tl.float32)
@@ -79,7 +79,7 @@ def total_flow_backward(
     is against.
     """
     batch, sequence, tokens, _, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     x += batch * x_b + head * x_h
     grad_total += (sequence * heads + head) * WIDTH
     scalars = (batch * heads + head) * length
@@ -115,7 +115,7 @@ def prefix_flow(
     conserved sink and source, where k and q are weighted by n/O and n/I.
     """
     batch, _, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * heads + head
     query += batch * q_b + head * q_h
     key += batch * k_b + head * k_h
@@ -183,7 +183,7 @@ def prefix_flow_backward(
     and query_sum are the chunk's Σ dI (q + ε) and Σ dO (k + ε), the gradients of Σ k and of Σ q.
     """
     batch, _, tokens, _, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * heads + head
     query += batch * q_b + head * q_h
     key += batch * k_b + head * k_h
@@ -240,7 +240,7 @@ def scan(
     REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Sums over a sequence's parts, in float64: before each (after it, in reverse), and of all."""
-    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < size
     begin, end = tl.load(first + sequence), tl.load(first + sequence + 1)

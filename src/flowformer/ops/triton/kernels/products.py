@@ -17,6 +17,7 @@ from flowformer.ops.triton.kernels.blocks import (
     read_matrix,
     read_scalars,
     read_vector,
+    rounded,
     write,
 )
 
@@ -36,7 +37,7 @@ def states(
     A split is a row of ``splits``: first chunk, end, and its sequence. With COMPETES the weight is
     exp(clamp((φ(x_t) + ε)·(vector + ε))), whose logits are kept.
     """
-    split, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    split, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     blocks = (Y_WIDTH + Y_BLOCK - 1) // Y_BLOCK
     x_first = tl.program_id(2) // blocks * BLOCK
     columns = x_first + tl.arange(0, BLOCK)
@@ -78,7 +79,7 @@ def states(
         values = read(y + batch * y_b + head * y_h, y_t, tokens, real, y_columns, Y_WIDTH)
         if PREFIX:
             at = before + (chunk * heads + head) * size + place
-            tl.store(at, (past + added).to(before.dtype.element_ty), mask=inside)
+            tl.store(at, rounded(past + added, before.dtype.element_ty, EMULATE), mask=inside)
         added += product(tl.trans(f), values, DOT, PRECISION, EMULATE)
     tl.store(total + (split * heads + head) * size + place, added, mask=inside)
 
@@ -99,7 +100,7 @@ def output(
     which is kept as ``conserved``: the form that is not causal.
     """
     batch, sequence, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     y_columns = tl.program_id(2) * Y_BLOCK + tl.arange(0, Y_BLOCK)
     place = sequence
     if CAUSAL:
@@ -134,7 +135,7 @@ def output(
         result = result * (tl.sigmoid(sink * tl.load(ratio + sequence)) / into)[:, None]
     if HAS_SCALE:
         result = result * read_scalars(row_scale + scalars, tokens, real)[:, None]
-    write(out + batch * o_b + head * o_h, o_t, tokens, there, y_columns, result, Y_WIDTH)
+    write(out + batch * o_b + head * o_h, o_t, tokens, there, y_columns, result, Y_WIDTH, EMULATE)
 
 
 @triton.jit
@@ -145,7 +146,7 @@ def row_products(
 ):  # fmt: skip
     """out_t = x_t·y_t, zero at padding."""
     batch, _, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     sums = tl.zeros([SIZE], tl.float32)
     for first in range(0, WIDTH, BLOCK):
         columns = first + tl.arange(0, BLOCK)
@@ -172,7 +173,7 @@ def values_backward(
     weight_s z_s, and grad_weight_s is v_s·z_s.
     """
     batch, sequence, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     place = sequence
     if CAUSAL:
         place = tl.program_id(0).to(tl.int64)
@@ -208,6 +209,6 @@ def values_backward(
             products += tl.sum(v * z, 1)
             z = z * read_scalars(weight + scalars, tokens, real)[:, None]
         to = grad_value + batch * dv_b + head * dv_h
-        write(to, dv_t, tokens, there, y_columns, tl.where(real[:, None], z, 0.0), Y_WIDTH)
+        write(to, dv_t, tokens, there, y_columns, tl.where(real[:, None], z, 0.0), Y_WIDTH, EMULATE)
     if HAS_WEIGHT:
         tl.store(grad_weight + scalars + tokens, products, mask=there)

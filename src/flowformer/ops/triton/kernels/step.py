@@ -32,7 +32,7 @@ def step(
     FEATURES: tl.constexpr, COMPETES: tl.constexpr, ALLOCATES: tl.constexpr,
 ):  # fmt: skip
     """Output and next state, in the dtype of the state: nothing here is large."""
-    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = batch * heads + head
     leads = tl.program_id(2) == 0  # of the programs of a head, the one that writes the vectors
     wide = key_sum.dtype.element_ty
