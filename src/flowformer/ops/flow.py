@@ -141,7 +141,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     module = choose_backend(backend, query, key, value, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k)
-        _check_causal_options(options)
+        check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     if initial_state is not None:
@@ -185,7 +185,12 @@ def _attend_causal(
     return module.causal(*queries, *keys, options=options, state=state, **rest)
 
 
-def _check_causal_options(options: FlowOptions) -> None:
+def check_causal_options(options: FlowOptions) -> None:
+    """Refuse what has no causal form.
+
+    Raises:
+        ValueError: the competition is one over heads.
+    """
     if options.competition == "heads":
         raise ValueError(
             "competition='heads' has no causal form: use competition='sources', or causal=False"
@@ -235,7 +240,7 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         allocation=allocation,
     )
     check_options(options)
-    _check_causal_options(options)
+    check_causal_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
@@ -316,7 +321,7 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         k = features(key, key_mask, feature_map)
         if causal:
             check_causal(query, key)
-            _check_causal_options(options)
+            check_causal_options(options)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
                 q, k, options=options, mask=key_mask, state=state

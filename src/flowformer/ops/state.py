@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -108,6 +108,19 @@ class LinearState(NamedTuple):
         """Return the state before the first token."""
         shape = (batch, heads, key_width, value_width)
         return cls(torch.zeros(shape, dtype=carry_dtype(device), device=device))
+
+
+def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState) -> FlowState:
+    """Return some rows of a state, and for the others those of another; a gradient may reach both.
+
+    A selection, not a product: what is left out may be infinite.
+    """
+    return FlowState(
+        *(
+            torch.where(rows.view(-1, *[1] * (field.ndim - 1)), field, other)
+            for field, other in zip(state, otherwise, strict=True)
+        )
+    )
 
 
 def flow_state(state: FlowState | None, query: Tensor, value: Tensor) -> FlowState:
