@@ -13,11 +13,19 @@ CHUNK_ELEMENTS = 2**24  # logits alive at once: 64 MiB in float32
 
 
 def token_cross_entropy(
-    logits: Float[Tensor, "*tokens vocab"], targets: Int[Tensor, "*tokens"]
+    logits: Float[Tensor, "*tokens vocab"],
+    targets: Int[Tensor, "*tokens"],
+    *,
+    count: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the tokens whose target is not -100, in float32 at least."""
-    wide = logits.flatten(0, -2).to(_wide(logits.dtype))
-    return F.cross_entropy(wide, targets.flatten().long(), ignore_index=IGNORED)
+    """Mean cross-entropy over the tokens whose target is not -100, in float32 at least.
+
+    With a count, which may be that of more tokens than these, the sum over them divided by it.
+    """
+    wide, targets = logits.flatten(0, -2).to(_wide(logits.dtype)), targets.flatten().long()
+    if count is None:
+        return F.cross_entropy(wide, targets, ignore_index=IGNORED)
+    return F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum") / count
 
 
 def chunked_cross_entropy(
@@ -26,6 +34,7 @@ def chunked_cross_entropy(
     targets: Int[Tensor, "*tokens"],
     *,
     chunk: int | None = None,
+    count: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the logits hidden · weightᵀ over the targets that are not -100.
 
@@ -38,6 +47,7 @@ def chunked_cross_entropy(
         weight: of the output layer, which has no bias.
         targets: the token to be predicted at each; -100 counts for nothing.
         chunk: tokens at a time; None for 2²⁴ logits at a time.
+        count: what the sum is divided by; None for the number of targets that count here.
 
     Raises:
         ValueError: chunk is not positive.
@@ -56,8 +66,8 @@ def chunked_cross_entropy(
         for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             logits = F.linear(part, weight).to(total.dtype)
             total = total + F.cross_entropy(logits, target, reduction="sum")
-        return total / len(targets)
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+        return total / (len(targets) if count is None else count)
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, count)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -70,12 +80,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Float[Tensor, "vocab dim"],
         targets: Int[Tensor, " n"],
         chunk: int,
+        count: Int[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
         counts = targets != IGNORED
         # Ignored rows are weighted with 0, all others with 1 / their number.
-        shares = (counts.to(_wide(hidden.dtype)) / counts.sum()).unsqueeze(-1)
+        number = counts.sum() if count is None else count
+        shares = (counts.to(_wide(hidden.dtype)) / number).unsqueeze(-1)
         places = targets.masked_fill(~counts, 0).unsqueeze(-1)
-        to_hidden, to_weight, _, _ = ctx.needs_input_grad
+        to_hidden, to_weight, *_ = ctx.needs_input_grad
         grad_hidden = []
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if to_weight else None
         loss = shares.new_zeros(())
@@ -111,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients = (
             None if kept is None else kept * grad.to(kept.dtype) for kept in ctx.saved_tensors
         )
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

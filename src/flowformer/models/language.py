@@ -1,12 +1,14 @@
 """The language model: causal blocks around any mixer, with a state in place of a growing cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +16,9 @@ from flowformer.models.config import LanguageModelConfig
 from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy, token_cross_entropy
 from flowformer.models.initialization import initialize
 from flowformer.models.language_state import LanguageState, token_places
+from flowformer.models.language_targets import check_mask, last_real, shifted
 from flowformer.models.loading import matched, rename
+from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     MIXERS,
     Capabilities,
@@ -25,6 +29,7 @@ from flowformer.nn import (
     build_mixer,
     build_norm,
     rotation,
+    set_sequence_parallel,
 )
 from flowformer.nn.attention import State
 
@@ -57,6 +62,7 @@ class LanguageModel(nn.Module):
     Attributes:
         gradient_checkpointing: compute each block's activations again in the backward pass
             instead of keeping them (in training only).
+        shards: the ranks that share sequences; see `set_sequence_parallel`.
     """
 
     def __init__(self, config: LanguageModelConfig, *, vocab_size: int) -> None:
@@ -72,6 +78,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
         self.config = config
         self.gradient_checkpointing = False
+        self.shards: SequenceShards | None = None
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.positions = (
             None
@@ -121,6 +128,20 @@ class LanguageModel(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Compute activations again in the backward pass, or keep them: less memory, more time."""
         self.gradient_checkpointing = enabled
+
+    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
+        """Take each rank's tokens as its part of longer sequences, in the order of the ranks.
+
+        Every rank of that dimension of a mesh (or of the group) calls the model with its part:
+        tokens, mask and labels; `cu_seqlens` and `past_states` are those of whole sequences. The
+        loss and the states are those of whole sequences on every rank, and the gradient of the loss
+        is the mean of the ranks' gradients, as DDP and FSDP take it. None ends it.
+
+        Raises:
+            NotImplementedError: another mixer than Flow-Attention.
+        """
+        set_sequence_parallel(self, mesh)
+        self.shards = None if mesh is None else SequenceShards(mesh)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Two groups for an optimiser: matrices of linear layers decay, all else does not.
@@ -184,7 +205,7 @@ class LanguageModel(nn.Module):
                 "last_logits_only has no logits for labels, targets or packed documents: leave "
                 "out one"
             )
-        _check_mask(attention_mask, input_ids)
+        check_mask(attention_mask, input_ids)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(~attention_mask, 0)
         self._check_tokens(input_ids)
@@ -196,21 +217,26 @@ class LanguageModel(nn.Module):
             cu_seqlens=cu_seqlens,
         )
         if labels is not None:
-            targets = _shifted(labels, attention_mask, cu_seqlens)
+            targets = shifted(labels, attention_mask, cu_seqlens, self.shards)
         if targets is not None and attention_mask is not None:
             targets = targets.masked_fill(~attention_mask, IGNORED)
         if not return_logits:
-            loss = (
-                None
-                if targets is None
-                else chunked_cross_entropy(hidden, self.output_weight, targets)
-            )
-            return LanguageOutput(None, loss, states)
+            loss = partial(chunked_cross_entropy, hidden, self.output_weight)
+            return LanguageOutput(None, self._mean(loss, targets), states)
         if last_logits_only:
-            hidden = _last_real(hidden, attention_mask)
+            hidden = last_real(hidden, attention_mask, self.shards)
         logits = F.linear(hidden, self.output_weight)
-        loss = None if targets is None else token_cross_entropy(logits, targets)
-        return LanguageOutput(logits, loss, states)
+        return LanguageOutput(
+            logits, self._mean(partial(token_cross_entropy, logits), targets), states
+        )
+
+    def _mean(
+        self, loss: Callable[..., Tensor], targets: Int[Tensor, "b t"] | None
+    ) -> Float[Tensor, ""] | None:
+        """The mean over the targets that count, those of other ranks too; None without targets."""
+        if targets is None or self.shards is None:
+            return None if targets is None else loss(targets)
+        return self.shards.sum(loss(targets, count=self.shards.total((targets != IGNORED).sum())))
 
     def encode(
         self,
@@ -231,7 +257,11 @@ class LanguageModel(nn.Module):
             cu_seqlens: likewise.
         """
         past, mask = self._past(past_states), attention_mask
-        x, turn = self._place(embedded, mask, token_places(embedded, mask, past_states, cu_seqlens))
+        seen = torch.full(embedded.shape[:1], embedded.shape[1], device=embedded.device)
+        seen = seen if mask is None else mask.sum(1)
+        before = None if self.shards is None else self.shards.before(seen)
+        places = token_places(embedded, mask, past_states, cu_seqlens, before)
+        x, turn = self._place(embedded, mask, places)
         layers = []
         for block, state in zip(self.blocks, past, strict=True):
             call = partial(
@@ -253,9 +283,7 @@ class LanguageModel(nn.Module):
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
         if not use_cache:
             return x, None
-        seen = (
-            torch.full((x.shape[0],), x.shape[1], device=x.device) if mask is None else mask.sum(1)
-        )
+        seen = seen if self.shards is None else self.shards.total(seen)
         position = seen if past_states is None else past_states.position + seen
         return x, LanguageState(tuple(layers), position)
 
@@ -345,42 +373,6 @@ def _build_block(config: LanguageModelConfig) -> TransformerBlock:
         dropout=config.dropout,
         inner_dropout=0.0,
     )
-
-
-def _check_mask(mask: Tensor | None, input_ids: Tensor) -> None:
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise ValueError(f"attention_mask must be bool, True = a real token, got {mask.dtype}")
-    if mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
-            f"got {tuple(mask.shape)}"
-        )
-
-
-def _shifted(
-    labels: Int[Tensor, "b t"],
-    mask: Bool[Tensor, "b t"] | None,
-    cu_seqlens: Int[Tensor, " offsets"] | None,
-) -> Int[Tensor, "b t"]:
-    """Labels as targets: that of token t + 1 stands at t, if both are of one document."""
-    if mask is not None:
-        labels = labels.masked_fill(~mask, IGNORED)
-    if cu_seqlens is not None:
-        starts = cu_seqlens[cu_seqlens < labels.shape[1]].to(labels.device)
-        labels = labels.index_fill(1, starts.long(), IGNORED)
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-
-
-def _last_real(
-    hidden: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None
-) -> Float[Tensor, "b 1 dim"]:
-    if mask is None:
-        return hidden[:, -1:]
-    place = torch.arange(hidden.shape[1], device=hidden.device)
-    last = (place * mask).amax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last][:, None]
 
 
 _PUBLISHED_NAMES = (

@@ -47,21 +47,21 @@ def token_places(
     mask: Bool[Tensor, "b t"] | None,
     past: LanguageState | None,
     cu_seqlens: Int[Tensor, " offsets"] | None,
+    before: Int[Tensor, " b"] | None = None,
 ) -> Int[Tensor, "rows t"] | None:
     """The place of each token; padding has none of its own. None for 0, 1, … in all rows.
 
     Of None the table of positions sees from the shape, without waiting for a device, that it is
-    long enough.
+    long enough. `before` are the real tokens of each row that earlier ranks hold.
     """
-    if mask is None and past is None and cu_seqlens is None:
+    if mask is None and past is None and cu_seqlens is None and before is None:
         return None
     length, device = embedded.shape[1], embedded.device
+    tokens = torch.arange(length, device=device)[None] if mask is None else mask.cumsum(1) - 1
+    if before is not None:
+        tokens = tokens + before[:, None]
     if cu_seqlens is not None:
-        tokens = torch.arange(length, device=device)
         offsets = cu_seqlens.to(device)
-        return (tokens - offsets[torch.searchsorted(offsets, tokens, right=True) - 1])[None]
-    if mask is not None:
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-    else:
-        places = torch.arange(length, device=device)[None]
+        return tokens - offsets[torch.searchsorted(offsets, tokens, right=True) - 1]
+    places = tokens.clamp(min=0)
     return places if past is None else places + past.position[:, None]

@@ -6,10 +6,18 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.models.config import SequenceModelConfig
-from flowformer.nn import PositionalEmbedding, TransformerBlock, build_mixer
+from flowformer.models.shards import SequenceShards
+from flowformer.nn import (
+    PositionalEmbedding,
+    TransformerBlock,
+    build_mixer,
+    set_sequence_parallel,
+)
 
 PADDING = 0  # the token that is none
 
@@ -68,6 +76,7 @@ class SequenceEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_build_block(config, places) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
+        self.shards: SequenceShards | None = None
 
     def forward(
         self,
@@ -87,26 +96,63 @@ class SequenceEncoder(nn.Module):
                 devices wait), a token outside the vocabulary or a row that begins with padding.
         """
         inputs, mask = self._checked(inputs, attention_mask)
+        first = self.shards is None or self.shards.rank == 0
         if self.config.padding == "published":
             missing = self.max_length - inputs.shape[1]
             inputs = F.pad(inputs, (0, 0) * (inputs.ndim - 2) + (0, missing), value=PADDING)
             mask = None
         x = self.embedding(inputs)
-        if self.cls is not None:
-            x = torch.cat((self.cls.expand(len(x), 1, -1), x), dim=1)
-            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        if self.cls is not None:  # on a later rank without a token, but in its graph of gradients
+            x = torch.cat((self.cls.expand(len(x), 1, -1)[:, : int(first)], x), dim=1)
+            mask = None if mask is None else F.pad(mask, (int(first), 0), value=True)
         if self.positions is not None:
-            x = self.positions(x)
+            x = self.positions(x, self._places(x))
         x = self.dropout(x)
         for block in self.blocks:
             x, _ = block(x, mask=mask)
         x = self.norm(x)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        return self._pool(x, mask)
+
+    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
+        """Take each rank's places as its part of longer sequences, in the order of the ranks.
+
+        Every rank of that dimension of a mesh (or of the group) gets the vectors of whole
+        sequences, and the gradient of a loss is the mean of the ranks' gradients, as DDP and FSDP
+        take it. That each sequence begins at place 0 is not checked. None ends it.
+
+        Raises:
+            NotImplementedError: another mixer than Flow-Attention.
+            ValueError: the padding is the published one, which fills each call up.
+        """
+        if mesh is not None and self.config.padding == "published":
+            raise ValueError(
+                "sequences that are sharded over ranks need padding='masked', got 'published'"
+            )
+        set_sequence_parallel(self, mesh)
+        self.shards = None if mesh is None else SequenceShards(mesh)
+
+    def _places(self, x: Float[Tensor, "b t dim"]) -> Int[Tensor, "1 t"] | None:
+        """The places of this rank's part; None for those from 0 on."""
+        if self.shards is None:
+            return None
+        before = sum(self.shards.lengths(x)[: self.shards.rank])
+        return torch.arange(before, before + x.shape[1], device=x.device)[None]
+
+    def _pool(
+        self, x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b dim"]:
+        """The first vector, or the mean of the real ones: of all ranks' where they share them."""
         if self.config.pooling != "mean":
-            return x[:, 0]
-        count = x.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
-        return x.sum(1) / count
+            return x[:, 0] if self.shards is None else self.shards.first(x)
+        total = x.sum(1)
+        count = (
+            torch.full_like(x[:, :1, 0], x.shape[1]) if mask is None else mask.sum(1, keepdim=True)
+        )
+        if self.shards is not None:
+            total, count = self.shards.sum(total), self.shards.total(count)
+        return total / count.clamp(min=1)
 
     def _checked(
         self, inputs: Tensor, mask: Bool[Tensor, "b t"] | None
@@ -117,10 +163,11 @@ class SequenceEncoder(nn.Module):
             mask = inputs != PADDING if mask is None else mask
         else:
             _check_features(inputs, channels=self.embedding.in_features)
-        if not 1 <= inputs.shape[1] <= self.max_length:
-            raise ValueError(
-                f"expected 1 to {self.max_length} places (max_length), got {inputs.shape[1]}"
-            )
+        length = inputs.shape[1]
+        if self.shards is not None:
+            length = sum(self.shards.lengths(inputs))
+        if not 1 <= length <= self.max_length:
+            raise ValueError(f"expected 1 to {self.max_length} places (max_length), got {length}")
         if mask is None:
             return inputs, None
         if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
@@ -135,7 +182,7 @@ class SequenceEncoder(nn.Module):
         return inputs, mask
 
     def _check_values(self, inputs: Tensor, mask: Bool[Tensor, "b t"]) -> None:
-        if bool((mask.any(1) & ~mask[:, 0]).any()):
+        if self.shards is None and bool((mask.any(1) & ~mask[:, 0]).any()):
             raise ValueError(
                 "each sequence must begin at place 0, got one with padding before it: pad at the "
                 "right"
@@ -191,6 +238,10 @@ class SequenceClassifier(nn.Module):
             labels: the classes, for the loss.
         """
         return _output(self.head(self.encoder(inputs, attention_mask)), labels)
+
+    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
+        """As `SequenceEncoder.set_sequence_parallel`."""
+        self.encoder.set_sequence_parallel(mesh)
 
 
 class PairClassifier(nn.Module):
@@ -248,6 +299,10 @@ class PairClassifier(nn.Module):
         if self.encoder.config.interaction == "nli":
             features += [one * other, one - other]
         return _output(self.head(torch.cat(features, dim=-1)), labels)
+
+    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
+        """As `SequenceEncoder.set_sequence_parallel`."""
+        self.encoder.set_sequence_parallel(mesh)
 
 
 def _build_embedding(

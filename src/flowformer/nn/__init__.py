@@ -27,7 +27,7 @@ from flowformer.nn.baselines.yoso import YosoMixer
 from flowformer.nn.blocks import TransformerBlock, build_norm
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.embeddings import PositionalEmbedding
-from flowformer.nn.flow import FlowMixer
+from flowformer.nn.flow import FlowMixer, set_sequence_parallel
 from flowformer.nn.mixer import Mixer, ProjectedMixer
 from flowformer.nn.mixers import MIXERS, build_mixer
 from flowformer.nn.mobile import MobileMixer
@@ -75,4 +75,5 @@ __all__ = [
     "replace_attention",
     "rotate",
     "rotation",
+    "set_sequence_parallel",
 ]

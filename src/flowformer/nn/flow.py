@@ -1,15 +1,21 @@
 """Flow-Attention as a layer."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from flowformer.nn.attention import HeadAttention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer, mask_arguments
 from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
+from flowformer.ops.collectives import resolve_group
 from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options
+from flowformer.ops.parallel import sequence_parallel_flow_attention
 
 
 class FlowAttention(HeadAttention):
@@ -22,6 +28,10 @@ class FlowAttention(HeadAttention):
         competition: the softmax runs over "sources" or (bidirectional only) "heads"; None for none.
         allocation: scale each sink by the sigmoid of its conserved flow.
         backend: name of a backend of `flow_attention`; None chooses.
+
+    Attributes:
+        mesh: the ranks that its sequences are sharded over; None for whole sequences. See
+            `set_sequence_parallel`.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -49,6 +59,7 @@ class FlowAttention(HeadAttention):
         )
         check_options(self.options)
         self.backend = backend
+        self.mesh: DeviceMesh | ProcessGroup | None = None
 
     def forward(  # noqa: PLR0913 - the keywords that every attention here takes
         self,
@@ -62,9 +73,13 @@ class FlowAttention(HeadAttention):
         key_mask: Bool[Tensor, "b s"] | None = None,
         state: FlowState | None = None,
         return_state: bool = False,
+        cu_seqlens: Int[Tensor, " n"] | None = None,
     ) -> tuple[Float[Tensor, "b l h m"], FlowState | None]:
         """Return the output and, if asked for, the state after these tokens."""
-        result = flow_attention(
+        attend: Callable[..., Any] = flow_attention
+        if self.mesh is not None:
+            attend = partial(sequence_parallel_flow_attention, mesh=self.mesh)
+        result = attend(
             query,
             key,
             value,
@@ -72,6 +87,7 @@ class FlowAttention(HeadAttention):
             mask=mask,
             query_mask=query_mask,
             key_mask=key_mask,
+            cu_seqlens=cu_seqlens,
             initial_state=state,
             return_state=return_state,
             backend=self.backend,
@@ -82,6 +98,31 @@ class FlowAttention(HeadAttention):
     def extra_repr(self) -> str:
         """The options, for print(model)."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+
+def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | None) -> None:
+    """Let every attention inside take each rank's sequences as its part of longer ones.
+
+    Args:
+        module: a mixer, a block or a model. The models of this package have a method of that name
+            instead, which sees to positions, pooling and loss too.
+        mesh: the ranks that share sequences: one dimension of a mesh, or a group; None ends it.
+
+    Raises:
+        NotImplementedError: an attention that has no such form; there is one of Flow-Attention.
+        ValueError, TypeError: mesh is of more than one dimension, or neither mesh nor group.
+    """
+    if mesh is not None:
+        resolve_group(mesh)
+    attentions = [each for each in module.modules() if isinstance(each, HeadAttention)]
+    for attention in attentions:
+        if not isinstance(attention, FlowAttention):
+            raise NotImplementedError(
+                "only Flow-Attention takes sequences that are sharded over ranks, got "
+                f"{type(attention).__name__}"
+            )
+    for attention in attentions:
+        attention.mesh = mesh
 
 
 class FlowMixer(ProjectedMixer):

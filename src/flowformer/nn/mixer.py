@@ -228,9 +228,14 @@ class ProjectedMixer(nn.Module):
     def _attend_packed(
         self, tensors: list[Tensor], cu_seqlens: Int[Tensor, " offsets"], call: dict[str, Any]
     ) -> Float[Tensor, "1 l h m"]:
-        """Call the attention on batches of packed sequences of like lengths."""
+        """Call the attention on batches of packed sequences of like lengths.
+
+        One whose sequences are sharded knows packed ones itself: they cross the borders of ranks.
+        """
         batch = Batch(call["mask"], None, cu_seqlens, None)
         check_batch(batch)
+        if getattr(self.attention, "mesh", None) is not None:
+            return self.attention(*tensors, **call, cu_seqlens=cu_seqlens)[0]
 
         def attend(tensors, _keys, batch, _state):
             return self.attention(*tensors, **{**call, "mask": batch.query_mask})
