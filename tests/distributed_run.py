@@ -3,17 +3,20 @@
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import multiprocessing
 
 # What a case is: a function of the ranks that share a sequence, which raises where it finds fault.
 Case = Callable[[dist.ProcessGroup], None]
 
+# Imported once, by the server that forks the processes, and not by each of them.
+PRELOADED = ["flowformer.models.language", "flowformer.models.sequence"]
 TIMEOUT = timedelta(seconds=120)
 
 
@@ -29,10 +32,31 @@ def failures(table: Callable[[], Mapping[str, Case]], *, ranks: int, halves: boo
         The cases that failed, and how, of all ranks.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(ranks, table, folder, halves), nprocs=ranks)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        started = [
+            context.Process(target=_rank, args=(rank, ranks, table, folder, halves))
+            for rank in range(ranks)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
         found = [path.read_text() for path in sorted(Path(folder).glob("*.txt"))]
     assert len(found) == ranks
     return [failure for text in found for failure in text.split("\0") if failure]
+
+
+@contextmanager
+def alone() -> Iterator[dist.ProcessGroup]:
+    """A group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.group.WORLD
+    assert group is not None
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group()
 
 
 def _rank(
@@ -43,12 +67,16 @@ def _rank(
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=TIMEOUT
     )
-    groups = {f"{ranks} ranks": dist.group.WORLD}
+    world = dist.group.WORLD
+    assert world is not None
+    groups = {f"{ranks} ranks": world}
     if halves:
         half = ranks // 2
         # Every process makes every group, its own or not.
         pairs = [dist.new_group(list(range(start, start + half))) for start in (0, half)]
-        groups[f"{half} ranks"] = pairs[rank // half]
+        own = pairs[rank // half]
+        assert isinstance(own, dist.ProcessGroup)
+        groups[f"{half} ranks"] = own
     found = []
     for name, case in table().items():
         for size, group in groups.items():

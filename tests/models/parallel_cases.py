@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
@@ -218,6 +219,7 @@ def fsdp(model: LanguageModel, mesh: Any) -> tuple[nn.Module, Callable[[], list[
     fully_shard(model, mesh=mesh)
 
     def gradients() -> list[Tensor]:
-        return [each.grad.full_tensor() for each in model.parameters() if each.grad is not None]
+        grads = [each.grad for each in model.parameters()]
+        return [grad.full_tensor() for grad in grads if isinstance(grad, DTensor)]
 
     return model, gradients

@@ -1,6 +1,11 @@
 """Models whose sequences are sharded over ranks: what one process gets for the whole."""
 
-from tests.distributed_run import failures
+import pytest
+
+from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
+from flowformer.models.language import LanguageModel
+from flowformer.models.sequence import SequenceClassifier
+from tests.distributed_run import alone, failures
 from tests.models.parallel_cases import cases, on_a_mesh
 
 
@@ -10,3 +15,18 @@ def test_models_have_the_loss_and_gradients_of_one_process():
 
 def test_data_parallel_and_fully_sharded_beside_it_have_those_of_one_process():
     assert failures(on_a_mesh, ranks=4, halves=False) == []
+
+
+def test_another_mixer_than_flow_attention_is_refused_and_left_as_it_is():
+    config = LanguageModelConfig(mixer="softmax", dim=8, num_heads=2, num_layers=1, feedforward=8)
+    model = LanguageModel(config, vocab_size=5)
+    with alone() as group, pytest.raises(NotImplementedError, match="got SoftmaxAttention"):
+        model.set_sequence_parallel(group)
+    assert model.shards is None
+
+
+def test_published_padding_is_refused():
+    config = SequenceModelConfig(dim=8, num_heads=2, feedforward=8, padding="published")
+    model = SequenceClassifier(config, vocab_size=5, num_classes=2, max_length=9)
+    with alone() as group, pytest.raises(ValueError, match="need padding='masked'"):
+        model.set_sequence_parallel(group)

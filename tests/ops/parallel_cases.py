@@ -64,7 +64,8 @@ def check(case: Sharded, group: ProcessGroup) -> None:
     key_lengths = lengths if case.keys is None else share(case.keys, group.size())
     inputs = make_inputs(case, sum(lengths), sum(key_lengths))
     whole = {name: x.clone().requires_grad_() for name, x in inputs.tensors.items()}
-    expected = outputs(flow_attention(**whole, **inputs.shared, **inputs.masks))
+    call: dict[str, Any] = {**whole, **inputs.shared, **inputs.masks}
+    expected = outputs(flow_attention(**call))
     weights = [torch.randn(x.shape, dtype=torch.float64) for x in expected]
     sum_of_products(expected, weights).backward()
 
@@ -82,11 +83,8 @@ def check(case: Sharded, group: ProcessGroup) -> None:
         name: part(mask, key_lengths if name == "key_mask" else lengths, rank)
         for name, mask in inputs.masks.items()
     }
-    found = outputs(
-        sequence_parallel_flow_attention(
-            **local, **inputs.shared, **masks, mesh=group, **case.parallel
-        )
-    )
+    call = {**local, **inputs.shared, **masks, **case.parallel}
+    found = outputs(sequence_parallel_flow_attention(**call, mesh=group))
     equal(found[0], part(expected[0], lengths, rank), "output")
     for name, field_, want in zip(FlowState._fields, found[1:], expected[1:], strict=False):
         equal(field_, want, f"state {name}")
@@ -195,9 +193,8 @@ def outputs(result: Any) -> list[Tensor]:
 def sum_of_products(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """A loss of everything that has a gradient; what is infinite counts for nothing."""
     pairs = zip(tensors, weights, strict=True)
-    return sum(
-        (torch.where(x.isfinite(), x, 0) * w).sum() for x, w in pairs if x.is_floating_point()
-    )
+    products = [torch.where(x.isfinite(), x, 0) * w for x, w in pairs if x.is_floating_point()]
+    return torch.stack([product.sum() for product in products]).sum()
 
 
 def equal(found: Tensor | None, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
@@ -225,8 +222,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "neither": {"competition": None, "allocation": False},
     "relu": {"feature_map": "relu", "clamp": None},
 }
-EMPTY = {"queries": (0, 9, 0, 3)}
-EMPTY_LAST = {"queries": (4, 5, 0, 0)}
+EMPTY: dict[str, Any] = {"queries": (0, 9, 0, 3)}
+EMPTY_LAST: dict[str, Any] = {"queries": (4, 5, 0, 0)}
 PACKED = (3, 0, 1, 12, 2, 5)  # of 23 tokens: borders at 5, 14, 16
 SPREAD = (23,)
 WITHIN = (5, 9, 2, 7)  # every border is one of ranks

@@ -114,12 +114,14 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
     """
     if mesh is not None:
         resolve_group(mesh)
-    attentions = [each for each in module.modules() if isinstance(each, HeadAttention)]
-    for attention in attentions:
-        if not isinstance(attention, FlowAttention):
+    attentions: list[FlowAttention] = []
+    for each in module.modules():
+        if isinstance(each, FlowAttention):
+            attentions.append(each)
+        elif isinstance(each, HeadAttention):
             raise NotImplementedError(
                 "only Flow-Attention takes sequences that are sharded over ranks, got "
-                f"{type(attention).__name__}"
+                f"{type(each).__name__}"
             )
     for attention in attentions:
         attention.mesh = mesh

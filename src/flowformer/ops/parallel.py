@@ -86,7 +86,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
     cu_seqlens: Int[Tensor, " n"] | None = None,
-    cu_seqlens_k: Int[Tensor, " n"] | None = None,
+    cu_seqlens_k: Int[Tensor, " k"] | None = None,
     initial_state: FlowState | None = None,
     return_state: bool = False,
     backend: str | None = None,
@@ -195,7 +195,7 @@ def _filled(mask: Tensor | None, *tensors: Tensor) -> tuple[Any, ...]:
     return mask, *(F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in tensors)
 
 
-def _sides(call: _Call) -> list[parallel_packed.Side]:
+def _sides(call: _Call) -> tuple[parallel_packed.Side, parallel_packed.Side]:
     """Return where the packed sequences of the queries and of the keys stand."""
     assert call.lengths is not None
     offsets, of_keys = call.batch.cu_seqlens, call.batch.cu_seqlens_k
@@ -203,16 +203,16 @@ def _sides(call: _Call) -> list[parallel_packed.Side]:
     given = [(offsets, "cu_seqlens"), (offsets, "cu_seqlens (cu_seqlens_k is not given)")]
     if of_keys is not None:
         given[1] = (of_keys, "cu_seqlens_k")
-    sides = [
+    queries, keys = (
         parallel_packed.Side.of(cu_seqlens, lengths, call.group.rank(), name)
         for (cu_seqlens, name), lengths in zip(given, call.lengths.T.tolist(), strict=True)
-    ]
-    if len(sides[0].sequences) != len(sides[1].sequences):
+    )
+    if len(queries.sequences) != len(keys.sequences):
         raise ValueError(
             "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(sides[0].sequences)} and {len(sides[1].sequences)}"
+            f"{len(queries.sequences)} and {len(keys.sequences)}"
         )
-    return sides
+    return queries, keys
 
 
 def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:

@@ -73,8 +73,7 @@ class Cut(NamedTuple):
 
     whole: list[int]
     shared: list[int]
-    count: int  # of sequences that ranks share, this one or others
-    number: dict[int, int]  # of each of those, from 0
+    number: dict[int, int]  # of every sequence that ranks share, these or others, from 0
 
 
 def cut(*sides: Side) -> Cut:
@@ -89,7 +88,7 @@ def cut(*sides: Side) -> Cut:
                 shared.append(sequence)
         elif holders and holders[0] == rank:
             whole.append(sequence)
-    return Cut(whole, shared, len(number), number)
+    return Cut(whole, shared, number)
 
 
 def tokens_of(spans: list[Span], device: torch.device) -> tuple[Int[Tensor, " t"], Tensor]:
@@ -138,7 +137,7 @@ def attend_bidirectional(
             **options._asdict(),
         )
         out = out.index_copy(0, places, found[0])
-    if own.count:
+    if own.number:
         # A row of padding where there is none: it takes part in the sums with nothing.
         spans = [_spans(sides, sequence) for sequence in own.shared] or [[(0, 0), (0, 0)]]
         numbers = [own.number[sequence] for sequence in own.shared] or [0]
@@ -151,7 +150,7 @@ def attend_bidirectional(
             options=options,
             query_mask=query_mask,
             key_mask=key_mask,
-            sums=_shared_sums(torch.tensor(numbers, device=device), own.count, group),
+            sums=_shared_sums(torch.tensor(numbers, device=device), len(own.number), group),
         )
         out = out.index_copy(0, places[query_mask], found[query_mask])
     return out[None]

@@ -16,7 +16,6 @@ The third pass has 1 for the matrix and 0 for the values, so that its output is 
 """
 
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -245,14 +244,20 @@ def _causal(
     sent something, so that another part can be computed until that has come. Returns the output in
     the dtype of the arithmetic, and the state after the last token of each row.
     """
-    attend = partial(
-        flow_attention,
-        causal=True,
-        mask=mask,
-        return_state=True,
-        backend=backend,
-        **options._asdict(),
-    )
+
+    def attend(value: Tensor, known: FlowState) -> tuple[Tensor, FlowState]:
+        return flow_attention(
+            query,
+            key,
+            value,
+            causal=True,
+            mask=mask,
+            initial_state=known,
+            return_state=True,
+            backend=backend,
+            **options._asdict(),
+        )
+
     wide = carry_dtype(query.device)
     q = features(query, mask, options.feature_map)
     k = features(key, mask, options.feature_map)
@@ -270,10 +275,10 @@ def _causal(
     prefixes.turn()
     yield
     count, key_sum, query_sum = prefixes.rows()
-    known = FlowState.initial(*q.shape[:1], *q.shape[2:], 1, q.device)
+    known = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
     known = known._replace(tokens=count.round().long(), key_sum=key_sum, query_sum=query_sum)
 
-    _, after = attend(query, key, narrow, initial_state=known)
+    _, after = attend(narrow, known)
     prefixes = _Prefixes(
         border, (begin.key_flow, begin.query_flow), (after.key_flow, after.query_flow)
     )
@@ -285,7 +290,7 @@ def _causal(
         key_flow=key_flow, query_flow=query_flow, key_value=torch.ones_like(known.key_value)
     )
 
-    scaled, after = attend(query, key, narrow, initial_state=known)
+    scaled, after = attend(narrow, known)
     prefixes = _Prefixes(border, (begin.competition,), (after.competition,), logs=True)
     some = row_sum > 0  # else the product with q is 0, whatever the scale
     scale = torch.where(some, scaled.squeeze(-1) / torch.where(some, row_sum, 1), 0)
@@ -295,7 +300,7 @@ def _causal(
     (competition,) = prefixes.rows()
     known = known._replace(competition=competition, key_value=torch.zeros_like(begin.key_value))
 
-    out, after = attend(query, key, value, initial_state=known)
+    out, after = attend(value, known)
     prefixes = _Prefixes(border, (begin.key_value,), (after.key_value,))
     sinks = q * scale[..., None]
     yield
