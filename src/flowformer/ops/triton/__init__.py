@@ -34,8 +34,13 @@ def why_unavailable() -> str | None:
     """Return None where the kernels can be used, and otherwise the reason why not."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not (torch.cuda.is_available() or _INTERPRETED):
+    if _INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
         return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]}: it needs 8.0 (TensorFloat-32)"
     return None
 
 

@@ -61,7 +61,9 @@ def scan(
     first = side.layout.split_first if splits else side.layout.chunk_first
     heads, rest = side.shape[2], parts.shape[2:]
     size = rest.numel()
-    before = torch.empty_like(parts) if prefix else None
+    before = None
+    if prefix:
+        before = side.room(parts.shape, parts.dtype)
     total = parts.new_empty((side.layout.sequences, heads, *rest), dtype=torch.float64)
     block = min(64, padded(size))
     grid = side.layout.sequences, heads, triton.cdiv(size, block)
@@ -179,7 +181,7 @@ def states(
     before = None
     if prefix:
         matrices = len(side.layout.chunks), side.shape[2], *sizes
-        before = torch.empty(matrices, dtype=side.state_dtype, device=side.device)
+        before = side.room(matrices, side.state_dtype)
     logits = None if competes is None else side.scalars()
     vector, clamp = competes or (None, 0.0)
 

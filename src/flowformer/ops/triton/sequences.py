@@ -85,7 +85,7 @@ def compete_backward(
 ) -> Scalars:
     """Return the gradient of the logits."""
     product = competition * grad
-    sources = counts(side, None)[1].clamp(min=1)[:, None]
+    sources = counts(side, None)[1].clamp(min=1)[:, None].to(product.dtype)
     if options.competition == 2:
         shares = product.sum(1, keepdim=True) / spread(side, sources)
     else:

@@ -78,6 +78,11 @@ class Side:
         batch, length, heads = self.shape
         return torch.empty(batch, heads, length, device=self.device)
 
+    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for something a chunk; a packed batch has empty chunks, of which nothing is made."""
+        make = torch.empty if self.layout.ends is None else torch.zeros
+        return make(shape, dtype=dtype, device=self.device)
+
     def vectors(self, width: int) -> Tensor:
         """Room for a vector a chunk and head."""
         chunks = len(self.layout.chunks)
