@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, long-context, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, bench-gpu, long-context, lint, format, types, package, docs, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers long-context lint format types package docs native-check sanitize
+.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -27,7 +27,7 @@ help:
 	@scripts/make_environment.sh library
 
 # Beside the environment, and after it, these need the library as the sources have it now.
-demo test test-slow test-transformers test-timm bench bench-peers long-context package: .venv/.compiled
+demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context package: .venv/.compiled
 
 demo: .venv/.installed-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
@@ -64,6 +64,11 @@ bench: .venv/.installed-dev
 bench-peers: .venv/.installed-dev
 	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"
 	$(BIN)/python -m benchmarks.fast_transformers
+
+bench-gpu: .venv/.installed-dev
+	@echo "==> Attention on a GPU against its peers and the card's limits; stopped, it goes on"
+	$(BIN)/python -m benchmarks.attention_gpu
+	$(BIN)/python -m benchmarks.report_attention_gpu
 
 long-context: .venv/.installed-dev
 	@echo "==> A million tokens: memory, and error against float64; about 3 minutes"

@@ -29,7 +29,7 @@ def bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The causal form, with its [b, h, t, d, m] tensor."""
     q, k = torch.sigmoid(query), torch.sigmoid(key)
-    n = torch.arange(1.0, q.shape[2] + 1.0)
+    n = torch.arange(1.0, q.shape[2] + 1.0, device=q.device)
     row = n / torch.einsum("bhtd,bhtd->bht", q + EPS, k.cumsum(2) + EPS)
     column = n / torch.einsum("bhtd,bhtd->bht", k + EPS, q.cumsum(2) + EPS)
     key_flow = (k * column[..., None]).cumsum(2) + EPS

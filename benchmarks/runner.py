@@ -29,12 +29,21 @@ def pin(threads: int) -> None:
         os.sched_setaffinity(0, CORES[-threads:])
 
 
+def seconds_of(side: Callable[[], object], calls: int = 1) -> float:
+    """Return the seconds of that many calls."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        side()
+    return time.perf_counter() - start
+
+
 def alternate(
     sides: Mapping[str, Callable[[], object]],
     *,
     repeats: int,
     budget: float = math.inf,
     shortest: float = 0.0,
+    clock: Callable[[Callable[[], object], int], float] = seconds_of,
 ) -> Seconds:
     """Call every side in turn, after one call unmeasured; return the seconds of a call.
 
@@ -45,27 +54,20 @@ def alternate(
             the others then take has no counterpart in a ratio of rounds.
         shortest: seconds of a turn; a side calls as often as fills them, so that a short call
             is neither lost in the clock nor always met with the caches of another side.
+        clock: returns the seconds of a number of calls.
     """
     calls = {}
     for name, side in sides.items():
-        taken = seconds_of(side)
+        taken = clock(side, 1)
         if taken < 10 * shortest:  # the first call may have been slow by loading code
-            taken = seconds_of(side)
+            taken = clock(side, 1)
         calls[name] = max(1, math.ceil(shortest / taken))
     seconds: Seconds = {name: [] for name in sides}
     for turn in range(repeats):
         for name, side in sides.items():
             if turn < FEWEST or calls[name] * sum(seconds[name]) < budget:
-                seconds[name].append(seconds_of(side, calls[name]) / calls[name])
+                seconds[name].append(clock(side, calls[name]) / calls[name])
     return seconds
-
-
-def seconds_of(side: Callable[[], object], calls: int = 1) -> float:
-    """Return the seconds of that many calls."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        side()
-    return time.perf_counter() - start
 
 
 def medians(seconds: Seconds) -> dict[str, float]:

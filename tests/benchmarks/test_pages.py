@@ -5,7 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import report_attention_cpu, report_mixers, report_rollouts
+from benchmarks import (
+    report_attention_cpu,
+    report_attention_gpu,
+    report_mixers,
+    report_rollouts,
+)
 from benchmarks.pages import with_tables
 from benchmarks.runner import ROOT
 
@@ -13,6 +18,10 @@ from benchmarks.runner import ROOT
 def _attention(name: str) -> str:
     result = json.loads(report_attention_cpu.RESULT.read_text())
     return report_attention_cpu.TABLES[name](result)
+
+
+def _attention_gpu(name: str) -> str:
+    return report_attention_gpu.TABLES[name](report_attention_gpu.load())
 
 
 def _mixers(name: str) -> str:
@@ -27,6 +36,7 @@ def _rollouts(name: str) -> str:
     ("page", "names", "table"),
     [
         *((page, names, _attention) for page, names in report_attention_cpu.PAGES.items()),
+        *((page, names, _attention_gpu) for page, names in report_attention_gpu.PAGES.items()),
         *((page, names, _mixers) for page, names in report_mixers.PAGES.items()),
         *((page, names, _rollouts) for page, names in report_rollouts.PAGES.items()),
     ],
