@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,12 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
 _POLL_SECONDS = 0.2
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]:
     """Opens a binary file whose content appears under `path` at once when the block ends.
 
     The bytes go to a hidden file in the same folder (a rename is atomic within one file system
@@ -27,19 +28,28 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to write; its folder is made when missing.
+        before: in the same folder, where what `path` was is kept. A kill may leave it there alone.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            path.replace(before)
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            # Of a full disk the system does not say which file it was.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -78,11 +88,15 @@ def locked(path: Path, *, refusal: str = "", patience: float | None = None) -> I
 
 def remove_unfinished(folder: Path) -> None:
     """Deletes what a killed process left of `atomic_file` anywhere under a folder."""
-    for path in folder.rglob(f".*{_UNFINISHED}"):
-        path.unlink(missing_ok=True)
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed in a folder last."""
     # The rename itself is only durable once the folder is. Windows cannot open a folder.
     if os.name != "posix":
         return

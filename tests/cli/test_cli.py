@@ -335,7 +335,7 @@ def test_a_path_that_may_not_be_written_is_code_2_and_a_full_disk_code_1(
         output = tmp_path / "predictions.csv"
         outcome = flowformer("predict", run, files / "TEST.ts", "--output", output)
         assert outcome.code == code
-        assert f"error: {os.strerror(number).lower()}\n" in outcome.err
+        assert f"error: {output}: {os.strerror(number).lower()}\n" in outcome.err
 
 
 def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):
@@ -345,6 +345,18 @@ def test_a_failed_run_is_code_1(flowformer, trained, tmp_path):
     assert outcome.code == 1
     assert re.search("error: the (train|validation) loss became", outcome.err)
     assert "nan_batch.safetensors" in outcome.err
+
+
+def test_where_memory_is_short_it_says_what_to_lower(flowformer, trained, tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes")
+
+    monkeypatch.setattr("flowformer.tasks.training.fit", fail)
+    _, files = trained
+    outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run", "--data.max-length", 40))
+    assert outcome.code == 1
+    assert "error: out of memory (DefaultCPUAllocator: can't allocate memory: " in outcome.err
+    assert "lower --data.batch-size (16), or lower --data.max-length (40); a run" in outcome.err
 
 
 @pytest.mark.parametrize("missing", ["tyro", "lightning"])

@@ -5,15 +5,24 @@ import os
 import pkgutil
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from flowformer.cli.experiments import parse_experiment
+from flowformer.memory import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.tasks.decision_folder import DecisionResult
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
 from flowformer.tasks.language_folder import LanguageResult
+from flowformer.tasks.processes import (
+    ShareDoneError,
+    is_first,
+    joined,
+    sizes_outside,
+    started_outside,
+)
 from flowformer.tasks.schedule import StepsConfig
 
 
@@ -39,28 +48,44 @@ def main(arguments: list[str]) -> int:
     name, *overrides = arguments
     prog = f"flowformer train {name}"
     options, config = parse_experiment(Options, overrides, prog=prog, config=build_recipe(name))
-    folder = _choose_folder(config, options)
-    if options.resume and folder.config.exists():
-        stored = _stored_config(folder, name)
-        options, config = parse_experiment(Options, overrides, prog=prog, config=stored)
-    elif options.resume:
-        sys.stderr.write(f"nothing to resume in {folder.root} yet: starting\n")
+    folder = None if options.run_dir is None else RunFolder(options.run_dir)
+    if options.resume:
+        if folder is None:
+            raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
+        if folder.config.exists():
+            stored = _stored_config(folder, name)
+            options, config = parse_experiment(Options, overrides, prog=prog, config=stored)
+        elif is_first():
+            sys.stderr.write(f"nothing to resume in {folder.root} yet: starting\n")
+    if started_outside():
+        devices, nodes = sizes_outside()
+        training: Any = replace(config.training, devices=devices, nodes=nodes)
+        config = replace(config, training=training)
+    elif config.training.nodes == 1 < config.training.devices:
+        from flowformer.tasks.launch import launch
+
+        return launch(["train", *arguments], processes=config.training.devices)
     return _train(config, folder, resume=options.resume)
 
 
-def _train(config: Experiment, folder: RunFolder, *, resume: bool) -> int:
-    # Asked before anything slow: the data may take a minute to read.
-    if not resume:
-        folder.require_unused()
-    kind = kind_of(config)
-    train = pkgutil.resolve_name(kind.train)
-    again = f"flowformer train {config.name} --run-dir {shlex.quote(str(folder.root))} --resume"
+def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int:
+    again = f"flowformer train {config.name} --run-dir {{}} --resume"
+    folder, kind = chosen, kind_of(config)
     try:
-        result = train(config, folder.root, resume=resume)
+        with joined(config.training, again=again.format(_named(folder))) as processes:
+            root = processes.agree(lambda: str(_unused(config, chosen, resume=resume).root))
+            folder = RunFolder(Path(root))
+            result = _run(config, folder, resume=resume)
+            if not processes.is_first:
+                return 0
+    except ShareDoneError:
+        return 0
     except (KeyboardInterrupt, SystemExit) as stop:
-        sys.stderr.write(f"\nstopped; go on with: {again}\n")
+        if is_first():
+            sys.stderr.write(f"\nstopped; go on with: {again.format(_named(folder))}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+    assert folder is not None
     page = pkgutil.resolve_name(kind.report)(folder.root)
     if isinstance(result, LanguageResult):
         sys.stdout.write(describe_language(result, folder, page))
@@ -71,11 +96,47 @@ def _train(config: Experiment, folder: RunFolder, *, resume: bool) -> int:
     return 0
 
 
-def _choose_folder(config: Experiment, options: Options) -> RunFolder:
-    if options.run_dir is not None:
-        return RunFolder(options.run_dir)
-    if options.resume:
-        raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
+def _run(config: Experiment, folder: RunFolder, *, resume: bool) -> Any:
+    try:
+        return pkgutil.resolve_name(kind_of(config).train)(config, folder.root, resume=resume)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RuntimeError(f"out of memory ({text}): {_to_lower(config)}") from error
+
+
+def _to_lower(config: Experiment) -> str:
+    """What takes less memory, of what this experiment has."""
+    training = config.training
+    remedies = []
+    if getattr(training, "checkpoint_activations", True) is False:
+        remedies.append("give training.checkpoint_activations")
+    lower = f"lower data.batch_size ({config.data.batch_size})"
+    if hasattr(training, "accumulate"):
+        lower += f" and raise training.accumulate ({training.accumulate}) as much"
+    remedies.append(lower)
+    remedies += [
+        f"lower data.{name} ({value})"
+        for name in ("length", "image_size", "max_length")
+        if (value := getattr(config.data, name, None))
+    ]
+    return f"{', or '.join(remedies)}; a run goes on only as it began, so start another"
+
+
+def _named(folder: RunFolder | None) -> str:
+    return "RUN" if folder is None else shlex.quote(str(folder.root))
+
+
+def _unused(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> RunFolder:
+    folder = _choose_folder(config) if chosen is None else chosen
+    # Asked before anything slow: the data may take a minute to read.
+    if not resume:
+        folder.require_unused()
+    return folder
+
+
+def _choose_folder(config: Experiment) -> RunFolder:
     stem = f"{config.name}-{config.protocol}-seed{config.training.seed}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return RunFolder(next(path for path in (Path("runs", n) for n in names) if not path.exists()))

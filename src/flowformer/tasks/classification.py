@@ -54,7 +54,8 @@ class ClassificationTask(RecordedTask):
         Args:
             stage: train or validation.
         """
-        return self._correct[stage] / self._seen[stage]
+        correct, seen = self.across_processes(self._correct[stage], self._seen[stage])
+        return correct / seen
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer, with its schedule if it has one."""
@@ -79,7 +80,7 @@ class ClassificationTask(RecordedTask):
     def on_train_epoch_end(self) -> None:
         """Logs the accuracies; the last validation of the epoch is over by now."""
         for stage in STAGES:
-            self.log(f"{stage}_accuracy", self.accuracy(stage))
+            self.log(f"{stage}_accuracy", self.accuracy(stage), sync_dist=bool(self.shares))
 
     def figures(self) -> Row:
         """Returns the mean losses and the accuracies."""
@@ -111,17 +112,15 @@ class ClassificationTask(RecordedTask):
 
     def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
         logits, loss = (self.model if stage == "train" else self.measured)(**batch)
-        self.require_finite(loss, batch, stage)
         labels = batch["labels"]
-        if labels.is_floating_point():  # a distribution over the classes
-            labels = labels.argmax(dim=-1)
+        loss, count = self.take(loss, len(labels), batch, stage, batch_idx)
         if batch_idx == 0:
             self._correct[stage] = self._seen[stage] = 0
-        self._correct[stage] += int((logits.argmax(dim=-1) == labels).sum())
-        self._seen[stage] += len(labels)
-        self.log(
-            f"{stage}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels)
-        )
+        if count:
+            if labels.is_floating_point():  # a distribution over the classes
+                labels = labels.argmax(dim=-1)
+            self._correct[stage] += int((logits.argmax(dim=-1) == labels).sum())
+            self._seen[stage] += count
         return loss
 
 

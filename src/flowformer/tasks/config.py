@@ -16,6 +16,7 @@ OptimizerName = Literal["radam", "adam", "adamw"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
+Strategy = Literal["ddp", "fsdp"]
 
 PROTOCOL_NOTES: dict[str, str] = {
     "clean": "a stratified part of the training set chose the epoch; the test set was read once",
@@ -129,6 +130,13 @@ class ComputeConfig:
             numbers.
         progress: bar on a terminal, lines (one for each row of metrics.csv), none, or auto (bar on
             a terminal, lines elsewhere).
+        skip_nan: batches of the run that may be left out because their loss is NaN or infinite;
+            the next one ends it, as the first does by default.
+        devices: processes on each machine, with a device each; a batch is shared out to all.
+        nodes: machines.
+        strategy: of more than one process: ddp, each with the whole model, or fsdp, each with a
+            part of every parameter, its gradient and its moments (FSDP2).
+        timeout: seconds that a process waits for another before it ends the run and names it.
         round_name: what a row of metrics.csv is called.
     """
 
@@ -139,6 +147,11 @@ class ComputeConfig:
     precision: Precision = "32-true"
     threads: int | None = None
     progress: Progress = "auto"
+    skip_nan: int = 0
+    devices: int = 1
+    nodes: int = 1
+    strategy: Strategy = "ddp"
+    timeout: float = 300.0
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -151,6 +164,16 @@ class ComputeConfig:
         require("seed", self.seed, "in [0, 2**32)", lambda v: 0 <= v < 2**32)
         if self.threads is not None:
             require("threads", self.threads, "at least 1", lambda v: v >= 1)
+        require("skip_nan", self.skip_nan, "at least 0", lambda v: v >= 0)
+        for name in ("devices", "nodes", "timeout"):
+            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
+        if self.skip_nan and self.strategy == "fsdp":
+            raise ValueError("training.skip_nan is for one process and ddp, got strategy fsdp")
+
+    @property
+    def processes(self) -> int:
+        """Over all machines."""
+        return self.devices * self.nodes
 
     @property
     @abstractmethod

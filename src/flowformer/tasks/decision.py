@@ -50,8 +50,7 @@ class DecisionTask(RecordedTask):
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        del batch_idx
-        return self._step(batch, "train")
+        return self._step(batch, batch_idx, "train")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation loss.
@@ -59,8 +58,7 @@ class DecisionTask(RecordedTask):
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
-        del batch_idx
-        self._step(batch, "validation")
+        self._step(batch, batch_idx, "validation")
 
     def on_validation_epoch_end(self) -> None:
         """Lets the model act."""
@@ -83,13 +81,10 @@ class DecisionTask(RecordedTask):
             f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
         )
 
-    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
         mask = batch["mask"]
         loss = action_loss(self.model(**batch).actions, batch["actions"], mask)
-        self.require_finite(loss, batch, stage)
-        real = int(mask.sum())
-        self.log(f"{stage}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=real)
-        return loss
+        return self.take(loss, int(mask.sum()), batch, stage, batch_idx)[0]
 
 
 def action_loss(

@@ -121,6 +121,9 @@ class DecisionConfig:
             ValueError: a value is of the wrong type or out of range.
         """
         check_types(self.model, "model")
+        if self.training.strategy == "fsdp":
+            # It acts between the measurements step by step, which FSDP2's hooks do not see.
+            raise ValueError("training.strategy must be ddp for a decision model, got fsdp")
 
     @property
     def dataset_name(self) -> str:
@@ -166,5 +169,5 @@ class DecisionConfig:
         form = of.form if of.form == "streaming" else f"windowed, {self.model.context} steps"
         return (
             f"the last step's parameters, none chosen; {of.episodes} episodes at each target "
-            f"return, {form}. {NOT_D4RL}"
+            f"return, {form}. {NOT_D4RL.rstrip('.')}"
         )

@@ -37,6 +37,7 @@ from flowformer.tasks.decision_folder import (
 from flowformer.tasks.folder import RunFolder, require_same_record, write_json
 from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
 from flowformer.tasks.prediction import choose_device
+from flowformer.tasks.processes import current
 from flowformer.tasks.recording import EpochRecorder, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -67,14 +68,17 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ShareDoneError: in all processes but the first, once the training has ended.
         NotImplementedError: streaming with a mixer that carries no state.
         ValueError: the configuration does not fit the data or the environment, or not the run to be
             resumed, or a file of that run is damaged.
     """
     folder = RunFolder(Path(run_dir))
-    started = folder.begin(resume=resume)
+    group = current()
+    started = group.agree(lambda: folder.begin(resume=resume))
     device = choose_device(config.training.accelerator)
-    data = load_trajectories(config.data)
+    with group.first_alone():  # it fetches what there is to fetch
+        data = load_trajectories(config.data)
     record = decision_record(config, data)
     if started:
         require_same_record(DecisionRecord.read(folder), record, folder)
@@ -93,11 +97,12 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
             raise NotImplementedError(
                 f"{config.model.mixer} carries no state: give evaluation.form windowed"
             )
-        if started:
-            remove_unfinished(folder.root)
-        else:
-            record.write(folder)
-        write_json(folder.preprocessing, preprocessing.record())
+        if group.is_first:
+            if started:
+                remove_unfinished(folder.root)
+            else:
+                record.write(folder)
+            write_json(folder.preprocessing, preprocessing.record())
         logger.info("%s: %s", data.name, data.source)
         logger.info(
             "%s: %s episodes to train on, %s for validation, returns %s to %s, %s parameters, "

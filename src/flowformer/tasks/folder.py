@@ -45,6 +45,11 @@ class RunFolder:
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """What `last` was an epoch ago: a run resumes from there where that is damaged."""
+        return self.root / "checkpoints" / "previous.ckpt"
+
+    @property
     def best(self) -> Path:
         """Parameters of the best epoch so far."""
         return self.root / "checkpoints" / "best.ckpt"
@@ -71,7 +76,7 @@ class RunFolder:
 
     @property
     def nan_batch(self) -> Path:
-        """The batch at which the loss stopped being finite."""
+        """The batch at which the loss stopped being finite; of another process it has a number."""
         return self.root / "nan_batch.safetensors"
 
     def begin(self, *, resume: bool) -> bool:
@@ -278,8 +283,13 @@ def require_same_record(old: Any, new: Any, folder: RunFolder) -> None:
         ValueError: they differ; the message names in what.
     """
     before, now = flatten(to_plain(old)), flatten(to_plain(new))
-    # How a run is shown, and how many processes read its data, change nothing of it.
-    free = ("versions.", "config.training.progress", "config.data.workers")
+    # How a run is shown, how many processes read its data, and how many take their shares of a
+    # batch or how long they wait for each other, change nothing of it but the rounding.
+    free = (
+        "versions.",
+        "config.data.workers",
+        *(f"config.training.{name}" for name in ("progress", "devices", "nodes", "timeout")),
+    )
     changed = [
         f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
         for key in sorted(before | now)

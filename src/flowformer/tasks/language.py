@@ -61,8 +61,7 @@ class LanguageTask(RecordedTask):
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        del batch_idx
-        return self._step(batch, "train")
+        return self._step(batch, batch_idx, "train")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation loss.
@@ -72,17 +71,21 @@ class LanguageTask(RecordedTask):
         """
         if batch_idx == 0:
             self._right = []
-        self._step(batch, "validation")
+        self._step(batch, batch_idx, "validation")
 
     def figures(self) -> Row:
         """Returns the mean losses, in nats a token, and the score on the validation part."""
         metrics = self.trainer.callback_metrics
         loss = float(metrics["validation_loss"])
         score = self._score_of(loss)
+        if score is None:
+            right = torch.cat(self._right) if self._right else torch.zeros(0)
+            known, asked = self.across_processes(int(right.sum()), len(right))
+            score = known / asked
         return {
             "train_loss": float(metrics["train_loss"]),
             "validation_loss": loss,
-            self._column: float(torch.cat(self._right).double().mean()) if score is None else score,
+            self._column: score,
         }
 
     def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
@@ -97,13 +100,11 @@ class LanguageTask(RecordedTask):
             f"{held_out}: loss {row['validation_loss']:.4f}, {score} {row[self._column]:.4g}"
         )
 
-    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
-        counts = stage == "validation" and self._score_of(0.0) is None
-        logits, loss, _ = self.model(**batch, return_logits=counts)
-        if counts:
-            targets = batch["targets"]
+    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        scores = stage == "validation" and self._score_of(0.0) is None
+        logits, loss, _ = self.model(**batch, return_logits=scores)
+        targets = batch["targets"]
+        loss, count = self.take(loss, int((targets >= 0).sum()), batch, stage, batch_idx)
+        if scores and count:
             self._right.append(((logits.argmax(-1) == targets) | (targets < 0)).all(-1))
-        self.require_finite(loss, batch, stage)
-        counted = int((batch["targets"] >= 0).sum())
-        self.log(f"{stage}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=counted)
         return loss

@@ -17,6 +17,7 @@ from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
 from flowformer.tasks.prediction import choose_device
+from flowformer.tasks.processes import current
 from flowformer.tasks.recording import EpochRecorder, count_parameters
 from flowformer.tasks.text import Score, open_source
 
@@ -45,13 +46,16 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ShareDoneError: in all processes but the first, once the training has ended.
         ValueError: the configuration does not fit the text, or not the run to be resumed, or a file
             of that run is damaged.
     """
     folder = RunFolder(Path(run_dir))
-    started = folder.begin(resume=resume)
+    group = current()
+    started = group.agree(lambda: folder.begin(resume=resume))
     device = choose_device(config.training.accelerator)
-    source = open_source(config)
+    with group.first_alone():  # it fills the cache
+        source = open_source(config)
     record = LanguageRecord(
         recipe=config.name,
         config=config,
@@ -74,12 +78,13 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
                 f"{model.max_positions}: raise model.max_length, or lower data.length"
             )
         model.set_gradient_checkpointing(config.training.checkpoint_activations)
-        if started:
-            remove_unfinished(folder.root)
-        else:
-            record.write(folder)
-        if source.tokenizer is not None:
-            source.tokenizer.save(folder.root / TOKENIZER)
+        if group.is_first:
+            if started:
+                remove_unfinished(folder.root)
+            else:
+                record.write(folder)
+            if source.tokenizer is not None:
+                source.tokenizer.save(folder.root / TOKENIZER)
         logger.info(
             "%s: %s to train on, a vocabulary of %s, %s parameters, folder %s",
             *(config.name, f"{record.sizes['train']:,}", f"{record.vocab_size:,}"),

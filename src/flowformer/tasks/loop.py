@@ -20,17 +20,20 @@ try:
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
+from flowformer.data.shares import share_out, shares_of
 from flowformer.files import write_atomically
+from flowformer.tasks.checkpoints import AtomicCheckpointIO, choose_checkpoint, read_checkpoint
 from flowformer.tasks.config import ComputeConfig
 from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.processes import ShareDoneError, current, leave_group
 from flowformer.tasks.progress import EpochLines
 from flowformer.tasks.recording import (
-    AtomicCheckpointIO,
     EpochRecorder,
     NonFiniteLossError,
     RecordedTask,
-    read_checkpoint,
 )
+from flowformer.tasks.shards import read_rest, read_whole
+from flowformer.tasks.strategies import options_for_processes
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +72,30 @@ def fit(
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
+        ShareDoneError: all is done that this process had to do; the first one returns.
+        ValueError: no checkpoint of the run can be read, or its strategy cannot train this.
     """
-    lines = EpochLines(settings.progress)
-    recorder = EpochRecorder(task, folder, held_out=held_out, say=lines.say)
-    interrupt = InterruptBetweenBatches()
+    group = current()
+    lines = EpochLines(settings.progress if group.is_first else "none")
+    recorder = EpochRecorder(
+        task, folder, held_out=held_out, say=lines.say, skip_nan=settings.skip_nan
+    )
+    interrupt = InterruptBetweenBatches(several=group.count > 1)
+    options: dict[str, Any] = {}
+    if group.count > 1:
+        options = options_for_processes(settings, folder)
+        train, validation = (
+            share_out(loader, process=group.number, processes=group.count)
+            for loader in (train, validation)
+        )
+        task.shares = {"train": shares_of(train), "validation": shares_of(validation)}
+    start = group.agree(lambda: _start(folder, settings))
     with _quiet_lightning(), interrupt.listening():
         trainer = Trainer(
             accelerator=settings.accelerator,
-            devices=1,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            use_distributed_sampler=False,
             precision=settings.precision,
             max_epochs=settings.rounds,
             gradient_clip_val=gradient_clip,
@@ -86,42 +105,74 @@ def fit(
             default_root_dir=folder.root,
             logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
             callbacks=[interrupt, recorder, *([] if lines.bar is None else [lines.bar])],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(folder), *options.pop("plugins", [])],
             enable_progress_bar=lines.bar is not None,
             enable_checkpointing=False,
             enable_model_summary=False,
+            **options,
         )
         try:
             trainer.fit(
                 task,
                 train,
                 validation,
-                ckpt_path=folder.last if folder.last.exists() else None,
+                ckpt_path=start,
                 weights_only=True,
             )
         except NonFiniteLossError as error:
-            batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
-            write_atomically(folder.nan_batch, save(batch))
-            logger.info("the batch at fault is in %s", folder.nan_batch)
+            _keep_batch(error, folder)
+            raise
+        except RuntimeError:
+            if interrupt.came is not None:  # to another process earlier, which then was gone
+                interrupt.end()
             raise
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit:
             # Lightning turns Ctrl-C into an exit with code 1.
             raise KeyboardInterrupt from None
+    if group.count > 1:
+        leave_group()
+        if not group.is_first:
+            raise ShareDoneError
     return recorder
+
+
+def _keep_batch(error: NonFiniteLossError, folder: RunFolder) -> None:
+    if error.batch is None:
+        return
+    path, number = folder.nan_batch, current().number
+    if number:
+        path = path.with_stem(f"{path.stem}-{number}")
+    batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
+    write_atomically(path, save(batch))
+    logger.warning("the batch at fault is in %s", path)
+
+
+def _start(folder: RunFolder, settings: ComputeConfig) -> str | None:
+    sharded = settings.processes > 1 and settings.strategy == "fsdp"
+    path = choose_checkpoint(folder, read_rest if sharded else read_checkpoint)
+    return None if path is None else str(path)
 
 
 class InterruptBetweenBatches(Callback):
     """Makes Ctrl-C end the training between two batches; pressed once more, it ends it at once.
 
     In the middle of anything it reaches what cannot bear it: torch's writer of checkpoints turns
-    it into an error, and TensorBoard's may miss it and wait two minutes for its own thread.
+    it into an error, and TensorBoard's may miss it and wait two minutes for its own thread. In one
+    of several processes SIGTERM is heard here too: Lightning's handler waits for the others in it.
+
+    Args:
+        several: whether this is one of several processes.
+
+    Attributes:
+        came: the signal that came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         """Starts with nothing pressed."""
-        self._pressed = False
+        self.came: int | None = None
+        self._several = several
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -137,9 +188,9 @@ class InterruptBetweenBatches(Callback):
             return
 
         def press(_number: int, _frame: object) -> None:
-            if self._pressed:
+            if self.came is not None:
                 raise KeyboardInterrupt
-            self._pressed = True
+            self.came = signal.SIGINT
 
         signal.signal(signal.SIGINT, press)
         try:
@@ -147,18 +198,34 @@ class InterruptBetweenBatches(Callback):
         finally:
             # Lightning, too, changes it: it stops listening once it was interrupted.
             signal.signal(signal.SIGINT, before)
-        self._end_if_pressed()
+        self.end()
+
+    def on_fit_start(self, *_arguments: Any, **_options: Any) -> None:
+        """Takes SIGTERM from Lightning, which gives it back at the end."""
+        if self._several and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, _frame: object) -> None:
+        self.came = number
 
     def on_train_batch_start(self, *_arguments: Any, **_options: Any) -> None:
         """Ends the training, if that is wanted."""
-        self._end_if_pressed()
+        self.end()
 
     def on_validation_batch_start(self, *_arguments: Any, **_options: Any) -> None:
         """Ends the training, if that is wanted."""
-        self._end_if_pressed()
+        self.end()
 
-    def _end_if_pressed(self) -> None:
-        if self._pressed:
+    def end(self) -> None:
+        """Ends the training, if that is wanted.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+            SIGTERMException: SIGTERM came.
+        """
+        if self.came == signal.SIGTERM:
+            raise SIGTERMException(128 + signal.SIGTERM)
+        if self.came is not None:
             raise KeyboardInterrupt
 
 
@@ -170,7 +237,8 @@ def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") ->
         folder: of the run.
         prefix: of their names in the checkpoint.
     """
-    state = read_checkpoint(folder.best)["state_dict"]
+    path = folder.best
+    state = read_whole(path) if path.is_dir() else read_checkpoint(path)["state_dict"]
     weights = {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }

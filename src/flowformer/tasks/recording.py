@@ -1,13 +1,13 @@
-"""What every task records: rows and checkpoints at an epoch's end, and how they are read again."""
+"""What every task records at an epoch's end, and what it makes of a loss that is none."""
 
+import copy
 import csv
 import io
-import pickle
+import logging
+import math
 import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,28 +15,17 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
-from flowformer.files import atomic_file, write_atomically
+from flowformer.data.shares import SharedBatches
+from flowformer.files import write_atomically
 from flowformer.tasks.folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, float | int]
-
-
-# What torch and pickle raise on bytes that are not what torch.save wrote.
-_UNREADABLE = (
-    OSError,
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -44,7 +33,7 @@ class NonFiniteLossError(RuntimeError):
 
     Args:
         stage: train or validation.
-        loss: its value.
+        loss: its value; that of a process whose own share of the batch is sound is finite.
         step: optimizer steps taken before it.
         learning_rate: at that step.
         batch: the keyword arguments of the model's call.
@@ -60,26 +49,51 @@ class NonFiniteLossError(RuntimeError):
         batch: dict[str, Tensor],
     ) -> None:
         """Says what happened, when, and at which learning rate."""
-        super().__init__(
-            f"the {stage} loss became {loss} at step {step} (learning rate {learning_rate:g})"
-        )
-        self.batch = batch
+        happened = f"the {stage} loss became {loss}"
+        if math.isfinite(loss):
+            happened = f"the {stage} loss of another process is not finite"
+        super().__init__(f"{happened} at step {step} (learning rate {learning_rate:g})")
+        self.batch = batch if not math.isfinite(loss) else None
 
 
 class RecordedTask(LightningModule):
     """A task whose epochs are recorded.
 
-    All randomness of an epoch is a function of the seed and the epoch alone (the order of the data
-    is the sampler's): a run resumed at the start of an epoch goes on as if it had never stopped.
+    All randomness of an epoch is a function of the seed, the epoch and the process alone (the order
+    of the data is the sampler's): a run resumed at the start of an epoch goes on as if it had never
+    stopped.
 
     Args:
         seed: of the dropout.
+
+    Attributes:
+        shares: of the batches of each stage among several processes; empty for one process.
+        skips_left: training batches that may still be left out for their loss.
+        skipped: training batches of this epoch that were.
     """
 
     def __init__(self, *, seed: int) -> None:
         """Keeps the seed."""
         super().__init__()
         self._seed = seed
+        self.shares: Mapping[str, SharedBatches] = {}
+        self.skips_left = self.skipped = 0
+        self._took_any = False  # of the batches whose gradients make one step
+        self._is_sharded = False
+
+    def configure_model(self) -> None:
+        """Shares the parameters out among processes, under FSDP2.
+
+        Those of a copy: the caller's model is whole, and has the best ones in the end.
+        """
+        from flowformer.tasks.strategies import ShardedStrategy, shard
+
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not self._is_sharded:
+            self._is_sharded = True
+            self.model = copy.deepcopy(self.model)
+            mesh = self.device_mesh
+            assert mesh is not None
+            shard(self.model, mesh["data_parallel"])
 
     @abstractmethod
     def figures(self) -> Row:
@@ -103,24 +117,84 @@ class RecordedTask(LightningModule):
         del batch
         # Not in on_train_epoch_start, which a resumed Trainer may leave out.
         if batch_idx == 0:
-            torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
+            self.skipped = 0
+            torch.manual_seed(epoch_seed(self._seed, self.current_epoch, self.global_rank))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._took_any = False
 
-    def require_finite(self, loss: Tensor, batch: dict[str, Tensor], stage: str) -> None:
-        """Ends the run on a loss that is none.
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets no parameter move where all batches of a step were left out, by momentum neither."""
+        if not self._took_any:
+            optimizer.zero_grad(set_to_none=True)
+
+    def take(
+        self, loss: Tensor, count: int, batch: dict[str, Tensor], stage: str, batch_idx: int
+    ) -> tuple[Tensor, int]:
+        """Logs the loss of a batch, and weighs that of a share by its part of the whole batch.
+
+        Args:
+            loss: mean over what is counted.
+            count: targets, labels or steps of it.
+            batch: the keyword arguments of the model's call.
+            stage: train or validation.
+            batch_idx: of the batch.
+
+        Returns:
+            What to go back from, whose mean over the processes is the loss of the whole batch; and
+            what is counted, 0 where a batch is left out or too small for all to have a share of it.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: the loss is NaN or infinite, in any process, and may not be skipped.
         """
+        if stage in self.shares and self.shares[stage].is_repeated(batch_idx):
+            count = 0
         # Waits for an accelerator's forward pass, once a step: the batch at fault and the
         # parameters that met it are still at hand here, and after the update they are not.
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                stage,
-                loss.item(),
-                step=self.global_step,
-                learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
-                batch=batch,
-            )
+        finite = bool(torch.isfinite(loss))
+        whole, lost = self.across_processes(count, int(not finite))
+        if lost:
+            return self._leave_out(loss, batch, stage), 0
+        self._took_any = True
+        several, world_size = bool(self.shares), self.trainer.world_size
+        self.log(
+            f"{stage}_loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            # Lightning rounds the mean over the processes of this whole number.
+            batch_size=count * world_size,
+            sync_dist=several,
+        )
+        return (loss * (count * world_size / whole) if several else loss), count
+
+    def across_processes(self, *values: int) -> list[int]:
+        """Returns the sums of numbers over all processes."""
+        if not self.shares:
+            return list(values)
+        totals = torch.tensor(values, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(totals)
+        return totals.tolist()
+
+    def _leave_out(self, loss: Tensor, batch: dict[str, Tensor], stage: str) -> Tensor:
+        """Returns a loss whose gradient is zero: whoever waits for one of every parameter has it.
+
+        Raises:
+            NonFiniteLossError: it may not be left out.
+        """
+        error = NonFiniteLossError(
+            stage,
+            loss.item(),
+            step=self.global_step,
+            learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
+            batch=batch,
+        )
+        if stage != "train" or not self.skips_left:
+            raise error
+        self.skips_left -= 1
+        self.skipped += 1
+        logger.warning("%s: the batch is left out (%d more may be)", error, self.skips_left)
+        parts = [0 * p.flatten()[0] for p in self.parameters() if p.requires_grad]
+        return torch.stack(parts).sum()
 
 
 class EpochRecorder(Callback):
@@ -135,6 +209,8 @@ class EpochRecorder(Callback):
         folder: where the run is kept.
         held_out: what the validation columns are measured on, in words.
         say: shows the line of an epoch.
+        skip_nan: training batches of all epochs that may be left out for their loss; where it is
+            not 0, metrics.csv has a column for them.
     """
 
     def __init__(
@@ -144,9 +220,11 @@ class EpochRecorder(Callback):
         *,
         held_out: str,
         say: Callable[[str], None],
+        skip_nan: int = 0,
     ) -> None:
         """Starts with no rows."""
         self.rows: list[Row] = []
+        self._skip_nan = task.skips_left = skip_nan
         self._task = task
         self._folder = folder
         self._held_out = held_out
@@ -160,7 +238,9 @@ class EpochRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the rows up to the checkpoint, in place of what metrics.csv may hold beyond it."""
         self.rows = list(state_dict["rows"])
-        self.write_metrics()
+        self._task.skips_left = self._skip_nan - sum(int(r.get("skipped", 0)) for r in self.rows)
+        if self._task.trainer.is_global_zero:
+            self.write_metrics()
 
     @property
     def best(self) -> Row:
@@ -193,6 +273,8 @@ class EpochRecorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the epoch; validation has run by now."""
         del pl_module
+        if self._task.skipped == trainer.num_training_batches:
+            raise RuntimeError("every batch of the epoch was left out: no loss of it was finite")
         row: Row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -201,65 +283,24 @@ class EpochRecorder(Callback):
             "train_seconds": self._train_seconds,
             "seconds": time.perf_counter() - self._started,
         }
+        if self._skip_nan:
+            row["skipped"] = self._task.skipped
+        # The clocks of several processes differ: the rows are those of the first.
+        row = trainer.strategy.broadcast(row)
         self.rows.append(row)
         if self.best is row:
             trainer.save_checkpoint(self._folder.best, weights_only=True)
         trainer.save_checkpoint(self._folder.last)
-        self.write_metrics()
-        self._say(f"{self._task.describe(row, self._held_out)}  {row['seconds']:.1f} s")
+        if trainer.is_global_zero:
+            self.write_metrics()
+            self._say(f"{self._task.describe(row, self._held_out)}  {row['seconds']:.1f} s")
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints so that a kill, of the machine too, leaves the previous one whole."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Writes a checkpoint in one step.
-
-        Raises:
-            TypeError: storage options, of which there are none here.
-        """
-        if storage_options is not None:
-            raise TypeError(f"storage_options must be None, got {storage_options!r}")
-        with atomic_file(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(
-        self, path: str | Path, *_arguments: Any, **_options: Any
-    ) -> dict[str, Any]:
-        """Reads a checkpoint as `read_checkpoint` does, on the CPU: Lightning moves it from there.
-
-        Raises:
-            ValueError: it is none of this run.
-        """
-        return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; no code in it runs.
-
-    Raises:
-        ValueError: the file is missing, damaged, or no checkpoint of a run.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on the way to its error
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if "state_dict" not in checkpoint:
-            raise KeyError("state_dict")
-    except _UNREADABLE as error:
-        # Not torch's own words: they advise to run the code in the file.
-        raise ValueError(
-            f"{path} is no checkpoint of a run (missing, damaged or made by something else): "
-            f"delete {path.parent} and resume, to train from the first epoch"
-        ) from error
-    return checkpoint
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Mixes a seed and an epoch into the seed of that epoch's randomness."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
+    """Mixes a seed and an epoch into the seed of that epoch's randomness in a process."""
+    # The first process has what one alone has.
+    mixed = [seed, epoch, *([process] if process else [])]
+    return int(np.random.SeedSequence(mixed).generate_state(1, np.uint64)[0])
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -13,6 +13,7 @@ from flowformer.tasks.folder import RunFolder, RunResult, read_versions, require
 from flowformer.tasks.loop import fit, keep_best, torch_settings
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.prediction import choose_device, classify
+from flowformer.tasks.processes import current
 from flowformer.tasks.recording import count_parameters
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.sequence_data import (
@@ -48,15 +49,18 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ShareDoneError: in all processes but the first, once the training has ended.
         ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
             of that run is damaged.
     """
     folder = RunFolder(Path(run_dir))
-    started = folder.begin(resume=resume)
+    group = current()
+    started = group.agree(lambda: folder.begin(resume=resume))
     if not config.is_benchmark:
         config = replace(config, paper_dataset=None)  # and with it the figure, which is of others
     device = choose_device(config.training.accelerator)
-    data = load_sequences(config.data)
+    with group.first_alone():  # it prepares the set
+        data = load_sequences(config.data)
     parts = part_sequences(config, data)
     record = SequenceRecord(
         recipe=config.name,
@@ -79,10 +83,11 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = build_sequence_model(config.model, record)
-        if started:
-            remove_unfinished(folder.root)
-        else:
-            record.write(folder)
+        if group.is_first:
+            if started:
+                remove_unfinished(folder.root)
+            else:
+                record.write(folder)
         logger.info("%s: %s", data.name, data.source)
         logger.info(
             "%s: %s cases to train on, %s for %s, %s parameters, folder %s",

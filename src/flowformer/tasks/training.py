@@ -24,6 +24,7 @@ from flowformer.tasks.loop import fit, keep_best, torch_settings
 from flowformer.tasks.optimizers import build_constant
 from flowformer.tasks.prediction import choose_device, predict_probabilities
 from flowformer.tasks.preparation import Prepared, load_again, load_data, prepare
+from flowformer.tasks.processes import current
 from flowformer.tasks.recording import EpochRecorder, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -57,19 +58,19 @@ def train(
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ShareDoneError: in all processes but the first, once the training has ended.
         ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
             of that run is damaged.
     """
     folder = RunFolder(Path(run_dir))
-    started = folder.begin(resume=resume)
+    group = current()
+    started = group.agree(lambda: folder.begin(resume=resume))
     device = choose_device(config.training.accelerator)
     if data is not None:
         config = replace(config, data=config.data.without_source())
-    elif started:
-        remedy = "give them again (data=...) to go on"
-        data = load_again(config.data, folder.root, instead=remedy)
     else:
-        data = load_data(config.data)
+        with group.first_alone():  # it fetches what there is to fetch
+            data = _load(config, folder, again=started)
     prepared = prepare(config, data)
     record = _record(config, data, prepared)
     if started:
@@ -85,11 +86,12 @@ def train(
             num_classes=len(data.classes),
             max_length=prepared.max_length,
         )
-        if started:
-            remove_unfinished(folder.root)
-        else:
-            record.write(folder)
-        write_json(folder.preprocessing, prepared.preprocessing.to_dict())
+        if group.is_first:
+            if started:
+                remove_unfinished(folder.root)
+            else:
+                record.write(folder)
+            write_json(folder.preprocessing, prepared.preprocessing.to_dict())
         logger.info(
             "%s: %d series to train on, %d for %s, %d parameters, folder %s",
             *(config.name, len(prepared.train), len(prepared.validation)),
@@ -109,6 +111,13 @@ def train(
             gradient_clip=config.optimizer.gradient_clip,
         )
         return _finish(model.to(device), config, data, prepared, folder, recorder)
+
+
+def _load(config: TimeSeriesConfig, folder: RunFolder, *, again: bool) -> TimeSeriesData:
+    if again:
+        remedy = "give them again (data=...) to go on"
+        return load_again(config.data, folder.root, instead=remedy)
+    return load_data(config.data)
 
 
 def _record(config: TimeSeriesConfig, data: TimeSeriesData, prepared: Prepared) -> RunRecord:

@@ -49,6 +49,7 @@ class VisionTask(ClassificationTask):
         self.average = None
         if average is not None:
             self.average = ModelEmaV3(model, decay=average, use_warmup=True)
+            self.average.requires_grad_(False)  # nobody has a gradient of them, nor waits for one
             self.average.train()  # like the model beside it: the loop turns both to evaluation
         self._averaged_at = 0
 
@@ -63,7 +64,10 @@ class VisionTask(ClassificationTask):
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        key = self._seed, self.current_epoch, batch_idx
+        # Each process mixes its own share; the first one draws what one alone does.
+        key = [self._seed, self.current_epoch, batch_idx]
+        if self.global_rank:
+            key.append(self.global_rank)
         images, labels = self._mixing(batch["images"], batch["labels"], *key)
         return super().training_step({"images": images, "labels": labels}, batch_idx)
 

@@ -188,6 +188,8 @@ class VisionTrainingConfig(TrainingConfig):
         require("accumulate", self.accumulate, "at least 1", lambda v: v >= 1)
         if self.average is not None:
             require("average", self.average, "in (0, 1)", lambda v: 0 < v < 1)
+            if self.strategy == "fsdp":
+                raise ValueError("training.average is for one process and ddp, got strategy fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +228,11 @@ class VisionConfig:
         check_types(self.model, "model")
         if self.paper_accuracy is not None:
             require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
-        if self.augmentation.mixes and self.data.batch_size % 2:
+        processes = self.training.processes
+        if self.augmentation.mixes and self.data.batch_size % (2 * processes):
+            share = "even" if processes == 1 else f"even for each of {processes} processes"
             raise ValueError(
-                "data.batch_size must be even where images are mixed by pairs, got "
+                f"data.batch_size must be {share} where images are mixed by pairs, got "
                 f"{self.data.batch_size}"
             )
         if self.data.dataset != "folder" and self.augmentation.crop == "resized":

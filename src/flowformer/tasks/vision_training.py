@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,6 +27,7 @@ from flowformer.tasks.folder import (
 from flowformer.tasks.loop import fit, keep_best, torch_settings
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.prediction import choose_device, classify
+from flowformer.tasks.processes import current
 from flowformer.tasks.recording import EpochRecorder, count_parameters
 from flowformer.tasks.vision import AVERAGE, VisionTask
 from flowformer.tasks.vision_config import VisionConfig
@@ -65,13 +67,16 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        ShareDoneError: in all processes but the first, once the training has ended.
         ValueError: the configuration does not fit the images, or not the run to be resumed, or a
             file of that run or of an image is damaged.
     """
     folder = RunFolder(Path(run_dir))
-    started = folder.begin(resume=resume)
+    group = current()
+    started = group.agree(lambda: folder.begin(resume=resume))
     device = choose_device(config.training.accelerator)
-    data = load_images(config.data)
+    with group.first_alone():  # it fetches what there is to fetch
+        data = load_images(config.data)
     parts = part_images(config, data)
     record = _record(config, data, parts)
     if started:
@@ -84,11 +89,12 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = _start(record)
-        if started:
-            remove_unfinished(folder.root)
-        else:
-            record.write(folder)
-        write_json(folder.preprocessing, to_plain(parts.preprocessing))
+        if group.is_first:
+            if started:
+                remove_unfinished(folder.root)
+            else:
+                record.write(folder)
+            write_json(folder.preprocessing, to_plain(parts.preprocessing))
         logger.info(
             "%s: %s images to train on, %s for %s, %d classes, %s parameters, folder %s",
             *(config.name, f"{len(parts.train):,}", f"{len(parts.validation):,}"),
@@ -143,8 +149,8 @@ def _task(
     )
     return VisionTask(
         model,
-        lambda _: build_scheduled(
-            parameter_groups(model, optimizer.weight_decay),
+        lambda trained: build_scheduled(
+            parameter_groups(cast(VisionClassifier, trained), optimizer.weight_decay),
             optimizer,
             steps=training.epochs * steps,
         ),
