@@ -98,7 +98,7 @@ def main() -> None:
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         seconds, peak = map(float, printed.split())
         print(f"forward: {seconds:.1f} s, peak memory {peak / 2**30:.2f} GiB")
-        out = torch.load(path)
+        out = torch.load(path, weights_only=True)
     error, streamed_error, step_seconds = compare(arguments.tokens, out)
     result = {
         "tokens": arguments.tokens,

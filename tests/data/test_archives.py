@@ -55,6 +55,11 @@ OUTWARDS = {
         member("a/deep/up", tarfile.SYMTYPE, "../.."),
         member("b/c/d/link", tarfile.SYMTYPE, "../../../a/deep/up/../out.txt"),
     ],
+    "link-through-later-link": [
+        member("a", tarfile.SYMTYPE, "b/../out.txt"),
+        member("b", tarfile.SYMTYPE, "."),
+    ],
+    "links-in-a-circle": [member("a", tarfile.SYMTYPE, "b"), member("b", tarfile.SYMTYPE, "a")],
     "hard-link": [member("same.txt", tarfile.LNKTYPE, "../out.txt")],
     "hard-link-to-nothing": [member("same.txt", tarfile.LNKTYPE, "nowhere.txt")],
     "device": [member("device", tarfile.CHRTYPE)],
@@ -65,7 +70,7 @@ OUTWARDS = {
 @pytest.mark.parametrize("members", OUTWARDS.values(), ids=OUTWARDS.keys())
 def test_what_leads_out_or_is_no_file_is_refused(tmp_path, members):
     (tmp_path / "out.txt").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="expected "):
+    with pytest.raises(ValueError, match=r"^damaged tar archive: (expected |.*Too many levels)"):
         untar(tmp_path, *members, content=b"theirs")
     assert (tmp_path / "out.txt").read_bytes() == b"mine"
     inside = tmp_path.resolve() / "in"

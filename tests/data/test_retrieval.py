@@ -46,7 +46,7 @@ def test_long_texts_are_cut_and_counted(release):
         ("1\tP1\tP2\ta\tb\n\n", "line 2: expected 5 fields .*, got 1"),
         ("1\tP1\tP2\ta\tb\n0\tP1\tP2\ta\tb", "line 2: expected a line end, got none: cut off?"),
         ("2\tP1\tP2\ta\tb\n", "line 1: expected the label 0 or 1, got '2'"),
-        ("", "expected at least one case in validation, got none"),
+        ("", "expected at least one pair, got none"),
     ],
     ids=["short", "empty line", "cut text", "label", "empty"],
 )

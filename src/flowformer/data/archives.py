@@ -4,8 +4,8 @@ import posixpath
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, cast, runtime_checkable
@@ -17,11 +17,6 @@ _MAX_HEADER = 2**20
 _HEADER_TYPES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
-
-_DAMAGED_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
-    *(OSError, ValueError, LookupError),
 )
 
 
@@ -58,7 +53,7 @@ def unpack_zip(path: Path, members: Sequence[str], folder: Path) -> None:
             for info in chosen:
                 with archive.open(info) as content:
                     _write(content, folder, _safe(info.filename))
-    except _DAMAGED_ZIP as error:
+    except Exception as error:  # zipfile lets through what zlib, struct and others raise
         raise ValueError(f"cannot unpack {path}: {error}") from error
 
 
@@ -96,12 +91,9 @@ def unpack_tar(stream: Readable, members: Sequence[str], folder: Path) -> set[st
                 else:
                     _unpack_member(archive, member, folder, _safe(name))
                 found.update(matched)
-    # OverflowError and OSError: of sizes and places that no file has; tarfile lets them pass.
-    except (tarfile.TarError, OSError, EOFError, OverflowError) as error:
+        _link(folder, links)  # last: nothing is written through a link
+    except Exception as error:  # tarfile lets through what struct, int and others raise
         raise ValueError(f"damaged tar archive: {error}") from error
-    # Last: nothing is written through a link.
-    for place, target in links:
-        _link(folder, place, target)
     return found
 
 
@@ -159,15 +151,25 @@ def _write(content: Readable, folder: Path, place: PurePosixPath) -> None:
         shutil.copyfileobj(cast(Any, content), file, 2**20)
 
 
-def _link(folder: Path, place: PurePosixPath, target: str) -> None:
-    inside = posixpath.normpath(posixpath.join(place.parent.as_posix(), target))
-    if target.startswith("/") or inside.split("/")[0] == ".." or "\0" in target:
-        raise ValueError(f"expected a link inside the folder, got {str(place)!r} to {target!r}")
-    link = folder / place
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target)
-    # Through other links, ".." may be elsewhere than its letters say.
-    if not link.parent.resolve().joinpath(target).resolve().is_relative_to(folder.resolve()):
-        link.unlink()
-        raise ValueError(f"expected a link inside the folder, got {str(place)!r} to {target!r}")
+def _link(folder: Path, links: Sequence[tuple[PurePosixPath, str]]) -> None:
+    made: list[Path] = []
+    try:
+        for place, target in links:
+            inside = posixpath.normpath(posixpath.join(place.parent.as_posix(), target))
+            if target.startswith("/") or inside.split("/")[0] == "..":
+                raise ValueError(f"expected a link inside the folder, got {place} to {target!r}")
+            link = folder / place
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+            made.append(link)
+        # When all are there: through another link, ".." is elsewhere than its letters say.
+        for link in made:
+            with suppress(FileNotFoundError):  # what it points to may not be unpacked
+                link.stat()  # a circle is an OSError
+            if not link.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"expected a link inside the folder, got {link} through others")
+    except Exception:
+        for link in made:
+            link.unlink()
+        raise

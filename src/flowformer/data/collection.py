@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from flowformer.data.arrays import read_arrays
 from flowformer.data.behaviour import (
     Progress,
     Search,
@@ -263,7 +264,8 @@ def _write_part(path: Path, episodes: list[Episode]) -> None:
 
 
 def _read_part(path: Path) -> list[Episode]:
-    with path.open("rb") as file, np.load(file) as part:
+    part = read_arrays(path)
+    try:
         ends = np.cumsum(part["lengths"])[:-1]
         columns = zip(
             np.split(part["observations"], ends + np.arange(1, len(ends) + 1)),  # one more each
@@ -272,10 +274,14 @@ def _read_part(path: Path) -> list[Episode]:
             part["terminated"].tolist(),
             strict=True,
         )
-    return [
-        Episode(observations=observations, actions=actions, rewards=rewards, terminated=terminated)
-        for observations, actions, rewards, terminated in columns
-    ]
+        return [
+            Episode(
+                observations=observations, actions=actions, rewards=rewards, terminated=terminated
+            )
+            for observations, actions, rewards, terminated in columns
+        ]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: delete it, to play it again ({error})") from error
 
 
 def _write(

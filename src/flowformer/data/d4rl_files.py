@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from flowformer.data.environments import ENVIRONMENTS, NOT_D4RL, references_of, task_of
+from flowformer.data.hdf5 import read_numbers, read_words
+from flowformer.data.json_values import parse_json
 from flowformer.data.trajectories import Space, Trajectories, described
 from flowformer.files import atomic_file
 
@@ -45,15 +47,16 @@ def read_d4rl(
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of D4RL's, found none: {path}")
+    h5py = _h5py()
     try:
-        with _h5py().File(path, "r") as file:
+        with h5py.File(path, "r") as file:
             arrays, described_by = _read_arrays(file)
-    except OSError as error:  # h5py's, of a damaged file
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # of damage h5py raises OSError, KeyError, RuntimeError and others
         raise ValueError(
             f"{path}: expected a whole HDF5 file, got a damaged or truncated one ({error})"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     known: dict[str, Any] = {
         "name": path.stem,
         "source": f"D4RL's file {path.name}",
@@ -62,7 +65,7 @@ def read_d4rl(
         "references": references_of(env, path.stem),
     }
     if described_by is not None:
-        known = described(json.loads(described_by))
+        known = _description(path, described_by)
     elif env is None and (task := task_of(None, path.stem)) is not None:
         known |= {"env": ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
     try:
@@ -107,7 +110,7 @@ def write_d4rl(trajectories: Trajectories, path: Path) -> None:
         file[_DESCRIPTION] = json.dumps(trajectories.description())
 
 
-def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], str | None]:
+def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], bytes | None]:
     missing = [name for name in _NEEDED if name not in file]
     if missing:
         raise ValueError(
@@ -115,7 +118,10 @@ def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], str | None]:
             f"{', '.join(file) or 'none'}"
         )
     names = [*_NEEDED, *(["timeouts"] if "timeouts" in file else [])]
-    arrays = {name: np.asarray(file[name]) for name in names}
+    arrays = {name: read_numbers(file, name) for name in names}
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise ValueError(f"expected an array {name} with an axis of steps, got one value")
     steps = len(arrays["observations"])
     for name in names:
         if name not in ("observations", "actions"):  # old files have a column: (steps, 1)
@@ -129,8 +135,15 @@ def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], str | None]:
         raise ValueError("expected at least one step, got none")
     described_by = None
     if _DESCRIPTION in file:
-        described_by = np.asarray(file[_DESCRIPTION]).item().decode()
+        described_by = read_words(file, _DESCRIPTION)
     return arrays, described_by
+
+
+def _description(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        return described(parse_json(text))
+    except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"{path}: damaged {_DESCRIPTION} ({error})") from error
 
 
 def _episodes(

@@ -1,6 +1,5 @@
 """Image files of every kind as RGB, or an error that names the file."""
 
-import struct
 import warnings
 from pathlib import Path
 
@@ -16,21 +15,6 @@ except ImportError as error:
 MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gibibyte in RGB
 _MAX_16_BIT = 65_535
 _BACKGROUND = (255, 255, 255)
-
-# What Pillow raises on bytes that its header promised otherwise, by format: PNG has SyntaxError,
-# TIFF KeyError and TypeError, AVIF RuntimeError, EXIF struct.error, WebP and others OSError,
-# ValueError or EOFError.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    struct.error,
-)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -52,7 +36,7 @@ def read_image(path: Path) -> Image.Image:
             try:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
-            except _DAMAGED as error:
+            except Exception as error:  # Pillow's plugins raise whatever their parts do
                 raise ValueError(f"{path}: cut off or damaged image ({error})") from error
             return _as_rgb(upright, path)
 
@@ -81,7 +65,7 @@ def _open(path: Path) -> Image.Image:
             f"{path}: expected at most {MAX_PIXELS:,} pixels, got more than twice that: a "
             "decompression bomb? Make it smaller"
         ) from error
-    except _DAMAGED as error:
+    except Exception as error:  # as in `read_image`
         raise ValueError(f"{path}: cut off or damaged image ({error})") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -108,7 +92,7 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
             below = Image.new("RGBA", over.size, (*_BACKGROUND, 255))
             return Image.alpha_composite(below, over).convert("RGB")
         return image.convert("RGB")
-    except ValueError as error:
+    except Exception as error:  # a palette or alpha channel that is not what the mode says
         raise ValueError(f"{path}: no way from mode {image.mode} to RGB ({error})") from error
 
 

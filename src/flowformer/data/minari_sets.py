@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from flowformer.data.d4rl_files import read_d4rl
 from flowformer.data.environments import feature_count, make_environment, references_of, space_of
+from flowformer.data.hdf5 import require_own
 from flowformer.data.trajectories import Space, Trajectories
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ROOT = "MINARI_DATASETS_PATH"
 _METADATA = "metadata.json"
+_DATA = "main_data.hdf5"
 _RECORD = "flowformer"  # what is ours in it
 
 
@@ -75,6 +77,7 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         folder = minari_folder(name)
         assert folder is not None
     try:
+        _require_own(folder / "data" / _DATA)
         data = minari.MinariDataset(folder / "data")
         metadata: Mapping[str, Any] = data.storage.metadata
         spec = data.env_spec
@@ -91,12 +94,24 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
             references=references_of(env, data.id) if None in references else references,  # pyright: ignore[reportArgumentType] - None is excluded
             **arrays,
         )
-    except (OSError, KeyError, AssertionError) as error:  # h5py's and minari's, of damage
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{folder}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    except Exception as error:  # of damage h5py, minari and gymnasium raise OSError, KeyError, …
         raise ValueError(
             f"{folder}: expected a whole Minari data set, got a damaged one ({error})"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+
+
+def _require_own(path: Path) -> None:
+    """Refuses an HDF5 file that names others; Minari's other format has no such file."""
+    if not path.is_file():
+        return
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        require_own(file)
 
 
 def minari_folder(name: str | Path) -> Path | None:

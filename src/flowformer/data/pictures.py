@@ -25,6 +25,7 @@ _GREY = np.array([0.2989, 0.5870, 0.1140], np.float32)
 _FASHION_PACKAGE = "dataset-fashion-mnist"
 _FASHION_FILES = {"train": "train", "test": "t10k"}
 _IDX_UINT8 = 0x08
+_MAX_DIMENSIONS = 32
 
 
 def load_cifar10_grey(folder: Path, *, download: bool = False) -> SequenceData:
@@ -136,9 +137,12 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
             f"{path}: expected an idx file of bytes, which begins with 00 00 08, got "
             f"{content[:3].hex(' ')}"
         )
-    first = 4 + 4 * int.from_bytes(content[3:4])
+    dimensions = int.from_bytes(content[3:4])
+    first = 4 + 4 * dimensions
     if len(content) < max(first, 4):
         raise ValueError(f"{path}: expected {first} bytes before the values, got {len(content)}")
+    if dimensions > _MAX_DIMENSIONS:
+        raise ValueError(f"{path}: expected at most {_MAX_DIMENSIONS} axes, got {dimensions}")
     shape = tuple(np.frombuffer(content[4:first], ">u4").tolist())
     if len(content) - first != math.prod(shape):
         raise ValueError(

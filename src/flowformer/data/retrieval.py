@@ -43,12 +43,15 @@ def read_aan(folder: Path, *, max_length: int | None = RETRIEVAL_BYTES) -> Seque
 
 
 def _read_pairs(path: Path) -> Iterator[Case]:
+    number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield _read_pair(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+    if not number:
+        raise ValueError(f"{path}: expected at least one pair, got none")
 
 
 def _read_pair(line: bytes) -> Case:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int16, Shaped, UInt8
 
+from flowformer.data.arrays import map_array
+from flowformer.data.json_values import parse_json
 from flowformer.files import atomic_file, write_atomically
 
 PADDING = 0  # the id of no token: batches are filled up with it
@@ -189,7 +191,7 @@ class SequenceData:
         if not path.is_file():
             raise FileNotFoundError(f"expected a prepared data set in {folder}, found none")
         try:
-            known = json.loads(path.read_text())
+            known = parse_json(path.read_text())
             splits = {part: _read_split(folder, part, of) for part, of in known["splits"].items()}
             return cls(
                 name=known["name"],
@@ -199,7 +201,7 @@ class SequenceData:
                 splits=splits,
                 picture=None if known["picture"] is None else tuple(known["picture"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder} holds a damaged data set: delete it, to prepare it anew ({error})"
             ) from error
@@ -230,7 +232,7 @@ def _arrays(split: SequenceSplit) -> dict[str, np.ndarray]:
 
 
 def _read_split(folder: Path, part: str, names: list[str]) -> SequenceSplit:
-    arrays = {name: np.load(folder / f"{part}-{name}.npy", mmap_mode="r") for name in names}
+    arrays = {name: map_array(folder / f"{part}-{name}.npy") for name in names}
     others = None
     if "other-values" in arrays:
         others = Sequences(arrays["other-values"], arrays["other-offsets"])

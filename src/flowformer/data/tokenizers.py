@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from flowformer.data.json_values import parse_json
 from flowformer.files import write_atomically
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         path /= "tokenizer.json"
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = parse_json(text)
         if isinstance(content, dict) and content.get("format") == _FORMAT:
             return _from_json(content)
         return SubwordTokenizer(text)

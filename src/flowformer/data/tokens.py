@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from flowformer.data.json_values import parse_json
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer
 
 Part = Literal["train", "validation", "test"]
@@ -114,21 +115,44 @@ def read_meta(folder: Path) -> Meta:
             "flowformer data prepare makes such a folder"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         version = content.pop("format")
-        shards = {
-            part: [Shard(**{**shard, "counts": Counts(**shard["counts"])}) for shard in listed]
-            for part, listed in content.pop("shards").items()
-        }
-        meta = Meta(**content, shards=shards)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if version == FORMAT:
+            return _read_meta(content)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version}, expected {FORMAT}: {_REMEDY}")
+    raise ValueError(f"{path} has format {version}, expected {FORMAT}: {_REMEDY}")
+
+
+def _read_meta(content: dict[str, Any]) -> Meta:
+    listed = content.pop("shards")
+    shards: dict[str, list[Shard]] = {
+        part: [_read_shard(shard) for shard in listed[part]] for part in PARTS
+    }
+    meta = Meta(**content, shards=shards)
+    _require_types(meta.vocab_size, meta.complete, meta.settings)
     return meta
 
 
+def _read_shard(values: dict[str, Any]) -> Shard:
+    shard = Shard(**{**values, "counts": Counts(**values["counts"])})
+    # In the folder, and nowhere else.
+    if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
+        raise ValueError(f"expected the name of a file, got {shard.file!r}")
+    for count in asdict(shard.counts).values():
+        if type(count) is not int or not 0 <= count < _MOST:
+            raise ValueError(f"expected a count, got {count!r}")
+    return shard
+
+
+def _require_types(vocab_size: object, complete: object, settings: object) -> None:
+    known = type(vocab_size) is int and type(complete) is bool and type(settings) is dict
+    if not known:
+        raise ValueError(f"got {vocab_size=}, {complete=} and settings {type(settings).__name__}")
+
+
 _REMEDY = "delete the folder and prepare the text again"
+_MOST = 2**62  # of what is counted: places are 64 bits wide
 
 
 class TokenArray:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
+from flowformer.data.arrays import map_array
+from flowformer.data.json_values import parse_json
 from flowformer.files import atomic_file, write_atomically
 
 Bound = float | tuple[float, ...] | None
 
 _DESCRIPTION = "description.json"  # written last: a folder without it is not whole
+_OF_DAMAGE = (LookupError, AttributeError, ArithmeticError, NotImplementedError)
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated")
 
 
@@ -56,7 +59,9 @@ class Space:
         for name, bound in (("low", self.low), ("high", self.high)):
             if isinstance(bound, tuple) and len(bound) != self.shape[0]:
                 raise ValueError(f"expected {self.shape[0]} values of {name}, got {len(bound)}")
-        low, high = self.bounds
+        # Not `bounds`: a damaged shape may be too large to be filled.
+        low = np.asarray(-np.inf if self.low is None else self.low, np.float32)
+        high = np.asarray(np.inf if self.high is None else self.high, np.float32)
         if not (low < high).all():
             raise ValueError(f"expected low below high, got low={self.low} and high={self.high}")
 
@@ -234,10 +239,10 @@ class Trajectories:
         if not path.is_file():
             raise FileNotFoundError(f"expected a set of trajectories in {folder}, found none")
         try:
-            known = json.loads(path.read_text())
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+            known = parse_json(path.read_text())
+            arrays: dict[str, Any] = {name: map_array(folder / f"{name}.npy") for name in _ARRAYS}
             return cls(**described(known), **arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (*_OF_DAMAGE, OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{folder} holds a damaged set of trajectories: delete it, to make it anew "
                 f"({error})"

@@ -15,6 +15,7 @@ from jaxtyping import Float64
 
 # No archive's file needs more of it, and a line of PEMS-SF is a megabyte long.
 _EXCERPT_LENGTH = 40
+_MOST_DIGITS = 18  # of a count; Python itself refuses to read thousands
 
 
 class TsFormatError(ValueError):
@@ -208,7 +209,7 @@ def _unsupported(tag: str, values: list[str], lines: _Lines) -> bool:
 
 def _count(tag: str, values: list[str], lines: _Lines) -> int:
     value = " ".join(values)
-    if not value.isdecimal() or int(value) < 1:
+    if not value.isdecimal() or len(value) > _MOST_DIGITS or int(value) < 1:
         lines.fail(f"'{tag}' and a positive integer", _excerpt(value))
     return int(value)
 

@@ -6,7 +6,9 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
+MAX_PAGE = 2**28  # bytes with all its revisions; MediaWiki's own bound is 2 MiB of text each
 # Sections of lists, which are no prose.
 _DROPPED_SECTIONS = {
     "bibliography", "citations", "external links", "footnotes", "further reading", "gallery",
@@ -46,17 +48,43 @@ def read_dump(path: Path) -> Iterator[tuple[str, str]]:
 
     Args:
         path: XML as MediaWiki exports it, compressed with bzip2 or not.
+
+    Raises:
+        ValueError: it is damaged, or a page has more than `MAX_PAGE` bytes; the message names it.
     """
     with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as file:
-        for _, element in ET.iterparse(file):
-            if element.tag.rpartition("}")[2] != "page":
-                continue
-            # Releases of the format differ in their namespace only.
-            fields = {child.tag.rpartition("}")[2]: child for child in element}
-            text = element.findtext("{*}revision/{*}text") or ""
-            if fields["ns"].text == "0" and "redirect" not in fields:
-                yield fields["title"].text or "", plain_text(text)
-            element.clear()
+        bounded = _Bounded(file)
+        try:
+            for _, element in ET.iterparse(cast(Any, bounded)):
+                if element.tag.rpartition("}")[2] != "page":
+                    continue
+                bounded.taken = 0
+                # Releases of the format differ in their namespace only.
+                fields = {child.tag.rpartition("}")[2]: child for child in element}
+                text = element.findtext("{*}revision/{*}text") or ""
+                if fields["ns"].text == "0" and "redirect" not in fields:
+                    yield fields["title"].text or "", plain_text(text)
+                element.clear()
+        except KeyError as error:
+            raise ValueError(f"{path}: expected an element {error} in each page") from error
+        # ParseError is no ValueError; the others are bzip2's.
+        except (ET.ParseError, OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path} is no whole dump: {error}") from error
+
+
+class _Bounded:
+    """A file that gives no more than a page may have, until `taken` is set to 0."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.taken = 0
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self.taken += len(content)
+        if self.taken > MAX_PAGE:
+            raise ValueError(f"expected pages of at most {MAX_PAGE:,} bytes, got more: a bomb?")
+        return content
 
 
 def plain_text(markup: str) -> str:

@@ -47,8 +47,12 @@ class WikiText:
             yield from _articles(self._hub_lines(part))
             return
         # Lines end with "\n" and nothing else: the text has other characters that Python splits at.
-        with self._file(part).open(encoding="utf-8", newline="\n") as lines:
-            yield from _articles(lines)
+        path = self._file(part)
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            try:
+                yield from _articles(lines)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"expected UTF-8 in {path}: {error}") from error
 
     def identity(self) -> dict[str, Any]:
         """The files, or the name that `datasets` knows it by."""

@@ -34,10 +34,12 @@ def read_checkpoint(
         raise ValueError(_refusal(path, str(error))) from error
     except FileNotFoundError:
         raise
-    except (RuntimeError, EOFError, OSError) as error:  # what torch makes of a truncated file
+    except Exception as error:  # of a damaged file torch raises whatever its parts do
         raise ValueError(f"{path} is no checkpoint that torch can read: {error}") from error
     state = checkpoint.get(entry) if entry and isinstance(checkpoint, dict) else checkpoint
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         where = "and nothing else" if entry is None else f"in entry {entry!r}"
         raise ValueError(f"{path} is no {what} checkpoint: expected parameters {where}")
     return state
