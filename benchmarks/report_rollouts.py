@@ -1,16 +1,33 @@
-"""Write the table of rollout speed into docs/offline-rl.md.
+"""Write the tables and the picture of rollouts into docs/offline-rl.md.
 
     python -m benchmarks.report_rollouts
 
-From results/rollout_speed.json (`python -m benchmarks.rollout_speed`). A test holds the page to it.
+From results/rollout_speed.json (`python -m benchmarks.rollout_speed`) and results/returns_*.json
+(`python -m benchmarks.comparisons hopper hopper-replay cheetah`). A test holds the page to them.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
+from math import sqrt
+from statistics import mean, pvariance
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from benchmarks.pages import with_tables
 from benchmarks.runner import RESULTS, ROOT
 from flowformer.evaluation.comparison import to_markdown
+from flowformer.viz.decision_report import draw_returns
+from flowformer.viz.figures import png_bytes
+
+PICTURE = ROOT / "docs" / "assets" / "decision-returns.png"
+METHODS = ["flow", "softmax", "linear", "behaviour-cloning"]
+SETS = {
+    "hopper": "Hopper, medium and expert",
+    "hopper-replay": "Hopper, replay",
+    "cheetah": "HalfCheetah, medium and expert",
+}
 
 
 def rollout_speed() -> str:
@@ -51,9 +68,58 @@ def rollout_speed_machine() -> str:
     )
 
 
+def _returns(name: str) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
+    """Return a comparison's data, and of each method the outcomes over the seeds' episodes."""
+    kept = json.loads((RESULTS / f"returns_{name}.json").read_text())
+    seeds = defaultdict(list)
+    for run, outcomes in kept["runs"].items():
+        seeds[run.rpartition("-seed")[0]].append(outcomes)
+    methods = {}
+    for method in sorted(seeds, key=METHODS.index):
+        methods[method] = [
+            {
+                "target": each[0]["target"],
+                "mean": mean(one["mean"] for one in each),
+                # Of all episodes: within the seeds, and between them.
+                "std": sqrt(
+                    mean(one["std"] ** 2 for one in each) + pvariance(one["mean"] for one in each)
+                ),
+            }
+            for each in zip(*seeds[method], strict=True)
+        ]
+    return kept["data"], methods
+
+
+def decision_returns() -> str:
+    """Return what each method returned at each target, by data set."""
+    rows = []
+    for name, title in SETS.items():
+        data, methods = _returns(name)
+        held = f"{data['data_worst']:,.0f} to {data['data_best']:,.0f}, {data['data_mean']:,.0f}"
+        asked = [f"**{each['target']:,.0f}**" for each in methods["flow"]]
+        rows.append([f"{title} ({held})", "asked for", *asked])
+        for method, outcomes in methods.items():
+            came = [f"{each['mean']:,.0f} ± {each['std']:,.0f}" for each in outcomes]
+            rows.append(["", f"`{method}`", *came])
+    header = ["set (its returns, their mean)", "method", "target 1", "target 2", "target 3"]
+    return to_markdown([*header, "target 4"], rows).rstrip()
+
+
+def returns_picture() -> bytes:
+    """Return the same as a picture."""
+    figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(SETS)), SETS.items(), strict=True):
+        data, methods = _returns(name)
+        behaviour = data["data_worst"], data["data_mean"], data["data_best"]
+        draw_returns(axes, methods, behaviour=behaviour)
+        axes.set_title(title, fontsize=9)
+    return png_bytes(figure)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rollout_speed": rollout_speed,
     "rollout_speed_machine": rollout_speed_machine,
+    "decision_returns": decision_returns,
 }
 PAGES = {"docs/offline-rl.md": tuple(TABLES)}
 
@@ -64,6 +130,8 @@ def main() -> None:
         path = ROOT / name
         path.write_text(with_tables(path.read_text(), {each: TABLES[each]() for each in names}))
         print(name)
+    PICTURE.write_bytes(returns_picture())
+    print(PICTURE.relative_to(ROOT))
 
 
 if __name__ == "__main__":

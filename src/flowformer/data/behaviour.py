@@ -75,7 +75,8 @@ class SearchConfig:
 
 
 # Found here, for some minutes on one core: fewer directions and larger steps than the paper's. The
-# bonus for being alive is left out of Hopper, as there, which is learned so fast that it is tried more often.
+# bonus for being alive is left out of Hopper, as there; Hopper is learned so fast that it is tried
+# more often.
 SEARCHES: dict[str, SearchConfig] = {
     "Hopper-v5": SearchConfig(
         env="Hopper-v5",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowformer.evaluation.comparison import duration
@@ -42,7 +43,7 @@ def write_decision_report(
         f"{recipe}: run report",
         [
             heading(recipe, level=1),
-            paragraph(f"{result['protocol_note']} Data: {record['source']}.", soft=True),
+            paragraph(f"{result['protocol_note']}. Data: {record['source']}.", soft=True),
             headline(_cards(result, record)),
             heading("Returns"),
             picture(
@@ -81,7 +82,17 @@ def returns_figure(
         behaviour: worst, mean and best return of the data.
     """
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axes = figure.subplots()
+    draw_returns(figure.subplots(), outcomes, behaviour=behaviour)
+    return figure
+
+
+def draw_returns(
+    axes: Axes,
+    outcomes: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    behaviour: tuple[float, float, float],
+) -> None:
+    """Draws returns over target returns, a line a method, as :func:`returns_figure` takes them."""
     worst, mean, best = behaviour
     axes.axhspan(worst, best, color="0.93", zorder=0)
     axes.axhline(mean, color="0.6", linewidth=1, zorder=1)
@@ -99,7 +110,6 @@ def returns_figure(
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False)
-    return figure
 
 
 def _cards(result: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
