@@ -36,6 +36,28 @@ def parallel_bytes() -> str:
     return to_markdown(header, table).rstrip()
 
 
+def parallel_cost() -> str:
+    """Return the processor's time of a rank's part, beside that of an attention alone."""
+    rows = []
+    for row in _result()["cost"]:
+        whole, sharded = row["whole"], row["sharded"]
+        for name in ("forward", "backward"):
+            cells = [f"{1e3 * side[name]:,.0f} ms" for side in (whole, sharded)]
+            rows.append([row["form"], name, *cells, f"{sharded[name] / whole[name]:.1f}"])
+    header = ["form", "pass", "`flow_attention`", "the same tokens as a rank's part", "ratio"]
+    return to_markdown(header, rows).rstrip()
+
+
+def parallel_machine() -> str:
+    """Return what it was measured on, in a sentence."""
+    machine = _result()["machine"]
+    return (
+        f"{machine['processor']} ({machine['vectors']}), {machine['cores']} cores, load "
+        f"{machine['load']} at the end: other work ran beside it, so that seconds of the clock say "
+        f"little; PyTorch {machine['torch']}."
+    )
+
+
 def parallel_step() -> str:
     """Return what the step of a million tokens took."""
     ranks = _result()["step"]
@@ -83,7 +105,9 @@ def _numbers(plan: dict[str, Any], *names: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "parallel_bytes": parallel_bytes,
+    "parallel_cost": parallel_cost,
     "parallel_step": parallel_step,
+    "parallel_machine": parallel_machine,
     "parallel_plan": parallel_plan,
 }
 PAGES = {"docs/parallel.md": tuple(TABLES)}

@@ -1,12 +1,13 @@
 """What ranks that share a sequence send one another, and a million tokens on four of them.
 
-    python -m benchmarks.sequence_parallel [--only bytes|step|plan]
+    python -m benchmarks.sequence_parallel [--only bytes|cost|step|plan]
 
 The ranks are hosts in network namespaces of this machine (benchmarks/hosts.py; needs root), with
 gloo. `bytes`: one attention, forward and backward, at lengths of 4,096 to 262,144: the bytes that
-it hands to collectives, and those that the network interface of a host counted. `step`: a training
-step of a language model of one layer, 64 wide, on 1,048,576 tokens. `plan`: calculated from the
-bytes: 16 million tokens on 256 GPUs. Written to results/sequence_parallel.json.
+it hands to collectives, and those that the network interface of a host counted. `cost`: the
+processor's time of one rank's part, beside that of an attention to the same tokens alone. `step`: a
+training step of a language model of one layer, 64 wide, on 1,048,576 tokens. `plan`: calculated
+from the bytes: 16 million tokens on 256 GPUs. Written to results/sequence_parallel.json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from benchmarks.peak_memory import PROC, resident
 from benchmarks.runner import RESULTS, save
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.language import LanguageModel
+from flowformer.ops import flow_attention
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 
 NAME = "sequence_parallel"
@@ -39,6 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "bidirectional, no clamp": {"clamp": None},
 }
 SETTLED = 0.3  # seconds after which nothing of a call is on its way any more
+COST_SHAPE, COST_ROUNDS = (1, 16_384, 8, 64), 5
 TOKENS, STEP_RANKS = 2**20, 4
 MODEL = LanguageModelConfig(
     dim=64, num_heads=2, num_layers=1, feedforward=256, dropout=0.0, positions="rotary"
@@ -113,6 +117,37 @@ def largest(hosts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return, for each row, that of the host which sent most."""
     rows = zip(*hosts, strict=True)
     return [max(row, key=lambda each: each["forward"]["sent"]) for row in rows]
+
+
+def attention_cost() -> list[dict[str, Any]]:
+    """Return the processor's seconds of one rank's part, and of an attention without ranks."""
+    group = dist.group.WORLD
+    assert group is not None
+    sides = {
+        "whole": flow_attention,
+        "sharded": partial(sequence_parallel_flow_attention, mesh=group),
+    }
+    rows = []
+    for form in ("causal", "bidirectional"):
+        tensors = [torch.randn(COST_SHAPE, requires_grad=True) for _ in range(3)]
+        row: dict[str, Any] = {"form": form, "shape": COST_SHAPE}
+        for name, attend in sides.items():
+            seconds = [_passes(attend, tensors, FORMS[form]) for _ in range(COST_ROUNDS)]
+            row[name] = dict(
+                zip(("forward", "backward"), map(min, zip(*seconds, strict=True)), strict=True)
+            )
+        rows.append(row)
+    return rows
+
+
+def _passes(
+    attend: Callable[..., torch.Tensor], tensors: list[torch.Tensor], options: dict[str, Any]
+) -> tuple[float, float]:
+    start = time.process_time()
+    total = attend(*tensors, **options).sum()
+    middle = time.process_time()
+    total.backward()
+    return middle - start, time.process_time() - middle
 
 
 def training_step() -> dict[str, Any]:
@@ -198,7 +233,7 @@ def plan(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Measure, calculate and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("bytes", "step", "plan"))
+    parser.add_argument("--only", choices=("bytes", "cost", "step", "plan"))
     only = parser.parse_args().only
     torch.set_num_threads(1)  # before the hosts are forked
     path = Path(RESULTS, f"{NAME}.json")
@@ -208,6 +243,9 @@ def main() -> None:
         result["bytes"] = [row for ranks in RANKS for row in largest(run(attention_bytes, ranks))]
         for row in result["bytes"]:
             print(row)
+    if only in (None, "cost"):
+        (result["cost"],) = run(attention_cost, 1)
+        print(result["cost"])
     if only in (None, "step"):
         result["step"] = run(training_step, STEP_RANKS)
         print(result["step"])

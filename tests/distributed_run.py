@@ -50,13 +50,14 @@ def failures(table: Callable[[], Mapping[str, Case]], *, ranks: int, halves: boo
 @contextmanager
 def alone() -> Iterator[dist.ProcessGroup]:
     """A group of this process only."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    group = dist.group.WORLD
-    assert group is not None
-    try:
-        yield group
-    finally:
-        dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        group = dist.group.WORLD
+        assert group is not None
+        try:
+            yield group
+        finally:
+            dist.destroy_process_group()
 
 
 def _rank(

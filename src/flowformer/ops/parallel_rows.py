@@ -29,6 +29,8 @@ from flowformer.ops.flow import flow_attention
 from flowformer.ops.prefix import LARGEST_EXPONENT
 from flowformer.ops.state import FlowState, carry_dtype
 
+BLOCK = 64  # tokens that are summed in the dtype of the arithmetic
+
 
 class RowSums(NamedTuple):
     """How the sums of rows become those of whole sequences; ``[rows, …]`` in and out, float64."""
@@ -92,6 +94,14 @@ def _count(mask: Bool[Tensor, "b t"] | None, x: Float[Tensor, "b t h d"]) -> Ten
     if mask is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=wide, device=x.device)
     return mask.sum(1).to(wide)
+
+
+def _time_sum(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h d"]:
+    """Return the sum over time in the carried dtype, by blocks: a copy in it would be slow."""
+    blocks = x.shape[1] // BLOCK * BLOCK
+    wide = carry_dtype(x.device)
+    rest = x[:, blocks:].sum(1, dtype=wide)
+    return x[:, :blocks].unflatten(1, (-1, BLOCK)).sum(2).sum(1, dtype=wide) + rest
 
 
 def _totals(sums: RowSums, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -268,7 +278,7 @@ def _causal(
     prefixes = _Prefixes(
         border,
         (begin.tokens.to(wide), begin.key_sum, begin.query_sum),
-        (_count(mask, k), k.sum(1, dtype=wide), q.sum(1, dtype=wide)),
+        (_count(mask, k), _time_sum(k), _time_sum(q)),
     )
     row_sum = q.sum(-1)
     yield
@@ -302,10 +312,11 @@ def _causal(
 
     out, after = attend(value, known)
     prefixes = _Prefixes(border, (begin.key_value,), (after.key_value,))
-    sinks = q * scale[..., None]
     yield
     prefixes.turn()
     yield
     (key_value,) = prefixes.rows()
-    out = out + torch.einsum("bthd,bhdm->bthm", sinks, key_value.to(q.dtype))
-    return out, after._replace(key_value=after.key_value + key_value)
+    earlier = (q.transpose(1, 2) @ key_value.to(q.dtype)).transpose(1, 2)
+    return torch.addcmul(out, earlier, scale[..., None]), after._replace(
+        key_value=after.key_value + key_value
+    )
