@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from flowformer.data.json_values import parse_json
 from flowformer.files import write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
@@ -264,10 +265,10 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: a run has it from its start on") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the encoding too
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

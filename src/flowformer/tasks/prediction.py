@@ -80,7 +80,8 @@ def load_weights(model: nn.Module, folder: RunFolder) -> None:
         )
     try:
         model.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, RuntimeError) as error:
+    # Of an odd header safetensors raises LookupError, TypeError and others, too.
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, OSError) as error:
         raise ValueError(f"{folder.weights} does not hold the run's parameters: {error}") from error
 
 
