@@ -3,6 +3,7 @@
 import ctypes
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,12 @@ def unplug(number: int) -> None:
         original(*arguments)
 
     RecordedTask.on_train_batch_start = counting  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def plug() -> None:
+    """Puts it in again."""
+    subprocess.run(["ip", "-n", "faults1", "link", "set", "cable1", "up"], check=True)
+    time.sleep(2.0)  # until the link is there
 
 
 def be_nobody(_: int) -> None:

@@ -29,6 +29,7 @@ from benchmarks.fault_places import (
     join_host,
     mount_again,
     mounted,
+    plug,
     two_hosts,
     unplug,
 )
@@ -135,6 +136,8 @@ def _lose(folder: Path, name: str, fault: Moment, place: Moment = lambda _: None
 
     run = Run(config, folder / "run", moment=moment)
     ended = run.wait()
+    if fault is unplug:
+        plug()
     again = Run(config, folder / "run", resume=True, moment=place).wait()
     require(all(each.code == 0 for each in again), again[0].said)
     said = [line for each in ended for line in each.said.splitlines() if "process" in line]
@@ -160,7 +163,7 @@ def disk(base: Path) -> list[Row]:
     if not ROOT:
         return rows
     full = base / "full"
-    with mounted(full, "size=400k"):
+    with mounted(full, "size=128k"):
         config = small_run(base / "data")
         (ended,) = Run(config, full / "run", command=_command(config, full / "run")).wait()
         mount_again(full, "remount,size=64m")
@@ -256,7 +259,7 @@ def nan(base: Path) -> list[Row]:
             result = original(*arguments, **options)
             if arguments[0].training:
                 calls.append(result)
-                if len(calls) == 5:
+                if len(calls) == 5 and result.loss is not None:
                     return result._replace(loss=result.loss * float("nan"))
             return result
 

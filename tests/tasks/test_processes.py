@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - public
 
 from flowformer.tasks.processes import Processes, joined, sizes_outside, started_outside
 

@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - public
 
 from flowformer.tasks import watch
 from flowformer.tasks.watch import Watch

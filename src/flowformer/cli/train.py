@@ -113,8 +113,9 @@ def _to_lower(config: Experiment) -> str:
     if getattr(training, "checkpoint_activations", True) is False:
         remedies.append("give training.checkpoint_activations")
     lower = f"lower data.batch_size ({config.data.batch_size})"
-    if hasattr(training, "accumulate"):
-        lower += f" and raise training.accumulate ({training.accumulate}) as much"
+    accumulate = getattr(training, "accumulate", None)
+    if accumulate is not None:
+        lower += f" and raise training.accumulate ({accumulate}) as much"
     remedies.append(lower)
     remedies += [
         f"lower data.{name} ({value})"
