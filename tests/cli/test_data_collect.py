@@ -29,6 +29,7 @@ def test_a_collected_set_is_described_and_shown_by_its_name(flowformer):
     assert f"Next: flowformer data show {NAME}" in outcome.out
     shown = flowformer("data", "show", NAME).out
     assert shown in outcome.out
+    assert f"\n{NAME}\n" in flowformer("data", "list").out
     one = load_minari(NAME)
     assert f"steps                     {one.steps:,}\n" in shown
     assert f"{one.returns.mean():,.1f} ± {one.returns.std():,.1f}" in shown
