@@ -376,7 +376,8 @@ def main() -> None:
         clock=CudaClock(),
         backend=arguments.backend,
         dtypes=tuple(DTYPES[name] for name in arguments.dtypes),
-        path=arguments.folder / f"{NAME}.json",
+        # A quick run is not gone on with, nor reported.
+        path=arguments.folder / f"{NAME}{'_quick' if arguments.quick else ''}.json",
         until=time.monotonic() + arguments.stop_after,
     )
     resume(run, anew=arguments.anew)
