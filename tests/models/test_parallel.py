@@ -1,10 +1,12 @@
 """Models whose sequences are sharded over ranks: what one process gets for the whole."""
 
 import pytest
+from torch import nn
 
 from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
 from flowformer.models.language import LanguageModel
 from flowformer.models.sequence import SequenceClassifier
+from flowformer.nn import set_sequence_parallel
 from tests.distributed_run import alone, failures
 from tests.models.parallel_cases import cases, on_a_mesh
 
@@ -30,3 +32,8 @@ def test_published_padding_is_refused():
     model = SequenceClassifier(config, vocab_size=5, num_classes=2, max_length=9)
     with alone() as group, pytest.raises(ValueError, match="need padding='masked'"):
         model.set_sequence_parallel(group)
+
+
+def test_a_module_without_flow_attention_is_refused():
+    with alone() as group, pytest.raises(ValueError, match="Flow-Attention inside, got Linear"):
+        set_sequence_parallel(nn.Linear(2, 2), group)

@@ -110,7 +110,8 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
 
     Raises:
         NotImplementedError: an attention that has no such form; there is one of Flow-Attention.
-        ValueError, TypeError: mesh is of more than one dimension, or neither mesh nor group.
+        ValueError: no attention inside, or a mesh of more than one dimension.
+        TypeError: mesh is neither a mesh nor a group that this process is in.
     """
     if mesh is not None:
         resolve_group(mesh)
@@ -123,6 +124,10 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
                 "only Flow-Attention takes sequences that are sharded over ranks, got "
                 f"{type(each).__name__}"
             )
+    if not attentions:
+        raise ValueError(
+            f"expected a module with Flow-Attention inside, got {type(module).__name__}"
+        )
     for attention in attentions:
         attention.mesh = mesh
 
