@@ -4,7 +4,6 @@ A run is of one process or of several, which find each other on this machine as 
 do. What happens to it is a function that is called in each child before it trains.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -180,11 +179,12 @@ def _free_port() -> int:
         return one.getsockname()[1]
 
 
-def at_sync(sync: int, *, of: int = 0) -> Moment:
-    """Killed when so many files were to reach the disk; of the last one half is there.
+def at_write(name: str, count: int = 1, *, of: int = 0) -> Moment:
+    """Killed when so many files of a name were to reach the disk; of the last one half is there.
 
     Args:
-        sync: files and folders are synced in turn: odd numbers find a file whole but unnamed.
+        name: a part of their paths.
+        count: of the files.
         of: the process.
     """
 
@@ -192,12 +192,12 @@ def at_sync(sync: int, *, of: int = 0) -> Moment:
         calls, original = [], os.fsync
 
         def counting(descriptor: int) -> None:
-            calls.append(descriptor)
-            if len(calls) == sync and number == of:
-                size = os.fstat(descriptor).st_size
-                with contextlib.suppress(OSError):  # a folder
-                    os.ftruncate(descriptor, size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if number == of and name in str(path) and path.is_file():
+                calls.append(path)
+                if len(calls) == count:
+                    os.ftruncate(descriptor, path.stat().st_size // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
             original(descriptor)
 
         os.fsync = counting
@@ -205,20 +205,25 @@ def at_sync(sync: int, *, of: int = 0) -> Moment:
     return arm
 
 
-def at_rename(rename: int, *, of: int = 0) -> Moment:
-    """Killed when so many files or folders have taken their names."""
+def at_rename(name: str, count: int = 1, *, of: int = 0) -> Moment:
+    """Killed when so many files or folders have taken a name, before anything else happens."""
 
     def arm(number: int) -> None:
-        calls, original = [], Path.replace
+        calls: list[Path] = []
 
-        def counting(self: Path, target: Any) -> Path:
-            named = original(self, target)
-            calls.append(target)
-            if len(calls) == rename and number == of:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return named
+        def watched(original: Any) -> Any:
+            def renaming(self: Path, target: Any) -> Path:
+                named = original(self, target)
+                if number == of and Path(target).name == name:
+                    calls.append(Path(target))
+                    if len(calls) == count:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return named
 
-        Path.replace = counting  # pyright: ignore[reportAttributeAccessIssue]
+            return renaming
+
+        Path.replace = watched(Path.replace)  # pyright: ignore[reportAttributeAccessIssue]
+        Path.rename = watched(Path.rename)  # pyright: ignore[reportAttributeAccessIssue]
 
     return arm
 

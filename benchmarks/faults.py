@@ -41,7 +41,7 @@ from benchmarks.fault_runs import (
     after_epoch,
     at_rename,
     at_step,
-    at_sync,
+    at_write,
     digest,
     outcome,
     small_run,
@@ -64,25 +64,12 @@ def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row
     require(first.code == 0, first.said)
     expected = outcome(reference / "run"), digest(reference / "data" / "tokens")
     draw = random.Random(SEED)
-    injected: list[tuple[str, Moment]] = [
-        ("half of a shard of the text", at_sync(3)),
-        ("half of the first checkpoint", at_sync(13)),
-        ("a file without its folder's word", at_sync(14)),
-        ("half of a later checkpoint", at_sync(21)),
-        ("a checkpoint moved aside", at_rename(9)),
-        ("between two epochs", after_epoch(2)),
-        ("before the last epoch", after_epoch(3)),
-        ("a step", at_step(5)),
-        ("a step, of the other process", at_step(8, of=processes - 1)),
-        ("half of a file of the other process", at_sync(2, of=processes - 1)),
-    ]
+    injected = _moments(processes, strategy)
     rows = []
     for number in range(times):
         folder = base / f"{number}"
         config = small_run(folder / "data", **settings)
         name, moment = injected[number] if number < len(injected) else ("at random", None)
-        if times <= len(injected) and number % 2:
-            name, moment = "at random", None
         run = Run(config, folder / "run", moment=moment)
         if moment is None:
             delay = draw.uniform(0.02, first.seconds)
@@ -107,6 +94,37 @@ def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row
         )
         shutil.rmtree(folder)
     return rows
+
+
+def _moments(processes: int, strategy: str) -> list[tuple[str, Moment]]:
+    """Returns the moments at which a run is killed, with what they are called."""
+    every = [
+        ("half of the first checkpoint", at_write(".last.ckpt")),
+        ("half of a later checkpoint", at_write(".last.ckpt", 3)),
+        ("half of the best parameters", at_write(".best.ckpt", 2)),
+        (
+            "the last checkpoint moved aside, the new one not in its place",
+            at_rename("previous.ckpt"),
+        ),
+        ("between two epochs", after_epoch(2)),
+        ("before the test", after_epoch(4)),
+    ]
+    if processes == 1:
+        return [
+            ("half of a shard of the text", at_write("/tokens/")),
+            ("half of a later file of the text", at_write("/tokens/", 4)),
+            *every,
+            ("a step", at_step(5)),
+            ("half of the final weights", at_write(".weights.safetensors")),
+        ]
+    if strategy == "fsdp":
+        return [
+            ("half of a shard, in the first process", at_write("shard-")),
+            ("half of a shard, in the second process", at_write("shard-", 4, of=1)),
+            *every[3:5],
+            ("a step, in the second process", at_step(8, of=1)),
+        ]
+    return [*every[:1], *every[3:5], ("a step, in the second process", at_step(8, of=1))]
 
 
 def lost(base: Path) -> list[Row]:

@@ -16,7 +16,7 @@ import numpy as np
 import sklearn.model_selection  # noqa: F401 - what a run imports late, imported once here
 import torch
 
-from benchmarks.fault_runs import Run, at_step, at_sync, small_run, with_training
+from benchmarks.fault_runs import Run, at_step, at_write, small_run, with_training
 from flowformer.models.config import SequenceModelConfig, TimeSeriesModelConfig
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.tasks.kinds import Experiment
@@ -81,7 +81,7 @@ def faults(base: Path, config: Experiment) -> None:
     shared = with_training(two, strategy="fsdp")
     run(base, "killed", two, moment=at_step(3, of=1))
     run(base, "killed", two, resume=True)
-    run(base, "shards-killed", shared, moment=at_sync(2, of=1))
+    run(base, "shards-killed", shared, moment=at_write("shard-", 2, of=1))
     run(base, "shards-killed", shared, resume=True)
     run(base, "stopped", two, moment=at_step(3, of=1, what=signal.SIGSTOP))
     run(base, "stopped", with_training(two, devices=1), resume=True)

@@ -7,6 +7,7 @@ written last, and the folder has its name once it is whole.
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,5 +156,8 @@ def read_whole(path: Path) -> dict[str, Tensor]:
         for name in rest["shards"]
         if name.startswith(_MODEL)
     }
-    load(dict(whole), storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # It says that it loads in one process, as it is told to.
+        warnings.filterwarnings("ignore", ".*load in a single process.*")
+        load(dict(whole), storage_reader=reader, no_dist=True)
     return {**rest["state_dict"], **{n.removeprefix(_MODEL): t for n, t in whole.items()}}
