@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 
 RUNS = Path(__file__).with_name("distributed_runs.py")
 ROOT = Path(__file__).parents[2]
-# A sum over shares is rounded in another order: some 1e-7 of a loss and of a gradient, in each of at
-# most 8 steps. What is found is 1e-7 of a figure, and 2e-7 of a parameter; an entry of the gradient
-# that is rounding alone, which Adam divides by its own size, would move by more.
+# A sum over shares is rounded in another order: some 1e-7 of a loss and of a gradient, in each of
+# at most 8 steps. What is found is 1e-7 of a figure, and 2e-7 of a parameter; an entry of the
+# gradient that is rounding alone, which Adam divides by its own size, would move by more.
 TOLERANCE = 1e-5
 
 
