@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, bench-gpu, long-context, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, bench-gpu, long-context, parallel, lint, format, types, package, docs, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context lint format types package docs native-check sanitize
+.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context parallel lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -27,7 +27,7 @@ help:
 	@scripts/make_environment.sh library
 
 # Beside the environment, and after it, these need the library as the sources have it now.
-demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context package: .venv/.compiled
+demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context parallel package: .venv/.compiled
 
 demo: .venv/.installed-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
@@ -73,6 +73,12 @@ bench-gpu: .venv/.installed-dev
 long-context: .venv/.installed-dev
 	@echo "==> A million tokens: memory, and error against float64; about 3 minutes"
 	$(BIN)/python -m benchmarks.long_context
+
+# The ranks are hosts in network namespaces, which only root can make.
+parallel: .venv/.installed-dev
+	@echo "==> One sequence over ranks: bytes sent, and a step of a million tokens; as root, about 3 minutes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
+	$(BIN)/python -m benchmarks.report_parallel
 
 lint: .venv/.installed-dev
 	@echo "==> Lint"

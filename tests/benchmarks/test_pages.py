@@ -9,6 +9,7 @@ from benchmarks import (
     report_attention_cpu,
     report_attention_gpu,
     report_mixers,
+    report_parallel,
     report_rollouts,
 )
 from benchmarks.pages import with_tables
@@ -32,6 +33,10 @@ def _rollouts(name: str) -> str:
     return report_rollouts.TABLES[name]()
 
 
+def _parallel(name: str) -> str:
+    return report_parallel.TABLES[name]()
+
+
 @pytest.mark.parametrize(
     ("page", "names", "table"),
     [
@@ -39,6 +44,7 @@ def _rollouts(name: str) -> str:
         *((page, names, _attention_gpu) for page, names in report_attention_gpu.PAGES.items()),
         *((page, names, _mixers) for page, names in report_mixers.PAGES.items()),
         *((page, names, _rollouts) for page, names in report_rollouts.PAGES.items()),
+        *((page, names, _parallel) for page, names in report_parallel.PAGES.items()),
     ],
 )
 def test_page_holds_the_tables_of_the_results(
