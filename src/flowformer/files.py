@@ -1,5 +1,6 @@
-"""Writing files so that a kill at any moment leaves the old content or the new."""
+"""Files: written so that a kill at any moment leaves the old content or the new, and JSON."""
 
+import json
 import math
 import os
 import shutil
@@ -7,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 try:
     import fcntl
@@ -105,3 +106,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Reads JSON.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("expected JSON, got values that are nested too deeply") from error

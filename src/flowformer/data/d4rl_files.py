@@ -9,9 +9,8 @@ from jaxtyping import Bool, Int64
 
 from flowformer.data.environments import ENVIRONMENTS, NOT_D4RL, references_of, task_of
 from flowformer.data.hdf5 import read_numbers, read_words
-from flowformer.data.json_values import parse_json
 from flowformer.data.trajectories import Space, Trajectories, described
-from flowformer.files import atomic_file
+from flowformer.files import atomic_file, parse_json
 
 if TYPE_CHECKING:
     import h5py

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int16, Shaped, UInt8
 
 from flowformer.data.arrays import map_array
-from flowformer.data.json_values import parse_json
-from flowformer.files import atomic_file, write_atomically
+from flowformer.files import atomic_file, parse_json, write_atomically
 
 PADDING = 0  # the id of no token: batches are filled up with it
 FIRST_BYTE = PADDING + 1  # where a token is a byte or a grey value: the id of 0

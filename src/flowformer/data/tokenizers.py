@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flowformer.data.json_values import parse_json
-from flowformer.files import write_atomically
+from flowformer.files import parse_json, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
@@ -339,13 +338,12 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> Subword
 def _load_pair(vocabulary: Path, merges: Path) -> SubwordTokenizer:
     library = _import_tokenizers()
     try:
-        model = library.models.BPE.from_file(str(vocabulary), str(merges))
+        tokenizer = _byte_level(library.models.BPE.from_file(str(vocabulary), str(merges)))
+        ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
+        tokenizer.add_special_tokens(ends[:1])
+        return SubwordTokenizer(tokenizer.to_str())
     except Exception as error:  # the library raises nothing more exact
         raise ValueError(f"{vocabulary} and {merges.name} are no tokenizer: {error}") from error
-    tokenizer = _byte_level(model)
-    ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
-    tokenizer.add_special_tokens(ends[:1])
-    return SubwordTokenizer(tokenizer.to_str())
 
 
 def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":

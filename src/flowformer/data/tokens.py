@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from flowformer.data.json_values import parse_json
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer
+from flowformer.files import parse_json
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
 from flowformer.data.arrays import map_array
-from flowformer.data.json_values import parse_json
-from flowformer.files import atomic_file, write_atomically
+from flowformer.files import atomic_file, parse_json, write_atomically
 
 Bound = float | tuple[float, ...] | None
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from flowformer.data.json_values import parse_json
-from flowformer.files import write_atomically
+from flowformer.files import parse_json, write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
 
