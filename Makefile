@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, bench, bench-peers, bench-gpu, long-context, parallel, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, bench, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, package, docs, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context parallel lint format types package docs native-check sanitize
+.PHONY: help demo test test-slow test-transformers test-timm test-triton bench bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -27,7 +27,7 @@ help:
 	@scripts/make_environment.sh library
 
 # Beside the environment, and after it, these need the library as the sources have it now.
-demo test test-slow test-transformers test-timm bench bench-peers bench-gpu long-context parallel package: .venv/.compiled
+demo test test-slow test-transformers test-timm test-triton bench bench-peers bench-gpu long-context parallel faults numerics fuzz package: .venv/.compiled
 
 demo: .venv/.installed-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
@@ -54,6 +54,10 @@ test-timm: .venv/.installed-dev
 	@echo "==> timm's own model tests on our models, half a minute; fetches its source distribution once"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
 
+test-triton: .venv/.installed-dev
+	@echo "==> The GPU kernels under Triton's interpreter, all of the tests, about 10 minutes"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/test_triton.py
+
 bench: .venv/.installed-dev
 	@echo "==> Attention on a CPU against its peers and the machine's limit, about 10 minutes; leave the machine alone"
 	$(BIN)/python -m benchmarks.attention_cpu
@@ -79,6 +83,21 @@ parallel: .venv/.installed-dev
 	@echo "==> One sequence over ranks: bytes sent, and a step of a million tokens; as root, about 3 minutes"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
 	$(BIN)/python -m benchmarks.report_parallel
+
+faults: .venv/.installed-dev
+	@echo "==> Faults: kills, lost processes, full disks, damaged checkpoints; as root all of them. Up to half an hour"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.report_faults
+
+numerics: .venv/.installed-dev
+	@echo "==> Every backend under stress, about 10 minutes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.numerics
+
+# atheris is no part of the environment: it has wheels for fewer systems.
+fuzz: .venv/.installed-dev
+	@echo "==> Every reader of a file on damaged ones, half an hour"
+	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
 
 lint: .venv/.installed-dev
 	@echo "==> Lint"

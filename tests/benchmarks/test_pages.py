@@ -8,8 +8,10 @@ import pytest
 from benchmarks import (
     report_attention_cpu,
     report_attention_gpu,
+    report_kernels,
     report_mixers,
     report_parallel,
+    report_reliability,
     report_rollouts,
 )
 from benchmarks.pages import with_tables
@@ -25,12 +27,20 @@ def _attention_gpu(name: str) -> str:
     return report_attention_gpu.TABLES[name](report_attention_gpu.load())
 
 
+def _kernels(name: str) -> str:
+    return report_kernels.TABLES[name]()
+
+
 def _mixers(name: str) -> str:
     return report_mixers.TABLES[name]()
 
 
 def _rollouts(name: str) -> str:
     return report_rollouts.TABLES[name]()
+
+
+def _reliability(name: str) -> str:
+    return report_reliability.table(name)
 
 
 def _parallel(name: str) -> str:
@@ -42,8 +52,10 @@ def _parallel(name: str) -> str:
     [
         *((page, names, _attention) for page, names in report_attention_cpu.PAGES.items()),
         *((page, names, _attention_gpu) for page, names in report_attention_gpu.PAGES.items()),
+        *((page, names, _kernels) for page, names in report_kernels.PAGES.items()),
         *((page, names, _mixers) for page, names in report_mixers.PAGES.items()),
         *((page, names, _rollouts) for page, names in report_rollouts.PAGES.items()),
+        *((page, names, _reliability) for page, names in report_reliability.PAGES.items()),
         *((page, names, _parallel) for page, names in report_parallel.PAGES.items()),
     ],
 )

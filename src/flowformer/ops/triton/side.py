@@ -70,13 +70,19 @@ class Side:
 
     @property
     def compiled_wide(self) -> dict[str, Any]:
-        """The same of the kernels that need the most registers."""
-        return {"num_warps": self.settings.most_warps, "num_stages": self.settings.stages}
+        """The same of the kernels that need the most registers.
+
+        Unasked, ptxas spills a few in order to fit twice onto a multiprocessor.
+        """
+        options = {"num_warps": self.settings.most_warps, "num_stages": self.settings.stages}
+        if not (self.half or torch.version.hip):
+            options["maxnreg"] = 255
+        return options
 
     def scalars(self) -> Scalars:
         """Room for one number a token."""
         batch, length, heads = self.shape
-        return torch.empty(batch, heads, length, device=self.device)
+        return torch.empty(batch, heads, length, dtype=torch.float32, device=self.device)
 
     def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Room for something a chunk; a packed batch has empty chunks, of which nothing is made."""
@@ -85,8 +91,8 @@ class Side:
 
     def vectors(self, width: int) -> Tensor:
         """Room for a vector a chunk and head."""
-        chunks = len(self.layout.chunks)
-        return torch.empty(chunks, self.shape[2], width, device=self.device)
+        shape = len(self.layout.chunks), self.shape[2], width
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def widths(self, x: Tensor, *, narrow: bool = False) -> dict[str, int]:
         """The width of queries and keys, and its blocks."""

@@ -1,6 +1,7 @@
 """How the kernels are cut: sizes of chunks and blocks, warps, splits."""
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -8,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowformer.files import write_atomically
-
 VECTORS = 4  # a chunk or sequence, and numbers a token, that a forward keeps for its backward
 
-CACHE = Path("~/.cache/flowformer/triton").expanduser()
+# Not Path.expanduser, which raises where there is no home directory: at the import of flowformer.
+CACHE = Path(os.path.expanduser("~/.cache/flowformer/triton"))  # noqa: PTH111
 
 
 class Settings(NamedTuple):
@@ -92,8 +92,11 @@ def settings_for(key: Key, device: torch.device) -> Settings:
 
 def settings_of(query: Tensor, value: Tensor, *, causal: bool) -> Settings:
     """Return the settings of a call."""
-    widths = query.shape[3], value.shape[3]
-    return settings_for(key_of(*widths, query.dtype, causal, query.shape[1]), query.device)
+    widths, device = (query.shape[3], value.shape[3]), query.device
+    # Untuned settings are those of every length: a graph that is traced for any stays one for any.
+    is_tuned = device.type == "cuda" and _tuned(torch.cuda.get_device_name(device))
+    length = query.shape[1] if is_tuned else 0
+    return settings_for(key_of(*widths, query.dtype, causal, length), device)
 
 
 @cache
@@ -101,8 +104,14 @@ def _tuned(device: str) -> dict[str, Settings]:
     path = _file(device)
     if not path.is_file():
         return {}
-    kept = json.loads(path.read_text())
-    return {name: Settings(**values) for name, values in kept.items()}
+    try:
+        kept = json.loads(path.read_text())
+        return {name: Settings(**values) for name, values in kept.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must hold what benchmarks.tune_gpu of this version keeps, got {error}: delete "
+            "it, and tune again if you like"
+        ) from error
 
 
 def keep_settings(device: str, found: dict[Key, Settings]) -> Path:
@@ -111,7 +120,9 @@ def keep_settings(device: str, found: dict[Key, Settings]) -> Path:
     text = json.dumps({name: value._asdict() for name, value in known.items()}, indent=1)
     path = _file(device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text + "\n")
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)  # a process that reads sees the old file or the new one
     _tuned.cache_clear()
     return path
 
