@@ -95,6 +95,15 @@ def pictures() -> list[bytes]:
     return contents
 
 
+def small_picture() -> bytes:
+    """Black, 4 × 4 pixels."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
 def zipped(path: Path, files: dict[str, bytes]) -> None:
     """Writes an archive with one file deflated and the others stored."""
     with zipfile.ZipFile(path, "w") as archive:
