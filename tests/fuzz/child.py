@@ -201,9 +201,11 @@ def by_atheris(fuzzer: Fuzzer, seconds: float, seed: int) -> None:
         fuzzer.try_(content)
 
     longest = 4 * max(map(len, fuzzer.contents))
-    options = [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed + 1}", f"-dict={words}"]
+    options = [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed + 1}"]
+    if fuzzer.target.tokens:  # an empty dictionary ends libFuzzer
+        options.append(f"-dict={words}")
     # Limits of time and memory are ours: libFuzzer's would end the process.
-    options += [f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0"]
+    options += [f"-max_len={longest}", "-timeout=3600", "-rss_limit_mb=0", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={corpus}-", str(corpus)], one)
     atheris.Fuzz()
 

@@ -109,7 +109,7 @@ def test_a_finding_is_made_small_and_the_search_goes_on(
     made_up = Target(file="x", read=read, make=make, tokens=(b"!",))
     monkeypatch.setitem(TARGETS, "made-up", made_up)
     fuzzer = Fuzzer("made-up", tmp_path / "report.json")
-    child.by_hypothesis(fuzzer, 60, 600, 0)
+    child.by_hypothesis(fuzzer, 1e9, 600, 0)
     found = {name.split()[0]: one["content"] for name, one in fuzzer.findings.items()}
     assert found == {"KeyError": b"!".hex(), "ZeroDivisionError": ""}
     assert fuzzer.executions >= 600
