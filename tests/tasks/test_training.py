@@ -155,6 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path, t
         train(config, tmp_path / "run", data=waves)
     folder = RunFolder(tmp_path / "run")
     batch = load_file(folder.nan_batch)
+    assert raised.value.batch is not None
     assert batch.keys() == {"inputs", "attention_mask", "labels"}
     assert all(torch.equal(batch[name], raised.value.batch[name]) for name in batch)
     assert not folder.result.exists()

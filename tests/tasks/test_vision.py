@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from flowformer.data.image_mixing import Mixing
 from flowformer.data.images import load_fashion_mnist_images, load_image_folder
 from flowformer.models.vision import VisionClassifier
+from flowformer.tasks.checkpoints import read_checkpoint
 from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.recording import read_checkpoint
 from flowformer.tasks.vision_config import (
     AugmentationConfig,
     ImageDataConfig,
