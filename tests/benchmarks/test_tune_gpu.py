@@ -93,3 +93,17 @@ def test_out_of_time_stops_between_keys():
     past = time.monotonic() - 1
     assert not tune_gpu.tune("A card", iter([KEY]), lambda *_: 1.0, until=past)
     assert tuning._tuned("A card") == {}
+
+
+def test_settings_of_another_version_are_refused_by_the_name_of_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "CACHE", tmp_path)
+    (tmp_path / "card.json").write_text('{"causal d64": {"tokens": 64}}')
+    with pytest.raises(
+        ValueError, match=r"card\.json must hold what benchmarks\.tune_gpu .* delete"
+    ):
+        tuning._tuned("card")
+
+
+def test_untuned_settings_depend_on_no_length():
+    lengths = (torch.empty(1, length, 1, 64, device="meta") for length in (1, 500, 2**20))
+    assert len({tuning.settings_of(x, x, causal=True) for x in lengths}) == 1

@@ -104,6 +104,55 @@ def test_packed_sequences_equal_each_alone(options):
     assert_same_state(state, after)
 
 
+def test_an_empty_sequence_leaves_the_gradients_of_a_packed_state_finite():
+    inputs, exact = both(9, heads=1)
+    offsets = torch.tensor([0, 4, 4, 9], device=DEVICE)
+    grads = []
+    for x, name in ((inputs, "triton"), (exact, "reference")):
+        _, state = flow_attention(
+            *x, backend=name, causal=True, cu_seqlens=offsets, return_state=True
+        )
+        grads.append(torch.autograd.grad(state.competition[[0, 2]].sum(), x[:2]))
+    for mine, theirs in zip(*grads, strict=True):
+        assert_near(mine, theirs, 3 * FLOAT32)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_nan_in_a_packed_sequence_stays_there(causal):
+    (q, k, v), exact = both(9, heads=1)
+    offsets = torch.tensor([0, 4, 9], device=DEVICE)
+    expected = flow_attention(*exact, backend="reference", causal=causal, cu_seqlens=offsets)
+    with torch.no_grad():
+        k[:, 3] = torch.nan
+        out = flow_attention(q, k, v, backend="triton", causal=causal, cu_seqlens=offsets)
+    assert out[:, 3].isnan().all()
+    assert_near(out[:, 4:], expected[:, 4:])
+
+
+def test_a_packed_sequence_of_large_flows_hides_nothing_of_the_next():
+    (q, k, v), exact = both(12, heads=1)
+    with torch.no_grad():
+        for x in (k, exact[1]):
+            x[:, :6] -= 9  # so that the next source's flow is in the thousands
+    options = {"causal": True, "clamp": 50.0}
+    options["cu_seqlens"] = torch.tensor([0, 7, 12], device=DEVICE)
+    out = flow_attention(q, k, v, backend="triton", **options)
+    assert_near(out, flow_attention(*exact, backend="reference", **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_is_not_that_of_the_arithmetic(dtype):
+    (q, k, v), _ = both(5, heads=1, sources=3)
+    expected = flow_attention(q, k, v, backend="triton")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        out = flow_attention(q, k, v, backend="triton")
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(out, expected)
+
+
 @forms(CAUSAL)
 def test_a_state_goes_in_and_out_with_its_gradients(options):
     inputs, exact = both()
@@ -263,6 +312,22 @@ def test_what_it_does_not_take_is_said():
         )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere triton may bring a compiler")
+def test_what_a_machine_with_a_card_lacks_is_said(monkeypatch):
+    from flowformer.ops import triton
+
+    why_unavailable = triton.why_unavailable.__wrapped__  # not what it has said before
+    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(triton, "which", lambda _: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert str(why_unavailable()).startswith("no C compiler")
+    monkeypatch.setenv("CC", "cc")
+    assert str(why_unavailable()).startswith("compute capability 7.5")
+
+
 # opcheck itself looks at .grad of tensors that are no leaves
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.usefixtures("shape_checks_off")
@@ -276,6 +341,25 @@ def test_the_operators_hold_what_torch_asks_of_them():
     torch.library.opcheck(OPERATORS.bidirectional, (q, k, v, *rest))
     rest = (*(None,) * 10, *numbers(OPTIONS), True, True)
     torch.library.opcheck(OPERATORS.causal, (q, k, v, *rest))
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+def test_results_have_the_strides_that_torch_is_told_whatever_those_of_the_state():
+    from flowformer.ops.operators import numbers
+    from flowformer.ops.triton.operators import OPERATORS, one_token
+    from tests.ops.test_cpu import OPTIONS
+
+    q, k, v = qkv(1, 5, width=20, value_width=18, dtype=torch.float32)
+    offsets = torch.tensor([0, 2, 2, 5])
+    sums = [torch.rand(3, 20, 2, dtype=torch.float64).transpose(1, 2) for _ in range(4)]
+    state = [torch.full((3,), 2), *sums, torch.rand(2, 3, dtype=torch.float64).T]
+    state.append(torch.rand(3, 20, 2, 18, dtype=torch.float64).transpose(1, 2))
+    rest = (*numbers(OPTIONS), True, True)
+    arguments = (q, k, v, None, offsets, None, *state, *rest)
+    torch.library.opcheck(OPERATORS.causal, arguments, test_utils="test_faketensor")
+    token = (x.expand(3, -1, -1, -1)[:, :1] for x in (q, k, v))
+    arguments = (*token, *state, *numbers(OPTIONS))
+    torch.library.opcheck(one_token, arguments, test_utils="test_faketensor")
 
 
 @pytest.mark.usefixtures("shape_checks_off")

@@ -179,6 +179,41 @@ def test_a_cuda_graph_replays_new_inputs(causal):
 
 
 @torch.no_grad()
+@BOTH
+def test_a_cuda_graph_outlives_the_tables_of_other_shapes(causal):
+    inputs = [tensor.detach() for tensor in inputs_of(2, 384, 2, 64)]
+    expected = flow_attention(*inputs, causal=causal, backend="triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = flow_attention(*inputs, causal=causal, backend="triton")
+    for length in range(1, 100):  # more shapes than are kept
+        flow_attention(*inputs_of(2, length, 2, 64), causal=causal, backend="triton")
+    filler = [torch.full((2**10,), 2**40, device=DEVICE) for _ in range(200)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert len(filler) == 200  # in the place of what was freed
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@torch.no_grad()
+@BOTH
+def test_cuda_graphs_of_torch_compile_take_a_shape_that_is_new(causal):
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, mode="reduce-overhead")
+    def attend(query, key, value):
+        return flow_attention(query, key, value, causal=causal, backend="triton")
+
+    inputs = inputs_of(3, 321, 2, 64)  # of no other test: its tables are made in the first call
+    expected = flow_attention(*(x.double() for x in inputs), causal=causal, backend="chunked")
+    for _ in range(3):
+        torch.compiler.cudagraph_mark_step_begin()
+        assert_near(attend(*inputs), expected, TOLERANCE[torch.bfloat16])
+
+
+@torch.no_grad()
 def test_a_cuda_graph_replays_a_step():
     query, key, value = (tensor.detach() for tensor in inputs_of(2, 1, 2, 64))
     state = FlowState.initial(2, 2, 64, 64, torch.device(DEVICE))

@@ -6,8 +6,10 @@ check of what the kernels compute, at a thousandth of the speed.
 """
 
 import os
+import sys
 from functools import cache
 from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from flowformer.ops import chunked
 from flowformer.ops.features import FlowOptions
 from flowformer.ops.operators import LINEAR, Numbers, numbers
 from flowformer.ops.packing import Batch, attend_batch
-from flowformer.ops.prefix import LARGEST_EXPONENT
 from flowformer.ops.state import FlowState, LinearState, flow_state
 from flowformer.ops.triton.operators import OPERATORS, one_token
+from flowformer.ops.triton.sequences import LARGEST_PACKED_EXPONENT
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
@@ -38,6 +40,8 @@ def why_unavailable() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device"
+    if sys.platform == "linux" and not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "no C compiler (gcc, clang or $CC): triton builds what launches its kernels with it"
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]}: it needs 8.0 (TensorFloat-32)"
@@ -84,9 +88,9 @@ def causal(
     cu_seqlens: Int[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
     """Causal Flow-Attention."""
-    clamp = numbers(options).clamp
-    if cu_seqlens is not None and options.competition is not None and clamp > LARGEST_EXPONENT:
-        # exp may overflow: its logarithms are summed, row by row.
+    is_large = numbers(options).clamp > LARGEST_PACKED_EXPONENT
+    if cu_seqlens is not None and options.competition is not None and is_large:
+        # exp may overflow, or hide the next sequence's: each is summed by itself.
         def attend(queries: Any, keys: Any, part: Batch, past: FlowState | None) -> Any:
             return causal(*queries, *keys, options=options, mask=part.key_mask, state=past)
 

@@ -33,7 +33,10 @@ def _sides(inputs: tuple[Any, ...], options: Numbers) -> tuple[Side, Side]:
 def _ratio(queries: Side, keys: Side) -> Tensor:
     """Return L/S of each sequence."""
     sinks, sources = sequences.counts(queries, None)[1], sequences.counts(keys, None)[1]
-    return (sinks / sources.clamp(min=1)).to(torch.float32)
+    if keys.mask is not None or keys.layout.ends is not None:
+        sources = sources.clamp(min=1)
+    # Of integers alone the quotient would have the default dtype, which may be a narrow one.
+    return sinks.to(torch.float32) / sources
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -83,7 +86,9 @@ def _key_value(
     """Return Σ kᵀ c v of each sequence, and the logits of the competition."""
     if options.competition == 0:
         return launch.states(keys, key, value)[1].float(), None
-    if options.competition == 1 and options.clamp <= LARGEST_EXPONENT:
+    packed = keys.layout.ends is not None
+    largest = sequences.LARGEST_PACKED_EXPONENT if packed else LARGEST_EXPONENT
+    if options.competition == 1 and options.clamp <= largest:
         competes = query_flow, options.clamp
         _, matrix, logits = launch.states(keys, key, value, competes=competes)
         assert logits is not None
@@ -92,7 +97,7 @@ def _key_value(
         if mask is not None:
             weight = torch.where(mask, weight, 0)
         total = sequences.totals(keys, weight)
-        share = sequences.counts(keys, None)[1][:, None] / torch.where(total > 0, total, 1)
+        share = sequences.counts(keys, None)[1][:, None] / torch.where(total == 0, 1, total)
         return (matrix * share[..., None, None]).float(), logits
     logits, _ = launch.total_flow(keys, key, query_flow, shares=False)
     competition = sequences.compete(keys, logits, options)
@@ -101,7 +106,7 @@ def _key_value(
 
 def backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Four passes over either side: see docs/gpu.md."""
-    query, key, value, grad = map(together, (*rest[:3], grad_out))
+    query, key, value, grad, out = map(together, (*rest[:3], grad_out, out))
     options, eps = Numbers(*rest[10:]), rest[14]
     (incoming, conserved), (outgoing, logits), kept = rest[7:10]
     width = query.shape[3]

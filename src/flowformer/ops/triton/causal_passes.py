@@ -56,7 +56,8 @@ def forward(*arguments: Any) -> tuple[Tensor, ...]:
     state: list[Tensor | None] = []
     if return_state:
         # Without competition it passes by: a copy, since an operator returns none of its inputs.
-        sums = (key_sum, query_sum, key_flow, query_flow, competition.clone(), key_value)
+        competition = competition.clone(memory_format=torch.contiguous_format)
+        sums = (key_sum, query_sum, key_flow, query_flow, competition, key_value)
         state = [last.clone(), *sums]
     stats = vectors = None
     if keep:
@@ -114,7 +115,7 @@ class _Competed(NamedTuple):
         if grad_end is not None:
             outputs, grads = [self.share, self.end], [grad_share, grad_end]
         found = torch.autograd.grad(outputs, [self.logits, self.before], grads)
-        return found[0], found[1]
+        return found[0], found[1].contiguous()
 
 
 def _state_grads(empty: Any, found: list[Tensor | None]) -> list[Tensor]:
@@ -123,8 +124,8 @@ def _state_grads(empty: Any, found: list[Tensor | None]) -> list[Tensor]:
 
 def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Four dependent suffixes: see docs/gpu.md."""
-    grad_state, out = list(rest[:6]), rest[6]
-    query, key, value, grad = map(together, (*rest[7:10], grad_out))
+    grad_state = list(rest[:6])
+    query, key, value, grad, out = map(together, (*rest[7:10], grad_out, rest[6]))
     mask, cu_seqlens, row_scale, tokens, *past = rest[10:20]
     stats, before, options = rest[20], rest[21], Numbers(*rest[22:27])
     tensors = query, key, value, grad

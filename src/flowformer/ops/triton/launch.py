@@ -177,7 +177,9 @@ def states(
     """
     sizes = x.shape[3], y.shape[3]
     shape = len(side.layout.splits), side.shape[2], *sizes
-    local = torch.empty(shape, device=side.device)
+    if start is not None:
+        start = start.contiguous()  # and so is the total, as the operators' fakes say
+    local = torch.empty(shape, dtype=torch.float32, device=side.device)
     before = None
     if prefix:
         matrices = len(side.layout.chunks), side.shape[2], *sizes
@@ -198,7 +200,7 @@ def states(
         )  # fmt: skip
 
     if not side.layout.is_split:
-        first = None if start is None else start.to(torch.float32).contiguous()
+        first = None if start is None else start.to(torch.float32)
         run(first, before)
         total = local.double() if start is None else start + local
         return before, total, logits

@@ -1,6 +1,7 @@
 """Where the chunks of a batch stand, dense or packed: the tables that the kernels read."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -38,13 +39,33 @@ class Layout(NamedTuple):
         return len(self.splits) > self.sequences
 
 
-@lru_cache(maxsize=64)
+_captured: dict[tuple[int, int, int, int, torch.device], Layout] = {}
+
+
 def dense_layout(batch: int, length: int, size: int, split: int, device: torch.device) -> Layout:
     """Return the layout of ``[batch, length]`` in chunks of ``size``, splits of ``split`` chunks.
 
-    It is kept: a call with a known shape copies nothing to the device.
+    It is kept: a call with a known shape copies nothing to the device. One that a CUDA graph has
+    captured is kept for good, since every replay reads it where it was.
     """
-    return _layout([(row, 0, length) for row in range(batch)], size, split, device)
+    call = batch, length, size, split, device
+    layout = _captured.get(call)
+    if layout is None:
+        layout = _dense_layout(*call)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured[call] = layout
+    return layout
+
+
+@lru_cache(maxsize=64)
+def _dense_layout(batch: int, length: int, size: int, split: int, device: torch.device) -> Layout:
+    places = [(row, 0, length) for row in range(batch)]
+    if device.type != "cuda":
+        return _layout(places, size, split, device)
+    # In a thread of its own: memory that this one allocates may belong to a CUDA graph in the
+    # making (torch.compile's mode="reduce-overhead"), where nothing may be kept.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_layout, places, size, split, device).result()
 
 
 def packed_layout(

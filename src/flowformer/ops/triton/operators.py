@@ -90,4 +90,5 @@ def one_token(  # noqa: PLR0913 - an operator's arguments are tensors and number
 @one_token.register_fake
 def _fake_one_token(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> list[Tensor]:  # noqa: ARG001
     b, t, h, _ = query.shape
-    return [value.new_empty((b, t, h, value.shape[3])), *map(torch.empty_like, rest[:7])]
+    after = (field.new_empty(field.shape) for field in rest[:7])
+    return [value.new_empty((b, t, h, value.shape[3])), *after]

@@ -15,6 +15,11 @@ from flowformer.ops.prefix import prefix_softmax
 if TYPE_CHECKING:
     from flowformer.ops.triton.launch import Side
 
+# Sums of packed sequences are differences of one running sum, in float64. Flows are not negative:
+# a token of one sequence weighs at most exp of this as much as one of the next, of which five
+# digits are left after a million of those.
+LARGEST_PACKED_EXPONENT = 10.0
+
 Scalars = Float[Tensor, "b h t"]
 Totals = Float[Tensor, "n h"]
 
@@ -52,7 +57,14 @@ def totals(side: "Side", x: Scalars) -> Totals:
     ends = side.layout.ends
     if ends is None:
         return sums.sum(-1)
-    sums = torch.nn.functional.pad(sums[0].cumsum(-1), (1, 0))
+    # What is not finite stays in its own sequence: the sums run over all of them.
+    lost = ~sums.isfinite()
+    found = _differences(torch.where(lost, 0, sums), ends)
+    return torch.where(_differences(lost, ends) > 0, torch.nan, found)
+
+
+def _differences(x: Tensor, ends: Tensor) -> Tensor:
+    sums = torch.nn.functional.pad(x[0].cumsum(-1), (1, 0))
     return (sums[:, ends[1:]] - sums[:, ends[:-1]]).T
 
 
@@ -100,17 +112,20 @@ def prefix_compete(
     """Return exp(x_t) / Σ_{s≤t} exp(x_s) and, at the sequences' ends, the logarithm of the sum.
 
     ``before`` is that of earlier tokens. In float64, and differentiable. For packed sequences the
-    clamp is one that exp does not overflow at.
+    clamp is at most ``LARGEST_PACKED_EXPONENT``.
     """
     wide = logits.to(torch.float64)
     ends = side.layout.ends
     if ends is None:
         share, log_sum = prefix_softmax(wide, real(side), before, clamp)
         return share, log_sum[..., -1]
+    # NaN stays in its own sequence, whose later logits it has reached already.
     weight = wide.clamp(-clamp, clamp).exp()
-    sums = torch.nn.functional.pad(weight[0].cumsum(-1), (1, 0))
+    sums = torch.nan_to_num(weight, nan=0.0)
+    sums = torch.nn.functional.pad(sums[0].cumsum(-1), (1, 0))
     past = before.exp() - sums[:, ends[:-1]].T
     total = sums[None, :, 1:] + spread(side, past)
-    last = sums[:, ends[1:]].T + past
-    log_sum = torch.where(ends.diff()[:, None] > 0, last.log(), before)
+    some = ends.diff()[:, None] > 0
+    last = torch.where(some, sums[:, ends[1:]].T + past, 1)  # log 0 has a gradient that is NaN
+    log_sum = torch.where(some, last.log(), before)
     return weight / total, log_sum
