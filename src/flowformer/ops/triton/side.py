@@ -58,7 +58,7 @@ class Side:
     def dots(self) -> dict[str, Any]:
         """How matrices are multiplied."""
         precision = "tf32x3" if self.dtype == torch.float32 else "tf32"
-        if self.half or torch.version.hip:
+        if self.half or torch.version.hip or INTERPRETED:  # the interpreter has no other
             precision = "ieee"
         dot = tl.bfloat16 if self.half else tl.float32
         return {"DOT": dot, "PRECISION": precision, "EMULATE": self.half and INTERPRETED}

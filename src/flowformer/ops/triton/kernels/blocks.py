@@ -134,6 +134,15 @@ def read_transposed(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.cons
 
 @triton.jit
 @no_type_check
+def nearest(x):
+    """Return float32 numbers rounded to TensorFloat-32, of which tensor cores cut the rest off."""
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+@no_type_check
 def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
     """Return a @ b of operands rounded to DOT, summed in float32.
 
@@ -146,4 +155,6 @@ def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.conste
         b = rounded(b, DOT, EMULATE)
     if EMULATE:
         a, b = a.to(tl.float32), b.to(tl.float32)
+    if PRECISION == "tf32":
+        a, b = nearest(a), nearest(b)
     return tl.dot(a, b, input_precision=PRECISION)
