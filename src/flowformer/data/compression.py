@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 MAX_UNPACKED = 2**31  # bytes; the largest file in use, of EMNIST, has half a gibibyte
+_PIECE = 2**20
 
 
 def read_bytes(path: Path) -> bytes:
@@ -18,9 +19,13 @@ def read_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         try:
             with gzip.open(file) as unpacked:
-                content = unpacked.read(MAX_UNPACKED + 1)
+                # Piece by piece: read(n) makes room for n bytes, whatever there is.
+                pieces, size = [], 0
+                while size <= MAX_UNPACKED and (piece := unpacked.read(_PIECE)):
+                    pieces.append(piece)
+                    size += len(piece)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is a damaged gzip file: {error}") from error
-    if len(content) > MAX_UNPACKED:
+    if size > MAX_UNPACKED:
         raise ValueError(f"{path}: expected at most {MAX_UNPACKED:,} bytes unpacked: a bomb?")
-    return content
+    return b"".join(pieces)
