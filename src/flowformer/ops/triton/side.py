@@ -66,16 +66,17 @@ class Side:
     @property
     def compiled(self) -> dict[str, Any]:
         """Options of the compiler."""
-        return {"num_warps": self.settings.warps, "num_stages": self.settings.stages}
+        return self._options(self.settings.warps)
 
     @property
     def compiled_wide(self) -> dict[str, Any]:
-        """The same of the kernels that need the most registers.
+        """The same of the kernels that need the most registers."""
+        return self._options(self.settings.most_warps)
 
-        Unasked, ptxas spills a few in order to fit twice onto a multiprocessor.
-        """
-        options = {"num_warps": self.settings.most_warps, "num_stages": self.settings.stages}
+    def _options(self, warps: int) -> dict[str, Any]:
+        options = {"num_warps": warps, "num_stages": self.settings.stages}
         if not (self.half or torch.version.hip):
+            # Unasked, ptxas spills a few in order to fit once more onto a multiprocessor.
             options["maxnreg"] = 255
         return options
 
