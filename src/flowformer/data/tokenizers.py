@@ -338,12 +338,23 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> Subword
 def _load_pair(vocabulary: Path, merges: Path) -> SubwordTokenizer:
     library = _import_tokenizers()
     try:
+        _require_own_numbers(vocabulary)
         tokenizer = _byte_level(library.models.BPE.from_file(str(vocabulary), str(merges)))
         ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
         tokenizer.add_special_tokens(ends[:1])
         return SubwordTokenizer(tokenizer.to_str())
     except Exception as error:  # the library raises nothing more exact
         raise ValueError(f"{vocabulary} and {merges.name} are no tokenizer: {error}") from error
+
+
+def _require_own_numbers(vocabulary: Path) -> None:
+    """Refuse two symbols of one number: the library panics at some of them, and reads others."""
+    numbers = parse_json(vocabulary.read_bytes())
+    if not isinstance(numbers, dict):
+        raise ValueError(f"expected an object of symbols, got {type(numbers).__name__}")
+    counts = Counter(map(repr, numbers.values()))
+    if twice := [number for number, count in counts.items() if count > 1]:
+        raise ValueError(f"expected a number for each symbol, got {twice[0]} more than once")
 
 
 def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
