@@ -14,6 +14,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks.runner import RESULTS, save
 from tests.fuzz.run import Outcome, fuzz, runnable
@@ -42,6 +43,8 @@ def main() -> int:
                 f"{outcome.slowest:.2f} s, findings: {', '.join(outcome.findings) or 'none'}",
                 flush=True,
             )
+            for finding in outcome.findings.values():
+                print(finding["trace"], flush=True)
         _save(outcomes, seconds, time.monotonic() - started, arguments.folder)
     return int(any(one.findings for each in outcomes.values() for one in each.values()))
 
@@ -51,11 +54,20 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
+def _kept(outcome: Outcome) -> dict[str, Any]:
+    """What the result holds: not the traces, which name folders of the machine."""
+    findings = {
+        signature: {key: finding[key] for key in ("message", "content")}
+        for signature, finding in outcome.findings.items()
+    }
+    return vars(outcome) | {"findings": findings}
+
+
 def _save(
     outcomes: dict[str, dict[str, Outcome]], seconds: float, taken: float, folder: Path
 ) -> None:
     readers = {
-        name: {engine: vars(outcome) for engine, outcome in each.items()}
+        name: {engine: _kept(outcome) for engine, outcome in each.items()}
         for name, each in outcomes.items()
     }
     result = {"seconds_each": seconds, "seconds_in_all": taken, "readers": readers}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
 from benchmarks import attention_gpu, gpu_peers, report_attention_gpu
 from benchmarks.attention_gpu import DECODING, Group, Plan, Run

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
 from benchmarks import gpu_roofline, gpu_traffic  # noqa: E402
 from benchmarks.gpu_cards import H100, Card  # noqa: E402

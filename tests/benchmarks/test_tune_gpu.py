@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
 from benchmarks import tune_gpu
 from flowformer.ops.triton import tuning

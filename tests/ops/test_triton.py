@@ -12,7 +12,7 @@ from flowformer.ops.backend import available_backends
 from tests.ops.cases import CAUSAL, FORMS, gradients, qkv
 from tests.ops.test_golden import NAMES, VARIANTS, relative_error
 
-_missing = available_backends()["triton"]
+_missing = available_backends()["triton"]  # such as "triton is not installed": the reason
 pytestmark = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
