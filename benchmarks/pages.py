@@ -1,7 +1,9 @@
 """Tables of a page, each between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.runner import ROOT
 
 
 def with_tables(page: str, tables: Mapping[str, str]) -> str:
@@ -21,3 +23,18 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
             raise ValueError(f"expected <!-- {name}:begin --> and :end once, found them {found}×")
         page = between.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", page)
     return page
+
+
+def write_pages(
+    pages: Mapping[str, Sequence[str]], tables: Mapping[str, Callable[[], str]]
+) -> None:
+    """Make the tables of some pages anew, and say which pages.
+
+    Args:
+        pages: the names of their tables, by path in the repository.
+        tables: what makes each.
+    """
+    for name, names in pages.items():
+        path = ROOT / name
+        path.write_text(with_tables(path.read_text(), {each: tables[each]() for each in names}))
+        print(name)

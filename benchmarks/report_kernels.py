@@ -14,8 +14,7 @@ import torch
 
 from benchmarks.gpu_traffic import Call, both_passes
 from benchmarks.kernel_table import FILE, SHARED_LIMIT
-from benchmarks.pages import with_tables
-from benchmarks.runner import ROOT
+from benchmarks.pages import write_pages
 from flowformer.evaluation.comparison import to_markdown
 
 DETAIL = ("sm_90", "bfloat16", "d128")  # of which each kernel stands on the page
@@ -92,10 +91,7 @@ PAGES = {"docs/gpu.md": tuple(TABLES)}
 
 def main() -> None:
     """Write."""
-    for name, names in PAGES.items():
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(), {each: TABLES[each]() for each in names}))
-        print(name)
+    write_pages(PAGES, TABLES)
 
 
 if __name__ == "__main__":

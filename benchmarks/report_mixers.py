@@ -10,11 +10,10 @@ import csv
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import with_tables
-from benchmarks.runner import RESULTS, ROOT
+from benchmarks.pages import write_pages
+from benchmarks.runner import RESULTS
 from flowformer.evaluation.comparison import MISSING, duration, memory, to_markdown
 from flowformer.evaluation.measures import (
     ACCURACY,
@@ -237,10 +236,7 @@ PAGES["docs/results.md"] = tuple(name for name in TABLES if name not in _ELSEWHE
 
 def main() -> None:
     """Write."""
-    for name, names in PAGES.items():
-        path: Path = ROOT / name
-        path.write_text(with_tables(path.read_text(), {each: TABLES[each]() for each in names}))
-        print(name)
+    write_pages(PAGES, TABLES)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.pages import with_tables
-from benchmarks.runner import RESULTS, ROOT
+from benchmarks.pages import write_pages
+from benchmarks.runner import RESULTS
 from flowformer.evaluation.comparison import to_markdown
 
 
@@ -115,10 +115,7 @@ PAGES = {"docs/parallel.md": tuple(TABLES)}
 
 def main() -> None:
     """Write."""
-    for name, names in PAGES.items():
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(), {each: TABLES[each]() for each in names}))
-        print(name)
+    write_pages(PAGES, TABLES)
 
 
 if __name__ == "__main__":

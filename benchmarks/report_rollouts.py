@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.pages import with_tables
+from benchmarks.pages import write_pages
 from benchmarks.runner import RESULTS, ROOT
 from flowformer.evaluation.comparison import to_markdown
 from flowformer.viz.decision_report import draw_returns
@@ -126,10 +126,7 @@ PAGES = {"docs/offline-rl.md": tuple(TABLES)}
 
 def main() -> None:
     """Write."""
-    for name, names in PAGES.items():
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(), {each: TABLES[each]() for each in names}))
-        print(name)
+    write_pages(PAGES, TABLES)
     PICTURE.write_bytes(returns_picture())
     print(PICTURE.relative_to(ROOT))
 

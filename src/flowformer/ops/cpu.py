@@ -14,15 +14,13 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has 
 from flowformer.ops.chunked import linear_bidirectional
 from flowformer.ops.cpu_operators import OPERATORS, causal_kernel
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import LINEAR, Numbers, numbers
+from flowformer.ops.operators import LINEAR_OPTIONS, is_kept, numbers
 from flowformer.ops.state import FlowState, LinearState
 
 PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
-
-_LINEAR_OPTIONS = Numbers(LINEAR, 0, False, 0.0, 0.0)
 
 
 def bidirectional(
@@ -37,7 +35,7 @@ def bidirectional(
     cu_seqlens_k: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """Flow-Attention."""
-    keep = _is_kept(query, key, value)
+    keep = is_kept(query, key, value)
     masks = query_mask, key_mask, cu_seqlens, cu_seqlens_k
     return OPERATORS.bidirectional(query, key, value, *masks, *numbers(options), keep)[0]
 
@@ -55,7 +53,7 @@ def causal(
 ) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
     """Causal Flow-Attention."""
     before = state or (None,) * 7
-    keep = _is_kept(query, key, value, *before)
+    keep = is_kept(query, key, value, *before)
     rest = (mask, cu_seqlens, None, *before, *numbers(options), keep, return_state)
     out, *fields = _causal(keep, query, key, value, *rest)
     if not return_state:
@@ -92,17 +90,10 @@ def linear_causal(
 ) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
     """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
     key_value = None if state is None else state.key_value
-    keep = _is_kept(q, k, v, row_scale, key_value)
-    rest = (None, cu_seqlens, row_scale, *(None,) * 6, key_value, *_LINEAR_OPTIONS)
+    keep = is_kept(q, k, v, row_scale, key_value)
+    rest = (None, cu_seqlens, row_scale, *(None,) * 6, key_value, *LINEAR_OPTIONS)
     out, *fields = _causal(keep, q, k, v, *rest, keep, return_state)
     return out, LinearState(fields[6]) if return_state else None
-
-
-def _is_kept(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for: only then is anything kept for it."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
 
 
 def _causal(keep: bool, *arguments: Any) -> tuple[Tensor, ...]:

@@ -86,6 +86,16 @@ _NUMBERS = 5
 _LIBRARY = torch.library.Library("flowformer", "DEF")
 
 
+LINEAR_OPTIONS = Numbers(LINEAR, 0, False, 0.0, 0.0)
+
+
+def is_kept(*tensors: Tensor | None) -> bool:
+    """Whether a gradient may be asked for: only then is anything kept for it."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 class Kernels(NamedTuple):
     """What a backend gives: functions with the arguments of the schemas, and their fakes.
 

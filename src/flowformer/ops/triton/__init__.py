@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowformer.ops import chunked
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import LINEAR, Numbers, numbers
+from flowformer.ops.operators import LINEAR_OPTIONS, is_kept, numbers
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, LinearState, flow_state
 from flowformer.ops.triton.operators import OPERATORS, one_token
@@ -28,7 +28,6 @@ PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
-_LINEAR_OPTIONS = Numbers(LINEAR, 0, False, 0.0, 0.0)
 
 
 @cache
@@ -71,7 +70,7 @@ def bidirectional(
     cu_seqlens_k: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """Flow-Attention."""
-    keep = _is_kept(query, key, value)
+    keep = is_kept(query, key, value)
     masks = query_mask, key_mask, cu_seqlens, cu_seqlens_k
     return OPERATORS.bidirectional(query, key, value, *masks, *numbers(options), keep)[0]
 
@@ -97,7 +96,7 @@ def causal(
         batch = Batch(None, None, cu_seqlens, None)
         return attend_batch(attend, (query,), (key, value), batch, state)
     before = state or (None,) * 7
-    keep = _is_kept(query, key, value, *before)
+    keep = is_kept(query, key, value, *before)
     rest = (mask, cu_seqlens, None, *before, *numbers(options), keep, return_state)
     out, *fields = OPERATORS.causal(query, key, value, *rest)
     if not return_state:
@@ -118,7 +117,7 @@ def step(
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """One token of causal Flow-Attention: one kernel, or with gradients the recurrence itself."""
     before = flow_state(state, query, value)
-    if _is_kept(query, key, value, *before):
+    if is_kept(query, key, value, *before):
         return chunked.step(query, key, value, options=options, state=before)
     out, *fields = one_token(query, key, value, *before, *numbers(options))
     after = FlowState(*fields)
@@ -150,14 +149,7 @@ def linear_causal(
 ) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
     """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
     key_value = None if state is None else state.key_value
-    keep = _is_kept(q, k, v, row_scale, key_value)
-    rest = (None, cu_seqlens, row_scale, *(None,) * 6, key_value, *_LINEAR_OPTIONS)
+    keep = is_kept(q, k, v, row_scale, key_value)
+    rest = (None, cu_seqlens, row_scale, *(None,) * 6, key_value, *LINEAR_OPTIONS)
     out, *fields = OPERATORS.causal(q, k, v, *rest, keep, return_state)
     return out, LinearState(fields[6]) if return_state else None
-
-
-def _is_kept(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for: only then is anything kept for it."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
