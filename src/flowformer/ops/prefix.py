@@ -3,9 +3,13 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid, pad
 
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
+
+LOWEST = -1e30  # the logarithm of nothing; not -inf, where a gradient would be NaN
+BLOCK = 16
 
 
 def prefix_softmax(
@@ -21,8 +25,7 @@ def prefix_softmax(
     """
     if clamp is None or clamp > LARGEST_EXPONENT:
         return _of_any_size(logit, real, before[..., None], clamp)
-    # exp cannot overflow: the sum itself. Its second derivative is right too, while that of
-    # torch's logcumsumexp is NaN wherever a gradient that comes in is exactly zero.
+    # exp cannot overflow: the sum itself.
     weight = logit.clamp(-clamp, clamp).exp()
     if real is not None:
         weight = torch.where(real, weight, 0)
@@ -41,20 +44,33 @@ def _of_any_size(
     if clamp is not None:
         logit = logit.clamp(-clamp, clamp)
     if real is not None:
-        logit = torch.where(real, logit, -1e30)  # not -inf: its gradient would be NaN
-    sums = logit.logcumsumexp(-1)
-    if sums.requires_grad and not torch.compiler.is_compiling():
-        sums.register_hook(_refuse_undefined_second_derivative)
-    log_sum = torch.logaddexp(before, sums)
-    share = (logit - log_sum).exp()
-    return share, torch.where(log_sum > -1e29, log_sum, -torch.inf)
+        logit = torch.where(real, logit, LOWEST)
+    sums = _prefix_logsumexp(logit)
+    log_sum = _logaddexp(before, sums)
+    # Not exp(x - log_sum): where one token outweighs all before it, and the share is nearly 1, its
+    # gradient would be a difference of two that are nearly the same; nor is it that of sigmoid.
+    past = torch.cat((before.expand_as(log_sum[..., :1]), log_sum[..., :-1]), -1)
+    share = logsigmoid(logit - past).exp()
+    return share, torch.where(log_sum > LOWEST / 2, log_sum, -torch.inf)
 
 
-def _refuse_undefined_second_derivative(grad: Tensor | None) -> None:
-    """Raise where torch's second derivative of logcumsumexp is NaN."""
-    if grad is not None and grad.requires_grad and (grad == 0).any():
-        raise RuntimeError(
-            "the second derivative of causal Flow-Attention is not available with padding, or with "
-            "outputs left out of the loss, for a clamp that is None or above "
-            f"{LARGEST_EXPONENT:g}: give a smaller clamp"
-        )
+def _prefix_logsumexp(x: Float[Tensor, "b h t"]) -> Float[Tensor, "b h t"]:
+    """Return log Σ_{s≤t} exp(x_s), by blocks, then over the blocks' ends.
+
+    The gradient of torch's logcumsumexp is wrong by rounding times the logarithm, and its second
+    derivative is NaN wherever a gradient that comes in is exactly zero.
+    """
+    length = x.shape[-1]
+    blocks = pad(x, (0, -length % BLOCK), value=LOWEST).unflatten(-1, (-1, BLOCK))
+    earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
+    inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
+    if length > BLOCK:
+        ends = _prefix_logsumexp(inside[..., -1])
+        before = pad(ends[..., :-1], (1, 0), value=LOWEST)
+        inside = _logaddexp(before[..., None], inside)
+    return inside.flatten(-2)[..., :length]
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(exp(a) + exp(b)); the second derivative of torch's overflows."""
+    return torch.stack(torch.broadcast_tensors(a, b), -1).logsumexp(-1)
