@@ -56,7 +56,10 @@ Row = dict[str, Any]
 
 
 def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row]:
-    """Kills runs at injected moments and at random ones; each goes on by the same command."""
+    """Kills runs at injected moments and at random ones; each goes on by the same command.
+
+    Where a run has ended before its random moment, another one meets another moment.
+    """
     settings = {"processes": processes, "strategy": strategy}
     reference = base / "whole"
     config = small_run(reference / "data", **settings)
@@ -66,7 +69,7 @@ def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row
     draw = random.Random(SEED)
     injected = _moments(processes, strategy)
     rows = []
-    for number in range(times):
+    while (number := len(rows)) < times:
         folder = base / f"{number}"
         config = small_run(folder / "data", **settings)
         name, moment = injected[number] if number < len(injected) else ("at random", None)
@@ -79,6 +82,10 @@ def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row
             os.kill(run.pids[of], signal.SIGKILL)
         ended = run.wait()
         others = [each for each in ended if each.code != -signal.SIGKILL]
+        if len(others) == len(ended):
+            require(moment is None and not ended[0].code, f"{name}: not killed\n{ended[0].said}")
+            shutil.rmtree(folder)
+            continue
         again = Run(config, folder / "run", resume=True).wait()
         require(all(each.code == 0 for each in again), again[0].said)
         got = outcome(folder / "run"), digest(folder / "data" / "tokens")
