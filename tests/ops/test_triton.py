@@ -129,6 +129,21 @@ def test_nan_in_a_packed_sequence_stays_there(causal):
     assert_near(out[:, 4:], expected[:, 4:])
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_nan_in_the_gradient_of_a_packed_sequence_stays_there(causal):
+    inputs, exact = both(9, heads=1)
+    offsets = torch.tensor([0, 4, 9], device=DEVICE)
+    grads = []
+    for x, name in ((inputs, "triton"), (exact, "reference")):
+        out = flow_attention(*x, backend=name, causal=causal, clamp=5.0, cu_seqlens=offsets)
+        weight = torch.ones_like(out)
+        weight[:, 6] = torch.nan
+        grads.append(torch.autograd.grad(out, x, weight))
+    for mine, theirs in zip(*grads, strict=True):
+        assert mine[:, 4].isnan().any()
+        assert_near(mine[:, :4], theirs[:, :4], 3 * FLOAT32)
+
+
 def test_a_packed_sequence_of_large_flows_hides_nothing_of_the_next():
     (q, k, v), exact = both(12, heads=1)
     with torch.no_grad():
@@ -317,7 +332,7 @@ def test_what_a_machine_with_a_card_lacks_is_said(monkeypatch):
     from flowformer.ops import triton
 
     why_unavailable = triton.why_unavailable.__wrapped__  # not what it has said before
-    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.version, "hip", None)

@@ -104,10 +104,10 @@ def resolve_masks(
             raise TypeError(
                 f"the mask of the {name} must be boolean, True = a real token, got {given.dtype}"
             )
-        if given.shape != tensor.shape[:2]:
+        if given.shape != tensor.shape[:2] or given.device != tensor.device:
             raise ValueError(
-                f"the mask of the {name} must be [batch, time] = {list(tensor.shape[:2])}, "
-                f"got {list(given.shape)}"
+                f"the mask of the {name} must be [batch, time] = {list(tensor.shape[:2])} on "
+                f"{tensor.device}, got {list(given.shape)} on {given.device}"
             )
     return query_mask, key_mask
 

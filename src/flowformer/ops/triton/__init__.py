@@ -27,7 +27,7 @@ from flowformer.ops.triton.sequences import LARGEST_PACKED_EXPONENT
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 
 
 @cache
@@ -35,7 +35,7 @@ def why_unavailable() -> str | None:
     """Return None where the kernels can be used, and otherwise the reason why not."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    if _INTERPRETED:
+    if INTERPRETED:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device"
@@ -53,7 +53,7 @@ def why_not_for(*tensors: Tensor | None) -> str | None:
     assert query is not None
     if query.dtype == torch.float64:
         return "float64 inputs: it computes in float32"
-    if not (query.is_cuda or _INTERPRETED):
+    if not (query.is_cuda or INTERPRETED):
         return f"tensors on {query.device.type}: it takes those on a CUDA device"
     return None
 

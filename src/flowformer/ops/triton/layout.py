@@ -51,15 +51,17 @@ def dense_layout(batch: int, length: int, size: int, split: int, device: torch.d
     call = batch, length, size, split, device
     layout = _captured.get(call)
     if layout is None:
-        layout = _dense_layout(*call)
+        layout = _kept_layout(tuple((row, 0, length) for row in range(batch)), *call[2:])
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             _captured[call] = layout
     return layout
 
 
 @lru_cache(maxsize=64)
-def _dense_layout(batch: int, length: int, size: int, split: int, device: torch.device) -> Layout:
-    places = [(row, 0, length) for row in range(batch)]
+def _kept_layout(
+    places: tuple[tuple[int, int, int], ...], size: int, split: int, device: torch.device
+) -> Layout:
+    """Return the layout of sequences, each a batch row, its first token and its end."""
     if device.type != "cuda":
         return _layout(places, size, split, device)
     # In a thread of its own: memory that this one allocates may belong to a CUDA graph in the
@@ -74,10 +76,11 @@ def packed_layout(
     """Return the layout of packed sequences.
 
     Empty chunks fill the table up to as many as any such sequences could have: its length, and
-    that of what a chunk leaves, depends on shapes alone.
+    that of what a chunk leaves, depends on shapes alone. The table is kept: the layers of a step,
+    and its backward, have the same sequences.
     """
     ends = list(accumulate(lengths, initial=0))
-    layout = _layout([(0, *pair) for pair in pairwise(ends)], size, split, device)
+    layout = _kept_layout(tuple((0, *pair) for pair in pairwise(ends)), size, split, device)
     empty = chunk_bound(ends[-1], len(lengths), size) - len(layout.chunks)
     chunks = torch.nn.functional.pad(layout.chunks, (0, 0, 0, empty))
     return layout._replace(chunks=chunks, ends=offsets.to(device, torch.int64))
@@ -89,7 +92,7 @@ def chunk_bound(total: int, sequences: int, size: int) -> int:
 
 
 def _layout(
-    places: list[tuple[int, int, int]], size: int, split: int, device: torch.device
+    places: tuple[tuple[int, int, int], ...], size: int, split: int, device: torch.device
 ) -> Layout:
     chunks, splits, chunk_first, split_first = [], [], [0], [0]
     for sequence, (row, start, end) in enumerate(places):

@@ -3,7 +3,7 @@
 They are a hundredth of what the kernels read, and everything that is not a product is done here.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -53,19 +53,40 @@ def real(side: "Side") -> Tensor | None:
 
 def totals(side: "Side", x: Scalars) -> Totals:
     """Return the sum over each sequence, in float64."""
-    sums = x.to(torch.float64)
-    ends = side.layout.ends
-    if ends is None:
-        return sums.sum(-1)
-    # What is not finite stays in its own sequence: the sums run over all of them.
-    lost = ~sums.isfinite()
-    found = _differences(torch.where(lost, 0, sums), ends)
-    return torch.where(_differences(lost, ends) > 0, torch.nan, found)
+    wide, ends = x.to(torch.float64), side.layout.ends
+    return wide.sum(-1) if ends is None else _between(wide[0], ends[:-1], ends[1:]).T
 
 
-def _differences(x: Tensor, ends: Tensor) -> Tensor:
-    sums = torch.nn.functional.pad(x[0].cumsum(-1), (1, 0))
-    return (sums[:, ends[1:]] - sums[:, ends[:-1]]).T
+def _between(x: Tensor, first: Tensor, end: Tensor) -> Tensor:
+    """Return sums over ranges of tokens, [h, n], none of which reaches into another sequence.
+
+    They are differences of one running sum, from which NaN and infinity are kept: a range that
+    holds any is NaN, and no other.
+    """
+
+    def sums(y: Tensor) -> Tensor:
+        running = torch.nn.functional.pad(y.cumsum(-1), (1, 0))
+        return running[:, end] - running[:, first]
+
+    lost = ~x.isfinite()
+    return torch.where(sums(lost) > 0, torch.nan, sums(torch.where(lost, 0, x)))
+
+
+class _PrefixSum(torch.autograd.Function):
+    """Σ_{s≤t} of each token's own sequence, [h, t]; its gradient keeps to the sequences too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+        """Sum from the sequence's first token on."""
+        ctx.save_for_backward(rows, ends)
+        return _between(x, ends[rows], torch.arange(1, len(rows) + 1, device=x.device))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Sum up to the sequence's last token."""
+        rows, ends = ctx.saved_tensors
+        first = torch.arange(len(rows), device=rows.device)
+        return _between(grads[0], first, ends[rows + 1]), None, None
 
 
 def spread(side: "Side", x: Totals) -> Tensor:
@@ -119,13 +140,8 @@ def prefix_compete(
     if ends is None:
         share, log_sum = prefix_softmax(wide, real(side), before, clamp)
         return share, log_sum[..., -1]
-    # NaN stays in its own sequence, whose later logits it has reached already.
     weight = wide.clamp(-clamp, clamp).exp()
-    sums = torch.nan_to_num(weight, nan=0.0)
-    sums = torch.nn.functional.pad(sums[0].cumsum(-1), (1, 0))
-    past = before.exp() - sums[:, ends[:-1]].T
-    total = sums[None, :, 1:] + spread(side, past)
+    total = spread(side, before.exp()) + _PrefixSum.apply(weight[0], _rows(side), ends)
     some = ends.diff()[:, None] > 0
-    last = torch.where(some, sums[:, ends[1:]].T + past, 1)  # log 0 has a gradient that is NaN
-    log_sum = torch.where(some, last.log(), before)
-    return weight / total, log_sum
+    last = torch.where(some, total[0, :, ends[1:] - 1].T, 1)  # log 0 has a gradient that is NaN
+    return weight / total, torch.where(some, last.log(), before)

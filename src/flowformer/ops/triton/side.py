@@ -8,14 +8,12 @@ import torch
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
-from triton import knobs
 
 from flowformer.ops.operators import Numbers
 from flowformer.ops.packing import sequence_lengths
+from flowformer.ops.triton import INTERPRETED
 from flowformer.ops.triton.layout import Layout, dense_layout, packed_layout
 from flowformer.ops.triton.tuning import Settings, padded
-
-INTERPRETED = knobs.runtime.interpret
 
 Scalars = Float[Tensor, "_b _h _t"]  # one number a token, float32
 

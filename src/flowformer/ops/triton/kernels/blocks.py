@@ -91,6 +91,13 @@ def slope(x, FEATURES: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def clamped(x, limit):
+    """Return x between -limit and limit; NaN stays NaN, which a card's min and max would drop."""
+    return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+
+
+@triton.jit
+@no_type_check
 def read_features(
     pointer, stride, tokens, real, columns, WIDTH: tl.constexpr, FEATURES: tl.constexpr
 ):

@@ -98,6 +98,54 @@ def linear_features_backward(
 
 @triton.jit
 @no_type_check
+def four_scalars(pointer, plane, tokens, real):
+    """Return four numbers a token; added one by one, since 3 · plane may not fit 32 bits."""
+    first = read_scalars(pointer, tokens, real)
+    second = read_scalars(pointer + plane, tokens, real)
+    third = read_scalars(pointer + plane + plane, tokens, real)
+    return first, second, third, read_scalars(pointer + plane + plane + plane, tokens, real)
+
+
+@triton.jit
+@no_type_check
+def feature_gradient(
+    x, x_t, grad_x, dx_t, other, other_t, y, y_t, matrix, before, after, vectors,
+    scale, weight, flow_grad, share, scores, later_weights, later_flow_grads,
+    columns, tokens, there, real, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, FEATURES: tl.constexpr, CAUSAL: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Write a block of the gradient of one side; see :func:`flow_features_backward`.
+
+    Of sinks: y is the output's gradient, other the keys, scores [sink, source]. Of sources: y is
+    the value, other the queries, scores [source, sink].
+    """
+    result = tl.zeros([SIZE, BLOCK], tl.float32)
+    for y_first in range(0, Y_WIDTH, Y_BLOCK):
+        y_columns = y_first + tl.arange(0, Y_BLOCK)
+        rows = read(y, y_t, tokens, real, y_columns, Y_WIDTH)
+        sums = read_transposed(matrix, columns, y_columns, WIDTH, Y_WIDTH)
+        result += product(rows, sums, DOT, PRECISION, EMULATE)
+    result = result * scale[:, None]
+    total = read_vector(before, columns, eps, WIDTH)[None, :]
+    flow = read_vector(before + vectors, columns, eps, WIDTH)[None, :]
+    result += flow_grad[:, None] * total + weight[:, None] * flow
+    flow = read_vector(after, columns, 0.0, WIDTH)[None, :]
+    total = read_vector(after + vectors, columns, 0.0, WIDTH)[None, :]
+    if CAUSAL:
+        f = read_features(other, other_t, tokens, real, columns, WIDTH, FEATURES)
+        result += product(scores, f, DOT, PRECISION, EMULATE)
+        flow = flow + later_weights[:, None]
+        total = total + later_flow_grads[:, None]
+    result += share[:, None] * flow + total
+    inputs = read(x, x_t, tokens, real, columns, WIDTH)
+    result = tl.where(real[:, None], result * slope(inputs, FEATURES), 0.0)
+    write(grad_x, dx_t, tokens, there, columns, result, WIDTH, EMULATE)
+
+
+@triton.jit
+@no_type_check
 def flow_features_backward(
     query, q_b, q_t, q_h, key, k_b, k_t, k_h, value, v_b, v_t, v_h, grad, g_b, g_t, g_h,
     grad_query, dq_b, dq_t, dq_h, grad_key, dk_b, dk_t, dk_h, mask,
@@ -124,16 +172,22 @@ def flow_features_backward(
     if CAUSAL:
         row = tl.program_id(0).to(tl.int64) * heads + head
     scalars = (batch * heads + head) * length
+    query += batch * q_b + head * q_h
+    key += batch * k_b + head * k_h
+    before += row * WIDTH
+    after += row * WIDTH
+    matrix += row * WIDTH * Y_WIDTH
+    grad_matrix += row * WIDTH * Y_WIDTH
     if SINKS:
-        scale = read_scalars(sink_scalars + scalars, tokens, real)
-        sink_weight = read_scalars(sink_scalars + plane + scalars, tokens, real)
-        into = read_scalars(sink_scalars + 2 * plane + scalars, tokens, real)
-        query_share = read_scalars(sink_scalars + 3 * plane + scalars, tokens, real)
+        scale, sink_weight, into, query_share = four_scalars(
+            sink_scalars + scalars, plane, tokens, real
+        )
     if SOURCES:
-        weight = read_scalars(source_scalars + scalars, tokens, real)
-        source_weight = read_scalars(source_scalars + plane + scalars, tokens, real)
-        out_of = read_scalars(source_scalars + 2 * plane + scalars, tokens, real)
-        key_share = read_scalars(source_scalars + 3 * plane + scalars, tokens, real)
+        weight, source_weight, out_of, key_share = four_scalars(
+            source_scalars + scalars, plane, tokens, real
+        )
+    scores, by_source = 0.0, 0.0
+    later_sources, later_out_ofs, later_sinks, later_intos = 0.0, 0.0, 0.0, 0.0
     if CAUSAL:
         scores = triangles(
             value, v_b, v_t, v_h, grad, g_b, g_t, g_h, batch, head, tokens, real,
@@ -146,69 +200,28 @@ def flow_features_backward(
         from_queries = query_share[:, None] * source_weight[None, :] + out_of[None, :]
         scores += tl.where(source_of <= sink_of, from_keys, 0.0)
         scores += tl.where(sink_of <= source_of, from_queries, 0.0)
-        source_weights = eps * tl.cumsum(source_weight, 0, reverse=True)
-        out_ofs = eps * tl.cumsum(out_of, 0, reverse=True)
-        sink_weights = eps * tl.cumsum(sink_weight, 0, reverse=True)
-        intos = eps * tl.cumsum(into, 0, reverse=True)
-    value_here = value + batch * v_b + head * v_h
-    grad_here = grad + batch * g_b + head * g_h
+        by_source = tl.trans(scores)
+        later_sources = eps * tl.cumsum(source_weight, 0, reverse=True)
+        later_out_ofs = eps * tl.cumsum(out_of, 0, reverse=True)
+        later_sinks = eps * tl.cumsum(sink_weight, 0, reverse=True)
+        later_intos = eps * tl.cumsum(into, 0, reverse=True)
+    value += batch * v_b + head * v_h
+    grad += batch * g_b + head * g_h
     for first in range(0, WIDTH, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         if SINKS:
-            x = read(query + batch * q_b + head * q_h, q_t, tokens, real, columns, WIDTH)
-            result = tl.zeros([SIZE, BLOCK], tl.float32)
-            for y_first in range(0, Y_WIDTH, Y_BLOCK):
-                y_columns = y_first + tl.arange(0, Y_BLOCK)
-                g = read(grad_here, g_t, tokens, real, y_columns, Y_WIDTH)
-                sums = read_transposed(
-                    matrix + row * WIDTH * Y_WIDTH, columns, y_columns, WIDTH, Y_WIDTH
-                )
-                result += product(g, sums, DOT, PRECISION, EMULATE)
-            result = result * scale[:, None]
-            at = before + row * WIDTH
-            total = read_vector(at, columns, eps, WIDTH)[None, :]
-            flow = read_vector(at + vectors, columns, eps, WIDTH)[None, :]
-            result += into[:, None] * total + sink_weight[:, None] * flow
-            at = after + row * WIDTH
-            flow = read_vector(at, columns, 0.0, WIDTH)[None, :]
-            total = read_vector(at + vectors, columns, 0.0, WIDTH)[None, :]
-            if CAUSAL:
-                k = read_features(
-                    key + batch * k_b + head * k_h, k_t, tokens, real, columns, WIDTH, FEATURES
-                )
-                result += product(scores, k, DOT, PRECISION, EMULATE)
-                flow = flow + source_weights[:, None]
-                total = total + out_ofs[:, None]
-            result += query_share[:, None] * flow + total
-            result = tl.where(real[:, None], result * slope(x, FEATURES), 0.0)
-            at = grad_query + batch * dq_b + head * dq_h
-            write(at, dq_t, tokens, there, columns, result, WIDTH, EMULATE)
+            feature_gradient(
+                query, q_t, grad_query + batch * dq_b + head * dq_h, dq_t, key, k_t, grad, g_t,
+                matrix, before, after, vectors,
+                scale, sink_weight, into, query_share, scores, later_sources, later_out_ofs,
+                columns, tokens, there, real, eps,
+                WIDTH, BLOCK, Y_WIDTH, Y_BLOCK, SIZE, FEATURES, CAUSAL, DOT, PRECISION, EMULATE,
+            )  # fmt: skip
         if SOURCES:
-            x = read(key + batch * k_b + head * k_h, k_t, tokens, real, columns, WIDTH)
-            result = tl.zeros([SIZE, BLOCK], tl.float32)
-            for y_first in range(0, Y_WIDTH, Y_BLOCK):
-                y_columns = y_first + tl.arange(0, Y_BLOCK)
-                v = read(value_here, v_t, tokens, real, y_columns, Y_WIDTH)
-                sums = read_transposed(
-                    grad_matrix + row * WIDTH * Y_WIDTH, columns, y_columns, WIDTH, Y_WIDTH
-                )
-                result += product(v, sums, DOT, PRECISION, EMULATE)
-            result = result * weight[:, None]
-            at = before + 2 * vectors + row * WIDTH
-            total = read_vector(at, columns, eps, WIDTH)[None, :]
-            flow = read_vector(at + vectors, columns, eps, WIDTH)[None, :]
-            result += out_of[:, None] * total + source_weight[:, None] * flow
-            at = after + 2 * vectors + row * WIDTH
-            flow = read_vector(at, columns, 0.0, WIDTH)[None, :]
-            total = read_vector(at + vectors, columns, 0.0, WIDTH)[None, :]
-            if CAUSAL:
-                q = read_features(
-                    query + batch * q_b + head * q_h, q_t, tokens, real, columns, WIDTH, FEATURES
-                )
-                result += product(tl.trans(scores), q, DOT, PRECISION, EMULATE)
-                flow = flow + sink_weights[:, None]
-                total = total + intos[:, None]
-            result += key_share[:, None] * flow + total
-            result = tl.where(real[:, None], result * slope(x, FEATURES), 0.0)
-            at = grad_key + batch * dk_b + head * dk_h
-            write(at, dk_t, tokens, there, columns, result, WIDTH, EMULATE)
+            feature_gradient(
+                key, k_t, grad_key + batch * dk_b + head * dk_h, dk_t, query, q_t, value, v_t,
+                grad_matrix, before + vectors + vectors, after + vectors + vectors, vectors,
+                weight, source_weight, out_of, key_share, by_source, later_sinks, later_intos,
+                columns, tokens, there, real, eps,
+                WIDTH, BLOCK, Y_WIDTH, Y_BLOCK, SIZE, FEATURES, CAUSAL, DOT, PRECISION, EMULATE,
+            )  # fmt: skip

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from flowformer.ops.triton.kernels.blocks import (
     chunk_of,
+    clamped,
     product,
     read,
     read_features,
@@ -75,7 +76,7 @@ def states(
                 p = read_vector(vector + (sequence * heads + head) * WIDTH, all_columns, eps, WIDTH)
                 logit += tl.sum((g + eps) * p[None, :], 1)
             tl.store(logits + scalars + tokens, logit, mask=there & (tl.program_id(2) == 0))
-            f = f * tl.exp(tl.minimum(tl.maximum(logit, -clamp), clamp))[:, None]
+            f = f * tl.exp(clamped(logit, clamp))[:, None]
         values = read(y + batch * y_b + head * y_h, y_t, tokens, real, y_columns, Y_WIDTH)
         if PREFIX:
             at = before + (chunk * heads + head) * size + place

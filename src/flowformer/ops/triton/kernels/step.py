@@ -5,7 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from flowformer.ops.triton.kernels.blocks import RELU, SIGMOID
+from flowformer.ops.triton.kernels.blocks import RELU, SIGMOID, clamped
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def step(
     log_sum = tl.load(competition + row)
     if COMPETES:
         source = tl.sum((k + small) * (from_queries + small), 0) / n
-        source = tl.minimum(tl.maximum(source, -clamp), clamp)
+        source = clamped(source, clamp)
         largest = tl.maximum(log_sum, source)
         log_sum = largest + tl.log(tl.exp(log_sum - largest) + tl.exp(source - largest))
         v = v * (n * tl.exp(source - log_sum))
