@@ -17,7 +17,7 @@ from flowformer.evaluation.rollout_scores import (
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout
-from flowformer.files import remove_unfinished, write_atomically
+from flowformer.files import write_atomically
 from flowformer.tasks.decision import DecisionTask
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_data import (
@@ -34,7 +34,7 @@ from flowformer.tasks.decision_folder import (
     DecisionResult,
     TargetOutcome,
 )
-from flowformer.tasks.folder import RunFolder, require_same_record, write_json
+from flowformer.tasks.folder import RunFolder, has_ended, open_folder, write_json
 from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
 from flowformer.tasks.prediction import choose_device
 from flowformer.tasks.processes import current
@@ -80,11 +80,8 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     with group.first_alone():  # it fetches what there is to fetch
         data = load_trajectories(config.data)
     record = decision_record(config, data)
-    if started:
-        require_same_record(DecisionRecord.read(folder), record, folder)
-        if folder.result.exists():
-            logger.info("%s has ended already", folder.root)
-            return DecisionResult.read(folder)
+    if started and has_ended(folder, record):
+        return DecisionResult.read(folder)
     make_env = environment_maker(record.env)
     for target in record.targets:
         check_target(target, data.returns)
@@ -98,10 +95,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
                 f"{config.model.mixer} carries no state: give evaluation.form windowed"
             )
         if group.is_first:
-            if started:
-                remove_unfinished(folder.root)
-            else:
-                record.write(folder)
+            open_folder(folder, record, started=started)
             write_json(folder.preprocessing, preprocessing.record())
         logger.info("%s: %s", data.name, data.source)
         logger.info(

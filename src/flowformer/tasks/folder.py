@@ -2,14 +2,17 @@
 
 import importlib.metadata
 import json
+import logging
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from flowformer.files import parse_json, write_atomically
+from flowformer.files import parse_json, remove_unfinished, write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TASK = "series"  # the kind of a run whose config.json names none
 
@@ -271,18 +274,17 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def require_same_record(old: Any, new: Any, folder: RunFolder) -> None:
-    """Refuses to go on with a run in another way than it began.
+def has_ended(folder: RunFolder, record: Any) -> bool:
+    """Returns whether a run that was started has ended; one that began in another way is refused.
 
     Args:
-        old: what its config.json holds, a dataclass.
-        new: what it would hold now.
         folder: of the run.
+        record: what its config.json would hold now.
 
     Raises:
-        ValueError: they differ; the message names in what.
+        ValueError: it holds something else; the message names what.
     """
-    before, now = flatten(to_plain(old)), flatten(to_plain(new))
+    before, now = flatten(to_plain(type(record).read(folder))), flatten(to_plain(record))
     # How a run is shown, how many processes read its data, and how many take their shares of a
     # batch or how long they wait for each other, change nothing of it but the rounding.
     free = (
@@ -297,6 +299,18 @@ def require_same_record(old: Any, new: Any, folder: RunFolder) -> None:
     ]
     if changed:
         raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(changed)}")
+    if folder.result.exists():
+        logger.info("%s has ended already", folder.root)
+        return True
+    return False
+
+
+def open_folder(folder: RunFolder, record: Any, *, started: bool) -> None:
+    """Writes the record of a run, or removes what one that was started left half written."""
+    if started:
+        remove_unfinished(folder.root)
+    else:
+        record.write(folder)
 
 
 def read_versions(*more: str) -> dict[str, str]:

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from flowformer.data.tokenizers import Tokenizer
-from flowformer.files import remove_unfinished
 from flowformer.models.language import LanguageModel
-from flowformer.tasks.folder import RunFolder, read_versions, require_same_record
+from flowformer.tasks.folder import RunFolder, has_ended, open_folder, read_versions
 from flowformer.tasks.language import LanguageTask
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
@@ -64,11 +63,8 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         sizes=dict(source.sizes),
         tokenizer=None if source.tokenizer is None else _digest(source.tokenizer),
     )
-    if started:
-        require_same_record(LanguageRecord.read(folder), record, folder)
-        if folder.result.exists():
-            logger.info("%s has ended already", folder.root)
-            return LanguageResult.read(folder)
+    if started and has_ended(folder, record):
+        return LanguageResult.read(folder)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
         model = LanguageModel(config.model, vocab_size=record.vocab_size)
@@ -79,10 +75,7 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
             )
         model.set_gradient_checkpointing(config.training.checkpoint_activations)
         if group.is_first:
-            if started:
-                remove_unfinished(folder.root)
-            else:
-                record.write(folder)
+            open_folder(folder, record, started=started)
             if source.tokenizer is not None:
                 source.tokenizer.save(folder.root / TOKENIZER)
         logger.info(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from flowformer.files import remove_unfinished
 from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT
-from flowformer.tasks.folder import RunFolder, RunResult, read_versions, require_same_record
+from flowformer.tasks.folder import RunFolder, RunResult, has_ended, open_folder, read_versions
 from flowformer.tasks.loop import fit, keep_best, torch_settings
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.prediction import choose_device, classify
@@ -74,20 +73,14 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
         sizes={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
         picture=data.picture,
     )
-    if started:
-        require_same_record(SequenceRecord.read(folder), record, folder)
-        if folder.result.exists():
-            logger.info("%s has ended already", folder.root)
-            return RunResult.read(folder)
+    if started and has_ended(folder, record):
+        return RunResult.read(folder)
     training = config.training
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = build_sequence_model(config.model, record)
         if group.is_first:
-            if started:
-                remove_unfinished(folder.root)
-            else:
-                record.write(folder)
+            open_folder(folder, record, started=started)
         logger.info("%s: %s", data.name, data.source)
         logger.info(
             "%s: %s cases to train on, %s for %s, %s parameters, folder %s",

@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
-from flowformer.files import remove_unfinished
 from flowformer.models.classifiers import SeriesClassifier, build_classifier
 from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, TimeSeriesConfig
@@ -16,8 +15,9 @@ from flowformer.tasks.folder import (
     RunFolder,
     RunRecord,
     RunResult,
+    has_ended,
+    open_folder,
     read_versions,
-    require_same_record,
     write_json,
 )
 from flowformer.tasks.loop import fit, keep_best, torch_settings
@@ -73,11 +73,8 @@ def train(
             data = _load(config, folder, again=started)
     prepared = prepare(config, data)
     record = _record(config, data, prepared)
-    if started:
-        require_same_record(RunRecord.read(folder), record, folder)
-        if folder.result.exists():
-            logger.info("%s has ended already", folder.root)
-            return RunResult.read(folder)
+    if started and has_ended(folder, record):
+        return RunResult.read(folder)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
         model = build_classifier(
@@ -87,10 +84,7 @@ def train(
             max_length=prepared.max_length,
         )
         if group.is_first:
-            if started:
-                remove_unfinished(folder.root)
-            else:
-                record.write(folder)
+            open_folder(folder, record, started=started)
             write_json(folder.preprocessing, prepared.preprocessing.to_dict())
         logger.info(
             "%s: %d series to train on, %d for %s, %d parameters, folder %s",

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from flowformer.data.image_mixing import Mixing
 from flowformer.data.images import ImageData
 from flowformer.evaluation.metrics import top5_accuracy
-from flowformer.files import remove_unfinished
 from flowformer.models.vision import VisionClassifier
 from flowformer.serialization import to_plain
 from flowformer.tasks.classification import Tested, write_outcome
@@ -20,8 +19,9 @@ from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, PROTOCOL_NOTES
 from flowformer.tasks.folder import (
     RunFolder,
     RunResult,
+    has_ended,
+    open_folder,
     read_versions,
-    require_same_record,
     write_json,
 )
 from flowformer.tasks.loop import fit, keep_best, torch_settings
@@ -79,21 +79,15 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
         data = load_images(config.data)
     parts = part_images(config, data)
     record = _record(config, data, parts)
-    if started:
-        require_same_record(VisionRecord.read(folder), record, folder)
-        if folder.result.exists():
-            logger.info("%s has ended already", folder.root)
-            return RunResult.read(folder)
+    if started and has_ended(folder, record):
+        return RunResult.read(folder)
     training = config.training
     train_batches = train_loader(config, parts)  # before anything is written: it may be refused
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = _start(record)
         if group.is_first:
-            if started:
-                remove_unfinished(folder.root)
-            else:
-                record.write(folder)
+            open_folder(folder, record, started=started)
             write_json(folder.preprocessing, to_plain(parts.preprocessing))
         logger.info(
             "%s: %s images to train on, %s for %s, %d classes, %s parameters, folder %s",
