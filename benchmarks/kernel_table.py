@@ -1,6 +1,6 @@
 """Compile every GPU kernel without a GPU: registers, spills, shared memory, arithmetic intensity.
 
-    python -m benchmarks.kernel_table                  # all widths, dtypes and cards, an hour
+    python -m benchmarks.kernel_table                  # all of it, a quarter of an hour
     python -m benchmarks.kernel_table --widths 64 --dtypes bfloat16 --capabilities 90
     python -m benchmarks.report_kernels                # the table of docs/gpu.md
 
