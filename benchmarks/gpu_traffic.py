@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import numbers
+from flowformer.ops.operators import LINEAR_OPTIONS, numbers
 from flowformer.ops.state import FlowState
 from flowformer.ops.triton import bidirectional_passes, causal_passes, launch, tuning
 from flowformer.ops.triton.tuning import Settings
@@ -81,6 +81,12 @@ def both_passes(call: Call, settings: Settings | None = None) -> list[Pass]:
     return _passes(lambda: run_both(call, inputs), settings)
 
 
+def linear_passes(call: Call) -> list[Pass]:
+    """Return the passes of causal linear attention without flows, by the kernels of both."""
+    inputs = _inputs(call)
+    return _passes(lambda: run_linear(inputs), None)
+
+
 def _passes(run: Callable[[], object], settings: Settings | None) -> list[Pass]:
     with fixed_settings(settings):
         record(run)  # makes the tables of chunks, which are kept
@@ -90,6 +96,15 @@ def _passes(run: Callable[[], object], settings: Settings | None) -> list[Pass]:
 def run_both(call: Call, inputs: list[Tensor]) -> None:
     """Run a forward and a backward; the inputs are query, key, value and the output's gradient."""
     _backward(call, inputs, _forward(call, inputs, keep=True))
+
+
+def run_linear(inputs: list[Tensor]) -> None:
+    """Run a forward and a backward of causal linear attention, on inputs as above."""
+    *tensors, grad = inputs
+    nothing, options = (None,) * 10, LINEAR_OPTIONS
+    kept = causal_passes.forward(*tensors, *nothing, *options, True, False)
+    rest = *nothing, *kept[8:], *options, False
+    causal_passes.backward(grad, *(None,) * 6, kept[0], *tensors, *rest)
 
 
 def flash_flop(call: Call, *, backward: bool) -> int:

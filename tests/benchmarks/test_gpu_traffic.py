@@ -104,6 +104,16 @@ def test_counts_are_what_the_interpreter_sees_read_written_and_multiplied(causal
 
 
 @INTERPRETED
+def test_counts_of_linear_attention_are_what_the_interpreter_sees():
+    call = call_of(True)
+    shape = call.batch, call.length, call.heads, call.width
+    inputs = [torch.randn(shape) for _ in range(4)]
+    with watched() as seen:
+        gpu_traffic.run_linear(inputs)
+    assert kernels(gpu_traffic.linear_passes(call)) == seen.passes()
+
+
+@INTERPRETED
 def test_count_of_a_step_is_what_the_interpreter_sees():
     call = call_of(True, width=16)
     query, key, value = torch.randn(3, call.batch, 1, call.heads, call.width)
