@@ -1,5 +1,6 @@
 """Episodes and the search for policies: the same from the same seed, wherever they are played."""
 
+import importlib.abc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_without_gymnasium_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ImportError, match=r"pip install 'flowformer\[rl\]'"):
         make_environment(WALK)
+
+
+def test_a_library_that_mujoco_is_to_draw_with_is_named_when_missing(monkeypatch):
+    class Missing(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, *_: object) -> None:
+            if fullname == "mujoco":  # what its import of PyOpenGL comes to
+                raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    with pytest.raises(ImportError, match=r"no library for MUJOCO_GL=osmesa .* libosmesa6"):
+        make_environment("Hopper-v5")
 
 
 def test_a_box_with_one_pair_of_bounds_says_so_once():

@@ -121,3 +121,27 @@ def test_a_hopper_is_filmed(tmp_path, monkeypatch):
     assert pictures.shape[1:] == (480, 480, 3)
     assert len(pictures) == 1 + -(-int(played.lengths[0]) // 5)  # 125 a second to 25
     assert played.terminated.all()  # it falls
+
+
+@pytest.mark.parametrize(("options", "camera"), [({}, "track"), ({"camera_id": 5}, None)])
+def test_the_camera_goes_with_the_body_unless_another_was_chosen(
+    tmp_path, monkeypatch, options, camera
+):
+    mujoco = pytest.importorskip("mujoco")
+    env = gymnasium.make("Hopper-v5", render_mode="rgb_array", max_episode_steps=3, **options)
+    monkeypatch.setattr(type(env.unwrapped), "render", lambda _: np.zeros((16, 16, 3), np.uint8))
+    record_episode(
+        build(observation_dim=11, action_dim=3),
+        env,
+        tmp_path / "hopper.gif",
+        target_return=3600.0,
+        seed=0,
+        settings=settings(
+            preprocessing=numbers(Space(shape=(3,), low=-1.0, high=1.0), features=11)
+        ),
+    )
+    renderer: Any = env.unwrapped.mujoco_renderer  # pyright: ignore[reportAttributeAccessIssue]
+    expected = 5
+    if camera is not None:
+        expected = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+    assert renderer.camera_id == expected != -1

@@ -1,6 +1,7 @@
 """Environments of gymnasium: which are supported, and the returns that scores are relative to."""
 
 import logging
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,11 @@ def feature_count(space: "gymnasium.Space") -> int:
 
 
 def _log_mujoco(env: str) -> None:
-    """Takes the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is."""
+    """Takes the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is.
+
+    Raises:
+        ImportError: the library that it is to draw with is missing.
+    """
     import gymnasium
 
     try:
@@ -127,6 +132,11 @@ def _log_mujoco(env: str) -> None:
             mujoco.set_mju_user_warning(logger.info)  # pyright: ignore[reportAttributeAccessIssue] - compiled
     except (gymnasium.error.Error, ImportError):
         return  # `gymnasium.make` says it better
+    except AttributeError as error:  # PyOpenGL's
+        raise ImportError(
+            f"{env}: MuJoCo finds no library for MUJOCO_GL={os.environ.get('MUJOCO_GL')} "
+            f"({error}): install it (Debian's libosmesa6 for osmesa, libegl1 for egl)"
+        ) from error
 
 
 def _bound(values: np.ndarray, none: float) -> float | tuple[float, ...] | None:

@@ -56,6 +56,7 @@ def record_episode(
         import imageio.v2 as imageio
     except ImportError as error:
         raise ImportError("imageio is needed for films: pip install 'flowformer[rl]'") from error
+    _follow(env)
     # Environments that do not say are taken at the rate of the film.
     rate = float(env.metadata.get("render_fps") or frames_per_second)
     every = max(1, math.ceil(rate / frames_per_second))
@@ -73,6 +74,19 @@ def record_episode(
             )
         unfinished.replace(path)
     return rollouts
+
+
+def _follow(env: gymnasium.Env[Any, Any]) -> None:
+    """Let MuJoCo's camera go with the body, unless another was chosen: it would walk out of view.
+
+    The camera that gymnasium's models have for it; its renderer leaves it for one that stands.
+    """
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None or renderer.camera_id != -1:
+        return
+    names = [renderer.model.camera(number).name for number in range(renderer.model.ncam)]
+    if "track" in names:
+        renderer.camera_id = names.index("track")
 
 
 def _open(imageio: Any, path: Path, rate: float) -> Any:
