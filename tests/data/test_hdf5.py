@@ -81,6 +81,9 @@ def test_it_is_refused_in_a_group_too(kind, tmp_path, elsewhere):
             require_own(file)
         del file["episode_0"]
         require_own(file)
+        file["a/heap"] = "of variable length: found by fuzzing to be looked for for ever"
+        with pytest.raises(ValueError, match="expected values of fixed length in /a/heap"):
+            require_own(file)
 
 
 def test_what_deflate_makes_small_is_read(tmp_path):
@@ -93,9 +96,10 @@ def test_what_deflate_makes_small_is_read(tmp_path):
 
 def test_a_text_is_read_and_numbers_are_none(tmp_path):
     with h5py.File(tmp_path / "x", "w") as file:
-        file["a/words"] = "some words"
+        file["a/words"] = np.bytes_("some words")
         file["a/number"] = 3
+        file["a/heap"] = "of variable length"
         assert read_words(file, "a/words") == b"some words"
-        for name in ("a/number", "a", "a/nothing"):
+        for name in ("a/number", "a", "a/nothing", "a/heap"):
             with pytest.raises(ValueError, match=f"expected .*{name}"):
                 read_words(file, name)

@@ -174,8 +174,15 @@ def test_a_damaged_pair_is_named(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_with_a_number_twice_is_refused(tmp_path: Path) -> None:
-    """Found by fuzzing: the library panics, or reads it, from one time to the next."""
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 1}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(ValueError, match=r"vocab\.json and .*each symbol, got 1 more than once"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_library_is_an_error_that_names_the_files(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "a": 3}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt are no tokenizer: "):
         load_tokenizer(tmp_path)

@@ -106,7 +106,7 @@ def write_d4rl(trajectories: Trajectories, path: Path) -> None:
         file["rewards"] = trajectories.rewards
         file["terminals"] = terminals
         file["timeouts"] = timeouts
-        file[_DESCRIPTION] = json.dumps(trajectories.description())
+        file[_DESCRIPTION] = np.bytes_(json.dumps(trajectories.description()))
 
 
 def _read_arrays(file: "h5py.File") -> tuple[dict[str, np.ndarray], bytes | None]:

@@ -1,7 +1,8 @@
 """HDF5 files of which no more is read than numbers that are in them.
 
-HDF5 lets a file name others, from which its values are then read, and lets a few bytes stand for
-any number of values: neither is what a data set of episodes needs.
+HDF5 lets a file name others, from which its values are then read, lets a few bytes stand for any
+number of values, and keeps values of variable length in a heap, which it may search for ever where
+that is damaged: none of it is what a data set of episodes needs.
 """
 
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def read_numbers(file: "h5py.File", name: str) -> np.ndarray:
 
 
 def read_words(file: "h5py.File", name: str) -> bytes:
-    """Reads a single text.
+    """Reads a single text of fixed length.
 
     Raises:
         ValueError: there is none of that name in this file itself.
@@ -43,17 +44,14 @@ def read_words(file: "h5py.File", name: str) -> bytes:
     import h5py
 
     data = _own(file, name)
-    if not isinstance(data, h5py.Dataset) or data.shape != ():
+    if not isinstance(data, h5py.Dataset) or data.shape != () or data.dtype.kind not in "SO":
         raise ValueError(f"expected a text {name}, got {data!r}")
     _require_held(data)
-    text = data[()]
-    if not isinstance(text, bytes):
-        raise ValueError(f"expected a text {name}, got {text!r}")
-    return text
+    return bytes(data[()])
 
 
 def require_own(group: "h5py.Group") -> None:
-    """Refuses a file with links, with values that lie in others, or with more than it can hold.
+    """Refuses a file with links, values in others or of variable length, or more than it can hold.
 
     Raises:
         ValueError: it is one.
@@ -71,6 +69,11 @@ def require_own(group: "h5py.Group") -> None:
 def _require_held(data: "h5py.Dataset") -> None:
     if data.external or data.is_virtual:
         raise ValueError(f"expected the values of {data.name} in this file, got other files' names")
+    if data.dtype.kind == "O":
+        raise ValueError(
+            f"expected values of fixed length in {data.name}, got {data.dtype}: where a file is "
+            "damaged, HDF5 may look for others for ever"
+        )
     size, stored = data.size * data.dtype.itemsize, data.id.get_storage_size()
     if size > min(MAX_BYTES, _MOST_OF_A_BYTE * stored + 2**20):
         raise ValueError(

@@ -7,7 +7,8 @@ the files of the `tokenizers` library, so that any `tokenizer.json` is one, trai
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -175,10 +176,8 @@ class SubwordTokenizer(Tokenizer):
             ValueError: The library does not read it.
         """
         library = _import_tokenizers()
-        try:
+        with _named("the tokenizers library cannot read this"):
             self._tokenizer = library.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more exact
-            raise ValueError(f"the tokenizers library cannot read this: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         model = self._tokenizer.model
@@ -337,18 +336,29 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> Subword
 
 def _load_pair(vocabulary: Path, merges: Path) -> SubwordTokenizer:
     library = _import_tokenizers()
-    try:
+    with _named(f"{vocabulary} and {merges.name} are no tokenizer"):
         _require_own_numbers(vocabulary)
         tokenizer = _byte_level(library.models.BPE.from_file(str(vocabulary), str(merges)))
         ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
         tokenizer.add_special_tokens(ends[:1])
         return SubwordTokenizer(tokenizer.to_str())
-    except Exception as error:  # the library raises nothing more exact
-        raise ValueError(f"{vocabulary} and {merges.name} are no tokenizer: {error}") from error
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn what the library raises, which is nothing exact, into a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+            raise
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _require_own_numbers(vocabulary: Path) -> None:
-    """Refuse two symbols of one number: the library panics at some of them, and reads others."""
+    """Refuse two symbols of one number, which the library reads."""
     numbers = parse_json(vocabulary.read_bytes())
     if not isinstance(numbers, dict):
         raise ValueError(f"expected an object of symbols, got {type(numbers).__name__}")
