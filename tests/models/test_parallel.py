@@ -1,12 +1,13 @@
 """Models whose sequences are sharded over ranks: what one process gets for the whole."""
 
 import pytest
+import torch
 from torch import nn
 
 from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
 from flowformer.models.language import LanguageModel
 from flowformer.models.sequence import SequenceClassifier
-from flowformer.nn import set_sequence_parallel
+from flowformer.nn import FlowMixer, set_sequence_parallel
 from tests.distributed_run import alone, failures
 from tests.models.parallel_cases import cases, on_a_mesh
 
@@ -25,6 +26,14 @@ def test_another_mixer_than_flow_attention_is_refused_and_left_as_it_is():
     with alone() as group, pytest.raises(NotImplementedError, match="got SoftmaxAttention"):
         model.set_sequence_parallel(group)
     assert model.shards is None
+
+
+def test_flow_maps_of_a_part_are_refused():
+    mixer = FlowMixer(8, 2)
+    with alone() as group:
+        set_sequence_parallel(mixer, group)
+        with pytest.raises(NotImplementedError, match="a flow map is of whole sequences"):
+            mixer.flow_map(torch.randn(1, 9, 8))
 
 
 def test_published_padding_is_refused():

@@ -238,6 +238,7 @@ TABLE: dict[str, Sharded] = {
     "packed, no clamp": Sharded(packed=PACKED, options={"clamp": None}),
     "packed, one": Sharded(packed=SPREAD),
     "packed, whole": Sharded(packed=WITHIN),
+    "packed, whole, empty": Sharded(packed=(9, 0, 3), **EMPTY),
     "packed, empty": Sharded(packed=(4, 8), **EMPTY),
     "packed cross": Sharded(packed=PACKED, packed_keys=(1, 2, 0, 4, 5, 1), keys=(1, 6, 4, 2)),
     "packed cross, no clamp": Sharded(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
+from flowformer.tasks import shards
 from flowformer.tasks.checkpoints import read_checkpoint
 from flowformer.tasks.shards import read_rest, read_whole
 
@@ -82,6 +84,23 @@ def test_shards_are_those_of_both_and_become_one_file(runs):
     whole = read_whole(best)
     assert {name.removeprefix("model.") for name in whole} == weights.keys()
     assert all(whole[f"model.{name}"].equal(value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "said"),
+    [
+        (OSError(28, "No space left on device"), OSError, r"No space left .*last\.ckpt"),
+        (KeyError("x"), ValueError, r"last\.ckpt: KeyError: 'x'"),
+    ],
+    ids=["disk", "other"],
+)
+def test_what_ends_the_writing_of_shards_names_them(monkeypatch, tmp_path, cause, kind, said):
+    def fail(*_: object, **__: object) -> None:
+        raise CheckpointException("of torch", {1: (cause, None)})
+
+    monkeypatch.setattr(shards, "load", fail)
+    with pytest.raises(kind, match=said):
+        shards.load_shards(tmp_path / "last.ckpt", {"state_dict": {}}, {})
 
 
 def test_a_damaged_or_missing_shard_is_named(runs, tmp_path):

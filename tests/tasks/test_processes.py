@@ -37,6 +37,14 @@ def test_processes_that_nobody_started_are_missed(tiny_config):
         pass
 
 
+def test_another_number_than_was_started_is_refused(tiny_config, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    settings = tiny_config(devices=3).training
+    with pytest.raises(ValueError, match="for 3 processes, and there are 2"), joined(settings):
+        pass
+
+
 def test_the_others_take_what_the_first_decides():
     first, second = _pair()
     heard = _in_background(lambda: second.agree(lambda: pytest.fail("asked twice")))

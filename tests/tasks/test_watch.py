@@ -43,6 +43,19 @@ def test_one_that_is_silent_is_named_once_the_timeout_is_over(pair):
     assert not told[1]
 
 
+def test_nobody_is_named_where_all_were_stopped_and_go_on(pair):
+    watches, told = pair
+    _wait_for(lambda: watches[0]._others and watches[1]._others)
+    for each in watches:  # as after an hour in which none of their threads ran
+        each._awake = each._answered = each._others[1 - each._process].changed = -3600.0
+    assert all(each._look(2.0) is None for each in watches)
+    time.sleep(2.5)
+    assert told == [[], []]
+    watches[1]._stopped.set()
+    _wait_for(lambda: told[0])
+    assert "has not been heard of for" in told[0][0]
+
+
 def test_one_that_failed_is_named_with_its_error(pair):
     watches, told = pair
     watches[1].end("MemoryError: too much")

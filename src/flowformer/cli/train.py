@@ -70,6 +70,8 @@ def main(arguments: list[str]) -> int:
 
 def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int:
     again = f"flowformer train {config.name} --run-dir {{}} --resume"
+    if config.training.nodes > 1:
+        again = "the same command on every machine, with --run-dir {} --resume"
     folder, kind = chosen, kind_of(config)
     try:
         with joined(config.training, again=again.format(_named(folder))) as processes:

@@ -147,7 +147,16 @@ class FlowMixer(ProjectedMixer):
         mask: Bool[Tensor, "b l"] | None = None,
         context_mask: Bool[Tensor, "b s"] | None = None,
     ) -> FlowMap:
-        """Source competition [b, s, h] and sink allocation [b, l, h] for these hidden states."""
+        """Source competition [b, s, h] and sink allocation [b, l, h] for these hidden states.
+
+        Raises:
+            NotImplementedError: the sequences are sharded over ranks.
+        """
+        if self.attention.mesh is not None:
+            raise NotImplementedError(
+                "a flow map is of whole sequences: end their sharding first, with "
+                "set_sequence_parallel(model, None)"
+            )
         self._check_call(context, context_mask, causal=causal, stateful=False)
         query, key, _ = self._tensors(x, x if context is None else context)
         return flow_map(

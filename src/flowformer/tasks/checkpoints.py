@@ -108,7 +108,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, damaged, or no checkpoint of a run.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a checkpoint in shards: its run had strategy fsdp")
+        raise ValueError(
+            f"{path} is a checkpoint in shards, of strategy fsdp: it is read by two processes or "
+            "more (training.devices)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on the way to its error

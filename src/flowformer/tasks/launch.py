@@ -5,9 +5,22 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from flowformer.tasks.processes import LOST
 
 _PROGRAM = "from flowformer.cli import main; main()"
 _PATIENCE = "10"  # seconds that a process has to end by itself when another one has died
+
+
+def _order(failure: Any) -> tuple[bool, bool, int]:
+    """Sorts failures by whether others have followed from them.
+
+    One that was killed is why others fail; those that lose a process, or are given SIGTERM once one
+    has failed, are not.
+    """
+    followed = failure.exitcode in (-signal.SIGTERM, LOST)
+    return followed, failure.exitcode >= 0, failure.timestamp
 
 
 def launch(arguments: Sequence[str], *, processes: int) -> int:
@@ -48,14 +61,13 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-c", _PROGRAM, *arguments)
     except ChildFailedError as error:
-        # One that was killed is why others have failed at the same time.
-        for number, failure in error.failures.items():
-            if failure.exitcode < 0:
-                raise RuntimeError(
-                    f"process {number} of {processes} (pid {failure.pid}) was ended by "
-                    f"{failure.signal_name()}"
-                ) from None
-        return error.get_first_failure()[1].exitcode
+        number, failure = min(error.failures.items(), key=lambda each: _order(each[1]))
+        if failure.exitcode < 0:
+            raise RuntimeError(
+                f"process {number} of {processes} (pid {failure.pid}) was ended by "
+                f"{failure.signal_name()}"
+            ) from None
+        return failure.exitcode
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None

@@ -89,6 +89,13 @@ def fit(
             for loader in (train, validation)
         )
         task.shares = {"train": shares_of(train), "validation": shares_of(validation)}
+        items = getattr(task.shares["train"].batches, "batch_size", group.count)
+        if group.is_first and items < group.count:
+            logger.warning(
+                "%d of %d processes have an item of a batch, the others wait: raise "
+                "data.batch_size; training.accumulate may be lowered as much",
+                *(items, group.count),
+            )
     start = group.agree(lambda: _start(folder, settings))
     with _quiet_lightning(), interrupt.listening():
         trainer = Trainer(

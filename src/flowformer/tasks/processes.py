@@ -179,12 +179,13 @@ def joined(settings: ComputeConfig, *, again: str = "the same command") -> Itera
         ProcessLostError: one is gone.
     """
     global _current
-    if not started_outside():
-        if settings.processes > 1:
-            raise ValueError(
-                f"training.devices and training.nodes ask for {settings.processes} processes, and "
-                "there is one: start them with torchrun, or by flowformer train on one machine"
-            )
+    if (count := _count(os.environ)) != settings.processes:
+        raise ValueError(
+            f"training.devices and training.nodes ask for {settings.processes} processes, and "
+            f"{'there is one' if count == 1 else f'there are {count}'}: start as many with "
+            "torchrun, or by flowformer train on one machine"
+        )
+    if count == 1:
         yield Processes()
         return
     if "RANK" not in os.environ:
@@ -226,8 +227,8 @@ def _meet(settings: ComputeConfig, again: str) -> tuple[Processes, Any]:
     from flowformer.tasks.watch import Watch
 
     store, number, count = next(rendezvous("env://", timeout=timedelta(seconds=settings.timeout)))
-    # torchrun may start all anew, with the same store.
-    own = PrefixStore(f"flowformer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # When torchrun starts all anew, torch itself gives them a store, or a part of it, of their own.
+    own = PrefixStore("flowformer", store)
     watch = Watch(
         own.clone(),
         process=number,

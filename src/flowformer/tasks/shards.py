@@ -8,13 +8,15 @@ written last, and the folder has its name once it is whole.
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, distributed
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -50,7 +52,8 @@ def save_shards(checkpoint: dict[str, Any], path: Path, *, before: Path | None =
     distributed.barrier()
     shards, rest = _part(checkpoint)
     writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
-    save(dict(shards), storage_writer=writer)
+    with _named(unfinished):
+        save(dict(shards), storage_writer=writer)
     if first:
         with atomic_file(unfinished / REST) as file:
             save_to(file, {**rest, "shards": {name: tuple(t.shape) for name, t in shards.items()}})
@@ -59,6 +62,24 @@ def save_shards(checkpoint: dict[str, Any], path: Path, *, before: Path | None =
         unfinished.replace(path)
         sync_folder(path.parent)
     distributed.barrier()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raises what torch's checkpoints fail by, which is no Exception, as an error of the folder's.
+
+    Raises:
+        OSError: the system's, in any of the processes.
+        ValueError: anything else.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise ValueError(f"{path}: {type(causes[0]).__name__}: {causes[0]}") from error
 
 
 def _put_away(path: Path, before: Path | None) -> None:
@@ -106,7 +127,8 @@ def read_rest(path: Path) -> dict[str, Any]:
     """
     if path.is_file():
         raise ValueError(
-            f"{path} is a checkpoint in one file, not in shards: its run had another strategy"
+            f"{path} is a checkpoint in one file, not in shards: its run had another strategy, or "
+            "one process (training.devices)"
         )
     rest = read_checkpoint(path / REST)
     try:
@@ -129,9 +151,14 @@ def load_shards(path: Path, checkpoint: Mapping[str, Any], rest: Mapping[str, An
         path: of the checkpoint.
         checkpoint: as `save_shards` was given one; its DTensors are written over.
         rest: what `read_rest` returned; its states receive the DTensors.
+
+    Raises:
+        OSError: a shard cannot be read.
+        ValueError: a shard does not fit.
     """
     shards, _ = _part(checkpoint)
-    load(dict(shards), storage_reader=HuggingFaceStorageReader(str(path)))
+    with _named(path):
+        load(dict(shards), storage_reader=HuggingFaceStorageReader(str(path)))
     for name, value in shards.items():
         if name.startswith(_MODEL):
             rest["state_dict"][name.removeprefix(_MODEL)] = value
@@ -156,7 +183,7 @@ def read_whole(path: Path) -> dict[str, Tensor]:
         for name in rest["shards"]
         if name.startswith(_MODEL)
     }
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _named(path):
         # It says that it loads in one process, as it is told to.
         warnings.filterwarnings("ignore", ".*load in a single process.*")
         load(dict(whole), storage_reader=reader, no_dist=True)

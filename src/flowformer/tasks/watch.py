@@ -62,7 +62,7 @@ class Watch:
         self._own = {"host": socket.gethostname(), "pid": os.getpid(), "ended": None}
         self._number = 0
         self._others: dict[int, _Other] = {}
-        self._answered = time.monotonic()
+        self._answered = self._awake = time.monotonic()
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._beat()
@@ -128,12 +128,26 @@ class Watch:
     def _guard(self) -> None:
         # A store behind a network that is gone does not answer, and says nothing of it.
         while not self._stopped.wait(self._interval):
-            silence = time.monotonic() - self._answered
+            if self._was_stopped():
+                self._begin_anew()
+            self._awake = time.monotonic()
+            silence = self._awake - self._answered
             if silence > self._timeout + self._interval:
                 self._on_lost(
                     f"process 0 of {self._processes} has not answered process {self._process} for "
                     f"{silence:.0f} s: the network between them is gone, or its machine"
                 )
+
+    def _was_stopped(self) -> bool:
+        """Whether this process has not run for a while, by a thread that does nothing but wait."""
+        return time.monotonic() - self._awake > BEATS_OF_SILENCE * self._interval
+
+    def _begin_anew(self) -> None:
+        """Gives all others their time again: a job may be stopped and continued as a whole."""
+        with self._lock:
+            self._answered = time.monotonic()
+            for other in self._others.values():
+                other.changed = self._answered
 
     def _read(self) -> None:
         for other in range(self._processes):
@@ -154,8 +168,8 @@ class Watch:
             if other.beat["ended"] and quiet >= grace:
                 return f"{who} ended: {other.beat['ended']}"
             # Not where this process itself was stopped for a while: then nobody was heard of.
-            ours = time.monotonic() - self._answered
-            if other.beat["ended"] is None and quiet > silence > ours:
+            silent = quiet > silence and not self._was_stopped()
+            if other.beat["ended"] is None and silent:
                 return (
                     f"{who} has not been heard of for {quiet:.0f} s: it died, hangs, or its "
                     "network is gone"
