@@ -202,6 +202,12 @@ def disk(base: Path) -> list[Row]:
         (ended,) = Run(config, base / "read-only", command=command).wait()
         rows.append(_told("the disk is read-only", ended))
         mount_again(full, "remount,rw")
+    with mounted(small := base / "small", "size=128k"):
+        config = small_run(base / "data", processes=2, strategy="fsdp")
+        several = ("--training.devices", "2", "--training.strategy", "fsdp")
+        command = _command(config, small / "run", *several)
+        (ended, _) = Run(config, base / "shards", command=command).wait()
+        rows.append(_told("the disk is full, two processes under FSDP2", ended))
     own = base / "own"
     own.mkdir(mode=0o700)
     config = small_run(base / "data")
