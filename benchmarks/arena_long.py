@@ -116,8 +116,8 @@ def draw(runs: dict[str, Any]) -> Figure:
 def main() -> None:
     """Train what was asked for, and keep it beside what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(TRAINED), choices=list(TRAINED))
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*", choices=list(TRAINED), help="by default all")
+    names = parser.parse_args().names or list(TRAINED)
     for name in names:
         run = train(name)
         recipe, vocab_size, classes = FULL[name]

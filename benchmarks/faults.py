@@ -372,8 +372,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
-    for name in parser.parse_args().groups:
+    parser.add_argument("groups", nargs="*", choices=list(GROUPS), help="by default all")
+    for name in parser.parse_args().groups or GROUPS:
         start = time.monotonic()
         base = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
         try:

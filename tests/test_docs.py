@@ -14,10 +14,17 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [
     page for page in (ROOT / "README.md", *DOCS.glob("*.md")) if BLOCK.search(page.read_text())
 ]
+SLOW = ("estimator.md",)  # it trains, for minutes where every core is busy
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # a page may export, with symbols for integers
-@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else [], id=page.name)
+        for page in sorted(PAGES)
+    ],
+)
 def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -372,6 +373,17 @@ def test_without_the_extra_it_says_what_to_install(missing):
     assert f"error: {missing} is needed" in run.stderr
     assert "pip install 'flowformer[train]'" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_stopped_before_its_folder_a_run_is_not_to_be_gone_on_with(
+    trained, tmp_path, monkeypatch, capsys
+):
+    _, files = trained
+    monkeypatch.setattr("flowformer.tasks.training.train", Mock(side_effect=KeyboardInterrupt))
+    arguments = [str(a) for a in _own_data(files, "--run-dir", tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"^130$"):
+        main(arguments)
+    assert "stopped before there was anything to go on with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

@@ -138,3 +138,20 @@ def test_packed_sequences_are_mixed_each_for_itself(name: str) -> None:
     assert state is None
     alone = torch.cat([mixer(each)[0] for each in x.split(lengths, 1)], 1)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@pytest.mark.parametrize(
+    ("shape", "mask", "error", "message"),
+    [
+        ((2, 5), None, ValueError, r"x must be \[batch, time, 8\], got shape \[2, 5\]"),
+        ((2, 5, 6), None, ValueError, r"x must be \[batch, time, 8\], got shape \[2, 5, 6\]"),
+        ((2, 5, 8), torch.ones(2, 5), TypeError, "must be boolean, .* got torch.float32"),
+        ((2, 5, 8), torch.ones(2, 4).bool(), ValueError, r"= \[2, 5\] on cpu, got \[2, 4\]"),
+        ((2, 5, 8), [[True] * 5] * 2, TypeError, "must be boolean, .* got list"),
+    ],
+    ids=["axes", "width", "dtype", "length", "list"],
+)
+def test_what_does_not_fit_is_said_before_it_is_projected(shape, mask, error, message):
+    with pytest.raises(error, match=message):
+        build_mixer("softmax", 8, 2)(torch.randn(shape), mask=mask)

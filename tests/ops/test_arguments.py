@@ -53,6 +53,7 @@ BAD_CALLS = {
     "both-masks": ((q, k, v), {"mask": mask, "key_mask": mask}, "not both kinds"),
     "causal-masks": ((q, k, v), {"causal": True, "key_mask": mask}, "pass mask="),
     "mask-shape": ((q, k, v), {"mask": mask[:, :4]}, r"= \[2, 6\] on cpu, got \[2, 4\]"),
+    "allocation": ((q, k, v), {"allocation": "softmax"}, "True or False, got 'softmax'"),
     "mask-device": ((q, k, v), {"mask": mask.to("meta")}, "on cpu, got .* on meta"),
     "causal-cross": ((q, k[:, :4], v[:, :4]), {"causal": True}, "L=6 and S=4.*initial_state"),
     "causal-heads": ((q, k, v), {"causal": True, "competition": "heads"}, "no causal form"),

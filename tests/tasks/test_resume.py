@@ -52,6 +52,7 @@ def test_so_does_the_run_of_a_language_model(tmp_path, tiny_language):
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 
+@pytest.mark.slow
 def test_so_does_the_run_of_a_classifier_of_sequences(tmp_path, tiny_sequences):
     names = kill_and_resume(tiny_sequences(), "sequences", tmp_path)
     # Two a file: config; best (once at least), last and metrics of 2 rounds; 3 more. The set was
@@ -60,6 +61,7 @@ def test_so_does_the_run_of_a_classifier_of_sequences(tmp_path, tiny_sequences):
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 
+@pytest.mark.slow
 def test_so_does_the_run_of_an_image_model(tmp_path):
     folder = write_images(tmp_path / "images", {"train": 6, "val": 3})
     names = kill_and_resume(tiny_vision(folder), "images", tmp_path)
@@ -68,6 +70,7 @@ def test_so_does_the_run_of_an_image_model(tmp_path):
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 
+@pytest.mark.slow
 def test_so_does_the_run_of_a_decision_model(tmp_path):
     random_trajectories().save(tmp_path / "data")
     config = tiny_decisions(tmp_path / "data", evaluation={"targets": (-60.0,)})

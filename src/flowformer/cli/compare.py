@@ -288,7 +288,7 @@ def _usage() -> str:
             "Compare mixers and other methods on a recipe or several. What it was stopped in, the",
             "same command goes on with. flowformer compare RECIPE --help lists the flags.",
             "",
-            *(f"  {name:<23}{(build.__doc__ or '').strip()}" for name, build in RECIPES.items()),
+            *(f"  {name:<29}{(build.__doc__ or '').strip()}" for name, build in RECIPES.items()),
             "",
             "Examples:",
             "  flowformer compare japanese-vowels --mixers flow,softmax,linear --seeds 3",

@@ -26,7 +26,8 @@ class CollectOptions:
     """Collect a data set for offline reinforcement learning, in Minari's format.
 
     Augmented random search finds a linear policy, which is kept: the next quality takes the same,
-    if env, seed, iterations and seconds are the same. What was stopped goes on.
+    if env, seed, iterations and seconds are the same. What was stopped goes on. Random actions need
+    the search too, for the reference returns that scores are relative to.
 
     Attributes:
         env: gymnasium's name of the environment: Hopper-v5.

@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> int:
         if name == "cpu":
             uses = facts["instruction_set"]
             state += f", with {uses}" if reason is None else " (chunked serves, slower)"
-        lines.append(f"{f'backend {name}':<18}{state}")
+        lines.append(f"{f'backend {name}':<20}{state}")
     lines.append("")
     for name, missing in facts["extras"].items():
         state = "installed" if not missing else f"missing {', '.join(missing)}: pip install"
         state += "" if not missing else f" 'flowformer[{name}]'"
-        lines.append(f"{f'extra {name}':<18}{state}")
+        lines.append(f"{f'extra {name}':<20}{state}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from flowformer.tasks.kinds import KINDS
@@ -62,10 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger = logging.getLogger("flowformer.tasks")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    shown = warnings.formatwarning
+    warnings.formatwarning = _shown if not debug else shown
     try:
         sys.exit(_run(given, debug=debug))
     finally:
+        warnings.formatwarning = shown
         logger.removeHandler(handler)
+
+
+def _shown(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+) -> str:
+    """A warning of ours without the place in the code, which says nothing to who runs commands."""
+    place = (
+        "" if category is UserWarning and "/flowformer/" in filename else f" ({filename}:{lineno})"
+    )
+    return f"warning: {message}{place}\n"
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:

@@ -18,7 +18,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Lists the recipes."""
     parse(Options, arguments, prog="flowformer recipes")
-    lines = [f"{'recipe':<23}{'length':<16}{'optimizer':<10}{'paper':>6}  what"]
+    lines = [f"{'recipe':<29}{'length':<16}{'optimizer':<10}{'paper':>6}  what"]
     for name, build in RECIPES.items():
         config = build()
         figure = config.paper_score
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         paper = "" if figure is None else config.measure.show(figure)
         what = (build.__doc__ or "").strip()
         lines.append(
-            f"{name:<23}{_length(config):<16}{config.optimizer.name:<10}{paper:>6}  {what}"
+            f"{name:<29}{_length(config):<16}{config.optimizer.name:<10}{paper:>6}  {what}"
         )
     lines += [
         "",

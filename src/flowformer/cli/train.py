@@ -69,8 +69,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int:
+    training = config.training
     again = f"flowformer train {config.name} --run-dir {{}} --resume"
-    if config.training.nodes > 1:
+    if training.devices > 1:
+        again += f" --training.devices {training.devices}"
+    if training.nodes > 1:
         again = "the same command on every machine, with --run-dir {} --resume"
     folder, kind = chosen, kind_of(config)
     try:
@@ -83,7 +86,9 @@ def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int
     except ShareDoneError:
         return 0
     except (KeyboardInterrupt, SystemExit) as stop:
-        if is_first():
+        if is_first() and (folder is None or not folder.config.exists()):
+            sys.stderr.write("\nstopped before there was anything to go on with\n")
+        elif is_first():
             sys.stderr.write(f"\nstopped; go on with: {again.format(_named(folder))}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
@@ -238,7 +243,7 @@ def _usage() -> str:
             "",
             "Train a recipe. flowformer train NAME --help lists its settings.",
             "",
-            *(f"  {name:<23}{(build.__doc__ or '').strip()}" for name, build in RECIPES.items()),
+            *(f"  {name:<29}{(build.__doc__ or '').strip()}" for name, build in RECIPES.items()),
             "",
             "Examples:",
             "  flowformer train japanese-vowels",

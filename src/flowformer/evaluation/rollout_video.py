@@ -126,12 +126,13 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _picture(env: gymnasium.Env[Any, Any]) -> Any:
+    name = env.unwrapped if env.spec is None else env.spec.id
     try:
         return env.render()
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"a library is missing that {env} draws with: {error}") from error
+        raise ImportError(f"a library is missing that {name} draws with: {error}") from error
     except Exception as error:  # of whatever class the library of the environment raises
         raise RuntimeError(
-            f"{env} cannot draw here ({error}): without a display, MuJoCo draws with "
+            f"{name} cannot draw here ({error}): without a display, MuJoCo draws with "
             "MUJOCO_GL=egl or MUJOCO_GL=osmesa in the environment's variables"
         ) from error

@@ -12,6 +12,7 @@ from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.loading import matched, rename
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.ops import FlowMap
+from flowformer.ops.inputs import check_mask
 
 
 class TimeSeriesOutput(NamedTuple):
@@ -31,10 +32,14 @@ def checked_series(
     """The series with zeros in the padding: NaN in it must not reach the first layer's gradient.
 
     Raises:
-        ValueError: other channels, or a series longer than max_length.
+        ValueError: other channels, a series longer than max_length, or a mask of another shape.
+        TypeError: a mask that is not boolean.
     """
+    if inputs.ndim != 3:
+        raise ValueError(f"expected series [batch, time, channel], got shape {list(inputs.shape)}")
     if inputs.shape[2] != channels:
         raise ValueError(f"expected {channels} channels, got {inputs.shape[2]}")
+    check_mask("series", mask, inputs)
     if inputs.shape[1] > max_length:
         raise ValueError(
             f"expected at most {max_length} time steps (max_length), got {inputs.shape[1]}"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from flowformer.nn.attention import HeadAttention, Sizes, implied_row, make_attention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.rotary import Rotation, check_head_dim, rotate
+from flowformer.ops.inputs import check_mask
 from flowformer.ops.packing import Batch, attend_batch, check_batch
 
 
@@ -120,7 +121,7 @@ class ProjectedMixer(nn.Module):
                 f"num_heads must be divisible by num_kv_heads, got {num_heads=} and {num_kv_heads=}"
             )
         context_dim = dim if context_dim is None else context_dim
-        self.head_dim = head_dim
+        self.dim, self.context_dim, self.head_dim = dim, context_dim, head_dim
         inner, kv_inner = num_heads * head_dim, num_kv_heads * head_dim
         for name, width, heads in (
             ("query", dim, inner),
@@ -172,8 +173,12 @@ class ProjectedMixer(nn.Module):
 
         Raises:
             NotImplementedError: this mixer cannot do it; the message says which mixers can.
-            ValueError: the arguments contradict each other.
+            ValueError: the arguments contradict each other, or a shape does not fit.
+            TypeError: a mask is not boolean.
         """
+        _check_hidden("x", x, self.dim, mask)
+        if context is not None:
+            _check_hidden("context", context, self.context_dim, context_mask)
         stateful = return_state or state is not None
         self._check_call(context, context_mask, causal=causal, stateful=stateful)
         if cu_seqlens is not None and (context is not None or stateful):
@@ -295,6 +300,12 @@ class ProjectedMixer(nn.Module):
             )
         if context is None and context_mask is not None:
             raise ValueError("context_mask was given without a context: give mask for x itself")
+
+
+def _check_hidden(name: str, x: Tensor, dim: int, mask: Tensor | None) -> None:
+    if x.ndim != 3 or x.shape[2] != dim:
+        raise ValueError(f"{name} must be [batch, time, {dim}], got shape {list(x.shape)}")
+    check_mask(name, mask, x)
 
 
 def _real(x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None) -> Tensor:

@@ -32,6 +32,8 @@ def check_options(options: FlowOptions) -> None:
         raise ValueError(
             f"competition must be 'sources', 'heads' or None, got {options.competition!r}"
         )
+    if not isinstance(options.allocation, bool):
+        raise ValueError(f"allocation must be True or False, got {options.allocation!r}")
     # The types too: a mixer's options may come from a command line, as JSON.
     if options.clamp is not None and not _is_positive(options.clamp):
         raise ValueError(f"clamp must be positive or None, got {options.clamp!r}")

@@ -32,7 +32,8 @@ def check_tensors(
                 f"got shape {list(tensor.shape)}"
             )
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+            came = f"{type(tensor).__name__} of {tensor.dtype}"
+            raise ValueError(f"{name} must be a floating-point tensor, got {came}")
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise ValueError(
                 f"query, key and value must share dtype and device, got {query.dtype} on "
@@ -98,18 +99,27 @@ def resolve_masks(
     if mask is not None:
         query_mask = key_mask = mask
     for name, given, tensor in (("query", query_mask, query), ("key", key_mask, key)):
-        if given is None:
-            continue
-        if given.dtype != torch.bool:
-            raise TypeError(
-                f"the mask of the {name} must be boolean, True = a real token, got {given.dtype}"
-            )
-        if given.shape != tensor.shape[:2] or given.device != tensor.device:
-            raise ValueError(
-                f"the mask of the {name} must be [batch, time] = {list(tensor.shape[:2])} on "
-                f"{tensor.device}, got {list(given.shape)} on {given.device}"
-            )
+        check_mask(name, given, tensor)
     return query_mask, key_mask
+
+
+def check_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
+    """Check that a mask is one of the tokens of x, ``[batch, time, …]``.
+
+    Raises:
+        ValueError: another shape or device.
+        TypeError: it is not boolean, or no tensor.
+    """
+    if mask is None:
+        return
+    dtype = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    if dtype != torch.bool:
+        raise TypeError(f"the mask of the {name} must be boolean, True = a real token, got {dtype}")
+    if mask.shape != x.shape[:2] or mask.device != x.device:
+        raise ValueError(
+            f"the mask of the {name} must be [batch, time] = {list(x.shape[:2])} on "
+            f"{x.device}, got {list(mask.shape)} on {mask.device}"
+        )
 
 
 def check_causal(query: Tensor, key: Tensor, cu_seqlens_k: Tensor | None = None) -> None:
