@@ -116,8 +116,10 @@ def draw(runs: dict[str, Any]) -> Figure:
 def main() -> None:
     """Train what was asked for, and keep it beside what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=list(TRAINED), help="by default all")
-    names = parser.parse_args().names or list(TRAINED)
+    parser.add_argument("names", nargs="*", default=list(TRAINED), metavar="NAME")
+    names = parser.parse_args().names
+    if unknown := set(names) - TRAINED.keys():  # argparse's choices would refuse the default
+        parser.error(f"expected some of {', '.join(TRAINED)}, got {', '.join(sorted(unknown))}")
     for name in names:
         run = train(name)
         recipe, vocab_size, classes = FULL[name]

@@ -372,8 +372,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", choices=list(GROUPS), help="by default all")
-    for name in parser.parse_args().groups or GROUPS:
+    parser.add_argument("groups", nargs="*", default=list(GROUPS), metavar="GROUP")
+    groups = parser.parse_args().groups
+    if unknown := set(groups) - GROUPS.keys():  # argparse's choices would refuse the default
+        parser.error(f"expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")
+    for name in groups:
         start = time.monotonic()
         base = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
         try:
