@@ -81,12 +81,12 @@ long-context: .venv/.installed-dev
 # The ranks are hosts in network namespaces, which only root can make.
 parallel: .venv/.installed-dev
 	@echo "==> One sequence over ranks: bytes sent, and a step of a million tokens; as root, about 3 minutes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
+	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
 	$(BIN)/python -m benchmarks.report_parallel
 
 faults: .venv/.installed-dev
 	@echo "==> Faults: kills, lost processes, full disks, damaged checkpoints; as root all of them. Up to half an hour"
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.report_faults
 
 numerics: .venv/.installed-dev

@@ -55,7 +55,7 @@ def _write_ts(folder: Path) -> None:
         ([], "usage: flowformer COMMAND"),
         (["--help"], "usage: flowformer COMMAND"),
         (["--version"], "flowformer 0."),
-        (["recipes"], "japanese-vowels        100 epochs      radam       98.9"),
+        (["recipes"], "japanese-vowels              100 epochs      radam       98.9"),
         (["recipes", "--help"], "usage: flowformer recipes"),
         (["info", "--help"], "usage: flowformer info"),
         (["train", "--help"], "flowformer train japanese-vowels --model.mixer softmax"),

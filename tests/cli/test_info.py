@@ -22,12 +22,12 @@ def test_info_names_the_instruction_set_of_the_cpu_backend(flowformer):
     if chosen is None:  # no C++ compiler, which is no fault
         pytest.skip("the package was installed without its compiled library")
     assert chosen in {"portable", "avx2", "avx512"}
-    assert f"backend cpu       available, with {chosen}\n" in flowformer("info").out
+    assert f"backend cpu         available, with {chosen}\n" in flowformer("info").out
 
 
 def test_info_says_what_serves_without_the_compiled_library(flowformer, monkeypatch):
     monkeypatch.setattr(cpu_library, "_outcome", lambda: "no C++ compiler was found")
-    line = "backend cpu       not available: no C++ compiler was found (chunked serves, slower)"
+    line = "backend cpu         not available: no C++ compiler was found (chunked serves, slower)"
     assert line in flowformer("info").out.splitlines()
 
 
@@ -44,4 +44,4 @@ def test_info_names_the_extra_that_brings_a_missing_package(flowformer, monkeypa
     monkeypatch.setattr(info.importlib.metadata, "version", version)
     out = flowformer("info").out
     for extra in ("train", "timeseries", "dev"):  # the latter bring what the first does
-        assert f"extra {extra:<12}missing tensorboard: pip install 'flowformer[{extra}]'" in out
+        assert f"extra {extra:<14}missing tensorboard: pip install 'flowformer[{extra}]'" in out

@@ -255,6 +255,7 @@ def _fuzz_and_exit(
     with errors.open("w") as written:
         os.dup2(written.fileno(), 2)
         os.dup2(written.fileno(), 1)
+        faulthandler.disable()  # else it leaves alone what a library put in its handlers' place
         faulthandler.enable(written)
         try:
             limit_memory()

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("FLOWFORMER_DEBUG"))
     given = [argument for argument in given if argument != "--debug"]
+    if not debug:  # of a lost connection torch's C++ writes a page, before our line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowformer.tasks")
