@@ -201,8 +201,10 @@ def test_fashion_mnist_is_taken_from_the_debian_package(
         (idx(np.zeros(3))[:6], "expected 8 bytes before the values, got 6"),
         (idx(np.zeros((2, 3)))[:-1], r"expected 6 values, \[2, 3\], got 5: cut off\?"),
         (idx(np.zeros(3)) + b"\x00", r"expected 3 values, \[3\], got 4"),
+        # Found by fuzzing: more than an array may span, times nothing.
+        (b"\x00\x00\x08\x03" + 2 * b"\xff\xff\xff\xff" + bytes(4), "expected values, got none"),
     ],
-    ids=["type", "empty", "magic only", "header", "values", "more"],
+    ids=["type", "empty", "magic only", "header", "values", "more", "none"],
 )
 def test_a_damaged_idx_file_is_refused(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "some-idx1-ubyte"

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - public
@@ -75,6 +76,16 @@ def test_after_an_error_of_the_network_it_takes_some_beats_to_name_who_is_missin
     time.sleep(0.5)
     watches[1]._stopped.set()
     assert "process 1 of 2" in watches[0].find_lost()
+
+
+def test_a_store_that_does_not_answer_holds_nobody_up_and_its_process_is_named(pair):
+    watches, _ = pair
+    hanging = Mock(set=lambda *_: time.sleep(60))
+    watches[1]._store, watches[1]._answered = hanging, time.monotonic() - 60
+    assert watches[1].find_lost().startswith("process 0 of 2 has not answered process 1 for 6")
+    began = time.monotonic()
+    watches[1].end("RuntimeError: Application timeout caused pair closure")
+    assert time.monotonic() - began < 2 * watches[1]._timeout
 
 
 def test_without_evidence_nobody_is_named(pair):

@@ -144,6 +144,8 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     if dimensions > _MAX_DIMENSIONS:
         raise ValueError(f"{path}: expected at most {_MAX_DIMENSIONS} axes, got {dimensions}")
     shape = tuple(np.frombuffer(content[4:first], ">u4").tolist())
+    if 0 in shape:  # whatever the others are
+        raise ValueError(f"{path}: expected values, got none: {list(shape)}")
     if len(content) - first != math.prod(shape):
         raise ValueError(
             f"{path}: expected {math.prod(shape):,} values, {list(shape)}, got "

@@ -268,7 +268,7 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 
     text = str(error).lower()
     return isinstance(error, distributed.DistError) or any(
-        word in text for word in ("gloo", "nccl", "connection", "socket")
+        word in text for word in ("gloo", "nccl", "connection", "socket", "timeout", "pair closure")
     )
 
 

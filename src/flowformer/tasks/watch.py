@@ -91,6 +91,12 @@ class Watch:
         """
         self._stopped.set()
         self._own["ended"] = error or ""
+        # A store whose process is stopped may not answer at all.
+        last = threading.Thread(target=self._last_beat, daemon=True)
+        last.start()
+        last.join(self._timeout)
+
+    def _last_beat(self) -> None:
         try:
             self._beat()
         except RuntimeError:  # the store is gone: so is whoever had it
@@ -103,7 +109,8 @@ class Watch:
             if (found := self._look(BEATS_OF_SILENCE * self._interval)) is not None:
                 return found
             time.sleep(self._interval / 4)
-        return None
+        silence = time.monotonic() - self._answered
+        return self._unanswered(silence) if silence > BEATS_OF_SILENCE * self._interval else None
 
     def _beat(self) -> None:
         self._number += 1
@@ -133,10 +140,13 @@ class Watch:
             self._awake = time.monotonic()
             silence = self._awake - self._answered
             if silence > self._timeout + self._interval:
-                self._on_lost(
-                    f"process 0 of {self._processes} has not answered process {self._process} for "
-                    f"{silence:.0f} s: the network between them is gone, or its machine"
-                )
+                self._on_lost(self._unanswered(silence))
+
+    def _unanswered(self, silence: float) -> str:
+        return (
+            f"process 0 of {self._processes} has not answered process {self._process} for "
+            f"{silence:.0f} s: it hangs, or the network between them is gone, or its machine"
+        )
 
     def _was_stopped(self) -> bool:
         """Whether this process has not run for a while, by a thread that does nothing but wait."""
