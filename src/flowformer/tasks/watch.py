@@ -94,7 +94,7 @@ class Watch:
         # A store whose process is stopped may not answer at all.
         last = threading.Thread(target=self._last_beat, daemon=True)
         last.start()
-        last.join(self._timeout)
+        last.join(BEATS_OF_SILENCE * self._interval)
 
     def _last_beat(self) -> None:
         try:
