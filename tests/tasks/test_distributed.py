@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_shards_are_those_of_both_and_become_one_file(runs):
 )
 def test_what_ends_the_writing_of_shards_names_them(monkeypatch, tmp_path, cause, kind, said):
     def fail(*_: object, **__: object) -> None:
-        raise CheckpointException("of torch", {1: (cause, None)})
+        raise CheckpointException("of torch", {1: (cause, traceback.StackSummary())})
 
     monkeypatch.setattr(shards, "load", fail)
     with pytest.raises(kind, match=said):
