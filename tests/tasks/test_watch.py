@@ -80,7 +80,7 @@ def test_after_an_error_of_the_network_it_takes_some_beats_to_name_who_is_missin
 
 def test_a_store_that_does_not_answer_holds_nobody_up_and_its_process_is_named(pair):
     watches, _ = pair
-    hanging = Mock(set=lambda *_: time.sleep(60))
+    hanging = Mock(set=lambda *_: time.sleep(60), get=lambda *_: time.sleep(60))
     watches[1]._store, watches[1]._answered = hanging, time.monotonic() - 60
     assert watches[1].find_lost().startswith("process 0 of 2 has not answered process 1 for 6")
     began = time.monotonic()
