@@ -80,8 +80,12 @@ def test_after_an_error_of_the_network_it_takes_some_beats_to_name_who_is_missin
 
 def test_a_store_that_does_not_answer_holds_nobody_up_and_its_process_is_named(pair):
     watches, _ = pair
-    hanging = Mock(set=lambda *_: time.sleep(60), get=lambda *_: time.sleep(60))
-    watches[1]._store, watches[1]._answered = hanging, time.monotonic() - 60
+
+    def hang(*_: object) -> None:
+        time.sleep(5)
+        raise RuntimeError("it is gone")
+
+    watches[1]._store, watches[1]._answered = Mock(set=hang, get=hang), time.monotonic() - 60
     assert watches[1].find_lost().startswith("process 0 of 2 has not answered process 1 for 6")
     began = time.monotonic()
     watches[1].end("RuntimeError: Application timeout caused pair closure")
