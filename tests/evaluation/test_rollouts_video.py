@@ -127,7 +127,6 @@ def test_a_hopper_is_filmed(tmp_path, monkeypatch):
 def test_the_camera_goes_with_the_body_unless_another_was_chosen(
     tmp_path, monkeypatch, options, camera
 ):
-    mujoco = pytest.importorskip("mujoco")
     env = gymnasium.make("Hopper-v5", render_mode="rgb_array", max_episode_steps=3, **options)
     monkeypatch.setattr(type(env.unwrapped), "render", lambda _: np.zeros((16, 16, 3), np.uint8))
     record_episode(
@@ -143,5 +142,5 @@ def test_the_camera_goes_with_the_body_unless_another_was_chosen(
     renderer: Any = env.unwrapped.mujoco_renderer  # pyright: ignore[reportAttributeAccessIssue]
     expected = 5
     if camera is not None:
-        expected = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        expected = renderer.model.camera(camera).id
     assert renderer.camera_id == expected != -1

@@ -1,10 +1,12 @@
 """Who started the processes of a run, how many there are, and what the first one decides."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - public
 
+from flowformer.tasks.launch import _order
 from flowformer.tasks.processes import Processes, joined, sizes_outside, started_outside
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -102,3 +104,15 @@ def _in_background(call):
         return value
 
     return wait
+
+
+@pytest.mark.parametrize(
+    ("codes", "first"),
+    [((-15, 2), 1), ((75, 2), 1), ((1, -9), 1), ((2, 1), 0)],
+    ids=["told to end", "lost another", "killed", "earlier"],
+)
+def test_the_failure_that_others_follow_from_is_told(codes, first):
+    failures = [
+        SimpleNamespace(exitcode=code, timestamp=100 + place) for place, code in enumerate(codes)
+    ]
+    assert min(failures, key=_order) is failures[first]
