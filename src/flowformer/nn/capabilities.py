@@ -12,6 +12,9 @@ class Capabilities:
         cross: the sources may be another sequence, of another length.
         state: a causal sequence may be given in pieces, with a state passed from call to call.
         growing_state: that state grows with the sequence; otherwise its size is constant.
+        independent_sinks: in cross-attention each output depends on its own query and the context
+            alone. Otherwise the other queries enter it too, later ones among them: as the
+            cross-attention of a decoder it would leak the tokens that are to be predicted.
         variable_length: any length is accepted; otherwise `max_length` must be given and bounds it.
         bidirectional: it has a form in which all tokens see each other.
         exact_mask: a padded sequence gives what it gives alone; otherwise the attention's own text
@@ -25,6 +28,7 @@ class Capabilities:
     bidirectional: bool = True
     exact_mask: bool = True
     growing_state: bool = False
+    independent_sinks: bool = False
 
     def __str__(self) -> str:
         """The names of what it can do, for error messages."""

@@ -20,7 +20,7 @@ class CosformerAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=False
+        causal=True, cross=True, state=True, variable_length=False, independent_sinks=True
     )
 
     def __init__(self, *, max_length: int, eps: float = 1e-6) -> None:

@@ -20,7 +20,7 @@ class LinearAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True
+        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
 
     def __init__(self, *, eps: float = 1e-6) -> None:

@@ -23,7 +23,7 @@ class LinformerAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=True, state=False, variable_length=False
+        causal=False, cross=True, state=False, variable_length=False, independent_sinks=True
     )
 
     def __init__(self, *, max_length: int, rank: int = 256) -> None:

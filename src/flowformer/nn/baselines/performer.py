@@ -27,7 +27,7 @@ class PerformerAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True
+        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
 
     def __init__(

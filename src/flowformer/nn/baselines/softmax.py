@@ -19,7 +19,12 @@ class SoftmaxAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, growing_state=True, variable_length=True
+        causal=True,
+        cross=True,
+        state=True,
+        growing_state=True,
+        variable_length=True,
+        independent_sinks=True,
     )
 
     def __init__(self, *, weight_dropout: float = 0.0) -> None:

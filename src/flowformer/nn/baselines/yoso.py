@@ -19,7 +19,7 @@ class YosoAttention(HeadAttention):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=True, state=False, variable_length=True
+        causal=False, cross=True, state=False, variable_length=True, independent_sinks=True
     )
     linear_in_values = False  # each output is scaled to length 1
 
