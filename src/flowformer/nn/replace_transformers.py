@@ -67,7 +67,7 @@ def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
 
 def is_decoders_cross(module: Any) -> bool:
     """Whether a supported one is cross-attention: all of those are of autoregressive decoders."""
-    return _is_cross(module)
+    return getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
 
 
 def _sizes(module: Any, max_length: int | None) -> Sizes:
