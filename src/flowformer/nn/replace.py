@@ -78,7 +78,7 @@ def replace_attention(
     places: dict[nn.Module, list[_Found]] = {}
     for each in found:
         places.setdefault(each.module, []).append(each)
-    plans = [_plan(model, each, mixer, dict(options or {}), role) for each in places.values()]
+    plans = [_plan(model, each, mixer, options or {}, role) for each in places.values()]
     exchanged = {plan.module: plan for plan in plans if not plan.leaks}
     if not exchanged:
         require_independent_sinks(plans[0].attention)
@@ -287,15 +287,24 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = around(type(module))
 
 
-def _build_for_torch(
-    theirs: nn.MultiheadAttention, mixer: str, options: dict[str, Any]
-) -> HeadAttention:
+def _build_for_torch(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
     if getattr(theirs, "bias_k", None) is not None or getattr(theirs, "add_zero_attn", False):
         raise ValueError(ADDED_KEYS)
+    return _build(theirs, theirs.dropout, mixer, options)
+
+
+def _build_for_timm(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
+    return _build(theirs, getattr(theirs.attn_drop, "p", 0.0), mixer, options)
+
+
+def _build(
+    theirs: Any, weight_dropout: float, mixer: str, options: dict[str, Any]
+) -> HeadAttention:
+    options = dict(options)
     if mixer == "softmax":
-        options = {"weight_dropout": theirs.dropout, **options}
+        options.setdefault("weight_dropout", weight_dropout)
     sizes = Sizes(
-        dim=theirs.embed_dim,
+        dim=theirs.num_heads * theirs.head_dim,
         num_heads=theirs.num_heads,
         num_kv_heads=theirs.num_heads,
         head_dim=theirs.head_dim,
@@ -353,19 +362,6 @@ def _read_old_names(_module: nn.Module, state_dict: dict[str, Any], prefix: str,
     for then, now in (("out_projection.", "proj."), ("attention.", "attention.")):
         for name in [name for name in state_dict if name.startswith(old + then)]:
             state_dict[prefix + now + name.removeprefix(old + then)] = state_dict.pop(name)
-
-
-def _build_for_timm(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
-    if mixer == "softmax":
-        options = {"weight_dropout": getattr(theirs.attn_drop, "p", 0.0), **options}
-    sizes = Sizes(
-        dim=theirs.num_heads * theirs.head_dim,
-        num_heads=theirs.num_heads,
-        num_kv_heads=theirs.num_heads,
-        head_dim=theirs.head_dim,
-        max_length=options.pop("max_length", None),
-    )
-    return build_attention(mixer, sizes, **options)
 
 
 def _exchange_in_timm(theirs: nn.Module, attention: HeadAttention, _role: Role) -> None:
