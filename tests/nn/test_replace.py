@@ -305,7 +305,7 @@ class Double(nn.Module):
 class LowRank(nn.Module):
     """As adapters do it: `weight` is that of the layer inside, the call is another."""
 
-    def __init__(self, inside: nn.Linear) -> None:
+    def __init__(self, inside: Any) -> None:
         super().__init__()
         self.inside = inside
         self.more = nn.Linear(inside.in_features, inside.out_features)
@@ -425,7 +425,8 @@ def test_what_was_compiled_before_computes_with_the_new_attention(what: str) -> 
     if what == "model":
         model = torch.compile(layer, backend="eager")
     elif what == "part":
-        layer.register_module("torch", torch.compile(layer.torch, backend="eager"))
+        compiled: Any = torch.compile(layer.torch, backend="eager")
+        layer.register_module("torch", compiled)
     else:
         layer.torch.compile(backend="eager")
     with torch.no_grad():
