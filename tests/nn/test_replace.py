@@ -647,6 +647,20 @@ class TestSavedModels:
         with pytest.raises(RuntimeError, match="mixer_flow"):
             bert().load_state_dict(model.state_dict())
 
+    def test_a_configuration_tells_several_calls_apart(self) -> None:
+        model: Any = bert()
+        first, second = (f"encoder.layer.{at}.attention.self" for at in range(2))
+        replace_attention(model, "flow", predicate=lambda name, _: name == first)
+        replace_attention(model, "linear", predicate=lambda name, _: name == second)
+        assert model.config.flowformer_attention == [
+            {"mixer": "flow", "options": {}, "modules": [first]},
+            {"mixer": "linear", "options": {}, "modules": [second]},
+        ]
+        expected = f"'flow', predicate=lambda name, _: name in ['{first}'])"
+        assert expected in model.config.attn_implementation
+        replace_attention(model, "linear")
+        assert model.config.flowformer_attention == {"mixer": "linear", "options": {}}
+
     def test_a_model_of_softmax_is_saved_as_it_was(self, tmp_path: Path) -> None:
         model: Any = bert().eval()
         replace_attention(model)

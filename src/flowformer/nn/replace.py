@@ -12,6 +12,7 @@ from flowformer.nn import replace_transformers
 from flowformer.nn.attention import HeadAttention, Sizes
 from flowformer.nn.mixers import build_attention, independent_choices, require_independent_sinks
 from flowformer.nn.multihead import ADDED_KEYS, ROLES, MultiheadAttention, Role
+from flowformer.nn.replace_transformers import plain_class
 
 Predicate = Callable[[str, nn.Module], bool]
 
@@ -85,7 +86,7 @@ def replace_attention(
     _check_wrappers(model, list(exchanged.values()))
     for plan in exchanged.values():
         plan.kind.exchange(plan.module, plan.attention, plan.role)
-    replace_transformers.activate(hosts, mixer, options or {})
+    replace_transformers.activate(hosts)
     _say_what_was_left(model, plans, mixer)
     return [each.name for each in found if each.module in exchanged]
 
@@ -236,7 +237,7 @@ def _passed_over(model: nn.Module) -> str:
     inner: list[str] = []
     # Children follow their parents: read backwards, what holds one comes after it.
     for name, module in reversed(list(model.named_modules())):
-        kind = _plain(type(module))
+        kind = plain_class(type(module))
         if not _is_attention(module) or kind.__module__.startswith("flowformer."):
             continue
         related = any(_is_inside(each, name) or _is_inside(name, each) for each in known)
@@ -248,7 +249,7 @@ def _passed_over(model: nn.Module) -> str:
 
 def _is_attention(module: nn.Module) -> bool:
     """Whether its class, or that which it had before it was scripted, is called so."""
-    name = getattr(module, "original_name", _plain(type(module)).__name__).lower()
+    name = getattr(module, "original_name", plain_class(type(module)).__name__).lower()
     return "attention" in name or "attn" in name
 
 
@@ -257,7 +258,7 @@ def _is_inside(name: str, other: str) -> bool:
 
 
 def _nothing_found(model: nn.Module) -> str:
-    seen = {_plain(type(each)) for each in model.modules() if _is_attention(each)}
+    seen = {plain_class(type(each)) for each in model.modules() if _is_attention(each)}
     names = sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in seen)
     return (
         f"no attention to exchange was found: expected {_KNOWN}, for which the predicate is true; "
@@ -265,21 +266,11 @@ def _nothing_found(model: nn.Module) -> str:
     )
 
 
-def _plain(kind: type) -> type:
-    """The class that a module had before torch gave it one made for it alone."""
-    # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
-    while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
-        if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
-            break
-        kind = kind.__bases__[-1]
-    return kind
-
-
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     """Let the module be of that class, within what torch has put around its own."""
 
     def around(given: type) -> type:
-        if given is _plain(given):
+        if given is plain_class(given):
             return kind
         members = {k: v for k, v in vars(given).items() if k not in ("__dict__", "__weakref__")}
         return type(given.__name__, (*given.__bases__[:-1], around(given.__bases__[-1])), members)
@@ -382,10 +373,10 @@ _KNOWN = (
 
 def _kind(module: nn.Module) -> _Kind | None:
     """How it is exchanged; None if it is no attention we know."""
-    kind = _plain(type(module))
+    kind = plain_class(type(module))
     if kind in (nn.MultiheadAttention, MultiheadAttention):  # a subclass may compute otherwise
         return _TORCH
     theirs = kind.__module__ == "timm.layers.attention" and kind.__name__ == "Attention"
     if theirs or kind is TimmAttention:
         return _TIMM
-    return _TRANSFORMERS if replace_transformers.supported(kind) else None
+    return _TRANSFORMERS if replace_transformers.supported(module) else None
