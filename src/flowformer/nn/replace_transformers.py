@@ -132,7 +132,7 @@ def _supported_in(model: nn.Module) -> Iterator[Any]:
 def activate(models: list[Any]) -> None:
     """Make "flowformer" the attention implementation of these transformers models.
 
-    Their configurations say so from then on: see `write_mixer`.
+    Their configurations say so from then on.
     """
     if not models:
         return
@@ -156,9 +156,11 @@ def activate(models: list[Any]) -> None:
 def _write_calls(model: Any) -> None:
     """Write into the model's configuration by which calls its attentions have been exchanged.
 
-    `flowformer_attention` is what `write_mixer` writes; where there were several calls, or some of
-    the attentions were left out, it is the list of all, each with its "modules". Softmax needs
-    nothing of this.
+    `save_pretrained` writes it out: as `flowformer_attention` the mixer and its options (a list of
+    them, each with its "modules", after several calls or where some were left out), and as the
+    implementation to load with the call by which a model loaded with another becomes what was
+    saved. No implementation has such a name, so `from_pretrained` does not load the weights into
+    softmax unless that is asked for (`attn_implementation="sdpa"`). Softmax needs nothing of this.
     """
     found = [(name, module) for name, module in model.named_modules() if supported(module)]
     calls: dict[str, list[str]] = {}
@@ -167,40 +169,18 @@ def _write_calls(model: Any) -> None:
         if given["mixer"] != "softmax":
             calls.setdefault(json.dumps(given, default=str), []).append(name)
     whole = len(calls) == 1 and len(*calls.values()) == len(found)
-    lines = []
-    for call, names in calls.items():
-        chosen = "" if whole else f", predicate=lambda name, _: name in {names}"
-        given = json.loads(call)
+    records, lines = [], []
+    for text, names in calls.items():
+        given = json.loads(text)
+        records.append(given if whole else {**given, "modules": names})
         options = f", options={given['options']}" if given["options"] else ""
+        chosen = "" if whole else f", predicate=lambda name, _: name in {names}"
         lines.append(f"flowformer.nn.replace_attention(model, {given['mixer']!r}{options}{chosen})")
-    if whole:
-        write_mixer(model.config, **json.loads(*calls), implementation=lines[0])
-        return
     for name in ("flowformer_attention", "attn_implementation"):
         model.config.__dict__.pop(name, None)
-    if calls:
-        model.config.flowformer_attention = [
-            {**json.loads(call), "modules": names} for call, names in calls.items()
-        ]
+    if records:
+        model.config.flowformer_attention = records[0] if whole else records
         model.config.attn_implementation = "; ".join(lines)
-
-
-def write_mixer(config: Any, mixer: str, options: dict[str, Any], *, implementation: str) -> None:
-    """Write into a configuration of transformers which mixer the model attends with.
-
-    `save_pretrained` writes it out, and `from_pretrained` takes the implementation as the one to
-    load with. Here it is the call by which a model loaded with another becomes what was saved. No
-    implementation has that name, so the weights are not loaded into softmax unless that is asked
-    for (`attn_implementation="sdpa"`).
-
-    Args:
-        config: of the model.
-        mixer: its name.
-        options: those given.
-        implementation: see above.
-    """
-    config.flowformer_attention = {"mixer": mixer, "options": options}
-    config.attn_implementation = implementation
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
