@@ -19,6 +19,7 @@ from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
     exact_arithmetic,
+    is_recorded,
     resolve_masks,
     starting_state,
 )
@@ -117,7 +118,7 @@ def chunked_gla(
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Segment after segment, so that the pairs of few tokens at a time are held."""
     length = query.shape[1]
-    if torch.compiler.is_compiling() or length <= SEGMENT:
+    if is_recorded() or length <= SEGMENT:
         return _segment(query, key, value, log_decay, state)
     outputs = []
     pieces = (x.split(SEGMENT, 1) for x in (query, key, value, log_decay))

@@ -119,6 +119,7 @@ def kernel_attention(  # noqa: PLR0913 - the keywords that every attention here 
         key_mask=key_mask,
         initial_state=initial_state,
         return_state=return_state,
+        layout="bthd",
     )
     product, state = result if isinstance(result, tuple) else (result, None)
     return divided(product, value.dtype, added=added, least=least), state
