@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.baselines.linear import kernel_attention, real_tokens
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
@@ -81,6 +82,7 @@ def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention he
     """
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops import LinearState, linear_attention
-from flowformer.ops.features import compute_dtype, masked
+from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import resolve_masks
 
 
@@ -37,6 +37,7 @@ def elu_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
     """
+    check_eps(eps, zero=True)
     query, key = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.state import (
     LinearState,
@@ -92,6 +93,7 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
     """
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps, zero=True)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.state import LinearState
 
@@ -49,6 +50,7 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
     """
+    check_eps(eps)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
@@ -100,6 +102,7 @@ def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-onl
     Returns:
         The output, and the state after these tokens.
     """
+    check_eps(eps)
     q, k = real_tokens(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
     groups = query.shape[2] // key.shape[2]
     with exact_arithmetic(query):
