@@ -29,8 +29,7 @@ def takes_layouts(*names: str, warns: bool = False) -> Callable[[_Attention], _A
     layouts: none of them is touched.
 
     Args:
-        names: the arguments that have a time and a head axis: the positional ones in their order,
-            then those that are keywords only.
+        names: the arguments that have a time and a head axis.
         warns: whether to warn where the heads look like time and the caller does not say the
             layout: once for each number of heads.
 
@@ -39,27 +38,30 @@ def takes_layouts(*names: str, warns: bool = False) -> Callable[[_Attention], _A
     """
 
     def decorate(function: _Attention) -> _Attention:
-        causal = getattr(signature(function).parameters.get("causal"), "default", False)
+        parameters = signature(function).parameters
+        causal = "causal" in parameters and parameters["causal"].default
+        places = {place for place, name in enumerate(parameters) if name in names}
         warned: set[int] = set()
 
         @wraps(function)
         def attend(*args: Any, **keywords: Any) -> Any:
             layout = keywords.pop("layout", None)
             if layout == "bhtd":
-                tokens_first = [*map(_exchanged, args[: len(names)]), *args[len(names) :]]
+                tensors = (_exchanged(x) if i in places else x for i, x in enumerate(args))
                 named = {name: _exchanged(keywords[name]) for name in names if name in keywords}
                 try:
-                    return _heads_first(function(*tokens_first, **{**keywords, **named}))
+                    return _heads_first(function(*tensors, **{**keywords, **named}))
                 except (TypeError, ValueError) as error:
                     error.add_note("layout='bhtd': shapes above have axes 1 and 2 exchanged")
                     raise
             if layout not in (None, "bthd"):
                 raise ValueError(f"layout must be 'bthd' or 'bhtd', got {layout!r}")
+            result = function(*args, **keywords)  # first: an error says more than a warning
             if warns and layout is None and not is_recorded():
-                query = args[0] if args else keywords.get(names[0])
+                query = args[0] if args else keywords[names[0]]
                 began = keywords.get("initial_state") is not None
                 _look_at(query, warned, causal=keywords.get("causal", causal) and not began)
-            return function(*args, **keywords)
+            return result
 
         return attend  # pyright: ignore[reportReturnType] - of the same signature
 
@@ -79,9 +81,7 @@ def _heads_first(result: Any) -> Any:
     return type(result)(*map(_exchanged, result))
 
 
-def _look_at(query: Any, warned: set[int], *, causal: bool) -> None:
-    if not isinstance(query, Tensor) or query.is_nested or query.ndim != 4:
-        return
+def _look_at(query: Tensor, warned: set[int], *, causal: bool) -> None:
     tokens, heads = query.shape[1:3]
     if tokens in warned or not _heads_look_like_time(tokens, heads, causal=causal):
         return

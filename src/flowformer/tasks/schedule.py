@@ -49,7 +49,9 @@ class ScheduledOptimizerConfig:
         """
         check_types(self)
         require("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
-        require("epsilon", self.epsilon, "between 1.2e-38 and 1e+18", lambda v: 1.2e-38 <= v <= 1e18)
+        require(
+            "epsilon", self.epsilon, "between 1.2e-38 and 1e+18", lambda v: 1.2e-38 <= v <= 1e18
+        )
         for name in ("warmup", "warmup_from", "weight_decay"):
             require(name, getattr(self, name), "at least 0", lambda v: v >= 0)
         require("floor", self.floor, "in [0, 1]", lambda v: 0 <= v <= 1)
