@@ -60,7 +60,7 @@ class ProjectedMixer(nn.Module):
 
     Attributes:
         kind: the class of its attention, which a subclass names.
-        capabilities: those of its attention.
+        capabilities: those of its attention; the class has those of its attention's class.
     """
 
     kind: ClassVar[type[HeadAttention]]
@@ -139,6 +139,8 @@ class ProjectedMixer(nn.Module):
             max_length=max_length,
         )
         self.attention = make_attention(self.kind, sizes, options)
+        # Its options may change what it can do.
+        self.capabilities = self.attention.capabilities  # pyright: ignore[reportAttributeAccessIssue]
         self.dropout = nn.Dropout(dropout)
 
     def forward(  # noqa: PLR0913 - what every mixer takes, and two that only these do

@@ -11,7 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 
+from flowformer.ops.inputs import is_transformed
 from flowformer.ops.state import FlowState, LinearState
 
 State = TypeVar("State", FlowState, LinearState)
@@ -60,6 +62,11 @@ def check_batch(batch: Batch) -> None:
             continue
         if offsets.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
+        if is_transformed(offsets):
+            raise ValueError(
+                f"{name} must be no tensor that torch.func maps over: the lengths of packed "
+                "sequences are read, call by call"
+            )
         if offsets.ndim != 1 or len(offsets) < 2:
             raise ValueError(
                 f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
@@ -108,6 +115,11 @@ def _attend_packed(
         raise ValueError(
             f"packed sequences have batch size 1, [1, total, head, feature], got "
             f"{list(queries[0].shape)}"
+        )
+    if is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would take the lengths of packed sequences for constants here: pad "
+            "them and give a mask, or call flow_attention with backend='cpu', which reads them"
         )
     query_lengths = sequence_lengths(cu_seqlens, queries[0].shape[1], "cu_seqlens")
     if cu_seqlens_k is None:
