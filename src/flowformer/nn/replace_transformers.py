@@ -8,6 +8,7 @@ Not possible: a key-value cache with anything but softmax (a cache holds keys, n
 sliding windows, packed sequences, position biases, soft caps. Each raises when it is met.
 """
 
+import json
 from typing import Any
 
 import torch
@@ -35,9 +36,8 @@ SUPPORTED = (
 )
 
 
-def supported(module: nn.Module) -> bool:
+def supported(kind: type) -> bool:
     """Whether it is one of SUPPORTED, from transformers itself."""
-    kind = type(module)
     return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
 
 
@@ -57,8 +57,17 @@ def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttenti
             f"{type(module).__name__} is causal and {mixer!r} has no causal form; "
             f"it can do: {attention.capabilities}"
         )
-    parameter = next(module.parameters())
-    return attention.to(parameter).train(module.training)
+    return attention
+
+
+def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
+    """Put the attention that `build_child` made into its place."""
+    module.register_module(CHILD, attention)
+
+
+def is_decoders_cross(module: Any) -> bool:
+    """Whether a supported one is cross-attention: all of those are of autoregressive decoders."""
+    return getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
 
 
 def _sizes(module: Any, max_length: int | None) -> Sizes:
@@ -92,7 +101,8 @@ def hosts(model: nn.Module) -> list[Any]:
     found = [
         module
         for module in model.modules()
-        if isinstance(module, PreTrainedModel) and any(map(supported, module.modules()))
+        if isinstance(module, PreTrainedModel)
+        and any(supported(type(each)) for each in module.modules())
     ]
     if not found:
         raise ValueError(
@@ -102,8 +112,11 @@ def hosts(model: nn.Module) -> list[Any]:
     return found
 
 
-def activate(models: list[Any]) -> None:
-    """Make "flowformer" the attention implementation of these transformers models."""
+def activate(models: list[Any], mixer: str, options: dict[str, Any]) -> None:
+    """Make "flowformer" the attention implementation of these transformers models.
+
+    Their configurations say so from then on: see `write_mixer`.
+    """
     if not models:
         return
     from transformers.masking_utils import AttentionMaskInterface
@@ -113,11 +126,44 @@ def activate(models: list[Any]) -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
     for model in models:
         model.set_attn_implementation(IMPLEMENTATION)
+        write_mixer(model.config, mixer, options)
+        for module in model.modules():
+            if supported(type(module)) and not hasattr(module, CHILD):
+                module.register_module(CHILD, None)  # it was left out: softmax
+
+
+def write_mixer(config: Any, mixer: str, options: dict[str, Any]) -> None:
+    """Write into a configuration of transformers which mixer the model attends with.
+
+    `save_pretrained` writes it out, and as the attention implementation the call by which a model
+    that was loaded with another becomes what was saved. No implementation has that name, so
+    `from_pretrained` refuses to load the weights into softmax unless it is told to
+    (`attn_implementation="sdpa"`). Softmax needs nothing of this.
+    """
+    if mixer == "softmax":
+        for name in ("flowformer_attention", "attn_implementation"):
+            config.__dict__.pop(name, None)
+        return
+    options = json.loads(json.dumps(options, default=str))
+    config.flowformer_attention = {"mixer": mixer, "options": options}
+    given = f", options={options}" if options else ""
+    config.attn_implementation = f"flowformer.nn.replace_attention(model, {mixer!r}{given})"
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface, with the attention that is the child."""
-    return attend(getattr(module, CHILD, None) or _SOFTMAX, module, *heads_and_mask, **others)
+    """The attention function of transformers' interface, with the attention that is the child.
+
+    Raises:
+        RuntimeError: there is no child, for the model was made of the configuration of another.
+    """
+    if not hasattr(module, CHILD):
+        said = getattr(module.config, "flowformer_attention", None)
+        raise RuntimeError(
+            f"the configuration is that of a model after replace_attention ({said}), and this "
+            "model is a new one: call replace_attention(model, mixer, options=...) for it too, "
+            "before its weights are loaded, or set_attn_implementation('sdpa')"
+        )
+    return attend(getattr(module, CHILD) or _SOFTMAX, module, *heads_and_mask, **others)
 
 
 def attend(
