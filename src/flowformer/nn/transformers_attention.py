@@ -287,23 +287,44 @@ def _offsets(mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any])
                 "padding and without a cache: leave out attention_mask and past_key_values"
             )
         return given
-    documents, places = mask.documents, others.get("position_ids")
-    if documents is None and mask.causal and mask.padding is None and whole:
-        documents = documents_of(places)
-    if documents is None:
-        return None
+    documents = mask.documents
+    if documents is None and mask.padding is None and whole:
+        documents = others.get("seq_idx")
+        if documents is None and mask.causal:
+            documents = documents_of(others.get("position_ids"))
+    return None if documents is None else document_offsets(documents.expand(rows, length))
+
+
+def document_offsets(documents: Tensor) -> Tensor | None:
+    """Where documents start, [documents + 1], in all rows one after the other.
+
+    None where each row is one. In compiled code it must be one: shapes cannot depend on it.
+
+    Args:
+        documents: the number of the document of each token, [b, t].
+    """
+    one = (documents == documents[:, :1]).all()
     if torch.compiler.is_compiling():
-        # The shapes of a graph cannot depend on where documents start: it is one of whole rows.
-        one = (documents == documents[:, :1]).all()
-        torch._assert_async(one, "packed sequences in compiled code: give cu_seq_lens_q")
+        check_values(one, "packed sequences in compiled code: give cu_seq_lens_q")
         return None
-    documents = documents.expand(rows, length)
-    if bool((documents == documents[:, :1]).all()):
+    if bool(one):
         return None
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    ends = torch.tensor([rows * length], device=documents.device)
+    ends = torch.tensor([documents.numel()], device=documents.device)
     return torch.cat((starts.flatten().nonzero()[:, 0], ends))
+
+
+def check_values(right: Tensor, message: str) -> None:
+    """Refuse values; in compiled code when it runs.
+
+    Raises:
+        ValueError: they are not right.
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(right, message)
+    elif not bool(right):
+        raise ValueError(message)
 
 
 def documents_of(position_ids: Tensor | None) -> Tensor | None:
