@@ -11,6 +11,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
@@ -53,7 +54,31 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # generate leaves the cache to the model, which makes a FlowformerCache
+        return False  # a DynamicCache holds keys and values
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any, **named: Any
+    ) -> None:
+        """Give generate a cache of ours to fill.
+
+        Raises:
+            ValueError: it was asked for another kind of cache.
+            NotImplementedError: the model is to be the assistant of another one.
+        """
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r} is a cache of "
+                "keys and values: leave it out, for this model has its own (FlowformerCache), of "
+                "constant size for flow and its linear kin"
+            )
+        if generation_config.is_assistant:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be the assistant model of another one, which takes "
+                "guessed tokens back: its state is a sum over all of them"
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *others, **named)
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = FlowformerCache()
 
     @classmethod
     def from_language_model(
