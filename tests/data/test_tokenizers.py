@@ -102,7 +102,7 @@ def test_special_tokens_that_a_text_spells_out_are_text(kind: str) -> None:
     text = "the <|endoftext|> dog<eos> <eos> [SEP] <unk> </s> \n"
     tokenizer = train_tokenizer(kind, [text, *TEXTS], vocab_size=SIZES.get(kind))
     tokens = tokenizer.encode(text)
-    assert sum(token == tokenizer.end_id for token in tokens) == (kind == "word")  # the line's own end
+    assert sum(token == tokenizer.end_id for token in tokens) == (kind == "word")
     if kind == "word":
         assert tokenizer.decode(tokens) == text.replace(" <eos>", " <unk>").replace(" \n", "\n")
     else:
