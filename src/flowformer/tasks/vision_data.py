@@ -68,13 +68,13 @@ def load_images(config: ImageDataConfig) -> ImageData:
 def part_images(config: VisionConfig, data: ImageData) -> Parts:
     """Parts the images as the protocol says.
 
-    Under "clean" the validation part is the folder's own, or else cut from the training images; of
-    the test images nothing but the headers of the files is read, since one that is none would
-    otherwise end the run after all its epochs. Under "published" they are the validation part.
+    Under "clean" the validation part is the folder's own, or else cut from the training images; the
+    test images are only checked to be whole, since a damaged one would otherwise end the run after
+    all its epochs. Under "published" they are the validation part.
 
     Raises:
         ValueError: "published" without test images, too few images of a class to part, or a file of
-            the test part that is no image.
+            the test part that is no image or a damaged one.
     """
     note = None
     if config.training.protocol == "published":
@@ -84,8 +84,9 @@ def part_images(config: VisionConfig, data: ImageData) -> Parts:
     else:
         if data.test is not None:
             data.test.require_readable()
-        if data.validation is not None:
-            note = "the folder val chose the epoch; the folder test was read once"
+        if data.validation is not None and data.test is not None:
+            chose, read = (Path(split.name).name for split in (data.validation, data.test))
+            note = f"the folder {chose} chose the epoch; the folder {read} was read once"
         parted = with_validation(data, config.data.validation_fraction, config.training.seed)
         assert parted.validation is not None
         train, validation = parted.train, parted.validation
