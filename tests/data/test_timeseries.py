@@ -17,6 +17,7 @@ from flowformer.data import (
     encode_labels,
     from_arrays,
     load_ts_files,
+    require_classes,
     stratified_split,
 )
 
@@ -236,6 +237,20 @@ def test_a_stratified_split_depends_on_the_seed_alone() -> None:
     places = [[series[0, 0] for series in part] for part in labels]
     assert places[0] == places[1]
     assert places[0] != places[2]
+
+
+def test_labels_of_one_class_are_no_training_data() -> None:
+    require_classes(np.array([0, 2]), ("a", "b", "c"), name="mine")
+    with pytest.raises(ValueError, match=r"mine: expected images of at least 2 .* got 3 of 'b'"):
+        require_classes(np.ones(3, int), ("a", "b"), name="mine", what="images")
+
+
+def test_a_class_that_cannot_be_parted_is_called_by_its_name() -> None:
+    names = ("stand", "walk", "run")
+    with pytest.raises(ValueError, match=r"for validation, got 1 of class 'walk'$"):
+        stratified_split(split_with_counts(5, 1, 5), 0.5, 0, classes=names)
+    with pytest.raises(ValueError, match=r"leaves none of class 'walk'$"):
+        stratified_split(split_with_counts(100, 2), 0.9, 0, classes=names)
 
 
 @pytest.mark.parametrize(

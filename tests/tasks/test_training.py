@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.data import SeriesDataset, SeriesSplit
+from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
 from flowformer.tasks.evaluation import evaluate_run
@@ -138,6 +138,19 @@ def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
     with pytest.raises(ValueError, match="the published protocol needs a test set"):
         train(tiny_config(protocol="published"), tmp_path / "run", data=replace(waves, test=None))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("protocol", ["clean", "published"])
+def test_series_of_one_class_are_refused_before_anything_is_written(
+    tmp_path, tiny_config, protocol
+):
+    series = np.random.default_rng(0).normal(size=(8, 2, 5))
+    data = from_arrays(series, ["up"] * 8, series, ["up"] * 8)
+    with pytest.raises(
+        ValueError, match=r"train: expected series of at least 2 .*8 of 'up'"
+    ):
+        train(tiny_config(protocol=protocol), tmp_path / "run", data=data)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_without_a_test_set_there_is_no_test_accuracy(tmp_path, tiny_config, waves):

@@ -27,6 +27,7 @@ from flowformer.data.timeseries import (
     encode_labels,
     from_arrays,
     load_ts_files,
+    require_classes,
     stratified_split,
 )
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -68,6 +69,7 @@ __all__ = [
     "open_text",
     "prepare_text",
     "read_ts",
+    "require_classes",
     "require_complete",
     "stratified_split",
     "train_tokenizer",

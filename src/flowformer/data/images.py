@@ -173,7 +173,9 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
     if data.validation is not None:
         return data
     name = f"{data.name}, train"
-    rest, chosen = stratified_indices(data.train.labels, fraction, seed, name=name, what="images")
+    rest, chosen = stratified_indices(
+        data.train.labels, fraction, seed, name=name, what="images", classes=data.classes
+    )
     return replace(
         data,
         train=data.train.select(rest, "train"),

@@ -23,6 +23,7 @@ from flowformer.data.images import (
     with_validation,
 )
 from flowformer.data.text_batches import as_it_is
+from flowformer.data.timeseries import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json
@@ -73,10 +74,11 @@ def part_images(config: VisionConfig, data: ImageData) -> Parts:
     all its epochs. Under "published" they are the validation part.
 
     Raises:
-        ValueError: "published" without test images, too few images of a class to part, or a file of
-            the test part that is no image or a damaged one.
+        ValueError: images of one class only, "published" without test images, too few images of a
+            class to part, or a file of the test part that is no image or a damaged one.
     """
     note = None
+    require_classes(data.train.labels, data.classes, name=data.name, what="images")
     if config.training.protocol == "published":
         if data.test is None:
             raise ValueError("the published protocol needs test images (val or test), got none")
