@@ -270,3 +270,18 @@ def test_a_split_that_cannot_be_stratified_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         stratified_split(split_with_counts(*counts), fraction, 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1:up\n2:?\n", "series 1: expected a label, got an unknown one"),
+        ("1:?\n", "got a file with"),
+    ],
+)
+def test_series_whose_label_is_not_known_are_no_training_data(
+    tmp_path: Path, lines: str, message: str
+) -> None:
+    (tmp_path / "a.ts").write_text(f"@classLabel true up down\n@data\n{lines}")
+    with pytest.raises(ValueError, match=rf"a\.ts.*{message}"):
+        load_ts_files(tmp_path / "a.ts")

@@ -376,9 +376,7 @@ class TestBaselines:
         folder = aan_files(tmp_path / "files")
         (folder / "new_aan_pairs.train.tsv").write_bytes(b"1\tA\tB\ta\tb\n" * 6)
         config = tiny_sequences(SequenceDataConfig(dataset="aan", folder=folder))
-        with pytest.raises(
-            ValueError, match=r"aan: expected cases of at least 2 .* got 6 of"
-        ):
+        with pytest.raises(ValueError, match=r"aan: expected cases of at least 2 .* got 6 of"):
             part_sequences(config, load_sequences(config.data))
 
     def test_chance_is_the_most_frequent_class_of_training(self, tmp_path, tiny_sequences):

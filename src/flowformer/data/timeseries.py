@@ -194,17 +194,37 @@ def load_ts_files(
             the training file has not.
     """
     file = read_ts(train_path)
-    labels = _labels_of(file)
+    labels = labels_of(file)
     occurring = set(labels)
     classes = tuple(label for label in file.classes if label in occurring)
     train = SeriesSplit(series=file.series, labels=encode_labels(labels, classes), name="train")
     test = None
     if test_path is not None:
         test_file = read_ts(test_path)
-        test_labels = encode_labels(_labels_of(test_file), classes, name=str(test_path))
+        test_labels = encode_labels(labels_of(test_file), classes, name=str(test_path))
         test = SeriesSplit(series=test_file.series, labels=test_labels, name="test")
     name = name or file.problem_name or file.path.stem
     return TimeSeriesData(name=name, train=train, test=test, classes=classes)
+
+
+def labels_of(file: TsFile) -> tuple[str, ...]:
+    """The labels of a file, to train or to test on.
+
+    Args:
+        file: What was read.
+
+    Raises:
+        ValueError: It has none, or one is not known; the message names the series.
+    """
+    if file.labels is None:
+        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
+    known = tuple(label for label in file.labels if label is not None)
+    if len(known) < len(file.labels):
+        raise ValueError(
+            f"{file.path}, series {file.labels.index(None)}: expected a label, got an unknown one "
+            "('?' or NaN)"
+        )
+    return known
 
 
 def as_series(
@@ -418,12 +438,6 @@ def _distinct(labels: list[Hashable]) -> list[Hashable]:
         return sorted(distinct)
     except TypeError:  # kinds without a common order, as 1 and "a"
         return sorted(distinct, key=str)
-
-
-def _labels_of(file: TsFile) -> tuple[str, ...]:
-    if file.labels is None:
-        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
-    return file.labels
 
 
 def _named(labels: Int64[np.ndarray, " n"], classes: Sequence[str] | None) -> str:
