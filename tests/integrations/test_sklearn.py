@@ -186,7 +186,7 @@ def test_missing_values_are_refused_by_default_and_interpolated_on_request(waves
     series, labels = waves[0].copy(), waves[1]
     series[3, 0, 5:8] = np.nan
     with pytest.raises(
-        ValueError, match=r"X, series 3, channel 0, time 5: .* 'interpolate' and 'mean'"
+        ValueError, match=r"X, series 3, channel 0, time 5: .*missing=.* 'interpolate' or 'mean'"
     ):
         fit(series, labels, missing="error")
     probabilities = fit(series, labels, missing="interpolate").predict_proba(series)
