@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories import EnvironmentOptions
 from flowformer.evaluation.rollout_scores import evaluate_returns
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history
@@ -120,7 +121,11 @@ def evaluate_decision_run(run_dir: str | Path, file: Path | None = None) -> Deci
     record, config = run.record, run.record.config
     played = evaluate_returns(
         run.model.to(choose_device(config.training.accelerator)),
-        environment_maker(record.env),
+        environment_maker(
+            record.env,
+            EnvironmentOptions.of(record.env_options),
+            preprocessing=run.preprocessing,
+        ),
         targets=record.targets,
         seeds=[config.evaluation.seed],
         episodes=config.evaluation.episodes,
