@@ -264,7 +264,7 @@ def test_a_search_has_nothing_left_to_find_once_all_trials_return_the_best(
         squares=np.zeros(1),
         gains=[],
         offsets=[],
-        scores=scores,
+        scores=[float(score) for score in scores],
     )
     assert search.is_perfect(threshold) is perfect
 

@@ -19,6 +19,7 @@ from flowformer.tasks.decision_data import load_trajectories
 from tests.data.test_trajectories import require_same, some
 
 STEPS = 7
+WIDE = Space(shape=(2,), low=-1.0, high=4.0)
 
 
 def d4rl_file(path: Path, **changes: Any) -> Path:
@@ -223,11 +224,11 @@ def test_what_is_wrong_is_said_with_the_name_of_the_file(
         (np.array([0, 1, 0, 0, 1, 0, 1], bool), {}, Space(shape=(), n=2)),
         (np.array([0, 1, 0, 0, 1, 0, 1]), {"num_actions": 4}, Space(shape=(), n=4)),
         (np.array([0.0, 1, 0, 0, 1, 0, 1]), {"num_actions": 2}, Space(shape=(), n=2)),
-        (np.full((STEPS, 1), 3.0), {"action_bounds": (0.0, 4.0)}, Space(shape=(1,), low=0.0, high=4.0)),
+        (np.full((STEPS, 2), 3.0), {"action_bounds": (-1.0, 4.0)}, WIDE),
         (np.full(STEPS, 3.0), {"action_bounds": (0.0, np.inf)}, Space(shape=(1,), low=0.0)),
     ],
     ids=["discrete", "column-of-bytes", "booleans", "more", "as-floats", "bounds", "half-bounded"],
-)  # fmt: skip
+)
 def test_the_space_of_actions_is_read_from_the_values_or_given(tmp_path, actions, options, space):
     read = read_d4rl(d4rl_file(tmp_path / "some.hdf5", actions=actions), **options)
     assert read.action_space == space

@@ -98,8 +98,8 @@ def of_minaris_own(
     """What is read of a set that Minari wrote of an environment."""
     episode = EpisodeBuffer(
         id=0,
-        observations=np.zeros((2, 3), np.float32),
-        actions=np.zeros((1, 1), np.float32),
+        observations=list(np.zeros((2, 3), np.float32)),
+        actions=list(np.zeros((1, 1), np.float32)),
         rewards=[0.0],
         terminations=[False],
         truncations=[True],

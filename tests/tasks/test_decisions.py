@@ -207,6 +207,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pendulum, tmp_p
     assert not run.exists()
 
 
+def test_a_run_goes_on_with_the_numbers_that_it_began_with(pendulum, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = tiny_decisions(pendulum, evaluation={"targets": TARGETS})
+    train(config, folder.root)
+    kept = json.loads(folder.preprocessing.read_text())
+    kept["state_std"][0] = 1e-6  # as an older version has it
+    folder.preprocessing.write_text(json.dumps(kept))
+    folder.result.unlink()
+    train(config, folder.root, resume=True)
+    assert load_decision_run(folder.root).preprocessing.state_std[0] == 1e-6
+
+
 def test_an_environment_of_other_spaces_is_refused_before_the_training(pendulum, tmp_path):
     config = tiny_decisions(pendulum, evaluation={"targets": TARGETS, "env": "CartPole-v1"})
     with (

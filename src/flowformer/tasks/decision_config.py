@@ -30,6 +30,8 @@ class DecisionDataConfig:
         action_bounds: of a file of D4RL's with others: least and greatest value; by default -1 and
             1, as of all of D4RL's own.
         return_scale: that divides returns before the model reads them.
+        constant_features: what divides features of an observation that do not vary in the data:
+            centred by 1, published by 1e-6, which makes 10,000 of 0.01 more.
         validation_fraction: part of the episodes that the loss is measured on and not trained on.
         batch_size: windows of `model.context` steps in one training step.
     """
@@ -41,6 +43,7 @@ class DecisionDataConfig:
     num_actions: int | None = None
     action_bounds: tuple[float, float] | None = None
     return_scale: float = 1000.0
+    constant_features: Literal["centred", "published"] = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
 

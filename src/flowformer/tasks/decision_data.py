@@ -21,7 +21,7 @@ from flowformer.models.decision import BehaviourCloning, DecisionTransformer
 from flowformer.models.decision_config import BehaviourCloningConfig
 from flowformer.tasks.decision_config import DecisionConfig, DecisionDataConfig
 from flowformer.tasks.decision_folder import DecisionRecord
-from flowformer.tasks.folder import read_versions
+from flowformer.tasks.folder import RunFolder, read_json, read_versions
 
 DecisionNetwork = DecisionTransformer | BehaviourCloning
 
@@ -131,6 +131,19 @@ def warn_of_another(chosen: str, by: str, env: str, options: EnvironmentOptions)
             f"{options.in_words(env)}: returns and references need not be comparable",
             stacklevel=3,
         )
+
+
+def read_preprocessing(folder: RunFolder) -> DecisionPreprocessing:
+    """Reads that of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged.
+    """
+    try:
+        return DecisionPreprocessing.of(read_json(folder.preprocessing))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
 
 
 def build_decision_model(record: DecisionRecord, space: Space) -> DecisionNetwork:

@@ -14,11 +14,12 @@ from flowformer.tasks.decision_data import (
     DecisionNetwork,
     build_decision_model,
     environment_maker,
+    read_preprocessing,
     rollout_settings,
 )
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult, TargetOutcome
 from flowformer.tasks.decision_training import outcomes_of
-from flowformer.tasks.folder import RunFolder, read_json
+from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.viz.decision_report import write_decision_report
 
@@ -47,10 +48,7 @@ def load_decision_run(run_dir: str | Path) -> DecisionRun:
     """
     folder = RunFolder(Path(run_dir))
     record = DecisionRecord.read(folder)
-    try:
-        preprocessing = DecisionPreprocessing.of(read_json(folder.preprocessing))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
+    preprocessing = read_preprocessing(folder)
     model = build_decision_model(record, preprocessing.action_space)
     load_weights(model, folder)
     return DecisionRun(model=model.eval(), preprocessing=preprocessing, record=record)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import EnvironmentOptions, normalized_score
+from flowformer.data.trajectories import EnvironmentOptions, Trajectories, normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,
@@ -26,6 +26,7 @@ from flowformer.tasks.decision_data import (
     decision_record,
     environment_maker,
     load_trajectories,
+    read_preprocessing,
     rollout_settings,
 )
 from flowformer.tasks.decision_folder import (
@@ -85,7 +86,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     options = EnvironmentOptions.of(record.env_options)
     for target in record.targets:
         check_target(target, data.returns)
-    preprocessing = DecisionPreprocessing.fit(data, return_scale=config.data.return_scale)
+    preprocessing = _preprocessing(config, data, folder if started else None)
     make_env = environment_maker(record.env, options, preprocessing=preprocessing)
     settings = rollout_settings(config, preprocessing)
     with torch_settings(config.training.threads):
@@ -149,6 +150,19 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
         result = _result(record, played, recorder, model)
         result.write(folder)
         return result
+
+
+def _preprocessing(
+    config: DecisionConfig, data: Trajectories, begun: RunFolder | None
+) -> DecisionPreprocessing:
+    """That of a run which has begun already, whatever version of ours began it; else a new one."""
+    if begun is not None and begun.preprocessing.exists():
+        return read_preprocessing(begun)
+    return DecisionPreprocessing.fit(
+        data,
+        return_scale=config.data.return_scale,
+        constant_features=config.data.constant_features,
+    )
 
 
 def say_rollouts(played: Rollouts) -> None:
