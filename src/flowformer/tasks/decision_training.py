@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import normalized_score
+from flowformer.data.trajectories import EnvironmentOptions, Trajectories, normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,
@@ -26,6 +26,7 @@ from flowformer.tasks.decision_data import (
     decision_record,
     environment_maker,
     load_trajectories,
+    read_preprocessing,
     rollout_settings,
 )
 from flowformer.tasks.decision_folder import (
@@ -82,10 +83,11 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     record = decision_record(config, data)
     if started and has_ended(folder, record):
         return DecisionResult.read(folder)
-    make_env = environment_maker(record.env)
+    options = EnvironmentOptions.of(record.env_options)
     for target in record.targets:
         check_target(target, data.returns)
-    preprocessing = DecisionPreprocessing.fit(data, return_scale=config.data.return_scale)
+    preprocessing = _preprocessing(config, data, folder if started else None)
+    make_env = environment_maker(record.env, options, preprocessing=preprocessing)
     settings = rollout_settings(config, preprocessing)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
@@ -98,6 +100,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
             open_folder(folder, record, started=started)
             write_json(folder.preprocessing, preprocessing.record())
         logger.info("%s: %s", data.name, data.source)
+        logger.info("tested in %s", options.in_words(record.env))
         logger.info(
             "%s: %s episodes to train on, %s for validation, returns %s to %s, %s parameters, "
             "folder %s",
@@ -147,6 +150,19 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
         result = _result(record, played, recorder, model)
         result.write(folder)
         return result
+
+
+def _preprocessing(
+    config: DecisionConfig, data: Trajectories, begun: RunFolder | None
+) -> DecisionPreprocessing:
+    """That of a run which has begun already, whatever version of ours began it; else a new one."""
+    if begun is not None and begun.preprocessing.exists():
+        return read_preprocessing(begun)
+    return DecisionPreprocessing.fit(
+        data,
+        return_scale=config.data.return_scale,
+        constant_features=config.data.constant_features,
+    )
 
 
 def say_rollouts(played: Rollouts) -> None:
@@ -199,9 +215,9 @@ def _result(
     config = record.config
     return DecisionResult(
         recipe=config.name,
-        protocol_note=config.protocol_note,
+        protocol_note=record.protocol_note,
         seed=config.training.seed,
-        env=record.env,
+        env=EnvironmentOptions.of(record.env_options).in_words(record.env),
         form=config.evaluation.form,
         episodes=config.evaluation.episodes,
         outcomes=outcomes_of(played, record.references),
