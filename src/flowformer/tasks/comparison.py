@@ -5,6 +5,7 @@ runs needs none of their memory.
 """
 
 import csv
+import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,8 @@ from jaxtyping import Bool, Float
 from flowformer.evaluation.comparison import RunOutcome
 from flowformer.evaluation.findings import Comparison
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.tasks.folder import RunFolder, read_json, write_json
+from flowformer.tasks.digests import require_same_data
+from flowformer.tasks.folder import RunFolder, read_digests, read_json, write_json
 from flowformer.tasks.kinds import Experiment, Result, function_of, kind_of, methods_of
 from flowformer.tasks.methods import MethodResult
 
@@ -137,6 +139,14 @@ class PlannedRun:
             ValueError: its state file is damaged.
         """
         return RunState.read(self.state_file) if self.state_file.exists() else None
+
+    def read_digests(self) -> dict[str, str] | None:
+        """Returns digests of what it has read; None of one that does not say it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_digests(self.folder)
 
     def read_result(self) -> Result | None:
         """Returns its figures; None when it has not ended.
@@ -271,6 +281,25 @@ def require_same(plan: Plan) -> None:
             )
 
 
+def require_data(plan: Plan) -> None:
+    """Refuses to go on where runs have read other data than those there are now.
+
+    Raises:
+        ValueError: the message names a run, and the data.
+    """
+    for dataset in plan.datasets:
+        runs = [run for run in plan.runs if run.dataset == dataset]
+        read = _digests(runs)
+        if not read or all(run.read_result() is not None for run in runs):
+            continue  # nothing to compare with, or nothing to read
+        config = runs[0].request.config
+        require_same_data(read, pkgutil.resolve_name(kind_of(config).digest)(config))
+
+
+def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
+    return {run.name: digests for run in runs if (digests := run.read_digests()) is not None}
+
+
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
     del flat["config.training.progress"]
@@ -281,8 +310,13 @@ def read_comparison(plan: Plan) -> Comparison:
     """Reads what all runs of a plan came to.
 
     Raises:
-        ValueError: a file of a run is damaged.
+        ValueError: a file of a run is damaged, or runs on one data set have read different data.
     """
+    for dataset in plan.datasets:
+        finished = [
+            run for run in plan.runs if run.dataset == dataset and run.folder.result.exists()
+        ]
+        require_same_data(_digests(finished))
     configs = [run.request.config for run in plan.runs]
     flat = [_identity(run.request) for run in plan.runs]
     settings = {
