@@ -29,6 +29,7 @@ ALLOWED = {
     "files": set(),
     "memory": set(),
     "serialization": set(),
+    "__main__": {"cli"},
     "__init__": {*CHAIN, *BESIDE, "integrations"} - {"cli"},
 }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from flowformer import __version__
 from flowformer.files import locked, parse_json, remove_unfinished, write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.tasks import processes
@@ -406,8 +407,8 @@ def _hold(stack: contextlib.ExitStack, folder: RunFolder) -> None:
 
 def read_versions(*more: str) -> dict[str, str]:
     """Returns the versions of Python, of the packages that compute, and of more packages."""
-    packages = ("flowformer", "torch", "lightning", "numpy", "aeon", "scikit-learn", *more)
-    versions = {"python": platform.python_version()}
+    packages = ("torch", "lightning", "numpy", "aeon", "scikit-learn", *more)
+    versions = {"python": platform.python_version(), "flowformer": __version__}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
