@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuses to write over what is read, be it by another name or through a link.
+
+    Args:
+        output: the file to write.
+        inputs: files that are read, or folders of them.
+
+    Raises:
+        ValueError: the file is there, and one of them or in one of them.
+    """
+    if not output.exists():
+        return
+    for path in inputs:
+        inside = path.is_dir() and output.resolve().is_relative_to(path.resolve())
+        if inside or (path.exists() and output.samefile(path)):
+            what = f"in {path}, which" if inside else f"{path}, which" if path != output else "what"
+            raise ValueError(
+                f"expected another file to write than {what} is read: {output} would be lost"
+            )
 
 
 @contextmanager

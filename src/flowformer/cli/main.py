@@ -5,7 +5,6 @@ import logging
 import os
 import pkgutil
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -104,7 +103,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         finish_output()
         return code
     except BrokenPipeError:  # the reader of our output (`| head`) has left
-        return 128 + signal.SIGPIPE
+        return 141  # as that of who ends by SIGPIPE
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
@@ -112,7 +111,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         usage = isinstance(error, USAGE_ERRORS)
-        sys.stderr.write(f"error: {_describe(error)}\n")
+        sys.stderr.write(f"error: {describe_error(error)}\n")
         if not usage:
             sys.stderr.write("(--debug shows where)\n")
         return 2 if usage else 1
@@ -138,7 +137,8 @@ def _call(name: str, *rest: str) -> int:
         return stop.code or 0
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Says in a line what went wrong, with settings as they are given here."""
     if isinstance(error, OSError) and error.strerror:
         # The system's own words, without its number: NOPE.ts: no such file or directory.
         path = "" if error.filename is None else f"{error.filename}: "

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 
 @contextmanager
@@ -76,14 +76,14 @@ class _Errors(io.FileIO):
             return memoryview(data).nbytes
 
 
-def _opened(stack: ExitStack, flags: int, mode: str) -> TextIO:
+def _opened(stack: ExitStack, flags: int, mode: str) -> Any:
     descriptor = os.open(os.devnull, flags)
     if descriptor > 2:  # the standard ones stay taken until the end
         stack.callback(os.close, descriptor)
     return io.TextIOWrapper(io.FileIO(descriptor, mode, closefd=False), encoding="utf-8")  # pyright: ignore[reportArgumentType] - unbuffered
 
 
-def _replacing(stack: ExitStack, stream: TextIO, kind: type[io.FileIO], *, own: bool) -> TextIO:
+def _replacing(stack: ExitStack, stream: Any, kind: type[io.FileIO], *, own: bool) -> Any:
     """The stream with what the encoding has not replaced; one of the process's own by `kind`."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream  # somebody's own, as in a notebook

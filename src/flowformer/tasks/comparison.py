@@ -27,6 +27,7 @@ from flowformer.tasks.methods import MethodResult
 # and the form of the published Long Range Arena code.
 PUBLISHED_METHODS = ("flow", "flow-heads")
 
+_RUNS = "runs"  # in the folder of a comparison: what its runs leave
 Status = Literal["started", "finished", "failed", "memory"]
 # What the tables say of a run without a result.
 UNFINISHED: Mapping[Status | None, str] = {
@@ -130,7 +131,7 @@ class PlannedRun:
 
     @property
     def _place(self) -> Path:
-        return self.root / "runs" / self.dataset / f"{self.request.method}-seed{self.seed}"
+        return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
         """Returns what became of it; None when it was never started.
@@ -253,6 +254,22 @@ def replace_seed(config: Experiment, seed: int) -> Experiment:
     """Returns the experiment with another seed."""
     training: Any = replace(config.training, seed=seed)
     return replace(config, training=training)
+
+
+def require_own(root: Path) -> None:
+    """Refuses a folder that holds something else than a comparison.
+
+    Raises:
+        FileExistsError: it does.
+        NotADirectoryError: it is a file.
+    """
+    if root.exists() and not (root / _RUNS).is_dir():
+        others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise FileExistsError(
+                f"expected an empty folder or a comparison, and {root} has {others[0]}: choose "
+                "another folder (--output)"
+            )
 
 
 def require_same(plan: Plan) -> None:

@@ -17,7 +17,6 @@ from flowformer.evaluation.rollout_scores import (
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout
-from flowformer.files import write_atomically
 from flowformer.tasks.decision import DecisionTask
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_data import (
@@ -153,9 +152,12 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
             settings=settings,
             on_rollouts=say_rollouts,
         )
-        write_atomically(folder.root / EPISODES, format_episodes(played))
         result = _result(record, played, recorder, model)
-        result.write(folder)
+        result.keep(
+            folder,
+            {folder.root / EPISODES: format_episodes(played)},
+            figure=f"the normalised score is {result.score:.1f}",
+        )
         return result
 
 

@@ -100,6 +100,12 @@ class RunFolder:
         """Who writes here now."""
         return self.root / ".lock"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a run is read back from."""
+        own = (self.config, self.data, self.preprocessing, self.metrics, self.predictions)
+        return (*own, self.last, self.previous, self.best, self.weights, self.result)
+
     def begin(self, *, resume: bool) -> bool:
         """Returns whether a run is gone on with; one that is started must find nothing here.
 
@@ -177,7 +183,13 @@ class KeptRecord(Kept):
         """
         own = getattr(cls, "task", DEFAULT_TASK)
         if folder.config.exists() and (there := read_task(folder)) != own:
-            raise ValueError(f"{folder.root} holds a run on {there}, and one on {own} is needed")
+            from flowformer.tasks.kinds import kind_of_run  # whose rows have records
+
+            load = kind_of_run(folder).load.replace(":", ".")
+            raise ValueError(
+                f"{folder.root} holds a run on {there}, and one on {own} is needed; from Python "
+                f"{load} reads it"
+            )
         return super().read(folder)
 
 
@@ -186,6 +198,22 @@ class KeptResult(Kept):
 
     file: ClassVar[str] = "result"
     absent: ClassVar[str] = "has no {name}: the run has not ended"
+
+    def keep(self, folder: RunFolder, files: Mapping[Path, str], *, figure: str) -> None:
+        """Writes the files of a run that has ended, then its own; says the figure if that fails.
+
+        Args:
+            folder: of the run.
+            files: what is in each.
+            figure: what the run has come to, in words.
+        """
+        try:
+            for path, content in files.items():
+                write_atomically(path, content)
+            self.write(folder)
+        except OSError:  # such as a full disk, after hours of training
+            logger.warning("%s, which cannot be kept", figure)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,12 +114,17 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         keep_best(model, folder)
         score = source.test(model.to(device))
         result = _result(config, score, recorder, model, source.length)
-        result.write(folder)
+        result.keep(folder, {}, figure=_in_words(config, result))
         return result
 
 
 def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def _in_words(config: LanguageConfig, result: LanguageResult) -> str:
+    measure = config.measure
+    return f"the test {measure.name} is {measure.show(result.score)}{measure.unit}"
 
 
 def _result(

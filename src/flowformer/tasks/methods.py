@@ -32,6 +32,11 @@ class MethodResult(KeptResult):
         """The test accuracy."""
         return self.test_accuracy
 
+    def keep_tested(self, folder: RunFolder, predictions: str) -> None:
+        """Writes it, after the predictions that it is of."""
+        figure = f"the test accuracy is {100 * self.test_accuracy:.2f}"
+        self.keep(folder, {folder.predictions: predictions}, figure=figure)
+
 
 @holds_folder
 def run_classical(
@@ -58,7 +63,6 @@ def run_classical(
     """
     del resume
     from flowformer.evaluation import classical
-    from flowformer.files import write_atomically
     from flowformer.tasks.digests import digest_series
     from flowformer.tasks.prediction import format_predictions
     from flowformer.tasks.preparation import load_data
@@ -74,12 +78,9 @@ def run_classical(
         missing=config.data.missing,
         **options,
     )
-    write_atomically(
-        folder.predictions,
-        format_predictions(outcome.probabilities, data.classes, outcome.labels),
-    )
+    predictions = format_predictions(outcome.probabilities, data.classes, outcome.labels)
     result = MethodResult(test_accuracy=outcome.accuracy, seconds=outcome.seconds)
-    result.write(folder)
+    result.keep_tested(folder, predictions)
     return result
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.sequences import Sequences, SequenceSplit
-from flowformer.files import write_atomically
 from flowformer.tasks.digests import digest_sequences
 from flowformer.tasks.folder import RunFolder, holds_folder, keep_digests
 from flowformer.tasks.methods import MethodResult
@@ -79,14 +78,11 @@ def _fit(model: Any, config: SequenceConfig, run_dir: Path) -> MethodResult:
     # Of classes that did not occur in training, the probability is 0.
     probabilities = np.zeros((len(counts), len(data.classes)))
     probabilities[:, model.classes_] = model.predict_proba(counts)
-    write_atomically(
-        folder.predictions, format_predictions(probabilities, data.classes, parts.test_labels)
-    )
     result = MethodResult(
         test_accuracy=float(np.mean(probabilities.argmax(axis=1) == parts.test_labels)),
         seconds=time.perf_counter() - started,
     )
-    result.write(folder)
+    result.keep_tested(folder, format_predictions(probabilities, data.classes, parts.test_labels))
     return result
 
 
