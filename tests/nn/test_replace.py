@@ -224,6 +224,16 @@ def test_softmax_generates_with_a_cache_and_flow_says_that_it_cannot() -> None:
     assert model.generate(prompt, use_cache=False, **call).shape == (2, 11)
 
 
+def test_packed_sequences_in_transformers_are_computed_apart() -> None:
+    torch.manual_seed(1)
+    model: Any = llama().eval()
+    replace_attention(model)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(3, 9)
+    packed = model(TOKENS, position_ids=places, use_cache=False).last_hidden_state
+    apart = [model(each, use_cache=False).last_hidden_state for each in TOKENS.split((4, 5), 1)]
+    torch.testing.assert_close(packed, torch.cat(apart, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_inverse_layer_scaling_is_kept_by_softmax() -> None:
     torch.manual_seed(1)
     model = gpt2(scale_attn_by_inverse_layer_idx=True).eval()
@@ -714,10 +724,3 @@ class TestRefusals:
         replace_attention(model)
         with pytest.raises(ValueError, match="attn_mask must be None"):
             model[0](torch.randn(1, 5, 16), attn_mask=torch.ones(5, 5, dtype=torch.bool))
-
-    def test_packed_sequences_in_transformers(self) -> None:
-        model = llama().eval()
-        replace_attention(model)
-        places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(3, 9)
-        with pytest.raises(NotImplementedError, match="packed sequences"):
-            model(TOKENS, position_ids=places, use_cache=False)
