@@ -524,10 +524,19 @@ class TestRoles:
         assert replace_attention(model, "linear", predicate=lambda _, each: each is cross)
         assert self.leak(model) < 1e-6
 
-    @pytest.mark.parametrize("mixer", ["linear", "softmax", "rfa"])
-    def test_one_that_does_not_leak_is_exchanged(self, mixer: str) -> None:
+    @pytest.mark.parametrize(
+        ("mixer", "options"),
+        [
+            ("linear", {}),
+            ("softmax", {}),
+            ("flow", {"independent_sinks": True}),
+            ("flow", {"competition": None, "allocation": False}),
+        ],
+    )
+    def test_one_that_does_not_leak_is_exchanged(self, mixer: str, options: dict) -> None:
         model = self.transformer()
-        assert "decoder.layers.0.multihead_attn" in replace_attention(model, mixer)
+        names = replace_attention(model, mixer, options=options)
+        assert "decoder.layers.0.multihead_attn" in names
         assert self.leak(model) < 1e-6
 
     def test_one_that_is_asked_for_is_refused_or_not_a_decoders(self) -> None:
@@ -556,8 +565,11 @@ class TestRoles:
                 Block(self_attn=attention(), encoder_attn=attention()),
             ]
         )
-        guessed = r"1\.wide, 1\.cross_attention, 2\.encoder_attn\. Each output of 'flow'"
-        with pytest.warns(UserWarning, match=f"taken to be cross-attention.*{guessed}"):
+        guessed = (
+            r"taken to be cross-attention.*1\.wide, 1\.cross_attention\. Each output of 'flow'"
+        )
+        left = r"left as it is: 2\.encoder_attn, the cross-attention of an autoregressive decoder"
+        with pytest.warns(UserWarning, match=guessed), pytest.warns(UserWarning, match=left):
             replace_attention(model)
         said = {name: each.role for name, each in model.named_modules() if hasattr(each, "role")}
         assert [name for name, role in said.items() if role == "self"] == [

@@ -37,10 +37,9 @@ def replace_attention(
     mixer, and a configuration of transformers too: a fresh model does not take it silently.
 
     The cross-attention of an autoregressive decoder is left as it is where an output would depend
-    on later queries (a warning names it and what can be had). Which is which is read off torch's
-    and transformers' own layers. A `nn.MultiheadAttention` anywhere else is taken to be
-    self-attention, unless its keys have another width, it stands beside a `self_attn` or its name
-    says "cross": see `role`.
+    on later queries (a warning names it and what can be had): in transformers, and of torch what
+    stands in a layer beside its `self_attn`. A `nn.MultiheadAttention` anywhere else is taken to be
+    self-attention, unless its keys have another width or its name says "cross": see `role`.
 
     Args:
         model: the model.
@@ -171,10 +170,8 @@ def _role(model: nn.Module, found: _Found) -> Role:
     # Between them and the layer a compiled or checkpointed module may stand.
     for at in reversed(range(len(parts))):
         layer, child = model.get_submodule(".".join(parts[:at])), parts[at]
-        if isinstance(layer, nn.TransformerDecoderLayer) and child == "multihead_attn":
-            return "decoder-cross"
-        if hasattr(layer, "self_attn"):  # so torch, fairseq and DETR name it
-            return "self" if child == "self_attn" else "cross"
+        if hasattr(layer, "self_attn"):  # so it is called in the decoders of torch, fairseq, DETR
+            return "self" if child == "self_attn" else "decoder-cross"
     widths = {module.embed_dim, module.kdim, module.vdim}
     called = "cross" in ".".join(parts[-2:]).lower()
     return "cross" if called or len(widths) > 1 else "self"
