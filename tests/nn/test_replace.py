@@ -253,6 +253,10 @@ def test_dropout_of_weights_stays_with_softmax() -> None:
     replace_attention(hf, "softmax")
     child = hf.get_submodule("encoder.layer.0.attention.self.mixer_attention")
     assert child.weight_dropout == 0.1
+    part = bert()
+    replace_attention(part, predicate=lambda name, _: "layer.1." in name)
+    left = part.get_submodule("encoder.layer.0.attention.self.mixer_attention")
+    assert left.weight_dropout == 0.1
 
 
 def test_training_mode_frozen_weights_and_dtype_are_kept() -> None:
