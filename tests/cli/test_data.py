@@ -26,6 +26,22 @@ def test_list_names_every_text_and_its_source(flowformer):
         assert corpus.source in out
 
 
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_the_list_is_whole_and_what_needs_a_folder_says_so(flowformer, tmp_path):
+    outcome = flowformer("data", "list")
+    assert outcome.code == 0
+    assert "Trajectories, in no folder: set FLOWFORMER_DATA, there is no home" in outcome.out
+    assert outcome.out.endswith("flowformer data prepare NAME\n")
+    (tmp_path / "book.txt").write_text("a line\n" * 100)
+    for arguments in (("text", "--folder", tmp_path / "book.txt"), ("listops",)):
+        outcome = flowformer("data", "prepare", *arguments)
+        assert outcome.code == 2
+        assert "set FLOWFORMER_DATA to a folder that can be written" in outcome.err
+    given = ("--tokenizer", "char", "--output", tmp_path / "prepared")
+    outcome = flowformer("data", "prepare", "text", "--folder", tmp_path / "book.txt", *given)
+    assert outcome.code == 0
+
+
 def test_prepare_writes_a_folder_and_show_says_what_is_in_it(flowformer, book, tmp_path):
     outcome = flowformer(
         *("data", "prepare", "text", "--folder", book),
