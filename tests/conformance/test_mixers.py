@@ -160,6 +160,15 @@ class TestSelfAttention:
         other.load_state_dict(torch.load(file))
         assert other(x, **form)[0].equal(mixer(x, **form)[0])
 
+    def test_saved_parameters_restore_the_function_of_a_mixer_on_empty_memory(
+        self, name: str
+    ) -> None:
+        mixer, x, form = build(name), draw(2, 17, DIM), forms(name)[0]
+        other = build(name, seed=2).to_empty(device="cpu")
+        other._apply(lambda tensor: torch.full_like(tensor, 7))  # what memory may hold
+        other.load_state_dict(mixer.state_dict())
+        assert other(x, **form)[0].equal(mixer(x, **form)[0])
+
     def test_projections_have_the_published_names(self, name: str) -> None:
         projected = {"query", "key", "value"} & set(MIXERS[name].kind.inputs)
         children = {child for child, _ in build(name).named_children()}
@@ -324,6 +333,53 @@ class TestCross:
     def test_context_may_have_another_width(self, name: str) -> None:
         mixer = build(name, context_dim=7)
         assert mixer(draw(2, 5, DIM), draw(2, 9, 7))[0].shape == (2, 5, DIM)
+
+
+INDEPENDENT = [
+    *[(name, {}) for name in having("cross")],
+    ("flow", {"independent_sinks": True}),
+    ("flow", {"competition": None, "allocation": False}),
+    ("flow-no-competition", {}),
+    ("flow-no-allocation", {"competition": None}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), INDEPENDENT, ids=["-".join((name, *o)) for name, o in INDEPENDENT]
+)
+def test_a_later_query_reaches_earlier_outputs_just_where_the_record_says_so(
+    name: str, options: dict[str, Any]
+) -> None:
+    mixer, seen = build(name, **options), 4
+    x, context = draw(2, 7, DIM), draw(2, 9, DIM, seed=1).requires_grad_()
+    changed = x.clone()
+    changed[:, seen:] = 3 * draw(2, 3, DIM, seed=2)
+    mask = (torch.arange(7) < seen).expand(2, 7)
+    wild = x.masked_fill(~mask[..., None], torch.nan)
+
+    def earlier(x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Outputs, and the gradients of a loss of them alone, of what is the same in each call."""
+        out = mixer(x, context, mask=mask)[0][:, :seen]
+        wanted = [context, *mixer.parameters()]
+        loss = (out * draw(*out.shape, seed=3)).sum()
+        return [out.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True)]
+
+    def moved(others: list[Tensor]) -> list[float]:
+        pairs = [(a, b) for a, b in zip(whole, others, strict=True) if a is not None]
+        return [float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs]
+
+    whole = earlier(x)
+    moves = [moved(earlier(changed)), moved(earlier(x[:, :seen])), moved(earlier(wild, mask))]
+    assert mixer.capabilities == mixer.attention.capabilities
+    if mixer.capabilities.independent_sinks:
+        assert max(map(max, moves)) < 1e-12
+        close(mixer(wild, context)[0][:, :seen], whole[0], 1e-12)
+        assert mixer.attention.require("independent_sinks") is None
+    else:
+        assert min(outputs for outputs, *_ in moves) > 1e-7  # no record is False without need
+        able = "flow with independent_sinks=True, softmax, linear"
+        with pytest.raises(NotImplementedError, match=f"tokens to come; .* that can: {able}"):
+            mixer.attention.require("independent_sinks")
 
 
 def missing(name: str) -> list[str]:

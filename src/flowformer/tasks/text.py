@@ -131,6 +131,11 @@ class Text:
         self._validation = Subset(validation, range(min(count, len(validation))))
 
     @property
+    def text(self) -> PreparedText:
+        """What was tokenised."""
+        return self._text
+
+    @property
     def vocab_size(self) -> int:
         """Of the tokenizer."""
         return self._text.tokenizer.vocab_size
@@ -213,7 +218,7 @@ class Addition:
     """
 
     vocab_size = VOCAB_SIZE
-    tokenizer = None
+    tokenizer = text = None
 
     def __init__(self, config: LanguageConfig) -> None:
         """Holds back some of the training problems to choose the step by."""

@@ -9,6 +9,7 @@ from flowformer.nn.attention import HeadAttention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops.baselines import CosformerState, cosformer_attention
+from flowformer.ops.features import check_eps
 
 
 class CosformerAttention(HeadAttention):
@@ -26,8 +27,9 @@ class CosformerAttention(HeadAttention):
     def __init__(self, *, max_length: int, eps: float = 1e-6) -> None:
         """Hold the options."""
         super().__init__()
-        if max_length < 1 or eps <= 0:
-            raise ValueError(f"max_length and eps must be positive, got {max_length=} and {eps=}")
+        if max_length < 1:
+            raise ValueError(f"max_length must be positive, got {max_length}")
+        check_eps(eps)
         self.max_length, self.eps = max_length, eps
 
     def forward(  # noqa: PLR0913 - the keywords that every attention here takes

@@ -19,9 +19,11 @@ from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
     exact_arithmetic,
+    is_recorded,
     resolve_masks,
     starting_state,
 )
+from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
@@ -30,6 +32,7 @@ CHUNK, CHUNK_OF_FEATURES = 64, 16
 SEGMENT = 2048  # tokens whose pairs are held at once
 
 
+@takes_layouts("query", "key", "value", "log_decay")
 def gated_linear_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -38,6 +41,7 @@ def gated_linear_attention(
     log_decay: Float[Tensor, "b t h e"],
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = q_t S_t with S_t = diag(α_t) S_{t-1} + k_tᵀ v_t, α = exp(log_decay) (equation 3).
 
@@ -50,6 +54,7 @@ def gated_linear_attention(
         log_decay: log α ≤ 0, one for each feature (e = d) or one for all (e = 1).
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Returns:
         The output, and the state after these tokens.
@@ -117,7 +122,7 @@ def chunked_gla(
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Segment after segment, so that the pairs of few tokens at a time are held."""
     length = query.shape[1]
-    if torch.compiler.is_compiling() or length <= SEGMENT:
+    if is_recorded() or length <= SEGMENT:
         return _segment(query, key, value, log_decay, state)
     outputs = []
     pieces = (x.split(SEGMENT, 1) for x in (query, key, value, log_decay))

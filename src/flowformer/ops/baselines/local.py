@@ -18,6 +18,7 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
 
 
 class LocalState(NamedTuple):
@@ -50,6 +51,7 @@ class LocalState(NamedTuple):
         return LocalState(*(change(part) for part in self))
 
 
+@takes_layouts("query", "key", "value")
 def local_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -61,6 +63,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LocalState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"] | tuple[Float[Tensor, "b t h m"], LocalState]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j over the real tokens j near i, in O(t · window).
 
@@ -80,6 +83,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
         mask: real tokens (True); the output at the others is zero.
         initial_state: the last tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit, or a state without causal.

@@ -16,11 +16,13 @@ from flowformer.ops.baselines.blockwise import (
     windows,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
 
 # What attending to oneself costs (appendix A): nothing else is chosen where there is another key.
 SELF_PENALTY = 1e5
 
 
+@takes_layouts("query", "value")
 def reformer_attention(
     query: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t g m"],
@@ -29,6 +31,7 @@ def reformer_attention(
     chunk: int,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """Softmax attention with shared queries and keys, k_j = q_j / ‖q_j‖, over an estimated P_i:
 
@@ -51,6 +54,7 @@ def reformer_attention(
         chunk: m in the paper.
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.

@@ -7,14 +7,17 @@ from torch import Tensor
 from flowformer.ops.baselines.landmarks import masked_softmax
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 
 
+@takes_layouts("value")
 def synthesizer_attention(
     scores: Float[Tensor, "#b h t t"],
     value: Float[Tensor, "b t g m"],
     *,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """out_i = Σ_j softmax_j(B_ij) v_j, the sum over real tokens (and j ≤ i when causal).
 
@@ -26,6 +29,7 @@ def synthesizer_attention(
         value: the values; g divides h, and each value head serves h / g heads of scores.
         causal: let token i draw from the tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
     resolve_masks(value, value, causal=causal, mask=mask, query_mask=None, key_mask=None)
     exact = compute_dtype(value.dtype)

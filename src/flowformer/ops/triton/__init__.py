@@ -47,10 +47,8 @@ def why_unavailable() -> str | None:
     return None
 
 
-def why_not_for(*tensors: Tensor | None) -> str | None:
-    """Return None where the kernels take these tensors, and otherwise the reason why not."""
-    query = tensors[0]
-    assert query is not None
+def why_not_for(query: Tensor) -> str | None:
+    """Return None where the kernels take such tensors, and otherwise the reason why not."""
     if query.dtype == torch.float64:
         return "float64 inputs: it computes in float32"
     if not (query.is_cuda or INTERPRETED):
