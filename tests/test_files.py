@@ -73,7 +73,7 @@ def test_a_lock_is_given_to_who_waits_for_it_and_its_file_is_gone_in_the_end(tmp
     path, order = tmp_path / "new" / ".lock", []
 
     def wait() -> None:
-        with locked(path, patience=30):
+        with locked(path, patience=30.0):
             assert json.loads(path.read_text())["pid"] == os.getpid()
             order.append("waiter")
 
@@ -101,7 +101,7 @@ with locked(__import__("pathlib").Path({str(path)!r})):
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.exists()
-    with locked(path, patience=0):
+    with locked(path, patience=0.0):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
 
@@ -115,7 +115,7 @@ def test_what_another_machine_holds_is_waited_for_until_a_server_notices_its_dea
         clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
         monkeypatch.setattr(files, "time", clock)
         with pytest.raises(BlockingIOError, match="process 1 on elsewhere"):
-            locked(path, patience=10).__enter__()
+            locked(path, patience=10.0).__enter__()
     assert next(seconds) > files.LEASE_SECONDS
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import Mock
 
 import pytest
@@ -118,6 +119,71 @@ def test_a_wrong_request_is_code_2_and_says_what_is_right(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+def _unwritable(kind: str) -> TextIO | None:
+    if kind == "closed":
+        return None
+    if kind == "full":
+        return Path("/dev/full").open("w")
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recipes"], ["info", "--help"], ["train", "--help"]], ids=str
+)
+@pytest.mark.parametrize(
+    ("kind", "code", "message"),
+    [
+        ("full", 1, "error: standard output: no space left on device\n"),
+        ("closed", 1, "error: standard output: bad file descriptor\n"),
+        ("pipe", 141, ""),  # as of who ends by SIGPIPE
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) in (4, 6) else "",
+)
+def test_output_that_cannot_be_written_is_an_error(
+    flowformer, monkeypatch, arguments, kind, code, message
+):
+    stream = _unwritable(kind)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "__stdout__", stream)
+    outcome = flowformer(*arguments)
+    assert outcome.code == code
+    assert outcome.err.startswith(message)
+    assert "Traceback" not in outcome.err
+    assert bool(outcome.err) is bool(message)
+
+
+@pytest.mark.parametrize("kind", ["full", "closed", "pipe"])
+def test_errors_that_cannot_be_written_change_nothing_else(flowformer, monkeypatch, kind):
+    stream = _unwritable(kind)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    assert flowformer("fly").code == 2
+    outcome = flowformer("recipes")
+    assert outcome.code == 0
+    assert "japanese-vowels" in outcome.out
+
+
+def test_characters_that_a_stream_has_not_are_replaced(flowformer, monkeypatch, tmp_path):
+    def write(_arguments: list[str]) -> int:
+        sys.stdout.write("ł × \udcff\n")
+        raise ValueError("5 × 5 are ł")
+
+    monkeypatch.setattr("flowformer.cli.recipes.main", write)
+    for encoding, shown in [("ascii", "?"), ("latin-1", "×")]:
+        streams = {}
+        for name in ("stdout", "stderr"):
+            streams[name] = (tmp_path / name).open("w", encoding=encoding)
+            monkeypatch.setattr(sys, name, streams[name])
+            monkeypatch.setattr(sys, f"__{name}__", streams[name])
+        assert flowformer("recipes").code == 2
+        assert (tmp_path / "stdout").read_text(encoding) == f"? {shown} ?\n"
+        assert (tmp_path / "stderr").read_text(encoding) == f"error: 5 {shown} 5 are ?\n"
+        for stream in streams.values():
+            stream.close()
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
@@ -287,6 +353,44 @@ def test_predict_writes_csv_with_and_without_labels(flowformer, trained, tmp_pat
     output = tmp_path / "out" / "predictions.csv"
     assert flowformer("predict", run, files / file, "--output", output).out == ""
     assert output.read_text() == printed
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "the run's"])
+def test_predict_does_not_write_over_what_it_reads(flowformer, trained, tmp_path, way):
+    run, files = trained
+    kept = files / "NEW.ts" if way != "the run's" else run / "predictions.csv"
+    before, output = kept.read_bytes(), kept
+    if way == "link":
+        output = tmp_path / "out.csv"
+        output.symlink_to(kept)
+    outcome = flowformer("predict", run, files / "NEW.ts", "--output", output)
+    assert outcome.code == 2
+    assert "error: expected another file to write" in outcome.err
+    assert kept.read_bytes() == before
+
+
+def test_predict_says_that_it_takes_a_file(flowformer, trained):
+    run, files = trained
+    outcome = flowformer("predict", run, files)
+    assert outcome.code == 2
+    assert f"{files} is a folder: flowformer predict takes a file (FILE.ts)" in outcome.err
+
+
+def test_the_accuracy_is_told_where_there_is_no_room_for_the_report(
+    flowformer, trained, tmp_path, monkeypatch
+):
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
+
+    monkeypatch.setattr("flowformer.tasks.report.write_report", fail)
+    _, files = trained
+    outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run"))
+    assert outcome.code == 1
+    assert outcome.out.startswith("test accuracy  ")
+    assert (
+        "error: the report was not written (index.html: no space left on device): " in outcome.err
+    )
+    assert f"flowformer visualize {tmp_path / 'run'} writes it" in outcome.err
 
 
 def test_predict_refuses_series_that_the_model_has_no_room_for(flowformer, trained):
