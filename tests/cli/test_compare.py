@@ -137,7 +137,7 @@ def test_it_prints_progress_table_and_files_and_goes_on_where_it_was(compare, tm
     assert "[6/6]" in more.err
 
 
-def test_the_table_is_shown_where_there_is_no_room_for_the_page(compare, monkeypatch, tmp_path):
+def test_the_table_is_shown_where_there_is_no_room_for_the_page(compare, monkeypatch):
     def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
 
