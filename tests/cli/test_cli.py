@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from flowformer.cli import main
+from flowformer.cli.train import _choose_folder, _leave_none_empty
 from flowformer.recipes import RECIPES
 from flowformer.tasks.folder import RunFolder, RunRecord
 
@@ -129,7 +130,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str],
 
     def make(name: str, kind: str) -> None:
         if kind == "full":
-            streams.append(Path("/dev/full").open("w"))
+            streams.append(os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"))
         elif kind == "pipe":
             reader, writer = os.pipe()
             os.close(reader)
@@ -264,6 +265,20 @@ def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     outcome = flowformer(*_own_data(files, "--run-dir", run))
     assert outcome.code == 2
     assert "holds a run: go on with it (--resume), or choose another folder" in outcome.err
+
+
+def test_who_starts_at_the_same_moment_takes_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = RECIPES["japanese-vowels"]()
+    first, second = _choose_folder(config), _choose_folder(config)
+    assert (first.root.name, second.root.name) == (
+        "japanese-vowels-clean-seed0",
+        "japanese-vowels-clean-seed0-2",
+    )
+    (second.root / "config.json").touch()
+    for folder in (second, first):
+        _leave_none_empty(folder)
+    assert list(Path("runs").iterdir()) == [second.root]
 
 
 def test_overrides_reach_the_run(flowformer, trained, tmp_path):
