@@ -61,7 +61,7 @@ def test_who_is_refused_a_lock_is_told_who_has_it(tmp_path):
     mine = f"process {os.getpid()} on {socket.gethostname()}, since 20"
     with (
         locked(path),
-        pytest.raises(BlockingIOError, match=f"the folder is taken: {mine}"),
+        pytest.raises(BlockingIOError, match=rf"the folder is taken \({mine}"),
         locked(path, refusal="the folder is taken", patience=0.3, on_wait=told.append),
     ):
         pass

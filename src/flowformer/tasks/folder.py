@@ -428,13 +428,15 @@ def holds_folder(function: H) -> H:
 
 
 def _hold(stack: contextlib.ExitStack, folder: RunFolder) -> None:
-    refusal = f"another process writes to {folder.root}: wait for it, or choose another folder"
-
-    def say(holder: str) -> None:
-        logger.info("waiting for %s, which has %s", holder, folder.root)
-
+    refusal = f"another process writes to {folder.root}: end it, or choose another folder"
+    say = say_held(folder.root)
     lock = locked(folder.lock, refusal=refusal, patience=LOCK_SECONDS, on_wait=say)
     stack.enter_context(lock)
+
+
+def say_held(root: Path) -> Callable[[str], None]:
+    """Returns what says who holds a folder that is waited for."""
+    return lambda holder: logger.info("%s is held by %s: waiting for it", root, holder)
 
 
 def read_versions(*more: str) -> dict[str, str]:
