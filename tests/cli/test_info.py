@@ -38,6 +38,16 @@ def test_what_there_is_can_be_seen_with_the_core_dependencies_alone(
     assert outcome.err == ""
 
 
+@pytest.mark.parametrize("command", ["info", "recipes", "train --help"])
+def test_a_command_that_needs_no_home_does_without(flowformer, monkeypatch, command):
+    def nobody(_uid: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert flowformer(*command.split()).code == 0
+
+
 def test_info_works_where_the_package_is_not_installed(flowformer, monkeypatch):
     def none(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)

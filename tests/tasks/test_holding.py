@@ -54,9 +54,7 @@ def test_whatever_writes_to_a_run_folder_is_told_who_else_does(name, tmp_path):
         arguments, given = {}, [tmp_path]
     with (
         locked(RunFolder(tmp_path).lock),
-        pytest.raises(
-            BlockingIOError, match=r"another process writes to .* \(process \d+ on \S+, "
-        ),
+        pytest.raises(BlockingIOError, match=r"another process writes to .* \(process \d+ on \S+,"),
     ):
         function(*given, **arguments)
 
