@@ -31,6 +31,7 @@ from flowformer.tasks.comparison import (
     require_data,
     require_same,
 )
+from flowformer.tasks.folder import say_held
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
@@ -93,7 +94,8 @@ def execute(
         "or choose another folder (--output)"
     )
     # Workers inherit the lock: it is held until the last of them has ended.
-    with locked(plan.root / ".lock", refusal=refusal, patience=LOCK_SECONDS) as lock:
+    place, patience = plan.root / ".lock", LOCK_SECONDS
+    with locked(place, refusal=refusal, patience=patience, on_wait=say_held(plan.root)) as lock:
         require_same(plan)
         require_data(plan)
         waiting = [run for run in plan.runs if run.read_result() is None]
