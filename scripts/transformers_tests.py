@@ -37,7 +37,16 @@ def fetch(release: str) -> Path:
     print(f"==> Fetching the tests of transformers {release}")
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+        ]
         command += [":all:", "--no-build-isolation", "--dest", scratch, f"transformers=={release}"]
         subprocess.run(command, check=True)
         (archive,) = Path(scratch).glob("*.tar.gz")

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         elif is_first():
             sys.stderr.write(f"nothing to resume in {folder.root} yet: starting\n")
     if started_outside():
-        devices, nodes = sizes_outside()
+        devices, nodes = sizes_outside(asked=config.training.processes)
         training: Any = replace(config.training, devices=devices, nodes=nodes)
         config = replace(config, training=training)
     elif config.training.nodes == 1 < config.training.devices:

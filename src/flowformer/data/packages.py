@@ -4,12 +4,12 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from flowformer.data.archives import matches, unpack_zip
+from flowformer.machine import python
 
 # Files are only unpacked, never run: so one build serves every machine, and its digest is known.
 _BUILD = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
@@ -134,7 +134,7 @@ def _digest(files: Sequence[Path]) -> str:
 def _download(package: str, version: str, scratch: Path, folder: Path) -> Path:
     platforms = [flag for platform in _PLATFORMS for flag in ("--platform", platform)]
     command = [
-        *(sys.executable, "-m", "pip", "download", f"{package}=={version}", "--no-deps", "--quiet"),
+        *python("-m", "pip", "download", f"{package}=={version}", "--no-deps", "--quiet"),
         *("--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(scratch)),
         *_BUILD,
         *platforms,

@@ -11,7 +11,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import IO
 
 from flowformer.evaluation.comparison import duration
 from flowformer.files import locked
+from flowformer.machine import available_processors, python
 from flowformer.memory import is_out_of_memory
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import (
@@ -121,12 +121,12 @@ def execute(
 def _start(run: PlannedRun, jobs: int, memory_limit: int | None, lock: IO[str]) -> _Active:
     RunState(request=run.request, status="started").write(run.state_file)
     environment = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_processors() // jobs)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with run.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
+            python("-m", WORKER),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

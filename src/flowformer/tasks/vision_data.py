@@ -22,6 +22,7 @@ from flowformer.data.images import (
     load_image_folder,
     with_validation,
 )
+from flowformer.data.loaders import WorkerLoader
 from flowformer.data.text_batches import as_it_is
 from flowformer.data.timeseries import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
@@ -141,7 +142,7 @@ def train_loader(config: VisionConfig, parts: Parts) -> DataLoader:
     else:
         transform = own.apply if shift is None else light_transform(own, shift=shift)
         images = ImageDataset(split, transform, seed=seed)
-    return DataLoader(
+    return WorkerLoader(
         images,
         data.batch_size,
         sampler=EpochKeys(len(split), seed),
@@ -159,7 +160,7 @@ def test_loader(
         images: Dataset = ImageDataset(split, preprocessing.apply)
     else:
         images = GreyDataset(split, preprocessing, shift=None)
-    return DataLoader(images, batch_size, num_workers=workers, collate_fn=_collate(images))
+    return WorkerLoader(images, batch_size, num_workers=workers, collate_fn=_collate(images))
 
 
 def parameter_groups(model: VisionClassifier, weight_decay: float) -> list[dict[str, object]]:
