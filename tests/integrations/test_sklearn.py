@@ -3,6 +3,7 @@ import inspect
 import json
 import math
 import pickle
+import threading
 from dataclasses import asdict
 
 import numpy as np
@@ -100,6 +101,24 @@ def test_learns_what_can_be_learnt(waves):
     assert classifier.score(series[30:], labels[30:]) >= 0.9
     assert classifier.validation_accuracy_ == 1.0
     assert 1 <= classifier.best_epoch_ <= 30
+
+
+def test_fits_in_threads_give_what_a_fit_alone_gives(waves, fitted, tmp_path):
+    fits, state = {}, torch.get_rng_state()
+
+    def run(at):
+        fits[at] = fit(*waves, random_state=0)
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(3)]
+    for thread in threads:
+        thread.start()
+    fitted.save(tmp_path / "fitted.safetensors")
+    while any(thread.is_alive() for thread in threads):  # what does not train does not disturb
+        FlowformerClassifier.load(tmp_path / "fitted.safetensors").predict_proba(waves[0])
+    expected = fitted.predict_proba(waves[0])
+    for each in fits.values():
+        assert_array_equal(each.predict_proba(waves[0]), expected)
+    assert torch.get_rng_state().equal(state)
 
 
 def test_probabilities_belong_to_the_classes(waves, fitted):

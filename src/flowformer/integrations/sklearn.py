@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import tempfile
-from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,7 @@ from flowformer.tasks.config import (
     TrainingConfig,
 )
 from flowformer.tasks.prediction import choose_device, load_run, predict_probabilities
+from flowformer.tasks.randomness import own_randomness
 
 try:
     from aeon.classification import BaseClassifier
@@ -233,13 +233,14 @@ class FlowformerClassifier(BaseClassifier):
         estimator.preprocessing_ = Preprocessing.from_dict(state["preprocessing"])
         for name in _FITTED_VALUES:
             setattr(estimator, name, state[name])
-        with _callers_randomness():
-            estimator.model_ = TimeSeriesClassifier(
+        with torch.device("meta"):  # there nothing is drawn
+            model = TimeSeriesClassifier(
                 estimator._model_config(),
                 channels=len(estimator.preprocessing_.mean),
                 num_classes=estimator.n_classes_,
                 max_length=estimator.max_length_,
-            ).eval()
+            )
+        estimator.model_ = model.to_empty(device="cpu").eval()
         estimator.model_.load_state_dict(weights)
         estimator.is_fitted = True
         return estimator
@@ -283,7 +284,7 @@ class FlowformerClassifier(BaseClassifier):
             test=series if whole else None,
             classes=tuple(map(str, self.classes_)),
         )
-        with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, _callers_randomness():
+        with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, own_randomness():
             run_dir = Path(folder) / "run"
             result = train(self._config(data), run_dir, data=data)
             run = load_run(run_dir)
@@ -311,8 +312,7 @@ class FlowformerClassifier(BaseClassifier):
         device = choose_device(self.device)
         # The fitted model stays on the CPU, so that it can be pickled here and opened anywhere.
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
-        with _callers_randomness():
-            return predict_probabilities(model, dataset, batch_size=self.batch_size)
+        return predict_probabilities(model, dataset, batch_size=self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
         """The parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
@@ -385,11 +385,6 @@ def _as_collection(X: Any, *, fitted: bool) -> np.ndarray | list[np.ndarray]:
     if fitted:
         warn_of_swapped_axes(series, name="X")
     return np.stack(series) if len(set(split.lengths)) == 1 else list(series)
-
-
-def _callers_randomness() -> AbstractContextManager[None]:
-    """Give torch's global generator back as it was: building models and loading batches use it."""
-    return torch.random.fork_rng(devices=[])
 
 
 def _plain(value: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 from torch.nn import functional as F
 
 from flowformer.nn.attention import HeadAttention, Sizes, implied_weights
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import build_attention, require_independent_sinks
+from flowformer.ops.inputs import is_recorded, is_transformed
 
 # What the queries are to the keys: one sequence, two, or two of which the queries are the targets
 # of an autoregressive decoder. From the least to the most that it asks of an attention.
@@ -291,7 +291,7 @@ def _say_that_it_is_cross(
     )
     if masked:
         raise ValueError(said)
-    if not torch.compiler.is_compiling():
+    if not is_recorded():
         warnings.warn(said, stacklevel=4)
 
 
@@ -313,11 +313,7 @@ def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | No
 
 def _hides_values(tensor: Tensor) -> bool:
     """Whether its values are not known, or not those of this call alone."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or is_functorch_wrapped_tensor(tensor)
-    )
+    return is_recorded() or is_transformed(tensor)
 
 
 def _is_causal(attn_mask: Tensor | None) -> bool:

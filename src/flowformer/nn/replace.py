@@ -12,6 +12,7 @@ from flowformer.nn import replace_transformers
 from flowformer.nn.attention import HeadAttention, Sizes
 from flowformer.nn.mixers import build_attention, independent_choices, require_independent_sinks
 from flowformer.nn.multihead import ADDED_KEYS, ROLES, MultiheadAttention, Role
+from flowformer.nn.replace_transformers import plain_class
 
 Predicate = Callable[[str, nn.Module], bool]
 
@@ -36,10 +37,9 @@ def replace_attention(
     mixer, and a configuration of transformers too: a fresh model does not take it silently.
 
     The cross-attention of an autoregressive decoder is left as it is where an output would depend
-    on later queries (a warning names it and what can be had). Which is which is read off torch's
-    and transformers' own layers. A `nn.MultiheadAttention` anywhere else is taken to be
-    self-attention, unless its keys have another width, it stands beside a `self_attn` or its name
-    says "cross": see `role`.
+    on later queries (a warning names it and what can be had): in transformers, and of torch what
+    stands in a layer beside its `self_attn`. A `nn.MultiheadAttention` anywhere else is taken to be
+    self-attention, unless its keys have another width or its name says "cross": see `role`.
 
     Args:
         model: the model.
@@ -78,14 +78,14 @@ def replace_attention(
     places: dict[nn.Module, list[_Found]] = {}
     for each in found:
         places.setdefault(each.module, []).append(each)
-    plans = [_plan(model, each, mixer, dict(options or {}), role) for each in places.values()]
+    plans = [_plan(model, each, mixer, options or {}, role) for each in places.values()]
     exchanged = {plan.module: plan for plan in plans if not plan.leaks}
     if not exchanged:
         require_independent_sinks(plans[0].attention)
     _check_wrappers(model, list(exchanged.values()))
     for plan in exchanged.values():
         plan.kind.exchange(plan.module, plan.attention, plan.role)
-    replace_transformers.activate(hosts, mixer, options or {})
+    replace_transformers.activate(hosts)
     _say_what_was_left(model, plans, mixer)
     return [each.name for each in found if each.module in exchanged]
 
@@ -170,10 +170,8 @@ def _role(model: nn.Module, found: _Found) -> Role:
     # Between them and the layer a compiled or checkpointed module may stand.
     for at in reversed(range(len(parts))):
         layer, child = model.get_submodule(".".join(parts[:at])), parts[at]
-        if isinstance(layer, nn.TransformerDecoderLayer) and child == "multihead_attn":
-            return "decoder-cross"
-        if hasattr(layer, "self_attn"):  # so torch, fairseq and DETR name it
-            return "self" if child == "self_attn" else "cross"
+        if hasattr(layer, "self_attn"):  # so it is called in the decoders of torch, fairseq, DETR
+            return "self" if child == "self_attn" else "decoder-cross"
     widths = {module.embed_dim, module.kdim, module.vdim}
     called = "cross" in ".".join(parts[-2:]).lower()
     return "cross" if called or len(widths) > 1 else "self"
@@ -236,7 +234,7 @@ def _passed_over(model: nn.Module) -> str:
     inner: list[str] = []
     # Children follow their parents: read backwards, what holds one comes after it.
     for name, module in reversed(list(model.named_modules())):
-        kind = _plain(type(module))
+        kind = plain_class(type(module))
         if not _is_attention(module) or kind.__module__.startswith("flowformer."):
             continue
         related = any(_is_inside(each, name) or _is_inside(name, each) for each in known)
@@ -248,7 +246,7 @@ def _passed_over(model: nn.Module) -> str:
 
 def _is_attention(module: nn.Module) -> bool:
     """Whether its class, or that which it had before it was scripted, is called so."""
-    name = getattr(module, "original_name", _plain(type(module)).__name__).lower()
+    name = getattr(module, "original_name", plain_class(type(module)).__name__).lower()
     return "attention" in name or "attn" in name
 
 
@@ -257,7 +255,7 @@ def _is_inside(name: str, other: str) -> bool:
 
 
 def _nothing_found(model: nn.Module) -> str:
-    seen = {_plain(type(each)) for each in model.modules() if _is_attention(each)}
+    seen = {plain_class(type(each)) for each in model.modules() if _is_attention(each)}
     names = sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in seen)
     return (
         f"no attention to exchange was found: expected {_KNOWN}, for which the predicate is true; "
@@ -265,21 +263,11 @@ def _nothing_found(model: nn.Module) -> str:
     )
 
 
-def _plain(kind: type) -> type:
-    """The class that a module had before torch gave it one made for it alone."""
-    # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
-    while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
-        if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
-            break
-        kind = kind.__bases__[-1]
-    return kind
-
-
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     """Let the module be of that class, within what torch has put around its own."""
 
     def around(given: type) -> type:
-        if given is _plain(given):
+        if given is plain_class(given):
             return kind
         members = {k: v for k, v in vars(given).items() if k not in ("__dict__", "__weakref__")}
         return type(given.__name__, (*given.__bases__[:-1], around(given.__bases__[-1])), members)
@@ -287,15 +275,24 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = around(type(module))
 
 
-def _build_for_torch(
-    theirs: nn.MultiheadAttention, mixer: str, options: dict[str, Any]
-) -> HeadAttention:
+def _build_for_torch(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
     if getattr(theirs, "bias_k", None) is not None or getattr(theirs, "add_zero_attn", False):
         raise ValueError(ADDED_KEYS)
+    return _build(theirs, theirs.dropout, mixer, options)
+
+
+def _build_for_timm(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
+    return _build(theirs, getattr(theirs.attn_drop, "p", 0.0), mixer, options)
+
+
+def _build(
+    theirs: Any, weight_dropout: float, mixer: str, options: dict[str, Any]
+) -> HeadAttention:
+    options = dict(options)
     if mixer == "softmax":
-        options = {"weight_dropout": theirs.dropout, **options}
+        options.setdefault("weight_dropout", weight_dropout)
     sizes = Sizes(
-        dim=theirs.embed_dim,
+        dim=theirs.num_heads * theirs.head_dim,
         num_heads=theirs.num_heads,
         num_kv_heads=theirs.num_heads,
         head_dim=theirs.head_dim,
@@ -355,19 +352,6 @@ def _read_old_names(_module: nn.Module, state_dict: dict[str, Any], prefix: str,
             state_dict[prefix + now + name.removeprefix(old + then)] = state_dict.pop(name)
 
 
-def _build_for_timm(theirs: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
-    if mixer == "softmax":
-        options = {"weight_dropout": getattr(theirs.attn_drop, "p", 0.0), **options}
-    sizes = Sizes(
-        dim=theirs.num_heads * theirs.head_dim,
-        num_heads=theirs.num_heads,
-        num_kv_heads=theirs.num_heads,
-        head_dim=theirs.head_dim,
-        max_length=options.pop("max_length", None),
-    )
-    return build_attention(mixer, sizes, **options)
-
-
 def _exchange_in_timm(theirs: nn.Module, attention: HeadAttention, _role: Role) -> None:
     if not isinstance(theirs, TimmAttention):
         _become(theirs, TimmAttention)
@@ -386,10 +370,10 @@ _KNOWN = (
 
 def _kind(module: nn.Module) -> _Kind | None:
     """How it is exchanged; None if it is no attention we know."""
-    kind = _plain(type(module))
+    kind = plain_class(type(module))
     if kind in (nn.MultiheadAttention, MultiheadAttention):  # a subclass may compute otherwise
         return _TORCH
     theirs = kind.__module__ == "timm.layers.attention" and kind.__name__ == "Attention"
     if theirs or kind is TimmAttention:
         return _TIMM
-    return _TRANSFORMERS if replace_transformers.supported(kind) else None
+    return _TRANSFORMERS if replace_transformers.supported(module) else None

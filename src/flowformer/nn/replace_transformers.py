@@ -9,6 +9,7 @@ sliding windows, position biases, soft caps. Each raises when it is met.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,8 +35,19 @@ SUPPORTED = (
 )
 
 
-def supported(kind: type) -> bool:
+def plain_class(kind: type) -> type:
+    """The class that a module had before torch gave it one made for it alone."""
+    # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
+    while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
+        if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
+            break
+        kind = kind.__bases__[-1]
+    return kind
+
+
+def supported(module: nn.Module) -> bool:
     """Whether it is one of SUPPORTED, from transformers itself."""
+    kind = plain_class(type(module))
     return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
 
 
@@ -45,16 +57,18 @@ def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttenti
     Raises:
         ValueError: it is causal and the mixer has no causal form.
     """
+    given = {"mixer": mixer, "options": dict(options)}
     if mixer == "softmax":
         options = {"weight_dropout": _weight_dropout(module), **options}
     options = dict(options)
     sizes = _sizes(module, options.pop("max_length", None))
-    attention = build_attention(mixer, sizes, **options)
+    attention: Any = build_attention(mixer, sizes, **options)
     if module.is_causal and not attention.capabilities.causal:
         raise ValueError(
             f"{type(module).__name__} is causal and {mixer!r} has no causal form; "
             f"it can do: {attention.capabilities}"
         )
+    attention.given = given  # for the configuration
     return attention
 
 
@@ -89,7 +103,7 @@ def _weight_dropout(module: Any) -> float:
 
 
 def hosts(model: nn.Module) -> list[Any]:
-    """The transformers models in it that hold supported attentions: they choose the implementation.
+    """The transformers models in it that hold supported attentions, the outer ones first.
 
     Raises:
         ValueError: there is none, for only a part of a transformers model was given.
@@ -99,8 +113,7 @@ def hosts(model: nn.Module) -> list[Any]:
     found = [
         module
         for module in model.modules()
-        if isinstance(module, PreTrainedModel)
-        and any(supported(type(each)) for each in module.modules())
+        if isinstance(module, PreTrainedModel) and any(_supported_in(module))
     ]
     if not found:
         raise ValueError(
@@ -110,10 +123,14 @@ def hosts(model: nn.Module) -> list[Any]:
     return found
 
 
-def activate(models: list[Any], mixer: str, options: dict[str, Any]) -> None:
+def _supported_in(model: nn.Module) -> Iterator[Any]:
+    return filter(supported, model.modules())
+
+
+def activate(models: list[Any]) -> None:
     """Make "flowformer" the attention implementation of these transformers models.
 
-    Their configurations say so from then on: see `write_mixer`.
+    Their configurations say so from then on.
     """
     if not models:
         return
@@ -123,32 +140,48 @@ def activate(models: list[Any], mixer: str, options: dict[str, Any]) -> None:
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
     for model in models:
-        model.set_attn_implementation(IMPLEMENTATION)
-        write_mixer(model.config, mixer, options)
-        for module in model.modules():
-            if supported(type(module)) and not hasattr(module, CHILD):
-                module.register_module(CHILD, None)  # it was left out: softmax
+        inside = list(_supported_in(model))
+        # An encoder and a decoder in one model have a configuration each, and may be of two kinds.
+        if any(module.config is model.config for module in inside):
+            model.set_attn_implementation(IMPLEMENTATION)
+        for module in inside:
+            if not hasattr(module, CHILD):  # it was left out
+                softmax = build_child(module, "softmax", {})
+                module.register_module(CHILD, softmax.train(module.training))
+        _write_calls(model)
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 claim(part)
 
 
-def write_mixer(config: Any, mixer: str, options: dict[str, Any]) -> None:
-    """Write into a configuration of transformers which mixer the model attends with.
+def _write_calls(model: Any) -> None:
+    """Write into the model's configuration by which calls its attentions have been exchanged.
 
-    `save_pretrained` writes it out, and as the attention implementation the call by which a model
-    that was loaded with another becomes what was saved. No implementation has that name, so
-    `from_pretrained` refuses to load the weights into softmax unless it is told to
-    (`attn_implementation="sdpa"`). Softmax needs nothing of this.
+    `save_pretrained` writes it out: as `flowformer_attention` the mixer and its options (a list of
+    them, each with its "modules", after several calls or where some were left out), and as the
+    implementation to load with the call by which a model loaded with another becomes what was
+    saved. No implementation has such a name, so `from_pretrained` does not load the weights into
+    softmax unless that is asked for (`attn_implementation="sdpa"`). Softmax needs nothing of this.
     """
-    if mixer == "softmax":
-        for name in ("flowformer_attention", "attn_implementation"):
-            config.__dict__.pop(name, None)
-        return
-    options = json.loads(json.dumps(options, default=str))
-    config.flowformer_attention = {"mixer": mixer, "options": options}
-    given = f", options={options}" if options else ""
-    config.attn_implementation = f"flowformer.nn.replace_attention(model, {mixer!r}{given})"
+    found = [(name, module) for name, module in model.named_modules() if supported(module)]
+    calls: dict[str, list[str]] = {}
+    for name, module in found:
+        given = getattr(module, CHILD).given
+        if given["mixer"] != "softmax":
+            calls.setdefault(json.dumps(given, default=str), []).append(name)
+    whole = len(calls) == 1 and len(*calls.values()) == len(found)
+    records, lines = [], []
+    for text, names in calls.items():
+        given = json.loads(text)
+        records.append(given if whole else {**given, "modules": names})
+        options = f", options={given['options']}" if given["options"] else ""
+        chosen = "" if whole else f", predicate=lambda name, _: name in {names}"
+        lines.append(f"flowformer.nn.replace_attention(model, {given['mixer']!r}{options}{chosen})")
+    for name in ("flowformer_attention", "attn_implementation"):
+        model.config.__dict__.pop(name, None)
+    if records:
+        model.config.flowformer_attention = records[0] if whole else records
+        model.config.attn_implementation = "; ".join(lines)
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
@@ -157,15 +190,16 @@ def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, N
     Raises:
         RuntimeError: there is no child, for the model was made of the configuration of another.
     """
-    if not hasattr(module, CHILD):
+    attention = getattr(module, CHILD, None)
+    if attention is None and supported(module):
         said = getattr(module.config, "flowformer_attention", None)
         raise RuntimeError(
             f"the configuration is that of a model after replace_attention ({said}), and this "
             "model is a new one: call replace_attention(model, mixer, options=...) for it too, "
             "before its weights are loaded, or set_attn_implementation('sdpa')"
         )
-    return attend(getattr(module, CHILD) or _SOFTMAX, module, *heads_and_mask, **others)
+    return attend(attention or _SOFTMAX, module, *heads_and_mask, **others)
 
 
-# For the modules that the predicate left out.
+# For modules of other classes in the same model.
 _SOFTMAX = SoftmaxAttention()

@@ -89,7 +89,10 @@ def predict_probabilities(
     model: SeriesClassifier, series: SeriesDataset, *, batch_size: int
 ) -> Float64[np.ndarray, "n classes"]:
     """Returns the probability of each class for each series, as `classify` does."""
-    return classify(model, DataLoader(series, batch_size, collate_fn=collate))
+    # A loader draws a number, though nothing here is random: not from the global generator, which
+    # belongs to whoever trains in another thread.
+    generator = torch.Generator()
+    return classify(model, DataLoader(series, batch_size, collate_fn=collate, generator=generator))
 
 
 @torch.inference_mode()
