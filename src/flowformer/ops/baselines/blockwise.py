@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.inputs import check_causal, check_tensors, resolve_masks
+from flowformer.ops.inputs import at_most, check_causal, check_tensors, resolve_masks
 
 # The log of the total over no key. Finite: the difference of two infinities would be NaN.
 EMPTY = -1e30
@@ -174,7 +174,7 @@ def attend_nearby(
 ) -> Part:
     """The real keys with |i - j| ≤ window, and j ≤ i when causal."""
     length = tokens.query.shape[2]
-    size = before = min(window, length)
+    size = before = at_most(window, length)
     after = 0 if causal else before
     keys, values, visible = (
         windows(x, size, before=before, after=after)

@@ -102,7 +102,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         attn_mask=allowed,
         is_causal=causal and allowed is None,
         dropout_p=dropout,
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
     ).transpose(1, 2)
     if key_mask is not None and not causal:
         out = out.masked_fill(~key_mask.any(dim=1)[:, None, None, None], 0)
