@@ -216,6 +216,29 @@ class TestSelfAttention:
             build(name)(draw(1, 5, DIM), return_state=True)
 
 
+@pytest.mark.usefixtures("shape_checks_off")  # sizes are tensors there
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name in NAMES for form in forms(name)])
+def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refused(
+    name: str, form: dict[str, bool]
+) -> None:
+    mixer = build(name, num_kv_heads=1).requires_grad_(False)
+
+    def mix(x: Tensor, mask: Tensor) -> Tensor:
+        return mixer(x, mask=mask, **form)[0]
+
+    example = draw(1, 5, DIM), torch.ones(1, 5, dtype=torch.bool)
+    if name == "deltanet":
+        with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
+            torch.jit.trace(mix, example)
+        return
+    traced = torch.jit.trace(mix, example, check_trace=False)
+    for batch, length in ((1, 5), (3, 70), (2, 1)):
+        inputs = draw(batch, length, DIM, seed=1), draw(batch, length, seed=2) > -1
+        close(traced(*inputs), mix(*inputs))
+
+
 @pytest.mark.parametrize("name", having("causal"))
 class TestCausal:
     def test_no_output_depends_on_the_future(self, name: str) -> None:

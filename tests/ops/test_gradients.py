@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from flowformer import flow_attention, flow_attention_step, linear_attention, mobile_attention
 from flowformer.ops.prefix import prefix_softmax
@@ -32,6 +32,65 @@ def test_second_derivatives(options, backend):
         return flow_attention(q, k, v, backend=backend, **options)
 
     assert gradgradcheck(attend, small(length=3))
+
+
+MADE_OF_ONE = {
+    "the-same-tensor": lambda x: (x, x, x),
+    "one-of-another": lambda x: (y := x.sin(), z := y * 2, z + y),
+    "scale-of-a-query": lambda x: (y := x.sigmoid(), y, y, y.sum(-1)),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("make", MADE_OF_ONE.values(), ids=MADE_OF_ONE)
+def test_a_gradient_with_a_graph_is_the_gradient_whatever_inputs_are_made_of(make, causal, backend):
+    x = torch.randn(1, 5, 2, 3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for with_graph in (False, True):
+        query, key, value, *scale = make(x)
+        options = {"causal": causal, "backend": backend}
+        if scale:
+            out = linear_attention(query, key, value, row_scale=scale[0], **options)
+        else:
+            out = flow_attention(query, key, value, **options)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=with_graph)
+        assert grad.requires_grad == with_graph
+        found.append(grad)
+    torch.testing.assert_close(*found)
+
+
+# torch's own forward mode still scripts its decompositions
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_batch_of_gradients_and_their_derivatives_go_through_the_backward(causal, backend):
+    inputs = small()
+    out = flow_attention(*inputs, causal=causal, backend=backend)
+    batch = torch.randn(3, *out.shape, dtype=out.dtype)
+    each = [torch.autograd.grad(out, inputs, grad, retain_graph=True) for grad in batch]
+    found = torch.autograd.grad(out, inputs, batch, is_grads_batched=True, retain_graph=True)
+    for grads, expected in zip(found, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(grads, torch.stack(expected))
+    # The backward is linear in what comes in: its derivative is the backward of the tangent.
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(batch[0], batch[1])
+        for grad, expected in zip(torch.autograd.grad(out, inputs, dual), each[1], strict=True):
+            torch.testing.assert_close(forward_ad.unpack_dual(grad).tangent, expected)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_program_exported_without_gradients_can_be_trained(causal):
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return flow_attention(query, key, value, causal=causal)
+
+    inputs = small()
+    with torch.no_grad():
+        program = torch.export.export(Attention(), inputs).module()
+    found, expected = (gradients(attend(*inputs), inputs) for attend in (program, Attention()))
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_gradient_of_a_share_that_is_nearly_one():

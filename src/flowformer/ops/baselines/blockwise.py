@@ -76,7 +76,8 @@ def gather_sequences(
     if mask is not None and order is not None:
         real = mask.take_along_dim(order, dim=1)
     q, k, v = (heads_first(part, real, order).to(exact) for part in (query, key, value))
-    return Sequences(q * q.shape[-1] ** -0.5, k, v, real, order, query.dtype)
+    # A float: while a graph is traced the width is a tensor, and its power one of float32.
+    return Sequences(q * float(q.shape[-1]) ** -0.5, k, v, real, order, query.dtype)
 
 
 def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "b t h m"]:

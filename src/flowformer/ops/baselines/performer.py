@@ -130,7 +130,7 @@ def _exponent(
     x: Float[Tensor, "b t h d"], directions: Float[Tensor, "f d"]
 ) -> Float[Tensor, "b t h f"]:
     """ω_f · x' - |x'|² / 2."""
-    x = x * x.shape[-1] ** -0.25
+    x = x * float(x.shape[-1]) ** -0.25
     return x @ directions.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
 
 

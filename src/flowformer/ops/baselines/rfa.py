@@ -131,4 +131,4 @@ def _features(
 ) -> Float[Tensor, "b t h two_f"]:
     x = F.normalize(x, dim=-1, eps=1e-6) * scale.to(x.dtype)
     angle = torch.einsum("bthd,hfd->bthf", x, directions.to(x.dtype))
-    return torch.cat((angle.sin(), angle.cos()), -1) * directions.shape[1] ** -0.5
+    return torch.cat((angle.sin(), angle.cos()), -1) * float(directions.shape[1]) ** -0.5

@@ -120,7 +120,7 @@ def dot_product_scores(
     with exact_arithmetic(query):
         query, key = masked(query, mask).to(exact), masked(key, mask).to(exact)
         key = key.repeat_interleave(query.shape[2] // key.shape[2], dim=2)
-        return torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
+        return torch.einsum("bihd,bjhd->bhij", query, key) * float(query.shape[-1]) ** -0.5
 
 
 def _columns(
