@@ -233,7 +233,7 @@ def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refuse
         with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
             torch.jit.trace(mix, example)
         return
-    traced = torch.jit.trace(mix, example, check_trace=False)
+    traced: Any = torch.jit.trace(mix, example, check_trace=False)
     for batch, length in ((1, 5), (3, 70), (2, 1)):
         inputs = draw(batch, length, DIM, seed=1), draw(batch, length, seed=2) > -1
         close(traced(*inputs), mix(*inputs))

@@ -1,6 +1,7 @@
 """Options do what they say, and bad arguments get a message that says what was expected."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -261,8 +262,8 @@ def test_independent_sinks_know_their_own_query_and_the_context_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_independent_sinks_are_both_ablations_in_every_form(backend):
-    ablations = {"competition": None, "allocation": False}
-    independent = {"independent_sinks": True}
+    ablations: dict[str, Any] = {"competition": None, "allocation": False}
+    independent: dict[str, Any] = {"independent_sinks": True}
     for options in ({}, {"causal": True, "return_state": True}, {"mask": mask}):
         found, expected = (
             flow_attention(q, k, v, backend=backend, **options, **each)
