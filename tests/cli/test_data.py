@@ -1,10 +1,12 @@
 """`flowformer data list | prepare | show`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flowformer.data.corpora import CORPORA
+from flowformer.data.tokenizers import CharacterTokenizer
 from flowformer.data.tokens import open_text
 
 
@@ -50,6 +52,27 @@ def test_prepare_without_a_folder_uses_the_one_that_training_looks_into(
     outcome = flowformer("data", "prepare", "text", "--folder", book.name, "--tokenizer", "char")
     used = load_text(TextDataConfig(corpus="text", folder=book, tokenizer="char"))
     assert str(used.folder) in outcome.out
+
+
+def test_an_edited_text_or_tokenizer_is_tokenised_anew_and_the_earlier_one_kept(book, tmp_path):
+    from flowformer.tasks.language_config import TextDataConfig
+    from flowformer.tasks.text import load_text
+
+    config = TextDataConfig(corpus="text", folder=book, tokenizer="char")
+    first = load_text(config)
+    before = book.read_text()
+    book.write_text(before + "one more line\n" * 100)
+    edited = load_text(config)
+    assert edited.counts["test"].characters > first.counts["test"].characters
+    book.write_text(before)
+    assert load_text(config).folder == first.folder != edited.folder
+    own = replace(config, tokenizer_file=tmp_path / "own.json")
+    folders = []
+    for letters in ("line", "abc"):
+        CharacterTokenizer(["<unk>", *letters]).save(tmp_path / "own.json")
+        folders.append(load_text(own).folder)
+        assert load_text(own).tokenizer.vocab_size == 1 + len(letters)
+    assert folders[0] != folders[1]
 
 
 def test_show_gives_the_beginning_of_a_text(flowformer, book):

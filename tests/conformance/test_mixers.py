@@ -160,6 +160,15 @@ class TestSelfAttention:
         other.load_state_dict(torch.load(file))
         assert other(x, **form)[0].equal(mixer(x, **form)[0])
 
+    def test_saved_parameters_restore_the_function_of_a_mixer_on_empty_memory(
+        self, name: str
+    ) -> None:
+        mixer, x, form = build(name), draw(2, 17, DIM), forms(name)[0]
+        other = build(name, seed=2).to_empty(device="cpu")
+        other._apply(lambda tensor: torch.full_like(tensor, 7))  # what memory may hold
+        other.load_state_dict(mixer.state_dict())
+        assert other(x, **form)[0].equal(mixer(x, **form)[0])
+
     def test_projections_have_the_published_names(self, name: str) -> None:
         projected = {"query", "key", "value"} & set(MIXERS[name].kind.inputs)
         children = {child for child, _ in build(name).named_children()}

@@ -239,3 +239,44 @@ def test_a_library_that_mujoco_is_to_draw_with_is_named_when_missing(monkeypatch
 def test_a_box_with_one_pair_of_bounds_says_so_once():
     environment = make_environment(WALK)
     assert space_of(environment.action_space) == Space(shape=(1,), low=-1.0, high=3.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "perfect"),
+    [
+        ([9, 500, 500, 500], 475.0, True),
+        ([9, 500, np.nan, 500, np.nan, np.nan, 500], 475.0, True),
+        ([9, 500, 500, 500], None, True),
+        ([9, 500, 500], 475.0, False),
+        ([9, 500, 499, 500, 500], 475.0, False),
+        ([9, 500, 400, 400, 400], 300.0, False),
+        ([-200, -200, -200, -200], -110.0, False),  # it has never come to the goal
+        ([0, 0, 0, 0], None, False),
+    ],
+)
+def test_a_search_has_nothing_left_to_find_once_all_trials_return_the_best(
+    scores, threshold, perfect
+):
+    search = Search(
+        weights=np.zeros((1, 1)),
+        seen=0,
+        mean=np.zeros(1),
+        squares=np.zeros(1),
+        gains=[],
+        offsets=[],
+        scores=[float(score) for score in scores],
+    )
+    assert search.is_perfect(threshold) is perfect
+
+
+def test_a_perfect_search_ends_and_stays_ended(tmp_path, monkeypatch):
+    def improve(_config: SearchConfig, search: Search, _workers: Workers) -> None:
+        search.gains.append(search.weights)
+        search.offsets.append(np.zeros(2))
+        search.scores.append(min(500.0, 200.0 * len(search.gains)))
+
+    monkeypatch.setattr("flowformer.data.behaviour._iterate", improve)
+    for iterations in (50, 60):
+        config = SearchConfig(env="CartPole-v1", iterations=iterations)
+        search = run_search(config, folder=tmp_path, workers=Workers(1))
+        assert search.scores == [200, 400, 500, 500, 500]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowformer.data.behaviour import SearchConfig
-from flowformer.data.collection import CollectionConfig, Quality, collect
+from flowformer.data.collection import Anchors, CollectionConfig, Quality, collect
 from flowformer.data.minari_sets import load_minari, local_minari
 from flowformer.data.trajectories import Trajectories
 from tests.data.test_trajectories import require_same
@@ -118,6 +118,42 @@ def test_discrete_actions_are_collected_too():
     one = collected("expert", search=replace(SEARCH, env="tests.data.walks:Steps-v0"))
     assert one.action_space.n == 3
     assert one.actions.dtype == np.int64
+
+
+@pytest.fixture
+def no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every policy returns what random actions do, within their noise."""
+
+    def returns(_config: CollectionConfig, policy: object, _pool: object) -> np.ndarray:
+        return np.resize([-1500.0, -900.0], 50) + (0 if policy is None else 36)
+
+    monkeypatch.setattr("flowformer.data.collection._returns", returns)
+
+
+@pytest.mark.usefixtures("no_better")
+def test_random_actions_have_no_score_where_the_search_finds_nothing_better():
+    with pytest.warns(
+        UserWarning, match=r"no policy better than a random one in 12 .*--iterations"
+    ):
+        one = collected("random")
+    assert one.references is None
+    require_same(one, load_minari(one.name))
+
+
+@pytest.mark.usefixtures("no_better")
+@pytest.mark.parametrize("quality", ["medium", "replay", "expert"])
+def test_a_better_quality_is_refused_where_the_search_finds_nothing_better(quality):
+    with pytest.raises(ValueError, match=r"no policy better than a random one .*--iterations"):
+        collected(quality)
+
+
+@pytest.mark.parametrize(
+    ("random", "expert", "apart"),
+    [(-1202.5, -1165.9, False), (-1202.5, -800.0, True), (3.0, 2.0, False)],
+)
+def test_references_count_where_they_differ_by_more_than_their_noise(random, expert, apart):
+    anchors = Anchors(best=0, random=random, expert=expert, noise=55.0)
+    assert anchors.apart is apart
 
 
 @pytest.mark.parametrize(

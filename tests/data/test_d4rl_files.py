@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 
 from flowformer.data.d4rl_files import read_d4rl, write_d4rl
 from flowformer.data.environments import references_of
-from flowformer.data.trajectories import Space
+from flowformer.data.minari_sets import open_trajectories
+from flowformer.data.trajectories import EnvironmentOptions, Space
+from flowformer.tasks.decision_config import DecisionDataConfig
+from flowformer.tasks.decision_data import load_trajectories
 from tests.data.test_trajectories import require_same, some
 
 STEPS = 7
+WIDE = Space(shape=(2,), low=-1.0, high=4.0)
 
 
 def d4rl_file(path: Path, **changes: Any) -> Path:
@@ -146,8 +151,33 @@ def no_hdf5(path: Path) -> Path:
         ),
         (lambda path: d4rl_file(path, actions=np.full((STEPS, 2), 3.0)), "actions between"),
         (
-            lambda path: d4rl_file(path, actions=np.zeros(STEPS, np.int64)),
-            "expected actions .* of floating point, got .*int64: give the action_space",
+            lambda path: d4rl_file(path, actions=np.full((STEPS, 2), 3.0)),
+            r"got some from 0 to 3: give their bounds by --data\.action-bounds LOW HIGH",
+        ),
+        (
+            lambda path: d4rl_file(path, timeouts=None),
+            r"an array timeouts.*--data\.time-limit STEPS",
+        ),
+        (lambda path: d4rl_file(path, terminals=None), "and terminals is not among"),
+        (
+            lambda path: d4rl_file(path, terminals=np.full(STEPS, np.nan)),
+            "expected 0 and 1 in terminals, got other values",
+        ),
+        (
+            lambda path: d4rl_file(path, rewards=np.zeros((STEPS, 2))),
+            "arrays of one length, got 7 observations and 14 rewards",
+        ),
+        (
+            lambda path: d4rl_file(path, actions=np.zeros((STEPS, 2), np.int64)),
+            r"whole numbers \[steps\], got shape \(7, 2\) of int64",
+        ),
+        (
+            lambda path: d4rl_file(path, actions=np.zeros(STEPS, np.float32)),
+            r"got shape \(7,\) of float32: .* --data\.num-actions N",
+        ),
+        (
+            lambda path: d4rl_file(path, actions=-np.arange(STEPS)),
+            "expected discrete actions from 0 on, got -6",
         ),
         (
             lambda path: d4rl_file(
@@ -167,7 +197,14 @@ def no_hdf5(path: Path) -> Path:
         "no-timeouts",
         "several-lengths",
         "outside-the-box",
-        "discrete-without-its-space",
+        "other-bounds",
+        "no-timeouts-on-the-command-line",
+        "no-terminals",
+        "nan-terminals",
+        "several-rewards",
+        "several-discrete",
+        "a-number-each",
+        "below-0",
         "no-steps",
     ],
 )
@@ -177,6 +214,90 @@ def test_what_is_wrong_is_said_with_the_name_of_the_file(
     path = make(tmp_path / "some.hdf5")
     with pytest.raises(ValueError, match=rf"some\.hdf5: .*{message}"):
         read_d4rl(path)
+
+
+@pytest.mark.parametrize(
+    ("actions", "options", "space"),
+    [
+        (np.array([0, 1, 2, 0, 1, 2, 1]), {}, Space(shape=(), n=3)),
+        (np.array([0, 1, 2, 0, 1, 2, 1], np.uint8)[:, None], {}, Space(shape=(), n=3)),
+        (np.array([0, 1, 0, 0, 1, 0, 1], bool), {}, Space(shape=(), n=2)),
+        (np.array([0, 1, 0, 0, 1, 0, 1]), {"num_actions": 4}, Space(shape=(), n=4)),
+        (np.array([0.0, 1, 0, 0, 1, 0, 1]), {"num_actions": 2}, Space(shape=(), n=2)),
+        (np.full((STEPS, 2), 3.0), {"action_bounds": (-1.0, 4.0)}, WIDE),
+        (np.full(STEPS, 3.0), {"action_bounds": (0.0, np.inf)}, Space(shape=(1,), low=0.0)),
+    ],
+    ids=["discrete", "column-of-bytes", "booleans", "more", "as-floats", "bounds", "half-bounded"],
+)
+def test_the_space_of_actions_is_read_from_the_values_or_given(tmp_path, actions, options, space):
+    read = read_d4rl(d4rl_file(tmp_path / "some.hdf5", actions=actions), **options)
+    assert read.action_space == space
+    assert read.actions.reshape(-1).tolist() == actions.reshape(-1).tolist()
+
+
+def test_whole_numbers_are_asked_for_where_actions_are_discrete(tmp_path):
+    path = d4rl_file(tmp_path / "some.hdf5", actions=np.full(STEPS, 0.5))
+    with pytest.raises(ValueError, match="expected whole numbers as discrete actions"):
+        read_d4rl(path, num_actions=3)
+
+
+@pytest.mark.parametrize("value", [1.0000001, 1.0001, -1.0001])
+def test_actions_that_rounding_puts_outside_are_clipped_and_told(tmp_path, value):
+    actions = np.zeros((STEPS, 2))
+    actions[3, 1] = value
+    path = d4rl_file(tmp_path / "some.hdf5", actions=actions)
+    with pytest.warns(UserWarning, match="1 of 7 actions are outside the box between -1.0 and 1.0"):
+        read = read_d4rl(path)
+    assert read.actions[3, 1] == np.sign(value)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_pictures_are_refused_by_name(tmp_path, kind):
+    path = d4rl_file(tmp_path / "some.hdf5", observations=np.zeros((STEPS, 8, 8, 3), kind))
+    with pytest.raises(NotImplementedError, match=r"some\.hdf5: .*pictures of shape \(8, 8, 3\)"):
+        read_d4rl(path)
+
+
+def test_numbers_of_states_are_refused_by_name(tmp_path):
+    path = d4rl_file(tmp_path / "some.hdf5", observations=np.arange(STEPS))
+    with pytest.raises(NotImplementedError, match="discrete ones are not supported"):
+        read_d4rl(path)
+
+
+def test_other_kinds_of_numbers_are_read_alike(tmp_path):
+    flat = read_d4rl(d4rl_file(tmp_path / "some.hdf5"))
+    kinds = {"rewards": np.arange(STEPS), "observations": flat.observations.astype(np.float64)}
+    require_same(flat, read_d4rl(d4rl_file(tmp_path / "some.hdf5", **kinds)))
+
+
+def test_a_time_limit_is_that_of_the_environment_too(tmp_path):
+    path = d4rl_file(tmp_path / "hopper_any-v2.hdf5", timeouts=None)
+    assert read_d4rl(path, time_limit=3).env_options == EnvironmentOptions(max_episode_steps=3)
+    assert read_d4rl(path, time_limit=1000).env_options == EnvironmentOptions()  # as its name says
+
+
+def test_what_a_file_says_itself_is_not_given(tmp_path):
+    path = d4rl_file(tmp_path / "some.hdf5")
+    with pytest.raises(ValueError, match="timeouts says where episodes end"):
+        read_d4rl(path, time_limit=3)
+    with pytest.raises(ValueError, match="expected one of an action space"):
+        read_d4rl(path, num_actions=3, action_bounds=(0.0, 1.0))
+    some().save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"for files of D4RL's alone, and .*saved is none"):
+        open_trajectories(tmp_path / "saved", time_limit=3)
+
+
+def test_the_configuration_says_what_a_file_does_not(tmp_path):
+    actions = np.arange(STEPS) % 2
+    path = d4rl_file(tmp_path / "some.hdf5", timeouts=None, actions=actions)
+    config = DecisionDataConfig(path=path, time_limit=3, num_actions=4)
+    read = load_trajectories(config)
+    assert read.lengths.tolist() == [2, 3, 2]
+    assert read.action_space.n == 4
+    mixed = load_trajectories(replace(config, mixed_with=str(path)))
+    assert len(mixed) == 6
+    with pytest.raises(ValueError, match="action_bounds must be two values, the lower first"):
+        DecisionDataConfig(path=path, action_bounds=(1.0, -1.0))
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):

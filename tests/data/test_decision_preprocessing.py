@@ -26,22 +26,25 @@ def numbers(**options: Any) -> DecisionPreprocessing:
     return DecisionPreprocessing(**{**given, **options})
 
 
-def test_statistics_are_those_of_all_steps():
-    rng = np.random.default_rng(0)
-    observations = rng.normal(3, 5, (63, 3)).astype(np.float32)
-    observations[:, 2] = 7
-    data = Trajectories(
+def of_observations(observations: np.ndarray) -> Trajectories:
+    return Trajectories(
         name="drawn",
         source="a test",
         env=None,
         observations=observations,
-        actions=rng.uniform(0, 1, (63, 2)).astype(np.float32),
+        actions=np.random.default_rng(0).uniform(0, 1, (63, 2)).astype(np.float32),
         rewards=np.ones(63, np.float32),
         starts=np.array([0, 1, 40]),
         terminated=np.array([True, False, True]),
         action_space=BOUNDED,
     )
-    fitted = DecisionPreprocessing.fit(data, return_scale=10.0)
+
+
+def test_statistics_are_those_of_all_steps():
+    rng = np.random.default_rng(0)
+    observations = rng.normal(3, 5, (63, 3)).astype(np.float32)
+    observations[:, 2] = 7
+    fitted = DecisionPreprocessing.fit(of_observations(observations), return_scale=10.0)
     assert fitted.action_space == BOUNDED
     assert fitted.features == 3
     assert fitted.returns(np.array([25.0, -5.0])).tolist() == [2.5, -0.5]
@@ -49,6 +52,28 @@ def test_statistics_are_those_of_all_steps():
     assert states.dtype == np.float32
     np.testing.assert_allclose(states.mean((0, 1)), 0, atol=1e-6)
     np.testing.assert_allclose(states.std((0, 1)), [1, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 0.1, -1e6, 1e-12])
+def test_a_feature_that_does_not_vary_is_centred_only(value):
+    data = of_observations(np.full((63, 1), value, np.float32))
+    fitted = DecisionPreprocessing.fit(data, return_scale=10.0)
+    assert fitted.state_std == 1
+    assert fitted.states(np.array([[value + 0.01]])) == pytest.approx(0.01, rel=1e-4)
+    published = DecisionPreprocessing.fit(data, return_scale=10.0, constant_features="published")
+    assert published.state_std == pytest.approx(1e-6)
+
+
+def test_what_differs_by_the_rounding_of_float32_alone_does_not_vary():
+    values = np.full((63, 1), 0.3, np.float32)
+    values[7] = np.nextafter(np.float32(0.3), np.float32(1))
+    assert DecisionPreprocessing.fit(of_observations(values), return_scale=1.0).state_std == 1
+
+
+def test_a_feature_that_varies_little_is_standardised():
+    values = np.random.default_rng(0).normal(5, 1e-3, (63, 1)).astype(np.float32)
+    fitted = DecisionPreprocessing.fit(of_observations(values), return_scale=1.0)
+    assert fitted.state_std == pytest.approx(values.std(), rel=0.01)
 
 
 def test_the_ends_of_a_box_are_the_ends_of_the_models_actions():

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,13 @@ def test_a_batch_of_small_images_is_what_one_after_the_other_gives(pictures):
     for place in range(4):
         torch.testing.assert_close(batch["images"][place], single[place]["images"])
         assert batch["labels"][place] == single[place]["labels"]
+
+
+def test_images_of_one_grey_are_centred_only(pictures):
+    grey = replace(pictures, images=np.full_like(pictures.images, 51))
+    own = ImagePreprocessing.fit(grey, 28)
+    assert (own.mean, own.std) == ((pytest.approx(0.2),), (1.0,))
+    assert own.apply(Image.fromarray(grey.images[0])).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["at-once", "one-by-one"])

@@ -2,16 +2,21 @@
 
 import json
 import re
+import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
 import minari
 import numpy as np
 import pytest
+from minari.data_collector import EpisodeBuffer
 
 from flowformer.data.d4rl_files import write_d4rl
-from flowformer.data.environments import REFERENCES
+from flowformer.data.environments import REFERENCES, make_environment
 from flowformer.data.minari_sets import (
     load_minari,
     local_minari,
@@ -20,9 +25,15 @@ from flowformer.data.minari_sets import (
     open_trajectories,
     write_minari,
 )
-from flowformer.data.trajectories import Space, Trajectories
+from flowformer.data.trajectories import (
+    EnvironmentOptions,
+    Space,
+    Trajectories,
+    WrapperOptions,
+)
 from tests.data.test_trajectories import require_same, some
 
+CLIP_REWARD = "gymnasium.wrappers.transform_reward:ClipReward"
 LAST = np.arange(9, dtype=np.float32).reshape(3, 3)
 
 
@@ -79,6 +90,117 @@ def test_the_environment_is_kept():
     )
     write_minari(one, last_observations=np.zeros((3, 4), np.float32), algorithm="a test")
     require_same(one, load_minari("cart-random-v0"))
+
+
+def of_minaris_own(
+    environment: gymnasium.Env, *, evaluated_in: gymnasium.Env | None = None
+) -> Trajectories:
+    """What is read of a set that Minari wrote of an environment."""
+    episode = EpisodeBuffer(
+        id=0,
+        observations=list(np.zeros((2, 3), np.float32)),
+        actions=list(np.zeros((1, 1), np.float32)),
+        rewards=[0.0],
+        terminations=[False],
+        truncations=[True],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whom to write to: nobody has said
+        minari.create_dataset_from_buffers(
+            "pendulum-any-v0", [episode], env=environment, eval_env=evaluated_in
+        )
+    return load_minari("pendulum-any-v0")
+
+
+def test_the_environment_of_a_set_is_made_as_it_was_in_the_collection():
+    collected = gymnasium.make("Pendulum-v1", g=3.0, max_episode_steps=55, render_mode="rgb_array")
+    collected = gymnasium.wrappers.ClipReward(collected, max_reward=-1.0)
+    collected = gymnasium.wrappers.RecordEpisodeStatistics(collected)  # changes nothing
+    read = of_minaris_own(collected)
+    assert read.env == "Pendulum-v1"
+    assert read.env_options.in_words("it") == "it (g=3.0, 55 steps, in ClipReward)"
+    made = make_environment("Pendulum-v1", options=read.env_options)
+    assert made.spec is not None
+    assert (made.spec.max_episode_steps, made.render_mode) == (55, None)
+    assert made.unwrapped.g == 3.0  # pyright: ignore[reportAttributeAccessIssue] - Pendulum's
+    assert isinstance(made, gymnasium.wrappers.ClipReward)
+
+
+def test_the_environment_that_a_set_names_for_the_evaluation_is_taken():
+    collected = gymnasium.make("Pendulum-v1", g=3.0)
+    read = of_minaris_own(collected, evaluated_in=gymnasium.make("Pendulum-v1", g=4.0))
+    assert read.env_options == EnvironmentOptions(kwargs={"g": 4.0})
+
+
+def test_an_environment_as_its_name_says_has_no_options():
+    assert of_minaris_own(gymnasium.make("Pendulum-v1")).env_options == EnvironmentOptions()
+
+
+def test_an_environment_without_the_time_limit_of_its_name_has_none_again():
+    read = of_minaris_own(gymnasium.make("Pendulum-v1", max_episode_steps=-1))
+    made = make_environment("Pendulum-v1", options=read.env_options)
+    assert made.spec is not None
+    assert made.spec.max_episode_steps is None
+
+
+@pytest.mark.parametrize("write", ["minari", "saved", "d4rl"])
+def test_the_options_of_an_environment_are_kept_in_every_kind_of_set(write, tmp_path):
+    options = EnvironmentOptions(
+        kwargs={"sutton_barto_reward": True},
+        max_episode_steps=9,
+        wrappers=(WrapperOptions(entry_point=CLIP_REWARD, kwargs={"max_reward": 0.5}),),
+    )
+    one = some(
+        name="cart-random-v0",
+        env="CartPole-v1",
+        observations=np.zeros((6, 4), np.float32),
+        space=Space(shape=(), n=2),
+        env_options=options,
+    )
+    path = tmp_path / ("it.hdf5" if write == "d4rl" else "it")
+    if write == "minari":
+        last = np.zeros((3, 4), np.float32)
+        write_minari(one, last_observations=last, algorithm="a test", folder=path)
+    elif write == "saved":
+        one.save(path)
+    else:
+        write_d4rl(one, path)
+    read = open_trajectories(path)
+    assert read.env_options.in_words("it") == options.in_words("it")
+    with pytest.raises(ValueError, match=r"environments .* CartPole-v1 \(sutton_barto_reward"):
+        read.mixed(replace(one, env_options=EnvironmentOptions()))
+
+
+def test_what_a_set_names_around_its_environment_is_not_imported_for_it():
+    for entry_point in ("os:system", "antigravity:Fly", f"{__name__}:Path"):
+        options = EnvironmentOptions(wrappers=(WrapperOptions(entry_point=entry_point, kwargs={}),))
+        with pytest.raises(ImportError, match=f"wrapped in {entry_point}, and nothing has"):
+            make_environment("Pendulum-v1", options=options)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_set_without_spaces_is_refused_for_minari_would_run_what_it_names():
+    folder = written()
+    path = folder / "data" / "metadata.json"
+    known = json.loads(path.read_text())
+    del known["action_space"]
+    path.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"expected action_space in metadata\.json, found none"):
+        load_minari(folder)
+
+
+def test_arguments_that_an_environment_does_not_take_are_said():
+    options = EnvironmentOptions(kwargs={"wind": 3})
+    with pytest.raises(ValueError, match=r"Pendulum-v1 \(wind=3\) cannot be made: .*wind"):
+        make_environment("Pendulum-v1", options=options)
+
+
+def test_actions_that_rounding_puts_outside_their_box_are_clipped_and_told():
+    folder = written()
+    change_file(folder, "actions", np.array([[1.0000002, -1.0]]))
+    with pytest.warns(UserWarning, match="1 of 6 actions are outside the box between -1.0 and 1.0"):
+        read = load_minari(folder)
+    assert read.actions.max() == 1
 
 
 def test_a_folder_of_ones_own_may_hold_a_set_with_more_to_keep(tmp_path):

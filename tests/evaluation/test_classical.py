@@ -134,3 +134,10 @@ def test_a_missing_library_is_named_with_its_extra(
     message = rf"{package} is needed for {method}: pip install 'flowformer\[{extra}\]'"
     with pytest.raises(ImportError, match=message):
         run_classical(method, data)
+
+
+def test_series_of_one_class_are_refused() -> None:
+    series = np.zeros((4, 1, 5))
+    data = from_arrays(series, ["up"] * 4, series, ["up"] * 4)
+    with pytest.raises(ValueError, match=r"expected series of at least 2 .* got 4 of 'up'"):
+        run_classical("dtw", data)

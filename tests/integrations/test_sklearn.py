@@ -87,11 +87,10 @@ def test_passes_aeons_estimator_checks(check):
 def test_passes_scikit_learns_estimator_checks_that_apply():
     results = check_estimator(make(epochs=1), expected_failed_checks=AEON_DIFFERS, on_skip=None)
     statuses = {result["check_name"]: result["status"] for result in results}
-    assert set(statuses.values()) == {"passed", "xfail", "skipped"}
+    assert set(statuses.values()) <= {"passed", "xfail", "skipped"}
     assert {name for name, status in statuses.items() if status == "xfail"} == set(AEON_DIFFERS)
-    assert [name for name, status in statuses.items() if status == "skipped"] == [
-        "check_array_api_input"
-    ]
+    skipped = {name for name, status in statuses.items() if status == "skipped"}
+    assert skipped <= {"check_array_api_input"}  # scikit-learn 1.7 has no such check
 
 
 def test_learns_what_can_be_learnt(waves):
@@ -187,7 +186,7 @@ def test_missing_values_are_refused_by_default_and_interpolated_on_request(waves
     series, labels = waves[0].copy(), waves[1]
     series[3, 0, 5:8] = np.nan
     with pytest.raises(
-        ValueError, match=r"X, series 3, channel 0, time 5: .* 'interpolate' and 'mean'"
+        ValueError, match=r"X, series 3, channel 0, time 5: .*missing=.* 'interpolate' or 'mean'"
     ):
         fit(series, labels, missing="error")
     probabilities = fit(series, labels, missing="interpolate").predict_proba(series)

@@ -35,6 +35,7 @@ def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
 def test_what_is_said_without_gymnasium_is_what_the_data_say():
     assert decisions.ENVIRONMENTS == environments.ENVIRONMENTS
     assert decision_config.NOT_D4RL == environments.NOT_D4RL
+    assert tuple(environments.REFERENCES) == decision_config.D4RL_TASKS
 
 
 def test_every_recipe_of_trajectories_is_listed_under_its_name():

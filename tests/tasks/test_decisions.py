@@ -1,17 +1,21 @@
 """Offline reinforcement learning from a configuration to a run folder."""
 
 import csv
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from flowformer.data.trajectories import EnvironmentOptions, WrapperOptions
 from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.tasks import decision_run
 from flowformer.tasks.comparison import make_plan
 from flowformer.tasks.decision import action_loss
 from flowformer.tasks.decision_config import DecisionDataConfig, DecisionEvaluationConfig
-from flowformer.tasks.decision_data import environment_maker, load_trajectories
+from flowformer.tasks.decision_data import decision_record, load_trajectories
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult
 from flowformer.tasks.decision_run import evaluate_decision_run, load_decision_run
 from flowformer.tasks.decision_training import train
@@ -20,6 +24,7 @@ from flowformer.tasks.kinds import TRAJECTORIES
 from tests.tasks.small_decisions import random_trajectories, tiny_decisions
 
 TARGETS = (-20.0, -60.0)
+CLIP_REWARD = "gymnasium.wrappers.transform_reward:ClipReward"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def test_a_run_leaves_its_figures_at_every_target(pendulum, tmp_path):
     assert len(rows) == 6
     mean = np.mean([float(row["return"]) for row in rows[:3]])
     assert mean == pytest.approx(first.mean)
-    assert "not D4RL's v2" in result.protocol_note
+    assert "not D4RL's v2" not in result.protocol_note  # which has no pendulum
     assert DecisionResult.read(RunFolder(tmp_path / "run")) == result
 
 
@@ -106,13 +111,77 @@ def test_a_finished_run_acts_again_as_before(pendulum, tmp_path):
 def test_targets_and_references_are_those_of_the_data_unless_given(pendulum, tmp_path):
     data = load_trajectories(DecisionDataConfig(path=pendulum))
     config = tiny_decisions(pendulum, evaluation={"references": (-300.0, -10.0)})
-    with pytest.warns(UserWarning, match="far outside the data"):  # half of a negative best
-        train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     record = DecisionRecord.read(RunFolder(tmp_path / "run"))
-    best = data.returns.max()
-    assert record.targets == (round(best, 1), round(best / 2, 1))
+    assert record.targets == (data.returns.max(), (data.returns.max() + data.returns.mean()) / 2)
     assert record.references == (-300.0, -10.0)
     assert record.data_mean == pytest.approx(data.returns.mean())
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 0.0, 1000.0], ids=["negative", "best-0", "positive"])
+def test_targets_lie_between_the_mean_and_the_best_of_the_data(shift):
+    drawn = random_trajectories()
+    rewards = np.zeros_like(drawn.rewards)
+    rewards[drawn.starts] = np.array([-30, -20, -10, 0], np.float32) + shift
+    data = replace(drawn, rewards=rewards)
+    config = tiny_decisions(Path("set"))
+    assert decision_record(config, data).targets == (shift, shift - 7.5)
+    alike = np.zeros_like(rewards)
+    alike[drawn.starts] = shift
+    assert decision_record(config, replace(data, rewards=alike)).targets == (shift,)
+
+
+def test_references_that_differ_by_less_than_scores_vary_are_told():
+    data = random_trajectories()
+    references = (data.returns.mean(), data.returns.mean() + 0.1 * data.returns.std())
+    config = tiny_decisions(Path("set"), evaluation={"references": references})
+    with pytest.warns(UserWarning, match="scores say nothing"):
+        decision_record(config, data)
+
+
+def test_a_model_acts_in_the_environment_that_the_data_were_collected_in(tmp_path, monkeypatch):
+    options = EnvironmentOptions(
+        kwargs={"g": 0.5},
+        max_episode_steps=7,
+        wrappers=(WrapperOptions(entry_point=CLIP_REWARD, kwargs={"max_reward": -1.0}),),
+    )
+    replace(random_trajectories(), env_options=options).save(tmp_path / "data")
+    result = train(
+        tiny_decisions(tmp_path / "data", evaluation={"targets": (-60.0,)}), tmp_path / "run"
+    )
+    (outcome,) = result.outcomes
+    assert outcome.length == 7
+    assert outcome.mean <= -7
+    assert result.env == "Pendulum-v1 (g=0.5, 7 steps, in ClipReward)"
+    made = []
+    monkeypatch.setattr(
+        decision_run, "evaluate_returns", lambda _, make, **__: made.append(make()) or ()
+    )
+    evaluate_decision_run(tmp_path / "run")
+    assert made[0].unwrapped.g == 0.5
+    assert made[0].spec.max_episode_steps == 7
+
+
+def test_another_environment_than_that_of_the_data_is_told():
+    data = replace(random_trajectories(), env_options=EnvironmentOptions(kwargs={"g": 0.5}))
+    config = tiny_decisions(Path("set"), evaluation={"env": "Pendulum-v1"})
+    with pytest.warns(UserWarning, match=r"acts in Pendulum-v1, .* of Pendulum-v1 \(g=0.5\)"):
+        record = decision_record(config, data)
+    assert record.env_options == {}
+    # Where the data name none, it is the chosen one with what they say of it.
+    unnamed = replace(data, env=None)
+    assert decision_record(config, unnamed).env_options == {"kwargs": {"g": 0.5}}
+
+
+def test_a_run_of_old_whose_record_has_no_options_is_read(pendulum, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train(tiny_decisions(pendulum, evaluation={"targets": TARGETS}), run.root)
+    record = json.loads(run.config.read_text())
+    del record["env_options"]
+    for name in ("time_limit", "num_actions", "action_bounds"):
+        del record["config"]["data"][name]
+    run.config.write_text(json.dumps(record))
+    assert not evaluate_decision_run(run.root).differs
 
 
 def test_episodes_of_two_sets_join(pendulum, tmp_path):
@@ -138,9 +207,44 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pendulum, tmp_p
     assert not run.exists()
 
 
-def test_an_environment_that_there_is_not_is_named():
-    with pytest.raises(ValueError, match="gymnasium has no environment 'Nowhere-v0'"):
-        environment_maker("Nowhere-v0")
+def test_a_run_goes_on_with_the_numbers_that_it_began_with(pendulum, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = tiny_decisions(pendulum, evaluation={"targets": TARGETS})
+    train(config, folder.root)
+    kept = json.loads(folder.preprocessing.read_text())
+    kept["state_std"][0] = 1e-6  # as an older version has it
+    folder.preprocessing.write_text(json.dumps(kept))
+    folder.result.unlink()
+    train(config, folder.root, resume=True)
+    assert load_decision_run(folder.root).preprocessing.state_std[0] == 1e-6
+
+
+def test_an_environment_of_other_spaces_is_refused_before_the_training(pendulum, tmp_path):
+    config = tiny_decisions(pendulum, evaluation={"targets": TARGETS, "env": "CartPole-v1"})
+    with (
+        pytest.warns(UserWarning, match="acts in CartPole-v1"),
+        pytest.raises(ValueError, match="expected observations of 3 numbers"),
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "name", "noted"),
+    [
+        ("Hopper-v5", "mine", True),
+        (None, "mujoco/walker2d/medium-v0", True),
+        (None, "halfcheetah_medium-v2", True),
+        ("CartPole-v1", "mine", False),
+        (None, "pendulum", False),
+    ],
+)
+def test_that_v5_is_not_d4rls_is_noted_where_d4rl_has_the_environment(env, name, noted):
+    config = tiny_decisions(Path(name), evaluation={"env": env})
+    config = replace(config, data=DecisionDataConfig(dataset=name))
+    assert ("not D4RL's v2" in config.protocol_note) is noted
+    record = decision_record(config, replace(random_trajectories(), env=env or "CartPole-v1"))
+    assert ("not D4RL's v2" in record.protocol_note) is noted
 
 
 def test_padding_is_no_action():

@@ -62,6 +62,9 @@ class ShowOptions:
         part: of a prepared set of labelled sequences.
         count: cases of that part that are shown.
         output: the picture that shows them, where they are pictures; NAME-PART.png by default.
+        time_limit: of a file of D4RL's without timeouts: steps after which an episode ends.
+        num_actions: of a file of D4RL's: how many discrete actions there are.
+        action_bounds: of a file of D4RL's: least and greatest value of its actions.
     """
 
     name: str
@@ -69,6 +72,9 @@ class ShowOptions:
     part: str = "test"
     count: int = 4
     output: Path | None = None
+    time_limit: int | None = None
+    num_actions: int | None = None
+    action_bounds: tuple[float, float] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -143,7 +149,12 @@ def _show(arguments: list[str]) -> int:
     options = parse(ShowOptions, arguments, prog="flowformer data show")
     folder = Path(options.name)
     if options.name not in CORPORA and data_collect.is_trajectories(options.name):
-        return data_collect.show(options.name)
+        return data_collect.show(
+            options.name,
+            time_limit=options.time_limit,
+            num_actions=options.num_actions,
+            action_bounds=options.action_bounds,
+        )
     if options.name not in CORPORA and folder.is_dir():
         if holds_sequences(folder):
             data_arena.show_folder(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,9 +87,9 @@ def is_trajectories(name: str) -> bool:
     return (path / "terminated.npy").is_file() or minari_folder(name) is not None
 
 
-def show(name: str) -> int:
-    """Says what is in a set."""
-    data = open_trajectories(name)
+def show(name: str, **options: Any) -> int:
+    """Says what is in a set; options are those of `open_trajectories`."""
+    data = open_trajectories(name, **options)
     sys.stdout.write(describe(data, minari_folder(name) or Path(name)))
     return 0
 
@@ -97,7 +98,7 @@ def describe(data: Trajectories, folder: Path) -> str:
     """A table of episodes and returns, beside D4RL's where the environment is one of theirs."""
     returns, lengths = data.returns, data.lengths
     rows = [
-        ("environment", data.env or "unknown"),
+        ("environment", data.env_options.in_words(data.env or "unknown")),
         ("observations", f"{data.observations.shape[1]} features"),
         ("actions", _in_words(data.action_space)),
         ("steps", f"{data.steps:,}"),

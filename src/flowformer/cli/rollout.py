@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import parse
-from flowformer.data.environments import NOT_D4RL
+from flowformer.data.environments import NOT_D4RL, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,11 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments, prog="flowformer rollout")
     import numpy as np
 
+    from flowformer.data.environments import make_environment
+    from flowformer.data.trajectories import EnvironmentOptions
     from flowformer.evaluation.rollout_scores import check_target, evaluate_returns
     from flowformer.serialization import to_plain
-    from flowformer.tasks.decision_data import environment_maker, rollout_settings
+    from flowformer.tasks.decision_data import environment_maker, rollout_settings, warn_of_another
     from flowformer.tasks.decision_run import describe_outcomes, load_decision_run
     from flowformer.tasks.decision_training import outcomes_of, say_rollouts
 
@@ -56,7 +58,12 @@ def main(arguments: list[str]) -> int:
     settings = rollout_settings(config, run.preprocessing)
     if options.context is not None:
         settings = replace(settings, context=options.context)
-    env, targets = options.env or record.env, options.targets or record.targets
+    env, made_with = record.env, EnvironmentOptions.of(record.env_options)
+    if options.env is not None:
+        warn_of_another(options.env, "--env", env, made_with)
+        env, made_with = options.env, EnvironmentOptions()
+    make_env = environment_maker(env, made_with, preprocessing=run.preprocessing)
+    targets = options.targets or record.targets
     for target in targets:
         check_target(target, np.array([record.data_worst, record.data_best]))
     seeds = options.seeds or (own.seed,)
@@ -65,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
         played = record_episode(
             run.model,
-            environment_maker(env, render_mode="rgb_array")(),
+            make_environment(env, options=made_with, render_mode="rgb_array"),
             options.video,
             target_return=targets[0],
             seed=seeds[0],
@@ -77,7 +84,7 @@ def main(arguments: list[str]) -> int:
             return 0
     played = evaluate_returns(
         run.model,
-        environment_maker(env),
+        make_env,
         targets=targets,
         seeds=seeds,
         episodes=own.episodes if options.episodes is None else options.episodes,
@@ -90,5 +97,6 @@ def main(arguments: list[str]) -> int:
         return 0
     steps = "" if settings.context is None else f", {settings.context} steps"
     sys.stdout.write("\n".join(describe_outcomes(outcomes)) + "\n")
-    sys.stdout.write(f"in {env}, {settings.form}{steps}. {NOT_D4RL}\n")
+    note = "" if task_of(env, "") is None else f" {NOT_D4RL}"
+    sys.stdout.write(f"in {made_with.in_words(env)}, {settings.form}{steps}.{note}\n")
     return 0

@@ -26,7 +26,9 @@ from flowformer.data.timeseries import (
     as_series,
     encode_labels,
     from_arrays,
+    labels_of,
     load_ts_files,
+    require_classes,
     stratified_split,
 )
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -61,6 +63,7 @@ __all__ = [
     "count_exact",
     "encode_labels",
     "from_arrays",
+    "labels_of",
     "load_corpus",
     "load_tokenizer",
     "load_ts_files",
@@ -68,6 +71,7 @@ __all__ = [
     "open_text",
     "prepare_text",
     "read_ts",
+    "require_classes",
     "require_complete",
     "stratified_split",
     "train_tokenizer",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float64
 
 _KINDS = "biuf"  # of dtypes: booleans and numbers
 
@@ -38,6 +39,25 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile's, numpy's, and whatever their parts raise
         raise ValueError(f"{path}: expected arrays, got a damaged file ({error})") from error
     return {name: _numbers(array, path) for name, array in arrays.items()}
+
+
+def centred_only_where_constant(
+    std: Float64[np.ndarray, " n"],
+    low: Float[np.ndarray, " n"],
+    high: Float[np.ndarray, " n"],
+) -> Float64[np.ndarray, " n"]:
+    """What standardising divides by: the deviation, and 1 for what does not vary.
+
+    Asked of the values, in whose precision they are alike: the rounding of a mean gives what is
+    constant a deviation of 1e-17, and a value that is off by little would be off by 1e15.
+
+    Args:
+        std: standard deviations.
+        low: least values.
+        high: greatest values.
+    """
+    rounding = 4 * np.finfo(low.dtype).eps * np.maximum(np.abs(low), np.abs(high))
+    return np.where(high - low <= rounding, 1.0, std)
 
 
 def _numbers(array: object, path: Path) -> np.ndarray:

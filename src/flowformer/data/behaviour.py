@@ -23,6 +23,7 @@ Progress = Callable[[str], None]
 _SETTINGS = "search.json"
 _STATE = "state.npz"
 _SEEDS = 2**31
+_PERFECT_TRIALS = 3
 _SMALLEST_SCALE = 1e-6  # of a feature that never changes
 
 
@@ -134,6 +135,21 @@ class Search:
         """The iteration whose policy had the highest score."""
         return int(np.nanargmax(self.scores))
 
+    def is_perfect(self, threshold: float | None) -> bool:
+        """Whether nothing is left to be found: the last trials all came to one return, the best.
+
+        Each trial has other episodes, so no start and no policy comes to another return any more.
+        That everything fails alike is told by the threshold, or by no worse return before.
+
+        Args:
+            threshold: of the return from which on the environment counts as solved, if known.
+        """
+        tried = [score for score in self.scores if not np.isnan(score)]
+        last = tried[-_PERFECT_TRIALS:]
+        if len(last) < _PERFECT_TRIALS or len({*last, max(tried)}) > 1:
+            return False
+        return last[0] > min(tried) if threshold is None else last[0] >= threshold
+
     def ranked(self, count: int) -> list[int]:
         """The iterations with the highest scores, the highest first."""
         tried = np.flatnonzero(np.isfinite(self.scores))
@@ -173,6 +189,8 @@ def run_search(
 ) -> Search:
     """Searches for a policy, or goes on where it stopped; a killed search ends the same.
 
+    It stops early once every episode has the best return that there was (`Search.is_perfect`).
+
     Args:
         config: of the search.
         folder: that keeps its state.
@@ -186,7 +204,9 @@ def run_search(
     """
     search = _load(config, folder)
     begun = time.monotonic() - search.seconds
-    while search.iterations < config.iterations:
+    spec = environment_of(config.env)[0].spec
+    threshold = None if spec is None else spec.reward_threshold
+    while search.iterations < config.iterations and not search.is_perfect(threshold):
         if seconds is not None and search.iterations and search.seconds >= seconds:
             break
         _iterate(config, search, workers)

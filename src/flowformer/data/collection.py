@@ -4,12 +4,14 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float64
 
 from flowformer.data.arrays import read_arrays
 from flowformer.data.behaviour import (
@@ -21,7 +23,7 @@ from flowformer.data.behaviour import (
     search_folder,
 )
 from flowformer.data.environments import NOT_D4RL, make_environment, space_of, task_of
-from flowformer.data.episodes import Episode, LinearPolicy, Rollout, mean_score, roll_out
+from flowformer.data.episodes import Episode, LinearPolicy, Rollout, roll_out
 from flowformer.data.minari_sets import load_minari, minari_record, minari_root, write_minari
 from flowformer.data.parallel import Workers, generator_of, require_main
 from flowformer.data.trajectories import Trajectories
@@ -30,6 +32,7 @@ from flowformer.files import atomic_file, locked, write_atomically
 Quality = Literal["random", "medium", "replay", "expert"]
 
 _REFERENCE_EPISODES = 50
+_ERRORS = 2  # standard errors that the references are apart at least
 _CANDIDATES = 3  # a policy that was best in a few episodes may have had luck
 _PART = 20  # episodes kept at a time: what a kill loses
 _SEEDS = 2**31
@@ -43,11 +46,18 @@ class Anchors:
         best: the iteration whose policy is the expert.
         random: mean return of uniform actions.
         expert: mean return of the expert, without noise.
+        noise: the standard error of the difference of the two.
     """
 
     best: int
     random: float
     expert: float
+    noise: float
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two differ by more than chance makes them."""
+        return self.expert - self.random > _ERRORS * self.noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +151,7 @@ def collect(
         if target.exists():
             return _there(target, record), target
         anchors = _measure(config, search, kept, pool)
+        _require_apart(config, search, anchors)
         episodes = _play(config, search, anchors, kept, pool, progress)
         data = _write(config, search, anchors, list(episodes), target, record)
         shutil.rmtree(_parts(config, search, kept), ignore_errors=True)
@@ -163,26 +174,51 @@ def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
 
 def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers) -> Anchors:
     """Plays uniform actions and the search's best policies anew, once."""
-    path = kept / f"anchors-{search.iterations}.json"
+    path = kept / f"references-{search.iterations}.json"
     if not path.is_file():
         candidates = search.ranked(_CANDIDATES)
-        scores = {one: _mean(config, search.policy(one), pool) for one in candidates}
-        best = max(candidates, key=scores.__getitem__)
-        random = _mean(config, None, pool)
-        if not random < scores[best]:
-            raise ValueError(
-                "expected a search that finds a policy better than a random one, got a return of "
-                f"{scores[best]:,.1f} against {random:,.1f}: give it more iterations"
-            )
-        found = Anchors(best=best, random=random, expert=scores[best])
+        tried = {one: _returns(config, search.policy(one), pool) for one in candidates}
+        best = max(candidates, key=lambda one: tried[one].mean())
+        by_chance = _returns(config, None, pool)
+        variances = [returns.var(ddof=1) for returns in (by_chance, tried[best])]
+        found = Anchors(
+            best=best,
+            random=float(by_chance.mean()),
+            expert=float(tried[best].mean()),
+            noise=float(np.sqrt(sum(variances) / _REFERENCE_EPISODES)),
+        )
         write_atomically(path, json.dumps(asdict(found)) + "\n")
     return Anchors(**json.loads(path.read_text()))
 
 
-def _mean(config: CollectionConfig, policy: LinearPolicy | None, pool: Workers) -> float:
+def _require_apart(config: CollectionConfig, search: Search, anchors: Anchors) -> None:
+    """Refuses policies that are no better than chance; random actions need none, but for a score.
+
+    Raises:
+        ValueError: the search has found nothing better.
+    """
+    if anchors.apart:
+        return
+    found = (
+        f"the search has found no policy better than a random one in {search.iterations:,} "
+        f"iterations: it returns {anchors.expert:,.1f} against {anchors.random:,.1f}, and the "
+        f"difference varies by {anchors.noise:,.1f}"
+    )
+    if config.quality != "random":
+        raise ValueError(f"{found}. Give it more iterations (--iterations)")
+    warnings.warn(
+        f"{found}. The set has no reference returns, and a training on it needs "
+        "evaluation.references; or give the search more iterations (--iterations)",
+        stacklevel=3,
+    )
+
+
+def _returns(
+    config: CollectionConfig, policy: LinearPolicy | None, pool: Workers
+) -> Float64[np.ndarray, " n"]:
     seeds = generator_of(config.search.seed, "anchors").integers(_SEEDS, size=_REFERENCE_EPISODES)
     rollouts = [Rollout(env=config.search.env, policy=policy, seed=int(seed)) for seed in seeds]
-    return mean_score(pool.map(roll_out, rollouts))
+    return np.array([episode.score for episode in pool.map(roll_out, rollouts)])
 
 
 def _last_policy(config: CollectionConfig, search: Search, anchors: Anchors) -> int | None:
@@ -306,7 +342,7 @@ def _write(
         starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
         terminated=np.array([episode.terminated for episode in episodes]),
         action_space=space_of(environment.action_space),
-        references=(anchors.random, anchors.expert),
+        references=(anchors.random, anchors.expert) if anchors.apart else None,
     )
     environment.close()
     write_minari(

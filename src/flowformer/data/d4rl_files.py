@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from flowformer.data.environments import ENVIRONMENTS, NOT_D4RL, references_of, task_of
+from flowformer.data.environments import (
+    ENVIRONMENTS,
+    NOT_D4RL,
+    options_of,
+    references_of,
+    task_of,
+)
 from flowformer.data.hdf5 import read_numbers, read_words
-from flowformer.data.trajectories import Space, Trajectories, described
+from flowformer.data.trajectories import (
+    ROUNDING,
+    Space,
+    Trajectories,
+    described,
+    put_inside,
+    refuse_pictures,
+)
 from flowformer.files import atomic_file, parse_json
 
 if TYPE_CHECKING:
@@ -25,24 +38,31 @@ def read_d4rl(
     env: str | None = None,
     action_space: Space | None = None,
     time_limit: int | None = None,
+    num_actions: int | None = None,
+    action_bounds: tuple[float, float] | None = None,
 ) -> Trajectories:
     """Reads a file with observations, actions, rewards, terminals and mostly timeouts.
 
     An episode ends at a terminal or a timeout; what follows the last one is an episode that was
-    cut off. Arrays beside these (next_observations, infos, metadata) are not read.
+    cut off. Arrays beside these (next_observations, infos, metadata) are not read. Actions that
+    rounding has put outside their box are clipped, with a warning.
 
     Args:
         path: the file; its name without the ending is the set's.
         env: gymnasium's name of the environment; by default version 5 of the one that the file is
             named after, if it is hopper, halfcheetah or walker2d.
-        action_space: by default a box of [-1, 1], as all of D4RL's are.
+        action_space: by default as the values say: discrete for whole numbers, else a box.
         time_limit: steps after which an episode ends, for a file without timeouts.
+        num_actions: of discrete actions; by default one more than the highest of the file.
+        action_bounds: of a box; by default -1 and 1, as of all of D4RL's own.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: h5py is not installed.
+        NotImplementedError: the observations are pictures.
         ValueError: the file is truncated, lacks an array, has arrays of several lengths, values
-            that are not finite, or actions outside their space; the message names the file.
+            that are not finite, or actions outside their space, or it says itself what is given;
+            the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of D4RL's, found none: {path}")
@@ -68,11 +88,14 @@ def read_d4rl(
     elif env is None and (task := task_of(None, path.stem)) is not None:
         known |= {"env": ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
     try:
-        actions = arrays["actions"]
-        space: Space = known["action_space"] or _space_of(actions)
-        actions = actions.astype(np.int64 if space.n is not None else np.float32)
-        starts, terminated = _episodes(arrays, time_limit)
+        space, actions = _actions(
+            arrays["actions"], known["action_space"], num_actions, action_bounds, path.stem
+        )
         known["action_space"] = space
+        starts, terminated = _episodes(arrays, time_limit)
+        if time_limit is not None:
+            limit = {"id": known["env"], "max_episode_steps": time_limit}
+            known["env_options"] = options_of(limit)
         return Trajectories(
             **known,
             observations=_flat(arrays["observations"]),
@@ -81,6 +104,8 @@ def read_d4rl(
             starts=starts,
             terminated=terminated,
         )
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -149,7 +174,14 @@ def _episodes(
     arrays: dict[str, np.ndarray], time_limit: int | None
 ) -> tuple[Int64[np.ndarray, " episodes"], Bool[np.ndarray, " episodes"]]:
     """Where each episode begins, and whether the environment ended it."""
+    for name in ("terminals", "timeouts"):
+        if name in arrays and not np.isin(arrays[name], (0, 1)).all():
+            raise ValueError(f"expected 0 and 1 in {name}, got other values")
     terminals = arrays["terminals"].astype(bool)
+    if "timeouts" in arrays and time_limit is not None:
+        raise ValueError(
+            f"the array timeouts says where episodes end: expected no time limit, got {time_limit}"
+        )
     if "timeouts" in arrays:
         ends = terminals | arrays["timeouts"].astype(bool)
     elif time_limit is not None:
@@ -157,7 +189,7 @@ def _episodes(
     else:
         raise ValueError(
             "expected an array timeouts: without it, say after how many steps an episode ends, by "
-            "time_limit"
+            + _option("time-limit", "STEPS")
         )
     ends[-1] = True
     last = np.flatnonzero(ends)
@@ -175,17 +207,72 @@ def _cut(terminals: Bool[np.ndarray, " steps"], time_limit: int) -> Bool[np.ndar
     return ends
 
 
-def _space_of(actions: np.ndarray) -> Space:
-    if actions.ndim != 2 or not np.issubdtype(actions.dtype, np.floating):
+def _actions(
+    values: np.ndarray,
+    space: Space | None,
+    number: int | None,
+    bounds: tuple[float, float] | None,
+    name: str,
+) -> tuple[Space, np.ndarray]:
+    """The space of actions, and the actions as they are kept."""
+    if sum(each is not None for each in (space, number, bounds)) > 1:
         raise ValueError(
-            f"expected actions [steps, dims] of floating point, got shape {actions.shape} of "
-            f"{actions.dtype}: give the action_space of others"
+            "expected one of an action space (which a file may have of its own), a number of "
+            f"actions and bounds of actions, got {space}, {number} and {bounds}"
         )
-    return Space(shape=actions.shape[1:], low=-1.0, high=1.0)
+    if space is None:
+        space = _space_of(values, number, bounds)
+    if space.n is None:
+        actions = values.reshape(len(values), -1) if values.ndim == 1 else values
+        return space, put_inside(actions.astype(np.float32), space, name)
+    flat = values.reshape(-1) if values.shape == (len(values), 1) else values
+    if not (np.floor(flat) == flat).all():
+        raise ValueError("expected whole numbers as discrete actions, got others")
+    return space, flat.astype(np.int64)
+
+
+def _space_of(values: np.ndarray, number: int | None, bounds: tuple[float, float] | None) -> Space:
+    if number is not None:
+        return Space(shape=(), n=number)
+    if bounds is not None:
+        low, high = (None if np.isinf(bound) else bound for bound in bounds)
+        return Space(shape=values.shape[1:] or (1,), low=low, high=high)
+    if values.dtype.kind in "biu" and values.shape in ((len(values),), (len(values), 1)):
+        if values.min() < 0:
+            raise ValueError(
+                f"expected discrete actions from 0 on, got {values.min()}; or give the bounds of "
+                f"others: {_option('action-bounds', 'LOW HIGH')}"
+            )
+        return Space(shape=(), n=int(values.max()) + 1)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ValueError(
+            "expected actions [steps, dims] of floating point, or whole numbers [steps], got "
+            f"shape {values.shape} of {values.dtype}: say what they are by "
+            f"{_option('action-bounds', 'LOW HIGH')} or {_option('num-actions', 'N')}"
+        )
+    low, high = np.nanmin(values, initial=0), np.nanmax(values, initial=0)
+    if np.isfinite(low + high) and max(-low, high) > 1 + 2 * ROUNDING:
+        raise ValueError(
+            "expected actions between -1 and 1, as all of D4RL's are, got some from "
+            f"{low:g} to {high:g}: give their bounds by {_option('action-bounds', 'LOW HIGH')}"
+        )
+    return Space(shape=values.shape[1:], low=-1.0, high=1.0)
+
+
+def _option(name: str, value: str) -> str:
+    """How something is said, on the command line and in Python."""
+    return f"--data.{name} {value} ({name.replace('-', '_')} in Python)"
 
 
 def _flat(observations: np.ndarray) -> np.ndarray:
-    return observations.reshape(len(observations), -1).astype(np.float32)
+    refuse_pictures(observations.shape[1:], observations.dtype)
+    if observations.ndim == 1 and observations.dtype.kind != "f":
+        raise NotImplementedError(
+            "expected observations [steps, features], got a whole number for each step: discrete "
+            "ones are not supported"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
+        return observations.reshape(len(observations), -1).astype(np.float32)
 
 
 def _h5py() -> Any:

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
+from flowformer.data.arrays import centred_only_where_constant
 from flowformer.data.trajectories import Space, Trajectories
 
-_LEAST_STD = 1e-6  # added to the deviation, as published: a feature that never changes divides too
+_LEAST_STD = 1e-6  # added to every deviation, as published
 
+ConstantFeatures = Literal["centred", "published"]
 Actions = Float[np.ndarray, "*batch dims"] | Int64[np.ndarray, " *batch"]
 
 
@@ -51,12 +53,29 @@ class DecisionPreprocessing:
             )
 
     @classmethod
-    def fit(cls, trajectories: Trajectories, *, return_scale: float) -> "DecisionPreprocessing":
-        """Takes mean and deviation from all steps of a data set."""
+    def fit(
+        cls,
+        trajectories: Trajectories,
+        *,
+        return_scale: float,
+        constant_features: ConstantFeatures = "centred",
+    ) -> "DecisionPreprocessing":
+        """Takes mean and deviation from all steps of a data set.
+
+        Args:
+            trajectories: the data set.
+            return_scale: that divides returns.
+            constant_features: what divides features that do not vary: "centred" by 1, so that no
+                more is taken off them than their value; "published" by 1e-6, so that 0.01 more
+                than in the data is 10,000.
+        """
         observations = trajectories.observations
+        std = observations.std(0, dtype=np.float64) + _LEAST_STD
+        if constant_features == "centred":
+            std = centred_only_where_constant(std, observations.min(0), observations.max(0))
         return cls(
             state_mean=observations.mean(0, dtype=np.float64),
-            state_std=observations.std(0, dtype=np.float64) + _LEAST_STD,
+            state_std=std,
             return_scale=return_scale,
             action_space=trajectories.action_space,
         )

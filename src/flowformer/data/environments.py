@@ -3,11 +3,18 @@
 import logging
 import os
 import re
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowformer.data.trajectories import Space
+from flowformer.data.trajectories import (
+    EnvironmentOptions,
+    Space,
+    WrapperOptions,
+    refuse_pictures,
+)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -27,6 +34,12 @@ ENVIRONMENTS = {
     "hopper": "Hopper-v5",
     "walker2d": "Walker2d-v5",
 }
+# Wrappers that draw, record or count, and change nothing of what is acted in.
+_SHOWS = (
+    "gymnasium.wrappers.rendering:",
+    "gymnasium.wrappers.common:RecordEpisodeStatistics",
+    "gymnasium.wrappers.common:PassiveEnvChecker",
+)
 NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
@@ -48,17 +61,21 @@ def references_of(env: str | None, name: str) -> tuple[float, float] | None:
     return None if task is None else REFERENCES[task]
 
 
-def make_environment(env: str, **options: object) -> "gymnasium.Env":
+def make_environment(
+    env: str, *, options: EnvironmentOptions | None = None, render_mode: str | None = None
+) -> "gymnasium.Env":
     """Makes an environment whose observations are a box and whose actions are supported.
 
     Args:
         env: gymnasium's name.
-        options: as `gymnasium.make` takes them.
+        options: what it is made with, other than its name says.
+        render_mode: as `gymnasium.make` takes it.
 
     Raises:
-        ImportError: gymnasium, or the simulator, is not installed.
+        ImportError: gymnasium, or the simulator, is not installed; or a wrapper is in a module that
+            nobody has imported.
         NotImplementedError: its observations or actions are of another kind.
-        ValueError: gymnasium has no such environment.
+        ValueError: gymnasium has no such environment, or it takes no such options.
     """
     try:
         import gymnasium
@@ -67,18 +84,94 @@ def make_environment(env: str, **options: object) -> "gymnasium.Env":
             "gymnasium is needed for environments: pip install 'flowformer[rl]'"
         ) from error
     _log_mujoco(env)
+    options = EnvironmentOptions() if options is None else options
+    given: dict[str, Any] = {**options.kwargs}
+    if render_mode is not None:
+        given["render_mode"] = render_mode
+    if options.max_episode_steps is not None:
+        given["max_episode_steps"] = options.max_episode_steps
     try:
         # The checker looks at every step, and costs a third of the time.
-        made = gymnasium.make(env, disable_env_checker=True, **options)  # pyright: ignore[reportArgumentType] - open options
+        made = gymnasium.make(env, disable_env_checker=True, **given)
+        for wrapper in options.wrappers:
+            made = _wrapped(made, wrapper)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ImportError(
             f"{env} needs a package that is missing: pip install 'flowformer[rl]' ({error})"
         ) from error
     except gymnasium.error.Error as error:
         raise ValueError(f"gymnasium has no environment {env!r}: {error}") from error
+    except TypeError as error:  # of arguments that a constructor does not take
+        raise ValueError(f"{options.in_words(env)} cannot be made: {error}") from error
     space_of(made.action_space)
     feature_count(made.observation_space)
     return made
+
+
+def _wrapped(env: "gymnasium.Env", options: WrapperOptions) -> "gymnasium.Env":
+    """Puts gymnasium's own wrapper around an environment, or one whose module is imported already.
+
+    A set of data names it: no code is loaded for that.
+    """
+    from gymnasium import Wrapper
+
+    module, _, name = options.entry_point.partition(":")
+    kind = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Wrapper)):
+        raise ImportError(
+            f"the environment of the data is wrapped in {options.entry_point}, and nothing has "
+            f"imported that: import {module}, or name another environment (evaluation.env)"
+        )
+    if options.kwargs is None:
+        raise ValueError(
+            f"the environment of the data is wrapped in {options.entry_point}, whose arguments "
+            "were not kept: name another environment (evaluation.env)"
+        )
+    return kind(env, **options.kwargs)
+
+
+def options_of(spec: Mapping[str, Any]) -> EnvironmentOptions:
+    """What gymnasium's record of an environment says beyond its name: how it differs from that.
+
+    What only draws or records is left out.
+
+    Args:
+        spec: the fields of an `EnvSpec`, as Minari keeps them.
+    """
+    own, limit = _registered(spec.get("id"))
+    kwargs = {
+        name: value
+        for name, value in (spec.get("kwargs") or {}).items()
+        if name != "render_mode" and (name not in own or _plain(own[name]) != value)
+    }
+    steps = spec.get("max_episode_steps")
+    return EnvironmentOptions(
+        kwargs=kwargs,
+        max_episode_steps=None if steps == limit else -1 if steps is None else steps,
+        wrappers=tuple(
+            WrapperOptions(entry_point=each["entry_point"], kwargs=each["kwargs"])
+            for each in spec.get("additional_wrappers") or ()
+            if not each["entry_point"].startswith(_SHOWS)
+        ),
+    )
+
+
+def _registered(env: str | None) -> tuple[Mapping[str, Any], int | None]:
+    """The keyword arguments and the time limit of a name, where gymnasium knows it."""
+    try:
+        import gymnasium
+    except ImportError:
+        return {}, None
+    try:
+        found = None if env is None else gymnasium.spec(env.rpartition(":")[2])
+    except gymnasium.error.Error:  # its module may be imported later
+        found = None
+    return ({}, None) if found is None else (found.kwargs, found.max_episode_steps)
+
+
+def _plain(value: object) -> object:
+    """A value as it comes back from JSON."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def space_of(space: "gymnasium.Space") -> Space:
@@ -105,11 +198,12 @@ def feature_count(space: "gymnasium.Space") -> int:
     """Features of an observation, flattened.
 
     Raises:
-        NotImplementedError: it is no box.
+        NotImplementedError: it is no box, or one of pictures.
     """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Box):
+        refuse_pictures(space.shape, space.dtype)
         return int(np.prod(space.shape))
     raise NotImplementedError(
         f"expected observations of a Box, got {space}: others are not supported"

@@ -29,6 +29,7 @@ except ImportError as error:
         "timm and torchvision are needed to train on images: pip install 'flowformer[vision]'"
     ) from error
 
+from flowformer.data.arrays import centred_only_where_constant
 from flowformer.data.batches import EpochSampler
 from flowformer.data.images import ImageSplit
 
@@ -81,11 +82,12 @@ class ImagePreprocessing:
                 f"image_size must be at least {max(images.shape[1:])}, the side of the images, got "
                 f"{image_size}"
             )
+        spread = [np.array([value / 255]) for value in (images.std(), images.min(), images.max())]
         return cls(
             image_size=image_size,
             resize=min(images.shape[1:]),
             mean=(float(images.mean() / 255),),
-            std=(float(images.std() / 255),),
+            std=tuple(centred_only_where_constant(*spread).tolist()),
         )
 
     @property

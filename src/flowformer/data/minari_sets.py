@@ -1,5 +1,6 @@
 """Minari's data sets, read and written through its library; and one door to every kind of set."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,9 +14,16 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.d4rl_files import read_d4rl
-from flowformer.data.environments import feature_count, make_environment, references_of, space_of
+from flowformer.data.environments import (
+    feature_count,
+    make_environment,
+    options_of,
+    references_of,
+    space_of,
+)
 from flowformer.data.hdf5 import require_own
-from flowformer.data.trajectories import Space, Trajectories
+from flowformer.data.trajectories import EnvironmentOptions, Space, Trajectories, put_inside
+from flowformer.files import parse_json
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -27,22 +35,45 @@ _DATA = "main_data.hdf5"
 _RECORD = "flowformer"  # what is ours in it
 
 
-def open_trajectories(name: str | Path, *, download: bool = False) -> Trajectories:
+def is_d4rl(name: str | Path) -> bool:
+    """Whether a name is taken for a file of D4RL's."""
+    path = Path(name)
+    return path.is_file() or path.suffix in (".hdf5", ".h5")
+
+
+def open_trajectories(
+    name: str | Path,
+    *,
+    download: bool = False,
+    time_limit: int | None = None,
+    num_actions: int | None = None,
+    action_bounds: tuple[float, float] | None = None,
+) -> Trajectories:
     """Opens a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
 
     Args:
         name: a path, or the name of a Minari data set.
         download: whether a Minari data set that is not here is fetched.
+        time_limit: of D4RL's file; see `read_d4rl`.
+        num_actions: likewise.
+        action_bounds: likewise.
 
     Raises:
         FileNotFoundError: there is no such set.
         ImportError: the library that reads it is not installed.
         NotImplementedError: its observations or actions are of another kind.
-        ValueError: it is damaged, or holds what it must not.
+        ValueError: it is damaged, or holds what it must not; or it says itself what is given here.
     """
     path = Path(name)
-    if path.is_file() or path.suffix in (".hdf5", ".h5"):
-        return read_d4rl(path)
+    if is_d4rl(name):
+        return read_d4rl(
+            path, time_limit=time_limit, num_actions=num_actions, action_bounds=action_bounds
+        )
+    if (time_limit, num_actions, action_bounds) != (None, None, None):
+        raise ValueError(
+            "a time limit, a number of actions and their bounds are given for files of D4RL's "
+            f"alone, and {name} is none: it says itself what they are"
+        )
     if (path / "description.json").is_file():
         return Trajectories.load(path)
     return load_minari(name, download=download)
@@ -78,18 +109,20 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         assert folder is not None
     try:
         _require_own(folder / "data" / _DATA)
-        data = minari.MinariDataset(folder / "data")
+        data = _open(folder)
         metadata: Mapping[str, Any] = data.storage.metadata
-        spec = data.env_spec
-        env = metadata.get(_RECORD, {}).get("env") or (None if spec is None else spec.id)
+        env, options = _environment(metadata)
         space = space_of(data.action_space)
         feature_count(data.observation_space)
         arrays = _join(data.iterate_episodes(), space)
+        if space.n is None:
+            arrays["actions"] = put_inside(arrays["actions"], space, data.id)
         references = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
         return Trajectories(
             name=data.id,
             source=metadata.get("description") or f"Minari's data set {data.id}",
             env=env,
+            env_options=options,
             action_space=space,
             references=references_of(env, data.id) if None in references else references,  # pyright: ignore[reportArgumentType] - None is excluded
             **arrays,
@@ -102,6 +135,31 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         raise ValueError(
             f"{folder}: expected a whole Minari data set, got a damaged one ({error})"
         ) from error
+
+
+def _open(folder: Path) -> Any:
+    """Opens a set by Minari, if it need not make the environment that the set names.
+
+    It would run whatever code a set without spaces names.
+    """
+    minari = _minari()
+    path = folder / "data" / _METADATA
+    metadata = parse_json(path.read_text()) if path.is_file() else {}
+    for name in ("observation_space", "action_space"):
+        if name not in metadata:
+            raise ValueError(f"expected {name} in {_METADATA}, found none")
+    return minari.MinariDataset(folder / "data")
+
+
+def _environment(metadata: Mapping[str, Any]) -> tuple[str | None, EnvironmentOptions]:
+    """The environment to evaluate in: that for it, else that of the collection."""
+    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    spec = {} if text is None else json.loads(text)
+    env = metadata.get(_RECORD, {}).get("env")  # ours, with the module that knows it
+    if not spec:
+        return env, EnvironmentOptions()
+    known = {} if env is None else {"id": env}
+    return env or spec["id"], options_of(spec | known)
 
 
 def _require_own(path: Path) -> None:
@@ -178,7 +236,7 @@ def write_minari(
         if trajectories.env is None:
             warnings.filterwarnings("ignore", "env_spec is None", UserWarning)
         else:
-            environment = make_environment(trajectories.env)
+            environment = make_environment(trajectories.env, options=trajectories.env_options)
         made = minari.create_dataset_from_buffers(
             trajectories.name,
             list(_buffers(trajectories, last_observations)),
@@ -199,8 +257,7 @@ def write_minari(
 
 def minari_record(folder: Path) -> Mapping[str, Any]:
     """What `write_minari` was told to keep; empty for a set of somebody else's."""
-    minari = _minari()
-    return minari.MinariDataset(folder / "data").storage.metadata.get(_RECORD, {})
+    return _open(folder).storage.metadata.get(_RECORD, {})
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from flowformer.data.arrays import centred_only_where_constant
 from flowformer.data.timeseries import SeriesSplit
 
 MissingPolicy = Literal["error", "interpolate", "mean"]
@@ -77,10 +78,9 @@ class Preprocessing:
         # Two passes: a sum of squares loses the variance of channels far from zero.
         squares = [np.nansum((series - mean[:, None]) ** 2, axis=1) for series in split.series]
         std = np.sqrt(np.sum(squares, axis=0) / count)
-        # Asked of the values: the rounding of the mean gives a constant channel a std of 1e-17.
         low = np.fmin.reduce([np.fmin.reduce(series, axis=1) for series in split.series])
         high = np.fmax.reduce([np.fmax.reduce(series, axis=1) for series in split.series])
-        std[low == high] = 1.0
+        std = centred_only_where_constant(std, low, high)
         return cls(mean=tuple(mean.tolist()), std=tuple(std.tolist()), missing=missing)
 
     def apply(
@@ -173,6 +173,7 @@ def _refuse_missing(series: Float64[np.ndarray, "channels time"], name: str) -> 
     if len(gaps):
         channel, time = gaps[0]
         raise ValueError(
-            f"{name}, channel {channel}, time {time}: expected a value, got a missing one; "
-            "the missing policy is 'error', others are 'interpolate' and 'mean'"
+            f"{name}, channel {channel}, time {time}: expected a value, got a missing one: "
+            "data.missing (missing=... in Python) is 'error', train with 'interpolate' or 'mean' "
+            "to fill it"
         )

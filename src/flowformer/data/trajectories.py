@@ -1,8 +1,9 @@
 """Episodes that some policy has met: what offline reinforcement learning learns from."""
 
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flowformer.files import atomic_file, parse_json, write_atomically
 Bound = float | tuple[float, ...] | None
 
 _DESCRIPTION = "description.json"  # written last: a folder without it is not whole
+ROUNDING = 1e-4  # of a box's width: what actions may be outside by
 _OF_DAMAGE = (LookupError, AttributeError, ArithmeticError, NotImplementedError)
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated")
 
@@ -93,6 +95,70 @@ class Space:
         return {"shape": list(self.shape), "low": self.low, "high": self.high, "n": self.n}
 
 
+@dataclass(frozen=True, kw_only=True)
+class WrapperOptions:
+    """What is put around an environment.
+
+    Attributes:
+        entry_point: where its class is, such as "gymnasium.wrappers.transform_reward:ClipReward".
+        kwargs: of its constructor; None where they were not kept.
+    """
+
+    entry_point: str
+    kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentOptions:
+    """What an environment is made with, other than its name says.
+
+    Attributes:
+        kwargs: of its constructor.
+        max_episode_steps: its time limit; -1 for none, None for that of its name.
+        wrappers: around it, the innermost first.
+    """
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None
+    wrappers: tuple[WrapperOptions, ...] = ()
+
+    def in_words(self, env: str) -> str:
+        """The environment of that name with these: "Hopper-v5 (healthy_reward=5, 55 steps)"."""
+        said = [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        if self.max_episode_steps is not None:
+            limited = self.max_episode_steps >= 0
+            said.append(f"{self.max_episode_steps:,} steps" if limited else "no time limit")
+        said += [f"in {each.entry_point.rpartition(':')[2]}" for each in self.wrappers]
+        return f"{env} ({', '.join(said)})" if said else env
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "EnvironmentOptions":
+        """Reads what `record` gave, after a way through JSON; what is missing is as by default.
+
+        Raises:
+            TypeError: a value is of another type.
+        """
+        limit, kwargs = record.get("max_episode_steps"), record.get("kwargs", {})
+        if not (limit is None or isinstance(limit, int)) or not isinstance(kwargs, Mapping):
+            raise TypeError(
+                f"expected a number of steps and a mapping, got {limit!r} and {kwargs!r}"
+            )
+        wrappers = tuple(
+            WrapperOptions(entry_point=str(each["entry_point"]), kwargs=each["kwargs"])
+            for each in record.get("wrappers", ())
+        )
+        return cls(kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers)
+
+    def record(self) -> dict[str, Any]:
+        """Its values, as JSON can hold them; empty where all is as its name says."""
+        values: dict[str, Any] = {
+            "kwargs": dict(self.kwargs),
+            "max_episode_steps": self.max_episode_steps,
+            "wrappers": [vars(each) for each in self.wrappers],
+        }
+        return {name: value for name, value in values.items() if value not in (None, {}, [])}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectories:
     """A data set of episodes, one after the other.
@@ -109,6 +175,7 @@ class Trajectories:
             where the record stops.
         action_space: that the actions are from.
         references: the returns of a random and of an expert policy, which scores are relative to.
+        env_options: what the environment was made with, other than its name says.
     """
 
     name: str
@@ -122,6 +189,7 @@ class Trajectories:
     terminated: Bool[np.ndarray, " _episodes"]
     action_space: Space
     references: tuple[float, float] | None = None
+    env_options: EnvironmentOptions = EnvironmentOptions()
 
     def __post_init__(self) -> None:
         """Checks arrays against one another and against what they are said to be.
@@ -184,7 +252,7 @@ class Trajectories:
         """
         features = [of.observations.shape[1] for of in (self, other)]
         pairs = {
-            "environments": (self.env, other.env),
+            "environments": (self._environment, other._environment),
             "action spaces": (self.action_space, other.action_space),
             "features of an observation": features,
             "reference returns": (self.references, other.references),
@@ -205,8 +273,13 @@ class Trajectories:
             env=self.env,
             action_space=self.action_space,
             references=self.references,
+            env_options=self.env_options,
             **joined,
         )
+
+    @property
+    def _environment(self) -> str:
+        return self.env_options.in_words("unknown" if self.env is None else self.env)
 
     def save(self, folder: Path) -> None:
         """Writes it; a kill leaves a folder that `load` refuses, never half a set."""
@@ -222,6 +295,7 @@ class Trajectories:
             "name": self.name,
             "source": self.source,
             "env": self.env,
+            "env_options": self.env_options.record(),
             "action_space": self.action_space.record(),
             "references": self.references,
         }
@@ -297,6 +371,50 @@ class Trajectories:
         )
 
 
+def refuse_pictures(shape: tuple[int, ...], dtype: Any) -> None:
+    """Refuses an observation that is a picture: models read features.
+
+    Args:
+        shape: of an observation.
+        dtype: of its values.
+
+    Raises:
+        NotImplementedError: it has three axes or more, or two of bytes.
+    """
+    if len(shape) >= 3 or (len(shape) == 2 and np.dtype(dtype) == np.uint8):
+        raise NotImplementedError(
+            f"expected observations of features, got pictures of shape {tuple(shape)}: these are "
+            "not supported"
+        )
+
+
+def put_inside(
+    actions: Float32[np.ndarray, "_steps dims"], space: Space, name: str
+) -> Float32[np.ndarray, "_steps dims"]:
+    """Clips actions that rounding has put outside their box, and warns of it; leaves the others.
+
+    Args:
+        actions: of a box.
+        space: their box.
+        name: of the set, for the warning.
+    """
+    if actions.shape[1:] != space.shape:
+        return actions  # refused where the set is made
+    low, high = space.bounds
+    outside = np.maximum(low - actions, actions - high).max(initial=0.0)
+    width = np.where(np.isfinite(high - low), high - low, 1.0)
+    slight = (actions >= low - ROUNDING * width) & (actions <= high + ROUNDING * width)
+    if not outside > 0 or not slight.all():
+        return actions
+    inside = ((actions >= low) & (actions <= high)).all(1)
+    warnings.warn(
+        f"{name}: {np.count_nonzero(~inside):,} of {len(actions):,} actions are outside the box "
+        f"between {space.low} and {space.high}, by {outside:.1g} at most: they were clipped",
+        stacklevel=3,
+    )
+    return np.clip(actions, low, high)
+
+
 def normalized_score(mean_return: float, references: tuple[float, float]) -> float:
     """The return where 0 is a random policy's and 100 an expert's.
 
@@ -320,6 +438,7 @@ def described(record: Mapping[str, Any]) -> dict[str, Any]:
         "name": record["name"],
         "source": record["source"],
         "env": record["env"],
+        "env_options": EnvironmentOptions.of(record.get("env_options", {})),
         "action_space": Space.of(record["action_space"]),
         "references": None if references is None else (references[0], references[1]),
     }

@@ -20,7 +20,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from flowformer.data import MissingPolicy, Preprocessing, SeriesSplit, TimeSeriesData
+from flowformer.data import (
+    MissingPolicy,
+    Preprocessing,
+    SeriesSplit,
+    TimeSeriesData,
+    require_classes,
+)
 from flowformer.memory import forget_peak, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
@@ -85,13 +91,15 @@ def run_classical(
 
     Raises:
         ImportError: the library is missing; the message names the extra to install.
-        ValueError: there is no such method, there is no test split, or values are missing.
+        ValueError: there is no such method, there is no test split, the training split is of one
+            class, or values are missing.
     """
     if method not in get_args(ClassicalMethod):
         expected = ", ".join(get_args(ClassicalMethod))
         raise ValueError(f"unknown method {method!r}: expected one of {expected}")
     if data.test is None:
         raise ValueError(f"{data.name} has no test split for {method} to predict")
+    require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
     make, represent = _METHODS[method]
     classifier = make(seed, threads, options)
     preprocessing = Preprocessing.fit(data.train, missing=missing)

@@ -259,4 +259,7 @@ def check_spaces(env: gymnasium.Env[Any, Any], preprocessing: DecisionPreprocess
             f"{taken} of {env}"
         )
     if not same:
-        raise ValueError(f"expected the actions of the data, {expected}, got {taken} of {env}")
+        raise ValueError(
+            f"expected the actions of the data, {expected}, got {taken} of {env}: of a file of "
+            "D4RL's, data.action_bounds or data.num_actions says what they are"
+        )

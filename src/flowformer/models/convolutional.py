@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 KERNEL = 3
@@ -116,5 +117,5 @@ class DilatedConvClassifier(nn.Module):
             lowest = torch.finfo(features.dtype).min
             features = features.masked_fill(~attention_mask[:, None, :], lowest)
         logits = self.head(self.dropout(features.amax(dim=2)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)

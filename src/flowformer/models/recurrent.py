@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 
@@ -58,7 +58,7 @@ class LSTMClassifier(nn.Module):
         )
         states, _ = self.lstm(inputs)
         logits = self.head(self.dropout(_last_real(states, attention_mask)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
 
 

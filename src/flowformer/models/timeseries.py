@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.loading import matched, rename
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.ops import FlowMap
@@ -111,7 +112,7 @@ class TimeSeriesClassifier(nn.Module):
         for block in self.blocks:
             x, _ = block(x, mask=self._mixing_mask(mask))
         logits = self._classify(self.dropout(F.gelu(self.norm(x))), mask)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
 
     @torch.no_grad()

@@ -90,7 +90,16 @@ class HeadAttention(nn.Module):
 
 def option_names(kind: type[HeadAttention]) -> set[str]:
     """The keywords of its constructor that a user sets: all but the sizes."""
-    return inspect.signature(kind).parameters.keys() - Sizes.__annotations__.keys()
+    return set(option_defaults(kind))
+
+
+def option_defaults(kind: type[HeadAttention]) -> dict[str, Any]:
+    """Those keywords and their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in Sizes.__annotations__
+    }
 
 
 def make_attention(

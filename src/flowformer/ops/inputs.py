@@ -324,4 +324,9 @@ def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
 
 def _autocasts(device: str) -> bool:
     """Whether autocast is on; asking about a device that it does not know (meta) would raise."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _knows_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result  # torch 2.10 and 2.11 cannot trace it
+def _knows_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

@@ -15,7 +15,7 @@ from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
 from flowformer.tasks.vision_run import load_vision_run
 from flowformer.viz.attention_maps import AttentionPicture, LayerMaps, relative_weights
-from flowformer.viz.attention_page import write_attention_page
+from flowformer.viz.attention_page import OURS, write_attention_page
 from flowformer.viz.report import write_report
 
 
@@ -108,6 +108,11 @@ def write_attention_pictures(
         ValueError: a run is not on images, a file is no image, or what `show_image` raises.
         NotImplementedError: likewise.
     """
+    own = runs[0] / "report" if output is None else output
+    for image in images:
+        # A page removes pictures that older ones have left, of a report all.
+        if image.resolve().parent == own.resolve() and (output is None or OURS.match(image.name)):
+            raise ValueError(f"expected an image of one's own, and {image} is of the page in {own}")
     loaded = [load_vision_run(run) for run in runs]
     names = distinct_names([run.config.model.mixer for run in loaded], runs)
     models = [

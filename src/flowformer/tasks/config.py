@@ -287,7 +287,7 @@ class TimeSeriesConfig:
         return PROTOCOL_NOTES[self.training.protocol] if self.has_test else NO_TEST_NOTE
 
 
-def require(name: str, value: float | int, expected: str, holds: Callable[[Any], bool]) -> None:
+def require(name: str, value: object, expected: str, holds: Callable[[Any], bool]) -> None:
     """Refuses a value that does not hold, with what was expected and what came.
 
     Raises:

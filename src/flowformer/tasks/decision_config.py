@@ -12,6 +12,7 @@ from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
 
 # As `flowformer.data.environments` says it; here without what that imports.
+D4RL_TASKS = ("halfcheetah", "hopper", "walker2d")
 NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
@@ -23,7 +24,14 @@ class DecisionDataConfig:
         dataset: name of a Minari data set that is here, such as hopper-medium-v0.
         path: in place of it a file of D4RL (HDF5), or a folder in Minari's format.
         mixed_with: name of a further Minari data set, whose episodes join: medium with expert.
+        time_limit: of a file of D4RL's without timeouts: steps after which an episode ends.
+        num_actions: of a file of D4RL's with discrete actions: how many there are; by default as
+            many as its highest needs.
+        action_bounds: of a file of D4RL's with others: least and greatest value; by default -1 and
+            1, as of all of D4RL's own.
         return_scale: that divides returns before the model reads them.
+        constant_features: what divides features of an observation that do not vary in the data:
+            centred by 1, published by 1e-6, which makes 10,000 of 0.01 more.
         validation_fraction: part of the episodes that the loss is measured on and not trained on.
         batch_size: windows of `model.context` steps in one training step.
     """
@@ -31,7 +39,11 @@ class DecisionDataConfig:
     dataset: str | None = None
     path: Path | None = None
     mixed_with: str | None = None
+    time_limit: int | None = None
+    num_actions: int | None = None
+    action_bounds: tuple[float, float] | None = None
     return_scale: float = 1000.0
+    constant_features: Literal["centred", "published"] = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
 
@@ -42,6 +54,14 @@ class DecisionDataConfig:
             ValueError: a value is of the wrong type or out of range.
         """
         check_types(self)
+        for name in ("time_limit", "num_actions"):
+            require(name, getattr(self, name), "at least 1", lambda v: v is None or v >= 1)
+        require(
+            "action_bounds",
+            self.action_bounds,
+            "two values, the lower first",
+            lambda v: v is None or (len(v) == 2 and v[0] < v[1]),
+        )
         require("return_scale", self.return_scale, "above 0", lambda v: v > 0)
         require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
         require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
@@ -54,7 +74,7 @@ class DecisionEvaluationConfig:
     Attributes:
         env: gymnasium's name of the environment; by default that of the data.
         targets: returns that the model is asked for, the first of which its score is of; by default
-            the best return of the data, and half of it.
+            the best return of the data, and what is half the way to it from their mean.
         references: returns of a random and of an expert policy, which scores are relative to; by
             default those of the data.
         episodes: at each target, at the end.
@@ -169,5 +189,15 @@ class DecisionConfig:
         form = of.form if of.form == "streaming" else f"windowed, {self.model.context} steps"
         return (
             f"the last step's parameters, none chosen; {of.episodes} episodes at each target "
-            f"return, {form}. {NOT_D4RL.rstrip('.')}"
+            f"return, {form}{d4rl_note(of.env, self.dataset_name)}"
         )
+
+
+def d4rl_note(*names: str | None) -> str:
+    """What is added to a note where one of the names is of an environment of D4RL's, else nothing.
+
+    Args:
+        names: of environments and data sets.
+    """
+    known = any(task in (name or "").lower() for task in D4RL_TASKS for name in names)
+    return f". {NOT_D4RL.rstrip('.')}" if known else ""

@@ -1,23 +1,27 @@
 """From the configuration of a run on trajectories to its data, its model and its environment."""
 
+import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
 from flowformer.data.decision_batches import DecisionWindows, split_episodes
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
 from flowformer.data.environments import make_environment
-from flowformer.data.minari_sets import open_trajectories
+from flowformer.data.minari_sets import is_d4rl, open_trajectories
 from flowformer.data.text_batches import StepBatches, as_it_is
-from flowformer.data.trajectories import Space, Trajectories
-from flowformer.evaluation.rollouts import RolloutSettings
+from flowformer.data.trajectories import EnvironmentOptions, Space, Trajectories
+from flowformer.evaluation.rollouts import RolloutSettings, check_spaces
 from flowformer.models.decision import BehaviourCloning, DecisionTransformer
 from flowformer.models.decision_config import BehaviourCloningConfig
 from flowformer.tasks.decision_config import DecisionConfig, DecisionDataConfig
 from flowformer.tasks.decision_folder import DecisionRecord
-from flowformer.tasks.folder import read_versions
+from flowformer.tasks.folder import RunFolder, read_json, read_versions
 
 DecisionNetwork = DecisionTransformer | BehaviourCloning
 
@@ -35,9 +39,14 @@ def load_trajectories(config: DecisionDataConfig) -> Trajectories:
             "no episodes to train on: give data.dataset (a Minari data set) or data.path (a file "
             f"of D4RL or a folder), one of them; got {config.dataset} and {config.path}"
         )
-    data = open_trajectories(config.path or config.dataset or "")
-    if config.mixed_with is not None:
-        data = data.mixed(open_trajectories(config.mixed_with))
+    said: dict[str, Any] = {
+        "time_limit": config.time_limit,
+        "num_actions": config.num_actions,
+        "action_bounds": config.action_bounds,
+    }
+    data = open_trajectories(config.path or config.dataset or "", **said)
+    if (other := config.mixed_with) is not None:
+        data = data.mixed(open_trajectories(other, **(said if is_d4rl(other) else {})))
     return data
 
 
@@ -49,7 +58,13 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
             neither; or an episode is longer than the model has time steps.
     """
     own = config.evaluation
-    env, references = own.env or data.env, own.references or data.references
+    references = own.references or data.references
+    env, options = data.env, data.env_options
+    if own.env is not None:
+        if env is not None:
+            warn_of_another(own.env, "evaluation.env", env, options)
+            options = EnvironmentOptions()
+        env = own.env
     if env is None:
         raise ValueError(f"{data.name} names no environment: give evaluation.env, as Hopper-v5")
     if references is None:
@@ -62,7 +77,9 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
             f"model.max_timestep must be at least {longest}, the longest episode of {data.name}, "
             f"got {config.model.max_timestep}"
         )
-    best = float(data.returns.max())
+    returns = data.returns
+    mean, best = float(returns.mean()), float(returns.max())
+    _require_apart(references, returns, own.episodes)
     train, validation = split_episodes(data, config.data.validation_fraction, seed=0)
     return DecisionRecord(
         recipe=config.name,
@@ -70,15 +87,63 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
         versions=read_versions("gymnasium", "minari", "mujoco"),
         source=data.source,
         env=env,
-        targets=own.targets or (round(best, 1), round(best / 2, 1)),
+        # Between the data's mean and best, whatever their sign; of episodes all alike there is one.
+        targets=own.targets or tuple(dict.fromkeys((best, (mean + best) / 2))),
         references=references,
         features=data.observations.shape[1],
         episodes={"train": len(train), "validation": len(validation)},
         steps=data.steps,
-        data_mean=float(data.returns.mean()),
+        data_mean=mean,
         data_best=best,
-        data_worst=float(data.returns.min()),
+        data_worst=float(returns.min()),
+        env_options=options.record(),
     )
+
+
+def _require_apart(
+    references: tuple[float, float], returns: Float64[np.ndarray, " episodes"], episodes: int
+) -> None:
+    """Warns where a mean of so many episodes varies by as much as the references differ."""
+    apart = references[1] - references[0]
+    noise = float(returns.std()) / math.sqrt(episodes)
+    if apart < noise:
+        warnings.warn(
+            f"the references {references[0]:,.1f} and {references[1]:,.1f} differ by {apart:,.1f}, "
+            f"and the mean of {episodes} episodes like those of the data varies by {noise:,.1f}: "
+            "scores say nothing. Give evaluation.references that are further apart, or more "
+            "evaluation.episodes",
+            stacklevel=3,
+        )
+
+
+def warn_of_another(chosen: str, by: str, env: str, options: EnvironmentOptions) -> None:
+    """Warns of an environment that is not that of the data.
+
+    Args:
+        chosen: its name; it is made as that says.
+        by: what was given to choose it.
+        env: that of the data.
+        options: likewise.
+    """
+    if (chosen, EnvironmentOptions()) != (env, options):
+        warnings.warn(
+            f"{by}: the model acts in {chosen}, as gymnasium has it, and the data are of "
+            f"{options.in_words(env)}: returns and references need not be comparable",
+            stacklevel=3,
+        )
+
+
+def read_preprocessing(folder: RunFolder) -> DecisionPreprocessing:
+    """Reads that of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged.
+    """
+    try:
+        return DecisionPreprocessing.of(read_json(folder.preprocessing))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
 
 
 def build_decision_model(record: DecisionRecord, space: Space) -> DecisionNetwork:
@@ -131,13 +196,28 @@ def rollout_settings(
     )
 
 
-def environment_maker(name: str, **options: Any) -> Callable[[], Any]:
+def environment_maker(
+    name: str,
+    options: EnvironmentOptions | None = None,
+    *,
+    preprocessing: DecisionPreprocessing,
+    render_mode: str | None = None,
+) -> Callable[[], Any]:
     """What makes an environment of that name; tries it once.
 
     Args:
         name: gymnasium's.
         options: see `make_environment`, which says what raises too.
+        preprocessing: of the model that is to act in it.
+        render_mode: see `make_environment`.
+
+    Raises:
+        ValueError: it is another than the model's; the message says in what.
     """
-    make = partial(make_environment, name, **options)
-    make().close()
+    make = partial(make_environment, name, options=options, render_mode=render_mode)
+    made = make()
+    try:
+        check_spaces(made, preprocessing)
+    finally:
+        made.close()
     return make

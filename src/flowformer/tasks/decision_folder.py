@@ -1,9 +1,10 @@
 """What the run folder of a decision model holds beside what every run folder does."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from flowformer.tasks.decision_config import DecisionConfig
+from flowformer.tasks.decision_config import NOT_D4RL, DecisionConfig, d4rl_note
 from flowformer.tasks.folder import KeptRecord, KeptResult
 
 EPISODES = "episodes.csv"  # in the run folder: a row for each that the model was tested by
@@ -27,6 +28,8 @@ class DecisionRecord(KeptRecord):
         data_mean: mean return of the data's episodes: the behaviour policy's own.
         data_best: of the best of them.
         data_worst: of the worst.
+        env_options: what it is made with, other than its name says; see
+            `flowformer.data.trajectories.EnvironmentOptions`.
         task: what kind of run it is.
     """
 
@@ -43,7 +46,14 @@ class DecisionRecord(KeptRecord):
     data_mean: float
     data_best: float
     data_worst: float
+    env_options: Mapping[str, Any] = field(default_factory=dict)  # folders of old have none
     task: Literal["trajectories"] = "trajectories"
+
+    @property
+    def protocol_note(self) -> str:
+        """How the figures of the run come about; the configuration need not name environments."""
+        note = self.config.protocol_note
+        return note if NOT_D4RL.rstrip(".") in note else note + d4rl_note(self.env)
 
 
 @dataclass(frozen=True, kw_only=True)

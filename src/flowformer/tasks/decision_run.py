@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories import EnvironmentOptions
 from flowformer.evaluation.rollout_scores import evaluate_returns
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history
@@ -13,11 +14,12 @@ from flowformer.tasks.decision_data import (
     DecisionNetwork,
     build_decision_model,
     environment_maker,
+    read_preprocessing,
     rollout_settings,
 )
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult, TargetOutcome
 from flowformer.tasks.decision_training import outcomes_of
-from flowformer.tasks.folder import RunFolder, read_json
+from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.viz.decision_report import write_decision_report
 
@@ -46,10 +48,7 @@ def load_decision_run(run_dir: str | Path) -> DecisionRun:
     """
     folder = RunFolder(Path(run_dir))
     record = DecisionRecord.read(folder)
-    try:
-        preprocessing = DecisionPreprocessing.of(read_json(folder.preprocessing))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
+    preprocessing = read_preprocessing(folder)
     model = build_decision_model(record, preprocessing.action_space)
     load_weights(model, folder)
     return DecisionRun(model=model.eval(), preprocessing=preprocessing, record=record)
@@ -120,7 +119,11 @@ def evaluate_decision_run(run_dir: str | Path, file: Path | None = None) -> Deci
     record, config = run.record, run.record.config
     played = evaluate_returns(
         run.model.to(choose_device(config.training.accelerator)),
-        environment_maker(record.env),
+        environment_maker(
+            record.env,
+            EnvironmentOptions.of(record.env_options),
+            preprocessing=run.preprocessing,
+        ),
         targets=record.targets,
         seeds=[config.evaluation.seed],
         episodes=config.evaluation.episodes,

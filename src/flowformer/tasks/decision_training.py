@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import normalized_score
+from flowformer.data.trajectories import EnvironmentOptions, Trajectories, normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout
-from flowformer.files import write_atomically
 from flowformer.tasks.decision import DecisionTask
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_data import (
@@ -26,6 +25,7 @@ from flowformer.tasks.decision_data import (
     decision_record,
     environment_maker,
     load_trajectories,
+    read_preprocessing,
     rollout_settings,
 )
 from flowformer.tasks.decision_folder import (
@@ -34,7 +34,14 @@ from flowformer.tasks.decision_folder import (
     DecisionResult,
     TargetOutcome,
 )
-from flowformer.tasks.folder import RunFolder, has_ended, open_folder, write_json
+from flowformer.tasks.digests import digest_trajectories
+from flowformer.tasks.folder import (
+    RunFolder,
+    has_ended,
+    holds_folder,
+    open_folder,
+    write_json,
+)
 from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
 from flowformer.tasks.prediction import choose_device
 from flowformer.tasks.processes import current
@@ -46,6 +53,7 @@ logger = logging.getLogger(__name__)
 _CURVE_SEED = 1
 
 
+@holds_folder
 def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) -> DecisionResult:
     """Trains a decision model, lets it act in its environment, and writes the run folder.
 
@@ -62,6 +70,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         FileNotFoundError: there is no such data set.
         ImportError: a library is missing; the message names the extra to install.
@@ -80,12 +89,14 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     with group.first_alone():  # it fetches what there is to fetch
         data = load_trajectories(config.data)
     record = decision_record(config, data)
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_trajectories(config, data))
+    if started and has_ended(folder, record, digests):
         return DecisionResult.read(folder)
-    make_env = environment_maker(record.env)
+    options = EnvironmentOptions.of(record.env_options)
     for target in record.targets:
         check_target(target, data.returns)
-    preprocessing = DecisionPreprocessing.fit(data, return_scale=config.data.return_scale)
+    preprocessing = _preprocessing(config, data, folder if started else None)
+    make_env = environment_maker(record.env, options, preprocessing=preprocessing)
     settings = rollout_settings(config, preprocessing)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
@@ -95,9 +106,10 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
                 f"{config.model.mixer} carries no state: give evaluation.form windowed"
             )
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
             write_json(folder.preprocessing, preprocessing.record())
         logger.info("%s: %s", data.name, data.source)
+        logger.info("tested in %s", options.in_words(record.env))
         logger.info(
             "%s: %s episodes to train on, %s for validation, returns %s to %s, %s parameters, "
             "folder %s",
@@ -143,10 +155,26 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
             settings=settings,
             on_rollouts=say_rollouts,
         )
-        write_atomically(folder.root / EPISODES, format_episodes(played))
         result = _result(record, played, recorder, model)
-        result.write(folder)
+        result.keep(
+            folder,
+            {folder.root / EPISODES: format_episodes(played)},
+            figure=f"the normalised score is {result.score:.1f}",
+        )
         return result
+
+
+def _preprocessing(
+    config: DecisionConfig, data: Trajectories, begun: RunFolder | None
+) -> DecisionPreprocessing:
+    """That of a run which has begun already, whatever version of ours began it; else a new one."""
+    if begun is not None and begun.preprocessing.exists():
+        return read_preprocessing(begun)
+    return DecisionPreprocessing.fit(
+        data,
+        return_scale=config.data.return_scale,
+        constant_features=config.data.constant_features,
+    )
 
 
 def say_rollouts(played: Rollouts) -> None:
@@ -199,9 +227,9 @@ def _result(
     config = record.config
     return DecisionResult(
         recipe=config.name,
-        protocol_note=config.protocol_note,
+        protocol_note=record.protocol_note,
         seed=config.training.seed,
-        env=record.env,
+        env=EnvironmentOptions.of(record.env_options).in_words(record.env),
         form=config.evaluation.form,
         episodes=config.evaluation.episodes,
         outcomes=outcomes_of(played, record.references),

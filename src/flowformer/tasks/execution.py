@@ -28,6 +28,7 @@ from flowformer.tasks.comparison import (
     PlannedRun,
     RunState,
     count_epochs,
+    require_data,
     require_same,
 )
 
@@ -83,7 +84,8 @@ def execute(
         show: shows a line of status in place of the last.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration, or one that has read other
+            data than there are now.
         BlockingIOError: another process is running a comparison in the folder.
     """
     refusal = (
@@ -93,6 +95,7 @@ def execute(
     # Workers inherit the lock: it is held until the last of them has ended.
     with locked(plan.root / ".lock", refusal=refusal, patience=LOCK_SECONDS) as lock:
         require_same(plan)
+        require_data(plan)
         waiting = [run for run in plan.runs if run.read_result() is None]
         progress = _Progress(plan, waiting, jobs)
         active: list[_Active] = []

@@ -23,6 +23,7 @@ from flowformer.data.images import (
     with_validation,
 )
 from flowformer.data.text_batches import as_it_is
+from flowformer.data.timeseries import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json
@@ -68,15 +69,16 @@ def load_images(config: ImageDataConfig) -> ImageData:
 def part_images(config: VisionConfig, data: ImageData) -> Parts:
     """Parts the images as the protocol says.
 
-    Under "clean" the validation part is the folder's own, or else cut from the training images; of
-    the test images nothing but the headers of the files is read, since one that is none would
-    otherwise end the run after all its epochs. Under "published" they are the validation part.
+    Under "clean" the validation part is the folder's own, or else cut from the training images; the
+    test images are only checked to be whole, since a damaged one would otherwise end the run after
+    all its epochs. Under "published" they are the validation part.
 
     Raises:
-        ValueError: "published" without test images, too few images of a class to part, or a file of
-            the test part that is no image.
+        ValueError: images of one class only, "published" without test images, too few images of a
+            class to part, or a file of the test part that is no image or a damaged one.
     """
     note = None
+    require_classes(data.train.labels, data.classes, name=data.name, what="images")
     if config.training.protocol == "published":
         if data.test is None:
             raise ValueError("the published protocol needs test images (val or test), got none")
@@ -84,8 +86,9 @@ def part_images(config: VisionConfig, data: ImageData) -> Parts:
     else:
         if data.test is not None:
             data.test.require_readable()
-        if data.validation is not None:
-            note = "the folder val chose the epoch; the folder test was read once"
+        if data.validation is not None and data.test is not None:
+            chose, read = (Path(split.name).name for split in (data.validation, data.test))
+            note = f"the folder {chose} chose the epoch; the folder {read} was read once"
         parted = with_validation(data, config.data.validation_fraction, config.training.seed)
         assert parted.validation is not None
         train, validation = parted.train, parted.validation

@@ -255,11 +255,12 @@ def test_the_trainer_lowers_the_loss(
     texts = ["a b c d e f", "b c d", "c d e f g h i", "a b c"] * 2
     rows: Any = [dict(tokenizer(text)) for text in texts]
     config = small(vocab_size=len(tokenizer), dropout=0.0, logits_in_training=logits)
+    # transformers 5.23 has a new name, and warns of the old one.
+    new = hasattr(TrainingArguments, "activation_checkpointing")
+    checkpointing = {"activation_checkpointing" if new else "gradient_checkpointing": True}
     trainer = Trainer(
         model=FlowformerForCausalLM(config),
-        args=arguments(
-            tmp_path, max_steps=12, gradient_accumulation_steps=2, activation_checkpointing=True
-        ),
+        args=arguments(tmp_path, max_steps=12, gradient_accumulation_steps=2, **checkpointing),
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
