@@ -72,6 +72,16 @@ def test_every_form_with_padding_and_its_gradients(options):
     assert_same_gradients(out, inputs, expected, exact)
 
 
+def test_independent_sinks_of_heads_first_tensors_know_their_own_query_alone():
+    (query, key, value), exact = both(3, sources=LENGTH)
+    wild = query.detach().clone()
+    wild[:, 1:] = torch.nan
+    heads_first = [x.transpose(1, 2).contiguous() for x in (wild, key, value)]
+    out = flow_attention(*heads_first, independent_sinks=True, layout="bhtd", backend="triton")
+    expected = flow_attention(*exact, independent_sinks=True, backend="reference")
+    assert_near(out[:, :, 0], expected[:, 0])
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_half_precision(dtype, causal):
