@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowformer.ops.baselines.linear import kernel_attention, real_tokens
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 
@@ -39,6 +40,7 @@ class CosformerState(NamedTuple):
 torch.serialization.add_safe_globals([CosformerState])
 
 
+@contained("query", "key", "value")
 def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

@@ -22,11 +22,13 @@ from flowformer.ops.inputs import (
     resolve_masks,
     starting_state,
 )
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
 
+@contained("query", "key", "value", "beta", always=True)
 def delta_rule_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -131,6 +133,7 @@ def chunked_delta_rule(
     return from_chunks(torch.stack(outputs, 2), length), state
 
 
+@contained("x", always=True)
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],

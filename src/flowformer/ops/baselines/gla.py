@@ -22,6 +22,7 @@ from flowformer.ops.inputs import (
     resolve_masks,
     starting_state,
 )
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
@@ -30,6 +31,7 @@ CHUNK, CHUNK_OF_FEATURES = 64, 16
 SEGMENT = 2048  # tokens whose pairs are held at once
 
 
+@contained("query", "key", "value", "log_decay", always=True)
 def gated_linear_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

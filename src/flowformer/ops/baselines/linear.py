@@ -8,8 +8,10 @@ from torch.nn import functional as F
 from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import resolve_masks
+from flowformer.ops.nonfinite import contained
 
 
+@contained("query", "key", "value")
 def elu_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

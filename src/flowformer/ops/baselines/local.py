@@ -18,6 +18,7 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 
 
 class LocalState(NamedTuple):
@@ -50,6 +51,7 @@ class LocalState(NamedTuple):
         return LocalState(*(change(part) for part in self))
 
 
+@contained("query", "key", "value")
 def local_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

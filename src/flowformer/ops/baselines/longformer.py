@@ -14,8 +14,10 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 
 
+@contained("query", "key", "value", "global_query", "global_key", "global_value")
 def longformer_attention(  # noqa: PLR0913 - three more tensors than other attentions
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -9,6 +9,7 @@ from torch import Tensor
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import (
     LinearState,
     carry_dtype,
@@ -51,6 +52,7 @@ class PerformerState(NamedTuple):
 torch.serialization.add_safe_globals([PerformerState])
 
 
+@contained("query", "key", "value")
 def performer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

@@ -16,11 +16,13 @@ from flowformer.ops.baselines.blockwise import (
     windows,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 
 # What attending to oneself costs (appendix A): nothing else is chosen where there is another key.
 SELF_PENALTY = 1e5
 
 
+@contained("query", "value")
 def reformer_attention(
     query: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t g m"],

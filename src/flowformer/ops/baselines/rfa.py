@@ -8,9 +8,11 @@ from torch.nn import functional as F
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 
+@contained("query", "key", "value")
 def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -69,6 +71,7 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     return out if state is None else (out, state)
 
 
+@contained("query", "key", "value", "gate", always=True)
 def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-only
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

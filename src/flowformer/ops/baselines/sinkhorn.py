@@ -15,8 +15,10 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 
 
+@contained("query", "key", "value")
 def sinkhorn_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal, resolve_masks
+from flowformer.ops.nonfinite import contained
 
 
 class KVState(NamedTuple):
@@ -46,6 +47,7 @@ class KVState(NamedTuple):
 torch.serialization.add_safe_globals([KVState])
 
 
+@contained("query", "key", "value")
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

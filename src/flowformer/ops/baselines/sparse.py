@@ -18,10 +18,12 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.nonfinite import contained
 
 Pattern = Literal["strided", "fixed"]
 
 
+@contained("query", "key", "value")
 def sparse_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

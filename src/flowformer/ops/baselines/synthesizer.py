@@ -7,8 +7,10 @@ from torch import Tensor
 from flowformer.ops.baselines.landmarks import masked_softmax
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
+from flowformer.ops.nonfinite import contained, may_be_spoiled, may_look
 
 
+@contained("value")
 def synthesizer_attention(
     scores: Float[Tensor, "#b h t t"],
     value: Float[Tensor, "b t g m"],
@@ -35,9 +37,15 @@ def synthesizer_attention(
         allowed = allowed.tril()
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
+    lost = None
+    if causal and may_look(scores) and may_be_spoiled(scores):
+        scores = scores.masked_fill(~allowed, 0)
+        lost = ~scores.detach().isfinite().all(-1, keepdim=True)  # rows, of the tokens that draw
+        scores = torch.where(lost, 0, scores)
     with exact_arithmetic(value):
         v = masked(value, mask).to(exact).repeat_interleave(groups, dim=2).transpose(1, 2)
-        out = (masked_softmax(scores.to(exact), allowed) @ v).transpose(1, 2)
+        out = masked_softmax(scores.to(exact), allowed) @ v
+        out = (out if lost is None else torch.where(lost, torch.nan, out)).transpose(1, 2)
     return masked(out, mask).to(value.dtype)
 
 
