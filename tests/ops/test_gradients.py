@@ -26,6 +26,25 @@ def test_gradcheck(options, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("kind", ["flow", "linear"])
+def test_derivatives_where_one_input_is_another_or_made_of_it(kind, causal, backend):
+    def attend(x):
+        options = {"causal": causal, "backend": backend}
+        if kind == "flow":
+            return flow_attention(x, x, x.sin(), **options)
+        return linear_attention(x, x, x.sin(), row_scale=x.cos().sum(-1), **options)
+
+    (x,) = small(4)[:1]
+    once, again = (
+        torch.autograd.grad(attend(x).square().sum(), x, create_graph=create)[0]
+        for create in (False, True)
+    )
+    torch.testing.assert_close(once, again)
+    assert gradgradcheck(attend, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_second_derivatives(options, backend):
     def attend(q, k, v):

@@ -220,7 +220,7 @@ def _twice_differentiable() -> bool:
 def _chunked_bidirectional(
     tensors: tuple[Any, ...], options: Numbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    query, key, value, *masks = tensors
+    query, key, value, *masks = _apart(tensors)
 
     def attend(queries, keys, part, state):
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
@@ -229,6 +229,14 @@ def _chunked_bidirectional(
 
     out, _ = attend_batch(attend, (query,), (key, value), Batch(*masks), None)
     return _gradients_with_graph((out,), (grad_out,), (query, key, value))
+
+
+def _apart(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Return the tensors as if none were made of another one, or were another one.
+
+    Else the gradient of one would have in it what passes through the others, and be counted twice.
+    """
+    return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors)
 
 
 def _gradients_with_graph(
@@ -255,6 +263,7 @@ def _gradients_with_graph(
 def _chunked_causal(
     tensors: tuple[Any, ...], options: Numbers, grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
+    tensors = _apart(tensors)
     query, key, value, mask, cu_seqlens, row_scale, *before = tensors
     batch = Batch(mask, mask, cu_seqlens, None)
     if options.feature_map == LINEAR:
