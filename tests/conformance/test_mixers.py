@@ -267,6 +267,27 @@ class TestCausal:
         x = draw(2, 63, DIM, dtype=torch.float32)
         close(compiled(x, causal=True)[0], mixer(x, causal=True)[0], 1e-6)
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+    def test_what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
+        self, name: str, value: float
+    ) -> None:
+        mixer, x, mask = build(name), draw(2, 63, DIM), torch.ones(2, 63, dtype=torch.bool)
+        mask[1, :9] = False
+        wild = x.clone()
+        wild[0, 17], wild[1, 40, 3] = value, value
+        runs = []
+        for each in (x, wild):
+            each.requires_grad_()
+            y, _ = mixer(each, causal=True, mask=mask)
+            seen = y[0, :17].square().sum() + y[1, 9:40].square().sum()
+            runs.append((y.detach(), *torch.autograd.grad(seen, each)))
+        (clean, right), (found, gradient) = runs
+        for row, start in ((0, 17), (1, 40)):
+            close(found[row, :start], clean[row, :start])
+            close(gradient[row, :start], right[row, :start])
+            if value is torch.nan:
+                assert found[row, start].isnan().all()
+
     def test_refuses_a_context(self, name: str) -> None:
         errors = (ValueError, NotImplementedError)
         with pytest.raises(errors, match=r"orders the tokens of one sequence|no cross form"):

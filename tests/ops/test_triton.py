@@ -139,6 +139,21 @@ def test_nan_in_a_packed_sequence_stays_there(causal):
     assert_near(out[:, 4:], expected[:, 4:])
 
 
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("attend", [flow_attention, linear_attention])
+def test_nan_reaches_no_earlier_output_nor_its_gradient(attend, where):
+    inputs, exact = both(9, heads=1)
+    expected = attend(*exact, backend="reference", causal=True)[:, :6]
+    with torch.no_grad():
+        inputs[where][:, 6] = torch.nan
+    out = attend(*inputs, backend="triton", causal=True)
+    assert out[:, 6].isnan().all()
+    assert_near(out[:, :6], expected)
+    grads = [gradients(x, y) for x, y in ((out[:, :6].double(), inputs), (expected, exact))]
+    for mine, theirs in zip(*grads, strict=True):
+        assert_near(mine[:, :6], theirs[:, :6])
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_nan_in_the_gradient_of_a_packed_sequence_stays_there(causal):
     inputs, exact = both(9, heads=1)

@@ -24,12 +24,14 @@ from flowformer.ops.inputs import (
     starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
 
 @takes_layouts("query", "key", "value", "beta")
+@contained("query", "key", "value", "beta", always=True)
 def delta_rule_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -142,6 +144,7 @@ def chunked_delta_rule(
 
 
 @takes_layouts("x")
+@contained("x", always=True)
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],

@@ -25,6 +25,7 @@ from flowformer.ops.inputs import (
     starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
@@ -34,6 +35,7 @@ SEGMENT = 2048  # tokens whose pairs are held at once
 
 
 @takes_layouts("query", "key", "value", "log_decay")
+@contained("query", "key", "value", "log_decay", always=True)
 def gated_linear_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -19,6 +19,7 @@ from flowformer.ops.baselines.blockwise import (
 )
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class LocalState(NamedTuple):
@@ -52,6 +53,7 @@ class LocalState(NamedTuple):
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def local_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -17,12 +17,14 @@ from flowformer.ops.baselines.blockwise import (
 )
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 # What attending to oneself costs (appendix A): nothing else is chosen where there is another key.
 SELF_PENALTY = 1e5
 
 
 @takes_layouts("query", "value")
+@contained("query", "value")
 def reformer_attention(
     query: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t g m"],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class KVState(NamedTuple):
@@ -48,6 +49,7 @@ torch.serialization.add_safe_globals([KVState])
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
