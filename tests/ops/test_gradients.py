@@ -53,32 +53,6 @@ def test_second_derivatives(options, backend):
     assert gradgradcheck(attend, small(length=3))
 
 
-MADE_OF_ONE = {
-    "the-same-tensor": lambda x: (x, x, x),
-    "one-of-another": lambda x: (y := x.sin(), z := y * 2, z + y),
-    "scale-of-a-query": lambda x: (y := x.sigmoid(), y, y, y.sum(-1)),
-}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("make", MADE_OF_ONE.values(), ids=MADE_OF_ONE)
-def test_a_gradient_with_a_graph_is_the_gradient_whatever_inputs_are_made_of(make, causal, backend):
-    x = torch.randn(1, 5, 2, 3, dtype=torch.float64, requires_grad=True)
-    found = []
-    for with_graph in (False, True):
-        query, key, value, *scale = make(x)
-        options = {"causal": causal, "backend": backend}
-        if scale:
-            out = linear_attention(query, key, value, row_scale=scale[0], **options)
-        else:
-            out = flow_attention(query, key, value, **options)
-        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=with_graph)
-        assert grad.requires_grad == with_graph
-        found.append(grad)
-    torch.testing.assert_close(*found)
-
-
 # torch's own forward mode still scripts its decompositions
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
