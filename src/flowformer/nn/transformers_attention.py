@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ from flowformer.nn.baselines.linformer import LinformerAttention
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixer import attend_packed
 from flowformer.ops.baselines import KVState
+
+
+_NO_TENSOR = (
+    "this model computes with its attention mask itself, which the attentions of flowformer know as "
+    "causal or as that of padding only: take another model, or another attn_implementation"
+)
 
 
 class AttentionMask(NamedTuple):
@@ -34,6 +40,21 @@ class AttentionMask(NamedTuple):
     padding: Tensor | None = None
     documents: Tensor | None = None
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """It has nothing of a tensor."""
+        raise AttributeError(f"no {name}: {_NO_TENSOR}")
+
+    def __getitem__(self, key: Any) -> Any:
+        """One of its three parts."""
+        if not isinstance(key, int):
+            raise TypeError(_NO_TENSOR)
+        return tuple.__getitem__(self, key)
+
+    @classmethod
+    def __torch_function__(cls, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse to be calculated with."""
+        raise TypeError(_NO_TENSOR)
+
 
 @dataclass
 class Owner:
@@ -43,11 +64,13 @@ class Owner:
         name: the class of the model, for messages.
         autoregressive: one of them is causal, so that another one that is not must show no token
             to an earlier one.
+        rotary: queries and keys are rotated.
         told: it was said that cross-attention stays softmax.
     """
 
     name: str
     autoregressive: bool
+    rotary: bool
     told: bool = False
 
 
@@ -60,7 +83,11 @@ def claim(model: Any) -> None:
     It is known then which attentions stand beside a causal one: `attend` refuses the unclaimed.
     """
     modules = list(own_modules(model))
-    owner = Owner(type(model).__name__, any(_says_causal(module) for module in modules))
+    owner = Owner(
+        type(model).__name__,
+        autoregressive=any(_says_causal(module) for module in modules),
+        rotary=any("Rotary" in type(module).__name__ for module in modules),
+    )
     for module in modules:
         setattr(module, _OWNER, owner)
 
@@ -201,7 +228,8 @@ def attend(
         return _attend_documents(attention, tensors, offsets, causal=mask.causal), None
     if not mask.causal:
         return attention(*tensors, mask=mask.padding)[0], None
-    _check_places(module, mask.padding, others.get("position_ids"))
+    if owner.rotary:
+        _check_places(module, mask.padding, others.get("position_ids"))
     state, padding = None, mask.padding
     if query.shape[1] < key.shape[1]:
         state, padding = _state_of_cache(attention, key, value, padding, new=query.shape[1])

@@ -8,9 +8,11 @@ warns and which `load_state_dict` refuses.
 """
 
 import inspect
+import re
+import sys
 import warnings
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -70,6 +72,8 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
                     f"{requested_attention!r}: its weights were trained for another attention",
                     stacklevel=2,
                 )
+        if requested_attention in ATTENTIONS and _has_own_table(type(self).__module__):
+            raise _refusal(self, requested_attention, "its attention")
         return method(self, requested_attention, is_init_check)
 
     return get_correct_attn_implementation
@@ -186,6 +190,16 @@ def _refusal(part: PreTrainedModel, name: str, what: str) -> ValueError:
         "or 'eager' for this one (in a model of several parts by a dict, such as "
         f"{{'text_config': {name!r}, 'vision_config': 'eager'}})"
     )
+
+
+@cache
+def _has_own_table(module: str) -> bool:
+    """Whether models of this Python module look their attention up in a table of their own."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return False  # what is built is looked at all the same
+    return bool(re.search(r"_CLASSES\[(self\.)?(config\._)?attn_implementation\]", source))
 
 
 def _is_alone(module: nn.Module) -> bool:
