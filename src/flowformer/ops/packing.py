@@ -48,31 +48,6 @@ Attend = Callable[
 ]
 
 
-def check_offsets(name: str, offsets: Tensor) -> None:
-    """Refuse what is no row of offsets.
-
-    Raises:
-        TypeError: they are no tensor of integers.
-        ValueError: they have another shape, or no values.
-    """
-    if not isinstance(offsets, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor of int32 or int64, such as torch.tensor([0, 3, 8]), got "
-            f"{type(offsets).__name__}"
-        )
-    if offsets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
-    if offsets.ndim != 1 or offsets.shape[0] < 2:
-        raise ValueError(
-            f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
-        )
-    if offsets.is_meta:
-        raise ValueError(
-            f"{name} must hold values, for the work depends on them, got a tensor on meta: leave "
-            "it on another device, such as the CPU"
-        )
-
-
 def check_batch(batch: Batch) -> None:
     """Refuse what contradicts itself.
 
@@ -82,8 +57,24 @@ def check_batch(batch: Batch) -> None:
         TypeError: offsets that are no tensor of integers.
     """
     for name, offsets in (("cu_seqlens", batch.cu_seqlens), ("cu_seqlens_k", batch.cu_seqlens_k)):
-        if offsets is not None:
-            check_offsets(name, offsets)
+        if offsets is None:
+            continue
+        if not isinstance(offsets, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor of int32 or int64, such as torch.tensor([0, 3, 8]), got "
+                f"{type(offsets).__name__}"
+            )
+        if offsets.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
+        if offsets.ndim != 1 or len(offsets) < 2:
+            raise ValueError(
+                f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
+            )
+        if offsets.is_meta:
+            raise ValueError(
+                f"{name} must hold values, for the work depends on them: leave it on a device such "
+                "as the CPU, got a tensor on meta"
+            )
     if batch.cu_seqlens is None and batch.cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
     masked = batch.query_mask is not None or batch.key_mask is not None

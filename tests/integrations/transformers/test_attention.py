@@ -279,13 +279,17 @@ class TestSaved:
         assert model.config._attn_implementation == "sdpa"
         assert not hasattr(model.config, KEY)
 
-    def test_without_this_package_the_file_has_an_unexpected_weight(
-        self, folder: Any, monkeypatch: pytest.MonkeyPatch
+    def test_is_refused_without_this_package_and_its_weights_are_told(
+        self, folder: Any, variants: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("get_correct_attn_implementation", "post_init", "set_attn_implementation"):
             monkeypatch.setattr(PreTrainedModel, name, getattr(PreTrainedModel, name).__wrapped__)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True
+        del AttentionInterface._global_mapping["flow"]
+        auto = transformers.AutoModelForCausalLM
+        with pytest.raises(ValueError, match='attn_implementation="flow"` is not supported'):
+            auto.from_pretrained(folder)
+        model, info = auto.from_pretrained(
+            folder, attn_implementation="sdpa", output_loading_info=True
         )
         assert model.config._attn_implementation == "sdpa"
         assert info["unexpected_keys"] == {f"model.{KEY}"}  # transformers warns of these
