@@ -65,12 +65,14 @@ class Owner:
         autoregressive: one of them is causal, so that another one that is not must show no token
             to an earlier one.
         rotary: queries and keys are rotated.
+        first: the number of its first layer with an attention; None where they have none.
         told: it was said that cross-attention stays softmax.
     """
 
     name: str
     autoregressive: bool
     rotary: bool
+    first: int | None
     told: bool = False
 
 
@@ -87,6 +89,14 @@ def claim(model: Any) -> None:
         type(model).__name__,
         autoregressive=any(_says_causal(module) for module in modules),
         rotary=any("Rotary" in type(module).__name__ for module in modules),
+        first=min(
+            (
+                module.layer_idx
+                for module in modules
+                if isinstance(getattr(module, "layer_idx", None), int) and uses_interface(module)
+            ),
+            default=None,
+        ),
     )
     for module in modules:
         setattr(module, _OWNER, owner)
@@ -228,8 +238,8 @@ def attend(
         return _attend_documents(attention, tensors, offsets, causal=mask.causal), None
     if not mask.causal:
         return attention(*tensors, mask=mask.padding)[0], None
-    if owner.rotary:
-        _check_places(module, mask.padding, others.get("position_ids"))
+    if owner.rotary and getattr(module, "layer_idx", None) == owner.first:
+        _check_places(mask.padding, others.get("position_ids"))
     state, padding = None, mask.padding
     if query.shape[1] < key.shape[1]:
         state, padding = _state_of_cache(attention, key, value, padding, new=query.shape[1])
@@ -373,13 +383,13 @@ def _attend_documents(
     return attend_packed(attention, packed, offsets, call)[0].unflatten(0, (rows, -1))
 
 
-def _check_places(module: Any, padding: Tensor | None, position_ids: Tensor | None) -> None:
-    """Warn of positions that padding on the left moves, in the first layer.
+def _check_places(padding: Tensor | None, position_ids: Tensor | None) -> None:
+    """Warn of positions that padding on the left moves.
 
     Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
     """
     unknown = padding is None or position_ids is None or position_ids.ndim != 2
-    if unknown or getattr(module, "layer_idx", None) or torch.compiler.is_compiling():
+    if unknown or torch.compiler.is_compiling():
         return
     if position_ids.shape[1] != padding.shape[1]:
         return

@@ -4,6 +4,7 @@ Each is either right or refused by name: no later token moves an earlier predict
 changes nothing.
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -54,8 +55,7 @@ def test_is_right_or_refused_by_name(kind: type[Any], monkeypatch: pytest.Monkey
             model = build(kind, "flow")
             expected = logits(model, tokens)
         except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
-            pytest.raises(type(error), lambda: (_ for _ in ()).throw(error)).match(REFUSED)
-            logits(build(kind, "eager"), tokens)  # it was not for the shrunk configuration
+            assert re.search(REFUSED, str(error)), error  # noqa: PT017 - either of two ends
             return
         assert True in calls
         later = tokens.clone()
