@@ -7,7 +7,7 @@ that computes its attention itself fails instead of losing its causal order.
 import inspect
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -65,15 +65,23 @@ class Owner:
         autoregressive: one of them is causal, so that another one that is not must show no token
             to an earlier one.
         rotary: queries and keys are rotated.
-        first: the number of its first layer with an attention; None where they have none.
-        told: it was said that cross-attention stays softmax.
+        arguments: the names of those of its call, in their order.
+        takes_more: it takes other keywords too, to hand them on.
+        told: what was said of it, once each.
     """
 
     name: str
     autoregressive: bool
     rotary: bool
-    first: int | None
-    told: bool = False
+    arguments: tuple[str, ...]
+    takes_more: bool
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, message: str) -> None:
+        """Warn of it, once."""
+        if message not in self.told:
+            self.told.add(message)
+            warnings.warn(message, stacklevel=3)
 
 
 _OWNER = "flowformer_owner"
@@ -85,21 +93,64 @@ def claim(model: Any) -> None:
     It is known then which attentions stand beside a causal one: `attend` refuses the unclaimed.
     """
     modules = list(own_modules(model))
+    arguments = inspect.signature(model.forward).parameters
     owner = Owner(
         type(model).__name__,
         autoregressive=any(_says_causal(module) for module in modules),
         rotary=any("Rotary" in type(module).__name__ for module in modules),
-        first=min(
-            (
-                module.layer_idx
-                for module in modules
-                if isinstance(getattr(module, "layer_idx", None), int) and uses_interface(module)
-            ),
-            default=None,
-        ),
+        arguments=tuple(arguments),
+        takes_more=any(each.kind is each.VAR_KEYWORD for each in arguments.values()),
     )
     for module in modules:
         setattr(module, _OWNER, owner)
+    if any(map(uses_interface, modules)) and _watch not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_watch, with_kwargs=True)
+
+
+def _watch(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Look at the positions that a model is called with, before any attention is.
+
+    Those of packed sequences become offsets, which are handed on to the attentions.
+    """
+    from transformers.masking_utils import AttentionMaskInterface
+
+    owner = getattr(model, _OWNER)
+    mapping = AttentionMaskInterface._global_mapping
+    if mapping.get(model.config._attn_implementation) is not padding_mask:
+        return args, kwargs  # it has another attention by now
+    given = {**dict(zip(owner.arguments, args, strict=False)), **kwargs}
+    mask, places = given.get("attention_mask"), given.get("position_ids")
+    if mask is not None:
+        if owner.rotary and _counts_padding(mask, places):
+            owner.tell(_COUNTS_PADDING)
+        return args, kwargs
+    offsets = _packed_offsets(given, places)
+    if offsets is None:
+        return args, kwargs
+    # With a cache, transformers does not tell documents apart; and not every model tells its mask
+    # of the positions, but most hand on what they do not know.
+    changed = {"use_cache": False, "past_key_values": None}
+    changed = {name: value for name, value in changed.items() if name in owner.arguments}
+    args = tuple(changed.pop(name, old) for name, old in zip(owner.arguments, args, strict=False))
+    if owner.takes_more:
+        changed.update(cu_seq_lens_q=offsets, cu_seq_lens_k=offsets)
+    return args, {**kwargs, **changed}
+
+
+def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
+    """Where the documents start that positions tell of; None where nothing is packed."""
+    cache, documents = given.get("past_key_values"), documents_of(places)
+    if documents is None or given.get("cu_seq_lens_q") is not None:
+        return None
+    if cache is not None and cache.get_seq_length() > 0:
+        return None
+    # One row of positions serves all rows of the batch.
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    rows = documents.shape[0] if tokens is None else tokens.shape[0]
+    return document_offsets(documents.expand(rows, -1))
 
 
 def own_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -188,6 +239,19 @@ def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor |
     return documents
 
 
+_STAYS_SOFTMAX = (
+    "the cross-attention of {owner} stays softmax: with {attention}, as it is set, the output for a "
+    "token also depends on the later tokens, which are those to be predicted. One of linear cost "
+    "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
+    "options={{'independent_sinks': True}}"
+)
+_COUNTS_PADDING = (
+    "the batch is padded on the left and the positions count the padding, which changes what these "
+    "attentions return for rotated queries and keys (softmax sees only their distance): give "
+    "position_ids that start with 0 at the first token of each row, such as "
+    "(attention_mask.cumsum(1) - 1).clamp(min=0)"
+)
+
 # What a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
@@ -223,7 +287,8 @@ def attend(
         owner.autoregressive = True
     crosses = owner.autoregressive and not mask.causal and not _says_causal(module)
     if crosses and not attention.capabilities.independent_sinks:
-        _tell(owner, attention)
+        if not torch.compiler.is_compiling():
+            owner.tell(_STAYS_SOFTMAX.format(owner=owner.name, attention=type(attention).__name__))
         heads = (query, key, value)
         return _library_softmax(module, heads, mask.padding, scaling=scaling, **others)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
@@ -233,13 +298,11 @@ def attend(
     if not mask.causal and (crosses or _is_cross(module)):
         _refuse_packed_context(others)
         return attention(*tensors, key_mask=mask.padding)[0], None
-    offsets = _offsets(mask, tensors, others)
+    offsets = _offsets(module, mask, tensors, others)
     if offsets is not None:
         return _attend_documents(attention, tensors, offsets, causal=mask.causal), None
     if not mask.causal:
         return attention(*tensors, mask=mask.padding)[0], None
-    if owner.rotary and getattr(module, "layer_idx", None) == owner.first:
-        _check_places(mask.padding, others.get("position_ids"))
     state, padding = None, mask.padding
     if query.shape[1] < key.shape[1]:
         state, padding = _state_of_cache(attention, key, value, padding, new=query.shape[1])
@@ -282,20 +345,6 @@ def _is_cross(module: Any) -> bool:
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__ or decoder)
 
 
-def _tell(owner: Owner, attention: HeadAttention) -> None:
-    """Say once that cross-attention of a decoder stays softmax."""
-    if owner.told or torch.compiler.is_compiling():
-        return
-    owner.told = True
-    warnings.warn(
-        f"the cross-attention of {owner.name} stays softmax: with {type(attention).__name__}, as "
-        "it is set, the output for a token also depends on the later tokens, which are those to "
-        "be predicted. One of linear cost that does not: register_attention(name, "
-        "independent_sinks=True) or, in replace_attention, options={'independent_sinks': True}",
-        stacklevel=2,
-    )
-
-
 def _library_softmax(
     module: Any, heads: tuple[Tensor, ...], padding: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
@@ -313,23 +362,27 @@ def _refuse_packed_context(others: dict[str, Any]) -> None:
         )
 
 
-def _offsets(mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]) -> Tensor | None:
+def _offsets(
+    module: Any, mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]
+) -> Tensor | None:
     """Where packed documents start, in all rows one after the other; None of padded rows."""
     given, keys = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     rows, length = tensors[0].shape[:2]
     whole = length == tensors[1].shape[1]
     if given is not None:
-        if mask.padding is not None or not whole or (keys is not None and not keys.equal(given)):
+        same = keys is None or keys is given or keys.equal(given)
+        if mask.padding is not None or not whole or not same:
             raise ValueError(
-                "packed sequences (cu_seq_lens_q) are those of queries and keys alike, without "
-                "padding and without a cache: leave out attention_mask and past_key_values"
+                "packed sequences (cu_seq_lens_q, or position_ids that start anew) are those of "
+                "queries and keys alike, without padding and without a cache: leave out "
+                f"attention_mask and past_key_values; {type(module).__name__} got "
+                f"{length} queries and {tensors[1].shape[1]} keys"
+                f"{'' if mask.padding is None else ', and a mask'}"
             )
         return given
     documents = mask.documents
     if documents is None and mask.padding is None and whole:
         documents = others.get("seq_idx")
-        if documents is None and mask.causal:
-            documents = documents_of(others.get("position_ids"))
     return None if documents is None else document_offsets(documents.expand(rows, length))
 
 
@@ -383,26 +436,21 @@ def _attend_documents(
     return attend_packed(attention, packed, offsets, call)[0].unflatten(0, (rows, -1))
 
 
-def _check_places(padding: Tensor | None, position_ids: Tensor | None) -> None:
-    """Warn of positions that padding on the left moves.
+def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
+    """Whether a row is padded on the left and its first token is not at 0.
 
     Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
     """
-    unknown = padding is None or position_ids is None or position_ids.ndim != 2
-    if unknown or torch.compiler.is_compiling():
-        return
-    if position_ids.shape[1] != padding.shape[1]:
-        return
-    first = padding.to(torch.uint8).argmax(1, keepdim=True)
-    places = position_ids.expand(padding.shape[0], -1).gather(1, first)
-    if bool(((first > 0) & (places != 0)).any()):
-        warnings.warn(
-            "the batch is padded on the left and the positions count the padding, which changes "
-            "what these attentions return for rotated queries and keys (softmax sees only their "
-            "distance): give position_ids that start with 0 at the first token of each row, such "
-            "as (attention_mask.cumsum(1) - 1).clamp(min=0)",
-            stacklevel=2,
-        )
+    if torch.compiler.is_compiling() or not isinstance(mask, Tensor) or mask.ndim != 2:
+        return False
+    first = (mask != 0).to(torch.uint8).argmax(1, keepdim=True)
+    moved = first > 0
+    if position_ids is not None:
+        if position_ids.ndim != 2 or position_ids.shape[1] != mask.shape[1]:
+            return False
+        places = position_ids.to(mask.device).expand(mask.shape[0], -1)
+        moved = moved & (places.gather(1, first) != 0)
+    return bool(moved.any())
 
 
 def _state_of_cache(

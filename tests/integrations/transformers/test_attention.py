@@ -57,6 +57,11 @@ def llama() -> nn.Module:
     return transformers.LlamaModel(transformers.LlamaConfig(num_key_value_heads=2, **SMALL))
 
 
+def persimmon() -> nn.Module:
+    """Its attentions are not told of the positions."""
+    return transformers.PersimmonModel(transformers.PersimmonConfig(**SMALL))
+
+
 def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
@@ -310,7 +315,7 @@ class TestPacked:
 
     DOCUMENTS = (TOKENS[0, :4], TOKENS[1], TOKENS[0, :2])
 
-    @pytest.mark.parametrize("build", [gpt2, llama], ids=["gpt2", "llama"])
+    @pytest.mark.parametrize("build", [gpt2, llama, persimmon])
     @pytest.mark.parametrize("offsets", [True, False], ids=["offsets", "positions"])
     @pytest.mark.parametrize("use_cache", [None, False])
     def test_batches_of_a_collator(
@@ -335,7 +340,7 @@ class TestPacked:
 
     def test_offsets_beside_padding(self) -> None:
         with pytest.raises(ValueError, match=r"cu_seq_lens_q.*leave out attention_mask"):
-            with_flow(llama())(TOKENS, attention_mask=LEFT, cu_seq_lens_q=torch.tensor([0, 14]))
+            with_flow(llama())(TOKENS, attention_mask=RIGHT, cu_seq_lens_q=torch.tensor([0, 14]))
 
 
 def test_positions_that_count_padding_on_the_left_are_told() -> None:
