@@ -268,6 +268,16 @@ def test_a_shared_module_stays_shared() -> None:
     assert model["first"] is model["second"]
 
 
+@pytest.mark.parametrize("mixer", ["flow", "linear", "softmax"])
+def test_packed_sequences_in_transformers_do_not_see_one_another(mixer: str) -> None:
+    model = llama().eval().double()
+    replace_attention(model, mixer)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(3, 9)
+    out = model(TOKENS, position_ids=places).last_hidden_state
+    parts = [model(part).last_hidden_state for part in (TOKENS[:, :4], TOKENS[:, 4:])]
+    torch.testing.assert_close(out, torch.cat(parts, 1), rtol=1e-12, atol=1e-12)
+
+
 class TestRefusals:
     def test_a_model_without_known_attention_names_what_it_saw(self) -> None:
         class OddAttention(nn.Module):
@@ -313,10 +323,3 @@ class TestRefusals:
         replace_attention(model)
         with pytest.raises(ValueError, match="attn_mask must be None"):
             model[0](torch.randn(1, 5, 16), attn_mask=torch.ones(5, 5, dtype=torch.bool))
-
-    def test_packed_sequences_in_transformers(self) -> None:
-        model = llama().eval()
-        replace_attention(model)
-        places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(3, 9)
-        with pytest.raises(NotImplementedError, match="packed sequences"):
-            model(TOKENS, position_ids=places, use_cache=False)

@@ -4,25 +4,21 @@ Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tens
 that computes its attention itself fails instead of losing its causal order.
 """
 
-import inspect
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowformer.nn.attention import HeadAttention
 from flowformer.nn.baselines.linformer import LinformerAttention
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixer import attend_packed
+from flowformer.nn.transformers_owner import document_offsets, owner_of, says_causal
 from flowformer.ops.baselines import KVState
 
-
 _NO_TENSOR = (
-    "this model computes with its attention mask itself, which the attentions of flowformer know as "
-    "causal or as that of padding only: take another model, or another attn_implementation"
+    "this model computes with its attention mask itself, which the attentions of flowformer know "
+    "as causal or as that of padding only: take another model, or another attn_implementation"
 )
 
 
@@ -54,128 +50,6 @@ class AttentionMask(NamedTuple):
     def __torch_function__(cls, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refuse to be calculated with."""
         raise TypeError(_NO_TENSOR)
-
-
-@dataclass
-class Owner:
-    """What the attentions inside one model of transformers know of each other.
-
-    Attributes:
-        name: the class of the model, for messages.
-        autoregressive: one of them is causal, so that another one that is not must show no token
-            to an earlier one.
-        rotary: queries and keys are rotated.
-        arguments: the names of those of its call, in their order.
-        takes_more: it takes other keywords too, to hand them on.
-        told: what was said of it, once each.
-    """
-
-    name: str
-    autoregressive: bool
-    rotary: bool
-    arguments: tuple[str, ...]
-    takes_more: bool
-    told: set[str] = field(default_factory=set)
-
-    def tell(self, message: str) -> None:
-        """Warn of it, once."""
-        if message not in self.told:
-            self.told.add(message)
-            warnings.warn(message, stacklevel=3)
-
-
-_OWNER = "flowformer_owner"
-
-
-def claim(model: Any) -> None:
-    """Tell every module of a model of transformers whose it is; those of models inside aside.
-
-    It is known then which attentions stand beside a causal one: `attend` refuses the unclaimed.
-    """
-    modules = list(own_modules(model))
-    arguments = inspect.signature(model.forward).parameters
-    owner = Owner(
-        type(model).__name__,
-        autoregressive=any(_says_causal(module) for module in modules),
-        rotary=any("Rotary" in type(module).__name__ for module in modules),
-        arguments=tuple(arguments),
-        takes_more=any(each.kind is each.VAR_KEYWORD for each in arguments.values()),
-    )
-    for module in modules:
-        setattr(module, _OWNER, owner)
-    if any(map(uses_interface, modules)) and _watch not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_watch, with_kwargs=True)
-
-
-def _watch(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Look at the positions that a model is called with, before any attention is.
-
-    Those of packed sequences become offsets, which are handed on to the attentions.
-    """
-    from transformers.masking_utils import AttentionMaskInterface
-
-    owner = getattr(model, _OWNER)
-    mapping = AttentionMaskInterface._global_mapping
-    if mapping.get(model.config._attn_implementation) is not padding_mask:
-        return args, kwargs  # it has another attention by now
-    given = {**dict(zip(owner.arguments, args, strict=False)), **kwargs}
-    mask, places = given.get("attention_mask"), given.get("position_ids")
-    if mask is not None:
-        if owner.rotary and _counts_padding(mask, places):
-            owner.tell(_COUNTS_PADDING)
-        return args, kwargs
-    offsets = _packed_offsets(given, places)
-    if offsets is None:
-        return args, kwargs
-    # With a cache, transformers does not tell documents apart; and not every model tells its mask
-    # of the positions, but most hand on what they do not know.
-    changed = {"use_cache": False, "past_key_values": None}
-    changed = {name: value for name, value in changed.items() if name in owner.arguments}
-    args = tuple(changed.pop(name, old) for name, old in zip(owner.arguments, args, strict=False))
-    if owner.takes_more:
-        changed.update(cu_seq_lens_q=offsets, cu_seq_lens_k=offsets)
-    return args, {**kwargs, **changed}
-
-
-def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
-    """Where the documents start that positions tell of; None where nothing is packed."""
-    cache, documents = given.get("past_key_values"), documents_of(places)
-    if documents is None or given.get("cu_seq_lens_q") is not None:
-        return None
-    if cache is not None and cache.get_seq_length() > 0:
-        return None
-    # One row of positions serves all rows of the batch.
-    tokens = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if tokens is None else tokens
-    rows = documents.shape[0] if tokens is None else tokens.shape[0]
-    return document_offsets(documents.expand(rows, -1))
-
-
-def own_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """A model of transformers and what is in it, but for models of transformers inside."""
-    from transformers.modeling_utils import PreTrainedModel
-
-    yield model
-    for child in model.children():
-        if not isinstance(child, PreTrainedModel):
-            yield from own_modules(child)
-
-
-def _says_causal(module: nn.Module) -> bool:
-    return getattr(module, "is_causal", None) is True
-
-
-def uses_interface(module: nn.Module) -> bool:
-    """Whether its class calls the attention function that the configuration names."""
-    return any(
-        "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(function).__code__.co_names
-        for kind in type(module).__mro__
-        if kind.__module__ != "transformers.modeling_utils"  # where it is defined
-        for function in vars(kind).values()
-        if inspect.isfunction(function) and hasattr(inspect.unwrap(function), "__code__")
-    )
 
 
 def padding_mask(
@@ -240,18 +114,11 @@ def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor |
 
 
 _STAYS_SOFTMAX = (
-    "the cross-attention of {owner} stays softmax: with {attention}, as it is set, the output for a "
-    "token also depends on the later tokens, which are those to be predicted. One of linear cost "
+    "the cross-attention of {owner} stays softmax: with {attention}, as it is set, the output for "
+    "a token also depends on the later tokens, which are those to be predicted. One of linear cost "
     "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
     "options={{'independent_sinks': True}}"
 )
-_COUNTS_PADDING = (
-    "the batch is padded on the left and the positions count the padding, which changes what these "
-    "attentions return for rotated queries and keys (softmax sees only their distance): give "
-    "position_ids that start with 0 at the first token of each row, such as "
-    "(attention_mask.cumsum(1) - 1).clamp(min=0)"
-)
-
 # What a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
@@ -282,11 +149,11 @@ def attend(
     for name in _FOREIGN:
         if others.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} uses {name}, which no mixer has")
-    mask, owner = _mask(module, attention_mask, is_causal), _owner(module)
+    mask, owner = _mask(module, attention_mask, is_causal), owner_of(module)
     if mask.causal and not owner.autoregressive:
         owner.autoregressive = True
-    crosses = owner.autoregressive and not mask.causal and not _says_causal(module)
-    if crosses and not attention.capabilities.independent_sinks:
+    beside_causal = owner.autoregressive and not mask.causal and not says_causal(module)
+    if beside_causal and not attention.capabilities.independent_sinks:
         if not torch.compiler.is_compiling():
             owner.tell(_STAYS_SOFTMAX.format(owner=owner.name, attention=type(attention).__name__))
         heads = (query, key, value)
@@ -295,19 +162,26 @@ def attend(
     if scaling is not None and isinstance(attention, (SoftmaxAttention, LinformerAttention)):
         query = query * (scaling * query.shape[-1] ** 0.5)  # these divide by the root themselves
     tensors = [query, key, value]
-    if not mask.causal and (crosses or _is_cross(module)):
+    if not mask.causal and (beside_causal or _is_cross(module)):
         _refuse_packed_context(others)
         return attention(*tensors, key_mask=mask.padding)[0], None
     offsets = _offsets(module, mask, tensors, others)
+    return _attend_self(attention, tensors, mask, offsets), None
+
+
+def _attend_self(
+    attention: HeadAttention, tensors: list[Tensor], mask: AttentionMask, offsets: Tensor | None
+) -> Tensor:
     if offsets is not None:
-        return _attend_documents(attention, tensors, offsets, causal=mask.causal), None
+        return _attend_documents(attention, tensors, offsets, causal=mask.causal)
     if not mask.causal:
-        return attention(*tensors, mask=mask.padding)[0], None
-    state, padding = None, mask.padding
-    if query.shape[1] < key.shape[1]:
-        state, padding = _state_of_cache(attention, key, value, padding, new=query.shape[1])
-        key, value = key[:, -query.shape[1] :], value[:, -query.shape[1] :]
-    return attention(query, key, value, causal=True, mask=padding, state=state)[0], None
+        return attention(*tensors, mask=mask.padding)[0]
+    query, key, value = tensors
+    state, padding, new = None, mask.padding, query.shape[1]
+    if new < key.shape[1]:
+        state, padding = _state_of_cache(attention, key, value, padding, new=new)
+        key, value = key[:, -new:], value[:, -new:]
+    return attention(query, key, value, causal=True, mask=padding, state=state)[0]
 
 
 def _mask(
@@ -327,21 +201,11 @@ def _mask(
     return AttentionMask(causal, None if attention_mask is None else attention_mask.bool())
 
 
-def _owner(module: Any) -> Owner:
-    owner = getattr(module, _OWNER, None)
-    if owner is None:
-        raise RuntimeError(
-            f"this {type(module).__name__} was given its attention past the checks: choose it by "
-            "model.set_attn_implementation(name), or by attn_implementation=name when loading"
-        )
-    return owner
-
-
 def _is_cross(module: Any) -> bool:
     """Whether the keys are those of another sequence, with a mask of their own."""
     # Where one class serves both (Bart, Whisper), the cross-attention is the decoder's that is not
     # causal.
-    decoder = getattr(module, "is_decoder", False) and not _says_causal(module)
+    decoder = getattr(module, "is_decoder", False) and not says_causal(module)
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__ or decoder)
 
 
@@ -386,46 +250,6 @@ def _offsets(
     return None if documents is None else document_offsets(documents.expand(rows, length))
 
 
-def document_offsets(documents: Tensor) -> Tensor | None:
-    """Where documents start, [documents + 1], in all rows one after the other.
-
-    None where each row is one. In compiled code it must be one: shapes cannot depend on it.
-
-    Args:
-        documents: the number of the document of each token, [b, t].
-    """
-    one = (documents == documents[:, :1]).all()
-    if torch.compiler.is_compiling():
-        check_values(one, "packed sequences in compiled code: give cu_seq_lens_q")
-        return None
-    if bool(one):
-        return None
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    ends = torch.tensor([documents.numel()], device=documents.device)
-    return torch.cat((starts.flatten().nonzero()[:, 0], ends))
-
-
-def check_values(right: Tensor, message: str) -> None:
-    """Refuse values; in compiled code when it runs.
-
-    Raises:
-        ValueError: they are not right.
-    """
-    if torch.compiler.is_compiling():
-        torch._assert_async(right, message)
-    elif not bool(right):
-        raise ValueError(message)
-
-
-def documents_of(position_ids: Tensor | None) -> Tensor | None:
-    """The number of the document of each token, [b, t]: one starts where positions do not go on."""
-    if position_ids is None or position_ids.ndim != 2:
-        return None
-    first = position_ids[:, :1] - 1
-    return (torch.diff(position_ids, prepend=first, dim=-1) != 1).cumsum(-1)
-
-
 def _attend_documents(
     attention: HeadAttention, tensors: list[Tensor], offsets: Tensor, *, causal: bool
 ) -> Tensor:
@@ -434,23 +258,6 @@ def _attend_documents(
     packed = [tensor.flatten(0, 1)[None] for tensor in tensors]
     call = {"causal": True, "mask": None} if causal else {"mask": None}
     return attend_packed(attention, packed, offsets, call)[0].unflatten(0, (rows, -1))
-
-
-def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
-    """Whether a row is padded on the left and its first token is not at 0.
-
-    Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
-    """
-    if torch.compiler.is_compiling() or not isinstance(mask, Tensor) or mask.ndim != 2:
-        return False
-    first = (mask != 0).to(torch.uint8).argmax(1, keepdim=True)
-    moved = first > 0
-    if position_ids is not None:
-        if position_ids.ndim != 2 or position_ids.shape[1] != mask.shape[1]:
-            return False
-        places = position_ids.to(mask.device).expand(mask.shape[0], -1)
-        moved = moved & (places.gather(1, first) != 0)
-    return bool(moved.any())
 
 
 def _state_of_cache(

@@ -4,6 +4,7 @@ What the attention function returns is compared with `flow_attention` on the hea
 itself hands over.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -161,11 +162,10 @@ def test_cross_attention_of_a_decoder_stays_softmax_and_says_so_once(recorder: R
     model = with_flow(bart())
     # As long as the source: the lengths do not tell self-attention from cross-attention.
     call = {"input_ids": TOKENS, "attention_mask": RIGHT, "decoder_input_ids": TOKENS}
-    with pytest.warns(UserWarning, match=r"BartDecoder stays softmax.*independent_sinks") as told:
-        for _ in range(2):
-            recorder.calls.clear()
-            model(**call, use_cache=False)
-    assert len(told) == 1
+    with pytest.warns(UserWarning, match=r"BartDecoder stays softmax.*independent_sinks"):
+        model(**call, use_cache=False)
+    recorder.calls.clear()
+    model(**call, use_cache=False)  # here a warning would be an error
     calls = [(False, {"mask": RIGHT.bool()}), *[(True, {}), None] * 2]
     assert len(recorder.calls) == len(calls)
     for (_, heads, _, out), flow in zip(recorder.calls, calls, strict=True):
@@ -177,7 +177,8 @@ def test_cross_attention_of_a_decoder_stays_softmax_and_says_so_once(recorder: R
         torch.testing.assert_close(out.transpose(1, 2), expected, rtol=0, atol=1e-12)
 
 
-def test_cross_attention_of_independent_sinks_is_taken(variants: None) -> None:
+@pytest.mark.usefixtures("variants")
+def test_cross_attention_of_independent_sinks_is_taken() -> None:
     options: dict[str, Any] = {"competition": None, "allocation": False}
     flow_transformers.register_attention("flow-independent", **options)
     attention = ATTENTIONS["flow-independent"]
@@ -221,7 +222,8 @@ def test_every_parameter_that_softmax_trains_is_trained() -> None:
     assert idle == []
 
 
-def test_a_variant_has_its_own_name_and_options(variants: None) -> None:
+@pytest.mark.usefixtures("variants")
+def test_a_variant_has_its_own_name_and_options() -> None:
     flow_transformers.register_attention("flow-unclamped", clamp=None)
     recorder = Recorder("flow-unclamped")
     AttentionInterface.register("flow-unclamped", recorder)
@@ -252,7 +254,8 @@ class TestSaved:
             assert not info["missing_keys"]
         assert {KEY} == {key for key in model.state_dict() if "flow" in key}
 
-    def test_with_its_options_and_name(self, tmp_path: Any, variants: None) -> None:
+    @pytest.mark.usefixtures("variants")
+    def test_with_its_options_and_name(self, tmp_path: Any) -> None:
         flow_transformers.register_attention("flow-unclamped", clamp=None)
         model = gpt2()
         model.set_attn_implementation("flow-unclamped")
@@ -284,8 +287,9 @@ class TestSaved:
         assert model.config._attn_implementation == "sdpa"
         assert not hasattr(model.config, KEY)
 
+    @pytest.mark.usefixtures("variants")
     def test_is_refused_without_this_package_and_its_weights_are_told(
-        self, folder: Any, variants: None, monkeypatch: pytest.MonkeyPatch
+        self, folder: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("get_correct_attn_implementation", "post_init", "set_attn_implementation"):
             monkeypatch.setattr(PreTrainedModel, name, getattr(PreTrainedModel, name).__wrapped__)
@@ -406,12 +410,17 @@ class TestRefusals:
     def test_a_model_that_computes_its_attention_itself(
         self, config: Any, reason: str, way: str
     ) -> None:
-        auto = transformers.AutoModelForCausalLM
-        with pytest.raises(ValueError, match=rf"computes .*{reason}.*attention interface"):
-            if way == "from_config":
+        auto, config = transformers.AutoModelForCausalLM, copy.deepcopy(config)
+        match = rf"computes .*{reason}.*attention interface"
+        if way == "from_config":
+            with pytest.raises(ValueError, match=match):
                 auto.from_config(config, attn_implementation="flow")
-            else:
-                auto.from_config(config).set_attn_implementation("flow")
+            return
+        model = auto.from_config(config)
+        before = model.config._attn_implementation
+        with pytest.raises(ValueError, match=r"computes .*attention interface"):
+            model.set_attn_implementation("flow")
+        assert model.config._attn_implementation == before
 
     def test_our_own_models(self) -> None:
         config = flow_transformers.FlowformerConfig(**SMALL)

@@ -62,13 +62,16 @@ KEPT = ("id2label", "label2id", "rope_parameters", "rope_scaling", "num_feat_ext
 
 def shrink(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a configuration, those of its parts too, with small sizes."""
-    counts = {value for name, value in settings.items() if isinstance(value, int) and "layer" in name and name not in KEPT}
+    counts = {
+        value
+        for name, value in settings.items()
+        if isinstance(value, int) and "layer" in name and name not in KEPT
+    }
     rotary = "qk_rope_head_dim" in settings  # then head_dim is that
     return {
         name: 4 if rotary and name == "head_dim" else _small(name, value)
         for name, value in settings.items()
-        if not BY_LAYER.search(name)
-        and not (isinstance(value, list) and len(value) in counts)
+        if not BY_LAYER.search(name) and not (isinstance(value, list) and len(value) in counts)
     }
 
 

@@ -23,13 +23,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from flowformer.nn.flow import FlowAttention
-from flowformer.nn.transformers_attention import (
-    attend,
-    claim,
-    own_modules,
-    padding_mask,
-    uses_interface,
-)
+from flowformer.nn.transformers_attention import attend, padding_mask
+from flowformer.nn.transformers_owner import claim, own_modules, uses_interface
 
 KEY = "flowformer_attention"  # in a configuration and in a state dict
 

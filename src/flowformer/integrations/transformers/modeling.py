@@ -17,7 +17,7 @@ from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.models.language import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
-from flowformer.nn.transformers_attention import check_values, document_offsets, documents_of
+from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):
@@ -122,7 +122,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self.backbone.embedding = value
 
     @capture_outputs
-    def forward(
+    def forward(  # noqa: PLR0913 - the names that transformers has for them
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
@@ -246,7 +246,9 @@ def packed_offsets(
             "with 0 at the first token of each row, or of each document packed into a row: leave "
             "them out, or give cu_seq_lens_q",
         )
-    return document_offsets(documents.expand(rows, length)) if whole or seq_idx is not None else None
+    if not whole and seq_idx is None:
+        return None
+    return document_offsets(documents.expand(rows, length))
 
 
 def new_tokens(
