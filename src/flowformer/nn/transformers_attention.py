@@ -216,7 +216,8 @@ def _library_softmax(
 
     _refuse_packed_context(others)
     mask = None if padding is None else padding[:, None, None, :]
-    return sdpa_attention_forward(module, *heads, mask, is_causal=False, **others)
+    query, key, value = heads
+    return sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **others)
 
 
 def _refuse_packed_context(others: dict[str, Any]) -> None:

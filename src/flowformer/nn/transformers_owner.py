@@ -199,7 +199,7 @@ def check_values(right: Tensor, message: str) -> None:
         ValueError: they are not right.
     """
     if torch.compiler.is_compiling():
-        torch._assert_async(right, message)
+        torch._assert_async(right, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(right):
         raise ValueError(message)
 
