@@ -123,6 +123,11 @@ BAD_CALLS = {
         {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 3, 6])},
         "as many sequences, got 1 and 2",
     ),
+    "packed-without-values": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 6], device="meta")},
+        "cu_seqlens must hold values.*got a tensor on meta",
+    ),
     "packed-causal-keys": (
         (q[:1], k[:1], v[:1]),
         {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 6]), "causal": True},
@@ -143,6 +148,7 @@ def test_bad_arguments(inputs, options, message):
     [
         ({"mask": mask.float()}, "must be boolean, True = a real token, got torch.float32"),
         ({"cu_seqlens": torch.tensor([0.0, 6.0])}, "int32 or int64, got torch.float32"),
+        ({"cu_seqlens": [0, 6]}, r"cu_seqlens must be a tensor.*torch\.tensor.*got list"),
         (
             {"causal": True, "initial_state": LinearState(state.key_value)},
             "must be a FlowState, got LinearState",
@@ -156,7 +162,7 @@ def test_bad_arguments(inputs, options, message):
             "key_sum of the state must be torch.float64, .* got torch.float16",
         ),
     ],
-    ids=["mask", "offsets", "state", "float-count", "half-sum"],
+    ids=["mask", "offsets", "list", "state", "float-count", "half-sum"],
 )
 def test_arguments_of_another_type(options, message):
     with pytest.raises(TypeError, match=message):
