@@ -69,7 +69,7 @@ def check_import(dist: Path) -> None:
     """Check that the wheel alone imports, module by module, and that its command runs."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder).resolve()
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+        pip = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
         subprocess.run([*pip, "--target", target, only(dist, "*.whl")], check=True)
         environment = os.environ | {"PYTHONPATH": str(target)}
         for command in (

@@ -24,7 +24,7 @@ def fetch(release: str) -> Path:
     print(f"==> Fetching the tests of timm {release}")
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-binary", "timm", "--dest", scratch, f"timm=={release}"]
         subprocess.run(command, check=True)
         (archive,) = Path(scratch).glob("*.tar.gz")

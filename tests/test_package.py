@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -17,6 +19,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def test_installed_version_is_that_of_the_package():
     assert importlib.metadata.version("flowformer") == __version__
     assert "version" in PROJECT["dynamic"]
+
+
+def test_it_runs_from_its_sources_where_nothing_is_installed():
+    run = subprocess.run(
+        [sys.executable, "-S", "-m", "flowformer", "--version"],  # without site-packages
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"flowformer {__version__}\n", "")
 
 
 def test_package_is_marked_as_typed():

@@ -142,7 +142,7 @@ def _take(
                 limit = max(patience, LEASE_SECONDS) if far and patience else patience
                 if time.monotonic() - started > limit:
                     file.close()
-                    raise BlockingIOError(f"{refusal}: {holder} has it") from None
+                    raise BlockingIOError(f"{refusal} ({holder})") from None
             if not told:
                 on_wait(holder)
             told = True

@@ -1,8 +1,11 @@
 """`flowformer data list | prepare | show`."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from flowformer.data.corpora import CORPORA
@@ -24,6 +27,22 @@ def test_list_names_every_text_and_its_source(flowformer):
         assert f"{name} " in out
         assert corpus.description in out
         assert corpus.source in out
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_the_list_is_whole_and_what_needs_a_folder_says_so(flowformer, tmp_path):
+    outcome = flowformer("data", "list")
+    assert outcome.code == 0
+    assert "Trajectories, in no folder: set FLOWFORMER_DATA, there is no home" in outcome.out
+    assert outcome.out.endswith("flowformer data prepare NAME\n")
+    (tmp_path / "book.txt").write_text("a line\n" * 100)
+    for arguments in (("text", "--folder", tmp_path / "book.txt"), ("listops",)):
+        outcome = flowformer("data", "prepare", *arguments)
+        assert outcome.code == 2
+        assert "set FLOWFORMER_DATA to a folder that can be written" in outcome.err
+    given = ("--tokenizer", "char", "--output", tmp_path / "prepared")
+    outcome = flowformer("data", "prepare", "text", "--folder", tmp_path / "book.txt", *given)
+    assert outcome.code == 0
 
 
 def test_prepare_writes_a_folder_and_show_says_what_is_in_it(flowformer, book, tmp_path):
@@ -97,6 +116,34 @@ def test_what_was_asked_for_wrongly_is_said(flowformer, arguments, message):
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.out == ""
+
+
+@pytest.mark.parametrize("name", ["hopper-v5-medum-v0", "wiki-smal", "pathfindr32", "nothing"])
+def test_a_mistyped_name_lists_the_sets_of_every_kind(flowformer, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "hopper-v5-medium-v0" / "data").mkdir(parents=True)
+    (tmp_path / "hopper-v5-medium-v0" / "data" / "metadata.json").write_text("{}")
+    said = flowformer("data", "show", name).err
+    assert f"trajectories, in {tmp_path}: hopper-v5-medium-v0" in said
+    assert "texts: wikitext-103, " in said
+    assert "Long Range Arena: listops, " in said
+    assert ("do you mean" in said) is (name != "nothing")
+    prepared = flowformer("data", "prepare", "hopper-v5-medium-v0").err
+    assert "a set of trajectories, which needs no preparation" in prepared
+
+
+def test_what_a_file_of_episodes_does_not_say_is_said_beside_it(flowformer, tmp_path):
+    path = tmp_path / "some.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"] = np.zeros((6, 2))
+        file["actions"] = np.array([0, 1, 0, 1, 0, 1])
+        file["rewards"] = np.ones(6)
+        file["terminals"] = np.zeros(6, bool)
+    assert "--data.time-limit" in flowformer("data", "show", path).err
+    shown = flowformer("data", "show", path, "--time-limit", 3, "--num-actions", 4)
+    assert shown.code == 0, shown.err
+    assert "4 discrete" in shown.out
+    assert re.search(r"episodes +2\n", shown.out)
 
 
 def test_a_damaged_folder_is_named(flowformer, book, tmp_path):

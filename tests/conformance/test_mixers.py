@@ -225,6 +225,29 @@ class TestSelfAttention:
             build(name)(draw(1, 5, DIM), return_state=True)
 
 
+@pytest.mark.usefixtures("shape_checks_off")  # sizes are tensors there
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name in NAMES for form in forms(name)])
+def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refused(
+    name: str, form: dict[str, bool]
+) -> None:
+    mixer = build(name, num_kv_heads=1).requires_grad_(False)
+
+    def mix(x: Tensor, mask: Tensor) -> Tensor:
+        return mixer(x, mask=mask, **form)[0]
+
+    example = draw(1, 5, DIM), torch.ones(1, 5, dtype=torch.bool)
+    if name == "deltanet":
+        with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
+            torch.jit.trace(mix, example)
+        return
+    traced: Any = torch.jit.trace(mix, example, check_trace=False)
+    for batch, length in ((1, 5), (3, 70), (2, 1)):
+        inputs = draw(batch, length, DIM, seed=1), draw(batch, length, seed=2) > -1
+        close(traced(*inputs), mix(*inputs))
+
+
 @pytest.mark.parametrize("name", having("causal"))
 class TestCausal:
     def test_no_output_depends_on_the_future(self, name: str) -> None:
@@ -243,6 +266,27 @@ class TestCausal:
         compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
         x = draw(2, 63, DIM, dtype=torch.float32)
         close(compiled(x, causal=True)[0], mixer(x, causal=True)[0], 1e-6)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+    def test_what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
+        self, name: str, value: float
+    ) -> None:
+        mixer, x, mask = build(name), draw(2, 63, DIM), torch.ones(2, 63, dtype=torch.bool)
+        mask[1, :9] = False
+        wild = x.clone()
+        wild[0, 17], wild[1, 40, 3] = value, value
+        runs = []
+        for each in (x, wild):
+            each.requires_grad_()
+            y, _ = mixer(each, causal=True, mask=mask)
+            seen = y[0, :17].square().sum() + y[1, 9:40].square().sum()
+            runs.append((y.detach(), *torch.autograd.grad(seen, each)))
+        (clean, right), (found, gradient) = runs
+        for row, start in ((0, 17), (1, 40)):
+            close(found[row, :start], clean[row, :start])
+            close(gradient[row, :start], right[row, :start])
+            if value is torch.nan:
+                assert found[row, start].isnan().all()
 
     def test_refuses_a_context(self, name: str) -> None:
         errors = (ValueError, NotImplementedError)

@@ -285,3 +285,11 @@ def test_series_whose_label_is_not_known_are_no_training_data(
     (tmp_path / "a.ts").write_text(f"@classLabel true up down\n@data\n{lines}")
     with pytest.raises(ValueError, match=rf"a\.ts.*{message}"):
         load_ts_files(tmp_path / "a.ts")
+
+
+def test_arrays_that_are_time_first_are_told() -> None:
+    series = np.zeros((2, 9, 3))
+    with pytest.warns(UserWarning, match="train: series of 9 channels and 3 time steps: if they"):
+        from_arrays(series, ["a", "b"])
+    with pytest.raises(ValueError, match=r"expected 9 channels, .* got 8: if they are \[time, ch"):
+        from_arrays([series[0], series[1, :8]], ["a", "b"])

@@ -137,6 +137,7 @@ def test_a_special_token_that_the_model_itself_would_find_is_text(
     expected = [symbols.index(symbol) for symbol in spelled]
     assert ids == ([2, *expected, 2] if unigram else expected)
     assert tokenizer.encode_document("a") == [2, 1]
+    assert tokenizer.encode("ß") == [tokenizer.unknown_id] == [0]
 
 
 def test_a_file_with_gaps_in_its_numbers_has_room_for_the_last_of_them() -> None:

@@ -105,7 +105,7 @@ def test_gradients_are_as_exact_as_those_of_all_logits_at_every_scale_of_the_los
     exact = gradients(dense, hidden.double(), weight.double())
     others = gradients(dense, hidden, weight)
     found = gradients(
-        lambda *parts: chunked_cross_entropy(*parts, drawn[2], chunk=chunk), hidden, weight
+        lambda h, w: chunked_cross_entropy(h, w, drawn[2], chunk=chunk), hidden, weight
     )
     for right, other, gradient in zip(exact, others, found, strict=True):
         # A sum by chunks is rounded once a chunk, and a scale that is no power of two once more.

@@ -696,6 +696,16 @@ class TestSavedModels:
         torch.testing.assert_close(of_tokens(plain), of_tokens(model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", ["flow", "linear", "softmax"])
+def test_packed_sequences_in_transformers_do_not_see_one_another(mixer: str) -> None:
+    model = llama().eval().double()
+    replace_attention(model, mixer)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(3, 9)
+    out = model(TOKENS, position_ids=places).last_hidden_state
+    parts = [model(part).last_hidden_state for part in (TOKENS[:, :4], TOKENS[:, 4:])]
+    torch.testing.assert_close(out, torch.cat(parts, 1), rtol=1e-12, atol=1e-12)
+
+
 class TestRefusals:
     def test_a_model_without_known_attention_names_what_it_saw(self) -> None:
         class OddAttention(nn.Module):

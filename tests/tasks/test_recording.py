@@ -1,11 +1,15 @@
 """What every task does with the losses of a step's batches."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from flowformer.tasks.recording import RecordedTask
+from flowformer.tasks.recording import RecordedTask, Row
 
 
 class Slope(RecordedTask):
@@ -19,16 +23,23 @@ class Slope(RecordedTask):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        (number,) = batch.tolist()
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        number = batch[0].item()
         factor = torch.nan if number < 0 else number
         loss = (self.weight * factor).sum()
-        return self.take(loss, int(number != 0), {"batch": batch}, "train", batch_idx)[0]
+        return self.take(loss, int(number != 0), {"batch": batch[0]}, "train", batch_idx)[0]
 
-    def on_train_batch_end(self, *_arguments: object) -> None:
+    def on_train_batch_end(self, *_arguments: Any, **_options: Any) -> None:
         self.places.append(float(self.weight.detach()))
 
-    figures = rank = describe = RecordedTask.train  # never called: nothing is recorded
+    def figures(self) -> Row:
+        return {}
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        return (row["epoch"],)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        return f"{row} {held_out}"
 
 
 def places(batches: list[float], *, accumulate: int, skips: int = 0, clip: float | None = None):
@@ -46,7 +57,7 @@ def places(batches: list[float], *, accumulate: int, skips: int = 0, clip: float
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(task, torch.utils.data.DataLoader(torch.tensor(batches), batch_size=1))
+    trainer.fit(task, DataLoader(TensorDataset(torch.tensor(batches))))
     return task.places
 
 

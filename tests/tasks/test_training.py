@@ -1,11 +1,14 @@
 """Training, from a configuration to a run folder."""
 
 import csv
+import errno
 import json
+import os
 import pickle
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
 from flowformer.tasks.evaluation import evaluate_run, predict_file
 from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.prediction import load_run, predict_probabilities
 from flowformer.tasks.recording import NonFiniteLossError
 from flowformer.tasks.report import choose_series, write_run_report
@@ -148,6 +152,25 @@ def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
         assert ("95% interval" in own.describe()) is (protocol == "clean")
         assert (own.to_dict()["accuracy_interval"] is None) is (protocol == "published")
         assert "the paper's    90.0 (by its own protocol)" in own.describe()
+
+
+def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, caplog):
+    def fail(path: Path, _content: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("flowformer.tasks.folder.write_atomically", fail)
+    result = MethodResult(test_accuracy=0.9876, seconds=1.0)
+    with pytest.raises(OSError, match=r"predictions\.csv"):
+        result.keep_tested(RunFolder(tmp_path), "")
+    assert "the test accuracy is 98.76, which cannot be kept" in caplog.text
+
+
+def test_a_run_of_another_kind_is_named_with_what_reads_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "images"}')
+    with pytest.raises(
+        ValueError, match=r"a run on images, .*flowformer\.tasks\.vision_run\.load_vision_run reads"
+    ):
+        load_run(tmp_path)
 
 
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):

@@ -73,11 +73,15 @@ def test_images_of_one_class_are_refused(tmp_path, protocol):
         part_images(config, load_images(config.data))
 
 
-def test_a_test_image_that_is_cut_off_is_named_before_the_training(tmp_path, folder):
-    path = folder / "val" / "red" / "3.png"
+@pytest.mark.parametrize(
+    ("part", "protocol"), [("val", "clean"), ("test", "clean"), ("test", "published")]
+)
+def test_an_image_that_is_cut_off_is_named_before_the_training(tmp_path, part, protocol):
+    folder = write_images(tmp_path / "images", {"train": 6, "val": 3, "test": 4})
+    path = folder / part / "red" / "2.png"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"3\.png: cut off or damaged image"):
-        train(tiny_vision(folder), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"2\.png: cut off or damaged image"):
+        train(tiny_vision(folder, protocol=protocol), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -92,7 +92,7 @@ def _list(arguments: list[str]) -> int:
     parse(ListOptions, arguments, prog="flowformer data list")
     from flowformer.data.arena_sets import ARENA_SETS
     from flowformer.data.corpora import CORPORA
-    from flowformer.data.minari_sets import local_minari, minari_root
+    from flowformer.data.minari_sets import find_minari_root, local_minari
 
     width = max(map(len, [*CORPORA, *ARENA_SETS]))
     for title, table in (("Texts", CORPORA), ("Long Range Arena", ARENA_SETS)):
@@ -101,7 +101,8 @@ def _list(arguments: list[str]) -> int:
             sys.stdout.write(f"{name:<{width}}  {row.description}\n")
             sys.stdout.write(f"{'':<{width}}  from {row.source}\n")
         sys.stdout.write("\n")
-    sys.stdout.write(f"Trajectories, in {minari_root()}\n\n")
+    root = find_minari_root() or "no folder: set FLOWFORMER_DATA, there is no home directory"
+    sys.stdout.write(f"Trajectories, in {root}\n\n")
     for name in local_minari() or ["none: flowformer data collect ENV makes some"]:
         sys.stdout.write(f"{name}\n")
     sys.stdout.write("\n")
@@ -183,14 +184,32 @@ def _arena_name(arguments: list[str]) -> str | None:
 
 
 def _require_known(name: str) -> None:
+    """Refuses a name that is no text's and no set's of the Long Range Arena; lists those of all.
+
+    Raises:
+        ValueError: it is none.
+    """
     from flowformer.data.arena_sets import ARENA_SETS
     from flowformer.data.corpora import CORPORA
+    from flowformer.data.minari_sets import local_minari, minari_root
 
-    names = [*CORPORA, *ARENA_SETS]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"do you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown text or data set {name!r}: {hint}choose from {', '.join(names)}")
+    kinds = {
+        "texts": list(CORPORA),
+        "Long Range Arena": list(ARENA_SETS),
+        f"trajectories, in {minari_root()}": local_minari(),
+    }
+    *others, trajectories = kinds.values()
+    if any(name in names for names in others):
+        return
+    if name in trajectories:
+        raise ValueError(
+            f"{name} is a set of trajectories, which needs no preparation: flowformer data show "
+            f"{name}"
+        )
+    near = difflib.get_close_matches(name, [each for names in kinds.values() for each in names], 1)
+    hint = f"do you mean {near[0]}? " if near else ""
+    there = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds.items())
+    raise ValueError(f"unknown text or data set {name!r}: {hint}there are {there}")
 
 
 def _describe(text: "PreparedText") -> str:

@@ -1,6 +1,5 @@
 """`flowformer data collect ENV`, and what `flowformer data show` says of sets of trajectories."""
 
-import os
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ from flowformer.data.collection import CollectionConfig, Quality, collect
 from flowformer.data.environments import NOT_D4RL, references_of
 from flowformer.data.minari_sets import minari_folder, open_trajectories
 from flowformer.data.trajectories import Space, Trajectories, normalized_score
+from flowformer.machine import available_processors
 
 _WIDTH = 100
 _SAY_SECONDS = 5.0
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     data, folder = collect(
         config,
         folder=options.output,
-        workers=(os.cpu_count() or 1) if options.workers is None else options.workers,
+        workers=available_processors() if options.workers is None else options.workers,
         seconds=options.seconds,
         progress=_progress(),
     )

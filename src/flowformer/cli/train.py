@@ -1,10 +1,10 @@
 """`flowformer train NAME [overrides]`."""
 
-import itertools
 import os
 import pkgutil
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from flowformer.tasks.processes import (
     started_outside,
 )
 from flowformer.tasks.schedule import StepsConfig
+
+_RUNS = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> int:
         elif is_first():
             sys.stderr.write(f"nothing to resume in {folder.root} yet: starting\n")
     if started_outside():
-        devices, nodes = sizes_outside()
+        devices, nodes = sizes_outside(asked=config.training.processes)
         training: Any = replace(config.training, devices=devices, nodes=nodes)
         config = replace(config, training=training)
     elif config.training.nodes == 1 < config.training.devices:
@@ -93,6 +95,9 @@ def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int
             sys.stderr.write(f"\nstopped; go on with: {again.format(_named(folder))}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+    finally:
+        if chosen is None:
+            _leave_none_empty(folder)
     assert folder is not None
     _tell(result, folder, kind)
     return 0
@@ -159,9 +164,24 @@ def _unused(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> Ru
 
 
 def _choose_folder(config: Experiment) -> RunFolder:
+    """Makes a new folder: who starts at the same moment takes another."""
     stem = f"{config.name}-{config.protocol}-seed{config.training.seed}"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return RunFolder(next(path for path in (Path("runs", n) for n in names) if not path.exists()))
+    number, folder = 1, RunFolder(_RUNS / stem)
+    while True:
+        try:
+            folder.root.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = RunFolder(_RUNS / f"{stem}-{number}")
+
+
+def _leave_none_empty(folder: RunFolder | None) -> None:
+    """Removes the folder that was made for a run which then did not begin."""
+    if folder is not None and is_first():
+        with suppress(OSError):  # there is something in it
+            folder.root.rmdir()
+            _RUNS.rmdir()
 
 
 def _stored_config(folder: RunFolder, name: str) -> Experiment:

@@ -30,6 +30,7 @@ from flowformer.data.timeseries import (
     load_ts_files,
     require_classes,
     stratified_split,
+    warn_of_swapped_axes,
 )
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.tokens import Counts, PreparedText, TokenArray, open_text
@@ -75,4 +76,5 @@ __all__ = [
     "require_complete",
     "stratified_split",
     "train_tokenizer",
+    "warn_of_swapped_axes",
 ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from flowformer.data.packages import data_cache
 from flowformer.data.parallel import require_main
 from flowformer.data.sequences import SequenceData
 from flowformer.files import locked, remove_unfinished, write_atomically
+from flowformer.machine import available_processors
 
 __all__ = [
     "ARENA_SETS",
@@ -126,7 +126,7 @@ def _make(
         return of.read(options)
     if workers is None:
         cases = sum(options.sizes or ())
-        workers = max(1, min(os.cpu_count() or 1, cases // _CASES_PER_WORKER))
+        workers = max(1, min(available_processors(), cases // _CASES_PER_WORKER))
     return of.generate(options, workers, progress)
 
 

@@ -6,12 +6,15 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from multiprocessing import current_process, get_context, parent_process
 from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
+
+from flowformer.machine import safe_path
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,15 +42,17 @@ class Workers:
         """
         if number < 1:
             raise ValueError(f"expected at least 1 worker, got {number}")
-        self._limit = number * _AHEAD
-        self._pool = None
-        if number > 1:
-            self._pool = ProcessPoolExecutor(
-                number, mp_context=get_context("spawn"), initializer=_end_with_parent
-            )
+        self._number = number
+        self._pool: ProcessPoolExecutor | None = None
+        self._entered = ExitStack()
 
     def __enter__(self) -> "Workers":
         """Returns itself."""
+        if self._number > 1:
+            self._entered.enter_context(safe_path())
+            self._pool = ProcessPoolExecutor(
+                self._number, mp_context=get_context("spawn"), initializer=_end_with_parent
+            )
         return self
 
     def __exit__(
@@ -57,8 +62,9 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         """Ends the processes; what they have not begun is left undone."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        with self._entered:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yields the result of each job, in their order.
@@ -74,7 +80,7 @@ class Workers:
         under_way: deque[Future[Result]] = deque()
         try:
             while True:
-                missing = islice(remaining, self._limit - len(under_way))
+                missing = islice(remaining, self._number * _AHEAD - len(under_way))
                 under_way.extend(self._pool.submit(function, job) for job in missing)
                 if not under_way:
                     return

@@ -79,7 +79,7 @@ def share_out(loader: DataLoader, *, process: int, processes: int) -> DataLoader
     if loader.batch_sampler is None:
         raise ValueError(f"expected a loader with a batch sampler, got one of {loader.dataset}")
     batches = SharedBatches(loader.batch_sampler, process=process, processes=processes)
-    return DataLoader(
+    return type(loader)(
         loader.dataset,
         batch_sampler=batches,
         collate_fn=loader.collate_fn,

@@ -1,6 +1,7 @@
 """Labelled collections of time series: their record, and how arrays and files become one."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,11 @@ class SeriesSplit:
             )
         for index, series in enumerate(self.series):
             if len(series) != self.channels:
+                swapped = len({one.shape[1] for one in self.series}) == 1 < len(self)
+                hint = ": if they are [time, channels], give [one.T for one in series]" * swapped
                 raise ValueError(
                     f"{self.place(index)}: expected {self.channels} channels, as in "
-                    f"series 0, got {len(series)}"
+                    f"series 0, got {len(series)}{hint}"
                 )
 
     def __len__(self) -> int:
@@ -147,6 +150,9 @@ def from_arrays(
         test_labels: Its labels.
         name: What the data set is called.
 
+    Warns:
+        UserWarning: The training series have more channels than time steps.
+
     Raises:
         ValueError: The arrays are not as `as_series` wants them; the splits, or series in a split,
             differ in channels; labels and series differ in number; a label is missing (None, NaN),
@@ -165,6 +171,7 @@ def from_arrays(
         labels=encode_labels(train_labels, classes, name="train"),
         name="train",
     )
+    warn_of_swapped_axes(train.series, name="train")
     test = None
     if test_series is not None and test_labels is not None:
         test = SeriesSplit(
@@ -251,6 +258,25 @@ def as_series(
     return tuple(
         _one_series(series, f"{name}, series {index}") for index, series in enumerate(collection)
     )
+
+
+def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *, name: str) -> None:
+    """Say so where series have more channels than time steps, as those of [time, channels] have.
+
+    Args:
+        series: What `as_series` gave.
+        name: What the warning calls them.
+    """
+    shapes = [one.shape for one in series]
+    if shapes and all(channels > time for channels, time in shapes):
+        channels, time = shapes[0]
+        warnings.warn(
+            f"{name}: series of {channels} channels and {time} time steps: if they are "
+            f"{time} channels over {channels} time steps, turn them "
+            "(array.transpose(0, 2, 1), or [one.T for one in series])",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def encode_labels(

@@ -7,7 +7,7 @@ the files of the `tokenizers` library, so that any `tokenizer.json` is one, trai
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -218,8 +218,7 @@ class SubwordTokenizer(Tokenizer):
         # Numbers may be left out: a model needs a row for each up to the last.
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         find = self._tokenizer.token_to_id
-        unknown = getattr(model, "unk_token", None)
-        self.unknown_id = None if unknown is None else find(unknown)
+        self.unknown_id = _unknown_of(json.loads(text)["model"], find)
         self.end_id = next((find(end) for end in END_OF_DOCUMENT if find(end) is not None), None)
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = {number for number, token in added if token.special} | {self.end_id}
@@ -259,6 +258,12 @@ class SubwordTokenizer(Tokenizer):
     def to_json(self) -> str:
         """The library's JSON."""
         return self._tokenizer.to_str(pretty=False)
+
+
+def _unknown_of(model: dict[str, Any], find: Callable[[str], int | None]) -> int | None:
+    """The token of what a vocabulary lacks: told by its text, or of pieces by its number."""
+    unknown = model.get("unk_token")
+    return model.get("unk_id") if unknown is None else find(unknown)
 
 
 # The smallest vocabularies: one symbol beside the special ones; the bytes and the document end.

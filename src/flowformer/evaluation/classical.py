@@ -9,11 +9,15 @@ All see what the models see: series normalised with the statistics of the traini
 they are fitted as a whole, since none has an epoch to choose.
 """
 
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -30,6 +34,8 @@ from flowformer.data import (
 from flowformer.memory import forget_peak, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
+
+_NUMBA = "NUMBA_CACHE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,6 +150,7 @@ def _xgboost(seed: int, threads: int, options: dict[str, Any]) -> Any:
 
 
 def _require(module: str, method: str, extra: str) -> ModuleType:
+    _keep_compiled()
     try:
         return import_module(module)
     except ImportError as error:
@@ -151,6 +158,26 @@ def _require(module: str, method: str, extra: str) -> ModuleType:
         raise ImportError(
             f"{package} is needed for {method}: pip install 'flowformer[{extra}]'"
         ) from error
+
+
+def _keep_compiled() -> None:
+    """Gives numba a folder for what it compiles, where it would find none and aeon's code fail.
+
+    It looks beside the library, which another user may have installed, and in the user's cache: a
+    container's user may have none.
+    """
+    spec = find_spec("aeon")
+    if _NUMBA in os.environ or spec is None or spec.origin is None:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
+    if not any(_is_writable(place) for place in (Path(spec.origin).parent, Path(cache))):
+        os.environ[_NUMBA] = tempfile.mkdtemp(prefix="flowformer-numba-")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in one that has yet to be made."""
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _unequal(

@@ -83,6 +83,7 @@ class DilatedConvClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.channels, self.max_length = channels, max_length
+        self.length_limit: int | None = max_length
         widths = [channels, *[config.dim] * config.num_layers, WIDENING * config.dim]
         self.blocks = nn.Sequential(
             *(
@@ -110,7 +111,7 @@ class DilatedConvClassifier(nn.Module):
             ValueError: other channels than at construction, or a series longer than max_length.
         """
         inputs = checked_series(
-            inputs, attention_mask, channels=self.channels, max_length=self.max_length
+            inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
         features = self.blocks(inputs.transpose(1, 2))
         if attention_mask is not None:

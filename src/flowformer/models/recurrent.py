@@ -29,6 +29,7 @@ class LSTMClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.channels, self.max_length = channels, max_length
+        self.length_limit: int | None = max_length
         # torch warns of dropout between layers where there is one layer.
         between = config.dropout if config.num_layers > 1 else 0.0
         self.lstm = nn.LSTM(
@@ -54,7 +55,7 @@ class LSTMClassifier(nn.Module):
             ValueError: other channels than at construction, or a series longer than max_length.
         """
         inputs = checked_series(
-            inputs, attention_mask, channels=self.channels, max_length=self.max_length
+            inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
         states, _ = self.lstm(inputs)
         logits = self.head(self.dropout(_last_real(states, attention_mask)))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flowformer.nn.attention import HeadAttention, Sizes
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import build_attention
-from flowformer.nn.transformers_attention import attend, claim, padding_mask
+from flowformer.nn.transformers_attention import attend, padding_mask
+from flowformer.nn.transformers_owner import claim
 
 IMPLEMENTATION = "flowformer"
 CHILD = "mixer_attention"  # the name of our attention inside theirs

@@ -4,20 +4,22 @@ Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tens
 that computes its attention itself fails instead of losing its causal order.
 """
 
-import inspect
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowformer.nn.attention import HeadAttention
 from flowformer.nn.baselines.linformer import LinformerAttention
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixer import attend_packed
+from flowformer.nn.transformers_owner import document_offsets, owner_of, says_causal
 from flowformer.ops.baselines import KVState
+
+_NO_TENSOR = (
+    "this model computes with its attention mask itself, which the attentions of flowformer know "
+    "as causal or as that of padding only: take another model, or another attn_implementation"
+)
 
 
 class AttentionMask(NamedTuple):
@@ -34,60 +36,20 @@ class AttentionMask(NamedTuple):
     padding: Tensor | None = None
     documents: Tensor | None = None
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """It has nothing of a tensor."""
+        raise AttributeError(f"no {name}: {_NO_TENSOR}")
 
-@dataclass
-class Owner:
-    """What the attentions inside one model of transformers know of each other.
+    def __getitem__(self, key: Any) -> Any:
+        """One of its three parts."""
+        if not isinstance(key, int):
+            raise TypeError(_NO_TENSOR)
+        return tuple.__getitem__(self, key)
 
-    Attributes:
-        name: the class of the model, for messages.
-        autoregressive: one of them is causal, so that another one that is not must show no token
-            to an earlier one.
-        told: it was said that cross-attention stays softmax.
-    """
-
-    name: str
-    autoregressive: bool
-    told: bool = False
-
-
-_OWNER = "flowformer_owner"
-
-
-def claim(model: Any) -> None:
-    """Tell every module of a model of transformers whose it is; those of models inside aside.
-
-    It is known then which attentions stand beside a causal one: `attend` refuses the unclaimed.
-    """
-    modules = list(own_modules(model))
-    owner = Owner(type(model).__name__, any(_says_causal(module) for module in modules))
-    for module in modules:
-        setattr(module, _OWNER, owner)
-
-
-def own_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """A model of transformers and what is in it, but for models of transformers inside."""
-    from transformers.modeling_utils import PreTrainedModel
-
-    yield model
-    for child in model.children():
-        if not isinstance(child, PreTrainedModel):
-            yield from own_modules(child)
-
-
-def _says_causal(module: nn.Module) -> bool:
-    return getattr(module, "is_causal", None) is True
-
-
-def uses_interface(module: nn.Module) -> bool:
-    """Whether its class calls the attention function that the configuration names."""
-    return any(
-        "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(function).__code__.co_names
-        for kind in type(module).__mro__
-        if kind.__module__ != "transformers.modeling_utils"  # where it is defined
-        for function in vars(kind).values()
-        if inspect.isfunction(function) and hasattr(inspect.unwrap(function), "__code__")
-    )
+    @classmethod
+    def __torch_function__(cls, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse to be calculated with."""
+        raise TypeError(_NO_TENSOR)
 
 
 def padding_mask(
@@ -151,6 +113,12 @@ def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor |
     return documents
 
 
+_STAYS_SOFTMAX = (
+    "the cross-attention of {owner} stays softmax: with {attention}, as it is set, the output for "
+    "a token also depends on the later tokens, which are those to be predicted. One of linear cost "
+    "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
+    "options={{'independent_sinks': True}}"
+)
 # What a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
@@ -181,32 +149,39 @@ def attend(
     for name in _FOREIGN:
         if others.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} uses {name}, which no mixer has")
-    mask, owner = _mask(module, attention_mask, is_causal), _owner(module)
+    mask, owner = _mask(module, attention_mask, is_causal), owner_of(module)
     if mask.causal and not owner.autoregressive:
         owner.autoregressive = True
-    crosses = owner.autoregressive and not mask.causal and not _says_causal(module)
-    if crosses and not attention.capabilities.independent_sinks:
-        _tell(owner, attention)
+    beside_causal = owner.autoregressive and not mask.causal and not says_causal(module)
+    if beside_causal and not attention.capabilities.independent_sinks:
+        if not torch.compiler.is_compiling():
+            owner.tell(_STAYS_SOFTMAX.format(owner=owner.name, attention=type(attention).__name__))
         heads = (query, key, value)
         return _library_softmax(module, heads, mask.padding, scaling=scaling, **others)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
     if scaling is not None and isinstance(attention, (SoftmaxAttention, LinformerAttention)):
         query = query * (scaling * query.shape[-1] ** 0.5)  # these divide by the root themselves
     tensors = [query, key, value]
-    if not mask.causal and (crosses or _is_cross(module)):
+    if not mask.causal and (beside_causal or _is_cross(module)):
         _refuse_packed_context(others)
         return attention(*tensors, key_mask=mask.padding)[0], None
-    offsets = _offsets(mask, tensors, others)
+    offsets = _offsets(module, mask, tensors, others)
+    return _attend_self(attention, tensors, mask, offsets), None
+
+
+def _attend_self(
+    attention: HeadAttention, tensors: list[Tensor], mask: AttentionMask, offsets: Tensor | None
+) -> Tensor:
     if offsets is not None:
-        return _attend_documents(attention, tensors, offsets, causal=mask.causal), None
+        return _attend_documents(attention, tensors, offsets, causal=mask.causal)
     if not mask.causal:
-        return attention(*tensors, mask=mask.padding)[0], None
-    _check_places(module, mask.padding, others.get("position_ids"))
-    state, padding = None, mask.padding
-    if query.shape[1] < key.shape[1]:
-        state, padding = _state_of_cache(attention, key, value, padding, new=query.shape[1])
-        key, value = key[:, -query.shape[1] :], value[:, -query.shape[1] :]
-    return attention(query, key, value, causal=True, mask=padding, state=state)[0], None
+        return attention(*tensors, mask=mask.padding)[0]
+    query, key, value = tensors
+    state, padding, new = None, mask.padding, query.shape[1]
+    if new < key.shape[1]:
+        state, padding = _state_of_cache(attention, key, value, padding, new=new)
+        key, value = key[:, -new:], value[:, -new:]
+    return attention(query, key, value, causal=True, mask=padding, state=state)[0]
 
 
 def _mask(
@@ -226,36 +201,12 @@ def _mask(
     return AttentionMask(causal, None if attention_mask is None else attention_mask.bool())
 
 
-def _owner(module: Any) -> Owner:
-    owner = getattr(module, _OWNER, None)
-    if owner is None:
-        raise RuntimeError(
-            f"this {type(module).__name__} was given its attention past the checks: choose it by "
-            "model.set_attn_implementation(name), or by attn_implementation=name when loading"
-        )
-    return owner
-
-
 def _is_cross(module: Any) -> bool:
     """Whether the keys are those of another sequence, with a mask of their own."""
     # Where one class serves both (Bart, Whisper), the cross-attention is the decoder's that is not
     # causal.
-    decoder = getattr(module, "is_decoder", False) and not _says_causal(module)
+    decoder = getattr(module, "is_decoder", False) and not says_causal(module)
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__ or decoder)
-
-
-def _tell(owner: Owner, attention: HeadAttention) -> None:
-    """Say once that cross-attention of a decoder stays softmax."""
-    if owner.told or torch.compiler.is_compiling():
-        return
-    owner.told = True
-    warnings.warn(
-        f"the cross-attention of {owner.name} stays softmax: with {type(attention).__name__}, as "
-        "it is set, the output for a token also depends on the later tokens, which are those to "
-        "be predicted. One of linear cost that does not: register_attention(name, "
-        "independent_sinks=True) or, in replace_attention, options={'independent_sinks': True}",
-        stacklevel=2,
-    )
 
 
 def _library_softmax(
@@ -265,7 +216,8 @@ def _library_softmax(
 
     _refuse_packed_context(others)
     mask = None if padding is None else padding[:, None, None, :]
-    return sdpa_attention_forward(module, *heads, mask, is_causal=False, **others)
+    query, key, value = heads
+    return sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **others)
 
 
 def _refuse_packed_context(others: dict[str, Any]) -> None:
@@ -275,64 +227,28 @@ def _refuse_packed_context(others: dict[str, Any]) -> None:
         )
 
 
-def _offsets(mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]) -> Tensor | None:
+def _offsets(
+    module: Any, mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]
+) -> Tensor | None:
     """Where packed documents start, in all rows one after the other; None of padded rows."""
     given, keys = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     rows, length = tensors[0].shape[:2]
     whole = length == tensors[1].shape[1]
     if given is not None:
-        if mask.padding is not None or not whole or (keys is not None and not keys.equal(given)):
+        same = keys is None or keys is given or keys.equal(given)
+        if mask.padding is not None or not whole or not same:
             raise ValueError(
-                "packed sequences (cu_seq_lens_q) are those of queries and keys alike, without "
-                "padding and without a cache: leave out attention_mask and past_key_values"
+                "packed sequences (cu_seq_lens_q, or position_ids that start anew) are those of "
+                "queries and keys alike, without padding and without a cache: leave out "
+                f"attention_mask and past_key_values; {type(module).__name__} got "
+                f"{length} queries and {tensors[1].shape[1]} keys"
+                f"{'' if mask.padding is None else ', and a mask'}"
             )
         return given
     documents = mask.documents
     if documents is None and mask.padding is None and whole:
         documents = others.get("seq_idx")
-        if documents is None and mask.causal:
-            documents = documents_of(others.get("position_ids"))
     return None if documents is None else document_offsets(documents.expand(rows, length))
-
-
-def document_offsets(documents: Tensor) -> Tensor | None:
-    """Where documents start, [documents + 1], in all rows one after the other.
-
-    None where each row is one. In compiled code it must be one: shapes cannot depend on it.
-
-    Args:
-        documents: the number of the document of each token, [b, t].
-    """
-    one = (documents == documents[:, :1]).all()
-    if torch.compiler.is_compiling():
-        check_values(one, "packed sequences in compiled code: give cu_seq_lens_q")
-        return None
-    if bool(one):
-        return None
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    ends = torch.tensor([documents.numel()], device=documents.device)
-    return torch.cat((starts.flatten().nonzero()[:, 0], ends))
-
-
-def check_values(right: Tensor, message: str) -> None:
-    """Refuse values; in compiled code when it runs.
-
-    Raises:
-        ValueError: they are not right.
-    """
-    if torch.compiler.is_compiling():
-        torch._assert_async(right, message)
-    elif not bool(right):
-        raise ValueError(message)
-
-
-def documents_of(position_ids: Tensor | None) -> Tensor | None:
-    """The number of the document of each token, [b, t]: one starts where positions do not go on."""
-    if position_ids is None or position_ids.ndim != 2:
-        return None
-    first = position_ids[:, :1] - 1
-    return (torch.diff(position_ids, prepend=first, dim=-1) != 1).cumsum(-1)
 
 
 def _attend_documents(
@@ -343,28 +259,6 @@ def _attend_documents(
     packed = [tensor.flatten(0, 1)[None] for tensor in tensors]
     call = {"causal": True, "mask": None} if causal else {"mask": None}
     return attend_packed(attention, packed, offsets, call)[0].unflatten(0, (rows, -1))
-
-
-def _check_places(module: Any, padding: Tensor | None, position_ids: Tensor | None) -> None:
-    """Warn of positions that padding on the left moves, in the first layer.
-
-    Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
-    """
-    unknown = padding is None or position_ids is None or position_ids.ndim != 2
-    if unknown or getattr(module, "layer_idx", None) or torch.compiler.is_compiling():
-        return
-    if position_ids.shape[1] != padding.shape[1]:
-        return
-    first = padding.to(torch.uint8).argmax(1, keepdim=True)
-    places = position_ids.expand(padding.shape[0], -1).gather(1, first)
-    if bool(((first > 0) & (places != 0)).any()):
-        warnings.warn(
-            "the batch is padded on the left and the positions count the padding, which changes "
-            "what these attentions return for rotated queries and keys (softmax sees only their "
-            "distance): give position_ids that start with 0 at the first token of each row, such "
-            "as (attention_mask.cumsum(1) - 1).clamp(min=0)",
-            stacklevel=2,
-        )
 
 
 def _state_of_cache(

@@ -24,6 +24,7 @@ from flowformer.ops.step import step as step  # the recurrence, for one token
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 
 CHUNK = 64  # tokens of which A is formed: as many as features, so that A is as large as q
 SEGMENT = 2048  # tokens computed at once: bounds the memory of temporaries

@@ -18,6 +18,7 @@ from flowformer.ops.state import FlowState, LinearState
 
 PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
 

@@ -1,5 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from flowformer.ops import reference
 from flowformer.ops.backend import choose_backend
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, features, resolve_options
+from flowformer.ops.features import (
+    Competition,
+    FeatureMap,
+    FlowOptions,
+    features,
+    masked,
+    resolve_options,
+)
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
@@ -19,6 +27,16 @@ from flowformer.ops.inputs import (
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import (
+    either,
+    may_be_spoiled,
+    seen_from,
+    spoiled,
+    stained,
+    stained_state,
+    without,
+)
+from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import FlowState
 
@@ -198,7 +216,35 @@ def _attend_causal(
     rest: dict[str, Any] = {"mask": batch.key_mask, "return_state": return_state}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
-    return module.causal(*queries, *keys, options=options, state=state, **rest)
+    run = partial(module.causal, options=options, state=state, **rest)
+    query, key, value = *queries, *keys
+    needed = not module.CONTAINS_NONFINITE or is_kept(query, key, value, *(state or ()))
+    if not (needed and may_be_spoiled(query, key, value)):
+        return run(query, key, value)
+    return _attend_contained(run, query, key, value, batch, options)
+
+
+def _attend_contained(
+    run: Callable[..., tuple[Tensor, FlowState | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    options: FlowOptions,
+) -> tuple[Tensor, FlowState | None]:
+    """Attend so that nothing which is not finite reaches an earlier token; see nonfinite.py."""
+    mask = batch.key_mask
+    sigmoid = options.feature_map == "sigmoid"  # of an infinity it is finite, and so is relu of -∞
+    q, k = (masked(x, mask) if sigmoid else masked(x, mask).relu() for x in (query, key))
+    tokens = either(*(spoiled(x, nan_only=sigmoid) for x in (q, k)))
+    columns = spoiled(masked(value, mask), columns=True)
+    flag = either(tokens, columns)
+    out, state = run(without(query, tokens), without(key, tokens), without(value, flag))
+    seen, sums = seen_from(flag, batch.cu_seqlens)
+    state = stained_state(state, seen_from(tokens, batch.cu_seqlens)[1])
+    if state is not None:
+        state = state._replace(key_value=stained(state.key_value, sums[..., None, :]))
+    return stained(out, seen, mask), state
 
 
 def check_causal_options(options: FlowOptions) -> None:

@@ -250,6 +250,25 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or is_tracing()
 
 
+def is_for_any_length() -> bool:
+    """Whether the graph that is being recorded is to serve other lengths too.
+
+    That of torch.jit.trace, which cannot ask for another one, and of torch.export. There what a
+    length decides (which of two is smaller, how often a loop runs) would be fixed.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return is_tracing()
+
+
+def at_most(size: int, length: int) -> int:
+    """Return the smaller: a block need not be longer than the sequence, and may be.
+
+    It is the size in a graph for any length.
+    """
+    return size if is_for_any_length() else min(size, length)
+
+
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether a transform of torch.func, or a forward-mode derivative, is at work on a tensor.
 

@@ -18,6 +18,8 @@ from flowformer.ops.inputs import (
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
+from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import LinearState
 
@@ -161,4 +163,19 @@ def _attend(
     rest: dict[str, Any] = {"state": state, "return_state": return_state}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
-    return module.linear_causal(q, k, v, row_scale=scale, **rest)
+    run = partial(module.linear_causal, **rest)
+    needed = not module.CONTAINS_NONFINITE or is_kept(q, k, v, scale, *(state or ()))
+    if not (needed and may_be_spoiled(q, k, v, scale)):
+        return run(q, k, v, row_scale=scale)
+    # Nothing that is not finite reaches an earlier token; a query is seen by itself alone.
+    own = spoiled(q)
+    by_key = spoiled(k)
+    if scale is not None:
+        own = either(own, spoiled(scale[..., None]))
+        scale = without(scale, own[..., 0])
+    flag = either(by_key, spoiled(v, columns=True))
+    out, after = run(without(q, own), without(k, by_key), without(v, flag), row_scale=scale)
+    seen, sums = seen_from(flag, batch.cu_seqlens)
+    if after is not None:
+        after = LinearState(stained(after.key_value, sums[..., None, :]))
+    return stained(out, either(own, seen), batch.query_mask), after

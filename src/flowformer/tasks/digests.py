@@ -5,6 +5,7 @@ not given. No torch here: the functions import what they need when they run.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from flowformer.data.timeseries import TimeSeriesData
     from flowformer.data.tokens import PreparedText
     from flowformer.data.trajectories import Trajectories
+
+logger = logging.getLogger(__name__)
 
 Digests = dict[str, str]
 
@@ -130,6 +133,8 @@ def digest_files(files: Iterable[Path], *, most: int = _MOST_FILES) -> Digests:
         OSError: one cannot be read.
     """
     paths = sorted(set(files))
+    if len(paths) > most:
+        logger.info("reading %s files once, to know them again", f"{len(paths):,}")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = dict(zip(map(str, paths), pool.map(_digest_file, paths), strict=True))
     if len(paths) <= most:

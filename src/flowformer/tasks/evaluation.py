@@ -153,10 +153,11 @@ def _read_labelled(file: Path, run: Run) -> SeriesSplit:
 
 
 def _probabilities(run: Run, split: SeriesSplit) -> np.ndarray:
+    limit = run.model.length_limit
     for index, length in enumerate(split.lengths):
-        if length > run.max_length:
+        if limit is not None and length > limit:
             raise ValueError(
-                f"{split.place(index)}: expected at most {run.max_length} time steps, for which "
+                f"{split.place(index)}: expected at most {limit} time steps, for which "
                 f"the run has room, got {length}: shorten it, or train a run with "
                 f"data.max_length {length}"
             )

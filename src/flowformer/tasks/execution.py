@@ -11,7 +11,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import IO
 
 from flowformer.evaluation.comparison import duration
 from flowformer.files import locked
+from flowformer.machine import available_processors, python
 from flowformer.memory import is_out_of_memory
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import (
@@ -31,6 +31,7 @@ from flowformer.tasks.comparison import (
     require_data,
     require_same,
 )
+from flowformer.tasks.folder import say_held
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
@@ -93,7 +94,8 @@ def execute(
         "or choose another folder (--output)"
     )
     # Workers inherit the lock: it is held until the last of them has ended.
-    with locked(plan.root / ".lock", refusal=refusal, patience=LOCK_SECONDS) as lock:
+    place, patience = plan.root / ".lock", LOCK_SECONDS
+    with locked(place, refusal=refusal, patience=patience, on_wait=say_held(plan.root)) as lock:
         require_same(plan)
         require_data(plan)
         waiting = [run for run in plan.runs if run.read_result() is None]
@@ -119,12 +121,12 @@ def execute(
 def _start(run: PlannedRun, jobs: int, memory_limit: int | None, lock: IO[str]) -> _Active:
     RunState(request=run.request, status="started").write(run.state_file)
     environment = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_processors() // jobs)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with run.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
+            python("-m", WORKER),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import inspect
 import json
 import logging
 import platform
@@ -411,26 +412,31 @@ def holds_folder(function: H) -> H:
     Of several processes of one run, the first holds it for all.
 
     Args:
-        function: (config, run_dir, …), which then raises BlockingIOError where another has it.
+        function: with a parameter `run_dir`. It then raises BlockingIOError where another process
+            writes there.
     """
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def holding(config: Any, run_dir: str | Path, *arguments: Any, **options: Any) -> Any:
+    def holding(*arguments: Any, **options: Any) -> Any:
+        run_dir = signature.bind(*arguments, **options).arguments["run_dir"]
         with contextlib.ExitStack() as stack:
             processes.current().agree(lambda: _hold(stack, RunFolder(Path(run_dir))))
-            return function(config, run_dir, *arguments, **options)
+            return function(*arguments, **options)
 
     return cast(H, holding)
 
 
 def _hold(stack: contextlib.ExitStack, folder: RunFolder) -> None:
-    refusal = f"another process writes to {folder.root}: wait for it, or choose another folder"
-
-    def say(holder: str) -> None:
-        logger.info("waiting for %s, which has %s", holder, folder.root)
-
+    refusal = f"another process writes to {folder.root}: end it, or choose another folder"
+    say = say_held(folder.root)
     lock = locked(folder.lock, refusal=refusal, patience=LOCK_SECONDS, on_wait=say)
     stack.enter_context(lock)
+
+
+def say_held(root: Path) -> Callable[[str], None]:
+    """Returns what says who holds a folder that is waited for."""
+    return lambda holder: logger.info("%s is held by %s: waiting for it", root, holder)
 
 
 def read_versions(*more: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from flowformer.evaluation.perplexity import Perplexity
 from flowformer.models.language import LanguageModel
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history
-from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.folder import RunFolder, holds_folder
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.language_training import TOKENIZER
@@ -155,6 +155,7 @@ def evaluate_language_run(run_dir: str | Path, file: Path | None = None) -> Lang
     return LanguageEvaluation(score=source.test(model), streaming=streaming, trained=trained)
 
 
+@holds_folder
 def write_language_run_report(run_dir: str | Path, *, num_samples: int = 4) -> Path:
     """Writes the report of a finished run: figures, curves, and samples of what the model writes.
 
@@ -166,6 +167,7 @@ def write_language_run_report(run_dir: str | Path, *, num_samples: int = 4) -> P
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged.
     """

@@ -3,10 +3,10 @@
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from flowformer.machine import available_processors, python
 from flowformer.tasks.processes import LOST
 
 _PROGRAM = "from flowformer.cli import main; main()"
@@ -43,7 +43,7 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _PATIENCE)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_processors() // processes)))
     # Its own account of a failure is half a screen; ours is a line.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
@@ -59,7 +59,8 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-c", _PROGRAM, *arguments)
+        command, *rest = python("-c", _PROGRAM, *arguments)
+        elastic_launch(config, command)(*rest)
     except ChildFailedError as error:
         number, failure = min(error.failures.items(), key=lambda each: _order(each[1]))
         if failure.exitcode < 0:

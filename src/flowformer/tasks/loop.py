@@ -34,7 +34,11 @@ from flowformer.tasks.recording import (
     RecordedTask,
 )
 from flowformer.tasks.shards import read_rest, read_whole
-from flowformer.tasks.strategies import options_for_processes
+from flowformer.tasks.strategies import (
+    counted_as,
+    options_for_one_process,
+    options_for_processes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +78,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
         ShareDoneError: all is done that this process had to do; the first one returns.
-        ValueError: no checkpoint of the run can be read, or its strategy cannot train this.
+        ValueError: no checkpoint of the run can be read, its strategy cannot train this, or there
+            are not as many processes as the settings say.
     """
     group = current()
     lines = EpochLines(settings.progress if group.is_first else "none")
@@ -82,8 +87,9 @@ def fit(
         task, folder, held_out=held_out, say=lines.say, skip_nan=settings.skip_nan
     )
     interrupt = InterruptBetweenBatches(several=group.count > 1)
-    options: dict[str, Any] = {}
-    if group.count > 1:
+    if group.count == 1:
+        options = options_for_one_process(settings)
+    else:
         options = options_for_processes(settings, folder)
         train, validation = (
             share_out(loader, process=group.number, processes=group.count)
@@ -98,7 +104,7 @@ def fit(
                 *(items, group.count),
             )
     start = group.agree(lambda: _start(folder, settings))
-    with _quiet_lightning(), interrupt.listening():
+    with _quiet_lightning(), interrupt.listening(), counted_as(group.number):
         trainer = Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -113,7 +119,7 @@ def fit(
             default_root_dir=folder.root,
             logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
             callbacks=[interrupt, recorder, *([] if lines.bar is None else [lines.bar])],
-            plugins=[AtomicCheckpointIO(folder), *options.pop("plugins", [])],
+            plugins=[AtomicCheckpointIO(folder), *options.pop("plugins")],
             enable_progress_bar=lines.bar is not None,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -114,6 +114,8 @@ def current() -> Processes:
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the first of its run, or the only one."""
+    if _count(environment) == 1:
+        return True
     return environment.get("RANK", environment.get("SLURM_PROCID", "0")) == "0"
 
 
@@ -123,19 +125,57 @@ def started_outside(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _count(environment: Mapping[str, str]) -> int:
-    if "RANK" in environment:
-        return int(environment.get("WORLD_SIZE", "1"))
-    # A batch script alone, or one task that starts torchrun, has SLURM's names too.
-    return int(environment.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in environment else 1
-
-
-def sizes_outside(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Returns processes on each machine, and machines, of those started outside.
+    """How many processes the environment speaks of.
 
     Raises:
-        ValueError: the machines have different numbers of processes.
+        ValueError: it says no number.
+    """
+    name = "WORLD_SIZE"
+    if "RANK" not in environment:
+        name = _slurm_tasks(environment)
+    text = environment.get(name, "1")
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"expected a number of processes in {name}, got {text!r}: unset it")
+    return int(text)
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> str:
+    """The variable with the tasks that srun has started."""
+    # A batch script alone, or a shell in an allocation, has the names of the whole job too.
+    if "SLURM_STEP_ID" not in environment:
+        return "SLURM_BY_NOBODY"
+    return "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+
+
+def _by_hand(environment: Mapping[str, str]) -> bool:
+    """Whether neither torchrun nor srun has put RANK and WORLD_SIZE there."""
+    if "RANK" not in environment or "TORCHELASTIC_RUN_ID" in environment:
+        return False
+    return environment.get(_slurm_tasks(environment)) != environment.get("WORLD_SIZE")
+
+
+def _in_environment(environment: Mapping[str, str]) -> str:
+    """What there is of several processes, in words."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(f"{name}={environment[name]}" for name in names if name in environment)
+
+
+def sizes_outside(
+    environment: Mapping[str, str] = os.environ, *, asked: int | None = None
+) -> tuple[int, int]:
+    """Returns processes on each machine, and machines, of those started outside.
+
+    Args:
+        environment: of this process.
+        asked: how many are asked for, where that is known.
+
+    Raises:
+        ValueError: the machines have different numbers of processes; or neither torchrun nor srun
+            has started them, and another number is asked for: the environment is left over.
     """
     count = _count(environment)
+    if asked is not None and asked != count and _by_hand(environment):
+        raise ValueError(_another_number(environment, asked))
     if "RANK" in environment:
         devices = int(environment.get("LOCAL_WORLD_SIZE", count))
         nodes = count // devices
@@ -147,6 +187,23 @@ def sizes_outside(environment: Mapping[str, str] = os.environ) -> tuple[int, int
     return devices, nodes
 
 
+def _another_number(environment: Mapping[str, str], asked: int) -> str:
+    """Says that there are more or fewer processes than are asked for, and what to do."""
+    count = _count(environment)
+    if count > 1 and _by_hand(environment):
+        return (
+            f"training.devices and training.nodes ask for {asked} processes, and there are {count} "
+            f"by the environment ({_in_environment(environment)}), which neither torchrun nor srun "
+            "has started: if it is left over, unset RANK and WORLD_SIZE; if they are started by "
+            "hand, give training.devices and training.nodes"
+        )
+    return (
+        f"training.devices and training.nodes ask for {asked} processes, and "
+        f"{'there is one' if count == 1 else f'there are {count}'}: start as many with torchrun, "
+        "or by flowformer train on one machine"
+    )
+
+
 def _use_slurm() -> None:
     """Says in torchrun's words what srun says in its own."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -154,7 +211,7 @@ def _use_slurm() -> None:
     slurm = SLURMEnvironment(auto_requeue=False)
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
-        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        WORLD_SIZE=str(_count(os.environ)),
         LOCAL_RANK=os.environ["SLURM_LOCALID"],
         GROUP_RANK=os.environ.get("SLURM_NODEID", "0"),
         MASTER_ADDR=slurm.main_address,
@@ -179,12 +236,9 @@ def joined(settings: ComputeConfig, *, again: str = "the same command") -> Itera
         ProcessLostError: one is gone.
     """
     global _current
-    if (count := _count(os.environ)) != settings.processes:
-        raise ValueError(
-            f"training.devices and training.nodes ask for {settings.processes} processes, and "
-            f"{'there is one' if count == 1 else f'there are {count}'}: start as many with "
-            "torchrun, or by flowformer train on one machine"
-        )
+    count = _count(os.environ)
+    if count != settings.processes:
+        raise ValueError(_another_number(os.environ, settings.processes))
     if count == 1:
         yield Processes()
         return
@@ -226,6 +280,12 @@ def _meet(settings: ComputeConfig, again: str) -> tuple[Processes, Any]:
 
     from flowformer.tasks.watch import Watch
 
+    if _by_hand(os.environ):
+        logging.getLogger("flowformer.tasks").warning(
+            "waiting up to %d s for %d more processes, of which the environment speaks (%s): where "
+            "it is left over, unset RANK and WORLD_SIZE",
+            *(settings.timeout, settings.processes - 1, _in_environment(os.environ)),
+        )
     store, number, count = next(rendezvous("env://", timeout=timedelta(seconds=settings.timeout)))
     # When torchrun starts all anew, torch itself gives them a store, or a part of it, of their own.
     own = PrefixStore("flowformer", store)

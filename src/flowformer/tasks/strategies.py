@@ -1,6 +1,7 @@
 """Lightning's strategies for several processes: DDP, and FSDP2 with checkpoints in shards."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 
 try:
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
@@ -25,6 +28,38 @@ from flowformer.tasks.shards import load_shards, read_rest, save_shards
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+@contextmanager
+def counted_as(number: int) -> Iterator[None]:
+    """Lets Lightning take this process for that number, whatever the environment says.
+
+    What it writes, it writes in the first one; it reads the number from Slurm's variables, MPI's
+    and torchrun's, which may be of the job around this process or left over.
+    """
+    known: Any = rank_zero_only  # a function, with the number as an attribute
+    before, known.rank = known.rank, number
+    try:
+        yield
+    finally:
+        known.rank = before
+
+
+def options_for_one_process(settings: ComputeConfig) -> dict[str, Any]:
+    """Returns the Trainer's arguments for a run of one process, whatever the environment says.
+
+    Without them Lightning looks for Slurm, LSF, MPI and torchrun, and waits for their processes.
+
+    Raises:
+        ValueError: the settings ask for several, and none have been joined.
+    """
+    if settings.processes > 1:
+        raise ValueError(
+            f"training.devices and training.nodes ask for {settings.processes} processes, and this "
+            "is one: flowformer train starts them, or join them by "
+            "flowformer.tasks.processes.joined"
+        )
+    return {"plugins": [LightningEnvironment()]}
 
 
 def options_for_processes(settings: ComputeConfig, folder: RunFolder) -> dict[str, Any]:

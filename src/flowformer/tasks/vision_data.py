@@ -22,6 +22,7 @@ from flowformer.data.images import (
     load_image_folder,
     with_validation,
 )
+from flowformer.data.loaders import WorkerLoader
 from flowformer.data.text_batches import as_it_is
 from flowformer.data.timeseries import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
@@ -50,6 +51,16 @@ class Parts:
     preprocessing: ImagePreprocessing
     note: str | None = None
 
+    def require_readable(self) -> None:
+        """Reads what is not trained on once: one that is damaged would end the run after an epoch.
+
+        Raises:
+            ValueError: a file is no image, or damaged; the message names it.
+        """
+        self.validation.require_readable()
+        if self.test is not None and self.test is not self.validation:
+            self.test.require_readable()
+
 
 def load_images(config: ImageDataConfig) -> ImageData:
     """Looks up the images that a configuration names.
@@ -69,13 +80,12 @@ def load_images(config: ImageDataConfig) -> ImageData:
 def part_images(config: VisionConfig, data: ImageData) -> Parts:
     """Parts the images as the protocol says.
 
-    Under "clean" the validation part is the folder's own, or else cut from the training images; the
-    test images are only checked to be whole, since a damaged one would otherwise end the run after
-    all its epochs. Under "published" they are the validation part.
+    Under "clean" the validation part is the folder's own, or else cut from the training images.
+    Under "published" the test images are the validation part.
 
     Raises:
         ValueError: images of one class only, "published" without test images, too few images of a
-            class to part, or a file of the test part that is no image or a damaged one.
+            class to part.
     """
     note = None
     require_classes(data.train.labels, data.classes, name=data.name, what="images")
@@ -84,8 +94,6 @@ def part_images(config: VisionConfig, data: ImageData) -> Parts:
             raise ValueError("the published protocol needs test images (val or test), got none")
         train, validation = data.train, data.test
     else:
-        if data.test is not None:
-            data.test.require_readable()
         if data.validation is not None and data.test is not None:
             chose, read = (Path(split.name).name for split in (data.validation, data.test))
             note = f"the folder {chose} chose the epoch; the folder {read} was read once"
@@ -134,7 +142,7 @@ def train_loader(config: VisionConfig, parts: Parts) -> DataLoader:
     else:
         transform = own.apply if shift is None else light_transform(own, shift=shift)
         images = ImageDataset(split, transform, seed=seed)
-    return DataLoader(
+    return WorkerLoader(
         images,
         data.batch_size,
         sampler=EpochKeys(len(split), seed),
@@ -152,7 +160,7 @@ def test_loader(
         images: Dataset = ImageDataset(split, preprocessing.apply)
     else:
         images = GreyDataset(split, preprocessing, shift=None)
-    return DataLoader(images, batch_size, num_workers=workers, collate_fn=_collate(images))
+    return WorkerLoader(images, batch_size, num_workers=workers, collate_fn=_collate(images))
 
 
 def parameter_groups(model: VisionClassifier, weight_decay: float) -> list[dict[str, object]]:

@@ -86,6 +86,7 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
     digests = group.agree(lambda: digest_images(config, data))
     if started and has_ended(folder, record, digests):
         return RunResult.read(folder)
+    group.agree(parts.require_readable)
     training = config.training
     train_batches = train_loader(config, parts)  # before anything is written: it may be refused
     with torch_settings(training.threads):

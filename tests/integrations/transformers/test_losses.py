@@ -96,7 +96,7 @@ def test_a_classifier_without_classes_in_the_batch_has_no_loss_and_no_gradient()
     torch.testing.assert_close(some.loss, F.cross_entropy(some.logits[:1], torch.tensor([2])))
 
 
-def trainer(model: Any, folder: Any, **settings: Any) -> Trainer:
+def trainer(model: Any, folder: Any, rows: Any = None, **settings: Any) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
@@ -110,7 +110,7 @@ def trainer(model: Any, folder: Any, **settings: Any) -> Trainer:
         seed=1,
         **settings,
     )
-    return Trainer(model=model, args=arguments)
+    return Trainer(model=model, args=arguments, train_dataset=rows)
 
 
 def test_a_smoothed_loss_is_that_of_the_next_token(tmp_path: Any) -> None:
@@ -131,11 +131,11 @@ def steps_alike(kind: type, rows: list[dict[str, Any]], folder: Any, **changes: 
         taught = trainer(
             model,
             folder,
+            rows,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=len(rows) // size,
             max_steps=1,
         )
-        taught.train_dataset = rows
         taught.train()
         weights.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1])

@@ -2,30 +2,29 @@
 
 Three methods of `PreTrainedModel` are wrapped when this package is imported. A model that computes
 its attention itself is refused when it chooses ours. One that takes ours writes so into its
-configuration and its weights: `from_pretrained` gives the same attention again, and where this
-package is not imported the file holds a weight that the model does not know, of which transformers
-warns and which `load_state_dict` refuses.
+configuration and its weights: `from_pretrained` gives the same attention again. Where this package
+is not imported, the configuration asks for an implementation that is not there, and the weights
+hold one that the model does not know: transformers refuses the first and warns of the second, and
+`load_state_dict` refuses it.
 """
 
 import inspect
+import re
+import sys
 import warnings
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from flowformer.nn.flow import FlowAttention
-from flowformer.nn.transformers_attention import (
-    attend,
-    claim,
-    own_modules,
-    padding_mask,
-    uses_interface,
-)
+from flowformer.nn.transformers_attention import attend, padding_mask
+from flowformer.nn.transformers_owner import claim, own_modules, uses_interface
 
 KEY = "flowformer_attention"  # in a configuration and in a state dict
 
@@ -59,10 +58,10 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
         is_init_check: bool = False,
     ) -> str:
         record = _record(self)
-        if record is not None and requested_attention is None:
+        if record is not None and requested_attention in (None, record["implementation"]):
             requested_attention = _saved_implementation(record)
-        elif record is not None and requested_attention != record["implementation"]:
-            delattr(self.config, KEY)
+        elif record is not None:
+            _forget(self.config)
             if is_init_check:
                 warnings.warn(
                     f"{type(self).__name__} was saved with attn_implementation="
@@ -70,6 +69,8 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
                     f"{requested_attention!r}: its weights were trained for another attention",
                     stacklevel=2,
                 )
+        if requested_attention in ATTENTIONS and _has_own_table(type(self).__module__):
+            raise _refusal(self, requested_attention, "its attention")
         return method(self, requested_attention, is_init_check)
 
     return get_correct_attn_implementation
@@ -146,14 +147,30 @@ def _adopt(model: PreTrainedModel) -> None:
     for part in parts:
         if part in chosen:
             name = part.config._attn_implementation
-            options = ATTENTIONS[name].options._asdict()
-            setattr(part.config, KEY, {"mixer": "flow", "options": options, "implementation": name})
+            _write(part.config, name)
             claim(part)
             _mark(part)
         elif _record(part) is not None:
-            delattr(part.config, KEY)
+            _forget(part.config)
         if part not in chosen and _record(part) is None and KEY in part._buffers:
             delattr(part, KEY)
+
+
+def _write(config: PreTrainedConfig, name: str) -> None:
+    """Write into a configuration what `from_pretrained` is to choose.
+
+    transformers itself reads attn_implementation, of which it saves nothing.
+    """
+    options = ATTENTIONS[name].options._asdict()
+    setattr(config, KEY, {"mixer": "flow", "options": options, "implementation": name})
+    parts = {part: getattr(config, part) for part in config.sub_configs}
+    chosen = {key: part._attn_implementation for key, part in parts.items() if part is not None}
+    config.__dict__["attn_implementation"] = {"": name, **chosen} if chosen else name
+
+
+def _forget(config: PreTrainedConfig) -> None:
+    delattr(config, KEY)
+    config.__dict__.pop("attn_implementation", None)
 
 
 def _mark(part: PreTrainedModel) -> None:
@@ -186,6 +203,16 @@ def _refusal(part: PreTrainedModel, name: str, what: str) -> ValueError:
         "or 'eager' for this one (in a model of several parts by a dict, such as "
         f"{{'text_config': {name!r}, 'vision_config': 'eager'}})"
     )
+
+
+@cache
+def _has_own_table(module: str) -> bool:
+    """Whether models of this Python module look their attention up in a table of their own."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return False  # what is built is looked at all the same
+    return bool(re.search(r"_CLASSES\[(self\.)?(config\._)?attn_implementation\]", source))
 
 
 def _is_alone(module: nn.Module) -> bool:

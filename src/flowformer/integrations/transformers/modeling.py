@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -17,7 +18,7 @@ from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.models.language import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
-from flowformer.nn.transformers_attention import check_values, document_offsets, documents_of
+from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):
@@ -122,7 +123,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self.backbone.embedding = value
 
     @capture_outputs
-    def forward(
+    def forward(  # noqa: PLR0913 - the names that transformers has for them
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
@@ -174,7 +175,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
             state = None if past_key_values is None else past_key_values.state
             offsets = packed_offsets(embedded, position_ids, seq_idx, mask, state)
         if use_cache is None:
-            exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+            exporting = torch.compiler.is_exporting() or is_tracing()
             use_cache = self.config.use_cache and not (self.training or exporting)
             use_cache = use_cache and offsets is None
         cache = FlowformerCache() if use_cache and past_key_values is None else past_key_values
@@ -226,10 +227,10 @@ def packed_offsets(
     Raises:
         ValueError: the positions are other ones than the model counts.
     """
-    if position_ids is None and seq_idx is None:
+    documents = documents_of(position_ids) if seq_idx is None else seq_idx
+    if documents is None:
         return None
     rows, length = embedded.shape[:2]
-    documents = documents_of(position_ids) if seq_idx is None else seq_idx
     whole = mask is None and past is None
     if seq_idx is None:
         if whole:
@@ -246,7 +247,9 @@ def packed_offsets(
             "with 0 at the first token of each row, or of each document packed into a row: leave "
             "them out, or give cu_seq_lens_q",
         )
-    return document_offsets(documents.expand(rows, length)) if whole or seq_idx is not None else None
+        if not whole:
+            return None
+    return document_offsets(documents.expand(rows, length))
 
 
 def new_tokens(
@@ -266,7 +269,7 @@ def new_tokens(
     if attention_mask.shape not in shapes:
         expected = f"[b, {length}]" + (f" or [b, {past + length}]" if past else "")
         raise ValueError(
-            f"attention_mask must be {expected} for the {rows} rows, got "
-            f"{tuple(attention_mask.shape)}: masks of pairs of tokens have no meaning here"
+            f"attention_mask must be {expected}, got {tuple(attention_mask.shape)} for {rows} "
+            "rows: masks of pairs of tokens have no meaning here"
         )
     return attention_mask[:, attention_mask.shape[1] - length :].to(torch.bool)

@@ -27,8 +27,8 @@ class CosformerAttention(HeadAttention):
     def __init__(self, *, max_length: int, eps: float = 1e-6) -> None:
         """Hold the options."""
         super().__init__()
-        if max_length < 1:
-            raise ValueError(f"max_length must be positive, got {max_length}")
+        if max_length < 1 or eps <= 0:
+            raise ValueError(f"max_length and eps must be positive, got {max_length=} and {eps=}")
         check_eps(eps)
         self.max_length, self.eps = max_length, eps
 

@@ -77,7 +77,7 @@ class GLAAttention(HeadAttention):
         """Return the output and, if asked for, the state after these tokens."""
         heads = query.shape[2:]
         out, state = gated_linear_attention(
-            query * query.shape[-1] ** -0.5,
+            query * float(query.shape[-1]) ** -0.5,
             key,
             value,
             log_decay=F.logsigmoid(self.decay(hidden)).unflatten(-1, heads) / self.gate_temperature,

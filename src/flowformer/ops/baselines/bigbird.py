@@ -109,7 +109,7 @@ def draw_random_blocks(
     left = ((last[:, None] - 1).clamp(min=0) - width)[:, None, :]  # [b, 1, n]
     head = torch.arange(heads, device=seed.device)[:, None]
     if not count:
-        return place.new_empty(len(last), heads, len(place), 0)
+        return place.new_empty(last.shape[0], heads, place.shape[0], 0)
     drawn: list[Tensor] = []
     for turn in range(count):
         uniform = _hash(_hash(_hash(seed) + head) + place * count + turn)

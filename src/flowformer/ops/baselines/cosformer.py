@@ -11,6 +11,7 @@ from flowformer.ops.baselines.linear import kernel_attention, real_tokens
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 
@@ -42,6 +43,7 @@ torch.serialization.add_safe_globals([CosformerState])
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

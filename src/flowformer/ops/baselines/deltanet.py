@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 
 from flowformer.ops.baselines.gla import Recurrence, from_chunks, in_chunks
@@ -23,12 +24,14 @@ from flowformer.ops.inputs import (
     starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
 
 @takes_layouts("query", "key", "value", "beta")
+@contained("query", "key", "value", "beta", always=True)
 def delta_rule_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -119,6 +122,11 @@ def chunked_delta_rule(
     corrections: (I + tril(β K Kᵀ, -1)) U = β V - β K S. Both right-hand sides are solved for all
     chunks at once; then chunk after chunk, out = Q S + tril(Q Kᵀ) U and S + Kᵀ U.
     """
+    if is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would fix the length of DeltaNet, whose chunks depend on one another: "
+            "use torch.export, or another mixer"
+        )
     length, dtype = query.shape[1], compute_dtype(query.dtype)
     q, k, v, strength = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, beta))
     system = (strength * (k @ k.mT)).tril(-1)
@@ -136,6 +144,7 @@ def chunked_delta_rule(
 
 
 @takes_layouts("x")
+@contained("x", always=True)
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],

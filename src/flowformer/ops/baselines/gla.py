@@ -19,11 +19,13 @@ from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
     exact_arithmetic,
+    is_for_any_length,
     is_recorded,
     resolve_masks,
     starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
@@ -33,6 +35,7 @@ SEGMENT = 2048  # tokens whose pairs are held at once
 
 
 @takes_layouts("query", "key", "value", "log_decay")
+@contained("query", "key", "value", "log_decay", always=True)
 def gated_linear_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -155,12 +158,28 @@ def _segment(
     total = decay.cumsum(-2)
     update = ((k * between[..., -1, :, :]).mT @ v).to(state.dtype)
     kept = total[..., -1:, :].mT.to(state.dtype).exp()
-    before = []
-    for added, factor in zip(update.unbind(2), kept.unbind(2), strict=True):
-        before.append(state)
-        state = state * factor + added
-    out = scores @ v + (q * total.exp()) @ torch.stack(before, 2).to(dtype)
+    if is_for_any_length():
+        before, state = _all_states(update, total[..., -1, :].to(state.dtype), state)
+    else:
+        states = [state]
+        for added, factor in zip(update.unbind(2), kept.unbind(2), strict=True):
+            states.append(states[-1] * factor + added)
+        before, state = torch.stack(states[:-1], 2), states[-1]
+    out = scores @ v + (q * total.exp()) @ before.to(dtype)
     return from_chunks(out, query.shape[1]), state
+
+
+def _all_states(
+    update: Float[Tensor, "b h n d m"], decay: Float[Tensor, "b h n e"], state: Tensor
+) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
+    """Return the state before each chunk and after the last, without a loop over the chunks.
+
+    Every pair of chunks is formed: for a graph that a loop would fix to one length.
+    """
+    decay = decay.expand(*decay.shape[:-1], update.shape[-2])
+    after = torch.einsum("bhtsd,bhsdm->bhtdm", _decays_between(decay), update)
+    after = after + decay.cumsum(-2).exp()[..., None] * state[:, :, None]
+    return torch.cat((state[:, :, None], after[:, :, :-1]), 2), after[:, :, -1]
 
 
 def _decays_between(decay: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b c c e"]:

@@ -9,9 +9,11 @@ from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def elu_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],

@@ -54,7 +54,7 @@ def linformer_attention(  # noqa: PLR0913 - the keywords that every attention he
         masked(query, query_mask).transpose(1, 2),
         _mixed(key, key_mixing, key_mask),
         _mixed(value, value_mixing, key_mask),
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
     ).transpose(1, 2)
     return masked(out, query_mask)
 

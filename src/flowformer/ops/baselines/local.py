@@ -17,8 +17,9 @@ from flowformer.ops.baselines.blockwise import (
     joined_windows,
     restore,
 )
-from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class LocalState(NamedTuple):
@@ -52,6 +53,7 @@ class LocalState(NamedTuple):
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def local_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -94,7 +96,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
     tokens = gather_sequences(query, key, value, mask)
     if initial_state is None:
         # Without a state a window that passes the first token need not be filled up.
-        past = _empty_state(key, value, window if return_state else min(window, query.shape[1]))
+        past = _empty_state(key, value, window if return_state else at_most(window, query.shape[1]))
     else:
         past = _checked_state(initial_state, key, value, window)
     with exact_arithmetic(query):
@@ -109,8 +111,8 @@ def _windowed(
     tokens: Sequences, past: LocalState, *, window: int, blocked: bool, causal: bool
 ) -> Float[Tensor, "b h t m"]:
     length, before = tokens.query.shape[2], past.key.shape[1]
-    after = 0 if causal else min(window, length)
-    size = min(max(window, 16), length)  # of the blocks of queries: any size gives the same
+    after = 0 if causal else at_most(window, length)
+    size = at_most(max(window, 16), length)  # of the blocks of queries: any size gives the same
     heads = tokens.query.shape[1]
     key, value = (
         F.pad(torch.cat((_expanded(old, heads).to(new.dtype), new), dim=2), (0, 0, 0, after))

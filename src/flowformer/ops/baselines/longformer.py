@@ -15,9 +15,11 @@ from flowformer.ops.baselines.blockwise import (
 )
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 @takes_layouts("query", "key", "value", "global_query", "global_key", "global_value")
+@contained("query", "key", "value", "global_query", "global_key", "global_value")
 def longformer_attention(  # noqa: PLR0913 - three more tensors than other attentions
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -60,7 +60,7 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
     # In half precision the iteration would stand still before it has converged.
     exact = compute_dtype(dtype)
     with exact_arithmetic(query):
-        q = masked(query, query_mask).to(exact) * query.shape[-1] ** -0.5
+        q = masked(query, query_mask).to(exact) * float(query.shape[-1]) ** -0.5
         k, v = (masked(part, key_mask).to(exact) for part in (key, value))
         q_mean, q_used = segment_means(q, query_mask, num_landmarks)
         k_mean, k_used = segment_means(k, key_mask, num_landmarks)

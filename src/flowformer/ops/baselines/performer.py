@@ -11,6 +11,7 @@ from flowformer.ops.baselines.linear import divided, kernel_attention, real_toke
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import (
     LinearState,
     carry_dtype,
@@ -54,6 +55,7 @@ torch.serialization.add_safe_globals([PerformerState])
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def performer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -130,7 +132,7 @@ def _exponent(
     x: Float[Tensor, "b t h d"], directions: Float[Tensor, "f d"]
 ) -> Float[Tensor, "b t h f"]:
     """ω_f · x' - |x'|² / 2."""
-    x = x * x.shape[-1] ** -0.25
+    x = x * float(x.shape[-1]) ** -0.25
     return x @ directions.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
 
 

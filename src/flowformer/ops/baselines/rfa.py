@@ -10,10 +10,12 @@ from flowformer.ops.baselines.linear import divided, kernel_attention, real_toke
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -76,6 +78,7 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
 
 
 @takes_layouts("query", "key", "value", "gate")
+@contained("query", "key", "value", "gate", always=True)
 def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-only
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -131,4 +134,4 @@ def _features(
 ) -> Float[Tensor, "b t h two_f"]:
     x = F.normalize(x, dim=-1, eps=1e-6) * scale.to(x.dtype)
     angle = torch.einsum("bthd,hfd->bthf", x, directions.to(x.dtype))
-    return torch.cat((angle.sin(), angle.cos()), -1) * directions.shape[1] ** -0.5
+    return torch.cat((angle.sin(), angle.cos()), -1) * float(directions.shape[1]) ** -0.5

@@ -46,7 +46,7 @@ def soft_attention(
     exact = compute_dtype(dtype)
     with exact_arithmetic(query):
         # ‖x/d^¼ − y/d^¼‖² = ‖x − y‖² / √d
-        q = masked(query, mask).to(exact) * query.shape[-1] ** -0.25
+        q = masked(query, mask).to(exact) * float(query.shape[-1]) ** -0.25
         v = masked(value, mask).to(exact).transpose(1, 2)
         landmark, used = segment_means(q, mask, num_landmarks)
         used = used[:, None, :]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class KVState(NamedTuple):
@@ -48,6 +49,7 @@ torch.serialization.add_safe_globals([KVState])
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -102,7 +104,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         attn_mask=allowed,
         is_causal=causal and allowed is None,
         dropout_p=dropout,
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
     ).transpose(1, 2)
     if key_mask is not None and not causal:
         out = out.masked_fill(~key_mask.any(dim=1)[:, None, None, None], 0)

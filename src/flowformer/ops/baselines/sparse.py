@@ -19,11 +19,13 @@ from flowformer.ops.baselines.blockwise import (
 )
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 Pattern = Literal["strided", "fixed"]
 
 
 @takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def sparse_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],

@@ -8,9 +8,11 @@ from flowformer.ops.baselines.landmarks import masked_softmax
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained, may_be_spoiled, may_look
 
 
 @takes_layouts("value")
+@contained("value")
 def synthesizer_attention(
     scores: Float[Tensor, "#b h t t"],
     value: Float[Tensor, "b t g m"],
@@ -39,9 +41,15 @@ def synthesizer_attention(
         allowed = allowed.tril()
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
+    lost = None
+    if causal and may_look(scores) and may_be_spoiled(scores):
+        scores = scores.masked_fill(~allowed, 0)
+        lost = ~scores.detach().isfinite().all(-1, keepdim=True)  # rows, of the tokens that draw
+        scores = torch.where(lost, 0, scores)
     with exact_arithmetic(value):
         v = masked(value, mask).to(exact).repeat_interleave(groups, dim=2).transpose(1, 2)
-        out = (masked_softmax(scores.to(exact), allowed) @ v).transpose(1, 2)
+        out = masked_softmax(scores.to(exact), allowed) @ v
+        out = (out if lost is None else torch.where(lost, torch.nan, out)).transpose(1, 2)
     return masked(out, mask).to(value.dtype)
 
 
@@ -120,7 +128,7 @@ def dot_product_scores(
     with exact_arithmetic(query):
         query, key = masked(query, mask).to(exact), masked(key, mask).to(exact)
         key = key.repeat_interleave(query.shape[2] // key.shape[2], dim=2)
-        return torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
+        return torch.einsum("bihd,bjhd->bhij", query, key) * float(query.shape[-1]) ** -0.5
 
 
 def _columns(

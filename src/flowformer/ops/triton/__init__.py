@@ -26,6 +26,7 @@ from flowformer.ops.triton.sequences import LARGEST_PACKED_EXPONENT
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 
