@@ -1,13 +1,15 @@
 """Torch's global generator among threads."""
 
 import threading
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowformer.data.image_transforms import seeded
+from flowformer.data.randomness import own_randomness
 from flowformer.tasks.loop import torch_settings
-from flowformer.tasks.randomness import own_randomness
 
 
 def draw(seed: int, paused: threading.Event | None = None) -> Tensor:
@@ -23,7 +25,7 @@ def test_what_one_thread_draws_is_not_drawn_by_another_nor_seen_by_the_caller() 
     drawn: dict[int, Any] = {}
 
     def run(seed: int) -> None:
-        with own_randomness() if seed % 2 else torch_settings(threads=1):
+        with (own_randomness, partial(torch_settings, 1), partial(seeded, 7))[seed % 3]():
             drawn[seed] = draw(seed, threading.Event())
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in expected]

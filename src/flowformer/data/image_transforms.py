@@ -32,6 +32,7 @@ except ImportError as error:
 from flowformer.data.arrays import centred_only_where_constant
 from flowformer.data.batches import EpochSampler
 from flowformer.data.images import ImageSplit
+from flowformer.data.randomness import own_randomness
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same
@@ -314,15 +315,16 @@ def seeded(*key: int) -> Iterator[None]:
 
     Afterwards they go on as if nothing had been drawn.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - timm's
     python, legacy, tensor = np.random.SeedSequence(key).generate_state(3).tolist()
-    random.seed(python)
-    np.random.seed(legacy)  # noqa: NPY002 - timm's transforms and mixup draw from it
-    # torch.manual_seed would seed every device: where there is none yet, it notes that each time.
-    torch.default_generator.manual_seed(tensor)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
+    with own_randomness():
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm's
+        random.seed(python)
+        np.random.seed(legacy)  # noqa: NPY002 - timm's transforms and mixup draw from it
+        # torch.manual_seed would seed every device: where there is none yet, it notes that each
+        # time.
+        torch.default_generator.manual_seed(tensor)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002

@@ -22,6 +22,7 @@ from flowformer.data import (
     as_series,
     warn_of_swapped_axes,
 )
+from flowformer.data.randomness import own_randomness
 from flowformer.files import write_atomically
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.timeseries import TimeSeriesClassifier
@@ -36,7 +37,6 @@ from flowformer.tasks.config import (
     TrainingConfig,
 )
 from flowformer.tasks.prediction import choose_device, load_run, predict_probabilities
-from flowformer.tasks.randomness import own_randomness
 
 try:
     from aeon.classification import BaseClassifier

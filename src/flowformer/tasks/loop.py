@@ -20,6 +20,7 @@ try:
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
+from flowformer.data.randomness import own_randomness
 from flowformer.data.shares import share_out, shares_of
 from flowformer.files import write_atomically
 from flowformer.tasks.checkpoints import AtomicCheckpointIO, choose_checkpoint, read_checkpoint
@@ -27,7 +28,6 @@ from flowformer.tasks.config import ComputeConfig
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.processes import ShareDoneError, current, leave_group
 from flowformer.tasks.progress import EpochLines
-from flowformer.tasks.randomness import own_randomness
 from flowformer.tasks.recording import (
     EpochRecorder,
     NonFiniteLossError,

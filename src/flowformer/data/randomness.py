@@ -1,4 +1,4 @@
-"""Torch's global generator: one training at a time may seed it and draw from it."""
+"""The generators of the process: one at a time may seed them and draw from them."""
 
 import os
 import threading
@@ -14,8 +14,8 @@ _turn = threading.RLock()
 def own_randomness() -> Iterator[None]:
     """Have torch's global generator for oneself, and give it back as it was.
 
-    What a layer draws (parameters, dropout) comes from there: two trainings that seeded it in
-    threads would draw each other's numbers. Threads take turns, each for the whole of its training.
+    What layers and transforms draw comes from there: two threads that had seeded it would draw each
+    other's numbers. Threads take turns, one that trains for the whole of its training.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         yield
