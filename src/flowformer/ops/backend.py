@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowformer.ops import chunked, cpu, reference, triton
 from flowformer.ops.cpu_library import why_unavailable
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import is_for_any_length, is_transformed
 
 logger = logging.getLogger("flowformer")
 
@@ -50,17 +50,18 @@ def available_backends() -> dict[str, str | None]:
 def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> ModuleType:
     """Return the backend's module: the one asked for, else the fastest (see :func:`fastest`).
 
-    Under torch.func, in forward mode and in an export to ONNX it is ``chunked``: compiled kernels
-    take part in none of them. All tensors of the call are asked, masks and states too: a transform
-    may be at work on one of them alone.
+    Under torch.func, in forward mode and in what is exported (torch.export, torch.jit.trace, ONNX)
+    it is ``chunked``: compiled kernels take part in none of them. For a program that runs where
+    this package is, such as by AOTInductor, they can be asked for by name. All tensors of the call
+    are asked, masks and states too: a transform may be at work on one of them alone.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it is not available here, or not for these tensors; the message says why.
     """
     if name is None:
-        traced = is_transformed(query, *others) or torch.onnx.is_in_onnx_export()
-        name = "chunked" if traced else fastest(query.device.type)
+        portable = is_for_any_length() or is_transformed(query, *others)
+        name = "chunked" if portable else fastest(query.device.type)
         if BACKENDS[name].unsuitable(query):
             name = "chunked"
     elif name in _COMPILED and is_transformed(query, *others):

@@ -17,6 +17,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -251,14 +252,14 @@ def is_recorded() -> bool:
 
 
 def is_for_any_length() -> bool:
-    """Whether the graph that is being recorded is to serve other lengths too.
+    """Whether a graph is recorded that is to run elsewhere, and to serve other lengths too.
 
-    That of torch.jit.trace, which cannot ask for another one, and of torch.export. There what a
-    length decides (which of two is smaller, how often a loop runs) would be fixed.
+    That of torch.export, of ONNX and of torch.jit.trace. What a length decides (which of two is
+    smaller, how often a loop runs) would be fixed there, and compiled operators may be missing.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return is_tracing()
+    return is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def at_most(size: int, length: int) -> int:
@@ -314,6 +315,20 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def _only(keys: DispatchKeySet) -> bool:
     return not keys.raw_repr() & ~_PLAIN
+
+
+def has_values(*tensors: Tensor) -> bool:
+    """Whether Python may look at values of the tensors, such as to check them.
+
+    Not where a graph is recorded (it would be fixed to them), under a transform or a mode, or in a
+    subclass that has none. On another device than the CPU it may, but has to wait.
+    """
+    return not (
+        is_recorded()
+        or is_for_any_length()
+        or is_in_torch_dispatch_mode()
+        or is_transformed(*tensors)
+    ) and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:

@@ -12,7 +12,7 @@ LARGEST_EXPONENT = 50.0
 
 LOWEST = -1e30  # the logarithm of nothing; not -inf, where a gradient would be NaN
 BLOCK = 16
-LEVELS = 5  # of blocks of blocks, in a graph for any length: BLOCK⁶ tokens
+LEVELS = 6  # of blocks of blocks in an exported program: 16^6 tokens
 
 
 def prefix_softmax(
@@ -64,14 +64,45 @@ def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[
     derivative is NaN wherever a gradient that comes in is exactly zero.
     """
     length = x.shape[-1]
-    blocks = pad(x, (0, -length % BLOCK), value=LOWEST).unflatten(-1, (-1, BLOCK))
+    blocks = in_chunks(x, x.ndim - 1, BLOCK, fill=LOWEST)
     earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
     inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
-    if levels > 0 if is_for_any_length() else length > BLOCK:
+    if (
+        levels > 1 if is_for_any_length() else length > BLOCK
+    ):  # an exported program has no one length
         ends = _prefix_logsumexp(inside[..., -1], levels - 1)
-        before = pad(ends[..., :-1], (1, 0), value=LOWEST)
+        before = first(pad(ends, (1, 0), value=LOWEST), ends.shape[-1], -1)
         inside = _logaddexp(before[..., None], inside)
-    return inside.flatten(-2)[..., :length]
+    return first(inside.flatten(-2), length, -1)
+
+
+def in_chunks(x: Tensor, dim: int, size: int, fill: float = 0) -> Tensor:
+    """Return x with two dimensions in place of one: chunks, the last one filled up, and their size.
+
+    In an exported program one more is empty: of a single chunk torch.export makes a constant.
+    """
+    length = x.shape[dim]
+    missing = 2 * size if is_for_any_length() else -length % size
+    x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing), value=fill)
+    return cut(x, dim, length // size + 2 if is_for_any_length() else x.shape[dim] // size, size)
+
+
+def cut(x: Tensor, dim: int, chunks: int, size: int) -> Tensor:
+    """Return x with two dimensions in place of one: so many whole chunks, and their size."""
+    if not is_for_any_length():
+        return x.unflatten(dim, (chunks, size))
+    # A copy: of a view torch.export asks what it cannot prove, and then holds every length to the
+    # answer.
+    places = torch.arange(chunks, device=x.device)[:, None] * size
+    places = places + torch.arange(size, device=x.device)
+    return x[(slice(None),) * dim + (places,)]
+
+
+def first(x: Tensor, length: int, dim: int) -> Tensor:
+    """Return the first ones: what was there before chunks were filled up."""
+    if is_for_any_length():  # a copy, as in `cut`
+        return x.index_select(dim, torch.arange(length, device=x.device))
+    return x.narrow(dim, 0, length)
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
