@@ -209,6 +209,7 @@ def test_an_empty_text_has_no_vocabulary(kind: str) -> None:
         ("{", "is no tokenizer"),
         ("[1]", "the tokenizers library cannot read this"),
         ('{"format": "flowformer-tokenizer", "kind": "syllable"}', "kind must be byte, char or"),
+        ('{"format": "flowformer-tokenizer", "kind": ["char"]}', "kind must be byte, char or"),
         ('{"format": "flowformer-tokenizer", "kind": "char", "symbols": 3}', "a list of strings"),
         ('{"format": "flowformer-tokenizer", "kind": "char", "symbols": ["a"]}', "expected <unk>"),
         (

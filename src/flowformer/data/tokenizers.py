@@ -374,7 +374,7 @@ def _from_json(content: dict[str, Any]) -> Tokenizer:
     kind, symbols = content.get("kind"), content.get("symbols")
     if kind == "byte":
         return ByteTokenizer()
-    if kind not in _SYMBOL_KINDS:
+    if not isinstance(kind, str) or kind not in _SYMBOL_KINDS:
         raise ValueError(f"kind must be byte, {' or '.join(_SYMBOL_KINDS)}, got {kind!r}")
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise ValueError("symbols must be a list of strings")

@@ -19,6 +19,9 @@ import flowformer.integrations.timm  # noqa: F401 - registers the models
 from flowformer.data.image_transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_config import VisionModelConfig
+from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.vision_folder import VisionRecord
+from tests.tasks.small_images import tiny_vision
 
 STAGES = VisionModelConfig(
     patch_size=2, dims=(8, 16), depths=(1, 2), num_heads=(2, 2), layer_scale=0.5, drop_path=0.0
@@ -227,6 +230,21 @@ def test_parameters_of_another_model_are_refused(
             pretrained=True,
             pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")},
         )
+
+
+def test_weights_of_a_run_with_another_mixer_are_refused(tmp_path: Path) -> None:
+    name, run = "flowformer_deit_tiny", RunFolder(tmp_path)
+    trained = replace(tiny_vision(tmp_path), model=replace(NAMES[name], mixer="softmax"))
+    VisionRecord(
+        recipe="tiny", config=trained, versions={}, classes=tuple("abcdefg"), channels=3, sizes={}
+    ).write(run)
+    save_file(
+        VisionClassifier(trained.model, image_size=16, num_classes=7).state_dict(), run.weights
+    )
+    settings = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(run.weights)}}
+    with pytest.raises(ValueError, match="mixer is 'softmax' there and 'flow' here"):
+        create(name, **settings)
+    assert create(name, config=trained.model, **settings).model.config.mixer == "softmax"
 
 
 def test_parameters_without_a_head_are_read_and_the_new_head_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ run of `flowformer train` and what a model made here saved are read with
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,7 +19,10 @@ from flowformer.integrations.timm.modeling import FlowformerImageModel
 from flowformer.models.loading import matched
 from flowformer.models.presets import VISION_PRESETS
 from flowformer.models.vision import VisionClassifier, resize_positions
+from flowformer.models.vision_config import VisionModelConfig
 from flowformer.models.vision_loading import rename_published
+from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.vision_folder import VisionRecord
 
 __all__: list[str] = []  # timm adds the names that it registers
 
@@ -96,7 +100,8 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
 
     Raises:
         ValueError: parameters are missing, left over, or of another shape, which are all listed;
-            or the positions are of no square image and of another size.
+            the run was of another mixer or other heads; or the positions are of no square image and
+            of another size.
     """
     state: Mapping[str, Tensor] = state_dict.get("model", state_dict)
     body = model.model
@@ -114,6 +119,7 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
     head = {name: given.pop(name)[1] for name in _HEAD if name in given}
     # timm goes by its defaults, not by the file: of other classes it drops the head.
     told: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    _require_own_settings(told.get("file"), body.config)
     told["num_classes"] = len(head["head.weight"]) if "head.weight" in head else 0
     stem = given[_STEM][1] if _STEM in given else own[_STEM]
     if stem.ndim == 4 and stem[:, :1].shape == own[_STEM][:, :1].shape:
@@ -128,6 +134,24 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
             stacklevel=2,
         )
     return {f"model.{name}": value for name, value in (fitted | head).items()}
+
+
+def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
+    """Refuse a run's weights in a model that would compute something else with them."""
+    folder = RunFolder(Path(file or "").parent)
+    if file is None or Path(file).name != folder.weights.name or not folder.config.is_file():
+        return
+    there = VisionRecord.read(folder).config.model
+    differences = [
+        f"{name} is {trained!r} there and {own!r} here"
+        for name in ("mixer", "mixer_options", "num_heads")  # the shapes do not tell these
+        if (trained := getattr(there, name) or {}) != (own := getattr(config, name) or {})
+    ]
+    if differences:
+        raise ValueError(
+            f"{file} is of another architecture: {'; '.join(differences)}. Give "
+            f"config=load_vision_run({str(folder.root)!r}).config.model"
+        )
 
 
 _HEAD = ("head.weight", "head.bias")
