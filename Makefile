@@ -11,25 +11,16 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-transformers test-timm test-triton bench bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest bench bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
 
-.venv/.installed-timeseries: pyproject.toml constraints.txt scripts/make_environment.sh
-	@scripts/make_environment.sh timeseries
+# Each looks at what is there first, and is quick where nothing has changed.
+environment-timeseries environment-dev:
+	@scripts/make_environment.sh $(@:environment-%=%)
 
-.venv/.installed-dev: pyproject.toml constraints.txt scripts/make_environment.sh
-	@scripts/make_environment.sh dev
-
-# Compiles the CPU library, where there is a compiler; making the environment has done so already.
-.venv/.compiled: setup.py $(wildcard src/flowformer/csrc/*)
-	@scripts/make_environment.sh library
-
-# Beside the environment, and after it, these need the library as the sources have it now.
-demo test test-slow test-transformers test-timm test-triton bench bench-peers bench-gpu long-context parallel faults numerics fuzz package: .venv/.compiled
-
-demo: .venv/.installed-timeseries
+demo: environment-timeseries
 	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
 	rm -rf $(DEMO)
 	$(BIN)/flowformer train japanese-vowels --training.epochs 30 --run-dir $(DEMO)
@@ -37,98 +28,102 @@ demo: .venv/.installed-timeseries
 	@echo "    Next: '$(BIN)/flowformer recipes' lists what else can be trained, 'make test' checks the project"
 
 # What fails fastest comes first; pytest comes last, so that its summary is what is left on the screen.
-test: lint types docs package .venv/.installed-dev
+test: lint types docs package environment-dev
 	@echo "==> Tests, $(WORKERS) at a time"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
 	@echo "==> Everything passed. Next: 'make demo' trains a classifier, 'make test-slow' runs the tests that take minutes"
 
-test-slow: .venv/.installed-dev
+test-slow: environment-dev
 	@echo "==> Slow tests, one at a time"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu"
 
-test-transformers: .venv/.installed-dev
+test-transformers: environment-dev
 	@echo "==> transformers' own common model tests on our classes; fetches its source distribution once"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/transformers_tests.py
 
-test-timm: .venv/.installed-dev
+test-timm: environment-dev
 	@echo "==> timm's own model tests on our models, half a minute; fetches its source distribution once"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
 
-test-triton: .venv/.installed-dev
+test-triton: environment-dev
 	@echo "==> The GPU kernels under Triton's interpreter, all of the tests, about 10 minutes"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/test_triton.py
 
-bench: .venv/.installed-dev
+test-lowest:
+	@echo "==> The tests with the lowest releases that pyproject.toml allows: an environment of their own, then half an hour"
+	@scripts/test_lowest.sh $(WORKERS)
+
+bench: environment-dev
 	@echo "==> Attention on a CPU against its peers and the machine's limit, about 10 minutes; leave the machine alone"
 	$(BIN)/python -m benchmarks.attention_cpu
 	$(BIN)/python -m benchmarks.report_attention_cpu
 	@echo "==> A training step against the published model's, about 4 minutes"
 	$(BIN)/python -m benchmarks.training_step
 
-bench-peers: .venv/.installed-dev
+bench-peers: environment-dev
 	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"
 	$(BIN)/python -m benchmarks.fast_transformers
 
-bench-gpu: .venv/.installed-dev
+bench-gpu: environment-dev
 	@echo "==> Attention on a GPU against its peers and the card's limits; stopped, it goes on"
 	$(BIN)/python -m benchmarks.attention_gpu
 	$(BIN)/python -m benchmarks.report_attention_gpu
 
-long-context: .venv/.installed-dev
+long-context: environment-dev
 	@echo "==> A million tokens: memory, and error against float64; about 3 minutes"
 	$(BIN)/python -m benchmarks.long_context
 
 # The ranks are hosts in network namespaces, which only root can make.
-parallel: .venv/.installed-dev
+parallel: environment-dev
 	@echo "==> One sequence over ranks: bytes sent, and a step of a million tokens; as root, about 3 minutes"
 	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
 	$(BIN)/python -m benchmarks.report_parallel
 
-faults: .venv/.installed-dev
+faults: environment-dev
 	@echo "==> Faults: kills, lost processes, full disks, damaged checkpoints; as root all of them. Up to half an hour"
 	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.report_faults
 
-numerics: .venv/.installed-dev
+numerics: environment-dev
 	@echo "==> Every backend under stress, about 10 minutes"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.numerics
 
 # atheris is no part of the environment: it has wheels for fewer systems.
-fuzz: .venv/.installed-dev
+fuzz: environment-dev
 	@echo "==> Every reader of a file on damaged ones, half an hour"
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
 
-lint: .venv/.installed-dev
+lint: environment-dev
 	@echo "==> Lint"
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: .venv/.installed-dev
+format: environment-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: .venv/.installed-dev
+types: environment-dev
 	@echo "==> Types"
 	$(BIN)/pyright
 
-docs: .venv/.installed-dev
+docs: environment-dev
 	@echo "==> Documentation"
 	@# Not --quiet: it hides the warnings from --strict too.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "    site/index.html is the front page"
 
-package: .venv/.installed-dev
+package: environment-dev
 	@echo "==> Source archive and wheel, and an import of the wheel alone"
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation --quiet
 	$(BIN)/python scripts/check_wheel.py dist
 
 # Of the CPU library: every compiler that is here, without warnings; and memory errors and undefined behaviour.
-native-check: .venv/.installed-dev
+native-check: environment-dev
 	@echo "==> The CPU library under gcc and clang, and for Arm"
 	scripts/check_native.sh
 
-sanitize: .venv/.installed-dev
+sanitize: environment-dev
 	@echo "==> The CPU backend's tests with sanitizers, a quarter of an hour"
 	scripts/sanitize.sh

@@ -4,15 +4,20 @@ The library is plain C to its callers, loaded with ctypes: it needs neither Pyth
 that one wheel serves every Python and every torch of a platform. It is optional: without a C++
 compiler, or where compiling fails, the package is built with a log in its place that says why.
 
+Nothing but the sources goes into a package: every build starts in an empty folder of its own. The
+build/ of an earlier one would keep modules that are gone, and files that it takes for newer.
+
 Environment: CXX, CXXFLAGS and LDFLAGS as everywhere; FLOWFORMER_REQUIRE_LIBRARY=1 makes a missing
 library an error.
 """
 
+import atexit
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +96,7 @@ def compile_library(library: Path, objects: Path) -> None:
         )
         return made
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(SOURCES)) as pool:  # a handful: the system shares out its cores
         made = list(pool.map(compile_one, SOURCES))
     shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
     flags = [*extra, *shlex.split(os.environ.get("LDFLAGS", ""))]
@@ -150,7 +155,15 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def empty_folder() -> str:
+    """Make a folder that goes when this process ends."""
+    folder = tempfile.mkdtemp(prefix="flowformer-build-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 setup(
+    options={"build": {"build_base": empty_folder()}},
     # Declared as an extension module, which it is not, for what setuptools makes of one: a build
     # step that editable installations have too, and a wheel of a platform.
     ext_modules=[Extension("flowformer.libflowformer_cpu", SOURCES, depends=HEADERS)],

@@ -61,7 +61,7 @@ def check_contents(dist: Path) -> None:
     with tarfile.open(only(dist, "*.tar.gz")) as archive:
         archived = {name.partition("/")[2] for name in archive.getnames()}
     needed = modules | paths("flowformer/csrc/*")
-    if missing := {"setup.py", *(f"src/{name}" for name in needed)} - archived:
+    if missing := {"setup.py", "MANIFEST.in", *(f"src/{name}" for name in needed)} - archived:
         raise SystemExit(f"the source archive lacks {sorted(missing)}")
 
 

@@ -1,6 +1,6 @@
-"""Run transformers' own common model tests on our classes, from its source distribution.
+"""Run transformers' own common model tests on our classes, and ours on all of its models.
 
-The tests of the installed release are fetched from the package index once, into .cache/. Two of
+Its tests, of the installed release, are fetched from the package index once, into .cache/. Two of
 their modules are not in the distribution (tests of generation and of export): empty classes stand
 in their place.
 
@@ -72,7 +72,11 @@ def main() -> int:
     command += ["--import-mode=importlib", "-p", "no:cacheprovider"]
     command += ["tests/integrations/transformers/common.py", *sys.argv[1:]]
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    print("==> Flow-Attention by name in every autoregressive class of transformers")
+    command = [sys.executable, "-m", "pytest", "-m", "slow or not slow"]
+    command += ["tests/integrations/transformers/test_every_model.py"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode or status
 
 
 if __name__ == "__main__":

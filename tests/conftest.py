@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import jaxtyping
@@ -30,6 +31,22 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["no-entry", "root-folder", "of-another"])
+def homeless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without an entry, or whose home cannot be written, and no variable in its place."""
+    for name in ("FLOWFORMER_DATA", "XDG_CACHE_HOME", "AEON_DATA", "MINARI_DATASETS_PATH", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if request.param == "no-entry":
+
+        def no_entry(user: int) -> NoReturn:
+            raise KeyError(user)
+
+        monkeypatch.setattr("pwd.getpwuid", no_entry)
+    else:
+        monkeypatch.setenv("HOME", "/" if request.param == "root-folder" else "/nobody")
+        monkeypatch.setattr(os, "access", lambda *_: False)  # as for who is not root
 
 
 @pytest.fixture

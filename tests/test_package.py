@@ -2,18 +2,34 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 import yaml
 
+from flowformer import __version__
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_installed_version_is_that_of_pyproject():
-    assert importlib.metadata.version("flowformer") == PROJECT["version"]
+def test_installed_version_is_that_of_the_package():
+    assert importlib.metadata.version("flowformer") == __version__
+    assert "version" in PROJECT["dynamic"]
+
+
+def test_it_runs_from_its_sources_where_nothing_is_installed():
+    run = subprocess.run(
+        [sys.executable, "-S", "-m", "flowformer", "--version"],  # without site-packages
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"flowformer {__version__}\n", "")
 
 
 def test_package_is_marked_as_typed():
@@ -22,12 +38,12 @@ def test_package_is_marked_as_typed():
 
 def test_changelog_opens_with_the_current_version():
     titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert titles[0].split()[0] == PROJECT["version"]
+    assert titles[0].split()[0] == __version__
 
 
 def test_citation_names_this_version_and_both_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == __version__
     assert citation["license"] == PROJECT["license"]
     titles = [paper["title"] for paper in citation["references"]]
     assert len(titles) == 2

@@ -5,7 +5,6 @@ in ``flowformer.models``, data in ``flowformer.data``, training in ``flowformer.
 ``flowformer.recipes``.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
         mobile_attention,
     )
 
-__version__ = version("flowformer")
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it from here
 
 __all__ = [
     "FlowMap",

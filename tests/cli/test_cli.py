@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import Mock
 
 import pytest
 
 from flowformer.cli import main
+from flowformer.cli.train import _choose_folder, _leave_none_empty
 from flowformer.recipes import RECIPES
 from flowformer.tasks.folder import RunFolder, RunRecord
 
@@ -120,6 +123,75 @@ def test_a_wrong_request_is_code_2_and_says_what_is_right(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """`unwritable("stdout", "full")`: or "closed", or a "pipe" that nobody reads."""
+    streams: list[TextIO] = []
+
+    def make(name: str, kind: str) -> None:
+        if kind == "full":
+            streams.append(os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"))
+        elif kind == "pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+            streams.append(os.fdopen(writer, "w"))
+        for each in (name, f"__{name}__"):
+            monkeypatch.setattr(sys, each, None if kind == "closed" else streams[-1])
+
+    yield make
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize("arguments", ["recipes", "info --help", "train --help"])
+@pytest.mark.parametrize(
+    ("kind", "code", "message"),
+    [
+        ("full", 1, "error: standard output: no space left on device\n"),
+        ("closed", 1, "error: standard output: bad file descriptor\n"),
+        ("pipe", 141, ""),  # as of who ends by SIGPIPE
+    ],
+    ids=["full", "closed", "pipe"],
+)
+def test_output_that_cannot_be_written_is_an_error(
+    flowformer, unwritable, arguments, kind, code, message
+):
+    unwritable("stdout", kind)
+    outcome = flowformer(*arguments.split())
+    assert outcome.code == code
+    assert outcome.err.startswith(message)
+    assert "Traceback" not in outcome.err
+    assert bool(outcome.err) is bool(message)
+
+
+@pytest.mark.parametrize("kind", ["full", "closed", "pipe"])
+def test_errors_that_cannot_be_written_change_nothing_else(flowformer, unwritable, kind):
+    unwritable("stderr", kind)
+    assert flowformer("fly").code == 2
+    outcome = flowformer("recipes")
+    assert outcome.code == 0
+    assert "japanese-vowels" in outcome.out
+
+
+def test_characters_that_a_stream_has_not_are_replaced(flowformer, monkeypatch, tmp_path):
+    def write(_arguments: list[str]) -> int:
+        sys.stdout.write("ł × \udcff\n")
+        raise ValueError("5 × 5 are ł")
+
+    monkeypatch.setattr("flowformer.cli.recipes.main", write)
+    for encoding, shown in [("ascii", "?"), ("latin-1", "×")]:
+        streams = {}
+        for name in ("stdout", "stderr"):
+            streams[name] = (tmp_path / name).open("w", encoding=encoding)
+            monkeypatch.setattr(sys, name, streams[name])
+            monkeypatch.setattr(sys, f"__{name}__", streams[name])
+        assert flowformer("recipes").code == 2
+        assert (tmp_path / "stdout").read_text(encoding) == f"? {shown} ?\n"
+        assert (tmp_path / "stderr").read_text(encoding) == f"error: 5 {shown} 5 are ?\n"
+        for stream in streams.values():
+            stream.close()
+
+
 @pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -193,6 +265,20 @@ def test_train_takes_a_new_folder_each_time_and_never_one_in_use(
     outcome = flowformer(*_own_data(files, "--run-dir", run))
     assert outcome.code == 2
     assert "holds a run: go on with it (--resume), or choose another folder" in outcome.err
+
+
+def test_who_starts_at_the_same_moment_takes_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = RECIPES["japanese-vowels"]()
+    first, second = _choose_folder(config), _choose_folder(config)
+    assert (first.root.name, second.root.name) == (
+        "japanese-vowels-clean-seed0",
+        "japanese-vowels-clean-seed0-2",
+    )
+    (second.root / "config.json").touch()
+    for folder in (second, first):
+        _leave_none_empty(folder)
+    assert list(Path("runs").iterdir()) == [second.root]
 
 
 def test_overrides_reach_the_run(flowformer, trained, tmp_path):
@@ -287,6 +373,42 @@ def test_predict_writes_csv_with_and_without_labels(flowformer, trained, tmp_pat
     output = tmp_path / "out" / "predictions.csv"
     assert flowformer("predict", run, files / file, "--output", output).out == ""
     assert output.read_text() == printed
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "the run's"])
+def test_predict_does_not_write_over_what_it_reads(flowformer, trained, tmp_path, way):
+    run, files = trained
+    kept = files / "NEW.ts" if way != "the run's" else run / "predictions.csv"
+    before, output = kept.read_bytes(), kept
+    if way == "link":
+        output = tmp_path / "out.csv"
+        output.symlink_to(kept)
+    outcome = flowformer("predict", run, files / "NEW.ts", "--output", output)
+    assert outcome.code == 2
+    assert "error: expected another file to write" in outcome.err
+    assert kept.read_bytes() == before
+
+
+def test_predict_says_that_it_takes_a_file(flowformer, trained):
+    run, files = trained
+    outcome = flowformer("predict", run, files)
+    assert outcome.code == 2
+    assert f"{files} is a folder: flowformer predict takes a file (FILE.ts)" in outcome.err
+
+
+def test_the_accuracy_is_told_where_there_is_no_room_for_the_report(
+    flowformer, trained, tmp_path, monkeypatch
+):
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
+
+    monkeypatch.setattr("flowformer.tasks.report.write_report", fail)
+    _, files = trained
+    outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run"))
+    assert outcome.code == 1
+    assert outcome.out.startswith("test accuracy  ")
+    assert "error: the report was not written (index.html: no space left on dev" in outcome.err
+    assert f"flowformer visualize {tmp_path / 'run'} writes it" in outcome.err
 
 
 def test_predict_refuses_series_that_the_model_has_no_room_for(flowformer, trained):

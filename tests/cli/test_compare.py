@@ -1,5 +1,6 @@
 """`flowformer compare`: what it asks for, prints, and leaves."""
 
+import errno
 import os
 import re
 import signal
@@ -36,6 +37,14 @@ def compare(flowformer, monkeypatch, tmp_path):
         (["japanese-vowels", "--mixers", "flwo"], "unknown mixer 'flwo': did you mean flow?"),
         (["japanese-vowels", "--methods", "rockt"], "unknown method 'rockt': expected one of"),
         (["japanese-vowels", "--mixers", "flow,flow"], "each once, got flow, flow"),
+        (
+            ["japanese-vowels", "--mixers", "flow,quick"],
+            "quick is no mixer but another method: giv",
+        ),
+        (
+            ["japanese-vowels", "--methods", "quick,linear"],
+            "linear is a mixer: give it to --mixers",
+        ),
         (["japanese-vowels", "--mixers", ""], "expected names of methods, each once, got none"),
         (["japanese-vowels", "--seeds", 0], "seeds must be at least 1, got 0"),
         (["japanese-vowels", "--jobs", 0], "jobs must be at least 1, got 0"),
@@ -126,6 +135,25 @@ def test_it_prints_progress_table_and_files_and_goes_on_where_it_was(compare, tm
     more = compare(*command[:-2], "--seeds", 3, "--output", "folder")
     assert "runs        6, of which 4 have finished" in more.out
     assert "[6/6]" in more.err
+
+
+def test_the_table_is_shown_where_there_is_no_room_for_the_page(compare, monkeypatch):
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
+
+    monkeypatch.setattr("flowformer.viz.comparison.write_comparison", fail)
+    outcome = compare("japanese-vowels", "--mixers", "", "--methods", "quick", "--seeds", 1)
+    assert outcome.code == 1
+    assert "| quick | 100.0 |" in outcome.out
+    assert "error: index.html: no space left on device" in outcome.err
+
+
+def test_a_folder_of_something_else_is_not_written_to(compare, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.csv").write_text("mine")
+    outcome = compare("japanese-vowels", "--mixers", "flow", "--output", "mine", "--dry-run")
+    assert outcome.code == 2
+    assert "expected an empty folder or a comparison, and mine has table.csv" in outcome.err
 
 
 def test_a_run_that_fails_is_code_1_and_one_that_does_not_fit_is_not(compare):

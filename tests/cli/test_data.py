@@ -1,6 +1,7 @@
 """`flowformer data list | prepare | show`."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowformer.data.corpora import CORPORA
+from flowformer.data.tokenizers import CharacterTokenizer
 from flowformer.data.tokens import open_text
 
 
@@ -25,6 +27,22 @@ def test_list_names_every_text_and_its_source(flowformer):
         assert f"{name} " in out
         assert corpus.description in out
         assert corpus.source in out
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_the_list_is_whole_and_what_needs_a_folder_says_so(flowformer, tmp_path):
+    outcome = flowformer("data", "list")
+    assert outcome.code == 0
+    assert "Trajectories, in no folder: set FLOWFORMER_DATA, there is no home" in outcome.out
+    assert outcome.out.endswith("flowformer data prepare NAME\n")
+    (tmp_path / "book.txt").write_text("a line\n" * 100)
+    for arguments in (("text", "--folder", tmp_path / "book.txt"), ("listops",)):
+        outcome = flowformer("data", "prepare", *arguments)
+        assert outcome.code == 2
+        assert "set FLOWFORMER_DATA to a folder that can be written" in outcome.err
+    given = ("--tokenizer", "char", "--output", tmp_path / "prepared")
+    outcome = flowformer("data", "prepare", "text", "--folder", tmp_path / "book.txt", *given)
+    assert outcome.code == 0
 
 
 def test_prepare_writes_a_folder_and_show_says_what_is_in_it(flowformer, book, tmp_path):
@@ -53,6 +71,27 @@ def test_prepare_without_a_folder_uses_the_one_that_training_looks_into(
     outcome = flowformer("data", "prepare", "text", "--folder", book.name, "--tokenizer", "char")
     used = load_text(TextDataConfig(corpus="text", folder=book, tokenizer="char"))
     assert str(used.folder) in outcome.out
+
+
+def test_an_edited_text_or_tokenizer_is_tokenised_anew_and_the_earlier_one_kept(book, tmp_path):
+    from flowformer.tasks.language_config import TextDataConfig
+    from flowformer.tasks.text import load_text
+
+    config = TextDataConfig(corpus="text", folder=book, tokenizer="char")
+    first = load_text(config)
+    before = book.read_text()
+    book.write_text(before + "one more line\n" * 100)
+    edited = load_text(config)
+    assert edited.counts["test"].characters > first.counts["test"].characters
+    book.write_text(before)
+    assert load_text(config).folder == first.folder != edited.folder
+    own = replace(config, tokenizer_file=tmp_path / "own.json")
+    folders = []
+    for letters in ("line", "abc"):
+        CharacterTokenizer(["<unk>", *letters]).save(tmp_path / "own.json")
+        folders.append(load_text(own).folder)
+        assert load_text(own).tokenizer.vocab_size == 1 + len(letters)
+    assert folders[0] != folders[1]
 
 
 def test_show_gives_the_beginning_of_a_text(flowformer, book):

@@ -1,10 +1,15 @@
 """`flowformer info`."""
 
+import importlib.metadata
 import json
+import sys
 
 import pytest
 
+from flowformer import __version__
 from flowformer.ops import cpu_library
+
+NOT_CORE = ("tyro", "lightning", "matplotlib", "sklearn", "aeon", "gymnasium", "timm", "PIL")
 
 
 def test_info_says_what_is_available_and_why_the_rest_is_not(flowformer):
@@ -15,6 +20,42 @@ def test_info_says_what_is_available_and_why_the_rest_is_not(flowformer):
     for name, reason in facts["backends"].items():
         assert f"backend {name}" in out
         assert reason is None or reason in out
+
+
+@pytest.mark.parametrize("command", ["info", "recipes", "--version", "--help"])
+def test_what_there_is_can_be_seen_with_the_core_dependencies_alone(
+    flowformer, monkeypatch, command
+):
+    for name in [each for each in sys.modules if each.startswith("flowformer.cli.")]:
+        if name != "flowformer.cli.main":  # which is called
+            monkeypatch.delitem(sys.modules, name)
+    for name in NOT_CORE:
+        for part in [each for each in sys.modules if each.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, part)
+        monkeypatch.setitem(sys.modules, name, None)
+    outcome = flowformer(command)
+    assert outcome.code == 0
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize("command", ["info", "recipes", "train --help"])
+def test_a_command_that_needs_no_home_does_without(flowformer, monkeypatch, command):
+    def nobody(_uid: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert flowformer(*command.split()).code == 0
+
+
+def test_info_works_where_the_package_is_not_installed(flowformer, monkeypatch):
+    def none(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", none)
+    out = flowformer("info").out
+    assert f"flowformer    {__version__}\n" in out
+    assert "extras              unknown: flowformer is not installed by pip here" in out
 
 
 def test_info_names_the_instruction_set_of_the_cpu_backend(flowformer):

@@ -160,6 +160,15 @@ class TestSelfAttention:
         other.load_state_dict(torch.load(file))
         assert other(x, **form)[0].equal(mixer(x, **form)[0])
 
+    def test_saved_parameters_restore_the_function_of_a_mixer_on_empty_memory(
+        self, name: str
+    ) -> None:
+        mixer, x, form = build(name), draw(2, 17, DIM), forms(name)[0]
+        other = build(name, seed=2).to_empty(device="cpu")
+        other._apply(lambda tensor: torch.full_like(tensor, 7))  # what memory may hold
+        other.load_state_dict(mixer.state_dict())
+        assert other(x, **form)[0].equal(mixer(x, **form)[0])
+
     def test_projections_have_the_published_names(self, name: str) -> None:
         projected = {"query", "key", "value"} & set(MIXERS[name].kind.inputs)
         children = {child for child, _ in build(name).named_children()}
@@ -216,6 +225,29 @@ class TestSelfAttention:
             build(name)(draw(1, 5, DIM), return_state=True)
 
 
+@pytest.mark.usefixtures("shape_checks_off")  # sizes are tensors there
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name in NAMES for form in forms(name)])
+def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refused(
+    name: str, form: dict[str, bool]
+) -> None:
+    mixer = build(name, num_kv_heads=1).requires_grad_(False)
+
+    def mix(x: Tensor, mask: Tensor) -> Tensor:
+        return mixer(x, mask=mask, **form)[0]
+
+    example = draw(1, 5, DIM), torch.ones(1, 5, dtype=torch.bool)
+    if name == "deltanet":
+        with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
+            torch.jit.trace(mix, example)
+        return
+    traced: Any = torch.jit.trace(mix, example, check_trace=False)
+    for batch, length in ((1, 5), (3, 70), (2, 1)):
+        inputs = draw(batch, length, DIM, seed=1), draw(batch, length, seed=2) > -1
+        close(traced(*inputs), mix(*inputs))
+
+
 @pytest.mark.parametrize("name", having("causal"))
 class TestCausal:
     def test_no_output_depends_on_the_future(self, name: str) -> None:
@@ -234,6 +266,27 @@ class TestCausal:
         compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
         x = draw(2, 63, DIM, dtype=torch.float32)
         close(compiled(x, causal=True)[0], mixer(x, causal=True)[0], 1e-6)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+    def test_what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
+        self, name: str, value: float
+    ) -> None:
+        mixer, x, mask = build(name), draw(2, 63, DIM), torch.ones(2, 63, dtype=torch.bool)
+        mask[1, :9] = False
+        wild = x.clone()
+        wild[0, 17], wild[1, 40, 3] = value, value
+        runs = []
+        for each in (x, wild):
+            each.requires_grad_()
+            y, _ = mixer(each, causal=True, mask=mask)
+            seen = y[0, :17].square().sum() + y[1, 9:40].square().sum()
+            runs.append((y.detach(), *torch.autograd.grad(seen, each)))
+        (clean, right), (found, gradient) = runs
+        for row, start in ((0, 17), (1, 40)):
+            close(found[row, :start], clean[row, :start])
+            close(gradient[row, :start], right[row, :start])
+            if value is torch.nan:
+                assert found[row, start].isnan().all()
 
     def test_refuses_a_context(self, name: str) -> None:
         errors = (ValueError, NotImplementedError)
@@ -324,6 +377,53 @@ class TestCross:
     def test_context_may_have_another_width(self, name: str) -> None:
         mixer = build(name, context_dim=7)
         assert mixer(draw(2, 5, DIM), draw(2, 9, 7))[0].shape == (2, 5, DIM)
+
+
+INDEPENDENT = [
+    *[(name, {}) for name in having("cross")],
+    ("flow", {"independent_sinks": True}),
+    ("flow", {"competition": None, "allocation": False}),
+    ("flow-no-competition", {}),
+    ("flow-no-allocation", {"competition": None}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), INDEPENDENT, ids=["-".join((name, *o)) for name, o in INDEPENDENT]
+)
+def test_a_later_query_reaches_earlier_outputs_just_where_the_record_says_so(
+    name: str, options: dict[str, Any]
+) -> None:
+    mixer, seen = build(name, **options), 4
+    x, context = draw(2, 7, DIM), draw(2, 9, DIM, seed=1).requires_grad_()
+    changed = x.clone()
+    changed[:, seen:] = 3 * draw(2, 3, DIM, seed=2)
+    mask = (torch.arange(7) < seen).expand(2, 7)
+    wild = x.masked_fill(~mask[..., None], torch.nan)
+
+    def earlier(x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Outputs, and the gradients of a loss of them alone, of what is the same in each call."""
+        out = mixer(x, context, mask=mask)[0][:, :seen]
+        wanted = [context, *mixer.parameters()]
+        loss = (out * draw(*out.shape, seed=3)).sum()
+        return [out.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True)]
+
+    def moved(others: list[Tensor]) -> list[float]:
+        pairs = [(a, b) for a, b in zip(whole, others, strict=True) if a is not None]
+        return [float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs]
+
+    whole = earlier(x)
+    moves = [moved(earlier(changed)), moved(earlier(x[:, :seen])), moved(earlier(wild, mask))]
+    assert mixer.capabilities == mixer.attention.capabilities
+    if mixer.capabilities.independent_sinks:
+        assert max(map(max, moves)) < 1e-12
+        close(mixer(wild, context)[0][:, :seen], whole[0], 1e-12)
+        assert mixer.attention.require("independent_sinks") is None
+    else:
+        assert min(outputs for outputs, *_ in moves) > 1e-7  # no record is False without need
+        able = "flow with independent_sinks=True, softmax, linear"
+        with pytest.raises(NotImplementedError, match=f"tokens to come; .* that can: {able}"):
+            mixer.attention.require("independent_sinks")
 
 
 def missing(name: str) -> list[str]:

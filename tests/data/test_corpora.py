@@ -3,6 +3,7 @@
 import bz2
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,6 @@ def test_many_files_are_split_by_file(tmp_path: Path) -> None:
     root = write(tmp_path, **{f"f{number}": f"text {number}\n" for number in range(40)})
     (root / "below").mkdir()
     (root / "below" / "notes.md").write_text("text 40\n")
-    (root / "picture.png").write_bytes(b"\xff\xd8")
     parts = parts_of(load_corpus("text", folder=root))
     assert [len(parts[part]) for part in PARTS] == [37, 2, 2]
     together = sorted(text for part in PARTS for text in parts[part])
@@ -81,7 +81,7 @@ def test_many_files_are_split_by_file(tmp_path: Path) -> None:
 
 
 def test_train_validation_and_test_files_are_the_parts(tmp_path: Path) -> None:
-    root = write(tmp_path, train="t", valid="v", test="e", other="not read")
+    root = write(tmp_path, train="t", valid="v", test="e")
     assert parts_of(load_corpus("text", folder=root)) == {
         "train": ["t"],
         "validation": ["v"],
@@ -90,6 +90,58 @@ def test_train_validation_and_test_files_are_the_parts(tmp_path: Path) -> None:
     (root / "test.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected test\.txt beside .*train\.txt"):
         list(load_corpus("text", folder=root).documents("train"))
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev"])
+def test_folders_of_parts_are_the_parts(tmp_path: Path, validation: str) -> None:
+    for part, text in {"Train": "t", validation: "v", "test": "e"}.items():
+        write(tmp_path / part / "below", a=f"{text}a", b=f"{text}b")
+    assert parts_of(load_corpus("text", folder=tmp_path)) == {
+        "train": ["ta", "tb"],
+        "validation": ["va", "vb"],
+        "test": ["ea", "eb"],
+    }
+    shutil.rmtree(tmp_path / validation)
+    with pytest.raises(FileNotFoundError, match=r"expected validation beside .*Train"):
+        list(load_corpus("text", folder=tmp_path).documents("train"))
+
+
+def test_text_is_read_whatever_its_suffix_and_hidden_files_are_not(tmp_path: Path) -> None:
+    names = ("a.TXT", "b.text", "c.md", "d.rst", "e.markdown", "wiki_00")
+    hidden = (".ipynb_checkpoints/a.txt", "__MACOSX/._a.txt", ".DS_Store", "below/.hidden.txt")
+    for name in (*names, *hidden):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xff\0" if name in hidden else f"{name}\n".encode() * 30)
+    corpus = load_corpus("text", folder=tmp_path)
+    assert corpus.identity()["files"] == len(names)
+    assert {text.split()[0] for text in corpus.documents("train")} == set(names)
+
+
+def test_files_that_are_no_text_are_counted_by_kind(tmp_path: Path) -> None:
+    root = write(tmp_path, a="a\n" * 100)
+    for name in ("a.png", "b.png", "c.csv", "binary"):
+        (root / name).write_bytes(b"\xff\xd8\0")
+    with pytest.warns(UserWarning, match=r"4 files \(2 \.png, 1 \.csv, 1 without a suffix\): exp"):
+        assert load_corpus("text", folder=root).identity()["files"] == 1
+    write(root, train="t", val="v", test="e")
+    with pytest.warns(UserWarning, match=r"passed over 5 files .*1 \.txt.*in train\.txt, val\.txt"):
+        assert load_corpus("text", folder=root).identity()["files"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [("word " * 200, " "), ("字" * 1000, "字"), ("a " * 450 + "\n" + "b" * 200, "b")],
+    ids=["words", "characters", "line-that-is-too-long"],
+)
+def test_a_text_without_line_ends_is_cut_between_words_or_characters(
+    tmp_path: Path, text: str, end: str
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    parts = parts_of(load_corpus("text", folder=tmp_path / "a.txt"))
+    assert "".join(parts["train"] + parts["validation"] + parts["test"]) == text
+    shares = [len(parts[part][0]) / len(text) for part in PARTS]
+    assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.006)
+    assert all(parts[part][0].endswith(end) for part in PARTS)
 
 
 def test_a_changed_file_is_another_text_and_a_moved_folder_is_not(tmp_path: Path) -> None:
@@ -110,7 +162,7 @@ def test_line_ends_and_byte_order_marks_are_read_away(tmp_path: Path) -> None:
 def test_text_without_files_says_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"files of your own: give one, or a folder \(--folder\)"):
         load_corpus("text").identity()
-    with pytest.raises(FileNotFoundError, match=r"expected files ending in \.txt or \.md in"):
+    with pytest.raises(FileNotFoundError, match=r"expected text, in files ending in \.txt, "):
         load_corpus("text", folder=tmp_path).identity()
     with pytest.raises(FileNotFoundError, match="expected a text file or a folder of them"):
         load_corpus("text", folder=tmp_path / "nowhere").identity()

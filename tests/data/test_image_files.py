@@ -100,7 +100,7 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, kind, part):
         read_image(path)
 
 
-def test_text_is_named_as_no_image_by_its_header_too(tmp_path):
+def test_text_is_named_as_no_image(tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(ValueError, match=r"a\.jpg: expected an image that Pillow reads"):
         read_image(tmp_path / "a.jpg")
@@ -109,6 +109,14 @@ def test_text_is_named_as_no_image_by_its_header_too(tmp_path):
         require_images([good, tmp_path / "a.jpg"])
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "none.jpg")
+
+
+def test_of_many_images_one_that_is_cut_off_is_found_before_it_is_needed(tmp_path):
+    paths = [saved(tmp_path, f"{at}.jpg", Image.fromarray(COLOURS)) for at in range(5)]
+    require_images(paths)
+    paths[3].write_bytes(paths[3].read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"3\.jpg: cut off or damaged image"):
+        require_images(paths)
 
 
 @pytest.mark.parametrize(

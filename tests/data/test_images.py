@@ -27,7 +27,6 @@ def sizes(data: ImageData) -> dict[str, int | None]:
 
 def test_images_are_read_with_the_class_of_their_folder(tmp_path):
     fill(tmp_path / "train")
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image, passed over")
     data = load_image_folder(tmp_path)
     assert data.classes == CLASSES
     assert sizes(data) == {"train": 20, "validation": None, "test": None}
@@ -35,6 +34,75 @@ def test_images_are_read_with_the_class_of_their_folder(tmp_path):
         red, number, _ = np.asarray(data.train.read(index))[0, 0]
         assert (red, number) == (100 * data.train.labels[index], index % 10)
     assert data.train.place(13) == str(tmp_path / "train" / "dog" / "03.png")
+
+
+NAMES = ["a.gif", "b.jfif", "c.AVIF", "d.jpe", "e.webp", "f.tga", "plain", "g.jpg_large", "h.jp2"]
+
+
+def test_every_image_that_pillow_reads_is_read_whatever_its_suffix(tmp_path):
+    fill(tmp_path / "train", count=1)
+    formats = {"a": "GIF", "c": "AVIF", "e": "WEBP", "f": "TGA", "h": "JPEG2000"}
+    for name in NAMES:
+        image = Image.new("RGB", (12, 9))
+        image.save(tmp_path / "train" / "cat" / name, formats.get(name[0], "JPEG"))
+    data = load_image_folder(tmp_path)
+    read = [Path(data.train.place(at)).name for at in range(len(data.train))]
+    assert read == [*sorted(["00.png", *NAMES]), "00.png"]
+    assert all(data.train.read(at).mode == "RGB" for at in range(len(data.train)))
+
+
+def test_hidden_files_and_folders_are_neither_classes_nor_parts_nor_images(tmp_path):
+    fill(tmp_path / "train", count=2)
+    image = Image.new("RGB", (4, 4))
+    for folder in (".git", "__MACOSX", "train/.ipynb_checkpoints", "train/__MACOSX/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        image.save(tmp_path / folder / "x.png")
+    (tmp_path / "train" / "cat" / ".cache" / "deep").mkdir(parents=True)
+    image.save(tmp_path / "train" / "cat" / ".cache" / "deep" / "x.png")
+    for name in (".DS_Store", "cat/._00.png", "cat/Thumbs.db", "dog/desktop.ini"):
+        (tmp_path / "train" / name).write_bytes(b"\0")
+    data = load_image_folder(tmp_path)
+    assert (data.classes, len(data.train)) == (CLASSES, 4)
+
+
+def test_files_that_are_no_images_are_counted_by_kind_and_folders_named(tmp_path):
+    fill(tmp_path / "train", count=2)
+    fill(tmp_path / "val", count=1)
+    for name in ("train/a.txt", "train/cat/b.txt", "train/cat/deep/c.npy", "train/dog/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "unlabelled").mkdir()
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        data = load_image_folder(tmp_path)
+    assert len(data.train) == 4
+    folders, files = (str(warning.message) for warning in caught)
+    assert "the folders unlabelled were passed over: expected train, val and test" in folders
+    assert "train: passed over 4 files (2 .txt, 1 .npy, 1 without a suffix):" in files
+
+
+def test_a_link_that_leads_back_is_followed_once(tmp_path):
+    fill(tmp_path / "train", count=2)
+    (tmp_path / "train" / "cat" / "again").symlink_to(tmp_path / "train" / "cat")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "x.png")
+    (tmp_path / "train" / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="the folders elsewhere"):
+        assert len(load_image_folder(tmp_path).train) == 5
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "VALIDATION"])
+def test_the_validation_part_has_the_names_in_use(tmp_path, name):
+    for part, count in {"Train": 4, name: 3, "Test": 2}.items():
+        fill(tmp_path / part, count=count)
+    expected = {"train": 8, "validation": 6, "test": 4}
+    assert sizes(load_image_folder(tmp_path)) == expected
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    for part in ("train", "val", "valid"):
+        fill(tmp_path / part, count=2)
+    with pytest.raises(ValueError, match=r"expected one validation part, got .*val and .*valid"):
+        load_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

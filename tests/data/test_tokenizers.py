@@ -8,6 +8,7 @@ import pytest
 from flowformer.data.tokenizers import (
     KINDS,
     CharacterTokenizer,
+    SubwordTokenizer,
     WordTokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -96,6 +97,71 @@ def test_a_document_of_subwords_ends_with_the_end_of_text() -> None:
     assert trained("word").encode_document("dog\n") == [2, 1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_that_a_text_spells_out_are_text(kind: str) -> None:
+    text = "the <|endoftext|> dog<eos> <eos> [SEP] <unk> </s> \n"
+    tokenizer = train_tokenizer(kind, [text, *TEXTS], vocab_size=SIZES.get(kind))
+    tokens = tokenizer.encode(text)
+    assert sum(token == tokenizer.end_id for token in tokens) == (kind == "word")
+    if kind == "word":
+        assert tokenizer.decode(tokens) == text.replace(" <eos>", " <unk>").replace(" \n", "\n")
+    else:
+        assert tokenizer.decode(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "end", "spelled"),
+    [
+        ({"type": "Unigram", "unk_id": 0}, "</s>", ["<", "/", "s", ">"]),
+        (
+            {"type": "WordLevel", "unk_token": "<unk>"},
+            "[SEP]",
+            ["[", "<unk>", "<unk>", "<unk>", "]"],
+        ),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_a_special_token_that_the_model_itself_would_find_is_text(
+    model: dict, end: str, spelled: list[str], special: bool
+) -> None:
+    symbols = ["<unk>", end, "a", *(letter for letter in dict.fromkeys("".join(end)))]
+    symbols = [symbol for symbol in symbols if symbol not in "SEP"]
+    unigram = model["type"] == "Unigram"
+    vocabulary = [[s, 0.0] for s in symbols] if unigram else {s: i for i, s in enumerate(symbols)}
+    added = {"id": 1, "content": end, "special": special, "normalized": False}
+    added |= {"single_word": False, "lstrip": False, "rstrip": False}
+    content = {"version": "1.0", "added_tokens": [added], "model": model | {"vocab": vocabulary}}
+    tokenizer = SubwordTokenizer(json.dumps(content))
+    ids = tokenizer.encode(f"a{end}a" if unigram else end)
+    expected = [symbols.index(symbol) for symbol in spelled]
+    assert ids == ([2, *expected, 2] if unigram else expected)
+    assert tokenizer.encode_document("a") == [2, 1]
+    assert tokenizer.encode("ß") == [tokenizer.unknown_id] == [0]
+
+
+def test_a_file_with_gaps_in_its_numbers_has_room_for_the_last_of_them() -> None:
+    vocabulary = {"a": 0, "b": 7, "<unk>": 2}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    tokenizer = SubwordTokenizer(json.dumps({"version": "1.0", "model": model}))
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.encode("b") == [7]
+    assert tokenizer.decode([0, 3, 7]) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("char", ["ß", "§"]), ("word", ["ß§", "§"]), ("byte", []), ("bpe", [])]
+)
+def test_what_of_a_text_the_vocabulary_lacks_is_named(kind: str, parts: list[str]) -> None:
+    assert trained(kind).unknown_parts("the ß§ dog §\n") == parts
+
+
+def test_what_of_a_text_a_file_of_words_lacks_is_named() -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+    content = {"version": "1.0", "model": model, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    assert SubwordTokenizer(json.dumps(content)).unknown_parts("a ß a §§") == ["ß", "§§"]
+
+
 def test_training_subwords_twice_gives_the_same_file() -> None:
     assert trained("bpe").to_json() == trained("bpe").to_json()
 
@@ -108,7 +174,7 @@ def test_gpt2s_pair_of_files_is_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nh e\nĠ t\nĠt he\n")
     tokenizer = load_tokenizer(tmp_path)
     the, end = vocabulary["Ġthe"], vocabulary["<|endoftext|>"]
-    assert tokenizer.encode("he the<|endoftext|>") == [vocabulary["he"], the, end]
+    assert tokenizer.encode_document("he the") == [vocabulary["he"], the, end]
     assert tokenizer.decode([vocabulary["he"], the]) == "he the"
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.end_id) == ("bpe", 99, end)
     tokenizer.save(tmp_path / "saved.json")

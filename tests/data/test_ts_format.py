@@ -53,7 +53,7 @@ def test_reads_the_same_numbers_and_labels_as_aeon(name: str) -> None:
     for series, other in zip(file.series, expected, strict=True):
         np.testing.assert_array_equal(series, other)
     assert file.labels is not None
-    assert [label.lower() for label in file.labels] == expected_labels.tolist()
+    assert [label and label.lower() for label in file.labels] == expected_labels.tolist()
 
 
 def test_keeps_the_case_of_labels_which_aeon_lowers() -> None:
@@ -69,7 +69,8 @@ def test_reads_what_the_format_allows(tmp_path: Path) -> None:
         "@equalLength false\r\n@unknownTag whatever\r\n@CLASSLABEL\ttrue  Up down\r\n\r\n@DATA\r\n"
         " 1 , ?, -3e-2 : nan,5,6 : UP \r\n# between the data\r\n\r\n7:8:down"
     )
-    file = read_ts(write(tmp_path, content))
+    with pytest.warns(UserWarning, match="line 5: skipped the tag '@unknownTag', which the format"):
+        file = read_ts(write(tmp_path, content))
     assert (file.problem_name, file.classes) == ("Odd Name", ("Up", "down"))
     assert file.labels == ("Up", "down")
     np.testing.assert_array_equal(file.series[0], [[1, np.nan, -0.03], [np.nan, 5, 6]])
@@ -91,11 +92,95 @@ def test_comments_may_have_any_encoding(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.series[0], [[1, 2]])
 
 
-@pytest.mark.parametrize("tag", ["", "@classLabel false\n", "@targetLabel false\n"])
-def test_a_file_without_labels_has_none(tmp_path: Path, tag: str) -> None:
-    file = read_ts(write(tmp_path, f"{tag}@data\n1,2:3,4\n"))
+@pytest.mark.parametrize("end", ["", ":", " : ", ":?"])
+@pytest.mark.parametrize(
+    "tag", ["", "@classLabel false\n", "@class_label false\n", "@targetLabel false\n"]
+)
+def test_a_file_without_labels_has_none(tmp_path: Path, tag: str, end: str) -> None:
+    file = read_ts(write(tmp_path, f"{tag}@dimensions 2\n@data\n1,2:3,4{end}\n5,?:7,8{end}\n"))
     assert file.labels is None
-    assert file.series[0].shape == (2, 2)
+    assert [series.shape for series in file.series] == [(2, 2)] * 2
+    univariate = read_ts(write(tmp_path, f"{tag}@univariate true\n@data\n1,2{end}\n?{end}\n"))
+    assert [series.shape for series in univariate.series] == [(1, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("unknown", ["?", "NaN", "nan", " ? "])
+@pytest.mark.parametrize("listed", ["up down", "? up down nan"])
+def test_a_label_that_is_not_known_is_none(tmp_path: Path, unknown: str, listed: str) -> None:
+    header = f"@classLabel true {listed}\n@data\n"
+    file = read_ts(write(tmp_path, f"{header}1,2:up\n3,4:{unknown}\n"))
+    assert (file.labels, file.classes) == (("up", None), ("up", "down"))
+    assert read_ts(write(tmp_path, f"{header}1,2:{unknown}\n")).labels is None
+
+
+# Where aeon ships series with labels.
+SHIPPED = sorted(
+    path.relative_to(AEON_FILES).as_posix().removesuffix(".ts")
+    for path in AEON_FILES.glob("*/*_TRAIN.ts")
+    if "TimeStamps" not in path.name
+)
+NUMBERS = {"CardanoSentiment", "Covid3Month"}  # to be predicted, and no classes
+
+
+@pytest.mark.parametrize("name", SHIPPED, ids=lambda name: name.split("/")[1])
+@pytest.mark.parametrize("spaced", [False, True], ids=["as-they-are", "of-several-words"])
+def test_what_aeon_writes_is_read_back(tmp_path: Path, name: str, spaced: bool) -> None:
+    from aeon.datasets import load_from_ts_file, save_to_ts_file
+
+    series, labels = load_from_ts_file(str(AEON_FILES / f"{name}.ts"))[:2]
+    chosen = np.linspace(0, len(labels) - 1, 12).astype(int)  # of several classes
+    series = [series[at].copy() for at in chosen]
+    series[1][0, 1] = np.nan
+    labels = labels[chosen]
+    if spaced:
+        labels = np.array([f"Class {label}  at 1:30, or" for label in labels])
+    series[2] = series[2][:, :-1] if spaced else series[2]
+    place = {"path": str(tmp_path), "problem_name": "A name"}
+    header = "a comment of more words than there are on a line, " * 4
+    save_to_ts_file(series, **place, header=header)
+    bare = read_ts(tmp_path / "A name.ts")
+    if name.split("/")[0] in NUMBERS and not spaced:
+        save_to_ts_file(series, labels, label_type="regression", **place)
+        with pytest.raises(TsFormatError, match="classes to tell apart, and no numbers for regr"):
+            read_ts(tmp_path / "A name.ts")
+        labels = labels.round(1).astype(str)
+    save_to_ts_file(series, labels, label_type="classification", **place)
+    file = read_ts(tmp_path / "A name.ts")
+    for found in (bare, file):
+        assert found.problem_name == "A name"
+        for one, other in zip(found.series, series, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert (bare.labels, bare.classes) == (None, ())
+    assert file.labels == tuple(" ".join(str(label).split()) for label in labels)
+    assert set(file.classes) == set(file.labels or ())
+
+
+def test_class_names_of_several_words_are_read_off_the_labels(tmp_path: Path) -> None:
+    header = "@classLabel true Run Run fast run  slowly Stand\n@data\n"
+    lines = "1:run fast\n2:Run\tfast\n3:Run slowly\n4:stand\n5:Run\n"
+    file = read_ts(write(tmp_path, header + lines))
+    assert file.classes == ("Run", "Run fast", "run slowly", "Stand")
+    assert file.labels == ("Run fast", "Run fast", "run slowly", "Stand", "Run")
+
+
+@pytest.mark.parametrize(
+    ("tag", "near"),
+    [
+        ("@classLabels true up", "classlabel"),
+        ("@clasLabel true up", "classlabel"),
+        ("@class true up", "classlabel"),
+        ("@dimensionss 1", "dimensions"),
+        ("@serieslenght 1", "serieslength"),
+        ("@equalLen true", "equallength"),
+        ("@univariat true", "univariate"),
+        ("@targetlabels true", "targetlabel"),
+        ("@dat", "data"),
+    ],
+)
+def test_a_misspelt_tag_is_refused_with_the_one_meant(tmp_path: Path, tag: str, near: str) -> None:
+    message = rf"line 1: expected a tag of the format \(do you mean @{near}\?\), got '@"
+    with pytest.raises(TsFormatError, match=message):
+        read_ts(write(tmp_path, f"{tag}\n@data\n1\n"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

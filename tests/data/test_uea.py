@@ -49,6 +49,18 @@ def test_japanese_vowels_comes_with_aeon() -> None:
     assert batch["attention_mask"].sum() == data.test.lengths.sum()
 
 
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_aeons_package_is_read_and_a_download_needs_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_uea("UnitTest").channels == 1
+    with pytest.raises(FileNotFoundError, match=r"no home directory .*: set FLOWFORMER_DATA"):
+        load_uea("Heartbeat")
+    monkeypatch.setenv("FLOWFORMER_DATA", str(tmp_path))
+    put(tmp_path / "aeon_data", "Mine")
+    assert load_uea("Mine").classes == ("a", "b")
+
+
 def test_basic_motions_comes_with_aeon() -> None:
     data = load_uea("BasicMotions")
     assert data.test is not None

@@ -1,5 +1,6 @@
 """The classical methods on aeon's embedded sets: figures, seeds, and what each reads."""
 
+import os
 import sys
 from dataclasses import replace
 
@@ -103,6 +104,19 @@ def test_missing_values_follow_the_policy() -> None:
     assert run_classical("dtw", data, missing="interpolate").accuracy == 1
 
 
+@pytest.mark.parametrize("home", [True, False], ids=["home", "no-home"])
+def test_numba_has_a_folder_where_neither_library_nor_home_is_writable(monkeypatch, tmp_path, home):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")  # as it was in the end
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path) if home else "~")
+    monkeypatch.setattr(classical.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(classical.os, "access", lambda path, _mode: path == tmp_path)
+    classical._require("math", "dtw", "timeseries")
+    assert ("NUMBA_CACHE_DIR" in os.environ) is not home
+    assert len(list(tmp_path.glob("flowformer-numba-*"))) == (not home)
+
+
 def test_there_must_be_a_test_split() -> None:
     data = from_arrays(np.zeros((2, 1, 5)), ["a", "b"], name="mine")
     with pytest.raises(ValueError, match="mine has no test split for dtw to predict"):
@@ -134,3 +148,10 @@ def test_a_missing_library_is_named_with_its_extra(
     message = rf"{package} is needed for {method}: pip install 'flowformer\[{extra}\]'"
     with pytest.raises(ImportError, match=message):
         run_classical(method, data)
+
+
+def test_series_of_one_class_are_refused() -> None:
+    series = np.zeros((4, 1, 5))
+    data = from_arrays(series, ["up"] * 4, series, ["up"] * 4)
+    with pytest.raises(ValueError, match=r"expected series of at least 2 .* got 4 of 'up'"):
+        run_classical("dtw", data)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowformer.data.tokenizers import CharacterTokenizer
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_text import TextStream, generate_text
 from tests.evaluation.small_language_model import VOCABULARY, build
@@ -141,3 +142,8 @@ class TestGenerateText:
     def test_a_prompt_without_a_token_is_refused(self):
         with pytest.raises(ValueError, match="at least one token, got ' '"):
             generate_text(build(), Words(), " ", max_new_tokens=2)
+
+    def test_what_of_a_prompt_the_vocabulary_lacks_is_named(self):
+        tokenizer = CharacterTokenizer(["<unk>", *"123 ", *map(chr, range(200, 195 + VOCABULARY))])
+        with pytest.warns(UserWarning, match="vocabulary lacks 'ß', '4': it reads the unknown"):
+            generate_text(build(), tokenizer, "1 ßß 4", max_new_tokens=2)

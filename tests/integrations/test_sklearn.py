@@ -1,7 +1,9 @@
 import copy
 import inspect
 import json
+import math
 import pickle
+import threading
 from dataclasses import asdict
 
 import numpy as np
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
@@ -28,16 +30,15 @@ AEON_DIFFERS = {
     "check_dont_overwrite_parameters": "fit sets aeon's public is_fitted",
     "check_n_features_in": "series have channels and lengths, not one number of features",
     "check_n_features_in_after_fitting": "as above",
-    "check_complex_data": "aeon raises TypeError",
-    "check_dtype_object": "aeon raises TypeError",
-    "check_estimators_empty_data_messages": "aeon fails on its own check of empty arrays",
+    "check_complex_data": "refused in our words",
+    "check_dtype_object": "arrays of objects are lists of arrays",
+    "check_estimators_empty_data_messages": "refused in our words",
     "check_classifier_data_not_an_array": "aeon takes arrays, lists of arrays and data frames only",
     "check_classifiers_train": "fits lists of lists",
     "check_classifiers_one_label": "aeon refuses a single class",
     "check_fit2d_1sample": "aeon refuses a single class in words of its own",
     "check_supervised_y_2d": "aeon refuses a column of labels",
-    "check_fit1d": "aeon raises TypeError",
-    "check_fit2d_predict1d": "aeon raises TypeError",
+    "check_fit2d_predict1d": "refused in our words",
     "check_requires_y_none": "aeon raises TypeError",
 }
 
@@ -87,11 +88,10 @@ def test_passes_aeons_estimator_checks(check):
 def test_passes_scikit_learns_estimator_checks_that_apply():
     results = check_estimator(make(epochs=1), expected_failed_checks=AEON_DIFFERS, on_skip=None)
     statuses = {result["check_name"]: result["status"] for result in results}
-    assert set(statuses.values()) == {"passed", "xfail", "skipped"}
+    assert set(statuses.values()) <= {"passed", "xfail", "skipped"}
     assert {name for name, status in statuses.items() if status == "xfail"} == set(AEON_DIFFERS)
-    assert [name for name, status in statuses.items() if status == "skipped"] == [
-        "check_array_api_input"
-    ]
+    skipped = {name for name, status in statuses.items() if status == "skipped"}
+    assert skipped <= {"check_array_api_input"}  # scikit-learn 1.7 has no such check
 
 
 def test_learns_what_can_be_learnt(waves):
@@ -101,6 +101,24 @@ def test_learns_what_can_be_learnt(waves):
     assert classifier.score(series[30:], labels[30:]) >= 0.9
     assert classifier.validation_accuracy_ == 1.0
     assert 1 <= classifier.best_epoch_ <= 30
+
+
+def test_fits_in_threads_give_what_a_fit_alone_gives(waves, fitted, tmp_path):
+    fits, state = {}, torch.get_rng_state()
+
+    def run(at):
+        fits[at] = fit(*waves, random_state=0)
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(3)]
+    for thread in threads:
+        thread.start()
+    fitted.save(tmp_path / "fitted.safetensors")
+    while any(thread.is_alive() for thread in threads):  # what does not train does not disturb
+        FlowformerClassifier.load(tmp_path / "fitted.safetensors").predict_proba(waves[0])
+    expected = fitted.predict_proba(waves[0])
+    for each in fits.values():
+        assert_array_equal(each.predict_proba(waves[0]), expected)
+    assert torch.get_rng_state().equal(state)
 
 
 def test_probabilities_belong_to_the_classes(waves, fitted):
@@ -144,7 +162,7 @@ def test_fits_series_of_unequal_lengths(waves):
     series, labels = waves
     unequal = [one[:, : 20 - at % 7] for at, one in enumerate(series)]
     classifier = fit(unequal, labels, max_length=None)
-    assert classifier.max_length_ == 20
+    assert classifier.max_length_ == 25
     assert classifier.predict(unequal).shape == (40,)
 
 
@@ -187,7 +205,7 @@ def test_missing_values_are_refused_by_default_and_interpolated_on_request(waves
     series, labels = waves[0].copy(), waves[1]
     series[3, 0, 5:8] = np.nan
     with pytest.raises(
-        ValueError, match=r"X, series 3, channel 0, time 5: .* 'interpolate' and 'mean'"
+        ValueError, match=r"X, series 3, channel 0, time 5: .*missing=.* 'interpolate' or 'mean'"
     ):
         fit(series, labels, missing="error")
     probabilities = fit(series, labels, missing="interpolate").predict_proba(series)
@@ -222,7 +240,7 @@ def test_a_saved_estimator_predicts_the_same(waves, fitted, tmp_path):
     assert loaded.get_params() == fitted.get_params()
     assert loaded.best_epoch_ == fitted.best_epoch_
     assert_array_equal(loaded.predict_proba(waves[0]), fitted.predict_proba(waves[0]))
-    with pytest.raises(ValueError, match="different number of channels"):
+    with pytest.raises(ValueError, match="expected series of 2 channels, as in fit, got 1"):
         loaded.predict(waves[0][:, :1])
 
 
@@ -289,7 +307,7 @@ def test_loading_a_file_whose_parts_disagree_is_an_error(fitted, changes, tmp_pa
 
 def test_a_series_longer_than_the_model_has_room_for_says_what_to_do(waves, fitted):
     longer = np.concatenate([waves[0], waves[0]], axis=2)
-    with pytest.raises(ValueError, match=r"at most 20 .* got one of 40: fit with max_length=40"):
+    with pytest.raises(ValueError, match=r"at most 20 .* got one of 40: fit .*max_length=40"):
         fitted.predict(longer)
 
 
@@ -325,6 +343,74 @@ def test_a_clone_of_a_fitted_estimator_is_unfitted(waves, fitted):
     assert copied.get_params() == fitted.get_params()
     with pytest.raises(NotFittedError):
         copied.predict(waves[0])
+
+
+ANY_LENGTH = {"pooling": "mean", "positions": "sinusoidal"}
+
+
+def test_cross_validation_of_unequal_lengths_leaves_room_by_default(waves):
+    series, labels = waves
+    unequal = [one[:, : 16 + at // 10] for at, one in enumerate(series)]  # the last are longest
+    classifier = make(max_length=None, epochs=1)
+    scores = cross_val_score(classifier, unequal, labels, cv=KFold(4))
+    assert np.isfinite(scores).all()
+    assert fit(unequal, labels, max_length=None, epochs=1).max_length_ == math.ceil(1.25 * 19)
+    assert fit(series, labels, max_length=None, epochs=1).max_length_ == 20  # none is longer
+
+
+def test_mean_pooling_of_sinusoidal_places_takes_series_of_any_length(waves, tmp_path):
+    classifier = fit(*waves, max_length=None, epochs=1, **ANY_LENGTH)
+    classifier.save(tmp_path / "any.safetensors")
+    longer = np.concatenate([waves[0], waves[0]], axis=2)[:4]
+    together = classifier.predict_proba([*waves[0][:2], *longer])
+    for one in (classifier, FlowformerClassifier.load(tmp_path / "any.safetensors")):
+        np.testing.assert_allclose(one.predict_proba(longer), together[2:], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "params", [{"positions": "learned"}, {"pooling": "flatten"}, {"mixer": "linformer"}], ids=str
+)
+def test_what_is_of_a_place_bounds_the_length_and_says_the_line_to_write(waves, params):
+    classifier = fit(*waves, max_length=None, epochs=1, **(ANY_LENGTH | params))
+    with pytest.raises(ValueError, match=r"got one of 21: fit FlowformerClassifier\(max_length=21"):
+        classifier.predict(np.concatenate([waves[0], waves[0][:, :, :1]], axis=2))
+
+
+def test_series_that_are_time_first_are_told_and_not_fitted_the_wrong_way_round(waves):
+    series, labels = waves
+    turned = [one[:, : 20 - at % 7].T for at, one in enumerate(series)]
+    with pytest.raises(ValueError, match=r"X, series 1: expected 20 channels, .*\[one\.T for one"):
+        make().fit(turned, labels)
+    with pytest.warns(UserWarning, match="X: series of 20 channels and 2 time steps: if"):
+        classifier = fit(series.transpose(0, 2, 1), labels, epochs=1)
+    with pytest.raises(ValueError, match=r"of 20 channels, as in fit, got 2 .* 20 time steps: if"):
+        classifier.predict(series)
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ([], "X: expected at least one series, got none"),
+        (np.zeros(5), r"X: expected an array \[n, channels, time\] .*, got shape \(5,\)"),
+        (np.zeros((4, 1, 2, 3)), r"X: expected an array .*, got shape \(4, 1, 2, 3\)"),
+        ([np.zeros((1, 2, 3))] * 4, r"series 0: expected an array \[channels, time\]"),
+        (np.full((4, 1, 5), "a"), "series 0: expected real numbers, got dtype <U1"),
+        ([np.zeros((1, 5)), np.zeros((2, 4))] * 2, "series 1: expected 1 channels, as in series 0"),
+    ],
+    ids=["none", "one-axis", "four-axes", "list-of-three", "text", "channels"],
+)
+def test_what_are_no_series_is_told_in_our_words(series, message):
+    with pytest.raises(ValueError, match=message):
+        make().fit(series, ["a", "b"] * 2)
+
+
+def test_lists_of_numbers_tensors_and_lists_of_labels_are_as_arrays(waves):
+    series, labels = waves
+    expected = fit(series[:, :1], labels, epochs=1, random_state=0).predict_proba(series[:, :1])
+    for same in (series[:, 0].tolist(), series[:, :1].tolist(), torch.tensor(series[:, :1])):
+        classifier = fit(same, labels.tolist(), epochs=1, random_state=0)
+        assert_array_equal(classifier.predict_proba(same), expected)
+        assert classifier.score(same, tuple(labels)) == classifier.score(series[:, :1], labels)
 
 
 @pytest.mark.parametrize("unequal", [False, True], ids=["array", "list"])

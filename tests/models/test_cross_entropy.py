@@ -6,7 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowformer.models.cross_entropy import chunked_cross_entropy, token_cross_entropy
+from flowformer.models.cross_entropy import (
+    chunked_cross_entropy,
+    class_cross_entropy,
+    token_cross_entropy,
+)
 
 
 def draw(tokens: int, vocabulary: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -78,6 +82,65 @@ def test_a_loss_that_is_scaled_has_scaled_gradients() -> None:
     thrice = torch.autograd.grad(3 * loss, (hidden, weight))
     for one, three in zip(once, thrice, strict=True):
         torch.testing.assert_close(three, 3 * one, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.7, 4096.0, 65536.0, 2.0**20], ids="scale-{:g}".format)
+@pytest.mark.parametrize("chunk", [8, 512], ids="chunk-{}".format)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_gradients_are_as_exact_as_those_of_all_logits_at_every_scale_of_the_loss(
+    dtype: torch.dtype, chunk: int, scale: float
+) -> None:
+    drawn = draw(512, 300)
+    hidden, weight = (each.detach().to(dtype) for each in drawn[:2])
+    hidden[:, 0] *= 2.0**-12  # a feature of another size than the others
+
+    def gradients(loss, *parts: Tensor) -> list[Tensor]:
+        parts = tuple(part.clone().requires_grad_() for part in parts)
+        (loss(*parts) * scale).backward()
+        return [part.grad.double() for part in parts if part.grad is not None]
+
+    def dense(hidden: Tensor, weight: Tensor) -> Tensor:
+        return token_cross_entropy(hidden @ weight.T, drawn[2])
+
+    exact = gradients(dense, hidden.double(), weight.double())
+    others = gradients(dense, hidden, weight)
+    found = gradients(
+        lambda h, w: chunked_cross_entropy(h, w, drawn[2], chunk=chunk), hidden, weight
+    )
+    for right, other, gradient in zip(exact, others, found, strict=True):
+        # A sum by chunks is rounded once a chunk, and a scale that is no power of two once more.
+        assert (gradient - right).norm() < 1.5 * (other - right).norm()
+
+
+def test_gradients_in_float16_do_not_overflow_where_every_target_is_the_same() -> None:
+    hidden, weight, _ = draw(2000, 40, torch.float16)
+    targets = torch.full((2000,), 3)
+    with torch.no_grad():
+        hidden.abs_().add_(30)
+        weight[3] = -hidden[0] / 100
+    grads = torch.autograd.grad(chunked_cross_entropy(hidden, weight, targets), (hidden, weight))
+    assert all(gradient.isfinite().all() for gradient in grads)
+
+
+@pytest.mark.parametrize("count", [None, 0, torch.tensor(0)], ids=["none", "0", "tensor-0"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+def test_a_batch_without_targets_has_no_loss_and_no_gradient(
+    dtype: torch.dtype, count: Tensor | int | None
+) -> None:
+    hidden, weight, targets = draw(9, 5, dtype)
+    targets[:] = -100
+    for loss in (
+        chunked_cross_entropy(hidden, weight, targets, chunk=4, count=count),
+        token_cross_entropy(hidden @ weight.T, targets, count=count),
+        class_cross_entropy(hidden @ weight.T, targets),
+        class_cross_entropy((hidden @ weight.T)[:0], targets[:0]),
+        class_cross_entropy((hidden @ weight.T)[:0], torch.zeros(0, 5)),
+    ):
+        assert loss == 0
+        for gradient in torch.autograd.grad(loss * 65536, (hidden, weight)):
+            assert not gradient.any()
+    with torch.no_grad():
+        assert chunked_cross_entropy(hidden, weight, targets, chunk=4, count=count) == 0
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])

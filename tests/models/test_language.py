@@ -332,3 +332,16 @@ def test_low_precision_rounds_and_no_more(positions: str, dtype: torch.dtype) ->
     tolerance = 2 * 6 * torch.finfo(dtype).eps
     close(logits_of(low).double(), logits_of(exact), tolerance)
     close(loss_of(low).double(), loss_of(exact), tolerance)
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["to-empty", "assign"])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_model_made_on_meta_is_what_its_state_dict_says(positions: Any, assign: bool) -> None:
+    model, ids = build(positions=positions), tokens(2, 17)
+    with torch.device("meta"):
+        other = LanguageModel(model.config, vocab_size=VOCABULARY).double().eval()
+    if not assign:
+        other.to_empty(device="cpu")
+        other._apply(lambda tensor: torch.full_like(tensor, torch.nan))  # what memory may hold
+    other.load_state_dict(model.state_dict(), assign=assign)
+    assert logits_of(other(ids)).equal(logits_of(model(ids)))

@@ -149,6 +149,48 @@ def test_sinusoidal_places_go_on_past_the_table(kind: Positions) -> None:
     assert short(x[:, :2], places).equal(long(x[:, :2], places))
 
 
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal", "sinusoidal-fairseq"])
+@pytest.mark.parametrize("assign", [False, True], ids=["to-empty", "assign"])
+def test_a_model_made_on_meta_has_its_places_when_its_state_dict_is_loaded(
+    kind: Positions, assign: bool
+) -> None:
+    embedding = PositionalEmbedding(kind, dim=6, max_length=50)
+    x = torch.zeros(1, 50, 6)
+    with torch.device("meta"):
+        other = nn.Sequential(PositionalEmbedding(kind, dim=6, max_length=50))
+    if not assign:
+        other.to_empty(device="cpu")
+        other._apply(lambda tensor: torch.full_like(tensor, torch.nan))  # what memory may hold
+    state = {f"0.{name}": each for name, each in embedding.state_dict().items()}
+    other.load_state_dict(state, assign=assign)
+    assert other(x).equal(embedding(x))
+    assert other.to(torch.float64)(x.double()).equal(embedding(x).double())
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "sinusoidal-fairseq"])
+def test_a_sinusoidal_table_left_on_another_device_is_computed_anew(kind: Positions) -> None:
+    embedding = PositionalEmbedding(kind, dim=6, max_length=50)
+    x, places = torch.zeros(2, 3, 6), torch.tensor([[3, 4, 5], [0, 0, 49]])
+    expected = embedding(x), embedding(x, places)
+    embedding.to("meta")
+    assert embedding(x).equal(expected[0])
+    assert embedding(x, places).equal(expected[1])
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "sinusoidal-fairseq"])
+def test_a_sinusoidal_table_takes_the_precision_of_x_but_under_autocast(kind: Positions) -> None:
+    """As a learned one is cast by mixed precision of FSDP, which casts no buffers."""
+    embedding = PositionalEmbedding(kind, dim=6, max_length=5)
+    x = torch.zeros(1, 9, 6, dtype=torch.bfloat16)
+    for length in (5, 9):
+        out = embedding(x[:, :length])
+        assert out.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            exact = embedding(x[:, :length])
+        assert exact.dtype == torch.float32
+        assert out.equal(exact.bfloat16())
+
+
 def test_learned_places_outside_the_table_are_refused() -> None:
     embedding = PositionalEmbedding("learned", dim=4, max_length=50)
     with pytest.raises(ValueError, match="50 places, got a sequence of 51"):

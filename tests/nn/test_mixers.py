@@ -1,13 +1,16 @@
 """What is particular to one mixer, and the errors of building one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from flowformer.nn import MIXERS, FlowMixer, LinformerMixer, build_mixer
-from flowformer.nn.attention import HeadAttention, implied_weights
+from flowformer.nn import MIXERS, FlowMixer, LinformerMixer, build_mixer, build_norm
+from flowformer.nn.attention import HeadAttention, implied_weights, option_names
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import ATTENTIONS
 from flowformer.ops import flow_attention
+from flowformer.tasks.schedule import ScheduledOptimizerConfig
 
 FIXED_LENGTH = [name for name, kind in ATTENTIONS.items() if not kind.capabilities.variable_length]
 
@@ -68,6 +71,29 @@ def test_flow_mixer_passes_its_options_on(options: dict) -> None:
 def test_a_wrong_option_raises_when_the_mixer_is_built(name: str) -> None:
     with pytest.raises(ValueError, match="clamp must be positive or None"):
         build_mixer(name, 8, 2, clamp=-1.0)
+
+
+WITH_EPS = [name for name, mixer in MIXERS.items() if "eps" in option_names(mixer.kind)]
+
+
+@pytest.mark.parametrize("eps", [float("inf"), float("nan"), 1e-60, 1e60, -1.0])
+def test_an_eps_that_float32_does_not_hold_is_refused_when_a_layer_is_built(eps: float) -> None:
+    for name in WITH_EPS:
+        with pytest.raises(ValueError, match="eps must "):
+            build_mixer(name, 8, 2, max_length=5, eps=eps)
+    with pytest.raises(ValueError, match="eps must "):
+        build_norm("rms", 8, eps=eps)
+    with pytest.raises(ValueError, match="epsilon must "):
+        ScheduledOptimizerConfig(epsilon=eps)
+
+
+def test_a_record_is_that_of_the_instance() -> None:
+    for options in ({"independent_sinks": True}, {"competition": None, "allocation": False}):
+        mixer = build_mixer("flow", 8, 2, **options)
+        assert mixer.capabilities == mixer.attention.capabilities
+        assert mixer.capabilities == replace(FlowMixer.capabilities, independent_sinks=True)
+    assert not FlowMixer.capabilities.independent_sinks
+    assert not build_mixer("flow", 8, 2, competition=None).capabilities.independent_sinks
 
 
 def test_linformer_keeps_rank_many_keys() -> None:

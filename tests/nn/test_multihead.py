@@ -2,15 +2,17 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from flowformer.nn.multihead import MultiheadAttention
+from flowformer.nn.multihead import ROLES, MultiheadAttention
+from flowformer.nn.replace import replace_attention
 from flowformer.ops import flow_attention
 
 DIM, HEADS = 16, 4
@@ -108,7 +110,9 @@ def test_initial_parameters_are_torchs() -> None:
     ours = MultiheadAttention(DIM, HEADS)
     for name, value in theirs.state_dict().items():
         assert ours.state_dict()[name].equal(value), name
-    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    softmax = MultiheadAttention(DIM, HEADS, mixer="softmax")
+    theirs.load_state_dict(softmax.state_dict())
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -133,15 +137,132 @@ def test_flow_weights_times_values_are_the_output(causal: bool, padded: bool) ->
         assert not weights.triu(1).any()
 
 
-def test_padded_queries_leave_the_flows_where_query_and_key_are_one_object() -> None:
-    """The rule of the documentation: a value of its own is self-attention, a copy is not."""
-    ours = MultiheadAttention(DIM, HEADS, batch_first=True).double()
+def test_the_role_decides_what_the_mask_means_and_no_identity_of_tensors() -> None:
     query, value, padding = draw(1, 9, DIM), draw(1, 9, DIM), torch.arange(9)[None] > 5
+    ours = MultiheadAttention(DIM, HEADS, batch_first=True).double()
+    cross = MultiheadAttention(DIM, HEADS, batch_first=True, role="cross").double()
+    cross.load_state_dict(ours.state_dict())
     alone, _ = ours(query[:, :6], query[:, :6], value[:, :6], need_weights=False)
-    one, _ = ours(query, query, value, padding, need_weights=False)
-    torch.testing.assert_close(one[:, :6], alone)
-    two, _ = ours(query, query.clone(), value, padding, need_weights=False)
-    assert not two[:, :6].allclose(alone)
+    context, _ = cross(query, query[:, :6], value[:, :6], need_weights=False)
+    for key in (query, query.clone()):
+        out, _ = ours(query, key, value, padding, need_weights=False)
+        torch.testing.assert_close(out[:, :6], alone)
+        assert not out[:, 6:].any()
+        out, _ = cross(query, key, value, padding, need_weights=False)
+        torch.testing.assert_close(out, context)
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "linear"])
+def test_where_outputs_depend_on_no_other_query_padded_queries_are_as_in_torch(mixer: str) -> None:
+    x, memory, padding = draw(2, 5, DIM), draw(2, 5, DIM), torch.arange(5).expand(2, 5) > 2
+    outs = [
+        MultiheadAttention(DIM, HEADS, batch_first=True, mixer=mixer, role=role).double()
+        for role in ROLES
+    ]
+    for each in outs[1:]:
+        each.load_state_dict(outs[0].state_dict())
+    for each in outs[1:]:
+        same(each(x, memory, memory, padding), outs[0](x, memory, memory, padding))
+
+
+def through_checkpoint(layer: nn.Module, x: Tensor, padding: Tensor) -> Tensor:
+    def run(x: Tensor) -> Tensor:
+        return layer(x, src_key_padding_mask=padding)
+
+    return checkpoint(run, x.requires_grad_(), use_reentrant=True)
+
+
+def through_trace(layer: nn.Module, x: Tensor, padding: Tensor) -> Tensor:
+    call = {"src": x.detach(), "src_key_padding_mask": padding}
+    traced: Any = torch.jit.trace(layer, example_kwarg_inputs=call, check_trace=False)
+    return traced(**call)
+
+
+def through_vmap(layer: nn.Module, x: Tensor, padding: Tensor) -> Tensor:
+    def run(x: Tensor, padding: Tensor) -> Tensor:
+        return layer(x[None], src_key_padding_mask=padding[None])[0]
+
+    return torch.vmap(run)(x, padding)
+
+
+def through_separate_tensors(layer: Any, x: Tensor, padding: Tensor) -> Tensor:
+    """As mixed precision of FSDP2 does, which casts each argument of a module."""
+
+    def separate(_module: nn.Module, inputs: tuple[Tensor, ...], call: dict) -> tuple[Any, dict]:
+        return tuple(each.clone() for each in inputs), call
+
+    handle = layer.self_attn.register_forward_pre_hook(separate, with_kwargs=True)
+    out = layer(x, src_key_padding_mask=padding)
+    handle.remove()
+    return out
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+@pytest.mark.parametrize(
+    "through",
+    [through_checkpoint, through_trace, through_vmap, through_separate_tensors],
+    ids=["checkpoint", "trace", "vmap", "separate"],
+)
+@pytest.mark.parametrize("mixer", ["flow", "mobile"])
+def test_what_hands_on_other_tensors_changes_no_number_of_a_padded_batch(
+    through: Callable[[nn.Module, Tensor, Tensor], Tensor], mixer: str
+) -> None:
+    layer = nn.TransformerEncoderLayer(DIM, HEADS, 32, dropout=0.0, batch_first=True).double()
+    replace_attention(layer, mixer)
+    x, real = draw(3, 7, DIM), ~PADDING
+    gradients = []
+    for run in (lambda *each: layer(each[1], src_key_padding_mask=each[2]), through):
+        layer.zero_grad()
+        out = run(layer, x, PADDING)[real]
+        out.square().sum().backward()
+        gradients.append((out, [each.grad for each in layer.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_other_lengths_are_cross_attention_which_the_role_must_say_of_a_mask() -> None:
+    ours = MultiheadAttention(DIM, HEADS, batch_first=True)
+    query, key = torch.randn(1, 3, DIM), torch.randn(1, 5, DIM)
+    with pytest.raises(ValueError, match=r"3 queries attend to 5 keys.*role='cross'"):
+        ours(query, key, key, torch.zeros(1, 5, dtype=torch.bool))
+    with pytest.warns(UserWarning, match=r"role='decoder-cross', for each output of FlowAttention"):
+        unsaid, _ = ours(query, key, key)
+    cross = MultiheadAttention(DIM, HEADS, batch_first=True, role="cross")
+    cross.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(cross(query, key, key)[0], unsaid)
+
+
+def test_the_cross_attention_of_a_decoder_takes_what_shows_it_no_other_query() -> None:
+    linear = MultiheadAttention(DIM, HEADS, mixer="linear", role="decoder-cross", batch_first=True)
+    query, key = torch.randn(1, 3, DIM), torch.randn(1, 5, DIM)
+    torch.testing.assert_close(linear(query, key, key)[0][:, :1], linear(query[:, :1], key, key)[0])
+    for mixer in ("flow", "nystromformer", "mobile"):
+        with pytest.raises(ValueError, match=r"independent_sinks=True, softmax, linear"):
+            MultiheadAttention(DIM, HEADS, mixer=mixer, role="decoder-cross")
+
+
+def test_a_state_dict_names_its_mixer_and_loads_where_it_fits() -> None:
+    ours = MultiheadAttention(DIM, HEADS)
+    state = ours.state_dict()
+    torchs = nn.MultiheadAttention(DIM, HEADS)
+    with pytest.raises(
+        RuntimeError, match=r'Unexpected key.* "attention\.mixer_flow\._extra_state"'
+    ):
+        torchs.load_state_dict(state)
+    torchs.load_state_dict(state, strict=False)
+    ours.load_state_dict(torchs.state_dict())
+    MultiheadAttention(
+        DIM, HEADS, mixer_options={"clamp": 1.0, "backend": "chunked"}
+    ).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="mixer_flow"):
+        MultiheadAttention(DIM, HEADS, mixer="linear").load_state_dict(state)
+    other = MultiheadAttention(DIM, HEADS, mixer_options={"clamp": None})
+    with pytest.raises(
+        RuntimeError, match=r'expected .*"clamp": null.*, got .*"clamp": 1\.0.*take'
+    ):
+        other.load_state_dict(state)
+    old = {name: each for name, each in state.items() if "_extra_state" not in name}
+    assert len(old) == len(state) - 1
+    ours.load_state_dict(old)
 
 
 def test_flow_output_is_flow_attention_of_the_projections() -> None:
@@ -247,6 +368,16 @@ class TestRefusals:
     def test_unknown_mixer(self) -> None:
         with pytest.raises(ValueError, match=r"'flwo': did you mean flow\? expected one of flow"):
             MultiheadAttention(DIM, HEADS, mixer="flwo")
+
+    @pytest.mark.usefixtures("shape_checks_off")
+    def test_unknown_role(self) -> None:
+        with pytest.raises(ValueError, match="'self', 'cross', 'decoder-cross', got 'both'"):
+            MultiheadAttention(DIM, HEADS, role="both")  # pyright: ignore[reportArgumentType]
+
+    @pytest.mark.parametrize("mixer", ["deltanet", "gla", "longformer", "soft", "synthesizer"])
+    def test_a_mixer_that_needs_more_than_heads(self, mixer: str) -> None:
+        with pytest.raises(ValueError, match=r"does not fit.*hidden states.*Those that fit: flow,"):
+            MultiheadAttention(DIM, HEADS, mixer=mixer)
 
     def test_unknown_option(self) -> None:
         with pytest.raises(ValueError, match=r"'flow' has no option rank; it takes .*clamp"):

@@ -215,7 +215,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clamp 60": {"clamp": 60.0},
     "no competition": {"competition": None},
     "no allocation": {"allocation": False},
-    "neither": {"competition": None, "allocation": False},
+    "neither": {"independent_sinks": True},
     "relu": {"feature_map": "relu", "clamp": None},
 }
 EMPTY: dict[str, Any] = {"queries": (0, 9, 0, 3)}

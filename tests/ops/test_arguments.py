@@ -1,6 +1,7 @@
 """Options do what they say, and bad arguments get a message that says what was expected."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from flowformer import (
     mobile_attention,
 )
 from flowformer.ops import backend as backends
-from tests.ops.cases import CAUSAL, FORMS, needs_library, qkv
+from flowformer.ops import baselines
+from tests.ops.cases import BACKENDS, CAUSAL, FORMS, needs_library, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
@@ -50,12 +52,28 @@ BAD_CALLS = {
     "competition": ((q, k, v), {"competition": "sinks"}, "'sources', 'heads' or None, got 'sinks'"),
     "clamp": ((q, k, v), {"clamp": -1.0}, "clamp must be positive or None, got -1"),
     "eps": ((q, k, v), {"eps": 0.0}, "eps must be positive, got 0"),
+    "eps-nan": ((q, k, v), {"eps": float("nan")}, "eps must be positive, got nan"),
+    "eps-text": ((q, k, v), {"eps": "1e-6"}, "eps must be positive, got '1e-6'"),
+    "independent-sinks": (
+        (q, k, v),
+        {"independent_sinks": "yes"},
+        "independent_sinks must be True or False, got 'yes'",
+    ),
+    "independent-heads": (
+        (q, k, v),
+        {"independent_sinks": True, "competition": "heads"},
+        "leaves out the competition, which competition='heads' asks for",
+    ),
     "both-masks": ((q, k, v), {"mask": mask, "key_mask": mask}, "not both kinds"),
     "causal-masks": ((q, k, v), {"causal": True, "key_mask": mask}, "pass mask="),
     "mask-shape": ((q, k, v), {"mask": mask[:, :4]}, r"= \[2, 6\] on cpu, got \[2, 4\]"),
     "allocation": ((q, k, v), {"allocation": "softmax"}, "True or False, got 'softmax'"),
     "mask-device": ((q, k, v), {"mask": mask.to("meta")}, "on cpu, got .* on meta"),
-    "causal-cross": ((q, k[:, :4], v[:, :4]), {"causal": True}, "L=6 and S=4.*initial_state"),
+    "causal-cross": (
+        (q, k[:, :4], v[:, :4]),
+        {"causal": True},
+        "L=6 and S=4.*initial_state.*use causal=False and independent_sinks=True.*all queries",
+    ),
     "causal-heads": ((q, k, v), {"causal": True, "competition": "heads"}, "no causal form"),
     "state-not-causal": ((q, k, v), {"return_state": True}, "pass causal=True"),
     "initial-not-causal": ((q, k, v), {"initial_state": state}, "pass causal=True"),
@@ -105,6 +123,11 @@ BAD_CALLS = {
         {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 3, 6])},
         "as many sequences, got 1 and 2",
     ),
+    "packed-without-values": (
+        (q[:1], k[:1], v[:1]),
+        {"cu_seqlens": torch.tensor([0, 6], device="meta")},
+        "cu_seqlens must hold values.*got a tensor on meta",
+    ),
     "packed-causal-keys": (
         (q[:1], k[:1], v[:1]),
         {"cu_seqlens": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 6]), "causal": True},
@@ -125,6 +148,7 @@ def test_bad_arguments(inputs, options, message):
     [
         ({"mask": mask.float()}, "must be boolean, True = a real token, got torch.float32"),
         ({"cu_seqlens": torch.tensor([0.0, 6.0])}, "int32 or int64, got torch.float32"),
+        ({"cu_seqlens": [0, 6]}, r"cu_seqlens must be a tensor.*torch\.tensor.*got list"),
         (
             {"causal": True, "initial_state": LinearState(state.key_value)},
             "must be a FlowState, got LinearState",
@@ -138,7 +162,7 @@ def test_bad_arguments(inputs, options, message):
             "key_sum of the state must be torch.float64, .* got torch.float16",
         ),
     ],
-    ids=["mask", "offsets", "state", "float-count", "half-sum"],
+    ids=["mask", "offsets", "list", "state", "float-count", "half-sum"],
 )
 def test_arguments_of_another_type(options, message):
     with pytest.raises(TypeError, match=message):
@@ -217,6 +241,71 @@ def test_the_ablations_take_away_one_factor_each():
     assert_close(plain, torch.einsum("bhls,bshm->blhm", weights, v), rtol=1e-4, atol=1e-5)
     allocated = flow_attention(q, k, v, competition=None)
     assert_close(allocated, plain * flow_map(q, k).sink_allocation[..., None])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_independent_sinks_know_their_own_query_and_the_context_alone(backend):
+    query, key, value = qkv(2, 5, sources=9)
+    key_mask = torch.rand(2, 9) < 0.8
+    offsets = {"cu_seqlens": torch.tensor([0, 2, 5]), "cu_seqlens_k": torch.tensor([0, 8, 9])}
+    options = {"independent_sinks": True, "backend": backend}
+    # Alone, with the formula of docs/math.md, and beside queries that are not finite.
+    features = query.sigmoid(), key.sigmoid() * key_mask[..., None, None]
+    incoming = ((features[0] + 1e-6) * (features[1].sum(1, keepdim=True) + 1e-6)).sum(-1)
+    weights = torch.einsum("blhd,bshd->blsh", *features) / incoming[:, :, None]
+    expected = torch.einsum("blsh,bshm->blhm", weights, value)
+    for other in (torch.nan, torch.inf, -torch.inf, 1e30):
+        for alone in range(5):
+            wild = torch.full_like(query, other)
+            wild[:, alone] = query[:, alone]
+            out = flow_attention(wild, key, value, key_mask=key_mask, **options)
+            assert_close(out[:, alone], expected[:, alone])
+            packed = flow_attention(wild[:1], key[:1], value[:1], **offsets, **options)
+            seen = slice(0, 8) if alone < 2 else slice(8, 9)
+            own = flow_attention(query[:1, [alone]], key[:1, seen], value[:1, seen], **options)
+            assert_close(packed[:, [alone]], own)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_independent_sinks_are_both_ablations_in_every_form(backend):
+    ablations: dict[str, Any] = {"competition": None, "allocation": False}
+    independent: dict[str, Any] = {"independent_sinks": True}
+    for options in ({}, {"causal": True, "return_state": True}, {"mask": mask}):
+        found, expected = (
+            flow_attention(q, k, v, backend=backend, **options, **each)
+            for each in (independent, ablations)
+        )
+        assert_close(found, expected, rtol=0, atol=0)
+    step, _ = flow_attention_step(
+        q[:, :1], k[:, :1], v[:, :1], state, backend=backend, **independent
+    )
+    # One token without flows: its value, whatever query and key are.
+    assert_close(step, v[:, :1], rtol=1e-4, atol=1e-4)
+    assert all((x == 1).all() for x in flow_map(q, k, **independent))
+
+
+EPS = {
+    "flow": lambda eps: flow_attention(q, k, v, eps=eps),
+    "step": lambda eps: flow_attention_step(q[:, :1], k[:, :1], v[:, :1], None, eps=eps),
+    "map": lambda eps: flow_map(q, k, eps=eps),
+    "mobile": lambda eps: mobile_attention(q, k, v, eps=eps),
+    "elu": lambda eps: baselines.elu_attention(q, k, v, eps=eps),
+    "performer": lambda eps: baselines.performer_attention(q, k, v, directions=q[0, 0], eps=eps),
+    "cosformer": lambda eps: baselines.cosformer_attention(q, k, v, max_length=9, eps=eps),
+    "rfa": lambda eps: baselines.rfa_attention(
+        q, k, v, directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
+    ),
+    "rfa-gated": lambda eps: baselines.gated_rfa_attention(
+        q, k, v, gate=q[..., 0], directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
+    ),
+}
+
+
+@pytest.mark.parametrize("eps", [float("inf"), 1e-60, 1e60, float("nan"), -1.0, None, True])
+@pytest.mark.parametrize("attend", EPS.values(), ids=EPS)
+def test_an_eps_that_float32_does_not_hold_is_refused(attend, eps):
+    with pytest.raises(ValueError, match="eps must "):
+        attend(eps)
 
 
 @pytest.mark.parametrize("options", [FORMS["bidirectional"], *CAUSAL.values()])

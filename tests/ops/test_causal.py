@@ -211,3 +211,79 @@ def test_linear_attention_splits_too(backend, split):
     assert_close(torch.cat(pieces, 1), out, rtol=1e-9, atol=1e-10)
     assert carried is not None
     assert_close(carried.key_value, state.key_value, rtol=1e-9, atol=1e-10)
+
+
+def attend_linear(q, k, v, **options):
+    scale = q.sigmoid().sum(-1)  # finite, but for NaN
+    return linear_attention(q, k, v, row_scale=scale, causal=True, **options)
+
+
+def attend_flow(q, k, v, **options):
+    return flow_attention(q, k, v, causal=True, **options)
+
+
+def attend_relu(q, k, v, **options):
+    return flow_attention(q, k, v, causal=True, feature_map="relu", clamp=None, **options)
+
+
+not_finite = pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+spoilt = pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+operators = pytest.mark.parametrize("attend", [attend_flow, attend_relu, attend_linear])
+
+
+@backends
+@operators
+@spoilt
+@not_finite
+def test_what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
+    attend, where, value, backend
+):
+    inputs = qkv(2, 70)
+    wild = [x.clone() for x in inputs]
+    wild[where][1, 66, 0, 3] = value  # in the second chunk, of which one token is earlier
+    runs = []
+    for tensors in (inputs, wild):
+        leaves = [x.requires_grad_() for x in tensors]
+        out = attend(*leaves, backend=backend)
+        grads = torch.autograd.grad(out[1, :66].square().sum(), leaves, create_graph=True)
+        slopes = torch.stack([x[1, :66].square().sum() for x in grads])
+        second = torch.autograd.grad(slopes.sum(), leaves)
+        runs.append((out, *grads, *second))
+    for clean, found in zip(*runs, strict=True):
+        assert_close(found[1, :66], clean[1, :66])
+        assert_close(found[0], clean[0])
+        assert_close(found[1, :, 1], clean[1, :, 1])  # the other head
+    with torch.no_grad():
+        alone = attend(*wild, backend=backend)
+    assert_close(alone[1, :66], runs[0][0][1, :66].detach())
+    assert torch.equal(alone.isfinite(), runs[1][0].isfinite())
+    is_harmless = attend is attend_flow and where < 2 and value is not torch.nan
+    is_harmless |= attend is attend_relu and where < 2 and value == -torch.inf
+    assert alone[1, 66, 0].isfinite().all() == is_harmless
+
+
+@backends
+@operators
+@spoilt
+def test_nan_stays_in_its_packed_sequence_and_in_the_state(attend, where, backend):
+    inputs = [x.requires_grad_() for x in qkv(1, 30)]
+    offsets = torch.tensor([0, 5, 5, 20, 30])
+    out, state = attend(*inputs, backend=backend, cu_seqlens=offsets, return_state=True)
+    wild = [x.detach().clone() for x in inputs]
+    wild[where][0, 9, 1] = torch.nan
+    wild = [x.requires_grad_() for x in wild]
+    found, after = attend(*wild, backend=backend, cu_seqlens=offsets, return_state=True)
+    earlier = [*range(9), *range(20, 30)]
+    assert_close(found[:, earlier], out[:, earlier])
+    assert found[0, 9, 1].isnan().all()
+    spoilt_state = where > 0 or attend is not attend_linear  # a query passes by there
+    assert found[0, 19, 1].isnan().all() == spoilt_state
+    assert after.key_value[2, 1].isnan().all() == spoilt_state
+    for row in (0, 1, 3):
+        assert_close(after.key_value[row], state.key_value[row])
+    for x, y in zip(
+        torch.autograd.grad(found[:, earlier].sum(), wild),
+        torch.autograd.grad(out[:, earlier].sum(), inputs),
+        strict=True,
+    ):
+        assert_close(x[:, earlier], y[:, earlier])

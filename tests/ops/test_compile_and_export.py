@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flowformer.ops import flow_attention, flow_attention_step, mobile_attention
-from tests.ops.cases import FORMS, qkv
+from tests.ops.cases import CPU, FORMS, qkv
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
@@ -40,6 +40,26 @@ def test_compiles_to_one_graph(options, masked):
         strict=True,
     ):
         assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("backend", ["chunked", CPU])
+def test_nan_reaches_no_earlier_output_nor_its_gradient_in_one_graph(backend):
+    compiled = torch.compile(
+        lambda q, k, v: flow_attention(q, k, v, causal=True, backend=backend),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    inputs = float_inputs(9)
+    expected = torch.autograd.grad(compiled(*inputs)[:, :6].sum(), inputs)
+    wild = [x.detach().clone() for x in inputs]
+    wild[1][0, 6], wild[2][1, 6] = torch.nan, torch.nan
+    wild = [x.requires_grad_() for x in wild]
+    out = compiled(*wild)
+    assert out[:, :6].isfinite().all()
+    assert out[:, 6:].isnan().all()
+    found = torch.autograd.grad(out[:, :6].sum(), wild)
+    for grad, wanted in zip(found, expected, strict=True):
+        assert_close(grad[:, :6], wanted[:, :6])
 
 
 def test_a_state_passes_through_one_graph():

@@ -43,6 +43,23 @@ def test_library_of_another_release_is_refused(monkeypatch):
         open_library(Path(library._name))
 
 
+@pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler here to have built it")
+def test_instruction_set_that_is_not_to_be_had_is_warned_of(monkeypatch, tmp_path):
+    library = cpu_library.load_library()
+    assert library is not None
+
+    def opened(wanted):  # a file of another name is another library, which chooses anew
+        monkeypatch.setenv("FLOWFORMER_ISA", wanted)
+        path = tmp_path / f"{wanted}.so"
+        shutil.copy(library._name, path)
+        return open_library(path).flowformer_isa().decode()
+
+    assert opened("portable") == "portable"
+    best = opened("")
+    with pytest.warns(UserWarning, match=rf"'bogus' is not .*, {best} is used.* avx2, portable"):
+        assert opened("bogus") == best
+
+
 def test_file_that_is_no_library_gives_the_loaders_message(tmp_path):
     path = tmp_path / cpu_library.NAME
     path.write_text("not a library")

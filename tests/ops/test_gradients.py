@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from flowformer import flow_attention, flow_attention_step, linear_attention, mobile_attention
 from flowformer.ops.prefix import prefix_softmax
-from tests.ops.cases import BACKENDS, CAUSAL, FORMS, gradients, qkv
+from tests.ops.cases import BACKENDS, CAUSAL, FORMS, gradients, needs_library, qkv
 
 
 def small(length=5, **sizes):
@@ -26,12 +26,64 @@ def test_gradcheck(options, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("kind", ["flow", "linear"])
+def test_derivatives_where_one_input_is_another_or_made_of_it(kind, causal, backend):
+    def attend(x):
+        options = {"causal": causal, "backend": backend}
+        if kind == "flow":
+            return flow_attention(x, x, x.sin(), **options)
+        return linear_attention(x, x, x.sin(), row_scale=x.cos().sum(-1), **options)
+
+    (x,) = small(4)[:1]
+    once, again = (
+        torch.autograd.grad(attend(x).square().sum(), x, create_graph=create)[0]
+        for create in (False, True)
+    )
+    torch.testing.assert_close(once, again)
+    assert gradgradcheck(attend, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_second_derivatives(options, backend):
     def attend(q, k, v):
         return flow_attention(q, k, v, backend=backend, **options)
 
     assert gradgradcheck(attend, small(length=3))
+
+
+# torch's own forward mode still scripts its decompositions
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_batch_of_gradients_and_their_derivatives_go_through_the_backward(causal, backend):
+    inputs = small()
+    out = flow_attention(*inputs, causal=causal, backend=backend)
+    batch = torch.randn(3, *out.shape, dtype=out.dtype)
+    each = [torch.autograd.grad(out, inputs, grad, retain_graph=True) for grad in batch]
+    found = torch.autograd.grad(out, inputs, batch, is_grads_batched=True, retain_graph=True)
+    for grads, expected in zip(found, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(grads, torch.stack(expected))
+    # The backward is linear in what comes in: its derivative is the backward of the tangent.
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(batch[0], batch[1])
+        for grad, expected in zip(torch.autograd.grad(out, inputs, dual), each[1], strict=True):
+            torch.testing.assert_close(forward_ad.unpack_dual(grad).tangent, expected)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_program_exported_without_gradients_can_be_trained(causal):
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return flow_attention(query, key, value, causal=causal)
+
+    inputs = small()
+    with torch.no_grad():
+        program = torch.export.export(Attention(), inputs).module()
+    found, expected = (gradients(attend(*inputs), inputs) for attend in (program, Attention()))
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_gradient_of_a_share_that_is_nearly_one():
@@ -57,6 +109,39 @@ def test_backends_agree_where_each_source_outweighs_all_before_it(scale, backend
         grads.append(gradients(out, leaves))
     for found, expected in zip(*grads, strict=True):
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@needs_library
+@pytest.mark.parametrize("clamp", [None, 60.0, 4.0], ids="clamp-{}".format)
+@pytest.mark.parametrize("where", [2, 9, 70], ids="source-{}".format)
+@pytest.mark.parametrize("size", [3.0, 4.0], ids="size-{:g}".format)
+def test_float32_gradients_are_as_exact_as_in_torch_where_one_source_dominates(size, where, clamp):
+    """1 - share is not to be had from a share that is rounded to nearly 1."""
+    worst = {}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        length = where + 20
+        inputs = list(qkv(1, length, heads=1, width=16, value_width=8))
+        inputs[1] = inputs[1] - size
+        inputs[1][:, where] += 2 * size
+        inputs[0][:, :where] = inputs[0][:, where : where + 1]
+        inputs = [x.float() for x in inputs]
+        grads = {}
+        for name, dtype in (
+            ("reference", torch.float64),
+            ("chunked", torch.float32),
+            ("cpu", torch.float32),
+        ):
+            leaves = tuple(x.to(dtype).requires_grad_() for x in inputs)
+            out = flow_attention(*leaves, causal=True, clamp=clamp, backend=name)
+            grads[name] = [x.double() for x in gradients(out, leaves)]
+        for name in ("chunked", "cpu"):
+            errors = [
+                float((found - exact).abs().max() / exact.abs().max())
+                for found, exact in zip(grads[name], grads["reference"], strict=True)
+            ]
+            worst[name] = max(worst.get(name, 0.0), *errors)
+    assert worst["cpu"] <= 3 * worst["chunked"]
 
 
 MASKS = {

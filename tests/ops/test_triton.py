@@ -72,6 +72,16 @@ def test_every_form_with_padding_and_its_gradients(options):
     assert_same_gradients(out, inputs, expected, exact)
 
 
+def test_independent_sinks_of_heads_first_tensors_know_their_own_query_alone():
+    (query, key, value), exact = both(3, sources=LENGTH)
+    wild = query.detach().clone()
+    wild[:, 1:] = torch.nan
+    heads_first = [x.transpose(1, 2).contiguous() for x in (wild, key, value)]
+    out = flow_attention(*heads_first, independent_sinks=True, layout="bhtd", backend="triton")
+    expected = flow_attention(*exact, independent_sinks=True, backend="reference")
+    assert_near(out[:, :, 0], expected[:, 0])
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_half_precision(dtype, causal):
@@ -127,6 +137,21 @@ def test_nan_in_a_packed_sequence_stays_there(causal):
         out = flow_attention(q, k, v, backend="triton", causal=causal, cu_seqlens=offsets)
     assert out[:, 3].isnan().all()
     assert_near(out[:, 4:], expected[:, 4:])
+
+
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("attend", [flow_attention, linear_attention])
+def test_nan_reaches_no_earlier_output_nor_its_gradient(attend, where):
+    inputs, exact = both(9, heads=1)
+    expected = attend(*exact, backend="reference", causal=True)[:, :6]
+    with torch.no_grad():
+        inputs[where][:, 6] = torch.nan
+    out = attend(*inputs, backend="triton", causal=True)
+    assert out[:, 6].isnan().all()
+    assert_near(out[:, :6], expected)
+    grads = [gradients(x, y) for x, y in ((out[:, :6].double(), inputs), (expected, exact))]
+    for mine, theirs in zip(*grads, strict=True):
+        assert_near(mine[:, :6], theirs[:, :6])
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])

@@ -18,6 +18,7 @@ from flowformer.tasks.attention_pictures import (
     SinkChoice,
     distinct_names,
     show_image,
+    write_attention_pictures,
     write_pictures,
 )
 
@@ -108,6 +109,18 @@ def test_a_place_outside_and_nothing_to_show_are_refused(tmp_path: Path) -> None
     assert SinkChoice(row=1.0, column=1.0).within(16) == (15, 15)
     with pytest.raises(ValueError, match="one model and one image, got 1 and 0"):
         write_pictures([shown()], [], tmp_path, sink=SinkChoice())
+
+
+def test_an_image_that_the_page_would_remove_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "report").mkdir(parents=True)
+    for image, output in [
+        (tmp_path / "run" / "report" / "curves.png", None),
+        (tmp_path / "1-cat-flow-attention.png", tmp_path),
+    ]:
+        image.touch()
+        with pytest.raises(ValueError, match="expected an image of one's own"):
+            write_attention_pictures([tmp_path / "run"], [image], output, sink=SinkChoice())
+        assert image.exists()
 
 
 def test_runs_are_told_apart_by_as_little_as_needed() -> None:

@@ -372,6 +372,13 @@ class TestBaselines:
         assert np.mean([row["label"] == row["predicted"] for row in rows]) == result.test_accuracy
         assert len(rows) == 12
 
+    def test_cases_of_one_class_are_refused(self, tmp_path, tiny_sequences):
+        folder = aan_files(tmp_path / "files")
+        (folder / "new_aan_pairs.train.tsv").write_bytes(b"1\tA\tB\ta\tb\n" * 6)
+        config = tiny_sequences(SequenceDataConfig(dataset="aan", folder=folder))
+        with pytest.raises(ValueError, match=r"aan: expected cases of at least 2 .* got 6 of"):
+            part_sequences(config, load_sequences(config.data))
+
     def test_chance_is_the_most_frequent_class_of_training(self, tmp_path, tiny_sequences):
         folder = aan_files(tmp_path / "files", test=b"1\tA\tB\ta\tb\n" * 3 + b"0\tA\tB\ta\tb\n")
         config = tiny_sequences(SequenceDataConfig(dataset="aan", folder=folder))

@@ -1,22 +1,26 @@
 """Training, from a configuration to a run folder."""
 
 import csv
+import errno
 import json
+import os
 import pickle
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.data import SeriesDataset, SeriesSplit
+from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
-from flowformer.tasks.evaluation import evaluate_run
+from flowformer.tasks.evaluation import evaluate_run, predict_file
 from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.prediction import load_run, predict_probabilities
 from flowformer.tasks.recording import NonFiniteLossError
 from flowformer.tasks.report import choose_series, write_run_report
@@ -57,6 +61,22 @@ def test_a_run_read_back_gives_its_predictions_again(tmp_path, tiny_config, wave
     assert np.mean(probabilities.argmax(axis=1) == waves.test.labels) == result.test_accuracy
     assert run.classes == waves.classes
     assert run.config == tiny_config()
+
+
+@pytest.mark.parametrize("labels", [("", ""), ("?", "slow"), ("NaN", "?")], ids=str)
+def test_series_are_classified_whether_their_labels_are_known_or_not(
+    tmp_path, tiny_config, waves, labels
+):
+    train(tiny_config(epochs=1), tmp_path / "run", data=waves)
+    lines = [":".join(["1,2,3"] * waves.channels + [label]) + "\n" for label in labels]
+    header = "@classLabel true slow fast" if any(labels) else "@targetlabel false"
+    (tmp_path / "new.ts").write_text(f"{header}\n@data\n{''.join(lines)}")
+    rows = list(csv.DictReader(predict_file(tmp_path / "run", tmp_path / "new.ts").splitlines()))
+    assert [row["label"] for row in rows] == [label if label == "slow" else "" for label in labels]
+    assert all(row["predicted"] in waves.classes for row in rows)
+    if "slow" in labels:
+        with pytest.raises(ValueError, match="series 0: expected a label, got an unknown one"):
+            evaluate_run(tmp_path / "run", tmp_path / "new.ts")
 
 
 @pytest.mark.parametrize("seeds_equal", [True, False], ids=["same-seed", "other-seed"])
@@ -134,10 +154,40 @@ def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
         assert "the paper's    90.0 (by its own protocol)" in own.describe()
 
 
+def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, caplog):
+    def fail(path: Path, _content: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("flowformer.tasks.folder.write_atomically", fail)
+    result = MethodResult(test_accuracy=0.9876, seconds=1.0)
+    with pytest.raises(OSError, match=r"predictions\.csv"):
+        result.keep_tested(RunFolder(tmp_path), "")
+    assert "the test accuracy is 98.76, which cannot be kept" in caplog.text
+
+
+def test_a_run_of_another_kind_is_named_with_what_reads_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "images"}')
+    with pytest.raises(
+        ValueError, match=r"a run on images, .*flowformer\.tasks\.vision_run\.load_vision_run reads"
+    ):
+        load_run(tmp_path)
+
+
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
     with pytest.raises(ValueError, match="the published protocol needs a test set"):
         train(tiny_config(protocol="published"), tmp_path / "run", data=replace(waves, test=None))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("protocol", ["clean", "published"])
+def test_series_of_one_class_are_refused_before_anything_is_written(
+    tmp_path, tiny_config, protocol
+):
+    series = np.random.default_rng(0).normal(size=(8, 2, 5))
+    data = from_arrays(series, ["up"] * 8, series, ["up"] * 8)
+    with pytest.raises(ValueError, match=r"train: expected series of at least 2 .*8 of 'up'"):
+        train(tiny_config(protocol=protocol), tmp_path / "run", data=data)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_without_a_test_set_there_is_no_test_accuracy(tmp_path, tiny_config, waves):

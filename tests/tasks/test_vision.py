@@ -21,7 +21,7 @@ from flowformer.tasks.vision_config import (
     VisionConfig,
     VisionOptimizerConfig,
 )
-from flowformer.tasks.vision_data import parameter_groups
+from flowformer.tasks.vision_data import load_images, parameter_groups, part_images
 from flowformer.tasks.vision_folder import VisionRecord
 from flowformer.tasks.vision_run import (
     evaluate_vision_run,
@@ -63,6 +63,26 @@ def test_a_run_leaves_what_every_run_leaves(tmp_path, folder):
 def test_training_learns(tmp_path, folder):
     config = plain(tiny_vision(folder, epochs=12, average=None))
     assert train(config, tmp_path / "run").test_accuracy == 1.0
+
+
+@pytest.mark.parametrize("protocol", ["clean", "published"])
+def test_images_of_one_class_are_refused(tmp_path, protocol):
+    folder = write_images(tmp_path / "images", {"train": 4, "val": 2}, classes=("red",))
+    config = tiny_vision(folder, protocol=protocol)
+    with pytest.raises(ValueError, match=r"images: expected images of at least 2 .* 4 of 'red'"):
+        part_images(config, load_images(config.data))
+
+
+@pytest.mark.parametrize(
+    ("part", "protocol"), [("val", "clean"), ("test", "clean"), ("test", "published")]
+)
+def test_an_image_that_is_cut_off_is_named_before_the_training(tmp_path, part, protocol):
+    folder = write_images(tmp_path / "images", {"train": 6, "val": 3, "test": 4})
+    path = folder / part / "red" / "2.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"2\.png: cut off or damaged image"):
+        train(tiny_vision(folder, protocol=protocol), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize("protocol", ["clean", "published"])

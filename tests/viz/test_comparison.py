@@ -12,7 +12,7 @@ import pytest
 
 from flowformer.evaluation.comparison import RunOutcome
 from flowformer.evaluation.findings import Comparison
-from flowformer.evaluation.measures import ACCURACY
+from flowformer.evaluation.measures import ACCURACY, PERPLEXITY
 from flowformer.viz.comparison import MixerCost, write_comparison
 from flowformer.viz.comparison_figures import (
     CostCell,
@@ -226,3 +226,9 @@ def test_a_line_ends_where_the_mixer_did_not_fit():
     figure = cost_over_length([CostCell(**cell) for cell in COST["cells"]])
     ends = {line.get_label(): np.asarray(line.get_xdata())[-1] for line in figure.axes[0].lines}
     assert ends == {"flow": 512, "softmax": 256}
+
+
+def test_a_figure_that_is_far_too_large_is_readable():
+    assert PERPLEXITY.show(92475713881.21) == "9.25e+10"
+    assert PERPLEXITY.show(24.371) == "24.37"
+    assert ACCURACY.show(0.98149) == "98.1"

@@ -106,11 +106,13 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
-    from flowformer.tasks.comparison import make_plan, read_comparison, require_same
+    from flowformer.evaluation.findings import find, to_markdown
+    from flowformer.tasks.comparison import make_plan, read_comparison, require_own, require_same
     from flowformer.tasks.execution import execute
     from flowformer.viz.comparison import MixerCost, write_comparison
 
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
+    require_own(root)
     methods = _choose_methods(options, experiments[0])
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root)
     cost = None if options.cost is None else MixerCost.read(options.cost)
@@ -127,11 +129,11 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
         sys.stderr.write("\nstopped; the same command goes on\n")
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
     compared = read_comparison(plan)
+    # Printed first: for the files there may be no room.
+    sys.stdout.write(f"\n{to_markdown(compared, find(compared))}\n")
+    sys.stdout.flush()
     page = write_comparison(root, compared, cost=cost)
-    table = (root / "table.md").read_text(encoding="utf-8")
-    sys.stdout.write(
-        f"\n{table}\ntable  {root / 'table.md'}, {root / 'table.csv'}\npage   {page}\n"
-    )
+    sys.stdout.write(f"table  {root / 'table.md'}, {root / 'table.csv'}\npage   {page}\n")
     failed = any(
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
@@ -144,18 +146,7 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
     Raises:
         ValueError: there is no such mixer, method or option.
     """
-    from flowformer.nn import MIXERS
-    from flowformer.tasks.kinds import methods_of
-
-    methods = methods_of(experiment)
-    mixers, others = _split(options.mixers), _split(options.methods)
-    if mixers == ["all"]:
-        form = "causal" if experiment.causal else "bidirectional"
-        mixers = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, form)]
-    for name in others:
-        if name not in methods:
-            known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
-            raise ValueError(f"unknown method {name!r}: expected one of {known}")
+    mixers, others = _read_names(options, experiment)
     names = [*mixers, *others]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected names of methods, each once, got {', '.join(names) or 'none'}")
@@ -168,6 +159,28 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
     for name in mixers:
         _check_mixer(name, chosen[name], experiment)
     return chosen
+
+
+def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], list[str]]:
+    """Returns the names of mixers, and those of other methods."""
+    from flowformer.nn import MIXERS
+    from flowformer.tasks.kinds import methods_of
+
+    methods = methods_of(experiment)
+    mixers, others = _split(options.mixers), _split(options.methods)
+    if mixers == ["all"]:
+        form = "causal" if experiment.causal else "bidirectional"
+        mixers = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, form)]
+    for name in mixers:
+        if name in methods:
+            raise ValueError(f"{name} is no mixer but another method: give it to --methods")
+    for name in others:
+        if name in MIXERS:
+            raise ValueError(f"{name} is a mixer: give it to --mixers")
+        if name not in methods:
+            known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
+            raise ValueError(f"unknown method {name!r}: expected one of {known}")
+    return mixers, others
 
 
 def _check_mixer(name: str, options: dict[str, Any], experiment: Experiment) -> None:

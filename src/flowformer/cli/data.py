@@ -92,7 +92,7 @@ def _list(arguments: list[str]) -> int:
     parse(ListOptions, arguments, prog="flowformer data list")
     from flowformer.data.arena_sets import ARENA_SETS
     from flowformer.data.corpora import CORPORA
-    from flowformer.data.minari_sets import local_minari, minari_root
+    from flowformer.data.minari_sets import find_minari_root, local_minari
 
     width = max(map(len, [*CORPORA, *ARENA_SETS]))
     for title, table in (("Texts", CORPORA), ("Long Range Arena", ARENA_SETS)):
@@ -101,7 +101,8 @@ def _list(arguments: list[str]) -> int:
             sys.stdout.write(f"{name:<{width}}  {row.description}\n")
             sys.stdout.write(f"{'':<{width}}  from {row.source}\n")
         sys.stdout.write("\n")
-    sys.stdout.write(f"Trajectories, in {minari_root()}\n\n")
+    root = find_minari_root() or "no folder: set FLOWFORMER_DATA, there is no home directory"
+    sys.stdout.write(f"Trajectories, in {root}\n\n")
     for name in local_minari() or ["none: flowformer data collect ENV makes some"]:
         sys.stdout.write(f"{name}\n")
     sys.stdout.write("\n")

@@ -23,7 +23,7 @@ from flowformer.data.arena import (
 )
 from flowformer.data.listops import LISTOPS_TOKENS, evaluate_listops
 from flowformer.data.sequences import FIRST_BYTE, SequenceData, SequenceSplit
-from flowformer.files import write_atomically
+from flowformer.files import require_no_input, write_atomically
 
 _SAMPLE_BYTES = 400  # shown of a text
 _WIDTH = 100
@@ -109,7 +109,7 @@ def show(name: str, arguments: Sequence[str]) -> int:
     _require_some(flags.count)
     data = sample_arena(name, _options(of, flags), part=flags.part, count=flags.count)
     sys.stdout.write("\n".join([data.name, *_wrapped(data.source), ""]))
-    _show_cases(data, part=flags.part, count=flags.count, output=flags.output)
+    _show_cases(data, folder=flags.folder, part=flags.part, count=flags.count, output=flags.output)
     return 0
 
 
@@ -118,7 +118,7 @@ def show_folder(folder: Path, *, part: str, count: int, output: Path | None) -> 
     _require_some(count)
     data = SequenceData.load(folder)
     sys.stdout.write(describe(data, folder))
-    _show_cases(data, part=part, count=count, output=output)
+    _show_cases(data, folder=folder, part=part, count=count, output=output)
 
 
 def describe(data: SequenceData, folder: Path) -> str:
@@ -182,11 +182,15 @@ def _numbers(split: SequenceSplit, data: SequenceData) -> list[str]:
     ]
 
 
-def _show_cases(data: SequenceData, *, part: str, count: int, output: Path | None) -> None:
+def _show_cases(
+    data: SequenceData, *, folder: Path | None, part: str, count: int, output: Path | None
+) -> None:
     if part not in data.splits:
         raise ValueError(f"part must be one of {', '.join(data.splits)}, got {part!r}")
     if output is not None and data.picture is None:
         raise ValueError(f"output is for pictures, and {data.name} has none")
+    if output is not None and folder is not None:
+        require_no_input(output, [folder])
     split = data.splits[part]
     chosen = np.random.default_rng(0).permutation(len(split))[:count].tolist()
     if data.picture is not None:

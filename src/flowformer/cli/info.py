@@ -1,30 +1,23 @@
 """`flowformer info`: what is here, and why the rest is not."""
 
+import argparse
 import importlib.metadata
 import json
 import re
 import sys
-from dataclasses import dataclass
 from typing import Any
 
-from flowformer.cli.parsing import parse
 from flowformer.tasks.folder import read_versions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Show versions, device, backends and extras, and why any is missing.
-
-    Attributes:
-        json: print it as JSON.
-    """
-
-    json: bool = False
 
 
 def main(arguments: list[str]) -> int:
     """Prints what is here."""
-    options = parse(Options, arguments, prog="flowformer info")
+    parser = argparse.ArgumentParser(  # not by tyro, which may be what is missing
+        prog="flowformer info",
+        description="Show versions, device, backends and extras, and why any is missing.",
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    options = parser.parse_args(arguments)
     facts = collect()
     if options.json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
@@ -38,6 +31,8 @@ def main(arguments: list[str]) -> int:
             state += f", with {uses}" if reason is None else " (chunked serves, slower)"
         lines.append(f"{f'backend {name}':<20}{state}")
     lines.append("")
+    if not facts["extras"]:
+        lines.append("extras              unknown: flowformer is not installed by pip here")
     for name, missing in facts["extras"].items():
         state = "installed" if not missing else f"missing {', '.join(missing)}: pip install"
         state += "" if not missing else f" 'flowformer[{name}]'"
@@ -72,7 +67,11 @@ def _missing_by_extra() -> dict[str, list[str]]:
     # extra brings.
     packages: dict[str, list[str]] = {}
     inner: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("flowformer") or []:
+    try:
+        requirements = importlib.metadata.requires("flowformer") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources, or frozen
+        requirements = []
+    for requirement in requirements:
         match = re.match(r"""([\w.-]+)(?:\[(.*?)\])?.*extra == ["']([\w-]+)["']""", requirement)
         if match is None:
             continue

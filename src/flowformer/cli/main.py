@@ -1,15 +1,17 @@
 """Which command was asked for, and what becomes of its errors."""
 
 import difflib
-import importlib.metadata
 import logging
 import os
 import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from flowformer import __version__
+from flowformer.cli.streams import finish_output, usable_streams
 from flowformer.tasks.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
@@ -60,17 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     if not debug:  # of a lost connection torch's C++ writes a page, before our line
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    shown = warnings.formatwarning
+    warnings.formatwarning = _shown if not debug else shown
+    try:
+        with usable_streams(), _told():
+            code = _run(given, debug=debug)
+    finally:
+        warnings.formatwarning = shown
+    sys.exit(code)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Shows what the tasks have to say, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowformer.tasks")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    shown = warnings.formatwarning
-    warnings.formatwarning = _shown if not debug else shown
     try:
-        sys.exit(_run(given, debug=debug))
+        yield
     finally:
-        warnings.formatwarning = shown
         logger.removeHandler(handler)
 
 
@@ -85,23 +97,13 @@ def _shown(
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help"):
-        sys.stdout.write(_usage())
-        return 0
-    if name == "--version":
-        sys.stdout.write(f"flowformer {importlib.metadata.version('flowformer')}\n")
-        return 0
+    """Runs a command and returns its code, once what it has printed is written."""
     try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
-        return pkgutil.resolve_name(COMMANDS[name][0])(rest)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has left; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = _call(*(arguments or ["--help"]))
+        finish_output()
+        return code
+    except BrokenPipeError:  # the reader of our output (`| head`) has left
+        return 141  # as that of who ends by SIGPIPE
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
@@ -109,13 +111,34 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         usage = isinstance(error, USAGE_ERRORS)
-        sys.stderr.write(f"error: {_describe(error)}\n")
+        sys.stderr.write(f"error: {describe_error(error)}\n")
         if not usage:
             sys.stderr.write("(--debug shows where)\n")
         return 2 if usage else 1
 
 
-def _describe(error: Exception) -> str:
+def _call(name: str, *rest: str) -> int:
+    if name in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"flowformer {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
+    try:
+        return pkgutil.resolve_name(COMMANDS[name][0])(list(rest))
+    except SystemExit as stop:  # of a parser: --help, or a flag that is none
+        if isinstance(stop.code, str):
+            sys.stderr.write(f"{stop.code}\n")
+            return 1
+        return stop.code or 0
+
+
+def describe_error(error: Exception) -> str:
+    """Says in a line what went wrong, with settings as they are given here."""
     if isinstance(error, OSError) and error.strerror:
         # The system's own words, without its number: NOPE.ts: no such file or directory.
         path = "" if error.filename is None else f"{error.filename}: "

@@ -1,23 +1,22 @@
 """`flowformer recipes`."""
 
+import argparse
 import sys
-from dataclasses import dataclass
 
-from flowformer.cli.parsing import parse
 from flowformer.recipes import RECIPES, arena, language, timeseries, vision
 from flowformer.tasks.config import TrainingConfig
 from flowformer.tasks.kinds import Experiment
 from flowformer.tasks.sequence_config import SequenceConfig
 
 
-@dataclass(frozen=True)
-class Options:
-    """List the experiments that can be trained, with the figure that the paper prints."""
-
-
 def main(arguments: list[str]) -> int:
     """Lists the recipes."""
-    parse(Options, arguments, prog="flowformer recipes")
+    # Not by tyro: what there is can be seen without the extras.
+    argparse.ArgumentParser(
+        prog="flowformer recipes",
+        description="List the experiments that can be trained, with the figure that the paper "
+        "prints.",
+    ).parse_args(arguments)
     lines = [f"{'recipe':<29}{'length':<16}{'optimizer':<10}{'paper':>6}  what"]
     for name, build in RECIPES.items():
         config = build()

@@ -103,9 +103,16 @@ def predict(arguments: list[str]) -> int:
             f"expected one file for a run on {kind.task}, got {1 + len(options.more)}: those on "
             "images take several"
         )
-    from flowformer.files import write_atomically
+    from flowformer.files import require_no_input, write_atomically
 
-    text = pkgutil.resolve_name(kind.predict)(options.run, options.file, *options.more)
+    inputs = (options.file, *options.more)
+    if options.output is not None:
+        require_no_input(options.output, [*inputs, *RunFolder(options.run).files])
+    for path in inputs:
+        if path.is_dir():
+            what = "the images in it" if kind is IMAGES else f"a file ({kind.reads})"
+            raise IsADirectoryError(f"{path} is a folder: flowformer predict takes {what}")
+    text = pkgutil.resolve_name(kind.predict)(options.run, *inputs)
     if options.output is None:
         sys.stdout.write(text)
     else:

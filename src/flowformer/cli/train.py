@@ -1,20 +1,21 @@
 """`flowformer train NAME [overrides]`."""
 
-import itertools
 import os
 import pkgutil
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowformer.cli.experiments import parse_experiment
+from flowformer.evaluation.measures import PERPLEXITY
 from flowformer.memory import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.tasks.decision_folder import DecisionResult
 from flowformer.tasks.folder import RunFolder, RunResult
-from flowformer.tasks.kinds import Experiment, kind_of, kind_of_run
+from flowformer.tasks.kinds import Experiment, Kind, kind_of, kind_of_run
 from flowformer.tasks.language_folder import LanguageResult
 from flowformer.tasks.processes import (
     ShareDoneError,
@@ -24,6 +25,8 @@ from flowformer.tasks.processes import (
     started_outside,
 )
 from flowformer.tasks.schedule import StepsConfig
+
+_RUNS = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +95,31 @@ def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int
             sys.stderr.write(f"\nstopped; go on with: {again.format(_named(folder))}\n")
         # The shell's convention: 128 and the signal, here SIGINT or, as `train` exits, SIGTERM.
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+    finally:
+        if chosen is None:
+            _leave_none_empty(folder)
     assert folder is not None
-    page = pkgutil.resolve_name(kind.report)(folder.root)
-    if isinstance(result, LanguageResult):
-        sys.stdout.write(describe_language(result, folder, page))
-    elif isinstance(result, DecisionResult):
-        sys.stdout.write(describe_decision(result, folder, page))
-    else:
-        sys.stdout.write(describe_classifier(result, folder, page))
+    _tell(result, folder, kind)
     return 0
+
+
+def _tell(result: Any, folder: RunFolder, kind: Kind) -> None:
+    """Prints what a run has come to; then writes its report, for which there may be no room."""
+    describe = {LanguageResult: describe_language, DecisionResult: describe_decision}
+    told = describe.get(type(result), describe_classifier)(result, folder)
+    sys.stdout.write(told.figures)
+    sys.stdout.flush()
+    try:
+        page = pkgutil.resolve_name(kind.report)(folder.root)
+    except Exception as error:
+        from flowformer.cli.main import describe_error
+
+        raise RuntimeError(
+            f"the report was not written ({describe_error(error)}): flowformer visualize "
+            f"{_named(folder)} writes it, once that is mended"
+        ) from error
+    for name, text in (("report", page), ("next", told.next)):
+        sys.stdout.write(f"{name:<{told.width}}{text}\n")
 
 
 def _run(config: Experiment, folder: RunFolder, *, resume: bool) -> Any:
@@ -145,9 +164,24 @@ def _unused(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> Ru
 
 
 def _choose_folder(config: Experiment) -> RunFolder:
+    """Makes a new folder: who starts at the same moment takes another."""
     stem = f"{config.name}-{config.protocol}-seed{config.training.seed}"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return RunFolder(next(path for path in (Path("runs", n) for n in names) if not path.exists()))
+    number, folder = 1, RunFolder(_RUNS / stem)
+    while True:
+        try:
+            folder.root.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = RunFolder(_RUNS / f"{stem}-{number}")
+
+
+def _leave_none_empty(folder: RunFolder | None) -> None:
+    """Removes the folder that was made for a run which then did not begin."""
+    if folder is not None and is_first():
+        with suppress(OSError):  # there is something in it
+            folder.root.rmdir()
+            _RUNS.rmdir()
 
 
 def _stored_config(folder: RunFolder, name: str) -> Experiment:
@@ -157,8 +191,16 @@ def _stored_config(folder: RunFolder, name: str) -> Experiment:
     return config
 
 
-def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> str:
-    """Returns what to say at the end of a run: no figure without its protocol."""
+class Told(NamedTuple):
+    """What is said at the end of a run: no figure without its protocol."""
+
+    figures: str
+    next: str  # which commands use it
+    width: int  # of the names before the figures
+
+
+def describe_classifier(result: RunResult, folder: RunFolder) -> Told:
+    """Returns what to say at the end of a classifier's run."""
     run = shlex.quote(os.fspath(folder.root))
     lines = []
     if result.test_accuracy is not None:
@@ -182,13 +224,12 @@ def describe_classifier(result: RunResult, folder: RunFolder, report: Path) -> s
         f"protocol       {result.protocol}: {result.protocol_note}",
         f"{kept}, {result.seconds:.0f} s in all",
         f"run            {folder.root}",
-        f"report         {report}",
-        f"next           flowformer predict {run} {kind.reads}, flowformer evaluate {run}{file}",
     ]
-    return "\n".join(lines) + "\n"
+    uses = f"flowformer predict {run} {kind.reads}, flowformer evaluate {run}{file}"
+    return Told(_joined(lines), uses, 15)
 
 
-def describe_language(result: LanguageResult, folder: RunFolder, report: Path) -> str:
+def describe_language(result: LanguageResult, folder: RunFolder) -> Told:
     """Returns what to say at the end of a language model's run."""
     run = shlex.quote(os.fspath(folder.root))
     if result.test_perplexity is None:
@@ -199,25 +240,21 @@ def describe_language(result: LanguageResult, folder: RunFolder, report: Path) -
             "" if result.paper_perplexity is None else f", the paper's {result.paper_perplexity}"
         )
         figures = [
-            f"test perplexity  {result.test_perplexity:.2f} per word{paper}",
+            f"test perplexity  {PERPLEXITY.show(result.test_perplexity)} per word{paper}",
             f"                 {result.test_bits_per_character:.4f} bits per character",
         ]
         further = f'flowformer generate {run} "PROMPT"; '
-    return "\n".join(
-        [
-            "",
-            *figures,
-            f"best step        {result.best_step} of {result.steps}: {result.protocol_note}",
-            f"speed            {result.tokens_per_second:,.0f} tokens a second, "
-            f"{result.parameters:,} parameters",
-            f"report           {report}",
-            f"next             {further}flowformer evaluate {run}",
-            "",
-        ]
-    )
+    lines = [
+        "",
+        *figures,
+        f"best step        {result.best_step} of {result.steps}: {result.protocol_note}",
+        f"speed            {result.tokens_per_second:,.0f} tokens a second, "
+        f"{result.parameters:,} parameters",
+    ]
+    return Told(_joined(lines), f"{further}flowformer evaluate {run}", 17)
 
 
-def describe_decision(result: DecisionResult, folder: RunFolder, report: Path) -> str:
+def describe_decision(result: DecisionResult, folder: RunFolder) -> Told:
     """Returns what to say at the end of a decision model's run."""
     from flowformer.tasks.decision_run import describe_outcomes
 
@@ -230,10 +267,13 @@ def describe_decision(result: DecisionResult, folder: RunFolder, report: Path) -
         f"step            {result.steps:,}, {result.seconds:.0f} s in all, "
         f"{result.parameters:,} parameters",
         f"run             {folder.root}",
-        f"report          {report}",
-        f"next            flowformer rollout {run} --video episode.gif, flowformer evaluate {run}",
     ]
-    return "\n".join(lines) + "\n"
+    uses = f"flowformer rollout {run} --video episode.gif, flowformer evaluate {run}"
+    return Told(_joined(lines), uses, 16)
+
+
+def _joined(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _usage() -> str:

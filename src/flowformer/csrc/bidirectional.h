@@ -77,21 +77,40 @@ template <class T> inline void add_rows(int n, int dp, const T* weight, const T*
     }
 }
 
+// Tokens of the longest row of each side, where its features fit; none where they do not.
+struct Cache {
+  int64_t queries = 0, keys = 0;
+
+  Cache() = default;
+  Cache(const Call& call, int64_t bytes_of_row) {
+    queries = longest(call.query_offsets, call.batch, call.queries);
+    keys = longest(call.key_offsets, call.batch, call.keys);
+    if ((queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
+  }
+  static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
+    if (!offsets) return tokens;
+    int64_t most = 0;
+    for (int64_t i = 0; i < sequences; ++i) {
+      const int64_t length = offsets[i + 1] - offsets[i];
+      most = length > most ? length : most;
+    }
+    return most;
+  }
+};
+
 // What both directions have of a row: its widths, its features, ε.
 template <class T> struct RowFeatures {
   const Call& call;
   const CausalSizes<T> s;
   T *eps, *partial, *buffer, *cached[2] = {nullptr, nullptr};
 
-  RowFeatures(const Call& c, Arena& arena, bool cache) : call(c), s(c) {
+  RowFeatures(const Call& c, Arena& arena, const Cache& cache) : call(c), s(c) {
     eps = arena.take<T>(s.dp);
     partial = arena.take<T>(CHUNK * Simd<T>::W);
     buffer = arena.take<T>(CHUNK * s.dp);
-    const int64_t rows = (c.queries + c.keys + 2 * CHUNK) * s.dp;
-    if (cache && rows * int64_t(sizeof(T)) <= CACHED_FEATURES) {
-      cached[0] = arena.take_unset<T>((c.queries + CHUNK) * s.dp);
-      cached[1] = arena.take_unset<T>((c.keys + CHUNK) * s.dp);
-    }
+    if (cache.queries + cache.keys == 0) return;
+    cached[0] = arena.take_unset<T>((cache.queries + CHUNK) * s.dp);
+    cached[1] = arena.take_unset<T>((cache.keys + CHUNK) * s.dp);
   }
 
   void begin() {
@@ -119,7 +138,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out;
   T dots[CHUNK], weight[CHUNK];
 
-  BidirectionalForward(const Call& c, Arena& arena, bool cache) : RowFeatures<T>(c, arena, cache) {
+  BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = arena.take<T>(s.matrix);
     for (T** rows : {&u, &out}) *rows = arena.take<T>(CHUNK * s.mp);
@@ -193,8 +212,8 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   }
 
   static T sinks_to_sources(const Row& row) {
-    const double sources = double(row.key.count(0, row.key.trimmed));
-    return T(double(row.query.count(0, row.query.trimmed)) / (sources > 1 ? sources : 1));
+    const double sources = double(row.key.tokens);
+    return T(double(row.query.tokens) / (sources > 1 ? sources : 1));
   }
 
   T clamped(T x) const {
@@ -237,7 +256,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         for (int i = 0; i < n; ++i)
           share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
       }
-      const T sources = T(row.key.count(0, row.key.trimmed));
+      const T sources = T(row.key.tokens);
       for (int i = 0; i < n; ++i) weight[i] = sources * share[i];
       scale_rows(n, s.mp, u, weight, u);
     }
@@ -312,13 +331,14 @@ template <class T> int bidirectional_forward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
+  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
-  BidirectionalForward<T>(call, counted, together);
+  BidirectionalForward<T>(call, counted, cache);
   counted.take<double>(s.sums());
   if (together) {
     return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
       Arena arena(scratch);
-      BidirectionalForward<T> forward(call, arena, true);
+      BidirectionalForward<T> forward(call, arena, cache);
       Carry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
       clear(s, call, totals);
@@ -339,7 +359,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   for (int level = SUMS; done && level <= OUTPUT; ++level) {
     done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
       Arena arena(scratch);
-      BidirectionalForward<T> forward(call, arena, false);
+      BidirectionalForward<T> forward(call, arena, cache);
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
       forward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments), Level(level),

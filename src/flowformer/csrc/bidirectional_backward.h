@@ -24,7 +24,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
-  BidirectionalBackward(const Call& c, Arena& arena, bool cache) : RowFeatures<T>(c, arena, cache) {
+  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T*& vector : vectors) vector = arena.take<T>(s.dp);
     flow = arena.take<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = arena.take<T>(s.matrix);
@@ -105,7 +105,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     const T* k = this->features(row, 1, t, n, true);
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
-    const T sources = T(row.key.count(0, row.key.trimmed));
+    const T sources = T(row.key.tokens);
     const T* share = key_stat(row, SOURCE_SHARE) + t;
     for (int i = 0; i < n; ++i) weight[i] = competes ? sources * share[i] : T(1);
     scale_rows(n, s.mp, v, weight, u);
@@ -193,14 +193,15 @@ template <class T> int bidirectional_backward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
+  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
-  BidirectionalBackward<T>(call, counted, together);
+  BidirectionalBackward<T>(call, counted, cache);
   counted.take<double>(s.sums());
   counted.take<T>(call.queries + call.keys);
   if (together) {
     return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
       Arena arena(scratch);
-      BidirectionalBackward<T> backward(call, arena, true);
+      BidirectionalBackward<T> backward(call, arena, cache);
       BackCarry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
       totals.clear(s);
@@ -225,7 +226,7 @@ template <class T> int bidirectional_backward(const Call& call) {
   for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
     done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
       Arena arena(scratch);
-      BidirectionalBackward<T> backward(call, arena, false);
+      BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
       backward.rho = row.stats<T>(rhos, call, row.query, call.queries, 1, 0);

@@ -115,9 +115,10 @@ template <class T> inline void write_state(const Call& call, const Row& row, con
   if (state.competition) state.competition[row.index] = carry.shift + __builtin_log(carry.total);
 }
 
-// What the backward needs: five numbers a token (incoming, outgoing, allocation, share p = c / n, conserved source), and
-// the rounded sums before each chunk.
-enum CausalStat { INCOMING, OUTGOING, ALLOCATION, SHARE, SOURCE, CAUSAL_STATS };
+// What the backward needs: five numbers a token (incoming, outgoing, allocation, odds, conserved source), and the rounded
+// sums before each chunk. The odds are those against a token, Σ_{s<t} w_s / w_t: its share p = c / n and 1 - p both follow
+// from them, whereas 1 - p of a rounded p is wrong where one token outweighs all before it.
+enum CausalStat { INCOMING, OUTGOING, ALLOCATION, ODDS, SOURCE, CAUSAL_STATS };
 
 template <class T> inline T* chunk_sums(const Call& call, const Row& row, int64_t chunk) {
   if (!call.sums) return nullptr;
@@ -128,13 +129,13 @@ template <class T> inline T* chunk_sums(const Call& call, const Row& row, int64_
   return static_cast<T*>(call.sums) + ((first + chunk) * call.heads + row.head) * size;
 }
 
-// w = exp(clamp(Ô)), the running Σ w, and p_t = w_t / Σ_{s≤t} w_s.
+// w = exp(clamp(Ô)), the running Σ w, p_t = w_t / Σ_{s≤t} w_s and the odds against it. Those of no weight are infinite.
 template <class T>
-inline void compete(const Call& call, int n, const uint8_t* mask, const T* source, Carry& carry, T* share) {
+inline void compete(const Call& call, int n, const uint8_t* mask, const T* source, Carry& carry, T* share, T* odds) {
   constexpr int W = Simd<T>::W;
   const T bound = T(call.clamp);
   if (call.clamp <= LARGEST_EXPONENT) {
-    T weight[CHUNK], total[CHUNK];
+    T weight[CHUNK], past[CHUNK], total[CHUNK];
     for (int t = 0; t < n; t += W) {
       Vec<T> x = load(source + t);
       x = x < -bound ? Vec<T>{} - bound : x;
@@ -143,25 +144,33 @@ inline void compete(const Call& call, int n, const uint8_t* mask, const T* sourc
     }
     for (int t = 0; t < n; ++t) {
       if (mask && !mask[t]) weight[t] = 0;
+      past[t] = T(carry.total);
       carry.total += weight[t];
       total[t] = T(carry.total);
     }
-    for (int t = 0; t < n; ++t) share[t] = total[t] == T(0) ? T(0) : weight[t] / total[t];
+    for (int t = 0; t < n; ++t) {
+      share[t] = total[t] == T(0) ? T(0) : weight[t] / total[t];
+      odds[t] = weight[t] == T(0) ? T(__builtin_inf()) : past[t] / weight[t];
+    }
     return;
   }
   for (int t = 0; t < n; ++t) {
     share[t] = 0;
+    odds[t] = T(__builtin_inf());
     if (mask && !mask[t]) continue;
     double x = source[t];
     x = x < -call.clamp ? -call.clamp : x > call.clamp ? call.clamp : x;
     if (x > carry.shift) {
-      carry.total = carry.total * __builtin_exp(carry.shift - x) + 1;
+      const double past = carry.total * __builtin_exp(carry.shift - x);
+      carry.total = past + 1;
       carry.shift = x;
       share[t] = T(1 / carry.total);
+      odds[t] = T(past);
     } else {
-      const double weight = __builtin_exp(x - carry.shift);
+      const double weight = __builtin_exp(x - carry.shift), past = carry.total;
       carry.total += weight;
       share[t] = T(weight / carry.total);
+      odds[t] = T(past / weight);
     }
   }
 }
@@ -173,7 +182,7 @@ template <class T> struct CausalForward {
   T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *eps;
   bool empty;  // key_value is zero: there is no past
   T count[CHUNK], incoming[CHUNK], outgoing[CHUNK], key_share[CHUNK], query_share[CHUNK], sink[CHUNK], source[CHUNK],
-      allocation[CHUNK], share[CHUNK], weight[CHUNK], scale[CHUNK];
+      allocation[CHUNK], share[CHUNK], odds[CHUNK], weight[CHUNK], scale[CHUNK];
 
   CausalForward(const Call& c, Arena& arena) : call(c), s(c) {
     for (T** rows : {&q, &k, &k_columns}) *rows = arena.take_unset<T>(CHUNK * s.dp);
@@ -290,13 +299,13 @@ template <class T> struct CausalForward {
       store(allocation + i, a);
       store(scale + i, a / load(incoming + i));
     }
-    if (call.competition != NO_COMPETITION) compete(call, n, mask, source, carry, share);
+    if (call.competition != NO_COMPETITION) compete(call, n, mask, source, carry, share, odds);
     if (level == COMPETITION) return false;
     for (int i = 0; i < n; ++i) weight[i] = call.competition != NO_COMPETITION ? count[i] * share[i] : T(1);
     const struct {
       CausalStat stat;
       const T* from;
-    } kept[] = {{INCOMING, incoming}, {OUTGOING, outgoing}, {ALLOCATION, allocation}, {SHARE, share}, {SOURCE, source}};
+    } kept[] = {{INCOMING, incoming}, {OUTGOING, outgoing}, {ALLOCATION, allocation}, {ODDS, odds}, {SOURCE, source}};
     if (level == OUTPUT && call.query_stats)
       for (const auto& each : kept)
         std::memcpy(row.stats<T>(call.query_stats, call, row.query, call.queries, CAUSAL_STATS, each.stat) + t, each.from,

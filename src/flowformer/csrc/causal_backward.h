@@ -4,7 +4,7 @@
 //
 //   second half   dq = r T,  dk = R u,  du = Rᵀ k,  dv = c du
 //   scale         ρ = r q·T  (= r · dL/dr),  dÎ = ρ (1 - a),  dI = -ρ / I
-//   competition   γ = v·dv,  dÔ_t = γ_t - p_t H_t within the clamp,  H_t = γ_t + (1 - p_{t+1}) H_{t+1}
+//   competition   γ = v·dv,  dÔ_t = γ_t (1 - p_t) - p_t (H_t - γ_t) within the clamp,  H_t = γ_t + (1 - p_{t+1}) H_{t+1}
 //   flows         e_s = Σ_{t≥s} dÎ_t/n_t (q_t + ε):  dk += n/O e,  dO = -(k·e) n/O²;   likewise f from dÔ, for dq and dI
 //                 dq += dÎ/n (Σ n k/O + ε),  dk += dÔ/n (Σ n q/I + ε)
 //   sums          dk += Σ_{t≥s} dI_t (q_t + ε),  dq += dI (Σ k + ε);   likewise from dO
@@ -45,7 +45,7 @@ template <class T> struct CausalBackward {
   T* between = nullptr;   // ρ and γ of this row, [2, tokens], from one level to the next where a row is cut into segments
   bool empty, alone;       // no past, no future
   T *base[4], *after[4];  // sums before the chunk, with ε; gradients of the sums after it
-  T incoming[CHUNK], outgoing[CHUNK], allocation[CHUNK], share[CHUNK], source[CHUNK], count[CHUNK], weight[CHUNK],
+  T incoming[CHUNK], outgoing[CHUNK], allocation[CHUNK], odds[CHUNK], source[CHUNK], count[CHUNK], weight[CHUNK],
       scale[CHUNK], rho[CHUNK], gamma[CHUNK], key_share[CHUNK], query_share[CHUNK], d_sink[CHUNK], d_source[CHUNK],
       d_incoming[CHUNK], d_outgoing[CHUNK], dots[CHUNK];
 
@@ -112,7 +112,7 @@ template <class T> struct CausalBackward {
     const struct {
       CausalStat stat;
       T* to;
-    } kept[] = {{INCOMING, incoming}, {OUTGOING, outgoing}, {ALLOCATION, allocation}, {SHARE, share}, {SOURCE, source}};
+    } kept[] = {{INCOMING, incoming}, {OUTGOING, outgoing}, {ALLOCATION, allocation}, {ODDS, odds}, {SOURCE, source}};
     for (const auto& each : kept)
       std::memcpy(each.to, row.stats<T>(call.query_stats, call, row.query, call.queries, CAUSAL_STATS, each.stat) + t,
                   n * sizeof(T));
@@ -125,7 +125,7 @@ template <class T> struct CausalBackward {
       store(query_share + i, load(count + i) / load(incoming + i));
       store(scale + i, load(allocation + i) / load(incoming + i));
       store(weight + i,
-            call.competition != NO_COMPETITION ? load(count + i) * load(share + i) : Vec<T>{} + T(1));
+            call.competition != NO_COMPETITION ? load(count + i) / (load(odds + i) + T(1)) : Vec<T>{} + T(1));
     }
   }
 
@@ -203,11 +203,11 @@ template <class T> struct CausalBackward {
       d_sink[i] = call.allocation ? rho[i] * (T(1) - allocation[i]) / count[i] : T(0);
       d_source[i] = 0;
       if (!competes) continue;
-      const double total = gamma[i] + carry.late;
+      const double against = odds[i], share = 1 / (1 + against), rest = against > 1 ? 1 - share : against * share;
       const bool free = source[i] >= -T(call.clamp) && source[i] <= T(call.clamp);
-      if (free) d_source[i] = (gamma[i] - share[i] * T(total)) / count[i];
-      carry.late = total * (1 - double(share[i]));
-      carry.kept *= 1 - double(share[i]);
+      if (free) d_source[i] = T(gamma[i] * rest - share * carry.late) / count[i];
+      carry.late = (gamma[i] + carry.late) * rest;
+      carry.kept *= rest;
     }
     if (level == HEAVY) return false;
     const double* carried[] = {carry.key_sum, carry.query_sum, carry.key_flow, carry.query_flow};

@@ -16,22 +16,24 @@ struct Choice {
   const Kernels* kernels;
 };
 
+// The best that the machine has, or the one that FLOWFORMER_ISA names, if it has that; whoever loads the library compares.
 Choice choose() {
   const char* wanted = std::getenv("FLOWFORMER_ISA");
-  const auto allowed = [wanted](const char* name) {
-    return wanted == nullptr || *wanted == 0 || std::strcmp(wanted, name) == 0;
-  };
+  Choice available[3];
+  int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && allowed("avx512")) return {"avx512", &kernels_avx512};
-  if (avx2 && allowed("avx2")) return {"avx2", &kernels_avx2};
+  if (avx512) available[count++] = {"avx512", &kernels_avx512};
+  if (avx2) available[count++] = {"avx2", &kernels_avx2};
 #endif
-  (void)allowed;
-  return {"portable", &kernels_portable};
+  available[count++] = {"portable", &kernels_portable};
+  for (int i = 0; wanted && i < count; ++i)
+    if (std::strcmp(wanted, available[i].name) == 0) return available[i];
+  return available[0];
 }
 
 const Choice& chosen() {

@@ -63,15 +63,17 @@ struct Side {
   int64_t start;    // its first token in its row of the batch
   int64_t length;   // its tokens
   int64_t trimmed;  // the same without the padding at the end
+  int64_t tokens;   // its real tokens
   const uint8_t* mask;  // true = real, from its first token, or null
 
-  Side(int64_t sequence, int64_t tokens, const uint8_t* batch_mask, const int64_t* offsets) {
+  Side(int64_t sequence, int64_t row, const uint8_t* batch_mask, const int64_t* offsets) {
     start = offsets ? offsets[sequence] : 0;
-    length = offsets ? offsets[sequence + 1] - start : tokens;
-    mask = batch_mask ? batch_mask + sequence * tokens : nullptr;
+    length = offsets ? offsets[sequence + 1] - start : row;
+    mask = batch_mask ? batch_mask + sequence * row : nullptr;
     trimmed = length;
     if (mask)
       while (trimmed > 0 && !mask[trimmed - 1]) --trimmed;
+    tokens = count(0, trimmed);
   }
   const uint8_t* mask_at(int64_t t) const { return mask ? mask + t : nullptr; }
   bool real(int64_t t) const { return !mask || mask[t]; }
@@ -167,6 +169,38 @@ FF_INLINE void write(Half* to, Vec<float> value) {
   write_narrow(to, y | sign);
 }
 
+// The last numbers of a row, fewer than a vector's, as a vector with zeros behind them; and back. Masked instructions where
+// there are any: a copy of a length that is not known to the compiler stalls the load of the vector that follows it.
+template <class T, class In> FF_INLINE Vec<T> read_tail(const In* from, int left) {
+#if FF_BYTES == 64
+  const uint32_t lanes = (1u << left) - 1;
+  if constexpr (sizeof(In) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(lanes), from);
+  if constexpr (sizeof(In) == 8) return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(lanes), from);
+#elif FF_BYTES == 32
+  const auto lanes = (__m256i)lanes_below<T>(left);
+  if constexpr (sizeof(In) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(from), lanes);
+  if constexpr (sizeof(In) == 8) return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(from), lanes);
+#endif
+  In part[Simd<T>::W] = {};
+  std::memcpy(static_cast<void*>(part), from, left * sizeof(In));
+  return read<T>(part);
+}
+
+template <class T, class Out> FF_INLINE void write_tail(Out* to, Vec<T> x, int left) {
+#if FF_BYTES == 64
+  const uint32_t lanes = (1u << left) - 1;
+  if constexpr (sizeof(Out) == 4) return _mm512_mask_storeu_ps(to, __mmask16(lanes), (__m512)x);
+  if constexpr (sizeof(Out) == 8) return _mm512_mask_storeu_pd(to, __mmask8(lanes), (__m512d)x);
+#elif FF_BYTES == 32
+  const auto lanes = (__m256i)lanes_below<T>(left);
+  if constexpr (sizeof(Out) == 4) return _mm256_maskstore_ps(reinterpret_cast<float*>(to), lanes, (__m256)x);
+  if constexpr (sizeof(Out) == 8) return _mm256_maskstore_pd(reinterpret_cast<double*>(to), lanes, (__m256d)x);
+#endif
+  Out part[Simd<T>::W];
+  write(part, x);
+  std::memcpy(static_cast<void*>(to), part, left * sizeof(Out));
+}
+
 // Rows of `width` numbers into rows of whole vectors, the rest zero; masked rows are zero, whatever they hold. `fetch`: the
 // rows of the next chunk are on their way meanwhile.
 template <class T, class In, class Map>
@@ -182,12 +216,9 @@ FF_INLINE void read_rows(const In* from, ptrdiff_t stride, int rows, int width, 
       continue;
     }
     for (int j = 0; j < whole; j += W) store(to + j, map(read<T>(from + j)));
-    if (whole < width) {
-      In part[W] = {};
-      std::memcpy(part, from + whole, (width - whole) * sizeof(In));
-      Vec<T> x = map(read<T>(part));
-      for (int j = width - whole; j < W; ++j) x[j] = 0;
-      store(to + whole, x);
+    if (const int left = width - whole) {
+      const Vec<T> x = map(read_tail<T>(from + whole, left));
+      store(to + whole, (Vec<T>)(lanes_below<T>(left) & (typename Simd<T>::Bits)x));  // φ(0) is not 0
     }
   }
 }
@@ -257,11 +288,7 @@ FF_INLINE void write_rows(Out* to, ptrdiff_t stride, int rows, int width, const 
       continue;
     }
     for (int j = 0; j < whole; j += W) write(to + j, load(from + j) * scale[t]);
-    if (whole < width) {
-      Out part[W];
-      write(part, load(from + whole) * scale[t]);
-      std::memcpy(static_cast<void*>(to + whole), part, (width - whole) * sizeof(Out));
-    }
+    if (whole < width) write_tail<T>(to + whole, load(from + whole) * scale[t], width - whole);
   }
 }
 

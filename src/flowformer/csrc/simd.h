@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#if FF_BYTES > 16
+#include <immintrin.h>
+#endif
 
 #define FF_INLINE inline __attribute__((always_inline))
 #define FF_LAMBDA __attribute__((always_inline))
@@ -60,6 +63,13 @@ template <class T> FF_INLINE Vec<T> broadcast(T x) {
   Vec<T> v;
   for (int i = 0; i < Simd<T>::W; ++i) v[i] = x;
   return v;
+}
+
+// All bits of the first `n` lanes.
+template <class T> FF_INLINE typename Simd<T>::Bits lanes_below(int n) {
+  typename Simd<T>::Bits lane;
+  for (int i = 0; i < Simd<T>::W; ++i) lane[i] = i;
+  return (typename Simd<T>::Bits)(lane < typename Simd<T>::Bits{} + n);
 }
 
 template <class T> FF_INLINE T sum(Vec<T> x) {

@@ -26,8 +26,11 @@ from flowformer.data.timeseries import (
     as_series,
     encode_labels,
     from_arrays,
+    labels_of,
     load_ts_files,
+    require_classes,
     stratified_split,
+    warn_of_swapped_axes,
 )
 from flowformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.tokens import Counts, PreparedText, TokenArray, open_text
@@ -61,6 +64,7 @@ __all__ = [
     "count_exact",
     "encode_labels",
     "from_arrays",
+    "labels_of",
     "load_corpus",
     "load_tokenizer",
     "load_ts_files",
@@ -68,7 +72,9 @@ __all__ = [
     "open_text",
     "prepare_text",
     "read_ts",
+    "require_classes",
     "require_complete",
     "stratified_split",
     "train_tokenizer",
+    "warn_of_swapped_axes",
 ]

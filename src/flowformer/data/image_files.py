@@ -1,6 +1,9 @@
 """Image files of every kind as RGB, or an error that names the file."""
 
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,10 @@ except ImportError as error:
 MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gibibyte in RGB
 _MAX_16_BIT = 65_535
 _BACKGROUND = (255, 255, 255)
+# What Pillow opens and is no picture of a camera or a program: films, tables, drawings by commands.
+_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Formats that their first bytes tell for certain, so that a file needs no suffix.
+_TOLD_BY_CONTENT = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
 
 
 def read_image(path: Path) -> Image.Image:
@@ -32,25 +39,59 @@ def read_image(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Of odd EXIF blocks and the like, in files that read well; a bomb is refused by size.
         warnings.simplefilter("ignore")
-        with _open(path) as image:
-            try:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-            except Exception as error:  # Pillow's plugins raise whatever their parts do
-                raise ValueError(f"{path}: cut off or damaged image ({error})") from error
-            return _as_rgb(upright, path)
+        return _read(path)
 
 
-def require_images(paths: list[Path]) -> None:
-    """Reads the header of each file, to find what is no image before a training rather than after.
+def require_images(paths: Sequence[Path]) -> None:
+    """Reads each file whole, to find one that is damaged before a training rather than after.
 
     Raises:
-        ValueError: what `read_image` raises before it decodes the pixels.
+        ValueError: what `read_image` raises, of the first such file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `read_image`
-        for path in paths:
-            _open(path).close()
+
+    def check(path: Path) -> None:
+        _read(path).close()
+
+    with warnings.catch_warnings():  # here, not in the threads, which share what is ignored
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor() as pool:
+            try:
+                for _ in pool.map(check, paths):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix or, with another one or none, by its first bytes."""
+    if path.suffix.lower() in _suffixes():
+        return True
+    formats = _TOLD_BY_CONTENT & Image.OPEN.keys()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path, formats=sorted(formats)).close()
+    except Exception:  # noqa: BLE001 - whatever it is, it is no image that could be read
+        return False
+    return True
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    known = Image.registered_extensions().items()
+    formats = Image.OPEN.keys() - _NO_PICTURES
+    return frozenset(suffix for suffix, name in known if name in formats)
+
+
+def _read(path: Path) -> Image.Image:
+    with _open(path) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except Exception as error:  # Pillow's plugins raise whatever their parts do
+            raise ValueError(f"{path}: cut off or damaged image ({error})") from error
+        return _as_rgb(upright, path)
 
 
 def _open(path: Path) -> Image.Image:

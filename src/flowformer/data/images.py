@@ -1,5 +1,6 @@
 """Images with a class each: folders of image files, and Fashion-MNIST."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,15 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-try:
-    from PIL import Image
-    from torchvision.datasets import ImageFolder
-except ImportError as error:
-    raise ImportError(
-        "torchvision is needed to read image folders: pip install 'flowformer[vision]'"
-    ) from error
-
-from flowformer.data.image_files import read_image, require_images
+from flowformer.data.folders import files_below, find_parts, is_hidden, subfolders, warn_of_rest
+from flowformer.data.image_files import Image, is_image, read_image, require_images
 from flowformer.data.pictures import FASHION_CLASSES, read_fashion_mnist
 from flowformer.data.timeseries import stratified_indices
 
@@ -61,13 +55,13 @@ class ImageSplit:
         return ImageSplit(images=chosen, labels=self.labels[indices], name=name)
 
     def require_readable(self) -> None:
-        """Looks at the header of every file.
+        """Reads every file once.
 
         Raises:
-            ValueError: one is no image; the message names it.
+            ValueError: one is no image, or damaged; the message names it.
         """
         if not isinstance(self.images, np.ndarray):
-            require_images(list(self.images))
+            require_images(self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,37 +88,47 @@ class ImageData:
 def load_image_folder(path: Path) -> ImageData:
     """Reads which images a folder has: PATH/train/CLASS/*, and val and test likewise.
 
-    Of two parts beside `train`, `val` is the validation part and `test` the test part; of one
-    alone, it is the test part: on ImageNet's `val` the published figures are measured.
+    The validation part may be called `val`, `valid`, `validation` or `dev`. Of two parts beside
+    `train`, it is the validation part and `test` the test part; of one alone, it is the test part:
+    on ImageNet's `val` the published figures are measured.
 
-    Files whose names do not end as those of images (.jpg, .png, …) are passed over, as torchvision
-    does it.
+    An image is a file whose suffix Pillow knows as that of a picture (.jpg, .png, .gif, .avif, …)
+    or, with another suffix or none, whose first bytes are those of one. Hidden files and folders
+    are no data.
+
+    Warns:
+        UserWarning: other files were passed over, how many of which kinds; or a folder was.
 
     Raises:
         FileNotFoundError: there is no such folder, no `train` in it, a part without classes, or a
             class without images.
-        ValueError: the classes of a part are not those of `train`.
+        ValueError: the classes of a part are not those of `train`, or two folders are one part.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"expected a folder of images, {path} is none")
-    if not (path / "train").is_dir():
+    folders = subfolders(path)
+    parts = find_parts(folders)
+    if "train" not in parts:
         raise FileNotFoundError(
             f"{path} has no folder train: expected {path}/train/CLASS/IMAGE, and val or test "
             "likewise"
         )
-    classes, train = _read_part(path / "train")
-    parts: dict[str, ImageSplit] = {}
-    for part in ("val", "test"):
-        if (path / part).is_dir():
-            parts[part] = _read_like(path / part, classes)
-    test = parts.get("test", parts.get("val"))
+    others = [folder.name for folder in folders if folder not in parts.values()]
+    if others:
+        warnings.warn(
+            f"{path}: the folders {_listed(others)} were passed over: expected train, val and test",
+            UserWarning,
+            stacklevel=2,
+        )
+    classes, train = _read_part(parts.pop("train"))
+    read = {part: _read_like(folder, classes) for part, folder in parts.items()}
     return ImageData(
         name=path.resolve().name,
         classes=classes,
         channels=3,
         train=train,
-        validation=parts["val"] if len(parts) == 2 else None,
-        test=test,
+        validation=read["validation"] if len(read) == 2 else None,
+        test=read.get("test", read.get("validation")),
     )
 
 
@@ -169,7 +173,9 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
     if data.validation is not None:
         return data
     name = f"{data.name}, train"
-    rest, chosen = stratified_indices(data.train.labels, fraction, seed, name=name, what="images")
+    rest, chosen = stratified_indices(
+        data.train.labels, fraction, seed, name=name, what="images", classes=data.classes
+    )
     return replace(
         data,
         train=data.train.select(rest, "train"),
@@ -178,22 +184,30 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
 
 
 def _read_part(folder: Path) -> tuple[tuple[str, ...], ImageSplit]:
-    try:
-        # No loader of its own: `ImageSplit.read` is it.
-        found = ImageFolder(folder, allow_empty=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{folder} has no classes: expected {folder}/CLASS/IMAGE"
-        ) from error
-    labels = np.array(found.targets, dtype=np.int64)
-    empty = [found.classes[label] for label in np.setdiff1d(range(len(found.classes)), labels)]
+    classes = subfolders(folder)
+    if not classes:
+        raise FileNotFoundError(f"{folder} has no classes: expected {folder}/CLASS/IMAGE")
+    rest = [path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name)]
+    images: list[Path] = []
+    labels: list[int] = []
+    for label, found in enumerate(classes):
+        for path in files_below(found):
+            if is_image(path):
+                images.append(path)
+                labels.append(label)
+            else:
+                rest.append(path)
+    warn_of_rest(folder, rest, expected=f"images, as {folder}/CLASS/IMAGE")
+    empty = [classes[label].name for label in np.setdiff1d(range(len(classes)), labels)]
     if empty:
         raise FileNotFoundError(
             f"{folder}: expected an image for each class, found none (.jpg, .png, …) for "
             f"{_listed(empty)}: remove the empty folders, or fill them"
         )
-    paths = tuple(Path(path) for path, _ in found.samples)
-    return tuple(found.classes), ImageSplit(images=paths, labels=labels, name=str(folder))
+    split = ImageSplit(
+        images=tuple(images), labels=np.array(labels, dtype=np.int64), name=str(folder)
+    )
+    return tuple(found.name for found in classes), split
 
 
 def _read_like(folder: Path, classes: tuple[str, ...]) -> ImageSplit:

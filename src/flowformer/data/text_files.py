@@ -1,17 +1,18 @@
 """Text of one's own: files, split into parts by rule or by their names."""
 
+import codecs
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SUFFIXES = (".txt", ".md")
-_EXPLICIT = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
+from flowformer.data.folders import PARTS, files_below, find_parts, subfolders, warn_of_rest
+
+_SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst"}
+_EXPECTED = "text, in files ending in .txt, .md or .rst or without a suffix"
+_LOOKED_AT = 4096  # bytes of a file without a suffix, to tell text by
 # With fewer files a part would be one or two of them: each file is cut instead.
 _FEWEST_FILES = 20
 _HELD_OUT = 0.05
@@ -19,14 +20,18 @@ _HELD_OUT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles:
-    """A text file, or a folder of them (.txt, .md), in UTF-8.
+    """A text file, or a folder of them (.txt, .md, .rst, or without a suffix), in UTF-8.
 
     The parts are, by what there is:
 
     - a folder with `train.txt`: that one, `validation.txt` (or valid, val, dev) and `test.txt`;
+    - a folder with folders of these names: a file in one of them, or below, is a document;
     - a folder of 20 files and more, below it included: 5 % of the files for validation and 5 % for
       test, drawn by a digest of their paths. A file is a document;
-    - fewer files, or one: 90 % of each to train on, then 5 % and 5 %, cut at line ends.
+    - fewer files, or one: 90 % of each to train on, then 5 % and 5 %, cut at line ends; between
+      words where no line ends there, or between characters where no word does.
+
+    Hidden files and folders are no data; how many others were passed over is said.
 
     Attributes:
         name: in the table of corpora.
@@ -43,12 +48,12 @@ class TextFiles:
     def documents(self, part: str) -> Iterator[str]:
         """The documents of a part."""
         root, files = self._files()
-        explicit = None if root.is_file() else _explicit(root)
-        if explicit is not None:
-            yield read_text(explicit[part])
+        parts = {} if root.is_file() else _parts(root)
+        names = [file.relative_to(root).as_posix() for file in files]
+        if parts:
+            yield from (read_text(file) for file in files if parts[part] in (file, *file.parents))
         elif len(files) >= _FEWEST_FILES:
-            names = split_names([file.relative_to(root).as_posix() for file in files])[part]
-            yield from (read_text(root / name) for name in names)
+            yield from (read_text(root / name) for name in split_names(names)[part])
         else:
             yield from (_cut(read_text(file), part) for file in files)
 
@@ -69,11 +74,14 @@ class TextFiles:
             return root, [root]
         if not root.is_dir():
             raise FileNotFoundError(f"expected a text file or a folder of them, got {root}")
-        if (explicit := _explicit(root)) is not None:
-            return root, list(explicit.values())
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        every = sorted(files_below(root))
+        files, expected = [file for file in every if _is_text(file)], _EXPECTED
+        if parts := list(_parts(root).values()):
+            files = [file for part in parts for file in files if part in (file, *file.parents)]
+            expected = f"{expected}, in {', '.join(part.name for part in parts)}"
         if not files:
-            raise FileNotFoundError(f"expected files ending in {' or '.join(_SUFFIXES)} in {root}")
+            raise FileNotFoundError(f"expected {expected}, in {root}")
+        warn_of_rest(root, set(every).difference(files), expected=expected)
         return root, files
 
 
@@ -122,21 +130,46 @@ def digest_files(files: Sequence[Path], names: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _explicit(root: Path) -> dict[str, Path] | None:
-    if not (root / "train.txt").is_file():
-        return None
-    files = {}
-    for part, names in _EXPLICIT.items():
-        found = [root / f"{name}.txt" for name in names if (root / f"{name}.txt").is_file()]
-        if not found:
-            raise FileNotFoundError(f"expected {names[0]}.txt beside {root / 'train.txt'}")
-        files[part] = found[0]
-    return files
+def _parts(root: Path) -> dict[str, Path]:
+    """The file `train.txt` and those beside it, or the folder `train` and those beside it."""
+    found = find_parts(path for path in root.glob("*.txt") if path.is_file())
+    if "train" not in found:
+        found = find_parts(subfolders(root))
+        # One folder of that name is no sign: it may hold texts about trains.
+        if "train" not in found or len(found) == 1:
+            return {}
+    train = found["train"]
+    for part, names in PARTS.items():
+        if part not in found:
+            raise FileNotFoundError(f"expected {names[0]}{train.suffix} beside {train}")
+    return {part: found[part] for part in PARTS}
+
+
+def _is_text(file: Path) -> bool:
+    if file.suffix:
+        return file.suffix.lower() in _SUFFIXES
+    with file.open("rb") as opened:
+        start = opened.read(_LOOKED_AT)
+    try:
+        # A character may be cut at the end of what was looked at.
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 def _cut(text: str, part: str) -> str:
-    def line_end(fraction: float) -> int:
-        return text.find("\n", int(fraction * len(text))) + 1 or len(text)
-
-    first, second = line_end(1 - 2 * _HELD_OUT), line_end(1 - _HELD_OUT)
+    end = len(text.rstrip())
+    places = [int((1 - share) * len(text)) for share in (2 * _HELD_OUT, _HELD_OUT)]
+    first = _boundary(text, places[0], places[1])
+    second = _boundary(text, max(places[1], first), end)
     return {"train": text[:first], "validation": text[first:second], "test": text[second:]}[part]
+
+
+def _boundary(text: str, start: int, end: int) -> int:
+    """Where to cut: behind a line end, else behind white space, else at the first character."""
+    line = text.find("\n", start, end) + 1
+    if line:
+        return line
+    space = re.search(r"\s", text[start:end])
+    return start + space.end() if space else start

@@ -1,6 +1,7 @@
 """Labelled collections of time series: their record, and how arrays and files become one."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,11 @@ class SeriesSplit:
             )
         for index, series in enumerate(self.series):
             if len(series) != self.channels:
+                swapped = len({one.shape[1] for one in self.series}) == 1 < len(self)
+                hint = ": if they are [time, channels], give [one.T for one in series]" * swapped
                 raise ValueError(
                     f"{self.place(index)}: expected {self.channels} channels, as in "
-                    f"series 0, got {len(series)}"
+                    f"series 0, got {len(series)}{hint}"
                 )
 
     def __len__(self) -> int:
@@ -147,6 +150,9 @@ def from_arrays(
         test_labels: Its labels.
         name: What the data set is called.
 
+    Warns:
+        UserWarning: The training series have more channels than time steps.
+
     Raises:
         ValueError: The arrays are not as `as_series` wants them; the splits, or series in a split,
             differ in channels; labels and series differ in number; a label is missing (None, NaN),
@@ -165,6 +171,7 @@ def from_arrays(
         labels=encode_labels(train_labels, classes, name="train"),
         name="train",
     )
+    warn_of_swapped_axes(train.series, name="train")
     test = None
     if test_series is not None and test_labels is not None:
         test = SeriesSplit(
@@ -194,17 +201,37 @@ def load_ts_files(
             the training file has not.
     """
     file = read_ts(train_path)
-    labels = _labels_of(file)
+    labels = labels_of(file)
     occurring = set(labels)
     classes = tuple(label for label in file.classes if label in occurring)
     train = SeriesSplit(series=file.series, labels=encode_labels(labels, classes), name="train")
     test = None
     if test_path is not None:
         test_file = read_ts(test_path)
-        test_labels = encode_labels(_labels_of(test_file), classes, name=str(test_path))
+        test_labels = encode_labels(labels_of(test_file), classes, name=str(test_path))
         test = SeriesSplit(series=test_file.series, labels=test_labels, name="test")
     name = name or file.problem_name or file.path.stem
     return TimeSeriesData(name=name, train=train, test=test, classes=classes)
+
+
+def labels_of(file: TsFile) -> tuple[str, ...]:
+    """The labels of a file, to train or to test on.
+
+    Args:
+        file: What was read.
+
+    Raises:
+        ValueError: It has none, or one is not known; the message names the series.
+    """
+    if file.labels is None:
+        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
+    known = tuple(label for label in file.labels if label is not None)
+    if len(known) < len(file.labels):
+        raise ValueError(
+            f"{file.path}, series {file.labels.index(None)}: expected a label, got an unknown one "
+            "('?' or NaN)"
+        )
+    return known
 
 
 def as_series(
@@ -233,6 +260,25 @@ def as_series(
     )
 
 
+def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *, name: str) -> None:
+    """Say so where series have more channels than time steps, as those of [time, channels] have.
+
+    Args:
+        series: What `as_series` gave.
+        name: What the warning calls them.
+    """
+    shapes = [one.shape for one in series]
+    if shapes and all(channels > time for channels, time in shapes):
+        channels, time = shapes[0]
+        warnings.warn(
+            f"{name}: series of {channels} channels and {time} time steps: if they are "
+            f"{time} channels over {channels} time steps, turn them "
+            "(array.transpose(0, 2, 1), or [one.T for one in series])",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def encode_labels(
     labels: Iterable[Hashable], classes: Sequence[Hashable], *, name: str = "labels"
 ) -> Int64[np.ndarray, " n"]:
@@ -257,8 +303,34 @@ def encode_labels(
     return np.array([index[label] for label in labels], dtype=np.int64)
 
 
+def require_classes(
+    labels: Int64[np.ndarray, " n"],
+    classes: Sequence[str],
+    *,
+    name: str,
+    what: str = "series",
+) -> None:
+    """Refuse training data of one class, of which every classifier is right, whatever it learns.
+
+    Args:
+        labels: The class of each sample that is trained on.
+        classes: Their names.
+        name: Of the samples together, for messages.
+        what: They are, in the plural.
+
+    Raises:
+        ValueError: The samples are all of one class; the message names it.
+    """
+    occurring = np.unique(labels)
+    if len(occurring) < 2:
+        of = _joined([repr(classes[label]) for label in occurring]) or "none"
+        raise ValueError(
+            f"{name}: expected {what} of at least 2 classes to train on, got {len(labels)} of {of}"
+        )
+
+
 def stratified_split(
-    split: SeriesSplit, fraction: float, seed: int
+    split: SeriesSplit, fraction: float, seed: int, *, classes: Sequence[str] | None = None
 ) -> tuple[SeriesSplit, SeriesSplit]:
     """Set a part aside for validation, with each class in about its share of the whole.
 
@@ -266,6 +338,7 @@ def stratified_split(
         split: What to part, as a rule the training split.
         fraction: How much of it goes to validation, in (0, 1).
         seed: The same seed gives the same parts.
+        classes: The classes' names, for messages.
 
     Returns:
         The rest, named "train", and the part set aside, "validation"; both in the order of `split`.
@@ -274,12 +347,20 @@ def stratified_split(
         ImportError: scikit-learn is missing.
         ValueError: What `stratified_indices` raises.
     """
-    rest, chosen = stratified_indices(split.labels, fraction, seed, name=split.name)
+    rest, chosen = stratified_indices(
+        split.labels, fraction, seed, name=split.name, classes=classes
+    )
     return split.select(rest, "train"), split.select(chosen, "validation")
 
 
 def stratified_indices(
-    labels: Int64[np.ndarray, " n"], fraction: float, seed: int, *, name: str, what: str = "series"
+    labels: Int64[np.ndarray, " n"],
+    fraction: float,
+    seed: int,
+    *,
+    name: str,
+    what: str = "series",
+    classes: Sequence[str] | None = None,
 ) -> tuple[Int64[np.ndarray, " rest"], Int64[np.ndarray, " chosen"]]:
     """Choose a part with each class in about its share of the whole.
 
@@ -289,6 +370,7 @@ def stratified_indices(
         seed: The same seed gives the same parts.
         name: Of the samples together, for messages.
         what: They are, in the plural.
+        classes: The classes' names, for messages; without them they are told by their indices.
 
     Returns:
         The indices of the rest and of the part chosen, both rising.
@@ -306,30 +388,28 @@ def stratified_indices(
         raise ImportError(
             "scikit-learn is needed for a stratified split: pip install 'flowformer[train]'"
         ) from error
-    classes, counts = np.unique(labels, return_counts=True)
+    occurring, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
             f"{name}: expected at least 2 {what} of each class, one to train on and one for "
-            f"validation, got 1 of class {_joined(classes[counts < 2].tolist())} "
-            "(an index into the classes)"
+            f"validation, got 1 of class {_named(occurring[counts < 2], classes)}"
         )
     chosen_size = math.ceil(fraction * len(labels))
     smaller = min(chosen_size, len(labels) - chosen_size)
-    if smaller < len(classes):
+    if smaller < len(occurring):
         raise ValueError(
             f"{name}: expected a fraction that leaves either side one of the {what} for each of "
-            f"the {len(classes)} classes, got {fraction} of {len(labels)} {what}, which leaves "
+            f"the {len(occurring)} classes, got {fraction} of {len(labels)} {what}, which leaves "
             f"{smaller}"
         )
     rest, chosen = train_test_split(
         np.arange(len(labels)), test_size=chosen_size, random_state=seed, stratify=labels
     )
-    lost = np.setdiff1d(classes, labels[rest])
+    lost = np.setdiff1d(occurring, labels[rest])
     if len(lost):
         raise ValueError(
             f"{name}: expected a fraction that leaves some of each class for training, got "
-            f"{fraction}, which leaves none of class {_joined(lost.tolist())} (an index into the "
-            "classes)"
+            f"{fraction}, which leaves none of class {_named(lost, classes)}"
         )
     return np.sort(rest), np.sort(chosen)
 
@@ -386,10 +466,10 @@ def _distinct(labels: list[Hashable]) -> list[Hashable]:
         return sorted(distinct, key=str)
 
 
-def _labels_of(file: TsFile) -> tuple[str, ...]:
-    if file.labels is None:
-        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
-    return file.labels
+def _named(labels: Int64[np.ndarray, " n"], classes: Sequence[str] | None) -> str:
+    if classes is None:
+        return f"{_joined(labels.tolist())} (an index into the classes)"
+    return _joined([repr(classes[label]) for label in labels])
 
 
 def _joined(items: Sequence[Hashable]) -> str:

@@ -7,7 +7,7 @@ the files of the `tokenizers` library, so that any `tokenizer.json` is one, trai
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -44,7 +44,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, and of nothing else: no token is added at either end."""
+        """The tokens of a text, and of nothing else: no token is added at either end.
+
+        What the text spells like a special token (<|endoftext|>, <eos>) is text as well.
+        """
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -57,6 +60,11 @@ class Tokenizer(ABC):
     def encode_document(self, text: str) -> list[int]:
         """The tokens of a whole document, which ends with a line end."""
         return self.encode(text)
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """The characters or words of a text that the vocabulary lacks, each once."""
+        del text
+        return []
 
     def save(self, path: str | Path) -> None:
         """Write it to a file, at once."""
@@ -85,6 +93,8 @@ class ByteTokenizer(Tokenizer):
 class SymbolTokenizer(Tokenizer):
     """A list of symbols, whose place in it is their token; <unk> is token 0."""
 
+    _special = 1  # so many symbols at the start are no text
+
     def __init__(self, symbols: Sequence[str]) -> None:
         """Number the symbols.
 
@@ -103,6 +113,17 @@ class SymbolTokenizer(Tokenizer):
             raise ValueError(f"expected every symbol once, got {twice[0]!r} more than once")
         self.vocab_size = len(self.symbols)
         self.unknown_id = 0
+        # A special symbol that a text spells out is text, and no word of the vocabulary.
+        self._known = {symbol: self.ids[symbol] for symbol in self.symbols[self._special :]}
+
+    @staticmethod
+    @abstractmethod
+    def split(text: str) -> Sequence[str]:
+        """What of a text the symbols stand for."""
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """The characters or words of a text that the vocabulary lacks, each once."""
+        return [part for part in dict.fromkeys(self.split(text)) if part not in self._known]
 
     def to_json(self) -> str:
         """Its kind and symbols."""
@@ -116,8 +137,13 @@ class CharacterTokenizer(SymbolTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The characters of a text; one that the vocabulary lacks is <unk>."""
-        find = self.ids.get
+        find = self._known.get
         return [find(character, 0) for character in text]
+
+    @staticmethod
+    def split(text: str) -> Sequence[str]:
+        """The characters of a text."""
+        return text
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of characters; <unk> becomes U+FFFD."""
@@ -129,6 +155,7 @@ class WordTokenizer(SymbolTokenizer):
 
     kind = "word"
     end_id = 1
+    _special = 2
 
     def __init__(self, symbols: Sequence[str]) -> None:
         """Number the symbols.
@@ -147,7 +174,7 @@ class WordTokenizer(SymbolTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The words of a text, and <eos> at each line end."""
-        find = self.ids.get
+        find = self._known.get
         *lines, rest = text.split("\n")
         tokens: list[int] = []
         for line in lines:
@@ -155,6 +182,11 @@ class WordTokenizer(SymbolTokenizer):
             tokens.append(1)
         tokens.extend(find(word, 0) for word in rest.split())
         return tokens
+
+    @staticmethod
+    def split(text: str) -> Sequence[str]:
+        """The words of a text."""
+        return text.split()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words with a blank between them, and line ends."""
@@ -180,17 +212,40 @@ class SubwordTokenizer(Tokenizer):
             self._tokenizer = library.Tokenizer.from_str(text)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # those that a text spells out, as text
         model = self._tokenizer.model
         self.kind = type(model).__name__.lower()
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        # Numbers may be left out: a model needs a row for each up to the last.
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         find = self._tokenizer.token_to_id
-        unknown = getattr(model, "unk_token", None)
-        self.unknown_id = None if unknown is None else find(unknown)
+        self.unknown_id = _unknown_of(json.loads(text)["model"], find)
         self.end_id = next((find(end) for end in END_OF_DOCUMENT if find(end) is not None), None)
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = {number for number, token in added if token.special} | {self.end_id}
+        self._special = special - {self.unknown_id, None}
 
     def encode(self, text: str) -> list[int]:
         """The subwords of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self._special.isdisjoint(ids):
+            return ids
+        # Vocabularies of whole words and of pieces list special tokens among those of text.
+        return [number for one in ids for number in self._spelled(one)]
+
+    def _spelled(self, number: int) -> list[int]:
+        """A token; in place of a special one those of its characters."""
+        if number not in self._special:
+            return [number]
+        model, characters = self._tokenizer.model, self._tokenizer.id_to_token(number)
+        return [token.id for character in characters for token in model.tokenize(character)]
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """What of a text the vocabulary lacks, each once."""
+        if self.unknown_id is None:
+            return []
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        places = zip(found.ids, found.offsets, strict=True)
+        return list(dict.fromkeys(text[slice(*at)] for one, at in places if one == self.unknown_id))
 
     def encode_document(self, text: str) -> list[int]:
         """The subwords of a document, and the end of it."""
@@ -203,6 +258,12 @@ class SubwordTokenizer(Tokenizer):
     def to_json(self) -> str:
         """The library's JSON."""
         return self._tokenizer.to_str(pretty=False)
+
+
+def _unknown_of(model: dict[str, Any], find: Callable[[str], int | None]) -> int | None:
+    """The token of what a vocabulary lacks: told by its text, or of pieces by its number."""
+    unknown = model.get("unk_token")
+    return model.get("unk_id") if unknown is None else find(unknown)
 
 
 # The smallest vocabularies: one symbol beside the special ones; the bytes and the document end.
@@ -256,7 +317,7 @@ def _count_symbols(
 ) -> SymbolTokenizer:
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(text if kind == "char" else text.split())
+        counts.update(_SYMBOL_KINDS[kind].split(text))
     if not counts:
         raise ValueError("expected a text to build the vocabulary from, got an empty one")
     special = [UNKNOWN] if kind == "char" else [UNKNOWN, END_OF_LINE]

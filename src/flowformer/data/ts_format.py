@@ -5,6 +5,8 @@ at what `@dimensions`, `@seriesLength` and `@classLabel` promise. A test holds t
 on the files that aeon ships.
 """
 
+import difflib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from jaxtyping import Float64
 # No archive's file needs more of it, and a line of PEMS-SF is a megabyte long.
 _EXCERPT_LENGTH = 40
 _MOST_DIGITS = 18  # of a count; Python itself refuses to read thousands
+_ALIKE = 0.65  # of a tag and one that is known: "labels" is not "classlabel", "class" is
+_UNKNOWN = {"?", "nan"}  # what writers put where a label is not known
 
 
 class TsFormatError(ValueError):
@@ -30,66 +34,63 @@ class TsFile:
         path: The file.
         problem_name: What `@problemName` says; empty without one.
         series: One [channels, time] array a data line; NaN is a missing value.
-        labels: One label a data line, spelled as in `@classLabel`; None where the header has none.
-        classes: The labels that `@classLabel` lists, in its order.
+        labels: One label a data line, spelled as in `@classLabel`, None where it is not known
+            (`?` or `NaN`); None where the header has none or none is known.
+        classes: The labels that `@classLabel` lists, in its order. Where data lines have labels of
+            several words, the list is read as made of these.
     """
 
     path: Path
     problem_name: str
     series: tuple[Float64[np.ndarray, "channels _"], ...]
-    labels: tuple[str, ...] | None
+    labels: tuple[str | None, ...] | None
     classes: tuple[str, ...]
 
 
 def read_ts(path: str | Path) -> TsFile:
     """Read one `.ts` file.
 
-    The header is lines `@tag value` up to `@data`; the case of a tag does not matter, and unknown
-    tags are skipped. A data line is the channels, separated by `:`, each of them numbers separated
-    by commas, with `?` or `NaN` for a missing value; at its end stands the label, where the header
-    has `@classLabel true …`. Lines that are blank or start with `#` or `%` are left out.
+    The header is lines `@tag value` up to `@data`; case and underscores of a tag do not matter. A
+    data line is the channels, separated by `:`, each of them numbers separated by commas, with `?`
+    or `NaN` for a missing value; at its end stands the label, where the header has
+    `@classLabel true …`, and may stand a `:` or `:?` where it has not. Lines that are blank or
+    start with `#` or `%` are left out.
 
     Args:
         path: The file.
 
+    Warns:
+        UserWarning: The header has tags that the format does not know, which are skipped.
+
     Raises:
         FileNotFoundError: There is no such file, or it is a folder.
         TsFormatError: The file is not as the format, or its own header, has it. The message names
-            the file, the line, what was expected and what came. Timestamps and regression targets
-            are refused in the same way.
+            the file, the line, what was expected and what came. Timestamps, regression targets
+            and a tag that looks like a misspelt one are refused in the same way.
     """
     path = Path(path)
     if path.is_dir():
         raise FileNotFoundError(f"expected a .ts file, got the folder {path}")
     lines = _Lines(path)
     header = _read_header(lines)
-    spelling = {label.casefold(): label for label in header.classes} | {
-        label: label for label in header.classes
-    }
     series: list[np.ndarray] = []
-    labels: list[str] = []
+    labels: list[tuple[int, str]] = []  # with the number of the line
     for line in lines:
-        parts = line.split(":")
-        header.check_parts(len(parts), lines)
-        if header.classes:
-            label = parts.pop().strip()
-            # The field's readers lower-case whole files, so files exist that mix the cases.
-            known = spelling.get(label) or spelling.get(label.casefold())
-            if known is None:
-                lines.fail(
-                    f"a label that @classLabel lists ({_listed(header.classes)})", _excerpt(label)
-                )
-            labels.append(known)
+        parts, label = header.part(line)
+        header.check_parts(len(parts) + (label is not None), lines)
+        if label is not None:
+            labels.append((lines.number, label))
         series.append(_read_series(parts, lines))
         header.check_series(series[-1], lines)
     if not series:
         lines.fail("at least one series after @data", "the end of the file")
+    classes, known = _spelled(header.words, labels, lines)
     return TsFile(
         path=path,
         problem_name=header.problem_name,
         series=tuple(series),
-        labels=tuple(labels) if header.classes else None,
-        classes=header.classes,
+        labels=known if any(known) else None,
+        classes=classes,
     )
 
 
@@ -130,22 +131,37 @@ class _Header:
     """What the header promises of every data line; what it leaves open, the first line settles."""
 
     problem_name: str = ""
-    classes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     channels: int | None
     equal_length: bool
     length: int | None
     length_source: str = "@seriesLength says"
 
+    def part(self, line: str) -> tuple[list[str], str | None]:
+        """The channels of a data line and its label, None in a file without."""
+        parts = line.split(":")
+        if self.words:
+            # A class may have the ':' that separates channels in its name.
+            own = self.channels if any(":" in word for word in self.words) else None
+            if own is None or len(parts) <= own:
+                own = max(len(parts) - 1, 0)
+            return parts[:own], " ".join(":".join(parts[own:]).split())
+        # Writers end a line without a label like one with, or say that there is none.
+        last = parts[-1].strip()
+        if len(parts) > 1 and (not last or (last == "?" and len(parts) - 1 == self.channels)):
+            parts.pop()
+        return parts, None
+
     def check_parts(self, parts: int, lines: _Lines) -> None:
-        channels = parts - bool(self.classes)
+        channels = parts - bool(self.words)
         if channels < 1:
             lines.fail("at least one channel and a label, with ':' between", "a line without ':'")
         self.channels = self.channels or channels
         if channels != self.channels:
             what = f"{self.channels} channel{'s' * (self.channels > 1)}"
-            what += " and a label" * bool(self.classes)
+            what += " and a label" * bool(self.words)
             lines.fail(
-                f"{what}, {self.channels + bool(self.classes)} parts separated by ':'",
+                f"{what}, {self.channels + bool(self.words)} parts separated by ':'",
                 f"{parts}",
             )
 
@@ -162,23 +178,71 @@ def _read_header(lines: _Lines) -> _Header:
     for line in lines:
         if not line.startswith("@"):
             lines.fail("'@tag value' or '@data' before any data", _excerpt(line))
-        tag, *values = line[1:].split() or [""]
-        tag = tag.lower()
+        name, *values = line[1:].split() or [""]
+        tag = name.lower().replace("_", "")
         if tag == "data":
             if values:
                 lines.fail("@data alone on its line", _excerpt(line))
             equal_length = tags.get("equallength", "serieslength" in tags)
             return _Header(
                 problem_name=tags.get("problemname", ""),
-                classes=tags.get("classlabel", ()),
+                words=tags.get("classlabel", ()),
                 channels=_promised_channels(tags, lines),
                 equal_length=equal_length,
                 length=tags.get("serieslength") if equal_length else None,
             )
-        if tag in _TAGS:
-            key = "dimensions" if tag == "dimension" else tag
-            tags[key] = _TAGS[tag](f"@{tag}", values, lines)
+        if tag not in _TAGS:
+            _say_unknown(name, values, lines)
+            continue
+        key = "dimensions" if tag == "dimension" else tag
+        tags[key] = _TAGS[tag](f"@{tag}", values, lines)
     return lines.fail("a line '@data'", "the end of the file")
+
+
+def _say_unknown(tag: str, values: list[str], lines: _Lines) -> None:
+    known = [*_TAGS, *(() if values else ("data",))]
+    near = difflib.get_close_matches(tag.lower(), known, n=1, cutoff=_ALIKE)
+    if near:
+        lines.fail(f"a tag of the format (do you mean @{near[0]}?)", f"'@{_shortened(tag)}'")
+    warnings.warn(
+        f"{lines.path}, line {lines.number}: skipped the tag '@{_shortened(tag)}', which the "
+        "format does not know",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _spelled(
+    words: tuple[str, ...], labels: list[tuple[int, str]], lines: _Lines
+) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+    """The classes that a header lists, and the labels of the data lines as it spells them."""
+    classes = _joined_words(words, [label for _, label in labels])
+    # The field's readers lower-case whole files, so files exist that mix the cases.
+    spelling = {label.casefold(): label for label in classes} | {label: label for label in classes}
+    known: list[str | None] = []
+    for lines.number, label in labels:
+        if label.casefold() in _UNKNOWN:
+            known.append(None)
+            continue
+        spelled = spelling.get(label) or spelling.get(label.casefold())
+        if spelled is None:
+            lines.fail(f"a label that @classLabel lists ({_listed(classes)})", _excerpt(label))
+        known.append(spelled)
+    return classes, tuple(known)
+
+
+def _joined_words(words: tuple[str, ...], labels: list[str]) -> tuple[str, ...]:
+    """The words of a header as classes: those that data lines have as one label together."""
+    several = {tuple(label.casefold().split()) for label in labels if " " in label}
+    sizes = sorted({len(label) for label in several}, reverse=True)
+    classes: list[str] = []
+    place = 0
+    while place < len(words):
+        folded = [word.casefold() for word in words[place : place + max(sizes, default=1)]]
+        size = next((size for size in sizes if tuple(folded[:size]) in several), 1)
+        classes.append(" ".join(words[place : place + size]))
+        place += size
+    return tuple(label for label in dict.fromkeys(classes) if label.casefold() not in _UNKNOWN)
 
 
 def _promised_channels(tags: dict[str, Any], lines: _Lines) -> int | None:
@@ -201,9 +265,17 @@ def _boolean(tag: str, values: list[str], lines: _Lines) -> bool:
     return value == "true"
 
 
-def _unsupported(tag: str, values: list[str], lines: _Lines) -> bool:
+def _timestamps(tag: str, values: list[str], lines: _Lines) -> bool:
     if _boolean(tag, values, lines):
-        lines.fail(f"'{tag} false' (the only kind this reader knows)", f"'{tag} true'")
+        lines.fail(f"'{tag} false' (series of equal steps, without their times)", f"'{tag} true'")
+    return False
+
+
+def _targets(tag: str, values: list[str], lines: _Lines) -> bool:
+    if _boolean(tag, values, lines):
+        lines.fail(
+            f"'{tag} false' (classes to tell apart, and no numbers for regression)", f"'{tag} true'"
+        )
     return False
 
 
@@ -218,12 +290,12 @@ def _class_labels(tag: str, values: list[str], lines: _Lines) -> tuple[str, ...]
     labelled = _boolean(tag, values[:1], lines)
     if labelled and not values[1:]:
         lines.fail(f"'{tag} true' and the labels", "no label")
-    return tuple(dict.fromkeys(values[1:])) if labelled else ()
+    return tuple(values[1:]) if labelled else ()
 
 
 _TAGS = {
     "problemname": _text,
-    "timestamps": _unsupported,
+    "timestamps": _timestamps,
     "missing": _boolean,
     "univariate": _boolean,
     "dimension": _count,
@@ -231,7 +303,7 @@ _TAGS = {
     "equallength": _boolean,
     "serieslength": _count,
     "classlabel": _class_labels,
-    "targetlabel": _unsupported,
+    "targetlabel": _targets,
 }
 
 
@@ -272,6 +344,10 @@ def _numbers(text: str) -> Float64[np.ndarray, " _"] | None:
 def _listed(labels: tuple[str, ...]) -> str:
     shown = ", ".join(labels[:10])
     return shown if len(labels) <= 10 else f"{shown}, … {len(labels)} in all"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _EXCERPT_LENGTH else f"{text[:_EXCERPT_LENGTH]}…"
 
 
 def _excerpt(content: str | bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from flowformer.data.packages import data_cache, find_cache, find_home
 from flowformer.data.timeseries import TimeSeriesData, load_ts_files
 
 
@@ -13,7 +14,8 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
     """Load a data set of the UEA (multivariate) or UCR (univariate) archive by its name.
 
     The first of these places that has it: the folder; aeon's package, which carries JapaneseVowels,
-    BasicMotions and a few more; aeon's own folder (`$AEON_DATA`, else `~/aeon_data`); a download
+    BasicMotions and a few more; aeon's own folder (`$AEON_DATA`, else `~/aeon_data`, or without a
+    home directory `$FLOWFORMER_DATA/aeon_data`); a download
     through aeon, into the folder if one is given, else into aeon's own. A folder has the files as
     `folder/NAME/NAME_TRAIN.ts` or `folder/NAME_TRAIN.ts`, with `NAME_TEST.ts` beside it; the case
     of the names does not matter.
@@ -32,12 +34,15 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"expected an existing folder of data sets, got {folder}")
     aeon = importlib.util.find_spec("aeon")  # found, not imported: that takes seconds
-    aeon_home = Path(os.environ.get("AEON_DATA", "~/aeon_data")).expanduser()
+    aeon_home = find_home(os.environ.get("AEON_DATA", "~/aeon_data"))
     places: dict[str, Path] = {} if folder is None else {"the folder": Path(folder)}
     if aeon is not None and aeon.submodule_search_locations:
         package = Path(aeon.submodule_search_locations[0])
         places["aeon's package"] = package / "datasets" / "data"
-    places["aeon's own folder"] = aeon_home
+    if aeon_home is None and (cache := find_cache()) is not None:  # of who has no home
+        aeon_home = cache / "aeon_data"
+    if aeon_home is not None:
+        places["aeon's own folder"] = aeon_home
     for place in places.values():
         pair = _find_pair(place, name)
         if pair is not None:
@@ -49,7 +54,7 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
             f"{name} is not in {tried}, and aeon is needed to load UEA data from elsewhere: "
             "pip install 'flowformer[timeseries]'"
         )
-    root = aeon_home if folder is None else Path(folder)
+    root = Path(folder) if folder is not None else aeon_home or data_cache()
     try:
         _download(name, root)
     except (ValueError, OSError) as error:

@@ -9,21 +9,33 @@ All see what the models see: series normalised with the statistics of the traini
 they are fitted as a whole, since none has an epoch to choose.
 """
 
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from flowformer.data import MissingPolicy, Preprocessing, SeriesSplit, TimeSeriesData
+from flowformer.data import (
+    MissingPolicy,
+    Preprocessing,
+    SeriesSplit,
+    TimeSeriesData,
+    require_classes,
+)
 from flowformer.memory import forget_peak, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
+
+_NUMBA = "NUMBA_CACHE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,13 +97,15 @@ def run_classical(
 
     Raises:
         ImportError: the library is missing; the message names the extra to install.
-        ValueError: there is no such method, there is no test split, or values are missing.
+        ValueError: there is no such method, there is no test split, the training split is of one
+            class, or values are missing.
     """
     if method not in get_args(ClassicalMethod):
         expected = ", ".join(get_args(ClassicalMethod))
         raise ValueError(f"unknown method {method!r}: expected one of {expected}")
     if data.test is None:
         raise ValueError(f"{data.name} has no test split for {method} to predict")
+    require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
     make, represent = _METHODS[method]
     classifier = make(seed, threads, options)
     preprocessing = Preprocessing.fit(data.train, missing=missing)
@@ -136,6 +150,7 @@ def _xgboost(seed: int, threads: int, options: dict[str, Any]) -> Any:
 
 
 def _require(module: str, method: str, extra: str) -> ModuleType:
+    _keep_compiled()
     try:
         return import_module(module)
     except ImportError as error:
@@ -143,6 +158,26 @@ def _require(module: str, method: str, extra: str) -> ModuleType:
         raise ImportError(
             f"{package} is needed for {method}: pip install 'flowformer[{extra}]'"
         ) from error
+
+
+def _keep_compiled() -> None:
+    """Gives numba a folder for what it compiles, where it would find none and aeon's code fail.
+
+    It looks beside the library, which another user may have installed, and in the user's cache: a
+    container's user may have none.
+    """
+    spec = find_spec("aeon")
+    if _NUMBA in os.environ or spec is None or spec.origin is None:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
+    if not any(_is_writable(place) for place in (Path(spec.origin).parent, Path(cache))):
+        os.environ[_NUMBA] = tempfile.mkdtemp(prefix="flowformer-numba-")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in one that has yet to be made."""
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _unequal(

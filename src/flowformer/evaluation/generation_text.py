@@ -1,5 +1,6 @@
 """Generation from text to text, shown while it is made."""
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_steps import CausalModel
 
+_NAMED = 10  # parts of a prompt that a message lists
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no character (yet)
 
 
@@ -46,12 +48,16 @@ def generate_text(
             nothing that may be the beginning of a stop string.
         options: further keywords of `generate`.
 
+    Warns:
+        UserWarning: the vocabulary lacks a part of the prompt; the message lists them.
+
     Raises:
         ValueError: the prompt has no token, a stop string is empty, or see `generate`.
     """
     ids = list(tokenizer.encode(prompt))
     if not ids:
         raise ValueError(f"the prompt must have at least one token, got {prompt!r}")
+    _warn_of_unknown_parts(tokenizer, prompt)
     stream = TextStream(tokenizer, stop_strings, after=ids)
     pieces: list[str] = []
 
@@ -81,6 +87,18 @@ def generate_text(
                 break
     give(stream.finish())
     return "".join(pieces)
+
+
+def _warn_of_unknown_parts(tokenizer: Tokenizer, prompt: str) -> None:
+    unknown = getattr(tokenizer, "unknown_parts", lambda _: [])(prompt)  # those of ours have it
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        warnings.warn(
+            f"the model's vocabulary lacks {', '.join(map(repr, unknown[:_NAMED]))}{more}: it "
+            "reads the unknown token there. Write the prompt as the training text was written",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class TextStream:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
+_LARGE = 1e6  # above, digits after the point say nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -25,8 +27,9 @@ class Measure:
     over: str = "epoch"
 
     def show(self, value: float) -> str:
-        """Writes a figure without its unit: 98.1, 24.37."""
-        return f"{100 * value if self.unit == '%' else value:.{self.digits}f}"
+        """Writes a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
+        shown = 100 * value if self.unit == "%" else value
+        return f"{shown:.{self.digits}f}" if abs(shown) < _LARGE else f"{shown:.3g}"
 
     @property
     def heading(self) -> str:

@@ -2,8 +2,8 @@
 
 import copy
 import json
+import math
 import tempfile
-from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,14 @@ from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from flowformer.data import Preprocessing, SeriesDataset, SeriesSplit, TimeSeriesData, as_series
+from flowformer.data import (
+    Preprocessing,
+    SeriesDataset,
+    SeriesSplit,
+    TimeSeriesData,
+    as_series,
+    warn_of_swapped_axes,
+)
 from flowformer.files import write_atomically
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.timeseries import TimeSeriesClassifier
@@ -29,6 +36,7 @@ from flowformer.tasks.config import (
     TrainingConfig,
 )
 from flowformer.tasks.prediction import choose_device, load_run, predict_probabilities
+from flowformer.tasks.randomness import own_randomness
 
 try:
     from aeon.classification import BaseClassifier
@@ -39,6 +47,7 @@ except ImportError as error:
     ) from error
 
 _METADATA_KEY = "flowformer.classifier"
+_ROOM = 1.25  # of the longest series seen in fit, for those of unequal lengths
 # What fit leaves beside the model and the preprocessing, all of it plain values.
 _FITTED_VALUES = ("max_length_", "best_epoch_", "validation_accuracy_", "metadata_")
 
@@ -76,7 +85,9 @@ class FlowformerClassifier(BaseClassifier):
         validation_fraction: stratified part of the training series that only chooses the epoch;
             None trains on all of them, and keeps the epoch that classifies them best.
         max_length: time steps that the model has room for; None takes the longest series seen in
-            fit. Series to predict may not be longer.
+            fit and, where they are of unequal lengths, a quarter more. Series to predict may not be
+            longer, unless pooling is "mean" and positions are "sinusoidal" (with padding "masked"
+            and a mixer of any length, as "flow").
         missing: what to do with missing values (NaN): "error", "interpolate" or "mean".
         device: "auto" (a GPU when there is one), "cpu", "gpu" or "mps".
         verbose: show a progress bar in fit.
@@ -87,7 +98,7 @@ class FlowformerClassifier(BaseClassifier):
         n_classes_: their number.
         model_: the fitted `TimeSeriesClassifier`, on the CPU and in evaluation mode.
         preprocessing_: what was fitted on the training series.
-        max_length_: the longest series that can be predicted.
+        max_length_: time steps that the model has room for.
         best_epoch_: the epoch, counted from 1, whose weights were kept.
         validation_accuracy_: of that epoch; None when no part was set aside.
 
@@ -222,16 +233,42 @@ class FlowformerClassifier(BaseClassifier):
         estimator.preprocessing_ = Preprocessing.from_dict(state["preprocessing"])
         for name in _FITTED_VALUES:
             setattr(estimator, name, state[name])
-        with _callers_randomness():
-            estimator.model_ = TimeSeriesClassifier(
+        with torch.device("meta"):  # there nothing is drawn
+            model = TimeSeriesClassifier(
                 estimator._model_config(),
                 channels=len(estimator.preprocessing_.mean),
                 num_classes=estimator.n_classes_,
                 max_length=estimator.max_length_,
-            ).eval()
+            )
+        estimator.model_ = model.to_empty(device="cpu").eval()
         estimator.model_.load_state_dict(weights)
         estimator.is_fitted = True
         return estimator
+
+    def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
+        """aeon's own, after our look at arrays: here it is said what was expected in their place.
+
+        Data frames are aeon's alone.
+        """
+        is_list = isinstance(X, list | tuple) and not any(hasattr(one, "iloc") for one in X)
+        if is_list or isinstance(X, np.ndarray | torch.Tensor):
+            X = _as_collection(X, fitted=store_metadata)
+        return super()._preprocess_collection(X, store_metadata=store_metadata)
+
+    def _check_y(self, y: Any, *args: Any, **kwargs: Any) -> Any:
+        """aeon's own, which takes no lists."""
+        y = np.asarray(y) if isinstance(y, list | tuple) else y
+        return super()._check_y(y, *args, **kwargs)
+
+    def _check_shape(self, X: Any) -> None:
+        """Refuse other channels than in fit; any length is looked at in `_predict_proba`."""
+        channels, (found, time) = len(self.preprocessing_.mean), as_series(X, name="X")[0].shape
+        if found != channels:
+            swapped = ": if they are [time, channels], turn them" * (time == channels)
+            raise ValueError(
+                f"X: expected series of {channels} channels, as in fit, got {found} channels and "
+                f"{time} time steps{swapped}"
+            )
 
     def _fit(self, X: Any, y: Any) -> None:
         # Lightning takes seconds to import: a loaded estimator that only predicts is spared them.
@@ -247,9 +284,9 @@ class FlowformerClassifier(BaseClassifier):
             test=series if whole else None,
             classes=tuple(map(str, self.classes_)),
         )
-        with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, _callers_randomness():
+        with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, own_randomness():
             run_dir = Path(folder) / "run"
-            result = train(self._config(), run_dir, data=data)
+            result = train(self._config(data), run_dir, data=data)
             run = load_run(run_dir)
         self.model_ = run.model
         self.preprocessing_ = run.preprocessing
@@ -262,11 +299,12 @@ class FlowformerClassifier(BaseClassifier):
 
     def _predict_proba(self, X: Any) -> Float64[np.ndarray, "n classes"]:
         series = as_series(X, name="X")
-        longest = max(one.shape[1] for one in series)
-        if longest > self.max_length_:
+        longest, limit = max(one.shape[1] for one in series), self.model_.length_limit
+        if limit is not None and longest > limit:
             raise ValueError(
-                f"expected series of at most {self.max_length_} time steps, got one of {longest}: "
-                f"fit with max_length={longest} or more"
+                f"expected series of at most {limit} time steps, got one of {longest}: fit "
+                f"FlowformerClassifier(max_length={longest}, ...), or FlowformerClassifier("
+                'pooling="mean", positions="sinusoidal", ...), which takes any length'
             )
         unknown = np.zeros(len(series), dtype=np.int64)
         split = SeriesSplit(series=series, labels=unknown, name="X")
@@ -274,8 +312,7 @@ class FlowformerClassifier(BaseClassifier):
         device = choose_device(self.device)
         # The fitted model stays on the CPU, so that it can be pickled here and opened anywhere.
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
-        with _callers_randomness():
-            return predict_probabilities(model, dataset, batch_size=self.batch_size)
+        return predict_probabilities(model, dataset, batch_size=self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
         """The parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
@@ -291,10 +328,13 @@ class FlowformerClassifier(BaseClassifier):
         # Strictly: a width of 2.5 is named here, and not where torch or Lightning fails of it.
         return from_plain(TimeSeriesModelConfig, {name: settings[name] for name in names})
 
-    def _config(self) -> TimeSeriesConfig:
+    def _config(self, series: TimeSeriesData) -> TimeSeriesConfig:
         settings = self._settings()
+        room = settings["max_length"]
+        if room is None and len(set(series.train.lengths)) > 1:
+            room = math.ceil(_ROOM * series.max_length)
         data = TimeSeriesDataConfig(
-            max_length=settings["max_length"],
+            max_length=room,
             missing=settings["missing"],
             batch_size=settings["batch_size"],
         )
@@ -336,9 +376,15 @@ class FlowformerClassifier(BaseClassifier):
         }
 
 
-def _callers_randomness() -> AbstractContextManager[None]:
-    """Give torch's global generator back as it was: building models and loading batches use it."""
-    return torch.random.fork_rng(devices=[])
+def _as_collection(X: Any, *, fitted: bool) -> np.ndarray | list[np.ndarray]:
+    """Arrays of any kind as aeon takes them, looked at; a matrix or list of rows is univariate."""
+    if isinstance(X, list | tuple) or X.dtype == object:
+        X = [np.atleast_2d(np.asarray(one)) for one in X]
+    series = as_series(np.asarray(X) if isinstance(X, torch.Tensor) else X, name="X")
+    split = SeriesSplit(series=series, labels=np.zeros(len(series), np.int64), name="X")
+    if fitted:
+        warn_of_swapped_axes(series, name="X")
+    return np.stack(series) if len(set(split.lengths)) == 1 else list(series)
 
 
 def _plain(value: Any) -> Any:

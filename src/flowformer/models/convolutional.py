@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 KERNEL = 3
@@ -82,6 +83,7 @@ class DilatedConvClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.channels, self.max_length = channels, max_length
+        self.length_limit: int | None = max_length
         widths = [channels, *[config.dim] * config.num_layers, WIDENING * config.dim]
         self.blocks = nn.Sequential(
             *(
@@ -109,12 +111,12 @@ class DilatedConvClassifier(nn.Module):
             ValueError: other channels than at construction, or a series longer than max_length.
         """
         inputs = checked_series(
-            inputs, attention_mask, channels=self.channels, max_length=self.max_length
+            inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
         features = self.blocks(inputs.transpose(1, 2))
         if attention_mask is not None:
             lowest = torch.finfo(features.dtype).min
             features = features.masked_fill(~attention_mask[:, None, :], lowest)
         logits = self.head(self.dropout(features.amax(dim=2)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)

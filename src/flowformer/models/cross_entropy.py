@@ -16,16 +16,31 @@ def token_cross_entropy(
     logits: Float[Tensor, "*tokens vocab"],
     targets: Int[Tensor, "*tokens"],
     *,
-    count: Int[Tensor, ""] | None = None,
+    count: Tensor | int | float | None = None,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy over the tokens whose target is not -100, in float32 at least.
 
     With a count, which may be that of more tokens than these, the sum over them divided by it.
+    Where nothing counts, the loss is 0, and so is its gradient.
     """
     wide, targets = logits.flatten(0, -2).to(_wide(logits.dtype)), targets.flatten().long()
-    if count is None:
-        return F.cross_entropy(wide, targets, ignore_index=IGNORED)
-    return F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum") / count
+    total = F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum")
+    return total / _divisor(targets, count, total.dtype)
+
+
+def class_cross_entropy(
+    logits: Float[Tensor, "b classes"],
+    labels: Int[Tensor, " b"] | Float[Tensor, "b classes"],
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of classes, or of distributions over them.
+
+    As :func:`token_cross_entropy`, a class of -100 counts for nothing, and the loss of a batch
+    without any other is 0.
+    """
+    if labels.is_floating_point():
+        wide = logits.to(_wide(logits.dtype))
+        return F.cross_entropy(wide, labels.to(wide.dtype), reduction="sum") / max(1, len(labels))
+    return token_cross_entropy(logits, labels)
 
 
 def chunked_cross_entropy(
@@ -34,7 +49,7 @@ def chunked_cross_entropy(
     targets: Int[Tensor, "*tokens"],
     *,
     chunk: int | None = None,
-    count: Int[Tensor, ""] | None = None,
+    count: Tensor | int | float | None = None,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the logits hidden · weightᵀ over the targets that are not -100.
 
@@ -47,7 +62,8 @@ def chunked_cross_entropy(
         weight: of the output layer, which has no bias.
         targets: the token to be predicted at each; -100 counts for nothing.
         chunk: tokens at a time; None for 2²⁴ logits at a time.
-        count: what the sum is divided by; None for the number of targets that count here.
+        count: what the sum is divided by; None for the number of targets that count here. Where
+            it is 0, the loss is 0, and so are the gradients.
 
     Raises:
         ValueError: chunk is not positive.
@@ -66,12 +82,28 @@ def chunked_cross_entropy(
         for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             logits = F.linear(part, weight).to(total.dtype)
             total = total + F.cross_entropy(logits, target, reduction="sum")
-        return total / (len(targets) if count is None else count)
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, count)
+        return total / _divisor(targets, count, total.dtype)
+    divisor = _divisor(targets, count, _wide(hidden.dtype))
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, divisor)
+
+
+def _divisor(
+    targets: Int[Tensor, " n"], count: Tensor | int | float | None, dtype: torch.dtype
+) -> Float[Tensor, ""]:
+    """What a sum is divided by: 1 in place of 0, for then the sum is 0."""
+    if count is None:
+        count = (targets != IGNORED).sum()
+    divisor = torch.as_tensor(count, device=targets.device).to(dtype).reshape(())
+    return torch.where(divisor == 0, 1, divisor)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The mean loss; its gradients for an incoming gradient of 1 are kept for the backward pass."""
+    """The mean loss; its gradients for an incoming gradient of 1 are kept for the backward pass.
+
+    They are kept in float32: who trains in float16 scales the loss, and what was rounded before
+    that is lost. For the same reason the slopes, which are rounded to the dtype of the products,
+    are scaled before by a power of two, as far as no sum of products leaves the range.
+    """
 
     @staticmethod
     def forward(
@@ -80,35 +112,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Float[Tensor, "vocab dim"],
         targets: Int[Tensor, " n"],
         chunk: int,
-        count: Int[Tensor, ""] | None,
+        divisor: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         counts = targets != IGNORED
-        # Ignored rows are weighted with 0, all others with 1 / their number.
-        number = counts.sum() if count is None else count
-        shares = (counts.to(_wide(hidden.dtype)) / number).unsqueeze(-1)
         places = targets.masked_fill(~counts, 0).unsqueeze(-1)
         to_hidden, to_weight, *_ = ctx.needs_input_grad
         grad_hidden = []
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if to_weight else None
-        loss = shares.new_zeros(())
+        # 1 / divisor = mantissa · 2^exponent: the products take the mantissa alone, in full range.
+        mantissa, exponent = torch.frexp(divisor.reciprocal())
+        shares = (counts * mantissa).unsqueeze(-1)
+        loss, room = shares.new_zeros(()), 0
         for part, place, share in zip(
             hidden.split(chunk), places.split(chunk), shares.split(chunk), strict=True
         ):
             logits = F.linear(part, weight)
             logs = F.log_softmax(logits.to(share.dtype), dim=-1)
             loss = loss - (logs.gather(-1, place) * share).sum()
-            # softmax - one-hot; the share is applied to the narrow side of each product.
+            # softmax - one-hot
             slope = logs.exp_().scatter_add_(-1, place, logs.new_full(place.shape, -1.0))
-            slope = slope.to(logits.dtype)
+            room = _room(logits.dtype, min(chunk, len(hidden)))
+            slope = slope.mul_(share * 2.0**room).to(logits.dtype)
             if to_hidden:
-                grad_hidden.append((slope @ weight * share).to(hidden.dtype))
+                grad_hidden.append((slope @ weight).to(share.dtype))
             if grad_weight is not None:
-                grad_weight += slope.T @ (part * share).to(slope.dtype)
-        ctx.save_for_backward(
-            torch.cat(grad_hidden) if to_hidden else None,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-        )
-        return loss
+                grad_weight += _product_of_columns(slope, part).to(grad_weight.dtype)
+        scale = torch.ldexp(torch.ones_like(loss), exponent)
+        kept = torch.cat(grad_hidden) if to_hidden else None
+        ctx.save_for_backward(kept, grad_weight, scale * 2.0**-room)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return loss * scale
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - its ctx is a keyword there
@@ -120,10 +153,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 "the logits (return_logits=True)"
             )
         (grad,) = grad_outputs
+        *kept, scale = ctx.saved_tensors
         gradients = (
-            None if kept is None else kept * grad.to(kept.dtype) for kept in ctx.saved_tensors
+            None if each is None else (each * (grad * scale).to(each.dtype)).to(dtype)
+            for each, dtype in zip(kept, ctx.dtypes, strict=True)
         )
         return (*gradients, None, None, None)
+
+
+def _room(dtype: torch.dtype, tokens: int) -> int:
+    """The exponent of the power of two that slopes in float16 are scaled by.
+
+    A sum of them over the tokens stays below 2^15, and one over the vocabulary below 2^9.
+    """
+    return min(8, 15 - (tokens - 1).bit_length()) if dtype == torch.float16 else 0
+
+
+def _product_of_columns(
+    slope: Float[Tensor, "n vocab"], hidden: Float[Tensor, "n dim"]
+) -> Float[Tensor, "vocab dim"]:
+    """Return slopeᵀ hidden; in float16 with hidden below 1 meanwhile, by powers of two."""
+    if slope.dtype != torch.float16:
+        return slope.T @ hidden.to(slope.dtype)
+    _, exponent = torch.frexp(hidden.float().abs().amax(0))
+    small = torch.ldexp(hidden, -exponent).to(slope.dtype)
+    return torch.ldexp((slope.T @ small).float(), exponent)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.nn.attention import State
+from flowformer.ops.packing import Batch, check_batch
 
 
 class LanguageState(NamedTuple):
@@ -56,6 +57,8 @@ def token_places(
     """
     if mask is None and past is None and cu_seqlens is None and before is None:
         return None
+    if cu_seqlens is not None:
+        check_batch(Batch(mask, None, cu_seqlens, None))
     length, device = embedded.shape[1], embedded.device
     tokens = torch.arange(length, device=device)[None] if mask is None else mask.cumsum(1) - 1
     if before is not None:

@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 
@@ -29,6 +29,7 @@ class LSTMClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.channels, self.max_length = channels, max_length
+        self.length_limit: int | None = max_length
         # torch warns of dropout between layers where there is one layer.
         between = config.dropout if config.num_layers > 1 else 0.0
         self.lstm = nn.LSTM(
@@ -54,11 +55,11 @@ class LSTMClassifier(nn.Module):
             ValueError: other channels than at construction, or a series longer than max_length.
         """
         inputs = checked_series(
-            inputs, attention_mask, channels=self.channels, max_length=self.max_length
+            inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
         states, _ = self.lstm(inputs)
         logits = self.head(self.dropout(_last_real(states, attention_mask)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
 
 

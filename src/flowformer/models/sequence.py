@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.models.config import SequenceModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     PositionalEmbedding,
@@ -353,7 +354,7 @@ def _build_head(*widths: int) -> nn.Sequential:
 
 
 def _output(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"] | None) -> SequenceOutput:
-    return SequenceOutput(logits, None if labels is None else F.cross_entropy(logits, labels))
+    return SequenceOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
 
 
 def _check_tokens(inputs: Tensor) -> None:

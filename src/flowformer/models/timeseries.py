@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.loading import matched, rename
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.ops import FlowMap
@@ -27,7 +28,7 @@ def checked_series(
     mask: Bool[Tensor, "b t"] | None,
     *,
     channels: int,
-    max_length: int,
+    max_length: int | None,
 ) -> Float[Tensor, "b t c"]:
     """The series with zeros in the padding: NaN in it must not reach the first layer's gradient.
 
@@ -40,7 +41,7 @@ def checked_series(
     if inputs.shape[2] != channels:
         raise ValueError(f"expected {channels} channels, got {inputs.shape[2]}")
     check_mask("series", mask, inputs)
-    if inputs.shape[1] > max_length:
+    if max_length is not None and inputs.shape[1] > max_length:
         raise ValueError(
             f"expected at most {max_length} time steps (max_length), got {inputs.shape[1]}"
         )
@@ -58,6 +59,11 @@ class TimeSeriesClassifier(nn.Module):
         channels: features of a time step.
         num_classes: number of logits.
         max_length: longest series; the flattened head has a weight for each of its places.
+
+    Attributes:
+        length_limit: longest series that it takes; None for any, where nothing in it is of a place:
+            the mean is classified, the positions are sinusoidal, padding is masked, and the mixer
+            is of any length.
     """
 
     def __init__(
@@ -73,11 +79,16 @@ class TimeSeriesClassifier(nn.Module):
         self.positions = PositionalEmbedding(
             config.positions, dim=config.dim, max_length=max_length
         )
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.num_layers))
+        blocks = [self._block() for _ in range(config.num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         places = max_length if config.pooling == "flatten" else 1
         self.head = nn.Linear(places * config.dim, num_classes)
+        placeless = (config.pooling, config.padding) == ("mean", "masked")
+        placeless = placeless and config.positions != "learned"
+        variable = all(block.mixer.capabilities.variable_length for block in blocks)
+        self.length_limit = None if placeless and variable else max_length
 
     def _block(self) -> TransformerBlock:
         config = self.config
@@ -105,13 +116,13 @@ class TimeSeriesClassifier(nn.Module):
             labels: the classes, for the loss.
 
         Raises:
-            ValueError: other channels than at construction, or a series longer than max_length.
+            ValueError: other channels than at construction, or a series longer than length_limit.
         """
         x, mask = self._embed(inputs, attention_mask)
         for block in self.blocks:
             x, _ = block(x, mask=self._mixing_mask(mask))
         logits = self._classify(self.dropout(F.gelu(self.norm(x))), mask)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
 
     @torch.no_grad()
@@ -145,7 +156,7 @@ class TimeSeriesClassifier(nn.Module):
             inputs,
             mask if self.config.padding == "masked" else None,
             channels=self.embedding.in_features,
-            max_length=self.max_length,
+            max_length=self.length_limit,
         )
         if self.config.padding == "published" and inputs.shape[1] < self.max_length:
             # The amount of padding changes the published attention: it is always the same.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.loading import matched, read_checkpoint
 from flowformer.models.presets import VISION_PRESETS
 from flowformer.models.vision_config import VisionModelConfig
@@ -121,7 +122,7 @@ class VisionClassifier(nn.Module):
                 stride.
         """
         logits = self.head(self.pool(self.forward_features(images)))
-        return VisionOutput(logits, None if labels is None else F.cross_entropy(logits, labels))
+        return VisionOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
         """The last tokens after the layer norm: row by row, a class token before them."""

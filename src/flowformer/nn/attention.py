@@ -49,7 +49,8 @@ class HeadAttention(nn.Module):
     (out [b, l, h, m], state or None). Who calls it asks `require` first.
 
     Attributes:
-        capabilities: what it can do.
+        capabilities: what it can do. Of an instance, with its options; the record of the class is
+            that of its defaults.
         inputs: the tensors that it is given, in this order, of "query", "key", "value" and
             "hidden", the hidden states [b, l, dim] themselves (for gates, or synthetic weights).
         linear_in_values: whether its output is a matrix times the values, which the values do not
@@ -74,15 +75,31 @@ class HeadAttention(nn.Module):
         from flowformer.nn.mixers import MIXERS  # the table knows all, so none may need it earlier
 
         able = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, capability)]
+        lacks = f"has no {capability} form"
+        if capability == "independent_sinks":
+            able.insert(0, "flow with independent_sinks=True")
+            lacks = (
+                "lets every output of cross-attention depend on all queries, in a decoder on those "
+                "of the tokens to come"
+            )
         raise NotImplementedError(
-            f"{type(self).__name__} has no {capability} form; it can do: {self.capabilities}. "
+            f"{type(self).__name__} {lacks}; it can do: {self.capabilities}. "
             f"Mixers that can: {', '.join(able)}"
         )
 
 
 def option_names(kind: type[HeadAttention]) -> set[str]:
     """The keywords of its constructor that a user sets: all but the sizes."""
-    return inspect.signature(kind).parameters.keys() - Sizes.__annotations__.keys()
+    return set(option_defaults(kind))
+
+
+def option_defaults(kind: type[HeadAttention]) -> dict[str, Any]:
+    """Those keywords and their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in Sizes.__annotations__
+    }
 
 
 def make_attention(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from flowformer.nn.mixer import Mixer
 from flowformer.nn.rotary import Rotation
+from flowformer.ops.features import check_eps
 
 Norm = Literal["pre", "post"]
 Normalization = Literal["layer", "rms"]
@@ -36,10 +37,12 @@ def build_norm(
         eps: what is added to the variance; None for 1e-5 (layer) or 1e-6 (rms).
 
     Raises:
-        ValueError: there is no such normalisation.
+        ValueError: there is no such normalisation, or eps is not positive or no float32.
     """
     if kind not in ("layer", "rms"):
         raise ValueError(f"normalization must be 'layer' or 'rms', got {kind!r}")
+    if eps is not None:
+        check_eps(eps)
     if kind == "layer":
         return nn.LayerNorm(dim, bias=bias, eps=1e-5 if eps is None else eps)
     return nn.RMSNorm(dim, eps=1e-6 if eps is None else eps)

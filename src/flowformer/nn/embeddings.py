@@ -1,6 +1,7 @@
 """What tells a token its place, as a vector that is added to it."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -48,17 +49,27 @@ class PositionalEmbedding(nn.Module):
         if kind == "learned":
             self.weight = nn.Parameter(torch.empty(max_length, dim))
         else:
-            self.register_buffer("weight", torch.empty(max_length, dim), persistent=False)
+            # No state dict holds it, so it is there from the start, whatever fills the parameters.
+            device = "cpu" if torch.get_default_device().type == "meta" else None
+            table = torch.empty(max_length, dim, device=device)
+            self.register_buffer("weight", table, persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the learned table anew, or compute the sinusoidal one (after `to_empty`)."""
+        """Draw the learned table anew, or compute the sinusoidal one."""
         if self.kind == "learned":
             nn.init.uniform_(self.weight, -0.02, 0.02)
         else:
             places = torch.arange(len(self.weight), device=self.weight.device)
-            self.weight.copy_(sinusoids(places, self.weight.shape[1], self.kind))
+            self.weight = sinusoids(places, self.weight.shape[1], self.kind).to(self.weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PositionalEmbedding":
+        """Move the tables; `to_empty` leaves numbers in the sinusoidal one that mean nothing."""
+        super()._apply(fn, recurse)
+        if self.kind != "learned" and not self.weight.is_meta:
+            self.reset_parameters()
+        return self
 
     def forward(
         self, x: Float[Tensor, "b t dim"], places: Int[Tensor, "#b t"] | None = None
@@ -79,15 +90,28 @@ class PositionalEmbedding(nn.Module):
             last = 0 if self.kind == "learned" else math.inf
         else:
             last = int(places.max()) + 1 if places.numel() else 0
-        if last <= self.weight.shape[0]:
-            return x + self.weight[places]
+        inside = last <= self.weight.shape[0]
         if self.kind == "learned":
-            raise ValueError(f"there are {self.weight.shape[0]} places, got a sequence of {last}")
-        return x + sinusoids(places, self.weight.shape[1], self.kind).to(self.weight.dtype)
+            if not inside:
+                raise ValueError(
+                    f"there are {self.weight.shape[0]} places, got a sequence of {last}"
+                )
+            return x + self.weight[places]
+        if inside and self.weight.device == x.device:  # it may have been left on meta
+            vectors = self.weight[places]
+        else:
+            vectors = sinusoids(places, self.weight.shape[1], self.kind).to(self.weight.dtype)
+        return x + (vectors if _keeps_float32(x) else vectors.to(x.dtype))
 
     def extra_repr(self) -> str:
         """The kind and sizes, for print(model)."""
         return f"{self.kind!r}, dim={self.weight.shape[1]}, max_length={self.weight.shape[0]}"
+
+
+def _keeps_float32(x: Tensor) -> bool:
+    """Whether autocast chose the precision of x; otherwise it is that of the parameters."""
+    # Mixed precision of FSDP casts parameters, the learned table among them, and no buffers.
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def sinusoids(

@@ -1,6 +1,7 @@
 """Flow-Attention as a layer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer, mask_arguments
 from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
 from flowformer.ops.collectives import resolve_group
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options
+from flowformer.ops.features import Competition, FeatureMap, resolve_options, sinks_are_independent
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 
 
@@ -27,6 +28,8 @@ class FlowAttention(HeadAttention):
         eps: the ε of the flows.
         competition: the softmax runs over "sources" or (bidirectional only) "heads"; None for none.
         allocation: scale each sink by the sigmoid of its conserved flow.
+        independent_sinks: leave out both, whatever they say, so that in cross-attention no output
+            depends on another query: the form for a decoder.
         backend: name of a backend of `flow_attention`; None chooses.
 
     Attributes:
@@ -46,18 +49,24 @@ class FlowAttention(HeadAttention):
         eps: float = 1e-6,
         competition: Competition | None = "sources",
         allocation: bool = True,
+        independent_sinks: bool = False,
         backend: str | None = None,
     ) -> None:
         """Hold the options; a wrong one raises here."""
         super().__init__()
-        self.options = FlowOptions(
+        self.options = resolve_options(
             feature_map=feature_map,
             clamp=clamp,
             eps=eps,
             competition=competition,
             allocation=allocation,
+            independent_sinks=independent_sinks,
         )
-        check_options(self.options)
+        if sinks_are_independent(self.options):
+            # Of this instance: the record of the class is that of its defaults.
+            self.capabilities = replace(  # pyright: ignore[reportAttributeAccessIssue]
+                self.capabilities, independent_sinks=True
+            )
         self.backend = backend
         self.mesh: DeviceMesh | ProcessGroup | None = None
 
@@ -91,6 +100,7 @@ class FlowAttention(HeadAttention):
             initial_state=state,
             return_state=return_state,
             backend=self.backend,
+            layout="bthd",
             **self.options._asdict(),
         )
         return result if isinstance(result, tuple) else (result, None)
@@ -163,6 +173,7 @@ class FlowMixer(ProjectedMixer):
             query,
             key,
             causal=causal,
+            layout="bthd",
             **mask_arguments(mask, context, context_mask),
             **self.attention.options._asdict(),
         )

@@ -60,7 +60,7 @@ class ProjectedMixer(nn.Module):
 
     Attributes:
         kind: the class of its attention, which a subclass names.
-        capabilities: those of its attention.
+        capabilities: those of its attention; the class has those of its attention's class.
     """
 
     kind: ClassVar[type[HeadAttention]]
@@ -139,6 +139,8 @@ class ProjectedMixer(nn.Module):
             max_length=max_length,
         )
         self.attention = make_attention(self.kind, sizes, options)
+        # Its options may change what it can do.
+        self.capabilities = self.attention.capabilities  # pyright: ignore[reportAttributeAccessIssue]
         self.dropout = nn.Dropout(dropout)
 
     def forward(  # noqa: PLR0913 - what every mixer takes, and two that only these do
@@ -199,7 +201,7 @@ class ProjectedMixer(nn.Module):
         if cu_seqlens is None:
             out, state = self.attention(*tensors, **call)
         else:
-            out = self._attend_packed(tensors, cu_seqlens, call)
+            out = attend_packed(self.attention, tensors, cu_seqlens, call)
         return _real(self.dropout(self.out_projection(out.flatten(2))), mask), state
 
     def implied_row(
@@ -229,24 +231,6 @@ class ProjectedMixer(nn.Module):
         x = _real(x, mask)
         call: dict[str, Any] = {"causal": True} if causal else {}
         return implied_row(self.attention, self._tensors(x, x), sink, mask=mask, **call)
-
-    def _attend_packed(
-        self, tensors: list[Tensor], cu_seqlens: Int[Tensor, " offsets"], call: dict[str, Any]
-    ) -> Float[Tensor, "1 l h m"]:
-        """Call the attention on batches of packed sequences of like lengths.
-
-        One whose sequences are sharded knows packed ones itself: they cross the borders of ranks.
-        """
-        batch = Batch(call["mask"], None, cu_seqlens, None)
-        check_batch(batch)
-        if getattr(self.attention, "mesh", None) is not None:
-            return self.attention(*tensors, **call, cu_seqlens=cu_seqlens)[0]
-
-        def attend(tensors, _keys, batch, _state):
-            return self.attention(*tensors, **{**call, "mask": batch.query_mask})
-
-        out, _ = attend_batch(attend, tuple(tensors), tuple(tensors[:1]), batch, None)
-        return out
 
     def require_rotary(self) -> None:
         """Refuse rotary positions where the attention sees more than query, key and value.
@@ -300,6 +284,28 @@ class ProjectedMixer(nn.Module):
             )
         if context is None and context_mask is not None:
             raise ValueError("context_mask was given without a context: give mask for x itself")
+
+
+def attend_packed(
+    attention: HeadAttention,
+    tensors: list[Tensor],
+    cu_seqlens: Int[Tensor, " offsets"],
+    call: dict[str, Any],
+) -> Float[Tensor, "1 l h m"]:
+    """Call an attention on batches of packed sequences of like lengths.
+
+    One whose sequences are sharded knows packed ones itself: they cross the borders of ranks.
+    """
+    batch = Batch(call["mask"], None, cu_seqlens, None)
+    check_batch(batch)
+    if getattr(attention, "mesh", None) is not None:
+        return attention(*tensors, **call, cu_seqlens=cu_seqlens)[0]
+
+    def attend(tensors, _keys, batch, _state):
+        return attention(*tensors, **{**call, "mask": batch.query_mask})
+
+    out, _ = attend_batch(attend, tuple(tensors), tuple(tensors[:1]), batch, None)
+    return out
 
 
 def _check_hidden(name: str, x: Tensor, dim: int, mask: Tensor | None) -> None:

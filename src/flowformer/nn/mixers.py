@@ -3,7 +3,13 @@
 import difflib
 from typing import Any
 
-from flowformer.nn.attention import HeadAttention, Sizes, make_attention, option_names
+from flowformer.nn.attention import (
+    HeadAttention,
+    Sizes,
+    make_attention,
+    option_defaults,
+    option_names,
+)
 from flowformer.nn.baselines.bigbird import BigBirdMixer
 from flowformer.nn.baselines.cosformer import CosformerMixer
 from flowformer.nn.baselines.deltanet import DeltaNetMixer
@@ -30,6 +36,7 @@ from flowformer.nn.baselines.yoso import YosoMixer
 from flowformer.nn.flow import FlowMixer
 from flowformer.nn.mixer import ProjectedMixer, ProjectionOptions
 from flowformer.nn.mobile import MobileMixer
+from flowformer.nn.record import MixerRecord
 
 MIXERS: dict[str, type[ProjectedMixer]] = {
     "flow": FlowMixer,
@@ -87,7 +94,10 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
 
 
 def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
-    """The attention of that name in ATTENTIONS.
+    """The attention of that name in ATTENTIONS, for a layer with projections of its own.
+
+    Such a layer's state dict says which attention it was saved with, unless it is softmax's, which
+    the layer has without us: see `MixerRecord`.
 
     Args:
         name: a key of ATTENTIONS.
@@ -95,11 +105,43 @@ def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
         options: the keywords of that attention's constructor.
 
     Raises:
-        ValueError: there is no such attention, it has no such option, or it needs max_length.
+        ValueError: there is no such attention, it needs more than query, key and value, it has no
+            such option, or it needs max_length.
     """
+    if name in MIXERS and name not in ATTENTIONS:
+        raise ValueError(
+            f"{name!r} does not fit into a layer with projections of its own: it is made of "
+            f"{', '.join(MIXERS[name].kind.inputs)} (hidden: the hidden states, for gates or "
+            f"weights), and comes as a whole, with build_mixer. Those that fit: "
+            f"{', '.join(ATTENTIONS)}"
+        )
     _check_name(name, "attention", list(ATTENTIONS))
     _check_options(name, options, option_names(ATTENTIONS[name]))
-    return make_attention(ATTENTIONS[name], sizes, options)
+    attention = make_attention(ATTENTIONS[name], sizes, options)
+    if name != "softmax":
+        record = MixerRecord(name, option_defaults(ATTENTIONS[name]), options)
+        attention.add_module(record.name, record)
+    return attention
+
+
+def require_independent_sinks(attention: HeadAttention) -> None:
+    """Refuse what would show an autoregressive decoder, as its cross-attention, the future.
+
+    Raises:
+        ValueError: an output depends on the other queries; the message lists what can be had.
+    """
+    if not attention.capabilities.independent_sinks:
+        raise ValueError(
+            f"{type(attention).__name__} cannot be the cross-attention of an autoregressive "
+            "decoder: each output depends on all queries, so on the tokens that are to be "
+            f"predicted. Those that can be had there: {independent_choices()}"
+        )
+
+
+def independent_choices() -> str:
+    """The attentions of ATTENTIONS whose outputs depend on no other query, for messages."""
+    able = [name for name, each in ATTENTIONS.items() if each.capabilities.independent_sinks]
+    return ", ".join(["flow with the option independent_sinks=True", *able])
 
 
 def _check_name(name: str, noun: str, names: list[str]) -> None:

@@ -60,6 +60,7 @@ class MobileAttention(HeadAttention):
             eps=self.eps,
             normalize=self.normalize,
             mask=mask,
+            layout="bthd",
         )
         return out, None
 

@@ -1,26 +1,43 @@
 """A stand-in for `nn.MultiheadAttention` with any attention inside."""
 
-from typing import Any
+import warnings
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.attention import Sizes, implied_weights
-from flowformer.nn.mixers import build_attention
+from flowformer.nn.attention import HeadAttention, Sizes, implied_weights
+from flowformer.nn.baselines.softmax import SoftmaxAttention
+from flowformer.nn.mixers import build_attention, require_independent_sinks
+from flowformer.ops.inputs import is_recorded, is_transformed
+
+# What the queries are to the keys: one sequence, two, or two of which the queries are the targets
+# of an autoregressive decoder. From the least to the most that it asks of an attention.
+Role = Literal["self", "cross", "decoder-cross"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+ADDED_KEYS = (
+    "add_bias_kv and add_zero_attn must be False: an added key would be one more source, competing "
+    "with the real ones"
+)
 
 
 class MultiheadAttention(nn.Module):
     """`nn.MultiheadAttention` with Flow-Attention, or another attention, in place of the softmax.
 
-    Constructor, call, initialisation and parameter names are torch's, so state dicts go both ways
-    and code changes by one name. What differs, and why:
+    Constructor, call, initialisation and parameter names are torch's: code changes by one name, and
+    torch's state dicts load. One saved here names its mixer, so that torch's module, which would
+    compute something else with these weights, does not load it (but with "softmax", or with
+    `strict=False`). What else differs, and why:
 
     - `attn_mask` must be None or the causal mask: linear attentions have no pair of tokens to mask.
-    - `key_padding_mask` of self-attention (query and key are one object, or the call is causal)
-      excludes padded queries from the flows too, and outputs at padded places are zero. For
-      cross-attention torch has no word for padded queries: they count as real ones.
+    - `role` says what torch's call does not, whether query and key are one sequence. Where an
+      output depends on the other queries (`capabilities.independent_sinks` of the attention says
+      whether it does not), `key_padding_mask` excludes the padded queries of "self" from the flows
+      too, and their outputs are zero. In "cross" torch has no word for padded queries: they count
+      as real ones. So it is in a causal call, whose query and key are one sequence.
     - `dropout` is that of the weights with "softmax", as in torch; the others have no weights to
       drop, and it acts on the output, as in the published Flow-Attention.
 
@@ -37,6 +54,9 @@ class MultiheadAttention(nn.Module):
         device: where the parameters are created.
         dtype: their dtype.
         mixer: a key of `flowformer.nn.mixers.ATTENTIONS`.
+        role: "self" (query and key are one sequence), "cross" (they are two) or "decoder-cross"
+            (they are two, and no output may depend on another query, as in an autoregressive
+            decoder).
         max_length: longest sequence, for an attention of fixed length.
         mixer_options: keywords of that attention's constructor.
     """
@@ -59,13 +79,15 @@ class MultiheadAttention(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         mixer: str = "flow",
+        role: Role = "self",
         max_length: int | None = None,
         mixer_options: dict[str, Any] | None = None,
     ) -> None:
         """Create and initialise the parameters as torch does.
 
         Raises:
-            ValueError: embed_dim is not divisible by num_heads, or an option not to be had here.
+            ValueError: embed_dim is not divisible by num_heads, an option is not to be had here, or
+                the mixer would show a decoder its future.
         """
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
@@ -74,10 +96,7 @@ class MultiheadAttention(nn.Module):
                 f"{embed_dim=} and {num_heads=}"
             )
         if add_bias_kv or add_zero_attn:
-            raise ValueError(
-                "add_bias_kv and add_zero_attn must be False: an added key would be one more "
-                "source, competing with the real ones"
-            )
+            raise ValueError(ADDED_KEYS)
         factory = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.head_dim = embed_dim // num_heads
@@ -98,7 +117,7 @@ class MultiheadAttention(nn.Module):
         options = dict(mixer_options or {})
         if mixer == "softmax":
             options.setdefault("weight_dropout", dropout)
-        self.dropout = 0.0 if mixer == "softmax" else dropout
+        self.dropout = dropout
         sizes = Sizes(
             dim=embed_dim,
             num_heads=num_heads,
@@ -106,11 +125,25 @@ class MultiheadAttention(nn.Module):
             head_dim=self.head_dim,
             max_length=max_length,
         )
-        self.attention = build_attention(mixer, sizes, **options).to(**factory)
+        self.attend_with(build_attention(mixer, sizes, **options).to(**factory), role)
         self._reset_parameters()
+
+    def attend_with(self, attention: HeadAttention, role: Role) -> None:
+        """Take this attention, in place of that which is there.
+
+        Raises:
+            ValueError: there is no such role, or this attention would show a decoder its future.
+        """
+        if role not in ROLES:
+            raise ValueError(f"role must be one of {', '.join(map(repr, ROLES))}, got {role!r}")
+        if role == "decoder-cross":
+            require_independent_sinks(attention)
+        self.attention = attention
+        self.role: Role = role
         # In evaluation nn.TransformerEncoderLayer reads the parameters and computes softmax
         # attention itself, without a call of this module, unless a module inside has a hook.
-        self.register_forward_pre_hook(_keep_torch_from_bypassing)
+        if _keep_torch_from_bypassing not in self._forward_pre_hooks.values():
+            self.register_forward_pre_hook(_keep_torch_from_bypassing)
 
     def _reset_parameters(self) -> None:
         for weight in self._input_weights():
@@ -153,36 +186,51 @@ class MultiheadAttention(nn.Module):
             The output, and the weights [b, l, s] ([b, h, l, s] if not averaged), or None.
 
         Raises:
-            ValueError: another attn_mask, or a float key_padding_mask not of 0 and -inf.
+            ValueError: another attn_mask, a float key_padding_mask not of 0 and -inf, or a mask of
+                keys that cannot be the queries' too, where the role says so.
             NotImplementedError: a causal call of an attention that has no causal form.
         """
-        if query.is_nested:
-            self._check_nested(query, key, value, key_padding_mask, need_weights=need_weights)
-            return self._forward_nested(query, causal=is_causal or _is_causal(attn_mask)), None
         causal = is_causal or _is_causal(attn_mask)
+        if query.is_nested:
+            self._check_nested(key_padding_mask, need_weights=need_weights)
+            return self._forward_nested(query, key, value, causal=causal), None
         self.attention.require("causal" if causal else "bidirectional")
-        call = _masks(key_padding_mask, batched=query.ndim == 3, one=query is key or causal)
-        if "key_mask" in call:
-            self.attention.require("cross")
+        q, k, v = (self._heads(each) for each in self._project(query, key, value))
+        call = self._masks(_real_keys(key_padding_mask, batched=query.ndim == 3), q, k, causal)
         if causal:
             call["causal"] = True
-        q, k, v = (self._heads(each) for each in self._project(query, key, value))
         out, _ = self.attention(q, k, v, **call)
         weights = None
         if need_weights:
             weights = implied_weights(self.attention, q, k, **call)
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if query.ndim == 3 else weights.squeeze(0)
-        out = F.dropout(self.out_proj(out.flatten(2)), self.dropout, self.training)
+        out = self.out_proj(out.flatten(2))
+        if not isinstance(self.attention, SoftmaxAttention):  # that drops weights
+            out = F.dropout(out, self.dropout, self.training)
         if "mask" in call:
             out = out.masked_fill(~call["mask"].unsqueeze(-1), 0)
         if query.ndim == 2:
             return out.squeeze(0), weights
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def _masks(
+        self, real: Tensor | None, query: Tensor, key: Tensor, causal: bool
+    ) -> dict[str, Any]:
+        """The mask argument of the attention: that of both sides where they are one sequence."""
+        record = self.attention.capabilities
+        if self.role != "self" and not causal:
+            self.attention.require("cross")
+        elif not (causal or record.independent_sinks):
+            lengths = query.shape[1], key.shape[1]
+            if lengths[0] != lengths[1]:
+                _say_that_it_is_cross(self.attention, lengths, masked=real is not None)
+            return {} if real is None else {"mask": real}
+        if real is None:
+            return {}
+        return {"mask" if causal else "key_mask": real}
+
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        if self._qkv_same_embed_dim and query is key is value:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         weights = self._input_weights()
         weights = weights[0].chunk(3) if self._qkv_same_embed_dim else weights
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -196,30 +244,27 @@ class MultiheadAttention(nn.Module):
             projected = projected.transpose(0, 1)
         return projected.unflatten(-1, (self.num_heads, self.head_dim))
 
-    def _check_nested(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None,
-        *,
-        need_weights: bool,
-    ) -> None:
-        if not (self.batch_first and query is key is value):
-            raise ValueError("nested tensors need batch_first=True and query, key, value the same")
+    def _check_nested(self, key_padding_mask: Tensor | None, *, need_weights: bool) -> None:
+        if not (self.batch_first and self.role == "self"):
+            raise ValueError(
+                "nested tensors need batch_first=True and the role 'self', got "
+                f"batch_first={self.batch_first} and role={self.role!r}"
+            )
         if key_padding_mask is not None or need_weights:
             raise ValueError(
                 "nested tensors need no key_padding_mask and have no weights: "
                 "pass key_padding_mask=None and need_weights=False"
             )
 
-    def _forward_nested(self, x: Tensor, *, causal: bool) -> Tensor:
+    def _forward_nested(self, *inputs: Tensor, causal: bool) -> Tensor:
         """nn.TransformerEncoder nests its input in evaluation, in place of a padding mask."""
-        lengths = [row.shape[0] for row in x.unbind()]
-        padded = x.to_padded_tensor(0.0)
-        places = torch.arange(padded.shape[1], device=padded.device)
-        padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
-        out, _ = self.forward(padded, padded, padded, padding, need_weights=False, is_causal=causal)
+        lengths, *others = ([row.shape[0] for row in each.unbind()] for each in inputs)
+        if any(each != lengths for each in others):
+            raise ValueError(f"nested tensors need rows of equal lengths, got {lengths, *others}")
+        query, key, value = (each.to_padded_tensor(0.0) for each in inputs)
+        places = torch.arange(query.shape[1], device=query.device)
+        padding = places >= torch.tensor(lengths, device=query.device)[:, None]
+        out, _ = self.forward(query, key, value, padding, need_weights=False, is_causal=causal)
         rows = [row[:length] for row, length in zip(out, lengths, strict=True)]
         return torch.nested.as_nested_tensor(rows)
 
@@ -228,20 +273,47 @@ def _keep_torch_from_bypassing(_module: nn.Module, _arguments: tuple[Any, ...]) 
     """A hook that does nothing: that there is one is what counts."""
 
 
-def _masks(key_padding_mask: Tensor | None, *, batched: bool, one: bool) -> dict[str, Any]:
-    """The mask argument of an attention, True at real tokens; of both sides when they are one."""
+def _say_that_it_is_cross(
+    attention: HeadAttention, lengths: tuple[int, int], *, masked: bool
+) -> None:
+    """Query and key of other lengths are two sequences, which the role "self" denies.
+
+    Without a mask that changes nothing but that it may be a decoder's.
+
+    Raises:
+        ValueError: the mask of the keys would have to be that of the queries.
+    """
+    said = (
+        f"{lengths[0]} queries attend to {lengths[1]} keys, which is cross-attention, and the role "
+        f"of this attention is 'self'. Say role='cross' where it is built or replaced, or, in an "
+        "autoregressive decoder, role='decoder-cross', for each output of "
+        f"{type(attention).__name__} depends on all queries"
+    )
+    if masked:
+        raise ValueError(said)
+    if not is_recorded():
+        warnings.warn(said, stacklevel=4)
+
+
+def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | None:
+    """The mask of the keys, [b, s], True at real tokens."""
     if key_padding_mask is None:
-        return {}
+        return None
     if key_padding_mask.dtype == torch.bool:
         real = ~key_padding_mask
     else:
         real = key_padding_mask == 0
-        if not (torch.compiler.is_compiling() or (real | key_padding_mask.isneginf()).all()):
+        if not _hides_values(key_padding_mask) and not (real | key_padding_mask.isneginf()).all():
             raise ValueError(
                 "a float key_padding_mask must be 0 at real tokens and -inf at padding, got values "
                 f"in [{key_padding_mask.min():g}, {key_padding_mask.max():g}]"
             )
-    return {"mask" if one else "key_mask": real if batched else real.unsqueeze(0)}
+    return real if batched else real.unsqueeze(0)
+
+
+def _hides_values(tensor: Tensor) -> bool:
+    """Whether its values are not known, or not those of this call alone."""
+    return is_recorded() or is_transformed(tensor)
 
 
 def _is_causal(attn_mask: Tensor | None) -> bool:

@@ -5,19 +5,20 @@ a child, and the model's attention implementation becomes "flowformer", a functi
 projected heads to that child. Masks stay [b, t]: nothing quadratic is made.
 
 Not possible: a key-value cache with anything but softmax (a cache holds keys, not our states),
-sliding windows, packed sequences, position biases, soft caps. Each raises when it is met.
+sliding windows, position biases, soft caps. Each raises when it is met.
 """
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowformer.nn.attention import HeadAttention, Sizes
-from flowformer.nn.baselines.linformer import LinformerAttention
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import build_attention
-from flowformer.ops.baselines import KVState
+from flowformer.nn.transformers_attention import attend, padding_mask
+from flowformer.nn.transformers_owner import claim
 
 IMPLEMENTATION = "flowformer"
 CHILD = "mixer_attention"  # the name of our attention inside theirs
@@ -35,9 +36,19 @@ SUPPORTED = (
 )
 
 
+def plain_class(kind: type) -> type:
+    """The class that a module had before torch gave it one made for it alone."""
+    # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
+    while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
+        if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
+            break
+        kind = kind.__bases__[-1]
+    return kind
+
+
 def supported(module: nn.Module) -> bool:
     """Whether it is one of SUPPORTED, from transformers itself."""
-    kind = type(module)
+    kind = plain_class(type(module))
     return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
 
 
@@ -47,18 +58,29 @@ def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttenti
     Raises:
         ValueError: it is causal and the mixer has no causal form.
     """
+    given = {"mixer": mixer, "options": dict(options)}
     if mixer == "softmax":
         options = {"weight_dropout": _weight_dropout(module), **options}
     options = dict(options)
     sizes = _sizes(module, options.pop("max_length", None))
-    attention = build_attention(mixer, sizes, **options)
+    attention: Any = build_attention(mixer, sizes, **options)
     if module.is_causal and not attention.capabilities.causal:
         raise ValueError(
             f"{type(module).__name__} is causal and {mixer!r} has no causal form; "
             f"it can do: {attention.capabilities}"
         )
-    parameter = next(module.parameters())
-    return attention.to(parameter).train(module.training)
+    attention.given = given  # for the configuration
+    return attention
+
+
+def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
+    """Put the attention that `build_child` made into its place."""
+    module.register_module(CHILD, attention)
+
+
+def is_decoders_cross(module: Any) -> bool:
+    """Whether a supported one is cross-attention: all of those are of autoregressive decoders."""
+    return getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
 
 
 def _sizes(module: Any, max_length: int | None) -> Sizes:
@@ -82,7 +104,7 @@ def _weight_dropout(module: Any) -> float:
 
 
 def hosts(model: nn.Module) -> list[Any]:
-    """The transformers models in it that hold supported attentions: they choose the implementation.
+    """The transformers models in it that hold supported attentions, the outer ones first.
 
     Raises:
         ValueError: there is none, for only a part of a transformers model was given.
@@ -92,7 +114,7 @@ def hosts(model: nn.Module) -> list[Any]:
     found = [
         module
         for module in model.modules()
-        if isinstance(module, PreTrainedModel) and any(map(supported, module.modules()))
+        if isinstance(module, PreTrainedModel) and any(_supported_in(module))
     ]
     if not found:
         raise ValueError(
@@ -102,115 +124,83 @@ def hosts(model: nn.Module) -> list[Any]:
     return found
 
 
+def _supported_in(model: nn.Module) -> Iterator[Any]:
+    return filter(supported, model.modules())
+
+
 def activate(models: list[Any]) -> None:
-    """Make "flowformer" the attention implementation of these transformers models."""
+    """Make "flowformer" the attention implementation of these transformers models.
+
+    Their configurations say so from then on.
+    """
     if not models:
         return
     from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
+    from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
     for model in models:
-        model.set_attn_implementation(IMPLEMENTATION)
+        inside = list(_supported_in(model))
+        # An encoder and a decoder in one model have a configuration each, and may be of two kinds.
+        if any(module.config is model.config for module in inside):
+            model.set_attn_implementation(IMPLEMENTATION)
+        for module in inside:
+            if not hasattr(module, CHILD):  # it was left out
+                softmax = build_child(module, "softmax", {})
+                module.register_module(CHILD, softmax.train(module.training))
+        _write_calls(model)
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                claim(part)
+
+
+def _write_calls(model: Any) -> None:
+    """Write into the model's configuration by which calls its attentions have been exchanged.
+
+    `save_pretrained` writes it out: as `flowformer_attention` the mixer and its options (a list of
+    them, each with its "modules", after several calls or where some were left out), and as the
+    implementation to load with the call by which a model loaded with another becomes what was
+    saved. No implementation has such a name, so `from_pretrained` does not load the weights into
+    softmax unless that is asked for (`attn_implementation="sdpa"`). Softmax needs nothing of this.
+    """
+    found = [(name, module) for name, module in model.named_modules() if supported(module)]
+    calls: dict[str, list[str]] = {}
+    for name, module in found:
+        given = getattr(module, CHILD).given
+        if given["mixer"] != "softmax":
+            calls.setdefault(json.dumps(given, default=str), []).append(name)
+    whole = len(calls) == 1 and len(*calls.values()) == len(found)
+    records, lines = [], []
+    for text, names in calls.items():
+        given = json.loads(text)
+        records.append(given if whole else {**given, "modules": names})
+        options = f", options={given['options']}" if given["options"] else ""
+        chosen = "" if whole else f", predicate=lambda name, _: name in {names}"
+        lines.append(f"flowformer.nn.replace_attention(model, {given['mixer']!r}{options}{chosen})")
+    for name in ("flowformer_attention", "attn_implementation"):
+        model.config.__dict__.pop(name, None)
+    if records:
+        model.config.flowformer_attention = records[0] if whole else records
+        model.config.attn_implementation = "; ".join(lines)
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface, with the attention that is the child."""
-    return attend(getattr(module, CHILD, None) or _SOFTMAX, module, *heads_and_mask, **others)
-
-
-def attend(
-    attention: HeadAttention,
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attend for a module of transformers: [b, h, t, d] in, [b, t, h, d] out.
+    """The attention function of transformers' interface, with the attention that is the child.
 
     Raises:
-        NotImplementedError: the module's attention has a part that no mixer has, or a cache.
-        ValueError: a mask of pairs was given to the model in place of one of padding.
+        RuntimeError: there is no child, for the model was made of the configuration of another.
     """
-    for name in ("position_bias", "sliding_window", "softcap", "s_aux"):
-        if others.get(name) is not None:
-            raise NotImplementedError(f"{type(module).__name__} uses {name}, which no mixer has")
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f"expected a padding mask [b, t], got one of shape {tuple(attention_mask.shape)}: "
-            "these attentions have no weight for a pair of tokens"
+    attention = getattr(module, CHILD, None)
+    if attention is None and supported(module):
+        said = getattr(module.config, "flowformer_attention", None)
+        raise RuntimeError(
+            f"the configuration is that of a model after replace_attention ({said}), and this "
+            "model is a new one: call replace_attention(model, mixer, options=...) for it too, "
+            "before its weights are loaded, or set_attn_implementation('sdpa')"
         )
-    query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-    if scaling is not None and isinstance(attention, (SoftmaxAttention, LinformerAttention)):
-        query = query * (scaling * query.shape[-1] ** 0.5)  # these divide by the root themselves
-    if not (_is_causal(module) if is_causal is None else is_causal):
-        masks = {"key_mask" if _is_cross(module) else "mask": attention_mask}
-        return attention(query, key, value, **masks)[0], None
-    state, mask = None, attention_mask
-    if query.shape[1] < key.shape[1]:
-        state, mask = _state_of_cache(attention, key, value, mask, new=query.shape[1])
-        key, value = key[:, -query.shape[1] :], value[:, -query.shape[1] :]
-    return attention(query, key, value, causal=True, mask=mask, state=state)[0], None
+    return attend(attention or _SOFTMAX, module, *heads_and_mask, **others)
 
 
-def _is_causal(module: Any) -> bool:
-    if not hasattr(module, "is_causal"):
-        # Softmax reads it off the mask of pairs; the two forms here are two functions.
-        raise NotImplementedError(f"{type(module).__name__} does not say whether it is causal")
-    return module.is_causal
-
-
-def _is_cross(module: Any) -> bool:
-    """Whether the keys are those of another sequence, with a mask of their own."""
-    # Where one class serves both (Bart, Whisper), the cross-attention is the decoder's that is not
-    # causal.
-    decoder = getattr(module, "is_decoder", False)
-    return getattr(module, "is_cross_attention", "Cross" in type(module).__name__ or decoder)
-
-
-# For the modules that the predicate left out.
+# For modules of other classes in the same model.
 _SOFTMAX = SoftmaxAttention()
-
-
-def _state_of_cache(
-    attention: HeadAttention, key: Tensor, value: Tensor, mask: Tensor | None, *, new: int
-) -> tuple[KVState, Tensor | None]:
-    if not isinstance(attention, SoftmaxAttention):
-        raise NotImplementedError(
-            f"a key-value cache is not the state of {type(attention).__name__}: "
-            "call the model, and generate, with use_cache=False"
-        )
-    past = None if mask is None else mask[:, :-new]
-    return KVState(key[:, :-new], value[:, :-new], past), None if mask is None else mask[:, -new:]
-
-
-def padding_mask(
-    *,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    mask_function: Any,
-    attention_mask: Tensor | None = None,
-    **_others: Any,
-) -> Tensor | None:
-    """The mask function of transformers' interface: the padding mask [b, t] as it is.
-
-    Raises:
-        NotImplementedError: the mask is neither causal nor that of padding, or the cache is static.
-    """
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
-
-    if mask_function not in (causal_mask_function, bidirectional_mask_function):
-        raise NotImplementedError(
-            "sliding windows, packed sequences and custom masks need a weight for each pair of "
-            "tokens, which these attentions do not have"
-        )
-    if mask_function is causal_mask_function and kv_length != q_length + int(q_offset):
-        raise NotImplementedError("a static cache holds places not yet filled: use a dynamic one")
-    return None if attention_mask is None else attention_mask[:, -kv_length:].to(torch.bool)

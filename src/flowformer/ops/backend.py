@@ -22,7 +22,7 @@ class Backend:
 
     module: ModuleType
     unavailable: Callable[[], str | None]
-    unsuitable: Callable[..., str | None] = lambda *_: None  # for some tensors
+    unsuitable: Callable[[Tensor], str | None] = lambda _: None  # for some queries
 
 
 def _always() -> str | None:
@@ -47,22 +47,23 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend.unavailable() for name, backend in BACKENDS.items()}
 
 
-def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
+def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> ModuleType:
     """Return the backend's module: the one asked for, else the fastest (see :func:`fastest`).
 
     Under torch.func, in forward mode and in an export to ONNX it is ``chunked``: compiled kernels
-    take part in none of them.
+    take part in none of them. All tensors of the call are asked, masks and states too: a transform
+    may be at work on one of them alone.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it is not available here, or not for these tensors; the message says why.
     """
     if name is None:
-        traced = is_transformed(*tensors) or torch.onnx.is_in_onnx_export()
-        name = "chunked" if traced else fastest(tensors[0].device.type)
-        if BACKENDS[name].unsuitable(*tensors):
+        traced = is_transformed(query, *others) or torch.onnx.is_in_onnx_export()
+        name = "chunked" if traced else fastest(query.device.type)
+        if BACKENDS[name].unsuitable(query):
             name = "chunked"
-    elif name in _COMPILED and is_transformed(*tensors):
+    elif name in _COMPILED and is_transformed(query, *others):
         raise RuntimeError(
             f"the {name} backend has no forward-mode derivatives, which it would take for zero, "
             "and no torch.func transforms: pass backend='chunked' (backend=None does so by itself)"
@@ -70,7 +71,7 @@ def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
-    reason = _reason(name) or backend.unsuitable(*tensors)
+    reason = _reason(name) or backend.unsuitable(query)
     if reason is not None:
         raise RuntimeError(f"{name} backend unavailable: {reason}")
     return backend.module

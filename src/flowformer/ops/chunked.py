@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
+from flowformer.ops.inputs import is_recorded
 from flowformer.ops.prefix import prefix_softmax
 from flowformer.ops.state import FlowState, LinearState, flow_state, linear_state
 from flowformer.ops.step import step as step  # the recurrence, for one token
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 
 CHUNK = 64  # tokens of which A is formed: as many as features, so that A is as large as q
 SEGMENT = 2048  # tokens computed at once: bounds the memory of temporaries
@@ -137,7 +139,7 @@ def _segments(length: int) -> list[slice]:
 
     A loop would be unrolled there, and would fix the length of an exported program.
     """
-    if torch.compiler.is_compiling():
+    if is_recorded():
         return [slice(None)]
     return [slice(start, start + SEGMENT) for start in range(0, length, SEGMENT)]
 
@@ -210,7 +212,7 @@ def _chunks(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h n c d"]:
     """Cut the time into chunks, the last one filled up with zeros, heads first."""
     b, t, h, d = x.shape
     # While a graph is traced, t may be a symbol: nothing may depend on its value.
-    size = CHUNK if torch.compiler.is_compiling() else min(CHUNK, t)
+    size = CHUNK if is_recorded() else min(CHUNK, t)
     chunks = (t + size - 1) // size
     x = F.pad(x, (0, 0, 0, 0, 0, chunks * size - t))
     return x.view(b, chunks, size, h, d).permute(0, 3, 1, 2, 4).contiguous()

@@ -6,19 +6,19 @@ stands for it, and no memory is set to zero for it.
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has no public name
 
 from flowformer.ops.chunked import linear_bidirectional
 from flowformer.ops.cpu_operators import OPERATORS, causal_kernel
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import LINEAR_OPTIONS, is_kept, numbers
+from flowformer.ops.inputs import is_plain
+from flowformer.ops.operators import CAUSAL_TENSORS, LINEAR_OPTIONS, is_kept, numbers
 from flowformer.ops.state import FlowState, LinearState
 
 PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
 
@@ -102,10 +102,5 @@ def _causal(keep: bool, *arguments: Any) -> tuple[Tensor, ...]:
     What torch does around an operator written in Python takes as long as the kernel does in a
     decoding step, which is where this matters.
     """
-    direct = (
-        not keep
-        and not torch.compiler.is_compiling()
-        and all(type(tensor) is Tensor for tensor in arguments[:3])
-        and not is_in_torch_dispatch_mode()
-    )
+    direct = not keep and is_plain(*arguments[:CAUSAL_TENSORS])
     return (causal_kernel if direct else OPERATORS.causal)(*arguments)

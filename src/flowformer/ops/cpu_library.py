@@ -7,6 +7,7 @@ was no compiler, the package has a log in the library's place.
 import ctypes
 import os
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PACKAGE = Path(__file__).parents[1]
 NAME = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
 LOG_NAME = "libflowformer_cpu.log"
 HELP = "see docs/installation.md"
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # the best first
 
 
 class LibraryUnavailableError(Exception):
@@ -35,7 +37,10 @@ def why_unavailable() -> str | None:
 
 
 def instruction_set() -> str | None:
-    """Return the one that the library chose (FLOWFORMER_ISA overrides it), None without library."""
+    """Return the one that the library chose, None without library.
+
+    FLOWFORMER_ISA overrides the choice; what this machine does not have is warned of.
+    """
     library = load_library()
     return library.flowformer_isa().decode() if library is not None else None
 
@@ -71,6 +76,13 @@ def open_library(path: Path) -> ctypes.CDLL:
             f"reinstall flowformer, {HELP}"
         )
     library.flowformer_isa.restype = ctypes.c_char_p
+    wanted, chosen = os.environ.get("FLOWFORMER_ISA"), library.flowformer_isa().decode()
+    if wanted and wanted != chosen:
+        warnings.warn(
+            f"FLOWFORMER_ISA={wanted!r} is not to be had here, {chosen} is used: set it to one of "
+            f"{', '.join(INSTRUCTION_SETS)} that this machine has, or leave it out",
+            stacklevel=2,
+        )
     return library
 
 

@@ -1,6 +1,6 @@
 """What every backend does to its inputs and options alike."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,36 @@ class FlowOptions(NamedTuple):
     allocation: bool
 
 
+def resolve_options(
+    *, competition: Competition | None, allocation: bool, independent_sinks: bool, **rest: Any
+) -> FlowOptions:
+    """Return the options that a public function was given, checked, as backends receive them.
+
+    Sinks that are independent are those of neither competition nor allocation: O and Ô are all
+    that sums over sinks, and nothing else reads them.
+
+    Raises:
+        ValueError: an option is none of its choices, out of its range, or contradicts another.
+    """
+    if not isinstance(independent_sinks, bool):
+        raise ValueError(f"independent_sinks must be True or False, got {independent_sinks!r}")
+    options = FlowOptions(competition=competition, allocation=allocation, **rest)
+    check_options(options)
+    if not independent_sinks:
+        return options
+    if competition == "heads":
+        raise ValueError(
+            "independent_sinks=True leaves out the competition, which competition='heads' asks "
+            "for: leave out one of them"
+        )
+    return options._replace(competition=None, allocation=False)
+
+
+def sinks_are_independent(options: FlowOptions) -> bool:
+    """Whether each output of cross-attention depends on its own query and the context alone."""
+    return options.competition is None and not options.allocation
+
+
 def check_options(options: FlowOptions) -> None:
     """Refuse what no backend can do.
 
@@ -35,14 +65,36 @@ def check_options(options: FlowOptions) -> None:
     if not isinstance(options.allocation, bool):
         raise ValueError(f"allocation must be True or False, got {options.allocation!r}")
     # The types too: a mixer's options may come from a command line, as JSON.
-    if options.clamp is not None and not _is_positive(options.clamp):
+    if options.clamp is not None and not (_is_number(options.clamp) and options.clamp > 0):
         raise ValueError(f"clamp must be positive or None, got {options.clamp!r}")
-    if not _is_positive(options.eps):
-        raise ValueError(f"eps must be positive, got {options.eps!r}")
+    check_eps(options.eps)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+# An ε below is zero in float32, or flushed to it; the square of one above is infinite there.
+SMALLEST_EPS, LARGEST_EPS = 1.2e-38, 1e18
+
+
+def check_eps(eps: float, *, zero: bool = False) -> None:
+    """Refuse an ε that is none in float32, the arithmetic of all that is not float64.
+
+    Args:
+        eps: the ε.
+        zero: whether it may be zero.
+
+    Raises:
+        ValueError: it is no number, not positive, or too small or too large for float32.
+    """
+    if not _is_number(eps) or eps < 0 or not (eps > 0 or zero):
+        raise ValueError(f"eps must {'not be negative' if zero else 'be positive'}, got {eps!r}")
+    if eps and not SMALLEST_EPS <= eps <= LARGEST_EPS:
+        raise ValueError(
+            f"eps must be between {SMALLEST_EPS:g} and {LARGEST_EPS:g}, got {eps!r}: in float32 "
+            "it would be zero, or its square infinite"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

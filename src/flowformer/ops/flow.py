@@ -1,5 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from flowformer.ops import reference
 from flowformer.ops.backend import choose_backend
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options, features
+from flowformer.ops.features import (
+    Competition,
+    FeatureMap,
+    FlowOptions,
+    features,
+    masked,
+    resolve_options,
+)
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
@@ -18,6 +26,17 @@ from flowformer.ops.inputs import (
     exact_arithmetic,
     resolve_masks,
 )
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import (
+    either,
+    may_be_spoiled,
+    seen_from,
+    spoiled,
+    stained,
+    stained_state,
+    without,
+)
+from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import FlowState
 
@@ -31,6 +50,7 @@ class FlowArguments(TypedDict, total=False):
     eps: float
     competition: Competition | None
     allocation: bool
+    independent_sinks: bool
     mask: Tensor | None
     query_mask: Tensor | None
     key_mask: Tensor | None
@@ -38,6 +58,7 @@ class FlowArguments(TypedDict, total=False):
     cu_seqlens_k: Tensor | None
     initial_state: FlowState | None
     backend: str | None
+    layout: Layout
 
 
 @overload
@@ -58,6 +79,7 @@ def flow_attention(
     return_state: Literal[True],
     **arguments: Unpack[FlowArguments],
 ) -> tuple[Tensor, FlowState]: ...
+@takes_layouts("query", "key", "value", warns=True)
 def flow_attention(  # noqa: PLR0913 - the options of the published variants, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -69,6 +91,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     eps: float = 1e-6,
     competition: Competition | None = "sources",
     allocation: bool = True,
+    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -77,8 +100,12 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     initial_state: FlowState | None = None,
     return_state: bool = False,
     backend: str | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
     """Attend with linear cost: sources compete, sinks are allocated (Flowformer, section 3).
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``, as torch's own attention
+    has them, ``[batch, head, time, feature]``.
 
     With q = φ(query), k = φ(key), L queries and S keys::
 
@@ -101,6 +128,10 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
             long-range-arena code has it (bidirectional only; its output grows with s); None for
             the paper's ablation without competition.
         allocation: False for the paper's ablation without allocation.
+        independent_sinks: True leaves out both, whatever they say: O and Ô sum over the queries,
+            I does not, so that each output depends on its own query and on the context alone. It is
+            the form for the cross-attention of a decoder: in any other, an earlier output knows the
+            later queries.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
@@ -109,6 +140,9 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         initial_state: The state after earlier tokens (causal only), one row a sequence.
         return_state: Whether to return the state after the last token too (causal only).
         backend: ``"reference"``, ``"chunked"``, ``"cpu"``, ``"triton"``, or None to choose.
+        layout: Where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
+            for ``[b, h, t, d]`` (packed: ``[1, h, total, d]``), which costs no copy; the output is
+            a transposed view. Masks, offsets and states are the same in both.
 
     Returns:
         ``[b, l, h, m]`` in the value's dtype, zero at padded queries and where no key is real;
@@ -119,14 +153,14 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition=competition,
         allocation=allocation,
+        independent_sinks=independent_sinks,
     )
-    check_options(options)
     query, key, value = check_tensors(query, key, value)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
@@ -138,9 +172,9 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         cu_seqlens_k=cu_seqlens_k,
     )
     check_batch(batch)
-    module = choose_backend(backend, query, key, value, *(initial_state or ()))
+    module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
-        check_causal(query, key, cu_seqlens_k)
+        check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
@@ -182,7 +216,35 @@ def _attend_causal(
     rest: dict[str, Any] = {"mask": batch.key_mask, "return_state": return_state}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
-    return module.causal(*queries, *keys, options=options, state=state, **rest)
+    run = partial(module.causal, options=options, state=state, **rest)
+    query, key, value = *queries, *keys
+    needed = not module.CONTAINS_NONFINITE or is_kept(query, key, value, *(state or ()))
+    if not (needed and may_be_spoiled(query, key, value)):
+        return run(query, key, value)
+    return _attend_contained(run, query, key, value, batch, options)
+
+
+def _attend_contained(
+    run: Callable[..., tuple[Tensor, FlowState | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    options: FlowOptions,
+) -> tuple[Tensor, FlowState | None]:
+    """Attend so that nothing which is not finite reaches an earlier token; see nonfinite.py."""
+    mask = batch.key_mask
+    sigmoid = options.feature_map == "sigmoid"  # of an infinity it is finite, and so is relu of -∞
+    q, k = (masked(x, mask) if sigmoid else masked(x, mask).relu() for x in (query, key))
+    tokens = either(*(spoiled(x, nan_only=sigmoid) for x in (q, k)))
+    columns = spoiled(masked(value, mask), columns=True)
+    flag = either(tokens, columns)
+    out, state = run(without(query, tokens), without(key, tokens), without(value, flag))
+    seen, sums = seen_from(flag, batch.cu_seqlens)
+    state = stained_state(state, seen_from(tokens, batch.cu_seqlens)[1])
+    if state is not None:
+        state = state._replace(key_value=stained(state.key_value, sums[..., None, :]))
+    return stained(out, seen, mask), state
 
 
 def check_causal_options(options: FlowOptions) -> None:
@@ -197,6 +259,7 @@ def check_causal_options(options: FlowOptions) -> None:
         )
 
 
+@takes_layouts("query", "key", "value")
 def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     query: Float[Tensor, "b 1 h d"],
     key: Float[Tensor, "b 1 g d"],
@@ -208,9 +271,14 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
     eps: float = 1e-6,
     competition: Competition | None = "sources",
     allocation: bool = True,
+    independent_sinks: bool = False,
     backend: str | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """Attend with one more token: causal :func:`flow_attention` with l = 1, at constant cost.
+
+    Tensors are ``[batch, 1, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, 1, feature]``.
 
     Args:
         query: ``[b, 1, h, d]``.
@@ -222,7 +290,9 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         eps: ε > 0.
         competition: ``"sources"`` or None.
         allocation: Whether sinks are allocated.
+        independent_sinks: True for neither of the two.
         backend: As in :func:`flow_attention`; those in PyTorch share one recurrence.
+        layout: As in :func:`flow_attention`. The state is the same in both.
 
     Returns:
         ``[b, 1, h, m]`` in the value's dtype, and the state after this token.
@@ -232,20 +302,21 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         TypeError: The state is no :class:`FlowState`.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition=competition,
         allocation=allocation,
+        independent_sinks=independent_sinks,
     )
-    check_options(options)
     check_causal_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
-            "flow_attention(causal=True, initial_state=state, return_state=True)"
+            "flow_attention(causal=True, initial_state=state, return_state=True); tensors whose "
+            "heads come first need layout='bhtd'"
         )
     if state is not None:
         sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
@@ -267,6 +338,7 @@ class FlowMap(NamedTuple):
     sink_allocation: Float[Tensor, "b l h"]
 
 
+@takes_layouts("query", "key", warns=True)
 def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -277,11 +349,16 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     eps: float = 1e-6,
     competition: Competition | None = "sources",
     allocation: bool = True,
+    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> FlowMap:
     """Return source_competition c and sink_allocation a of :func:`flow_attention`.
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, time, feature]``.
 
     Args:
         query: ``[b, l, h, d]``.
@@ -293,9 +370,11 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         eps: ε > 0.
         competition: ``"sources"``, ``"heads"`` or None (then c = 1).
         allocation: False makes a = 1.
+        independent_sinks: True makes c = a = 1.
         mask: ``[b, l]``, both sides.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
+        layout: As in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
 
     Returns:
         Both, in float32 (float64 for float64), zero at padded tokens.
@@ -304,14 +383,14 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         ValueError: As :func:`flow_attention`.
         TypeError: A mask is not boolean.
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition=competition,
         allocation=allocation,
+        independent_sinks=independent_sinks,
     )
-    check_options(options)
     query, key, _ = check_tensors(query, key)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
@@ -320,7 +399,7 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         q = features(query, query_mask, feature_map)
         k = features(key, key_mask, feature_map)
         if causal:
-            check_causal(query, key)
+            check_causal(query, key, sums_over_sinks=True)
             check_causal_options(options)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(

@@ -2,12 +2,21 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, reduce
+from operator import or_
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
-from torch.autograd.forward_ad import unpack_dual
+from torch._C import (  # torch has no public names for what its dispatcher sees
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_include_set,
+)
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing  # torch.jit does not export it
+from torch.nn import Parameter
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,6 +35,7 @@ def check_tensors(
     value = key if value is None else value
     query, key, value = _widened_under_autocast(query, key, value)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_strided(name, tensor)
         if tensor.ndim != 4 or 0 in tensor.shape[1:]:
             raise ValueError(
                 f"{name} must be [batch, time, head, feature], each but the batch at least 1, "
@@ -62,6 +72,21 @@ def check_tensors(
         key = key.repeat_interleave(heads // kv_heads, 2)
         value = value.repeat_interleave(heads // kv_heads, 2)
     return query, key, value
+
+
+def check_strided(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor whose numbers do not lie in memory by strides.
+
+    Raises:
+        ValueError: it is nested, sparse, or of a library's own layout.
+    """
+    if tensor.is_nested:
+        raise ValueError(
+            f"{name} must not be nested: pack its sequences as [1, total, head, feature] and give "
+            "cu_seqlens, or pad them (to_padded_tensor) and give a mask"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor (to_dense), got {tensor.layout}")
 
 
 def _widened_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -115,6 +140,7 @@ def check_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
     dtype = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
     if dtype != torch.bool:
         raise TypeError(f"the mask of the {name} must be boolean, True = a real token, got {dtype}")
+    check_strided(f"the mask of the {name}", mask)
     if mask.shape != x.shape[:2] or mask.device != x.device:
         raise ValueError(
             f"the mask of the {name} must be [batch, time] = {list(x.shape[:2])} on "
@@ -122,20 +148,37 @@ def check_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
         )
 
 
-def check_causal(query: Tensor, key: Tensor, cu_seqlens_k: Tensor | None = None) -> None:
+def check_causal(
+    query: Tensor, key: Tensor, cu_seqlens_k: Tensor | None = None, *, sums_over_sinks: bool = False
+) -> None:
     """Refuse causal cross-attention between different lengths: which token sees which is not said.
+
+    Args:
+        query: ``[b, l, h, d]``.
+        key: ``[b, s, g, d]``.
+        cu_seqlens_k: offsets for the keys alone.
+        sums_over_sinks: whether the cross-attention of this method lets each query know the others.
 
     Raises:
         ValueError: L ≠ S, or offsets for the keys alone.
     """
-    if query.shape[1] != key.shape[1] or cu_seqlens_k is not None:
-        came = "cu_seqlens_k" if cu_seqlens_k is not None else ""
-        raise ValueError(
-            "causal attention needs as many queries as keys, got "
-            f"{came or f'L={query.shape[1]} and S={key.shape[1]}'}. To continue a sequence, run "
-            "its earlier tokens with return_state=True and pass their state as initial_state; "
-            "for a decoder that reads an encoder's output use causal=False"
+    if query.shape[1] == key.shape[1] and cu_seqlens_k is None:
+        return
+    came = f"L={query.shape[1]} and S={key.shape[1]}" if cu_seqlens_k is None else "cu_seqlens_k"
+    cross = "causal=False"
+    if sums_over_sinks:
+        cross += (
+            " and independent_sinks=True: with competition or allocation each output depends on "
+            "all queries, those of later tokens too"
         )
+    turned = ""
+    if query.shape[2] == key.shape[2]:
+        turned = ". Tensors whose heads come first need layout='bhtd'"
+    raise ValueError(
+        f"causal attention needs as many queries as keys, got {came}. To continue a sequence, run "
+        "its earlier tokens with return_state=True and pass their state as initial_state; for a "
+        f"decoder that reads an encoder's output use {cross}{turned}"
+    )
 
 
 State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors
@@ -161,7 +204,7 @@ def check_state(given: tuple, kind: type, sizes: tuple[Any, ...], device: torch.
     Raises:
         TypeError, ValueError: as :func:`starting_state`.
     """
-    layout = _traced_layout if torch.compiler.is_compiling() else _cached_layout
+    layout = _traced_layout if is_recorded() else _cached_layout
     _check_layout(given, kind, layout(kind, sizes, device))
 
 
@@ -185,6 +228,7 @@ def _check_layout(given: tuple, kind: type, layout: Layout) -> None:
     for name, field, (shape, dtype, device) in zip(
         kind.__annotations__, given, layout, strict=True
     ):
+        check_strided(f"{name} of the state", field)
         if field.shape != shape or field.device != device:
             raise ValueError(
                 f"{name} of the state must be {list(shape)} on {device}, got "
@@ -197,16 +241,79 @@ def _check_layout(given: tuple, kind: type, layout: Layout) -> None:
             )
 
 
+def is_recorded() -> bool:
+    """Whether a graph is being recorded, for other sizes than those at hand.
+
+    By torch.compile and torch.export, where sizes may be symbols, or by torch.jit.trace, which
+    takes every Python number for a constant.
+    """
+    return torch.compiler.is_compiling() or is_tracing()
+
+
+def is_for_any_length() -> bool:
+    """Whether the graph that is being recorded is to serve other lengths too.
+
+    That of torch.jit.trace, which cannot ask for another one, and of torch.export. There what a
+    length decides (which of two is smaller, how often a loop runs) would be fixed.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return is_tracing()
+
+
+def at_most(size: int, length: int) -> int:
+    """Return the smaller: a block need not be longer than the sequence, and may be.
+
+    It is the size in a graph for any length.
+    """
+    return size if is_for_any_length() else min(size, length)
+
+
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether a transform of torch.func, or a forward-mode derivative, is at work on a tensor.
 
     Compiled operators take part in neither; PyTorch's own do.
     """
-    return not torch.compiler.is_compiling() and any(
+    if torch.compiler.is_compiling():
+        return False
+    forward = forward_ad._current_level >= 0  # asked once: a decoding step is short
+    return any(
         tensor is not None
-        and (is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None)
+        and (
+            is_functorch_wrapped_tensor(tensor)
+            or (forward and forward_ad.unpack_dual(tensor).tangent is not None)
+        )
         for tensor in tensors
     )
+
+
+# What torch's dispatcher is told by an ordinary tensor on a CPU, and by a thread in which nothing
+# is at work. All else is for it to do: turn a sign, make zeros, record a graph, tell a mode.
+_KEYS = ("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU", "BackendSelect")
+_PLAIN = reduce(or_, (DispatchKeySet(DispatchKey.__members__[key]).raw_repr() for key in _KEYS))
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether an operator would do no more with these tensors than call its kernel on the CPU.
+
+    Only then may the kernel be called without it, which reads what the pointers point to. All
+    tensors of the call are to be asked: none may be traced, transformed, a subclass, one whose sign
+    is turned in reading, or one without memory. That a gradient is wanted is for the caller to say.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and _only(_dispatch_tls_local_include_set())
+        and all(
+            tensor is None
+            or (type(tensor) in (Tensor, Parameter) and _only(_dispatch_keys(tensor)))
+            for tensor in tensors
+        )
+    )
+
+
+def _only(keys: DispatchKeySet) -> bool:
+    return not keys.raw_repr() & ~_PLAIN
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
@@ -217,4 +324,9 @@ def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
 
 def _autocasts(device: str) -> bool:
     """Whether autocast is on; asking about a device that it does not know (meta) would raise."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _knows_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result  # torch 2.10 and 2.11 cannot trace it
+def _knows_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

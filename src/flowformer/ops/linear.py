@@ -12,10 +12,14 @@ from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
+    check_strided,
     check_tensors,
     exact_arithmetic,
     resolve_masks,
 )
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
+from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import LinearState
 
@@ -32,6 +36,7 @@ class LinearArguments(TypedDict, total=False):
     cu_seqlens_k: Tensor | None
     initial_state: LinearState | None
     backend: str | None
+    layout: Layout
 
 
 @overload
@@ -52,6 +57,7 @@ def linear_attention(
     return_state: Literal[True],
     **arguments: Unpack[LinearArguments],
 ) -> tuple[Tensor, LinearState]: ...
+@takes_layouts("query", "key", "value", "row_scale", warns=True)
 def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -67,8 +73,12 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     initial_state: LinearState | None = None,
     return_state: bool = False,
     backend: str | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """Return out_i = row_scale_i · query_i Σ_j key_jᵀ value_j, over j ≤ i in the causal form.
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, time, feature]``.
 
     There is no feature map and no normaliser in it: query and key are features, and row_scale is
     where a normaliser goes (Katharopoulos et al. 2020, "Transformers are RNNs", equations 5, 9).
@@ -87,6 +97,7 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         initial_state: The state after earlier tokens (causal only), one row a sequence.
         return_state: Whether to return the state after the last token too (causal only).
         backend: As in :func:`flow_attention`.
+        layout: As in :func:`flow_attention`; ``"bhtd"`` takes row_scale as ``[b, h, l]`` too.
 
     Returns:
         ``[b, l, h, m]`` in the value's dtype, zero at padded queries; with ``return_state``, a
@@ -98,11 +109,13 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         RuntimeError: The backend asked for is not available; the message says why.
     """
     query, key, value = check_tensors(query, key, value)
-    if row_scale is not None and row_scale.shape != query.shape[:3]:
-        raise ValueError(
-            f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
-            f"{list(row_scale.shape)}"
-        )
+    if row_scale is not None:
+        check_strided("row_scale", row_scale)
+        if row_scale.shape != query.shape[:3]:
+            raise ValueError(
+                f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
+                f"{list(row_scale.shape)}"
+            )
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
@@ -113,7 +126,7 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         cu_seqlens_k=cu_seqlens_k,
     )
     check_batch(batch)
-    module = choose_backend(backend, query, key, value, *(initial_state or ()))
+    module = choose_backend(backend, query, key, value, row_scale, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k)
     elif initial_state is not None or return_state:
@@ -150,4 +163,19 @@ def _attend(
     rest: dict[str, Any] = {"state": state, "return_state": return_state}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
-    return module.linear_causal(q, k, v, row_scale=scale, **rest)
+    run = partial(module.linear_causal, **rest)
+    needed = not module.CONTAINS_NONFINITE or is_kept(q, k, v, scale, *(state or ()))
+    if not (needed and may_be_spoiled(q, k, v, scale)):
+        return run(q, k, v, row_scale=scale)
+    # Nothing that is not finite reaches an earlier token; a query is seen by itself alone.
+    own = spoiled(q)
+    by_key = spoiled(k)
+    if scale is not None:
+        own = either(own, spoiled(scale[..., None]))
+        scale = without(scale, own[..., 0])
+    flag = either(by_key, spoiled(v, columns=True))
+    out, after = run(without(q, own), without(k, by_key), without(v, flag), row_scale=scale)
+    seen, sums = seen_from(flag, batch.cu_seqlens)
+    if after is not None:
+        after = LinearState(stained(after.key_value, sums[..., None, :]))
+    return stained(out, either(own, seen), batch.query_mask), after

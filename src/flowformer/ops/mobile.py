@@ -10,11 +10,13 @@ from torch import Tensor
 from flowformer.ops.backend import choose_backend
 from flowformer.ops.features import FeatureMap, FlowOptions, check_options, features, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.packing import Batch, attend_batch, check_batch
 from flowformer.ops.reference import compete
 from flowformer.ops.state import LinearState
 
 
+@takes_layouts("query", "key", "value", warns=True)
 def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -29,8 +31,12 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     mask: Bool[Tensor, "b t"] | None = None,
     cu_seqlens: Int[Tensor, " n"] | None = None,
     backend: str | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """Attend with flows that the heads of a token exchange (Mobile-Attention, ICML 2024).
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, time, feature]``.
 
     With q = φ(query), k = φ(key), S tokens and sums over the heads g of the same token::
 
@@ -54,6 +60,7 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         mask: ``[b, t]``, True = a real token.
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
         backend: Which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
+        layout: As in :func:`flow_attention`.
 
     Returns:
         ``[b, t, h, m]`` in the value's dtype, zero at padded tokens.
@@ -80,7 +87,7 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     mask, _ = resolve_masks(query, key, causal=False, mask=mask, query_mask=None, key_mask=None)
     batch = Batch(query_mask=mask, key_mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=None)
     check_batch(batch)
-    module = choose_backend(backend, query, key, value)
+    module = choose_backend(backend, query, key, value, *batch)
     with exact_arithmetic(query):
         attend = partial(_attend, module, options, normalize)
         out, _ = attend_batch(attend, (query,), (key, value), batch, None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowformer.ops import chunked
 from flowformer.ops.features import FlowOptions
+from flowformer.ops.inputs import is_transformed
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, LinearState
 
@@ -83,6 +84,7 @@ _SCHEMAS = {
     ),
 }
 _NUMBERS = 5
+CAUSAL_TENSORS = 13  # the arguments of "causal" that are tensors, or None, come first
 _LIBRARY = torch.library.Library("flowformer", "DEF")
 
 
@@ -155,7 +157,7 @@ def causal_results(
 
 def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = Numbers(*inputs[7:12])
+        ctx.options, ctx.kept = Numbers(*inputs[7:12]), inputs[12]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         out = output[0] if keeps_output else None
@@ -166,7 +168,7 @@ def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> No
         unused = (None,) * (4 + _NUMBERS + 1)
         if grad_out is None:
             return (None, None, None, *unused)
-        if _twice_differentiable():
+        if _in_pytorch(ctx, grad_out):
             return (*_chunked_bidirectional(saved[1:8], ctx.options, grad_out), *unused)
         return (*backward(grad_out, *saved, *ctx.options), *unused)
 
@@ -177,7 +179,7 @@ def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> No
 
 def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = Numbers(*inputs[13:18])
+        ctx.options, ctx.kept = Numbers(*inputs[13:18]), inputs[18]
         ctx.set_materialize_grads(False)
         constants = [output[1], *output[8:]]
         if ctx.options.competition == 0:
@@ -191,7 +193,7 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         tensors, kept = saved[:13], saved[13:]
         grad_state = rest[1:7]
         unused = (None,) * (_NUMBERS + 2)
-        if _twice_differentiable():
+        if _in_pytorch(ctx, grad_out, *grad_state):
             grads = _chunked_causal(tuple(tensors), ctx.options, (grad_out, *grad_state))
             return (*grads, *unused)
         query, _, value, *_ = tensors
@@ -212,40 +214,52 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
     )
 
 
-def _twice_differentiable() -> bool:
-    """Whether a graph of the gradient is wanted: autograd enables gradients in its backward."""
-    return torch.is_grad_enabled()
+def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
+    """Whether the backward is for PyTorch and not for a kernel.
+
+    A graph of the gradient is wanted (autograd enables gradients in its backward then), a transform
+    is at work on the gradients that come in (a batch of them, a derivative), or the forward kept
+    nothing: it is a node of a graph that was recorded without gradients.
+    """
+    return torch.is_grad_enabled() or is_transformed(*grads) or not ctx.kept
 
 
 def _chunked_bidirectional(
     tensors: tuple[Any, ...], options: Numbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    query, key, value, *masks = tensors
-
     def attend(queries, keys, part, state):
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
         out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
         return out, state
 
-    out, _ = attend_batch(attend, (query,), (key, value), Batch(*masks), None)
-    return _gradients_with_graph((out,), (grad_out,), (query, key, value))
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        return (attend_batch(attend, (query,), (key, value), Batch(*tensors[3:]), None)[0],)
+
+    return _gradients(forward, tensors[:3], (grad_out,))
 
 
-def _gradients_with_graph(
-    outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], inputs: tuple[Any, ...]
+def _gradients(
+    forward: Callable[..., tuple[Tensor, ...]],
+    inputs: tuple[Tensor | None, ...],
+    grads: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what ``forward`` makes of the inputs, as a graph if one is wanted."""
+    with_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Each input for itself: one may be made of another, or be the same tensor.
+        inputs = tuple(x.view_as(x) if x is not None and x.requires_grad else x for x in inputs)
+        outputs = forward(*inputs)
     pairs = [
         (output, grad)
         for output, grad in zip(outputs, grads, strict=True)
         if grad is not None and output.requires_grad
     ]
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
     found = iter(
         torch.autograd.grad(
             [output for output, _ in pairs],
-            wanted,
+            [x for x in inputs if x is not None and x.requires_grad],
             [grad for _, grad in pairs],
-            create_graph=True,
+            create_graph=with_graph,
             allow_unused=True,
         )
     )
@@ -255,27 +269,26 @@ def _gradients_with_graph(
 def _chunked_causal(
     tensors: tuple[Any, ...], options: Numbers, grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    query, key, value, mask, cu_seqlens, row_scale, *before = tensors
-    batch = Batch(mask, mask, cu_seqlens, None)
-    if options.feature_map == LINEAR:
+    linear = options.feature_map == LINEAR
 
-        def attend_linear(queries, keys, _, state):
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
+        if linear:
             scale = queries[1] if len(queries) > 1 else None
             return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
-
-        queries = (query,) if row_scale is None else (query, row_scale)
-        past = None if before[6] is None else LinearState(before[6])
-        out, after = attend_batch(attend_linear, queries, (key, value), batch, past)
-        assert after is not None
-        return _gradients_with_graph((out, after.key_value), (grads[0], grads[6]), tensors)
-
-    def attend(queries, keys, part, state):
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state
         )
 
-    past = None if before[0] is None else FlowState(*before)
-    out, after = attend_batch(attend, (query,), (key, value), batch, past)
-    assert after is not None
-    return _gradients_with_graph((out, *after[1:]), grads, tensors)
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        query, key, value, mask, cu_seqlens, row_scale, *before = inputs
+        queries = (query,) if row_scale is None else (query, row_scale)
+        past: Any = None
+        if before[6] is not None:
+            past = LinearState(before[6]) if linear else FlowState(*before)
+        batch = Batch(mask, mask, cu_seqlens, None)
+        out, after = attend_batch(attend, queries, (key, value), batch, past)
+        assert after is not None
+        return (out, after.key_value) if linear else (out, *after[1:])
+
+    return _gradients(forward, tensors, (grads[0], grads[6]) if linear else grads)

@@ -11,7 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 
+from flowformer.ops.inputs import is_transformed
 from flowformer.ops.state import FlowState, LinearState
 
 State = TypeVar("State", FlowState, LinearState)
@@ -48,22 +50,47 @@ Attend = Callable[
 ]
 
 
+def check_offsets(name: str, offsets: Tensor) -> None:
+    """Refuse what is no row of offsets.
+
+    Raises:
+        TypeError: they are no tensor of integers.
+        ValueError: they have another shape, or no values.
+    """
+    if not isinstance(offsets, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor of int32 or int64, such as torch.tensor([0, 3, 8]), got "
+            f"{type(offsets).__name__}"
+        )
+    if offsets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
+    if offsets.ndim != 1 or offsets.shape[0] < 2:
+        raise ValueError(
+            f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
+        )
+    if is_transformed(offsets):
+        raise ValueError(
+            f"{name} must be no tensor that torch.func maps over: the lengths of packed sequences "
+            "are read, call by call"
+        )
+    if offsets.is_meta:
+        raise ValueError(
+            f"{name} must hold values, for the work depends on them, got a tensor on meta: leave "
+            "it on another device, such as the CPU"
+        )
+
+
 def check_batch(batch: Batch) -> None:
     """Refuse what contradicts itself.
 
     Raises:
-        ValueError: offsets of the keys alone or of another shape, or a mask beside offsets.
-        TypeError: offsets that are no integers.
+        ValueError: offsets of the keys alone, of another shape or without values, or a mask beside
+            offsets.
+        TypeError: offsets that are no tensor of integers.
     """
     for name, offsets in (("cu_seqlens", batch.cu_seqlens), ("cu_seqlens_k", batch.cu_seqlens_k)):
-        if offsets is None:
-            continue
-        if offsets.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name} must be int32 or int64, got {offsets.dtype}")
-        if offsets.ndim != 1 or len(offsets) < 2:
-            raise ValueError(
-                f"{name} must be one row of offsets, [sequences + 1], got {list(offsets.shape)}"
-            )
+        if offsets is not None:
+            check_offsets(name, offsets)
     if batch.cu_seqlens is None and batch.cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k needs cu_seqlens, the offsets of the queries")
     masked = batch.query_mask is not None or batch.key_mask is not None
@@ -108,6 +135,11 @@ def _attend_packed(
         raise ValueError(
             f"packed sequences have batch size 1, [1, total, head, feature], got "
             f"{list(queries[0].shape)}"
+        )
+    if is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would take the lengths of packed sequences for constants here: pad "
+            "them and give a mask, or call flow_attention with backend='cpu', which reads them"
         )
     query_lengths = sequence_lengths(cu_seqlens, queries[0].shape[1], "cu_seqlens")
     if cu_seqlens_k is None:

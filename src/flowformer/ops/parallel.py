@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from flowformer.ops import parallel_packed
 from flowformer.ops.backend import choose_backend
 from flowformer.ops.collectives import gather_ranks, largest_of_ranks, resolve_group, sum_ranks
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, check_options
+from flowformer.ops.features import Competition, FeatureMap, FlowOptions, resolve_options
 from flowformer.ops.flow import check_causal_options
 from flowformer.ops.inputs import (
     check_causal,
@@ -26,6 +26,7 @@ from flowformer.ops.inputs import (
     exact_arithmetic,
     resolve_masks,
 )
+from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.packing import Batch, batch_size, check_batch
 from flowformer.ops.parallel_rows import Border, RowSums, bidirectional, causal
 from flowformer.ops.state import FlowState, carry_dtype, select_rows
@@ -40,6 +41,7 @@ class ParallelArguments(TypedDict, total=False):
     eps: float
     competition: Competition | None
     allocation: bool
+    independent_sinks: bool
     mask: Tensor | None
     query_mask: Tensor | None
     key_mask: Tensor | None
@@ -48,6 +50,7 @@ class ParallelArguments(TypedDict, total=False):
     initial_state: FlowState | None
     backend: str | None
     head_groups: int
+    layout: Layout
 
 
 @overload
@@ -70,6 +73,7 @@ def sequence_parallel_flow_attention(
     return_state: Literal[True],
     **arguments: Unpack[ParallelArguments],
 ) -> tuple[Tensor, FlowState]: ...
+@takes_layouts("query", "key", "value")
 def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -82,6 +86,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     eps: float = 1e-6,
     competition: Competition | None = "sources",
     allocation: bool = True,
+    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -91,8 +96,12 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     return_state: bool = False,
     backend: str | None = None,
     head_groups: int = 1,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
     """:func:`flow_attention` on sequences of which each rank holds a part, in the order of ranks.
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, time, feature]``.
 
     Every rank calls it with its tokens, any number of them, none included, and gets the output at
     them: what one process gets for the whole, and its gradients, where every rank takes part in the
@@ -111,6 +120,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         eps: ε > 0.
         competition: ``"sources"``, ``"heads"`` or None.
         allocation: False makes a = 1.
+        independent_sinks: True for neither of the two.
         mask: ``[b, l]``, of this rank's part, and so are the next two.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
@@ -124,6 +134,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
             alone. The bidirectional one is products of matrices in PyTorch.
         head_groups: In how many groups of heads the causal form is computed: while the sums of one
             are sent, the next one is computed. A group has messages of its own.
+        layout: As in :func:`flow_attention`.
 
     Returns:
         ``[b, l, h, m]``, and with ``return_state`` the :class:`FlowState` of whole sequences.
@@ -133,14 +144,14 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         TypeError: A mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition=competition,
         allocation=allocation,
+        independent_sinks=independent_sinks,
     )
-    check_options(options)
     group = resolve_group(mesh)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
@@ -154,9 +165,10 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     key_mask, key, value = _filled(key_mask, key, value)
     batch = batch._replace(query_mask=query_mask, key_mask=key_mask)
     query, key, value = check_tensors(query, key, value)
-    choose_backend(backend, query, key, value)  # a wrong name raises for every form
+    # A wrong name raises for every form.
+    choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
-        check_causal(query, key, cu_seqlens_k)
+        check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")

@@ -136,6 +136,7 @@ def attend_bidirectional(
             cu_seqlens=offsets,
             cu_seqlens_k=key_offsets,
             backend=backend,
+            layout="bthd",
             **options._asdict(),
         )
         out = out.index_copy(0, places, found[0])
@@ -209,6 +210,7 @@ def attend_causal(  # noqa: PLR0913 - a call, and where it stands among the rank
             initial_state=start.reorder(torch.tensor(own.whole, device=device)),
             return_state=True,
             backend=backend,
+            layout="bthd",
             **options._asdict(),
         )
         out = out.index_copy(0, places, found[0])

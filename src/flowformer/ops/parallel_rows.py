@@ -265,6 +265,7 @@ def _causal(
             initial_state=known,
             return_state=True,
             backend=backend,
+            layout="bthd",
             **options._asdict(),
         )
 

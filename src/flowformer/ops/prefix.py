@@ -5,11 +5,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from flowformer.ops.inputs import is_for_any_length
+
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
 
 LOWEST = -1e30  # the logarithm of nothing; not -inf, where a gradient would be NaN
 BLOCK = 16
+LEVELS = 5  # of blocks of blocks, in a graph for any length: BLOCK⁶ tokens
 
 
 def prefix_softmax(
@@ -54,7 +57,7 @@ def _of_any_size(
     return share, torch.where(log_sum > LOWEST / 2, log_sum, -torch.inf)
 
 
-def _prefix_logsumexp(x: Float[Tensor, "b h t"]) -> Float[Tensor, "b h t"]:
+def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[Tensor, "b h t"]:
     """Return log Σ_{s≤t} exp(x_s), by blocks, then over the blocks' ends.
 
     The gradient of torch's logcumsumexp is wrong by rounding times the logarithm, and its second
@@ -64,8 +67,8 @@ def _prefix_logsumexp(x: Float[Tensor, "b h t"]) -> Float[Tensor, "b h t"]:
     blocks = pad(x, (0, -length % BLOCK), value=LOWEST).unflatten(-1, (-1, BLOCK))
     earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
     inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
-    if length > BLOCK:
-        ends = _prefix_logsumexp(inside[..., -1])
+    if levels > 0 if is_for_any_length() else length > BLOCK:
+        ends = _prefix_logsumexp(inside[..., -1], levels - 1)
         before = pad(ends[..., :-1], (1, 0), value=LOWEST)
         inside = _logaddexp(before[..., None], inside)
     return inside.flatten(-2)[..., :length]

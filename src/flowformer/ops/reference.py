@@ -15,6 +15,7 @@ from flowformer.ops.step import step as step  # the recurrence, for one token
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 
 
 def conserve(

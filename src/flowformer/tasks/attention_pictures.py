@@ -13,9 +13,10 @@ from flowformer.data.image_files import read_image
 from flowformer.data.image_transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
+from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.vision_run import load_vision_run
 from flowformer.viz.attention_maps import AttentionPicture, LayerMaps, relative_weights
-from flowformer.viz.attention_page import write_attention_page
+from flowformer.viz.attention_page import OURS, write_attention_page
 from flowformer.viz.report import write_report
 
 
@@ -108,17 +109,31 @@ def write_attention_pictures(
         ValueError: a run is not on images, a file is no image, or what `show_image` raises.
         NotImplementedError: likewise.
     """
+    own = runs[0] / "report" if output is None else output
+    for image in images:
+        # A page removes pictures that older ones have left, of a report all.
+        if image.resolve().parent == own.resolve() and (output is None or OURS.match(image.name)):
+            raise ValueError(f"expected an image of one's own, and {image} is of the page in {own}")
     loaded = [load_vision_run(run) for run in runs]
     names = distinct_names([run.config.model.mixer for run in loaded], runs)
     models = [
         ShownModel(name=name, model=run.model, preprocessing=run.preprocessing, classes=run.classes)
         for name, run in zip(names, loaded, strict=True)
     ]
-    if output is None and len(models) == 1:
-        pictures = [show_image(models[0], image, sink) for image in images]
-        return write_report(runs[0], attention=pictures)
-    output = runs[0] / "report" / "side-by-side" if output is None else output
+    if output is None:
+        return _write_into(runs[0], models, images, sink)
     return write_pictures(models, images, output, sink=sink)
+
+
+@holds_folder
+def _write_into(
+    run_dir: Path, models: Sequence[ShownModel], images: Sequence[Path], sink: SinkChoice
+) -> Path:
+    """Writes pictures into the report of a run."""
+    if len(models) > 1:
+        return write_pictures(models, images, run_dir / "report" / "side-by-side", sink=sink)
+    pictures = [show_image(models[0], image, sink) for image in images]
+    return write_report(run_dir, attention=pictures)
 
 
 def write_pictures(

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from flowformer.files import write_atomically
 from flowformer.tasks.config import ComputeConfig
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.loop import describe_device
@@ -190,11 +189,11 @@ def write_outcome(
         tested: on the test set.
         note: the protocol in words.
     """
-    accuracy = None
+    accuracy, files = None, {}
     if tested is not None:
         accuracy = float(np.mean(tested.probabilities.argmax(axis=1) == tested.labels))
         predictions = format_predictions(tested.probabilities, classes, tested.labels)
-        write_atomically(folder.predictions, predictions)
+        files = {folder.predictions: predictions}
     best = recorder.best
     result = RunResult(
         recipe=config.name,
@@ -215,5 +214,6 @@ def write_outcome(
         best_step=int(best["step"]),
         test_top5=None if tested is None else tested.top5,
     )
-    result.write(folder)
+    part = "validation" if accuracy is None else "test"
+    result.keep(folder, files, figure=f"the {part} accuracy is {100 * result.score:.2f}")
     return result

@@ -5,6 +5,7 @@ runs needs none of their memory.
 """
 
 import csv
+import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,8 @@ from jaxtyping import Bool, Float
 from flowformer.evaluation.comparison import RunOutcome
 from flowformer.evaluation.findings import Comparison
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.tasks.folder import RunFolder, read_json, write_json
+from flowformer.tasks.digests import require_same_data
+from flowformer.tasks.folder import RunFolder, read_digests, read_json, write_json
 from flowformer.tasks.kinds import Experiment, Result, function_of, kind_of, methods_of
 from flowformer.tasks.methods import MethodResult
 
@@ -25,6 +27,7 @@ from flowformer.tasks.methods import MethodResult
 # and the form of the published Long Range Arena code.
 PUBLISHED_METHODS = ("flow", "flow-heads")
 
+_RUNS = "runs"  # in the folder of a comparison: what its runs leave
 Status = Literal["started", "finished", "failed", "memory"]
 # What the tables say of a run without a result.
 UNFINISHED: Mapping[Status | None, str] = {
@@ -128,7 +131,7 @@ class PlannedRun:
 
     @property
     def _place(self) -> Path:
-        return self.root / "runs" / self.dataset / f"{self.request.method}-seed{self.seed}"
+        return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
         """Returns what became of it; None when it was never started.
@@ -137,6 +140,14 @@ class PlannedRun:
             ValueError: its state file is damaged.
         """
         return RunState.read(self.state_file) if self.state_file.exists() else None
+
+    def read_digests(self) -> dict[str, str] | None:
+        """Returns digests of what it has read; None of one that does not say it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_digests(self.folder)
 
     def read_result(self) -> Result | None:
         """Returns its figures; None when it has not ended.
@@ -245,6 +256,22 @@ def replace_seed(config: Experiment, seed: int) -> Experiment:
     return replace(config, training=training)
 
 
+def require_own(root: Path) -> None:
+    """Refuses a folder that holds something else than a comparison.
+
+    Raises:
+        FileExistsError: it does.
+        NotADirectoryError: it is a file.
+    """
+    if root.exists() and not (root / _RUNS).is_dir():
+        others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise FileExistsError(
+                f"expected an empty folder or a comparison, and {root} has {others[0]}: choose "
+                "another folder (--output)"
+            )
+
+
 def require_same(plan: Plan) -> None:
     """Refuses a plan whose folder holds runs of another configuration.
 
@@ -271,6 +298,25 @@ def require_same(plan: Plan) -> None:
             )
 
 
+def require_data(plan: Plan) -> None:
+    """Refuses to go on where runs have read other data than those there are now.
+
+    Raises:
+        ValueError: the message names a run, and the data.
+    """
+    for dataset in plan.datasets:
+        runs = [run for run in plan.runs if run.dataset == dataset]
+        read = _digests(runs)
+        if not read or all(run.read_result() is not None for run in runs):
+            continue  # nothing to compare with, or nothing to read
+        config = runs[0].request.config
+        require_same_data(read, pkgutil.resolve_name(kind_of(config).digest)(config))
+
+
+def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
+    return {run.name: digests for run in runs if (digests := run.read_digests()) is not None}
+
+
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
     del flat["config.training.progress"]
@@ -281,8 +327,13 @@ def read_comparison(plan: Plan) -> Comparison:
     """Reads what all runs of a plan came to.
 
     Raises:
-        ValueError: a file of a run is damaged.
+        ValueError: a file of a run is damaged, or runs on one data set have read different data.
     """
+    for dataset in plan.datasets:
+        finished = [
+            run for run in plan.runs if run.dataset == dataset and run.folder.result.exists()
+        ]
+        require_same_data(_digests(finished))
     configs = [run.request.config for run in plan.runs]
     flat = [_identity(run.request) for run in plan.runs]
     settings = {

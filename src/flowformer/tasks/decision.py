@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.recording import RecordedTask, Row
 from flowformer.tasks.schedule import ScheduledOptimizerConfig
@@ -94,11 +95,14 @@ def action_loss(
 ) -> Float[Tensor, ""]:
     """Mean over the real steps: squared error of a box's actions, cross-entropy of discrete ones.
 
+    It is 0 where no step is real.
+
     Args:
         predicted: actions in the model's scale, or logits.
         actions: those taken.
         mask: real steps (True).
     """
     if actions.is_floating_point():
-        return F.mse_loss(predicted[mask], actions[mask])
-    return F.cross_entropy(predicted[mask], actions[mask])
+        wanted = actions[mask]
+        return F.mse_loss(predicted[mask], wanted, reduction="sum") / max(1, wanted.numel())
+    return class_cross_entropy(predicted[mask], actions[mask])

@@ -19,7 +19,7 @@ from flowformer.tasks.decision_data import (
 )
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult, TargetOutcome
 from flowformer.tasks.decision_training import outcomes_of
-from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.folder import RunFolder, holds_folder
 from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.viz.decision_report import write_decision_report
 
@@ -132,6 +132,7 @@ def evaluate_decision_run(run_dir: str | Path, file: Path | None = None) -> Deci
     return DecisionEvaluation(outcomes=outcomes_of(played, record.references), trained=trained)
 
 
+@holds_folder
 def write_decision_run_report(run_dir: str | Path) -> Path:
     """Writes the report of a finished run: its returns and curves.
 
@@ -139,6 +140,7 @@ def write_decision_run_report(run_dir: str | Path) -> Path:
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged.
     """

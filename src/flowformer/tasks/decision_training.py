@@ -17,7 +17,6 @@ from flowformer.evaluation.rollout_scores import (
     summarize_returns,
 )
 from flowformer.evaluation.rollouts import Rollouts, rollout
-from flowformer.files import write_atomically
 from flowformer.tasks.decision import DecisionTask
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_data import (
@@ -35,7 +34,14 @@ from flowformer.tasks.decision_folder import (
     DecisionResult,
     TargetOutcome,
 )
-from flowformer.tasks.folder import RunFolder, has_ended, open_folder, write_json
+from flowformer.tasks.digests import digest_trajectories
+from flowformer.tasks.folder import (
+    RunFolder,
+    has_ended,
+    holds_folder,
+    open_folder,
+    write_json,
+)
 from flowformer.tasks.loop import describe_device, fit, keep_best, torch_settings
 from flowformer.tasks.prediction import choose_device
 from flowformer.tasks.processes import current
@@ -47,6 +53,7 @@ logger = logging.getLogger(__name__)
 _CURVE_SEED = 1
 
 
+@holds_folder
 def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) -> DecisionResult:
     """Trains a decision model, lets it act in its environment, and writes the run folder.
 
@@ -63,6 +70,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         FileNotFoundError: there is no such data set.
         ImportError: a library is missing; the message names the extra to install.
@@ -81,7 +89,8 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     with group.first_alone():  # it fetches what there is to fetch
         data = load_trajectories(config.data)
     record = decision_record(config, data)
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_trajectories(config, data))
+    if started and has_ended(folder, record, digests):
         return DecisionResult.read(folder)
     options = EnvironmentOptions.of(record.env_options)
     for target in record.targets:
@@ -97,7 +106,7 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
                 f"{config.model.mixer} carries no state: give evaluation.form windowed"
             )
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
             write_json(folder.preprocessing, preprocessing.record())
         logger.info("%s: %s", data.name, data.source)
         logger.info("tested in %s", options.in_words(record.env))
@@ -146,9 +155,12 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
             settings=settings,
             on_rollouts=say_rollouts,
         )
-        write_atomically(folder.root / EPISODES, format_episodes(played))
         result = _result(record, played, recorder, model)
-        result.write(folder)
+        result.keep(
+            folder,
+            {folder.root / EPISODES: format_episodes(played)},
+            figure=f"the normalised score is {result.score:.1f}",
+        )
         return result
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowformer.data import SeriesDataset, SeriesSplit, encode_labels, read_ts
+from flowformer.data import SeriesDataset, SeriesSplit, encode_labels, labels_of, read_ts
 from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.prediction import (
@@ -135,7 +135,10 @@ def predict_file(run_dir: str | Path, file: Path) -> str:
     read = read_ts(file)
     labels = None
     if read.labels is not None:
-        labels = encode_labels(read.labels, run.classes, name=str(file))
+        labels = np.full(len(read.series), -1)
+        known = [place for place, label in enumerate(read.labels) if label is not None]
+        given = [read.labels[place] for place in known]
+        labels[known] = encode_labels(given, run.classes, name=str(file))
     unknown = np.zeros(len(read.series), dtype=np.int64)
     split = SeriesSplit(series=read.series, labels=unknown, name=str(file))
     return format_predictions(_probabilities(run, split), run.classes, labels)
@@ -145,15 +148,16 @@ def _read_labelled(file: Path, run: Run) -> SeriesSplit:
     read = read_ts(file)
     if read.labels is None:
         raise ValueError(f"{file} has no labels to test against: flowformer predict needs none")
-    labels = encode_labels(read.labels, run.classes, name=str(file))
+    labels = encode_labels(labels_of(read), run.classes, name=str(file))
     return SeriesSplit(series=read.series, labels=labels, name=str(file))
 
 
 def _probabilities(run: Run, split: SeriesSplit) -> np.ndarray:
+    limit = run.model.length_limit
     for index, length in enumerate(split.lengths):
-        if length > run.max_length:
+        if limit is not None and length > limit:
             raise ValueError(
-                f"{split.place(index)}: expected at most {run.max_length} time steps, for which "
+                f"{split.place(index)}: expected at most {limit} time steps, for which "
                 f"the run has room, got {length}: shorten it, or train a run with "
                 f"data.max_length {length}"
             )

@@ -28,8 +28,10 @@ from flowformer.tasks.comparison import (
     PlannedRun,
     RunState,
     count_epochs,
+    require_data,
     require_same,
 )
+from flowformer.tasks.folder import say_held
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
@@ -83,7 +85,8 @@ def execute(
         show: shows a line of status in place of the last.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration, or one that has read other
+            data than there are now.
         BlockingIOError: another process is running a comparison in the folder.
     """
     refusal = (
@@ -91,8 +94,10 @@ def execute(
         "or choose another folder (--output)"
     )
     # Workers inherit the lock: it is held until the last of them has ended.
-    with locked(plan.root / ".lock", refusal=refusal, patience=LOCK_SECONDS) as lock:
+    place, patience = plan.root / ".lock", LOCK_SECONDS
+    with locked(place, refusal=refusal, patience=patience, on_wait=say_held(plan.root)) as lock:
         require_same(plan)
+        require_data(plan)
         waiting = [run for run in plan.runs if run.read_result() is None]
         progress = _Progress(plan, waiting, jobs)
         active: list[_Active] = []

@@ -1,18 +1,27 @@
 """A run is a folder. What lies where in it, and how a finished one is read back."""
 
+import contextlib
+import functools
 import importlib.metadata
+import inspect
 import json
 import logging
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
-from flowformer.files import parse_json, remove_unfinished, write_atomically
+from flowformer import __version__
+from flowformer.files import locked, parse_json, remove_unfinished, write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
+from flowformer.tasks import processes
 from flowformer.tasks.config import Protocol, TimeSeriesConfig
 
 logger = logging.getLogger(__name__)
+
+LOCK_SECONDS = 10.0  # workers that read data outlive a process that is killed by some seconds
+_NAMED = 5  # data that a message lists
 
 DEFAULT_TASK = "series"  # the kind of a run whose config.json names none
 
@@ -31,6 +40,11 @@ class RunFolder:
     def config(self) -> Path:
         """The whole configuration, the classes, and the versions that ran; written first."""
         return self.root / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """A digest of all data that were read; older folders have none."""
+        return self.root / "data.json"
 
     @property
     def preprocessing(self) -> Path:
@@ -81,6 +95,17 @@ class RunFolder:
     def nan_batch(self) -> Path:
         """The batch at which the loss stopped being finite; of another process it has a number."""
         return self.root / "nan_batch.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        """Who writes here now."""
+        return self.root / ".lock"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a run is read back from."""
+        own = (self.config, self.data, self.preprocessing, self.metrics, self.predictions)
+        return (*own, self.last, self.previous, self.best, self.weights, self.result)
 
     def begin(self, *, resume: bool) -> bool:
         """Returns whether a run is gone on with; one that is started must find nothing here.
@@ -159,7 +184,13 @@ class KeptRecord(Kept):
         """
         own = getattr(cls, "task", DEFAULT_TASK)
         if folder.config.exists() and (there := read_task(folder)) != own:
-            raise ValueError(f"{folder.root} holds a run on {there}, and one on {own} is needed")
+            from flowformer.tasks.kinds import kind_of_run  # whose rows have records
+
+            load = kind_of_run(folder).load.replace(":", ".")
+            raise ValueError(
+                f"{folder.root} holds a run on {there}, and one on {own} is needed; from Python "
+                f"{load} reads it"
+            )
         return super().read(folder)
 
 
@@ -168,6 +199,22 @@ class KeptResult(Kept):
 
     file: ClassVar[str] = "result"
     absent: ClassVar[str] = "has no {name}: the run has not ended"
+
+    def keep(self, folder: RunFolder, files: Mapping[Path, str], *, figure: str) -> None:
+        """Writes the files of a run that has ended, then its own; says the figure if that fails.
+
+        Args:
+            folder: of the run.
+            files: what is in each.
+            figure: what the run has come to, in words.
+        """
+        try:
+            for path, content in files.items():
+                write_atomically(path, content)
+            self.write(folder)
+        except OSError:  # such as a full disk, after hours of training
+            logger.warning("%s, which cannot be kept", figure)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,15 +321,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def has_ended(folder: RunFolder, record: Any) -> bool:
+def has_ended(folder: RunFolder, record: Any, digests: Mapping[str, str]) -> bool:
     """Returns whether a run that was started has ended; one that began in another way is refused.
 
     Args:
         folder: of the run.
         record: what its config.json would hold now.
+        digests: of the data that it would read now.
 
     Raises:
-        ValueError: it holds something else; the message names what.
+        ValueError: it holds something else, or has read other data; the message names what.
     """
     before, now = flatten(to_plain(type(record).read(folder))), flatten(to_plain(record))
     # How a run is shown, how many processes read its data, and how many take their shares of a
@@ -293,30 +341,108 @@ def has_ended(folder: RunFolder, record: Any) -> bool:
         *(f"config.training.{name}" for name in ("progress", "devices", "nodes", "timeout")),
     )
     changed = [
-        f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
+        key
         for key in sorted(before | now)
         if before.get(key) != now.get(key) and not key.startswith(free)
     ]
-    if changed:
-        raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(changed)}")
+    asked = [key for key in changed if key.startswith("config.")]
+    data = [] if asked else changed_data(read_digests(folder), digests)
+    # Where data have changed, so may have numbers of cases and the like: a file's name says more.
+    reasons = data or [
+        f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"
+        for key in asked or changed
+    ]
+    if reasons:
+        raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(reasons)}")
     if folder.result.exists():
         logger.info("%s has ended already", folder.root)
         return True
     return False
 
 
-def open_folder(folder: RunFolder, record: Any, *, started: bool) -> None:
+def open_folder(
+    folder: RunFolder, record: Any, digests: Mapping[str, str], *, started: bool
+) -> None:
     """Writes the record of a run, or removes what one that was started left half written."""
     if started:
         remove_unfinished(folder.root)
     else:
         record.write(folder)
+    keep_digests(folder, digests)
+
+
+def keep_digests(folder: RunFolder, digests: Mapping[str, str]) -> None:
+    """Writes what a run has read."""
+    write_json(folder.data, dict(digests))
+
+
+def read_digests(folder: RunFolder) -> dict[str, str] | None:
+    """Returns what a run has read; None of one that does not say it, as older ones.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not folder.data.exists():
+        return None
+    digests = read_json(folder.data)
+    if not isinstance(digests, dict):
+        raise ValueError(f"{folder.data} must be a mapping, got {type(digests).__name__}")
+    return digests
+
+
+def changed_data(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """Says which data are others than those that were read before; nothing of an older run."""
+    if before is None:
+        return []
+    states = dict.fromkeys(before, "is gone") | {
+        place: "has changed" if place in before else "is new" for place in now
+    }
+    changed = [place for place in states if before.get(place) != now.get(place)]
+    named = [f"{place} {states[place]}" for place in changed[:_NAMED]]
+    more = len(changed) - len(named)
+    return [*named, f"and so on, {more} more"] if more else named
+
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+def holds_folder(function: H) -> H:
+    """Lets one process at a time write to a run folder: the others are told which one does.
+
+    Of several processes of one run, the first holds it for all.
+
+    Args:
+        function: with a parameter `run_dir`. It then raises BlockingIOError where another process
+            writes there.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def holding(*arguments: Any, **options: Any) -> Any:
+        run_dir = signature.bind(*arguments, **options).arguments["run_dir"]
+        with contextlib.ExitStack() as stack:
+            processes.current().agree(lambda: _hold(stack, RunFolder(Path(run_dir))))
+            return function(*arguments, **options)
+
+    return cast(H, holding)
+
+
+def _hold(stack: contextlib.ExitStack, folder: RunFolder) -> None:
+    refusal = f"another process writes to {folder.root}: end it, or choose another folder"
+    say = say_held(folder.root)
+    lock = locked(folder.lock, refusal=refusal, patience=LOCK_SECONDS, on_wait=say)
+    stack.enter_context(lock)
+
+
+def say_held(root: Path) -> Callable[[str], None]:
+    """Returns what says who holds a folder that is waited for."""
+    return lambda holder: logger.info("%s is held by %s: waiting for it", root, holder)
 
 
 def read_versions(*more: str) -> dict[str, str]:
     """Returns the versions of Python, of the packages that compute, and of more packages."""
-    packages = ("flowformer", "torch", "lightning", "numpy", "aeon", "scikit-learn", *more)
-    versions = {"python": platform.python_version()}
+    packages = ("torch", "lightning", "numpy", "aeon", "scikit-learn", *more)
+    versions = {"python": platform.python_version(), "flowformer": __version__}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)

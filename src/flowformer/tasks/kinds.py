@@ -6,6 +6,8 @@ A function stands as "module:function" and is imported when it is called:
     evaluate(run_dir, file: Path | None) -> what differs, describe() and to_dict() tell of
     report(run_dir) -> Path of a page
     predict(run_dir, file: Path) -> CSV; of images, any number of files
+    digest(config) -> of what it reads, by its place
+    load(run_dir) -> the model, and what is needed to use it
 """
 
 from collections.abc import Mapping
@@ -40,6 +42,8 @@ class Kind:
         train: trains a model.
         evaluate: tests a finished run again.
         report: writes the page of one.
+        digest: reads the data of an experiment and tells other values apart.
+        load: reads a finished run back.
         predict: classifies what is in a file; None where there is nothing to classify.
         reads: what `predict` is given, in a word or two.
         used_by: of runs that classify nothing, the command that uses them, after {run}.
@@ -53,6 +57,8 @@ class Kind:
     train: str
     evaluate: str
     report: str
+    digest: str
+    load: str
     predict: str | None = None
     reads: str = "FILE"
     used_by: str = ""
@@ -67,6 +73,8 @@ SERIES = Kind(
     train="flowformer.tasks.training:train",
     evaluate="flowformer.tasks.evaluation:evaluate_run",
     report="flowformer.tasks.report:write_run_report",
+    digest="flowformer.tasks.digests:digest_series",
+    load="flowformer.tasks.prediction:load_run",
     predict="flowformer.tasks.evaluation:predict_file",
     reads="FILE.ts",
     labelled="LABELLED.ts",
@@ -79,6 +87,8 @@ LANGUAGE = Kind(
     train="flowformer.tasks.language_training:train",
     evaluate="flowformer.tasks.language_run:evaluate_language_run",
     report="flowformer.tasks.language_run:write_language_run_report",
+    digest="flowformer.tasks.digests:digest_text",
+    load="flowformer.tasks.language_run:load_language_run",
     used_by='generate {run} "PROMPT"',
 )
 SEQUENCES = Kind(
@@ -89,6 +99,8 @@ SEQUENCES = Kind(
     train="flowformer.tasks.sequence_training:train",
     evaluate="flowformer.tasks.sequence_run:evaluate_sequence_run",
     report="flowformer.tasks.sequence_run:write_sequence_run_report",
+    digest="flowformer.tasks.digests:digest_sequences",
+    load="flowformer.tasks.sequence_run:load_sequence_run",
     predict="flowformer.tasks.sequence_run:predict_sequences",
 )
 IMAGES = Kind(
@@ -99,6 +111,8 @@ IMAGES = Kind(
     train="flowformer.tasks.vision_training:train",
     evaluate="flowformer.tasks.vision_run:evaluate_vision_run",
     report="flowformer.tasks.vision_run:write_vision_run_report",
+    digest="flowformer.tasks.digests:digest_images",
+    load="flowformer.tasks.vision_run:load_vision_run",
     predict="flowformer.tasks.vision_run:predict_images",
     reads="IMAGE",
     labelled="FOLDER",
@@ -111,6 +125,8 @@ TRAJECTORIES = Kind(
     train="flowformer.tasks.decision_training:train",
     evaluate="flowformer.tasks.decision_run:evaluate_decision_run",
     report="flowformer.tasks.decision_run:write_decision_run_report",
+    digest="flowformer.tasks.digests:digest_trajectories",
+    load="flowformer.tasks.decision_run:load_decision_run",
     used_by="rollout {run}",
 )
 KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES, TRAJECTORIES)

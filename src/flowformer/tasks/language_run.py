@@ -1,5 +1,6 @@
 """A finished run of a language model: reading it back, and measuring it again."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flowformer.evaluation.perplexity import Perplexity
 from flowformer.models.language import LanguageModel
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history
-from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.folder import RunFolder, holds_folder
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.language_training import TOKENIZER
@@ -154,6 +155,7 @@ def evaluate_language_run(run_dir: str | Path, file: Path | None = None) -> Lang
     return LanguageEvaluation(score=source.test(model), streaming=streaming, trained=trained)
 
 
+@holds_folder
 def write_language_run_report(run_dir: str | Path, *, num_samples: int = 4) -> Path:
     """Writes the report of a finished run: figures, curves, and samples of what the model writes.
 
@@ -165,6 +167,7 @@ def write_language_run_report(run_dir: str | Path, *, num_samples: int = 4) -> P
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged.
     """
@@ -181,16 +184,18 @@ def write_language_run_report(run_dir: str | Path, *, num_samples: int = 4) -> P
                 room = min(room, limit + 1 - len(run.tokenizer.encode(prompt)))
             if room < 1:
                 continue
-            text = generate_text(
-                run.model,
-                run.tokenizer,
-                prompt,
-                max_new_tokens=room,
-                stop_ids=run.stop_ids,
-                do_sample=True,
-                temperature=0.8,
-                seed=0,
-            )
+            with warnings.catch_warnings():  # of what a vocabulary lacks in prompts of ours
+                warnings.simplefilter("ignore")
+                text = generate_text(
+                    run.model,
+                    run.tokenizer,
+                    prompt,
+                    max_new_tokens=room,
+                    stop_ids=run.stop_ids,
+                    do_sample=True,
+                    temperature=0.8,
+                    seed=0,
+                )
             samples.append((prompt, text))
     return write_language_report(
         folder.report,

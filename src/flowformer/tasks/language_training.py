@@ -10,7 +10,14 @@ import torch
 
 from flowformer.data.tokenizers import Tokenizer
 from flowformer.models.language import LanguageModel
-from flowformer.tasks.folder import RunFolder, has_ended, open_folder, read_versions
+from flowformer.tasks.digests import digest_text
+from flowformer.tasks.folder import (
+    RunFolder,
+    has_ended,
+    holds_folder,
+    open_folder,
+    read_versions,
+)
 from flowformer.tasks.language import LanguageTask
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
@@ -25,6 +32,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"  # in the run folder: a run is used without the text it learned from
 
 
+@holds_folder
 def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) -> LanguageResult:
     """Trains a language model and writes the run folder.
 
@@ -41,6 +49,7 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
@@ -63,7 +72,8 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         sizes=dict(source.sizes),
         tokenizer=None if source.tokenizer is None else _digest(source.tokenizer),
     )
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_text(config, source.text))
+    if started and has_ended(folder, record, digests):
         return LanguageResult.read(folder)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
@@ -75,7 +85,7 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
             )
         model.set_gradient_checkpointing(config.training.checkpoint_activations)
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
             if source.tokenizer is not None:
                 source.tokenizer.save(folder.root / TOKENIZER)
         logger.info(
@@ -104,12 +114,17 @@ def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) 
         keep_best(model, folder)
         score = source.test(model.to(device))
         result = _result(config, score, recorder, model, source.length)
-        result.write(folder)
+        result.keep(folder, {}, figure=_in_words(config, result))
         return result
 
 
 def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def _in_words(config: LanguageConfig, result: LanguageResult) -> str:
+    measure = config.measure
+    return f"the test {measure.name} is {measure.show(result.score)}{measure.unit}"
 
 
 def _result(

@@ -27,6 +27,7 @@ from flowformer.tasks.config import ComputeConfig
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.processes import ShareDoneError, current, leave_group
 from flowformer.tasks.progress import EpochLines
+from flowformer.tasks.randomness import own_randomness
 from flowformer.tasks.recording import (
     EpochRecorder,
     NonFiniteLossError,
@@ -266,17 +267,20 @@ def describe_device(device: torch.device) -> str:
 
 @contextmanager
 def torch_settings(threads: int | None) -> Iterator[None]:
-    """Sets the run's threads; restores the process's threads, randomness and strictness."""
-    before, random_state = torch.get_num_threads(), torch.get_rng_state()
-    strict = torch.are_deterministic_algorithms_enabled()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_rng_state(random_state)
-        torch.use_deterministic_algorithms(strict)
+    """Sets the run's threads; restores the process's threads, randomness and strictness.
+
+    All these are the process's: runs in threads of it take turns.
+    """
+    with own_randomness():
+        before = torch.get_num_threads()
+        strict = torch.are_deterministic_algorithms_enabled()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            torch.use_deterministic_algorithms(strict)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.folder import KeptResult, RunFolder
+from flowformer.tasks.folder import KeptResult, RunFolder, holds_folder, keep_digests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,13 @@ class MethodResult(KeptResult):
         """The test accuracy."""
         return self.test_accuracy
 
+    def keep_tested(self, folder: RunFolder, predictions: str) -> None:
+        """Writes it, after the predictions that it is of."""
+        figure = f"the test accuracy is {100 * self.test_accuracy:.2f}"
+        self.keep(folder, {folder.predictions: predictions}, figure=figure)
 
+
+@holds_folder
 def run_classical(
     config: TimeSeriesConfig,
     run_dir: Path,
@@ -51,16 +57,19 @@ def run_classical(
         options: further keywords of the library's classifier.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         ImportError: the library is missing; the message names the extra to install.
         ValueError: there is no test set, or values are missing.
     """
     del resume
     from flowformer.evaluation import classical
-    from flowformer.files import write_atomically
+    from flowformer.tasks.digests import digest_series
     from flowformer.tasks.prediction import format_predictions
     from flowformer.tasks.preparation import load_data
 
+    folder = RunFolder(run_dir)
     data = load_data(config.data)
+    keep_digests(folder, digest_series(config, data))
     outcome = classical.run_classical(
         method,
         data,
@@ -69,13 +78,9 @@ def run_classical(
         missing=config.data.missing,
         **options,
     )
-    folder = RunFolder(run_dir)
-    write_atomically(
-        folder.predictions,
-        format_predictions(outcome.probabilities, data.classes, outcome.labels),
-    )
+    predictions = format_predictions(outcome.probabilities, data.classes, outcome.labels)
     result = MethodResult(test_accuracy=outcome.accuracy, seconds=outcome.seconds)
-    result.write(folder)
+    result.keep_tested(folder, predictions)
     return result
 
 

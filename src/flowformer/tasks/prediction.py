@@ -89,7 +89,10 @@ def predict_probabilities(
     model: SeriesClassifier, series: SeriesDataset, *, batch_size: int
 ) -> Float64[np.ndarray, "n classes"]:
     """Returns the probability of each class for each series, as `classify` does."""
-    return classify(model, DataLoader(series, batch_size, collate_fn=collate))
+    # A loader draws a number, though nothing here is random: not from the global generator, which
+    # belongs to whoever trains in another thread.
+    generator = torch.Generator()
+    return classify(model, DataLoader(series, batch_size, collate_fn=collate, generator=generator))
 
 
 @torch.inference_mode()
@@ -141,7 +144,7 @@ def format_predictions(
     Args:
         probabilities: of each class for each case.
         classes: their names.
-        labels: their numbers.
+        labels: their numbers; -1 of one that is not known.
         files: of the cases, which then stand in place of the index.
     """
     text = io.StringIO()
@@ -149,7 +152,7 @@ def format_predictions(
     first = "index" if files is None else "file"
     writer.writerow([first, "label", "predicted", *(f"probability_{name}" for name in classes)])
     for index, row in enumerate(probabilities):
-        label = "" if labels is None else classes[labels[index]]
+        label = "" if labels is None or labels[index] < 0 else classes[labels[index]]
         place = index if files is None else files[index]
         writer.writerow([place, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
     return text.getvalue()

@@ -9,6 +9,7 @@ from flowformer.data import (
     TimeSeriesData,
     load_ts_files,
     load_uea,
+    require_classes,
     require_complete,
     stratified_split,
 )
@@ -73,16 +74,20 @@ def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
     all its epochs. Under "published" the test set is the validation part.
 
     Raises:
-        ValueError: "published" without a test set, series longer than `max_length`, missing values
-            where they are refused, or too few series of a class to part.
+        ValueError: series of one class only, "published" without a test set, series longer than
+            `max_length`, missing values where they are refused, or too few series of a class.
     """
+    require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
     if config.training.protocol == "published":
         if data.test is None:
             raise ValueError("the published protocol needs a test set, and there is none")
         train, validation = data.train, data.test
     else:
         train, validation = stratified_split(
-            data.train, config.data.validation_fraction, config.training.seed
+            data.train,
+            config.data.validation_fraction,
+            config.training.seed,
+            classes=data.classes,
         )
     max_length = config.data.max_length or data.max_length
     if max_length < data.max_length:

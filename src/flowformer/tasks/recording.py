@@ -78,7 +78,7 @@ class RecordedTask(LightningModule):
         self._seed = seed
         self.shares: Mapping[str, SharedBatches] = {}
         self.skips_left = self.skipped = 0
-        self._took_any = False  # of the batches whose gradients make one step
+        self._taken = 0  # of the batches whose gradients make one step
         self._is_sharded = False
 
     def configure_model(self) -> None:
@@ -120,12 +120,22 @@ class RecordedTask(LightningModule):
             self.skipped = 0
             torch.manual_seed(epoch_seed(self._seed, self.current_epoch, self.global_rank))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._took_any = False
+            self._taken = 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets no parameter move where all batches of a step were left out, by momentum neither."""
-        if not self._took_any:
+        """Makes the gradient of a step the mean over the batches that it holds.
+
+        Lightning divides by the number that a whole step has: too much in the last step of an
+        epoch, which may have fewer, and where batches were left out. Where all were, no parameter
+        moves, by momentum neither.
+        """
+        if not self._taken:
             optimizer.zero_grad(set_to_none=True)
+        elif self._taken != self.trainer.accumulate_grad_batches:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(self.trainer.accumulate_grad_batches / self._taken)
 
     def take(
         self, loss: Tensor, count: int, batch: dict[str, Tensor], stage: str, batch_idx: int
@@ -133,7 +143,7 @@ class RecordedTask(LightningModule):
         """Logs the loss of a batch, and weighs that of a share by its part of the whole batch.
 
         Args:
-            loss: mean over what is counted.
+            loss: mean over what is counted; 0 where nothing is.
             count: targets, labels or steps of it.
             batch: the keyword arguments of the model's call.
             stage: train or validation.
@@ -154,7 +164,9 @@ class RecordedTask(LightningModule):
         whole, lost = self.across_processes(count, int(not finite))
         if lost:
             return self._leave_out(loss, batch, stage), 0
-        self._took_any = True
+        if not whole:  # there is nothing in it to learn from
+            return loss, 0
+        self._taken += stage == "train"
         several, world_size = bool(self.shares), self.trainer.world_size
         self.log(
             f"{stage}_loss",

@@ -8,12 +8,14 @@ from jaxtyping import Int64
 
 from flowformer.data import SeriesDataset, TimeSeriesData
 from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.prediction import Run, load_run, predict_probabilities
 from flowformer.tasks.preparation import load_again
 from flowformer.viz.figures import SeriesFlowMap
 from flowformer.viz.report import write_report
 
 
+@holds_folder
 def write_run_report(
     run_dir: str | Path, *, num_series: int = 4, data: TimeSeriesData | None = None
 ) -> Path:
@@ -29,6 +31,7 @@ def write_run_report(
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged, or its series were given in Python, and not here.
     """

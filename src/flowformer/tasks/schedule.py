@@ -48,8 +48,10 @@ class ScheduledOptimizerConfig:
             ValueError: a value is of the wrong type or out of range.
         """
         check_types(self)
-        for name in ("learning_rate", "epsilon"):
-            require(name, getattr(self, name), "above 0", lambda v: v > 0)
+        require("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
+        require(
+            "epsilon", self.epsilon, "between 1.2e-38 and 1e+18", lambda v: 1.2e-38 <= v <= 1e18
+        )
         for name in ("warmup", "warmup_from", "weight_decay"):
             require(name, getattr(self, name), "at least 0", lambda v: v >= 0)
         require("floor", self.floor, "in [0, 1]", lambda v: 0 <= v <= 1)

@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.sequences import Sequences, SequenceSplit
-from flowformer.files import write_atomically
-from flowformer.tasks.folder import RunFolder
+from flowformer.tasks.digests import digest_sequences
+from flowformer.tasks.folder import RunFolder, holds_folder, keep_digests
 from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.prediction import format_predictions
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.sequence_data import load_sequences, part_sequences
 
 
+@holds_folder
 def bag_of_tokens(
     config: SequenceConfig, run_dir: Path, *, resume: bool, **options: Any
 ) -> MethodResult:
@@ -41,6 +42,7 @@ def bag_of_tokens(
     return _fit(HistGradientBoostingClassifier(**settings), config, run_dir)
 
 
+@holds_folder
 def chance(config: SequenceConfig, run_dir: Path, *, resume: bool, **options: Any) -> MethodResult:
     """The class that is most frequent in training, whatever the sequence.
 
@@ -61,7 +63,8 @@ def chance(config: SequenceConfig, run_dir: Path, *, resume: bool, **options: An
 
 
 def _fit(model: Any, config: SequenceConfig, run_dir: Path) -> MethodResult:
-    data = load_sequences(config.data)
+    data, folder = load_sequences(config.data), RunFolder(run_dir)
+    keep_digests(folder, digest_sequences(config, data))
     if data.vocab_size is None:
         raise ValueError(f"{data.name} has features, and a bag of tokens needs tokens")
     parts = part_sequences(config, data)
@@ -75,15 +78,11 @@ def _fit(model: Any, config: SequenceConfig, run_dir: Path) -> MethodResult:
     # Of classes that did not occur in training, the probability is 0.
     probabilities = np.zeros((len(counts), len(data.classes)))
     probabilities[:, model.classes_] = model.predict_proba(counts)
-    folder = RunFolder(run_dir)
-    write_atomically(
-        folder.predictions, format_predictions(probabilities, data.classes, parts.test_labels)
-    )
     result = MethodResult(
         test_accuracy=float(np.mean(probabilities.argmax(axis=1) == parts.test_labels)),
         seconds=time.perf_counter() - started,
     )
-    result.write(folder)
+    result.keep_tested(folder, format_predictions(probabilities, data.classes, parts.test_labels))
     return result
 
 

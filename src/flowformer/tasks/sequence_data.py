@@ -12,7 +12,7 @@ from flowformer.data.arena import ArenaOptions, find_arena_set, prepare_arena
 from flowformer.data.sequence_batches import Case, LabelledSequences, collate_sequences
 from flowformer.data.sequences import SequenceData
 from flowformer.data.text_batches import StepBatches
-from flowformer.data.timeseries import stratified_indices
+from flowformer.data.timeseries import require_classes, stratified_indices
 from flowformer.models.config import SequenceModelConfig
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.tasks.sequence_config import SequenceConfig, SequenceDataConfig
@@ -77,8 +77,9 @@ def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
     "published" it is the test part.
 
     Raises:
-        ValueError: too few cases of a class to part.
+        ValueError: cases of one class only, or too few of a class to part.
     """
+    require_classes(data.splits["train"].labels, data.classes, name=data.name, what="cases")
     every = {part: LabelledSequences(split) for part, split in data.splits.items()}
     places = {part: np.arange(len(cases)) for part, cases in every.items()}
     training, seed = config.training, config.data.seed
@@ -95,6 +96,7 @@ def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
             seed,
             name=data.name,
             what="cases",
+            classes=data.classes,
         )
         chosen = _drawn(chosen, training.validation_cases, seed)
         validation = Subset(every["train"], chosen.tolist())

@@ -11,7 +11,7 @@ from flowformer.data.sequence_files import read_cases
 from flowformer.evaluation.metrics import classification_metrics
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.tasks.evaluation import Evaluation
-from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
 from flowformer.tasks.sequence_data import (
     build_sequence_model,
@@ -109,6 +109,7 @@ def predict_sequences(run_dir: str | Path, file: Path) -> str:
     return format_predictions(np.asarray(classify(model, batches)), record.classes)
 
 
+@holds_folder
 def write_sequence_run_report(run_dir: str | Path) -> Path:
     """Writes the report of a finished run: its figures and curves.
 
@@ -116,6 +117,7 @@ def write_sequence_run_report(run_dir: str | Path) -> Path:
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged.
     """

@@ -8,7 +8,15 @@ import torch
 
 from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT
-from flowformer.tasks.folder import RunFolder, RunResult, has_ended, open_folder, read_versions
+from flowformer.tasks.digests import digest_sequences
+from flowformer.tasks.folder import (
+    RunFolder,
+    RunResult,
+    has_ended,
+    holds_folder,
+    open_folder,
+    read_versions,
+)
 from flowformer.tasks.loop import fit, keep_best, torch_settings
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.prediction import choose_device, classify
@@ -28,6 +36,7 @@ from flowformer.tasks.sequence_folder import SequenceRecord
 logger = logging.getLogger(__name__)
 
 
+@holds_folder
 def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) -> RunResult:
     """Trains a classifier of sequences, or of pairs of them, and writes the run folder.
 
@@ -44,6 +53,7 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
@@ -73,14 +83,15 @@ def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) 
         sizes={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
         picture=data.picture,
     )
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_sequences(config, data))
+    if started and has_ended(folder, record, digests):
         return RunResult.read(folder)
     training = config.training
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = build_sequence_model(config.model, record)
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
         logger.info("%s: %s", data.name, data.source)
         logger.info(
             "%s: %s cases to train on, %s for %s, %s parameters, folder %s",

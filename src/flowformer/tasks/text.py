@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from flowformer.data.addition import VOCAB_SIZE, AdditionProblems, count_exact
-from flowformer.data.corpora import load_corpus
+from flowformer.data.corpora import Corpus, load_corpus
 from flowformer.data.packages import data_cache
 from flowformer.data.text_batches import (
     ContiguousBlocks,
@@ -22,7 +22,7 @@ from flowformer.data.text_batches import (
     collate_packed,
 )
 from flowformer.data.text_preparation import prepare_text
-from flowformer.data.tokenizers import Tokenizer
+from flowformer.data.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.tokens import Counts, PreparedText
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_steps import evaluation_mode
@@ -74,26 +74,37 @@ def open_source(config: LanguageConfig) -> "Text | Addition":
 def load_text(config: TextDataConfig) -> PreparedText:
     """Fetches and tokenises a text, or opens what is there already; raises as `open_source`."""
     vocab_size = config.vocab_size
-    if config.tokenizer == "bpe" and config.tokenizer_file is None:
+    tokenizer: str | Tokenizer = config.tokenizer
+    if config.tokenizer_file is not None:
+        tokenizer = load_tokenizer(config.tokenizer_file)
+    elif config.tokenizer == "bpe":
         vocab_size = vocab_size or BPE_VOCAB_SIZE
+    corpus = load_corpus(config.corpus, folder=config.folder)
     return prepare_text(
-        load_corpus(config.corpus, folder=config.folder),
-        config.cache or default_cache(config),
-        tokenizer=config.tokenizer if config.tokenizer_file is None else config.tokenizer_file,
+        corpus,
+        config.cache or _default_cache(config, corpus, tokenizer),
+        tokenizer=tokenizer,
         vocab_size=vocab_size,
         min_count=config.min_count,
         progress=_Patient(),
     )
 
 
-def default_cache(config: TextDataConfig) -> Path:
-    """Returns the folder of a tokenised text that was given none."""
+def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
+    """Returns the folder of a tokenised text that was given none.
+
+    It is named after the settings and the content, so that a text that was edited is tokenised
+    anew, beside what runs on the earlier one read.
+    """
     values = {name: getattr(config, name) for name in _SETTINGS}
     # A path means the same from any folder: the command line makes some absolute, Python none.
     settings = {
         name: to_plain(value.resolve() if isinstance(value, Path) else value)
         for name, value in values.items()
     }
+    settings["text"] = to_plain(corpus.identity())
+    if isinstance(tokenizer, Tokenizer):
+        settings["tokens"] = tokenizer.to_json()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest[:8]}"
 
@@ -118,6 +129,11 @@ class Text:
         count = len(validation) if limit is None else max(1, limit // config.data.length)
         # The first ones, so that every measurement is of the same text.
         self._validation = Subset(validation, range(min(count, len(validation))))
+
+    @property
+    def text(self) -> PreparedText:
+        """What was tokenised."""
+        return self._text
 
     @property
     def vocab_size(self) -> int:
@@ -202,7 +218,7 @@ class Addition:
     """
 
     vocab_size = VOCAB_SIZE
-    tokenizer = None
+    tokenizer = text = None
 
     def __init__(self, config: LanguageConfig) -> None:
         """Holds back some of the training problems to choose the step by."""

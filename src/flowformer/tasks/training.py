@@ -11,11 +11,13 @@ from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
 from flowformer.models.classifiers import SeriesClassifier, build_classifier
 from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, TimeSeriesConfig
+from flowformer.tasks.digests import digest_series
 from flowformer.tasks.folder import (
     RunFolder,
     RunRecord,
     RunResult,
     has_ended,
+    holds_folder,
     open_folder,
     read_versions,
     write_json,
@@ -30,6 +32,7 @@ from flowformer.tasks.recording import EpochRecorder, count_parameters
 logger = logging.getLogger(__name__)
 
 
+@holds_folder
 def train(
     config: TimeSeriesConfig,
     run_dir: str | Path,
@@ -54,6 +57,7 @@ def train(
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM came; its code is 143.
@@ -73,7 +77,8 @@ def train(
             data = _load(config, folder, again=started)
     prepared = prepare(config, data)
     record = _record(config, data, prepared)
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_series(config, data))
+    if started and has_ended(folder, record, digests):
         return RunResult.read(folder)
     with torch_settings(config.training.threads):
         torch.manual_seed(config.training.seed)
@@ -84,7 +89,7 @@ def train(
             max_length=prepared.max_length,
         )
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
             write_json(folder.preprocessing, prepared.preprocessing.to_dict())
         logger.info(
             "%s: %d series to train on, %d for %s, %d parameters, folder %s",

@@ -24,6 +24,7 @@ from flowformer.data.images import (
 )
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.text_batches import as_it_is
+from flowformer.data.timeseries import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json
@@ -50,6 +51,16 @@ class Parts:
     preprocessing: ImagePreprocessing
     note: str | None = None
 
+    def require_readable(self) -> None:
+        """Reads what is not trained on once: one that is damaged would end the run after an epoch.
+
+        Raises:
+            ValueError: a file is no image, or damaged; the message names it.
+        """
+        self.validation.require_readable()
+        if self.test is not None and self.test is not self.validation:
+            self.test.require_readable()
+
 
 def load_images(config: ImageDataConfig) -> ImageData:
     """Looks up the images that a configuration names.
@@ -69,24 +80,23 @@ def load_images(config: ImageDataConfig) -> ImageData:
 def part_images(config: VisionConfig, data: ImageData) -> Parts:
     """Parts the images as the protocol says.
 
-    Under "clean" the validation part is the folder's own, or else cut from the training images; of
-    the test images nothing but the headers of the files is read, since one that is none would
-    otherwise end the run after all its epochs. Under "published" they are the validation part.
+    Under "clean" the validation part is the folder's own, or else cut from the training images.
+    Under "published" the test images are the validation part.
 
     Raises:
-        ValueError: "published" without test images, too few images of a class to part, or a file of
-            the test part that is no image.
+        ValueError: images of one class only, "published" without test images, too few images of a
+            class to part.
     """
     note = None
+    require_classes(data.train.labels, data.classes, name=data.name, what="images")
     if config.training.protocol == "published":
         if data.test is None:
             raise ValueError("the published protocol needs test images (val or test), got none")
         train, validation = data.train, data.test
     else:
-        if data.test is not None:
-            data.test.require_readable()
-        if data.validation is not None:
-            note = "the folder val chose the epoch; the folder test was read once"
+        if data.validation is not None and data.test is not None:
+            chose, read = (Path(split.name).name for split in (data.validation, data.test))
+            note = f"the folder {chose} chose the epoch; the folder {read} was read once"
         parted = with_validation(data, config.data.validation_fraction, config.training.seed)
         assert parted.validation is not None
         train, validation = parted.train, parted.validation

@@ -12,7 +12,7 @@ from flowformer.data.images import ImageSplit, load_labelled_images
 from flowformer.evaluation.metrics import classification_metrics, top5_accuracy
 from flowformer.models.vision import VisionClassifier
 from flowformer.tasks.evaluation import Evaluation
-from flowformer.tasks.folder import RunFolder, RunResult
+from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
 from flowformer.tasks.vision_config import VisionConfig
 from flowformer.tasks.vision_data import (
@@ -125,6 +125,7 @@ def predict_images(run_dir: str | Path, *files: Path) -> str:
     return format_predictions(run.probabilities(split), run.classes, files=paths)
 
 
+@holds_folder
 def write_vision_run_report(run_dir: str | Path) -> Path:
     """Writes the report of a finished run: figures, curves, and what is taken for what.
 
@@ -132,6 +133,7 @@ def write_vision_run_report(run_dir: str | Path) -> Path:
         The HTML page.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         FileNotFoundError: there is no finished run.
         ValueError: a file of the run is damaged.
     """

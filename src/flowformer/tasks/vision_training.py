@@ -16,10 +16,12 @@ from flowformer.models.vision import VisionClassifier
 from flowformer.serialization import to_plain
 from flowformer.tasks.classification import Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, PROTOCOL_NOTES
+from flowformer.tasks.digests import digest_images
 from flowformer.tasks.folder import (
     RunFolder,
     RunResult,
     has_ended,
+    holds_folder,
     open_folder,
     read_versions,
     write_json,
@@ -46,6 +48,7 @@ from flowformer.tasks.vision_folder import VisionRecord
 logger = logging.getLogger(__name__)
 
 
+@holds_folder
 def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) -> RunResult:
     """Trains a classifier of images and writes the run folder.
 
@@ -62,6 +65,7 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
         The figures, as in result.json.
 
     Raises:
+        BlockingIOError: another process writes to `run_dir`.
         FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
         FileNotFoundError: a folder, class or file is missing.
         KeyboardInterrupt: Ctrl-C.
@@ -79,15 +83,17 @@ def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) ->
         data = load_images(config.data)
     parts = part_images(config, data)
     record = _record(config, data, parts)
-    if started and has_ended(folder, record):
+    digests = group.agree(lambda: digest_images(config, data))
+    if started and has_ended(folder, record, digests):
         return RunResult.read(folder)
+    group.agree(parts.require_readable)
     training = config.training
     train_batches = train_loader(config, parts)  # before anything is written: it may be refused
     with torch_settings(training.threads):
         torch.manual_seed(training.seed)
         model = _start(record)
         if group.is_first:
-            open_folder(folder, record, started=started)
+            open_folder(folder, record, digests, started=started)
             write_json(folder.preprocessing, to_plain(parts.preprocessing))
         logger.info(
             "%s: %s images to train on, %s for %s, %d classes, %s parameters, folder %s",

@@ -1,6 +1,7 @@
 """`timm.create_model` makes the image models; what timm's own tests leave open is shown here."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import group_parameters
@@ -145,6 +147,96 @@ def test_published_parameters_are_read(golden, tmp_path, size: int) -> None:
     expected.resize(size)
     images = torch.randn(1, 3, size, size)
     torch.testing.assert_close(model(images), expected(images).logits)
+
+
+def body(name: str, *, size: int | tuple[int, int] = 16, **kwargs: int) -> VisionClassifier:
+    torch.manual_seed(2)
+    return VisionClassifier(NAMES[name], image_size=size, **({"num_classes": 7} | kwargs)).eval()
+
+
+@pytest.fixture(params=["a run", "a model of timm's", "a checkpoint of timm's training"])
+def saved(request, tmp_path: Path):
+    """Saves a model as one of these does, and returns what names the file."""
+
+    def save(model: VisionClassifier) -> dict[str, Any]:
+        state, path = model.state_dict(), tmp_path / "weights.safetensors"
+        if request.param != "a run":
+            state = {f"model.{name}": value for name, value in state.items()}
+        if request.param == "a checkpoint of timm's training":
+            path = tmp_path / "checkpoint.pth"
+            torch.save({"state_dict": state, "epoch": 3}, path)
+        else:
+            save_file(state, path)
+        return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+
+    return save
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_our_own_parameters_are_read_at_any_size(name: str, saved: Any, size: int) -> None:
+    expected = body(name)
+    model = create(name, img_size=size, **saved(expected))
+    images = torch.randn(2, 3, size, size)
+    expected.resize(size)
+    torch.testing.assert_close(model(images), expected(images).logits)
+
+
+def test_a_head_of_other_classes_and_other_channels_are_adapted_by_timm(saved: Any) -> None:
+    trained = body("flowformer_deit_tiny", channels=1, num_classes=3)
+    model = create("flowformer_deit_tiny", in_chans=3, **saved(trained))
+    assert model.get_classifier().weight.shape == (7, 16)
+    stem = trained.state_dict()["downsamples.0.weight"]
+    expected = stem.expand(-1, 3, -1, -1) / 3
+    torch.testing.assert_close(model.state_dict()["model.downsamples.0.weight"], expected)
+    torch.testing.assert_close(model.model.stages.state_dict(), trained.stages.state_dict())
+
+
+def test_an_oblong_model_reads_what_it_saved(tmp_path: Path) -> None:
+    first = create("flowformer_hierarchical", img_size=(8, 32))
+    save_file(first.state_dict(), tmp_path / "weights.safetensors")
+    overlay = {"file": str(tmp_path / "weights.safetensors")}
+    settings = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    again = create("flowformer_hierarchical", img_size=(8, 32), **settings)
+    torch.testing.assert_close(again.state_dict(), first.state_dict())
+    first.set_input_size((8, 16))
+    save_file(first.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="expected positions of a square image"):
+        create("flowformer_hierarchical", img_size=(8, 32), **settings)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: {f"net.{name}": value for name, value in state.items()},
+        lambda state: state | {"more": torch.zeros(1)},
+        lambda state: {n: value for n, value in state.items() if not n.endswith("linear1.bias")},
+        lambda state: {n: value for n, value in state.items() if not n.startswith("downs")},
+        lambda state: state | {"norm.weight": torch.zeros(3)},
+    ],
+    ids=["all-others", "one-more", "some-less", "no-first-layer", "another-shape"],
+)
+@pytest.mark.parametrize("num_classes", [3, 7])
+def test_parameters_of_another_model_are_refused(
+    name: str, tmp_path: Path, num_classes: int, spoil: Any
+) -> None:
+    torch.save(spoil(body(name).state_dict()), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not the parameters of an image model of this"):
+        create(
+            name,
+            num_classes=num_classes,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")},
+        )
+
+
+def test_parameters_without_a_head_are_read_and_the_new_head_is_told(tmp_path: Path) -> None:
+    state = body("flowformer_deit_tiny", num_classes=0).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    settings = {"file": str(tmp_path / "weights.pth")}
+    with pytest.warns(UserWarning, match="has no head: that of the model, for 7 classes, is new"):
+        create("flowformer_deit_tiny", pretrained=True, pretrained_cfg_overlay=settings)
+    bare = {"num_classes": 0, "pretrained": True, "pretrained_cfg_overlay": settings}
+    torch.testing.assert_close(create("flowformer_deit_tiny", **bare).model.state_dict(), state)
 
 
 def test_unknown_poolings_are_refused(name: str) -> None:

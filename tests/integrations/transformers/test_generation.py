@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import (
     DataCollatorForLanguageModeling,
     DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -123,10 +125,11 @@ def test_conversation_goes_on_from_a_returned_cache(positions: str) -> None:
 
 def test_long_prompts_in_chunks() -> None:
     model = causal()
-    expected = generate(model, do_sample=False)
-    cache = FlowformerCache()
-    chunked = generate(model, do_sample=False, prefill_chunk_size=3, past_key_values=cache)
-    assert chunked.equal(expected)
+    call: dict[str, Any] = {"do_sample": False, "attention_mask": LEFT}
+    expected = generate(model, **call)
+    for cache in (None, FlowformerCache()):
+        out = generate(model, prefill_chunk_size=3, past_key_values=cache, **call)
+        assert out.equal(expected)
 
 
 def test_prompts_as_embeddings() -> None:
@@ -202,6 +205,16 @@ class TestCache:
         with pytest.raises(ValueError, match="not supported with stateful models"):
             generate(model, TOKENS[:1], assistant_model=causal())
 
+    def test_it_is_no_assistant(self) -> None:
+        config = GPT2Config(vocab_size=31, n_embd=16, n_layer=1, n_head=2, eos_token_id=None)
+        with pytest.raises(NotImplementedError, match="FlowformerForCausalLM cannot be the assist"):
+            generate(GPT2LMHeadModel(config), TOKENS[:1], assistant_model=causal())
+
+    @pytest.mark.parametrize("kind", ["static", "offloaded", "quantized"])
+    def test_generate_refuses_another_kind_of_cache(self, kind: str) -> None:
+        with pytest.raises(ValueError, match=f"'{kind}' is a cache of keys and values"):
+            generate(causal(), cache_implementation=kind)
+
     def test_generate_refuses_keys_and_values(self) -> None:
         with pytest.raises(TypeError, match="got DynamicCache"):
             generate(causal(), past_key_values=DynamicCache())
@@ -255,11 +268,12 @@ def test_the_trainer_lowers_the_loss(
     texts = ["a b c d e f", "b c d", "c d e f g h i", "a b c"] * 2
     rows: Any = [dict(tokenizer(text)) for text in texts]
     config = small(vocab_size=len(tokenizer), dropout=0.0, logits_in_training=logits)
+    # transformers 5.23 has a new name, and warns of the old one.
+    new = hasattr(TrainingArguments, "activation_checkpointing")
+    checkpointing = {"activation_checkpointing" if new else "gradient_checkpointing": True}
     trainer = Trainer(
         model=FlowformerForCausalLM(config),
-        args=arguments(
-            tmp_path, max_steps=12, gradient_accumulation_steps=2, activation_checkpointing=True
-        ),
+        args=arguments(tmp_path, max_steps=12, gradient_accumulation_steps=2, **checkpointing),
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),

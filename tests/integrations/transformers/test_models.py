@@ -198,17 +198,51 @@ def test_hidden_states_and_tuples() -> None:
     assert as_tuple[1].equal(out.logits)
 
 
+DOCUMENTS = [TOKENS[0, :4], TOKENS[1], TOKENS[0, :2]]
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_packed_documents_do_not_see_one_another(positions: str) -> None:
+@pytest.mark.parametrize("told", ["cu_seq_lens_q", "position_ids", "seq_idx"])
+def test_packed_documents_do_not_see_one_another(positions: str, told: str) -> None:
     model = causal(positions=positions)
-    documents = [TOKENS[0, :4], TOKENS[1], TOKENS[0, :2]]
-    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
-    batch = collate([{"input_ids": document.tolist()} for document in documents])
-    assert {"position_ids", "cu_seq_lens_q"} <= batch.keys()
-    out = model(**batch)
-    expected = torch.cat([model(document[None]).logits for document in documents], 1)
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    batch = collate([{"input_ids": document.tolist()} for document in DOCUMENTS])
+    out = model(**{name: batch[name] for name in ("input_ids", "labels", told)})
+    expected = torch.cat([model(document[None]).logits for document in DOCUMENTS], 1)
     torch.testing.assert_close(out.logits, expected, rtol=1e-12, atol=1e-12)
+    assert out.past_key_values is None
     assert out.loss.isfinite()
+
+
+def test_documents_packed_into_several_rows() -> None:
+    model = causal()
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]])
+    logits = model(TOKENS, position_ids=places).logits
+    first = torch.cat([model(part).logits for part in (TOKENS[:1, :3], TOKENS[:1, 3:])], 1)
+    expected = torch.cat((first, model(TOKENS[1:]).logits))
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", [None, LEFT, RIGHT], ids=["whole", "left", "right"])
+def test_positions_that_it_counts_itself_change_nothing(mask: Tensor | None) -> None:
+    model = causal()
+    places = (
+        torch.arange(7)[None] if mask is None else (mask.cumsum(1) - 1).masked_fill(~mask.bool(), 1)
+    )
+    out = model(TOKENS, attention_mask=mask, position_ids=places, use_cache=True)
+    assert out.logits.equal(model(TOKENS, attention_mask=mask).logits)
+    longer = None if mask is None else torch.cat((mask, mask.new_ones(2, 1)), 1)
+    following = places[:, -1:] + 1 if mask is None else mask.sum(1, keepdim=True)
+    cache = out.past_key_values
+    model(TOKENS[:, :1], attention_mask=longer, past_key_values=cache, position_ids=following)
+
+
+def test_exports_without_a_cache_unless_it_is_asked_for() -> None:
+    model = causal()
+    program = torch.export.export(model, (TOKENS,), strict=False)
+    assert program.module()(TOKENS).past_key_values is None
+    torch.testing.assert_close(program.module()(TOKENS).logits, model(TOKENS).logits)
+    assert model(TOKENS).past_key_values is not None
 
 
 def test_embeddings_in_place_of_tokens() -> None:
@@ -227,18 +261,21 @@ def test_logits_of_some_places(keep: int | Tensor) -> None:
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
-    model = causal(dropout=0.0).train()
+    model: Any = causal(dropout=0.0).train()
+    # transformers 5.23 has a new name, and warns of the old one.
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
     gradients = []
     for enabled in (False, True):
         if enabled:
-            model.activation_checkpointing_enable()
+            getattr(model, f"{name}_enable")()
             assert model.model.backbone.gradient_checkpointing
         model.zero_grad()
         model(TOKENS, attention_mask=LEFT, labels=TOKENS).loss.backward()
         gradients.append({name: value.grad for name, value in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=0)
-    model.activation_checkpointing_disable()
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient, rtol=0, atol=0)
+    getattr(model, f"{name}_disable")()
     assert not model.model.backbone.gradient_checkpointing
 
 
@@ -384,9 +421,24 @@ class TestRefusals:
         with pytest.raises(TypeError, match="must be a FlowformerCache, got DynamicCache"):
             causal()(TOKENS, past_key_values=DynamicCache())
 
-    def test_positions(self) -> None:
-        with pytest.raises(ValueError, match=r"counted off attention_mask.*cu_seq_lens_q"):
-            causal()(TOKENS, position_ids=torch.arange(7)[None])
+    @pytest.mark.parametrize(
+        "places", [torch.arange(7)[None] + 1, torch.tensor([[0, 2, 4, 6, 8, 9, 9]])]
+    )
+    def test_positions_that_it_does_not_count(self, places: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"counts off attention_mask.*cu_seq_lens_q"):
+            causal()(TOKENS, position_ids=places)
+        with pytest.raises(ValueError, match=r"counts off attention_mask.*cu_seq_lens_q"):
+            causal()(TOKENS, position_ids=places, attention_mask=LEFT)
+
+    def test_packed_documents_with_a_cache(self) -> None:
+        places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+        with pytest.raises(ValueError, match=r"neither padding nor a cache"):
+            causal()(TOKENS, position_ids=places, use_cache=True)
+
+    def test_offsets_without_values(self) -> None:
+        offsets = torch.tensor([0, 7], device="meta")
+        with pytest.raises(ValueError, match=r"cu_seqlens must hold values"):
+            causal()(TOKENS[:1], cu_seq_lens_q=offsets)
 
     def test_attention_weights(self) -> None:
         with pytest.raises(ValueError, match="no matrix of attention weights"):
@@ -399,7 +451,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="got both or neither"):
             model()
 
-    @pytest.mark.parametrize("shape", [(2, 5), (2, 1, 7, 7)])
+    @pytest.mark.parametrize("shape", [(2, 5), (1, 7), (2, 1, 7, 7)])
     def test_a_mask_of_another_shape(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"attention_mask must be \[b, 7\], got"):
             causal()(TOKENS, attention_mask=torch.ones(shape))

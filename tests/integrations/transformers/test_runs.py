@@ -14,6 +14,8 @@ from tests.integrations.transformers.small import small
 
 TEXT = "To be, or not to be:\n that is  the question — être ou ne pas être\n"
 UNSEEN = "Be that as it may,\nzebras ought to be §"
+# What is spelled like a special token; the first letter stands for the byte 0 that pads.
+SPELLED = "Ā<|endoftext|> is<unk> <unk> a <eos> of<eos>\n<eos>"
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
@@ -23,7 +25,7 @@ def test_tokens_of_a_text_are_the_same(kind: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     for tokenizer in (theirs, AutoTokenizer.from_pretrained(tmp_path)):
         assert len(tokenizer) == ours.vocab_size
-        for text in (TEXT, UNSEEN):
+        for text in (TEXT, UNSEEN, SPELLED):
             assert tokenizer(text).input_ids == ours.encode(text)
         if kind != "word":  # whose white space is lost
             assert tokenizer.decode(ours.encode(TEXT)) == TEXT

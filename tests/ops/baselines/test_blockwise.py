@@ -101,7 +101,7 @@ def reformer(q: Tensor, _: Tensor, v: Tensor) -> Tensor:
 
 
 def longformer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    same = {"global_query": q, "global_key": k, "global_value": v}
+    same: dict[str, Any] = {"global_query": q, "global_key": k, "global_value": v}
     return longformer_attention(q, k, v, window=8, global_tokens=3, causal=False, **same)
 
 

@@ -20,7 +20,7 @@ from tests.ops.baselines.patterns import (
 )
 
 
-def everywhere(length: int) -> dict[str, Tensor]:
+def everywhere(length: int) -> dict[str, Any]:
     """The global projections' tensors."""
     q, k, v = draw(length, seed=1)
     return {"global_query": q, "global_key": k, "global_value": v}
@@ -49,7 +49,7 @@ class TestEquation:
 
     def test_a_window_of_the_length_is_exact_attention(self, causal: bool) -> None:
         q, k, v = draw(40)
-        same = {"global_query": q, "global_key": k, "global_value": v}
+        same: dict[str, Any] = {"global_query": q, "global_key": k, "global_value": v}
         out = longformer_attention(q, k, v, window=40, global_tokens=2, causal=causal, **same)
         torch.testing.assert_close(out, softmax_attention(q, k, v, causal=causal))
 

@@ -1,10 +1,12 @@
 """The names under which timm makes the models, and what it is told about their data.
 
-No parameters are published to download; a checkpoint of the published training is read with
+No parameters are published to download; a checkpoint of the published training, the weights of a
+run of `flowformer train` and what a model made here saved are read with
 `pretrained=True, pretrained_cfg_overlay={"file": PATH}`.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +15,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from flowformer.integrations.timm.modeling import FlowformerImageModel
+from flowformer.models.loading import matched
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision import resize_positions
+from flowformer.models.vision import VisionClassifier, resize_positions
 from flowformer.models.vision_loading import rename_published
 
 __all__: list[str] = []  # timm adds the names that it registers
@@ -78,22 +81,68 @@ def _create(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any])
         FlowformerImageModel,
         variant,
         pretrained,
-        pretrained_filter_fn=_renamed,
+        pretrained_filter_fn=_adapted,
         feature_cfg={"out_indices": kwargs.pop("out_indices", default), "feature_cls": "getter"},
         config=config,
         **kwargs,
     )
 
 
-def _renamed(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict[str, Tensor]:
-    """Published parameters under the names here, positions for the size of the model."""
+def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict[str, Tensor]:
+    """A file's parameters under the names here, positions for the size of the model.
+
+    The file is of the published training, of a run of `flowformer train`, or of a model made here.
+    What timm itself adapts is left to it: a head of other classes, and the channels of an image.
+
+    Raises:
+        ValueError: parameters are missing, left over, or of another shape, which are all listed;
+            or the positions are of no square image and of another size.
+    """
     state: Mapping[str, Tensor] = state_dict.get("model", state_dict)
-    if "pos_embed" not in state:
-        return dict(state)
     body = model.model
-    given = {n: v for n, (_, v) in rename_published(state, stages=len(body.config.dims)).items()}
-    table = given["positions"]
-    side = math.isqrt(len(table))  # a class token makes it no square number, and changes no root
-    if (side, side) != body.grid:
-        given["positions"] = resize_positions(table, (side, side), body.grid)
-    return {f"model.{name}": value for name, value in given.items()}
+    given = (
+        rename_published(state, stages=len(body.config.dims))
+        if "pos_embed" in state
+        else {name.removeprefix("model."): (name, value) for name, value in state.items()}
+    )
+    if "positions" in given:
+        name, table = given["positions"]
+        # One saved by timm's model itself may be of an oblong image, and is then of this one.
+        same = name == "model.positions" and len(table) == len(body.positions)
+        given["positions"] = name, table if same else _resized(table, body)
+    own = {name: value for name, value in body.state_dict().items() if name not in _HEAD}
+    head = {name: given.pop(name)[1] for name in _HEAD if name in given}
+    # timm goes by its defaults, not by the file: of other classes it drops the head.
+    told: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    told["num_classes"] = len(head["head.weight"]) if "head.weight" in head else 0
+    stem = given[_STEM][1] if _STEM in given else own[_STEM]
+    if stem.ndim == 4 and stem[:, :1].shape == own[_STEM][:, :1].shape:
+        told["input_size"] = (stem.shape[1], *told.get("input_size", (3, 224, 224))[1:])
+        own[_STEM] = stem
+    fitted = matched(own, given, what="an image model of this architecture")
+    if not head and model.num_classes:
+        warnings.warn(
+            f"the file has no head: that of the model, for {model.num_classes} classes, is new and "
+            "must be trained",
+            UserWarning,
+            stacklevel=2,
+        )
+    return {f"model.{name}": value for name, value in (fitted | head).items()}
+
+
+_HEAD = ("head.weight", "head.bias")
+_STEM = "downsamples.0.weight"
+
+
+def _resized(table: Tensor, body: VisionClassifier) -> Tensor:
+    """Positions of a square image for the images of a model."""
+    places = len(table) - (body.cls is not None)
+    side = math.isqrt(max(places, 0))
+    if places < 1 or side**2 != places:
+        raise ValueError(
+            f"expected positions of a square image, or as many as the model has "
+            f"({len(body.positions)}), got {len(table)}: create the model with the img_size of the "
+            "file, and call set_input_size"
+        )
+    grid = side, side
+    return table if grid == body.grid else resize_positions(table, grid, body.grid)

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
+from transformers.models.auto import modeling_auto as _tables
 
 from flowformer.integrations.transformers.attention import register_attention
 from flowformer.integrations.transformers.cache import FlowformerCache
@@ -29,9 +30,19 @@ from flowformer.integrations.transformers.modeling import (
 )
 
 AutoConfig.register(FlowformerConfig.model_type, FlowformerConfig)
-AutoModel.register(FlowformerConfig, FlowformerModel)
-AutoModelForCausalLM.register(FlowformerConfig, FlowformerForCausalLM)
-AutoModelForSequenceClassification.register(FlowformerConfig, FlowformerForSequenceClassification)
+for _auto, _kind, _names in (
+    (AutoModel, FlowformerModel, _tables.MODEL_MAPPING_NAMES),
+    (AutoModelForCausalLM, FlowformerForCausalLM, _tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    (
+        AutoModelForSequenceClassification,
+        FlowformerForSequenceClassification,
+        _tables.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+):
+    _auto.register(FlowformerConfig, _kind)
+    # What transformers decides by a class's name, it looks up here: the Trainer shifts the labels
+    # of its smoothed loss for the models of the second table alone.
+    _names[FlowformerConfig.model_type] = _kind.__name__
 register_attention()
 
 __all__ = [

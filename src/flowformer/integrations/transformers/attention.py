@@ -1,13 +1,9 @@
 """Flow-Attention by name: `attn_implementation="flow"` for the models of transformers."""
 
-from functools import partial
 from typing import Any
 
-from transformers.masking_utils import AttentionMaskInterface
-from transformers.modeling_utils import AttentionInterface
-
+from flowformer.integrations.transformers.by_name import install, register
 from flowformer.nn.flow import FlowAttention
-from flowformer.nn.replace_transformers import attend, padding_mask
 
 
 def register_attention(name: str = "flow", **options: Any) -> None:
@@ -31,5 +27,7 @@ def register_attention(name: str = "flow", **options: Any) -> None:
     Raises:
         ValueError: an option is none of its choices or out of its range.
     """
-    AttentionInterface.register(name, partial(attend, FlowAttention(**options)))
-    AttentionMaskInterface.register(name, padding_mask)
+    register(name, FlowAttention(**options))
+
+
+install()

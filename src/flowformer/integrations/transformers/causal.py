@@ -5,20 +5,22 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
     FlowformerPreTrainedModel,
+    new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy
+from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy, token_cross_entropy
 from flowformer.models.language import LanguageModel
+from flowformer.models.language_targets import shifted
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
@@ -41,6 +43,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = FlowformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_function = _next_token_loss
         self.post_init()
 
     @torch.no_grad()
@@ -51,7 +54,31 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # generate leaves the cache to the model, which makes a FlowformerCache
+        return False  # a DynamicCache holds keys and values
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any, **named: Any
+    ) -> None:
+        """Give generate a cache of ours to fill.
+
+        Raises:
+            ValueError: it was asked for another kind of cache.
+            NotImplementedError: the model is to be the assistant of another one.
+        """
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r} is a cache of "
+                "keys and values: leave it out, for this model has its own (FlowformerCache), of "
+                "constant size for flow and its linear kin"
+            )
+        if generation_config.is_assistant:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be the assistant model of another one, which takes "
+                "guessed tokens back: its state is a sum over all of them"
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *others, **named)
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = FlowformerCache()
 
     @classmethod
     def from_language_model(
@@ -98,7 +125,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t dim"] | None = None,
-        labels: Int[Tensor, "b t"] | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **others: Any,
@@ -110,15 +137,16 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
             attention_mask: likewise.
             past_key_values: likewise.
             inputs_embeds: likewise.
-            labels: the tokens again, shifted here; -100 counts for nothing.
+            labels: the tokens again [b, t], shifted here; -100 counts for nothing, nor does what a
+                padded place would predict, or a document's end of the next one's first token.
             use_cache: see `FlowformerModel.forward`.
             logits_to_keep: return the logits of the last so many places (0 for all of them), or of
-                the places in this tensor.
-            others: output_hidden_states, return_dict, and what the loss takes (num_items_in_batch,
-                shift_labels).
+                the places in this tensor; the loss is that of these places.
+            others: output_hidden_states, return_dict, cu_seq_lens_q, and what the loss takes
+                (num_items_in_batch, shift_labels).
 
         Raises:
-            ValueError: as `FlowformerModel.forward`.
+            ValueError: as `FlowformerModel.forward`, and for labels of another shape.
         """
         out = self.model(
             input_ids=input_ids,
@@ -128,17 +156,24 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **others,
         )
-        hidden, logits, loss = out.last_hidden_state, None, None
-        if labels is not None and self.training and not self.config.logits_in_training:
-            loss = self._chunked_loss(hidden, labels, **others)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden, logits, loss = out.last_hidden_state[:, keep], None, None
+        targets = others.pop("shift_labels", None)
+        if labels is not None or targets is not None:
+            targets = _targets(out.last_hidden_state, labels, targets, attention_mask, **others)
+            targets = targets[:, keep]
+        if targets is not None and self.training and not self.config.logits_in_training:
+            count = others.get("num_items_in_batch")
+            loss = chunked_cross_entropy(hidden, self.lm_head.weight, targets, count=count)
         else:
-            keep = (
-                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            )
-            logits = self.lm_head(hidden[:, keep])
-            if labels is not None:
+            logits = self.lm_head(hidden)
+            if targets is not None:
                 loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=self.config.vocab_size,
+                    shift_labels=targets,
+                    **others,
                 )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -147,21 +182,40 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
             hidden_states=out.hidden_states,
         )
 
-    def _chunked_loss(
-        self,
-        hidden: Float[Tensor, "b t dim"],
-        labels: Int[Tensor, "b t"],
-        *,
-        num_items_in_batch: Tensor | int | None = None,
-        shift_labels: Int[Tensor, "b t"] | None = None,
-        **_others: Any,
-    ) -> Float[Tensor, ""]:
-        """What loss_function computes, with its keywords, from the hidden states."""
-        targets = shift_labels
-        if targets is None:
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        loss = chunked_cross_entropy(hidden, self.lm_head.weight, targets)
-        if num_items_in_batch is None:
-            return loss
-        # The Trainer divides by the tokens of all the batches that it accumulates.
-        return loss * (targets != IGNORED).sum() / num_items_in_batch
+
+def _targets(
+    hidden: Float[Tensor, "b t dim"],
+    labels: Tensor | None,
+    targets: Tensor | None,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Int[Tensor, " n"] | None = None,
+    **_others: Any,
+) -> Int[Tensor, "b t"]:
+    """What is to be predicted at each place, as `LanguageModel` has it."""
+    given = labels if targets is None else targets
+    assert given is not None
+    b, t = hidden.shape[:2]
+    if given.shape != (b, t):
+        name = "labels" if targets is None else "shift_labels"
+        raise ValueError(f"{name} must be [batch, time] = [{b}, {t}], got {list(given.shape)}")
+    given = given.to(hidden.device)
+    mask = None
+    if attention_mask is not None:  # of its shape, the model has judged already
+        mask = new_tokens(attention_mask, t, past=attention_mask.shape[1] - t)
+        mask = mask.to(hidden.device) if mask is not None else None
+    if targets is None:
+        given = shifted(given, mask, cu_seq_lens_q, None)
+    return given if mask is None else given.masked_fill(~mask, IGNORED)
+
+
+def _next_token_loss(
+    logits: Float[Tensor, "b t vocab"],
+    shift_labels: Int[Tensor, "b t"],
+    num_items_in_batch: Tensor | int | None = None,
+    **_others: Any,
+) -> Float[Tensor, ""]:
+    """In place of transformers' own, which is nan where nothing is to be predicted.
+
+    The Trainer gives the number of targets of all batches that it accumulates.
+    """
+    return token_cross_entropy(logits, shift_labels, count=num_items_in_batch)

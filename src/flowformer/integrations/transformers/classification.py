@@ -15,6 +15,7 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
+from flowformer.models.cross_entropy import IGNORED
 
 
 class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
@@ -27,6 +28,8 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         model: the `FlowformerModel`.
         score: the output layer.
     """
+
+    accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides by their number
 
     def __init__(self, config: FlowformerConfig) -> None:
         """Create and draw the layers."""
@@ -57,8 +60,8 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
                 are padding (and where there is no pad_token_id, none are).
             past_key_values: likewise.
             inputs_embeds: likewise.
-            labels: classes [b], or values [b] or [b, num_labels], as problem_type has it (or, where
-                it is None, as transformers guesses it).
+            labels: classes [b] (-100 counts for nothing), or values [b] or [b, num_labels], as
+                problem_type has it (or, where it is None, as transformers guesses it).
             use_cache: see `FlowformerModel.forward`.
             others: output_hidden_states, return_dict.
 
@@ -79,7 +82,11 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         logits = self.score(self.dropout(hidden[rows, last]))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            # A class of -100 counts for nothing; a batch of nothing else divides by 1, not by 0.
+            count = (labels != IGNORED).sum().clamp(min=1)
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=count
+            )
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -94,7 +101,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         length = hidden.shape[1]
         if attention_mask is not None:
             past = attention_mask.shape[1] - length  # of its shape, the model has judged already
-            real = new_tokens(attention_mask, length, past=past)
+            real = new_tokens(attention_mask, hidden, past=past)
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
         else:

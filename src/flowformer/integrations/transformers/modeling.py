@@ -6,15 +6,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing  # torch.jit does not export it
+from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
+from flowformer.integrations.transformers.by_name import ATTENTIONS
 from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
-from flowformer.models.language import LanguageModel
+from flowformer.models.language import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
+from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):
@@ -27,6 +31,22 @@ class FlowformerPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TransformerBlock"]  # noqa: RUF012 - as transformers declares it
     _can_record_outputs = {"hidden_states": TransformerBlock}  # noqa: RUF012
     _is_stateful = True  # tokens cannot be taken back, which assisted generation would do
+
+    def get_correct_attn_implementation(
+        self, requested_attention: str | None, is_init_check: bool = False
+    ) -> str:
+        """Refuse our attention by name: these models have one already.
+
+        Raises:
+            ValueError: it was asked for.
+        """
+        if requested_attention in ATTENTIONS:
+            raise ValueError(
+                f"attn_implementation={requested_attention!r} is for other models: "
+                f"{type(self).__name__} takes its attention from its configuration "
+                f"(mixer={self.config.mixer!r}, mixer_options)"
+            )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def initialize_weights(self) -> None:
         """Draw what was neither drawn nor loaded so far."""
@@ -103,7 +123,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self.backbone.embedding = value
 
     @capture_outputs
-    def forward(
+    def forward(  # noqa: PLR0913 - the names that transformers has for them
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
@@ -113,6 +133,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         output_attentions: bool | None = None,
         position_ids: Tensor | None = None,
         cu_seq_lens_q: Int[Tensor, " n"] | None = None,
+        seq_idx: Int[Tensor, "b t"] | None = None,
         **_others: Any,  # capture_outputs reads output_hidden_states and return_dict off them
     ) -> BaseModelOutputWithPast:
         """Return the hidden states of the tokens, zero at padded places.
@@ -126,44 +147,54 @@ class FlowformerModel(FlowformerPreTrainedModel):
             inputs_embeds: rows of the embedding in place of tokens.
             use_cache: return a cache; None for the configuration's use_cache, in evaluation.
             output_attentions: refused: there is no matrix of weights.
-            position_ids: refused, for positions are counted off the mask; but taken beside
-                cu_seq_lens_q, which says the same.
-            cu_seq_lens_q: offsets of documents packed into one row, as
-                `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives them: no document
-                sees another one.
+            position_ids: places counted off the mask, as the model counts them itself; or, without
+                a mask, those of documents packed into rows: one starts wherever it is 0.
+            cu_seq_lens_q: where the documents start in the one row that they are packed into, and
+                its length, as `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives
+                them: no document sees another one.
+            seq_idx: the number of the document of each token, another way to say the same.
 
         Raises:
             ValueError: neither or both of input_ids and inputs_embeds, a mask of another shape,
-                attention weights are asked for, or positions are given.
+                attention weights are asked for, other positions than those counted off the mask,
+                or packed documents beside a mask or a cache.
             TypeError: the cache is not ours.
             NotImplementedError: a cache is asked for and the mixer has no state.
         """
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions: these mixers make no matrix of attention weights")
-        if position_ids is not None and cu_seq_lens_q is None:
-            raise ValueError(
-                "position_ids: positions are counted off attention_mask; for packed documents give "
-                "cu_seq_lens_q"
-            )
         if past_key_values is not None and not isinstance(past_key_values, FlowformerCache):
             raise TypeError(
                 f"past_key_values must be a FlowformerCache, got {type(past_key_values).__name__}: "
                 "keys and values are not the state of this model"
             )
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and cu_seq_lens_q is None
-        cache = FlowformerCache() if use_cache and past_key_values is None else past_key_values
-        past = 0 if cache is None else cache.get_seq_length()
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         embedded, mask = self._embed(input_ids, inputs_embeds, attention_mask, past=past)
+        offsets = cu_seq_lens_q
+        if offsets is None:
+            state = None if past_key_values is None else past_key_values.state
+            offsets = packed_offsets(embedded, position_ids, seq_idx, mask, state)
+        if use_cache is None:
+            exporting = torch.compiler.is_exporting() or is_tracing()
+            use_cache = self.config.use_cache and not (self.training or exporting)
+            use_cache = use_cache and offsets is None
+        cache = FlowformerCache() if use_cache and past_key_values is None else past_key_values
+        if offsets is not None and (mask is not None or cache is not None):
+            raise ValueError(
+                "packed documents (cu_seq_lens_q, seq_idx, position_ids that start anew) have "
+                "neither padding nor a cache: leave out attention_mask, past_key_values and "
+                "use_cache=True"
+            )
         hidden, state = self.backbone.encode(
-            embedded,
+            embedded if offsets is None else embedded.flatten(0, 1)[None],
             mask,
             past_states=None if cache is None else cache.state,
             use_cache=cache is not None,
-            cu_seqlens=cu_seq_lens_q,
+            cu_seqlens=offsets,
         )
         if cache is not None:
             cache.advance(state, embedded.shape[1])
+        hidden = hidden.view_as(embedded)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     def _embed(
@@ -176,30 +207,69 @@ class FlowformerModel(FlowformerPreTrainedModel):
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
         """The embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
-            mask = new_tokens(attention_mask, input_ids.shape[1], past=past)
+            mask = new_tokens(attention_mask, input_ids, past=past)
             tokens = input_ids if mask is None else input_ids.masked_fill(~mask, 0)
             return self.backbone.embedding(tokens), mask
         if inputs_embeds is not None and input_ids is None:
-            return inputs_embeds, new_tokens(attention_mask, inputs_embeds.shape[1], past=past)
+            return inputs_embeds, new_tokens(attention_mask, inputs_embeds, past=past)
         raise ValueError("expected one of input_ids and inputs_embeds, got both or neither")
 
 
+def packed_offsets(
+    embedded: Float[Tensor, "b t dim"],
+    position_ids: Int[Tensor, "rows t"] | None,
+    seq_idx: Int[Tensor, "b t"] | None,
+    mask: Bool[Tensor, "b t"] | None,
+    past: LanguageState | None,
+) -> Int[Tensor, " n"] | None:
+    """Where packed documents start, of all rows one after the other; None where nothing is packed.
+
+    Raises:
+        ValueError: the positions are other ones than the model counts.
+    """
+    documents = documents_of(position_ids) if seq_idx is None else seq_idx
+    if documents is None:
+        return None
+    rows, length = embedded.shape[:2]
+    whole = mask is None and past is None
+    if seq_idx is None:
+        if whole:
+            starts = F.pad(documents.diff(dim=1), (1, 0), value=1) != 0
+            right = (position_ids == 0) | ~starts
+        else:
+            token = torch.arange(length, device=embedded.device)[None]
+            token = token if mask is None else mask.cumsum(1) - 1
+            right = position_ids == (token if past is None else token + past.position[:, None])
+            right = right if mask is None else right | ~mask
+        check_values(
+            right.all(),
+            "position_ids must be the places that this model counts off attention_mask itself, "
+            "with 0 at the first token of each row, or of each document packed into a row: leave "
+            "them out, or give cu_seq_lens_q",
+        )
+        if not whole:
+            return None
+    return document_offsets(documents.expand(rows, length))
+
+
 def new_tokens(
-    attention_mask: Tensor | None, length: int, *, past: int
+    attention_mask: Tensor | None, tokens: Tensor, *, past: int
 ) -> Bool[Tensor, "b t"] | None:
     """Which of the new tokens are real.
 
     Args:
         attention_mask: of the new tokens, or of all tokens so far.
-        length: number of new tokens.
+        tokens: the new tokens, [b, t] or embedded.
         past: number of tokens before them.
     """
     if attention_mask is None:
         return None
-    if attention_mask.ndim != 2 or attention_mask.shape[1] not in (length, past + length):
+    rows, length = tokens.shape[:2]
+    shapes = [(rows, length), (rows, past + length)]
+    if attention_mask.shape not in shapes:
         expected = f"[b, {length}]" + (f" or [b, {past + length}]" if past else "")
         raise ValueError(
-            f"attention_mask must be {expected}, got {tuple(attention_mask.shape)}: masks of pairs "
-            "of tokens have no meaning here"
+            f"attention_mask must be {expected}, got {tuple(attention_mask.shape)} for {rows} "
+            "rows: masks of pairs of tokens have no meaning here"
         )
     return attention_mask[:, attention_mask.shape[1] - length :].to(torch.bool)

@@ -1,5 +1,6 @@
 """A trained run of ours as a model and a tokenizer of transformers."""
 
+import re
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -49,7 +50,10 @@ def convert_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         "pad_token": tokenizer.end_id or 0,
     }
     special = {name: fast.id_to_token(at) for name, at in names.items() if at is not None}
-    return PreTrainedTokenizerFast(tokenizer_object=fast, padding_side="left", **special)
+    # What a text spells like a special token is text here too.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, padding_side="left", split_special_tokens=True, **special
+    )
 
 
 def _subwords(tokenizer: Tokenizer) -> FastTokenizer:
@@ -64,7 +68,11 @@ def _level(tokenizer: Tokenizer) -> FastTokenizer:
 def _words(tokenizer: Tokenizer) -> FastTokenizer:
     fast = _level(tokenizer)
     assert isinstance(tokenizer, SymbolTokenizer)
-    fast.normalizer = normalizers.Replace("\n", f" {tokenizer.symbols[1]} ")
+    unknown, end = tokenizer.symbols[:2]
+    # Before line ends become that word: where it is written out, it is a word like others.
+    written_out = normalizers.Replace(Regex(rf"(?<!\S){re.escape(end)}(?!\S)"), unknown)
+    line_ends = normalizers.Replace("\n", f" {end} ")
+    fast.normalizer = normalizers.Sequence([written_out, line_ends])
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return fast
 

@@ -9,6 +9,7 @@ from flowformer.nn.attention import HeadAttention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops.baselines import CosformerState, cosformer_attention
+from flowformer.ops.features import check_eps
 
 
 class CosformerAttention(HeadAttention):
@@ -28,6 +29,7 @@ class CosformerAttention(HeadAttention):
         super().__init__()
         if max_length < 1 or eps <= 0:
             raise ValueError(f"max_length and eps must be positive, got {max_length=} and {eps=}")
+        check_eps(eps)
         self.max_length, self.eps = max_length, eps
 
     def forward(  # noqa: PLR0913 - the keywords that every attention here takes

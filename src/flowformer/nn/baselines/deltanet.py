@@ -11,6 +11,7 @@ from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops import LinearState
 from flowformer.ops.baselines import delta_rule_attention, short_convolution
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.state import carry_dtype, detach_state, reorder_state, to_state
 
@@ -83,6 +84,7 @@ class DeltaNetAttention(HeadAttention):
     ) -> None:
         """Create the convolutions and the strength β."""
         super().__init__()
+        check_eps(eps)
         if convolution < 1:
             raise ValueError(f"convolution must be positive, got {convolution}")
         shape = (3, num_heads, head_dim, convolution)

@@ -11,6 +11,7 @@ from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops import LinearState
 from flowformer.ops.baselines import gated_linear_attention
+from flowformer.ops.features import check_eps
 
 
 class GLAAttention(HeadAttention):
@@ -47,6 +48,7 @@ class GLAAttention(HeadAttention):
     ) -> None:
         """Create the gates."""
         super().__init__()
+        check_eps(eps)
         if gate_rank < 1 or gate_temperature <= 0:
             raise ValueError(
                 f"gate_rank and gate_temperature must be positive, got {gate_rank=} and "
@@ -75,7 +77,7 @@ class GLAAttention(HeadAttention):
         """Return the output and, if asked for, the state after these tokens."""
         heads = query.shape[2:]
         out, state = gated_linear_attention(
-            query * query.shape[-1] ** -0.5,
+            query * float(query.shape[-1]) ** -0.5,
             key,
             value,
             log_decay=F.logsigmoid(self.decay(hidden)).unflatten(-1, heads) / self.gate_temperature,

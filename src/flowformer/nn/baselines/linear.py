@@ -10,6 +10,7 @@ from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops import LinearState
 from flowformer.ops.baselines import elu_attention
+from flowformer.ops.features import check_eps
 
 
 class LinearAttention(HeadAttention):
@@ -26,6 +27,7 @@ class LinearAttention(HeadAttention):
     def __init__(self, *, eps: float = 1e-6) -> None:
         """Hold the option."""
         super().__init__()
+        check_eps(eps, zero=True)
         self.eps = eps
 
     def forward(  # noqa: PLR0913 - the keywords that every attention here takes

@@ -11,6 +11,7 @@ from flowformer.nn.baselines.random_features import RandomDirections
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops.baselines import PerformerState, performer_attention
+from flowformer.ops.features import check_eps
 
 
 class PerformerAttention(HeadAttention):
@@ -40,8 +41,7 @@ class PerformerAttention(HeadAttention):
     ) -> None:
         """Draw the directions."""
         super().__init__()
-        if eps < 0:
-            raise ValueError(f"eps must not be negative, got {eps}")
+        check_eps(eps, zero=True)
         if num_features is None:
             num_features = max(1, int(head_dim * math.log(head_dim)))
         self.features = RandomDirections(num_features, head_dim, redraw_every=redraw_every)

@@ -12,6 +12,7 @@ from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer
 from flowformer.ops import LinearState
 from flowformer.ops.baselines import gated_rfa_attention, rfa_attention
+from flowformer.ops.features import check_eps
 
 
 class RFAAttention(HeadAttention):
@@ -43,7 +44,7 @@ class RFAAttention(HeadAttention):
     ) -> None:
         """Draw the directions; σ starts at 1."""
         super().__init__()
-        _check_eps(eps)
+        check_eps(eps)  # a denominator may be negative
         self.features = RandomDirections(
             num_heads, num_features, head_dim, redraw_every=redraw_every
         )
@@ -116,7 +117,7 @@ class GatedRFAAttention(HeadAttention):
     ) -> None:
         """Draw the directions; σ starts at 1."""
         super().__init__()
-        _check_eps(eps)
+        check_eps(eps)  # a denominator may be negative
         self.features = RandomDirections(
             num_heads, num_features, head_dim, redraw_every=redraw_every
         )
@@ -149,11 +150,6 @@ class GatedRFAAttention(HeadAttention):
             initial_state=state,
         )
         return out, state if return_state else None
-
-
-def _check_eps(eps: float) -> None:
-    if eps <= 0:
-        raise ValueError(f"eps must be positive, got {eps}: a denominator may be negative")
 
 
 class RFAMixer(ProjectedMixer):

@@ -20,6 +20,7 @@ from flowformer.ops.baselines.synthesizer import (
     real_numbers,
     synthesizer_attention,
 )
+from flowformer.ops.nonfinite import contained
 
 Part = Literal["dense", "factorized-dense", "random", "fixed-random", "factorized-random"]
 
@@ -250,6 +251,7 @@ class SynthesizerAttention(HeadAttention):
             rank=rank,
         )
 
+    @contained("hidden", "value")
     def forward(
         self,
         hidden: Float[Tensor, "b t dim"],
@@ -300,6 +302,7 @@ class SynthesizerMixtureAttention(HeadAttention):
             rank=rank,
         )
 
+    @contained("hidden", "query", "key", "value")
     def forward(
         self,
         hidden: Float[Tensor, "b t dim"],

@@ -16,8 +16,10 @@ from flowformer.ops.baselines.blockwise import (
     windows,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
 
 
+@takes_layouts("query", "key", "value")
 def bigbird_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -26,6 +28,7 @@ def bigbird_attention(
     block: int,
     random_blocks: Int[Tensor, "b h n r"],
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j over the keys of the blocks that block I sees.
 
@@ -44,6 +47,7 @@ def bigbird_attention(
         random_blocks: r blocks for each of n = ⌈t / block⌉, as `draw_random_blocks` gives them:
             no two the same, none seen anyway; -1 for none.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.
@@ -105,7 +109,7 @@ def draw_random_blocks(
     left = ((last[:, None] - 1).clamp(min=0) - width)[:, None, :]  # [b, 1, n]
     head = torch.arange(heads, device=seed.device)[:, None]
     if not count:
-        return place.new_empty(len(last), heads, len(place), 0)
+        return place.new_empty(last.shape[0], heads, place.shape[0], 0)
     drawn: list[Tensor] = []
     for turn in range(count):
         uniform = _hash(_hash(_hash(seed) + head) + place * count + turn)

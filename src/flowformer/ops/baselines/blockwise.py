@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.inputs import check_causal, check_tensors, resolve_masks
+from flowformer.ops.inputs import at_most, check_causal, check_tensors, resolve_masks
 
 # The log of the total over no key. Finite: the difference of two infinities would be NaN.
 EMPTY = -1e30
@@ -76,7 +76,8 @@ def gather_sequences(
     if mask is not None and order is not None:
         real = mask.take_along_dim(order, dim=1)
     q, k, v = (heads_first(part, real, order).to(exact) for part in (query, key, value))
-    return Sequences(q * q.shape[-1] ** -0.5, k, v, real, order, query.dtype)
+    # A float: while a graph is traced the width is a tensor, and its power one of float32.
+    return Sequences(q * float(q.shape[-1]) ** -0.5, k, v, real, order, query.dtype)
 
 
 def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "b t h m"]:
@@ -174,7 +175,7 @@ def attend_nearby(
 ) -> Part:
     """The real keys with |i - j| ≤ window, and j ≤ i when causal."""
     length = tokens.query.shape[2]
-    size = before = min(window, length)
+    size = before = at_most(window, length)
     after = 0 if causal else before
     keys, values, visible = (
         windows(x, size, before=before, after=after)

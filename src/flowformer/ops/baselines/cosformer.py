@@ -8,7 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.baselines.linear import kernel_attention, real_tokens
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 
@@ -39,6 +42,8 @@ class CosformerState(NamedTuple):
 torch.serialization.add_safe_globals([CosformerState])
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -52,6 +57,7 @@ def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention he
     key_mask: Bool[Tensor, "b s"] | None = None,
     initial_state: CosformerState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], CosformerState]:
     """out_i = Σ_j w_ij v_j / max(Σ_j w_ij, ε), w_ij = relu(q_i)·relu(k_j) cos(π/2 · (i - j) / M).
 
@@ -73,6 +79,7 @@ def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention he
         key_mask: real tokens of the keys; a query with no real key gives zero.
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: more than M tokens, causal with l ≠ s, a state without causal, or one of other
@@ -81,6 +88,7 @@ def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention he
     """
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )

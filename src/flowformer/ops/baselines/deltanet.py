@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 
 from flowformer.ops.baselines.gla import Recurrence, from_chunks, in_chunks
@@ -22,11 +23,15 @@ from flowformer.ops.inputs import (
     resolve_masks,
     starting_state,
 )
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
 
+@takes_layouts("query", "key", "value", "beta")
+@contained("query", "key", "value", "beta", always=True)
 def delta_rule_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -35,6 +40,7 @@ def delta_rule_attention(
     beta: Float[Tensor, "b t h"],
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = q_t S_t with S_t = S_{t-1} + β_t k_tᵀ (v_t - k_t S_{t-1}).
 
@@ -49,6 +55,7 @@ def delta_rule_attention(
         beta: β, the strength of the correction.
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Returns:
         The output, and the state after these tokens.
@@ -115,6 +122,11 @@ def chunked_delta_rule(
     corrections: (I + tril(β K Kᵀ, -1)) U = β V - β K S. Both right-hand sides are solved for all
     chunks at once; then chunk after chunk, out = Q S + tril(Q Kᵀ) U and S + Kᵀ U.
     """
+    if is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would fix the length of DeltaNet, whose chunks depend on one another: "
+            "use torch.export, or another mixer"
+        )
     length, dtype = query.shape[1], compute_dtype(query.dtype)
     q, k, v, strength = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, beta))
     system = (strength * (k @ k.mT)).tril(-1)
@@ -131,11 +143,15 @@ def chunked_delta_rule(
     return from_chunks(torch.stack(outputs, 2), length), state
 
 
+@takes_layouts("x")
+@contained("x", always=True)
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],
     recent: Float[Tensor, "b w_minus_1 h d"],
     mask: Bool[Tensor, "b t"] | None,
+    *,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h d"], Float[Tensor, "b w_minus_1 h d"]]:
     """y_t = silu(Σ_i weight_i x_{t - w + 1 + i}), over the last w real tokens, channel by channel.
 
@@ -146,6 +162,7 @@ def short_convolution(
         weight: the weights of each channel, the oldest token's first.
         recent: the w - 1 real tokens before these, zero where there are none.
         mask: real tokens (True).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Returns:
         y (of no meaning at padded places), and the last w - 1 real tokens in the dtype of `recent`.

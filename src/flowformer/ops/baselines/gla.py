@@ -19,9 +19,13 @@ from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
     exact_arithmetic,
+    is_for_any_length,
+    is_recorded,
     resolve_masks,
     starting_state,
 )
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
@@ -30,6 +34,8 @@ CHUNK, CHUNK_OF_FEATURES = 64, 16
 SEGMENT = 2048  # tokens whose pairs are held at once
 
 
+@takes_layouts("query", "key", "value", "log_decay")
+@contained("query", "key", "value", "log_decay", always=True)
 def gated_linear_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -38,6 +44,7 @@ def gated_linear_attention(
     log_decay: Float[Tensor, "b t h e"],
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = q_t S_t with S_t = diag(α_t) S_{t-1} + k_tᵀ v_t, α = exp(log_decay) (equation 3).
 
@@ -50,6 +57,7 @@ def gated_linear_attention(
         log_decay: log α ≤ 0, one for each feature (e = d) or one for all (e = 1).
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Returns:
         The output, and the state after these tokens.
@@ -117,7 +125,7 @@ def chunked_gla(
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Segment after segment, so that the pairs of few tokens at a time are held."""
     length = query.shape[1]
-    if torch.compiler.is_compiling() or length <= SEGMENT:
+    if is_recorded() or length <= SEGMENT:
         return _segment(query, key, value, log_decay, state)
     outputs = []
     pieces = (x.split(SEGMENT, 1) for x in (query, key, value, log_decay))
@@ -150,12 +158,28 @@ def _segment(
     total = decay.cumsum(-2)
     update = ((k * between[..., -1, :, :]).mT @ v).to(state.dtype)
     kept = total[..., -1:, :].mT.to(state.dtype).exp()
-    before = []
-    for added, factor in zip(update.unbind(2), kept.unbind(2), strict=True):
-        before.append(state)
-        state = state * factor + added
-    out = scores @ v + (q * total.exp()) @ torch.stack(before, 2).to(dtype)
+    if is_for_any_length():
+        before, state = _all_states(update, total[..., -1, :].to(state.dtype), state)
+    else:
+        states = [state]
+        for added, factor in zip(update.unbind(2), kept.unbind(2), strict=True):
+            states.append(states[-1] * factor + added)
+        before, state = torch.stack(states[:-1], 2), states[-1]
+    out = scores @ v + (q * total.exp()) @ before.to(dtype)
     return from_chunks(out, query.shape[1]), state
+
+
+def _all_states(
+    update: Float[Tensor, "b h n d m"], decay: Float[Tensor, "b h n e"], state: Tensor
+) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
+    """Return the state before each chunk and after the last, without a loop over the chunks.
+
+    Every pair of chunks is formed: for a graph that a loop would fix to one length.
+    """
+    decay = decay.expand(*decay.shape[:-1], update.shape[-2])
+    after = torch.einsum("bhtsd,bhsdm->bhtdm", _decays_between(decay), update)
+    after = after + decay.cumsum(-2).exp()[..., None] * state[:, :, None]
+    return torch.cat((state[:, :, None], after[:, :, :-1]), 2), after[:, :, -1]
 
 
 def _decays_between(decay: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b c c e"]:

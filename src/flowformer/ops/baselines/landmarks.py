@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowformer.ops.inputs import at_most
+
 
 def segment_means(
     tokens: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, num_landmarks: int
@@ -17,10 +19,10 @@ def segment_means(
     Args:
         tokens: the tokens; padded ones must be zero.
         mask: real tokens (True).
-        num_landmarks: m; no more than t segments are made.
+        num_landmarks: m; no more than t segments are made (in a graph for any length, m).
     """
     b, t, h, d = tokens.shape
-    m = min(num_landmarks, t)
+    m = at_most(num_landmarks, t)
     if mask is None:
         mask = tokens.new_ones(b, t, dtype=torch.bool)
     number = mask.cumsum(dim=1) - 1

@@ -6,10 +6,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops import LinearState, linear_attention
-from flowformer.ops.features import compute_dtype, masked
+from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def elu_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -22,6 +26,7 @@ def elu_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     key_mask: Bool[Tensor, "b s"] | None = None,
     initial_state: LinearState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """out_i = q_i Σ_j k_jᵀ v_j / (q_i · Σ_j k_j + ε), q = elu(Q) + 1, k = elu(K) + 1 (equation 5).
 
@@ -36,7 +41,9 @@ def elu_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         key_mask: real tokens of the keys; a query with no real key gives zero.
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
+    check_eps(eps, zero=True)
     query, key = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
@@ -119,6 +126,7 @@ def kernel_attention(  # noqa: PLR0913 - the keywords that every attention here 
         key_mask=key_mask,
         initial_state=initial_state,
         return_state=return_state,
+        layout="bthd",
     )
     product, state = result if isinstance(result, tuple) else (result, None)
     return divided(product, value.dtype, added=added, least=least), state

@@ -7,9 +7,11 @@ from torch.nn import functional as F
 
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 
 
-def linformer_attention(
+@takes_layouts("query", "key", "value")
+def linformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
@@ -19,6 +21,7 @@ def linformer_attention(
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"]:
     """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), E and F cut to s rows.
 
@@ -34,6 +37,7 @@ def linformer_attention(
         mask: real tokens (True) of queries and keys, in self-attention.
         query_mask: real tokens of the queries; the output at the others is zero.
         key_mask: real tokens of the keys; with no real key the output is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: more keys than rows of the mixing matrices.
@@ -50,7 +54,7 @@ def linformer_attention(
         masked(query, query_mask).transpose(1, 2),
         _mixed(key, key_mixing, key_mask),
         _mixed(value, value_mixing, key_mask),
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
     ).transpose(1, 2)
     return masked(out, query_mask)
 

@@ -17,7 +17,9 @@ from flowformer.ops.baselines.blockwise import (
     joined_windows,
     restore,
 )
-from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.inputs import at_most, exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class LocalState(NamedTuple):
@@ -50,6 +52,8 @@ class LocalState(NamedTuple):
         return LocalState(*(change(part) for part in self))
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def local_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -61,6 +65,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LocalState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"] | tuple[Float[Tensor, "b t h m"], LocalState]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j over the real tokens j near i, in O(t · window).
 
@@ -80,6 +85,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
         mask: real tokens (True); the output at the others is zero.
         initial_state: the last tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit, or a state without causal.
@@ -90,7 +96,7 @@ def local_attention(  # noqa: PLR0913 - the keywords that every attention here t
     tokens = gather_sequences(query, key, value, mask)
     if initial_state is None:
         # Without a state a window that passes the first token need not be filled up.
-        past = _empty_state(key, value, window if return_state else min(window, query.shape[1]))
+        past = _empty_state(key, value, window if return_state else at_most(window, query.shape[1]))
     else:
         past = _checked_state(initial_state, key, value, window)
     with exact_arithmetic(query):
@@ -105,8 +111,8 @@ def _windowed(
     tokens: Sequences, past: LocalState, *, window: int, blocked: bool, causal: bool
 ) -> Float[Tensor, "b h t m"]:
     length, before = tokens.query.shape[2], past.key.shape[1]
-    after = 0 if causal else min(window, length)
-    size = min(max(window, 16), length)  # of the blocks of queries: any size gives the same
+    after = 0 if causal else at_most(window, length)
+    size = at_most(max(window, 16), length)  # of the blocks of queries: any size gives the same
     heads = tokens.query.shape[1]
     key, value = (
         F.pad(torch.cat((_expanded(old, heads).to(new.dtype), new), dim=2), (0, 0, 0, after))

@@ -14,8 +14,12 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
+@takes_layouts("query", "key", "value", "global_query", "global_key", "global_value")
+@contained("query", "key", "value", "global_query", "global_key", "global_value")
 def longformer_attention(  # noqa: PLR0913 - three more tensors than other attentions
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -28,6 +32,7 @@ def longformer_attention(  # noqa: PLR0913 - three more tensors than other atten
     global_tokens: int,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """Softmax attention, O(t · (window + global_tokens)); with G the first `global_tokens` tokens:
 
@@ -50,6 +55,7 @@ def longformer_attention(  # noqa: PLR0913 - three more tensors than other atten
         global_tokens: how many tokens see all and are seen by all.
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 from flowformer.ops.baselines.landmarks import masked_softmax, segment_means
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 
 
+@takes_layouts("query", "key", "value")
 def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -21,6 +23,7 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"]:
     """out = softmax(Q K̃ᵀ/√d) · softmax(Q̃ K̃ᵀ/√d)⁺ · softmax(Q̃ Kᵀ/√d) V, + conv(V).
 
@@ -39,6 +42,7 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
         mask: real tokens (True) of queries and keys, in self-attention.
         query_mask: real tokens of the queries; the output at the others is zero.
         key_mask: real tokens of the keys; with no real key the output is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: a residual kernel with l ≠ s, or arguments that contradict each other.
@@ -56,7 +60,7 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
     # In half precision the iteration would stand still before it has converged.
     exact = compute_dtype(dtype)
     with exact_arithmetic(query):
-        q = masked(query, query_mask).to(exact) * query.shape[-1] ** -0.5
+        q = masked(query, query_mask).to(exact) * float(query.shape[-1]) ** -0.5
         k, v = (masked(part, key_mask).to(exact) for part in (key, value))
         q_mean, q_used = segment_means(q, query_mask, num_landmarks)
         k_mean, k_used = segment_means(k, key_mask, num_landmarks)

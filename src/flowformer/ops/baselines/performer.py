@@ -8,7 +8,10 @@ from torch import Tensor
 
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import (
     LinearState,
     carry_dtype,
@@ -51,6 +54,8 @@ class PerformerState(NamedTuple):
 torch.serialization.add_safe_globals([PerformerState])
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def performer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -64,6 +69,7 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
     key_mask: Bool[Tensor, "b s"] | None = None,
     initial_state: PerformerState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], PerformerState]:
     """out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) · Σ_j φ(k_j) (FAVOR+, equations 5 and 7).
 
@@ -85,6 +91,7 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
         key_mask: real tokens of the keys; a query with no real key gives zero.
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
@@ -92,6 +99,7 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
     """
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps, zero=True)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
@@ -124,7 +132,7 @@ def _exponent(
     x: Float[Tensor, "b t h d"], directions: Float[Tensor, "f d"]
 ) -> Float[Tensor, "b t h f"]:
     """ω_f · x' - |x'|² / 2."""
-    x = x * x.shape[-1] ** -0.25
+    x = x * float(x.shape[-1]) ** -0.25
     return x @ directions.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
 
 

@@ -15,12 +15,16 @@ from flowformer.ops.baselines.blockwise import (
     restore,
     windows,
 )
-from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.inputs import at_most, exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 # What attending to oneself costs (appendix A): nothing else is chosen where there is another key.
 SELF_PENALTY = 1e5
 
 
+@takes_layouts("query", "value")
+@contained("query", "value")
 def reformer_attention(
     query: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t g m"],
@@ -29,6 +33,7 @@ def reformer_attention(
     chunk: int,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """Softmax attention with shared queries and keys, k_j = q_j / ‖q_j‖, over an estimated P_i:
 
@@ -51,6 +56,7 @@ def reformer_attention(
         chunk: m in the paper.
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.
@@ -61,9 +67,10 @@ def reformer_attention(
     tokens = gather_sequences(query, query, value, mask)
     with exact_arithmetic(query):
         bucket = _buckets(tokens, rotations.to(tokens.query.dtype))
-        position = torch.arange(bucket.shape[-1], device=bucket.device)
+        length = bucket.shape[-1]
+        position = torch.arange(length, device=bucket.device)
         # [b, h, r, t]: the token at each place of the sorted order, and the place of each token.
-        order = (bucket * len(position) + position).argsort(dim=-1)
+        order = (bucket * length + position).argsort(dim=-1)
         place = order.argsort(dim=-1)
         part = _attend_sorted(tokens, bucket, order, place, chunk=chunk, causal=causal)
         out = part.out.flatten(3, 4).take_along_dim(place.unsqueeze(-1), dim=3)
@@ -90,7 +97,7 @@ def _attend_sorted(
     causal: bool,
 ) -> Part:
     """The attention of each round, [b, h, r, chunks, chunk], in its sorted order."""
-    chunk = min(chunk, bucket.shape[-1])
+    chunk = at_most(chunk, bucket.shape[-1])
     query, key, value = (
         x.unsqueeze(2).take_along_dim(order.unsqueeze(-1), dim=3)
         for x in (tokens.query, F.normalize(tokens.key, dim=-1), tokens.value)

@@ -7,10 +7,15 @@ from torch.nn import functional as F
 
 from flowformer.ops.baselines.gla import gated_linear_attention
 from flowformer.ops.baselines.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -25,6 +30,7 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     key_mask: Bool[Tensor, "b s"] | None = None,
     initial_state: LinearState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / max(φ(q_i) · Σ_j φ(k_j), ε) (equation 5).
 
@@ -48,7 +54,9 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         key_mask: real tokens of the keys; a query with no real key gives zero.
         initial_state: the state after the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
+    check_eps(eps)
     q, k = real_tokens(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
@@ -69,6 +77,8 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     return out if state is None else (out, state)
 
 
+@takes_layouts("query", "key", "value", "gate")
+@contained("query", "key", "value", "gate", always=True)
 def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-only
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -80,6 +90,7 @@ def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-onl
     eps: float,
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = φ(q_t) S_t / max(φ(q_t) · z_t, ε), a mean that forgets (equation 7).
 
@@ -96,10 +107,12 @@ def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-onl
         eps: least denominator.
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Returns:
         The output, and the state after these tokens.
     """
+    check_eps(eps)
     q, k = real_tokens(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
     groups = query.shape[2] // key.shape[2]
     with exact_arithmetic(query):
@@ -121,4 +134,4 @@ def _features(
 ) -> Float[Tensor, "b t h two_f"]:
     x = F.normalize(x, dim=-1, eps=1e-6) * scale.to(x.dtype)
     angle = torch.einsum("bthd,hfd->bthf", x, directions.to(x.dtype))
-    return torch.cat((angle.sin(), angle.cos()), -1) * directions.shape[1] ** -0.5
+    return torch.cat((angle.sin(), angle.cos()), -1) * float(directions.shape[1]) ** -0.5

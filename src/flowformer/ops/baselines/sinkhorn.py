@@ -15,8 +15,12 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def sinkhorn_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
@@ -28,6 +32,7 @@ def sinkhorn_attention(  # noqa: PLR0913 - the keywords that every attention her
     noise: Float[Tensor, "b h n n"] | None = None,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """Softmax attention of each block I to its own keys and to those sorted to it, Σ_J R_IJ K_J.
 
@@ -55,6 +60,7 @@ def sinkhorn_attention(  # noqa: PLR0913 - the keywords that every attention her
         noise: Gumbel noise for training, n = ⌈t / block⌉.
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.

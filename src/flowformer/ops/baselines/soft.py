@@ -7,8 +7,10 @@ from torch import Tensor
 from flowformer.ops.baselines.landmarks import segment_means
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 
 
+@takes_layouts("query", "value")
 def soft_attention(
     query: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t g m"],
@@ -17,6 +19,7 @@ def soft_attention(
     iterations: int,
     ridge: float,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """out = P Z Pᵀ V, P = κ(Q, Q̃), Z ≈ (κ(Q̃, Q̃) + λ I)⁻¹, κ(x, y) = exp(−‖x − y‖² / (2 √d)).
 
@@ -33,6 +36,7 @@ def soft_attention(
         iterations: of Newton's method; the paper has 20.
         ridge: λ; the published code adds 0.01.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
     dtype = query.dtype
     mask, _ = resolve_masks(query, value, causal=False, mask=mask, query_mask=None, key_mask=None)
@@ -42,7 +46,7 @@ def soft_attention(
     exact = compute_dtype(dtype)
     with exact_arithmetic(query):
         # ‖x/d^¼ − y/d^¼‖² = ‖x − y‖² / √d
-        q = masked(query, mask).to(exact) * query.shape[-1] ** -0.25
+        q = masked(query, mask).to(exact) * float(query.shape[-1]) ** -0.25
         v = masked(value, mask).to(exact).transpose(1, 2)
         landmark, used = segment_means(q, mask, num_landmarks)
         used = used[:, None, :]

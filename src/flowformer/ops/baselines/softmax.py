@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 
 class KVState(NamedTuple):
@@ -46,6 +48,8 @@ class KVState(NamedTuple):
 torch.serialization.add_safe_globals([KVState])
 
 
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
 def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -58,6 +62,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
     dropout: float = 0.0,
     initial_state: KVState | None = None,
     return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], KVState]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j, the sum over real keys (and j ≤ i when causal).
 
@@ -72,6 +77,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         dropout: probability with which a weight is dropped.
         initial_state: the keys and values of the tokens before these (causal only).
         return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
@@ -98,7 +104,7 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         attn_mask=allowed,
         is_causal=causal and allowed is None,
         dropout_p=dropout,
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
     ).transpose(1, 2)
     if key_mask is not None and not causal:
         out = out.masked_fill(~key_mask.any(dim=1)[:, None, None, None], 0)

@@ -18,11 +18,15 @@ from flowformer.ops.baselines.blockwise import (
     restore,
 )
 from flowformer.ops.inputs import exact_arithmetic
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
 
 Pattern = Literal["strided", "fixed"]
 
 
-def sparse_attention(
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
+def sparse_attention(  # noqa: PLR0913 - the keywords that every attention here takes
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
     value: Float[Tensor, "b t g m"],
@@ -32,6 +36,7 @@ def sparse_attention(
     summary: int,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j over j ∈ A⁽¹⁾_i ∪ A⁽²⁾_i (section 4.3), ℓ = stride.
 
@@ -53,6 +58,7 @@ def sparse_attention(
             is 8 to 32; the strided pattern has none.
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
 
     Raises:
         ValueError: shapes do not fit.

@@ -7,14 +7,19 @@ from torch import Tensor
 from flowformer.ops.baselines.landmarks import masked_softmax
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained, may_be_spoiled, may_look
 
 
+@takes_layouts("value")
+@contained("value")
 def synthesizer_attention(
     scores: Float[Tensor, "#b h t t"],
     value: Float[Tensor, "b t g m"],
     *,
     causal: bool = False,
     mask: Bool[Tensor, "b t"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b t h m"]:
     """out_i = Σ_j softmax_j(B_ij) v_j, the sum over real tokens (and j ≤ i when causal).
 
@@ -26,6 +31,7 @@ def synthesizer_attention(
         value: the values; g divides h, and each value head serves h / g heads of scores.
         causal: let token i draw from the tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
     resolve_masks(value, value, causal=causal, mask=mask, query_mask=None, key_mask=None)
     exact = compute_dtype(value.dtype)
@@ -35,9 +41,15 @@ def synthesizer_attention(
         allowed = allowed.tril()
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
+    lost = None
+    if causal and may_look(scores) and may_be_spoiled(scores):
+        scores = scores.masked_fill(~allowed, 0)
+        lost = ~scores.detach().isfinite().all(-1, keepdim=True)  # rows, of the tokens that draw
+        scores = torch.where(lost, 0, scores)
     with exact_arithmetic(value):
         v = masked(value, mask).to(exact).repeat_interleave(groups, dim=2).transpose(1, 2)
-        out = (masked_softmax(scores.to(exact), allowed) @ v).transpose(1, 2)
+        out = masked_softmax(scores.to(exact), allowed) @ v
+        out = (out if lost is None else torch.where(lost, torch.nan, out)).transpose(1, 2)
     return masked(out, mask).to(value.dtype)
 
 
@@ -116,7 +128,7 @@ def dot_product_scores(
     with exact_arithmetic(query):
         query, key = masked(query, mask).to(exact), masked(key, mask).to(exact)
         key = key.repeat_interleave(query.shape[2] // key.shape[2], dim=2)
-        return torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
+        return torch.einsum("bihd,bjhd->bhij", query, key) * float(query.shape[-1]) ** -0.5
 
 
 def _columns(

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
 
 
+@takes_layouts("query", "key", "value")
 def yoso_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -19,6 +21,7 @@ def yoso_attention(
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> Float[Tensor, "b l h m"]:
     """out_i = y_i / ‖y_i‖, y_i = Σ_j w_ij v_j, w_ij = (1 − arccos(q̂_i · k̂_j) / π)^τ, q̂ = q / ‖q‖.
 
@@ -37,6 +40,7 @@ def yoso_attention(
         mask: real tokens (True) of queries and keys, in self-attention.
         query_mask: real tokens of the queries; the output at the others is zero.
         key_mask: real tokens of the keys; with no real key the output is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
     dtype = query.dtype
     query_mask, key_mask = resolve_masks(

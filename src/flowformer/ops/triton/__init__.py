@@ -26,6 +26,7 @@ from flowformer.ops.triton.sequences import LARGEST_PACKED_EXPONENT
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 
@@ -47,10 +48,8 @@ def why_unavailable() -> str | None:
     return None
 
 
-def why_not_for(*tensors: Tensor | None) -> str | None:
-    """Return None where the kernels take these tensors, and otherwise the reason why not."""
-    query = tensors[0]
-    assert query is not None
+def why_not_for(query: Tensor) -> str | None:
+    """Return None where the kernels take such tensors, and otherwise the reason why not."""
     if query.dtype == torch.float64:
         return "float64 inputs: it computes in float32"
     if not (query.is_cuda or INTERPRETED):
