@@ -1,11 +1,12 @@
 """Sets of episodes: what is refused, what they say, and that what was written is read again."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flowformer.data.trajectories import Space, Trajectories
+from flowformer.data.trajectories import EnvironmentOptions, Space, Trajectories
 
 BOX = Space(shape=(2,), low=-1.0, high=1.0)
 
@@ -45,6 +46,29 @@ def require_same(one: Trajectories, other: Trajectories) -> None:
         left, right = getattr(one, name), getattr(other, name)
         assert left.dtype == right.dtype, name
         np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"max_episode_steps": "many"},
+        {"kwargs": [1]},
+        {"wrappers": {"entry_point": "a:B"}},
+        {"wrappers": [{"kwargs": {}}]},
+    ],
+)
+def test_damaged_options_of_an_environment_are_refused(record):
+    with pytest.raises(ValueError, match="expected what an environment is made with"):
+        EnvironmentOptions.of(record)
+
+
+def test_a_set_of_old_without_options_of_its_environment_is_read(tmp_path):
+    some().save(tmp_path)
+    path = tmp_path / "description.json"
+    known = json.loads(path.read_text())
+    del known["env_options"]
+    path.write_text(json.dumps(known))
+    require_same(some(), Trajectories.load(tmp_path))
 
 
 def test_lengths_and_returns_are_of_each_episode():

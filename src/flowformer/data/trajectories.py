@@ -136,18 +136,25 @@ class EnvironmentOptions:
         """Reads what `record` gave, after a way through JSON; what is missing is as by default.
 
         Raises:
-            TypeError: a value is of another type.
+            ValueError: a value is of another kind.
         """
         limit, kwargs = record.get("max_episode_steps"), record.get("kwargs", {})
-        if not (limit is None or isinstance(limit, int)) or not isinstance(kwargs, Mapping):
-            raise TypeError(
-                f"expected a number of steps and a mapping, got {limit!r} and {kwargs!r}"
-            )
-        wrappers = tuple(
-            WrapperOptions(entry_point=str(each["entry_point"]), kwargs=each["kwargs"])
-            for each in record.get("wrappers", ())
+        wrappers = record.get("wrappers", [])
+        if not (
+            (limit is None or isinstance(limit, int))
+            and isinstance(kwargs, Mapping)
+            and isinstance(wrappers, list)
+            and all(isinstance(each, Mapping) and "entry_point" in each for each in wrappers)
+        ):
+            raise ValueError(f"expected what an environment is made with, got {record}")
+        return cls(
+            kwargs=kwargs,
+            max_episode_steps=limit,
+            wrappers=tuple(
+                WrapperOptions(entry_point=str(each["entry_point"]), kwargs=each.get("kwargs"))
+                for each in wrappers
+            ),
         )
-        return cls(kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers)
 
     def record(self) -> dict[str, Any]:
         """Its values, as JSON can hold them; empty where all is as its name says."""

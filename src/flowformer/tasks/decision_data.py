@@ -105,7 +105,7 @@ def _require_apart(
 ) -> None:
     """Warns where a mean of so many episodes varies by as much as the references differ."""
     apart = references[1] - references[0]
-    noise = float(returns.std()) / math.sqrt(episodes)
+    noise = 2 * float(returns.std()) / math.sqrt(episodes)  # two standard errors
     if apart < noise:
         warnings.warn(
             f"the references {references[0]:,.1f} and {references[1]:,.1f} differ by {apart:,.1f}, "
