@@ -207,11 +207,26 @@ def test_a_comparison_joins_no_runs_that_have_read_different_data(compared):
     MethodResult(test_accuracy=0.5, seconds=1.0).write(second)
     assert len(read_comparison(plan).outcomes) == 2
     change()
-    require_data(plan)  # nothing is read: they have finished
     keep_digests(second, digest_series(config))
     with pytest.raises(ValueError, match="have read different data") as raised:
         read_comparison(plan)
     assert named in str(raised.value)
+
+
+def test_a_table_of_finished_runs_needs_no_data_but_is_of_none_that_have_changed(compared):
+    plan, (config, change, _) = compared
+    second = plan.runs[1].folder
+    keep_digests(second, digest_series(config))
+    MethodResult(test_accuracy=0.5, seconds=1.0).write(second)
+    require_data(plan)
+    change()
+    with pytest.raises(ValueError, match="has read other data than there are now"):
+        require_data(plan)
+    config.data.test_file.unlink()
+    require_data(plan)
+    second.result.unlink()
+    with pytest.raises(FileNotFoundError):
+        require_data(plan)
 
 
 def test_a_classical_method_keeps_what_it_has_read(series, tmp_path, monkeypatch):
