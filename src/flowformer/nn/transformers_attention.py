@@ -4,6 +4,7 @@ Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tens
 that computes its attention itself fails instead of losing its causal order.
 """
 
+from inspect import isfunction
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -100,14 +101,16 @@ def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor |
     documents, parts = None, [mask_function]
     while parts:
         part = parts.pop()
-        held = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
-        maker = getattr(part, "__qualname__", "").split(".")[0]
-        if maker == "and_masks":
-            parts += held[0]
-        elif maker == "packed_sequence_mask_function":
-            (documents,) = held
-        elif maker == "remap_positions_for_packed_sequence":  # places inside their documents
-            parts += [each for each in held if callable(each)]
+        if not isfunction(part):
+            return None
+        cells = [cell.cell_contents for cell in part.__closure__ or ()]
+        held = dict(zip(part.__code__.co_freevars, cells, strict=True))
+        if part.__code__.co_name == "and_mask":
+            parts.extend(held["mask_functions"])
+        elif "packed_sequence_mask" in held:
+            documents = held["packed_sequence_mask"]
+        elif held.keys() == {"mask_function", "position_ids"}:  # places inside their documents
+            parts.append(held["mask_function"])
         elif part is not causal_mask_function:
             return None
     return documents

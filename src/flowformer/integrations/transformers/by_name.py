@@ -118,9 +118,10 @@ def _checking_set(method: Callable[..., None]) -> Callable[..., None]:
         before = [(part, part.config._attn_implementation) for part in _parts(self)]
         method(self, attn_implementation, *args, **others)
         try:
-            for part in _parts(self) if attn_implementation in [*ATTENTIONS] else ():
-                if part.config._attn_implementation != attn_implementation:
-                    raise _refusal(part, attn_implementation, "all of its attention")
+            name = attn_implementation if isinstance(attn_implementation, str) else ""
+            for part in _parts(self) if name in ATTENTIONS else ():
+                if part.config._attn_implementation != name:
+                    raise _refusal(part, name, "all of its attention")
             _adopt(self)
         except ValueError:
             for part, implementation in before:
@@ -140,19 +141,19 @@ def _adopt(model: PreTrainedModel) -> None:
     Raises:
         ValueError: one of them computes its attention itself, or has none.
     """
-    parts = _parts(model)
-    chosen = [part for part in parts if part.config._attn_implementation in ATTENTIONS]
-    for part in chosen:
-        _refuse(part, part.config._attn_implementation)
-    for part in parts:
-        if part in chosen:
-            name = part.config._attn_implementation
+    chosen = [(part, part.config._attn_implementation or "") for part in _parts(model)]
+    for part, name in chosen:
+        if name in ATTENTIONS:
+            _refuse(part, name)
+    for part, name in chosen:
+        if name in ATTENTIONS:
             _write(part.config, name)
             claim(part)
             _mark(part)
-        elif _record(part) is not None:
+            continue
+        if _record(part) is not None:
             _forget(part.config)
-        if part not in chosen and _record(part) is None and KEY in part._buffers:
+        if KEY in part._buffers:
             delattr(part, KEY)
 
 

@@ -56,7 +56,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # a DynamicCache holds keys and values
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any, **named: Any
     ) -> None:
         """Give generate a cache of ours to fill.
@@ -76,7 +76,8 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
                 f"{type(self).__name__} cannot be the assistant model of another one, which takes "
                 "guessed tokens back: its state is a sum over all of them"
             )
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *others, **named)
+        prepare: Any = super()._prepare_cache_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        prepare(generation_config, model_kwargs, *others, **named)
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = FlowformerCache()
 
