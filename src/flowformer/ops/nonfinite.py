@@ -98,7 +98,7 @@ def stained(x: Tensor, flag: Tensor, mask: Tensor | None = None) -> Tensor:
 def stained_state(state: State, flag: Tensor) -> State:
     """Return a state, a named tuple of tensors ``[b, …]``, with NaN in the sums of sequences.
 
-    The flag is ``[b, h, 1]``, or ``[b]`` for states without heads in this place.
+    The flag is ``[b, h, 1]`` or ``[b, 1, 1]``, or ``[b]`` for states without heads in this place.
     """
     if isinstance(state, Tensor):
         return stained(state, _like(flag, state))  # pyright: ignore[reportReturnType]
