@@ -112,35 +112,27 @@ def test_backends_agree_where_each_source_outweighs_all_before_it(scale, backend
 
 
 @needs_library
-@pytest.mark.parametrize("clamp", [None, 60.0, 4.0], ids="clamp-{}".format)
-@pytest.mark.parametrize("where", [2, 9, 70], ids="source-{}".format)
-@pytest.mark.parametrize("size", [3.0, 4.0], ids="size-{:g}".format)
-def test_float32_gradients_are_as_exact_as_in_torch_where_one_source_dominates(size, where, clamp):
+@pytest.mark.parametrize("clamp", [None, 60.0, 20.0], ids="clamp-{}".format)
+@pytest.mark.parametrize("where", [2, 9], ids="source-{}".format)
+def test_float32_key_gradients_are_as_exact_as_in_torch_where_one_source_dominates(where, clamp):
     """1 - share is not to be had from a share that is rounded to nearly 1."""
-    worst = {}
-    for seed in range(4):
+    worst = {"chunked": 0.0, "cpu": 0.0}
+    for seed in range(8):
         torch.manual_seed(seed)
-        length = where + 20
-        inputs = list(qkv(1, length, heads=1, width=16, value_width=8))
-        inputs[1] = inputs[1] - size
-        inputs[1][:, where] += 2 * size
-        inputs[0][:, :where] = inputs[0][:, where : where + 1]
-        inputs = [x.float() for x in inputs]
-        grads = {}
-        for name, dtype in (
-            ("reference", torch.float64),
-            ("chunked", torch.float32),
-            ("cpu", torch.float32),
-        ):
-            leaves = tuple(x.to(dtype).requires_grad_() for x in inputs)
-            out = flow_attention(*leaves, causal=True, clamp=clamp, backend=name)
-            grads[name] = [x.double() for x in gradients(out, leaves)]
-        for name in ("chunked", "cpu"):
-            errors = [
-                float((found - exact).abs().max() / exact.abs().max())
-                for found, exact in zip(grads[name], grads["reference"], strict=True)
-            ]
-            worst[name] = max(worst.get(name, 0.0), *errors)
+        q, k, v = qkv(1, where + 20, heads=1, width=16, value_width=8)
+        k = k / 10 - 3
+        k[:, where] += 6
+        inputs, weight = [x.float() for x in (q, k, v)], torch.randn(v.shape).double()
+
+        def key_gradient(backend, dtype, inputs=inputs, weight=weight):
+            leaves = [x.to(dtype).requires_grad_() for x in inputs]
+            out = flow_attention(*leaves, causal=True, clamp=clamp, backend=backend)
+            return torch.autograd.grad((out * weight.to(dtype)).sum(), leaves[1])[0].double()
+
+        exact = key_gradient("reference", torch.float64)
+        for name in worst:
+            error = (key_gradient(name, torch.float32) - exact).abs().max() / exact.abs().max()
+            worst[name] = max(worst[name], float(error))
     assert worst["cpu"] <= 3 * worst["chunked"]
 
 

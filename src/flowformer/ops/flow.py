@@ -30,6 +30,7 @@ from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import (
     either,
     may_be_spoiled,
+    may_look,
     seen_from,
     spoiled,
     stained,
@@ -239,7 +240,13 @@ def _attend_contained(
     tokens = either(*(spoiled(x, nan_only=sigmoid) for x in (q, k)))
     columns = spoiled(masked(value, mask), columns=True)
     flag = either(tokens, columns)
-    out, state = run(without(query, tokens), without(key, tokens), without(value, flag))
+    if batch.cu_seqlens is None and not may_look(query, key, value):
+        # A mask is read in passes that there are anyway: whole tokens cost less than zeros in them.
+        tokens = flag = flag.any(3, keepdim=True).any(2, keepdim=True)
+        lost = flag[:, :, 0, 0]
+        out, state = run(query, key, value, mask=~lost if mask is None else mask & ~lost)
+    else:
+        out, state = run(without(query, tokens), without(key, tokens), without(value, flag))
     seen, sums = seen_from(flag, batch.cu_seqlens)
     state = stained_state(state, seen_from(tokens, batch.cu_seqlens)[1])
     if state is not None:

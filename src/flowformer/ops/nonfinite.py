@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has no public name
 
 from flowformer.ops.inputs import is_transformed
@@ -40,7 +41,10 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
 def may_look(*tensors: Tensor) -> bool:
     """Whether the values of tensors may be looked at: it costs next to nothing, and no graph."""
     return (
-        all(tensor.device.type == "cpu" for tensor in tensors)
+        all(
+            type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"
+            for tensor in tensors
+        )
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not is_in_torch_dispatch_mode()
@@ -98,7 +102,7 @@ def stained(x: Tensor, flag: Tensor, mask: Tensor | None = None) -> Tensor:
 def stained_state(state: State, flag: Tensor) -> State:
     """Return a state, a named tuple of tensors ``[b, …]``, with NaN in the sums of sequences.
 
-    The flag is ``[b, h, 1]``, or ``[b]`` for states without heads in this place.
+    The flag is ``[b, h, 1]`` or ``[b, 1, 1]``, or ``[b]`` for states without heads in this place.
     """
     if isinstance(state, Tensor):
         return stained(state, _like(flag, state))  # pyright: ignore[reportReturnType]
