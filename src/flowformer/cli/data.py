@@ -191,12 +191,13 @@ def _require_known(name: str) -> None:
     """
     from flowformer.data.arena_sets import ARENA_SETS
     from flowformer.data.corpora import CORPORA
-    from flowformer.data.minari_sets import local_minari, minari_root
+    from flowformer.data.minari_sets import find_minari_root, local_minari
 
+    root = find_minari_root() or "no folder"
     kinds = {
         "texts": list(CORPORA),
         "Long Range Arena": list(ARENA_SETS),
-        f"trajectories, in {minari_root()}": local_minari(),
+        f"trajectories, in {root}": local_minari(),
     }
     *others, trajectories = kinds.values()
     if any(name in names for names in others):

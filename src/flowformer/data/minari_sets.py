@@ -103,8 +103,8 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         if not download:
             raise FileNotFoundError(
                 f"expected a Minari data set, and {name} is neither a folder of one nor among "
-                f"{', '.join(local_minari()) or 'those'}, which are in {minari_root()}: flowformer "
-                "data collect ENV makes some"
+                f"{', '.join(local_minari()) or 'those'}, which are in "
+                f"{find_minari_root() or 'no folder'}: flowformer data collect ENV makes some"
             )
         minari.load_dataset(str(name), download=True)
         folder = minari_folder(name)

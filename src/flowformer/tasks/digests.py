@@ -6,7 +6,6 @@ not given. No torch here: the functions import what they need when they run.
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowformer.machine import available_processors
 from flowformer.tasks.config import TimeSeriesConfig
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.language_config import LanguageConfig
@@ -135,7 +135,7 @@ def digest_files(files: Iterable[Path], *, most: int = _MOST_FILES) -> Digests:
     paths = sorted(set(files))
     if len(paths) > most:
         logger.info("reading %s files once, to know them again", f"{len(paths):,}")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_processors())) as pool:
         digests = dict(zip(map(str, paths), pool.map(_digest_file, paths), strict=True))
     if len(paths) <= most:
         return digests
