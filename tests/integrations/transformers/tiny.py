@@ -195,7 +195,7 @@ def logits(model: Any, tokens: Tensor, mask: Tensor | None = None, **others: Any
                 use_cache=False,
             ).logits
         except (RuntimeError, ValueError) as error:  # of a width that it does not take
-            if isinstance(error, NotImplementedError):
+            if isinstance(error, NotImplementedError) or "weight for a pair" in str(error):
                 raise
             failure = failure or error
     assert failure is not None

@@ -101,7 +101,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         length = hidden.shape[1]
         if attention_mask is not None:
             past = attention_mask.shape[1] - length  # of its shape, the model has judged already
-            real = new_tokens(attention_mask, hidden, past=past)
+            real = new_tokens(attention_mask, length, past=past)
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
         else:

@@ -207,11 +207,13 @@ class FlowformerModel(FlowformerPreTrainedModel):
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
         """The embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
-            mask = new_tokens(attention_mask, input_ids, past=past)
+            rows, length = input_ids.shape
+            mask = new_tokens(attention_mask, length, past=past, rows=rows)
             tokens = input_ids if mask is None else input_ids.masked_fill(~mask, 0)
             return self.backbone.embedding(tokens), mask
         if inputs_embeds is not None and input_ids is None:
-            return inputs_embeds, new_tokens(attention_mask, inputs_embeds, past=past)
+            rows, length = inputs_embeds.shape[:2]
+            return inputs_embeds, new_tokens(attention_mask, length, past=past, rows=rows)
         raise ValueError("expected one of input_ids and inputs_embeds, got both or neither")
 
 
@@ -253,23 +255,25 @@ def packed_offsets(
 
 
 def new_tokens(
-    attention_mask: Tensor | None, tokens: Tensor, *, past: int
+    attention_mask: Tensor | None, length: int, *, past: int, rows: int | None = None
 ) -> Bool[Tensor, "b t"] | None:
     """Which of the new tokens are real.
 
     Args:
         attention_mask: of the new tokens, or of all tokens so far.
-        tokens: the new tokens, [b, t] or embedded.
+        length: number of new tokens.
         past: number of tokens before them.
+        rows: number of sequences, where it is to be checked.
     """
     if attention_mask is None:
         return None
-    rows, length = tokens.shape[:2]
-    shapes = [(rows, length), (rows, past + length)]
-    if attention_mask.shape not in shapes:
+    shape = tuple(attention_mask.shape)
+    fits = len(shape) == 2 and shape[1] in (length, past + length) and rows in (None, shape[0])
+    if not fits:
         expected = f"[b, {length}]" + (f" or [b, {past + length}]" if past else "")
         raise ValueError(
-            f"attention_mask must be {expected}, got {tuple(attention_mask.shape)} for {rows} "
-            "rows: masks of pairs of tokens have no meaning here"
+            f"attention_mask must be {expected}, got {shape}"
+            f"{'' if rows is None else f' for {rows} rows'}: masks of pairs of tokens have no "
+            "meaning here"
         )
-    return attention_mask[:, attention_mask.shape[1] - length :].to(torch.bool)
+    return attention_mask[:, shape[1] - length :].to(torch.bool)
