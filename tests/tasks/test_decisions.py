@@ -209,14 +209,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pendulum, tmp_p
 
 def test_a_run_goes_on_with_the_numbers_that_it_began_with(pendulum, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    config = tiny_decisions(pendulum, evaluation={"targets": TARGETS})
+    config = tiny_decisions(pendulum)
     train(config, folder.root)
+    # As an older version has both.
     kept = json.loads(folder.preprocessing.read_text())
-    kept["state_std"][0] = 1e-6  # as an older version has it
+    kept["state_std"][0] = 1e-6
     folder.preprocessing.write_text(json.dumps(kept))
+    record = json.loads(folder.config.read_text())
+    folder.config.write_text(json.dumps(record | {"targets": TARGETS}))
     folder.result.unlink()
-    train(config, folder.root, resume=True)
+    result = train(config, folder.root, resume=True)
     assert load_decision_run(folder.root).preprocessing.state_std[0] == 1e-6
+    assert [each.target for each in result.outcomes] == list(TARGETS)
 
 
 def test_an_environment_of_other_spaces_is_refused_before_the_training(pendulum, tmp_path):

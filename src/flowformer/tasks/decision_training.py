@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,6 +90,8 @@ def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) 
     with group.first_alone():  # it fetches what there is to fetch
         data = load_trajectories(config.data)
     record = decision_record(config, data)
+    if started and not config.evaluation.targets:  # an earlier version chose others of the data
+        record = replace(record, targets=DecisionRecord.read(folder).targets)
     digests = group.agree(lambda: digest_trajectories(config, data))
     if started and has_ended(folder, record, digests):
         return DecisionResult.read(folder)
