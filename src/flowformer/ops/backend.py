@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowformer.ops import chunked, cpu, reference, triton
 from flowformer.ops.cpu_library import why_unavailable
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import is_exported, is_transformed
 
 logger = logging.getLogger("flowformer")
 
@@ -50,16 +50,17 @@ def available_backends() -> dict[str, str | None]:
 def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
     """Return the backend's module: the one asked for, else the fastest (see :func:`fastest`).
 
-    Under torch.func, in forward mode and in an export to ONNX it is ``chunked``: compiled kernels
-    take part in none of them.
+    Under torch.func, in forward mode and in what is exported (torch.export, torch.jit.trace, ONNX)
+    it is ``chunked``: compiled kernels take part in none of them. Who runs an exported program where
+    this package is too, such as by AOTInductor, may ask for theirs by name.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it is not available here, or not for these tensors; the message says why.
     """
     if name is None:
-        traced = is_transformed(*tensors) or torch.onnx.is_in_onnx_export()
-        name = "chunked" if traced else fastest(tensors[0].device.type)
+        portable = is_exported() or is_transformed(*tensors)
+        name = "chunked" if portable else fastest(tensors[0].device.type)
         if BACKENDS[name].unsuitable(*tensors):
             name = "chunked"
     elif name in _COMPILED and is_transformed(*tensors):

@@ -14,10 +14,10 @@ chunks of a segment are computed at once; segments follow each other and pass th
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
-from flowformer.ops.prefix import prefix_softmax
+from flowformer.ops.inputs import is_exported
+from flowformer.ops.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.state import FlowState, LinearState, flow_state, linear_state
 from flowformer.ops.step import step as step  # the recurrence, for one token
 
@@ -59,7 +59,7 @@ def bidirectional(
         conserved_source = _flow(k, _weighted_sum(q, incoming.reciprocal()), eps)
         competition = _compete(conserved_source, key_mask, options)
         v = v * (competition * _count(key_mask, key))[..., None]
-    out = (q @ (k.mT @ v)) * scale[..., None]
+    out = (q @ (k.transpose(-1, -2) @ v)) * scale[..., None]
     return out.to(value.dtype).transpose(1, 2)
 
 
@@ -137,7 +137,7 @@ def _segments(length: int) -> list[slice]:
 
     A loop would be unrolled there, and would fix the length of an exported program.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_exported():
         return [slice(None)]
     return [slice(start, start + SEGMENT) for start in range(0, length, SEGMENT)]
 
@@ -160,8 +160,8 @@ def _causal_segment(
     count, real = _counts(mask, state.tokens, q)
     n = count.clamp(min=1).to(q.dtype)  # before the first real token nothing is kept
 
-    scores = q @ k.mT
-    lower, upper = scores.tril(), scores.triu().mT  # rows: the token t; columns: the sources s ≤ t
+    scores = q @ k.transpose(-1, -2)
+    lower, upper = scores.tril(), scores.triu().transpose(-1, -2)  # rows: the token t; columns: the sources s ≤ t
 
     key_before, key_sum = _before(k.sum(-2), state.key_sum)
     query_before, query_sum = _before(q.sum(-2), state.query_sum)
@@ -191,7 +191,7 @@ def _causal_segment(
             options.clamp,
         )
         competition = _last(log_sum, length)
-        v = v * (n * share.view_as(conserved_source).to(n.dtype))[..., None]
+        v = v * (n * cut(share, 2, *q.shape[2:4]).to(n.dtype))[..., None]
 
     out, key_value = _second_half(q, k, v, lower, state.key_value)
     state = FlowState(
@@ -208,17 +208,15 @@ def _causal_segment(
 
 def _chunks(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h n c d"]:
     """Cut the time into chunks, the last one filled up with zeros, heads first."""
-    b, t, h, d = x.shape
+    t = x.shape[1]
     # While a graph is traced, t may be a symbol: nothing may depend on its value.
-    size = CHUNK if torch.compiler.is_compiling() else min(CHUNK, t)
-    chunks = (t + size - 1) // size
-    x = F.pad(x, (0, 0, 0, 0, 0, chunks * size - t))
-    return x.view(b, chunks, size, h, d).permute(0, 3, 1, 2, 4).contiguous()
+    size = CHUNK if torch.compiler.is_compiling() or is_exported() else min(CHUNK, t)
+    return in_chunks(x, 1, size).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _tokens(x: Float[Tensor, "b h n c m"], length: int) -> Float[Tensor, "b t h m"]:
     """Undo _chunks."""
-    return x.flatten(2, 3)[:, :, :length].transpose(1, 2)
+    return first(x.flatten(2, 3), length, 2).transpose(1, 2)
 
 
 def _counts(
@@ -230,15 +228,14 @@ def _counts(
         steps = torch.arange(1, chunks * size + 1, device=q.device)
         count, real = steps + before[:, None], None
     else:
-        real = F.pad(mask, (0, chunks * size - mask.shape[1]))
-        count = real.cumsum(1) + before[:, None]
-        real = real.view(-1, 1, chunks, size)
-    return count.view(-1, 1, chunks, size), real
+        real = in_chunks(mask, 1, size)[:, None]
+        count = real.flatten(1).cumsum(1) + before[:, None]
+    return cut(count, 1, chunks, size)[:, None], real
 
 
 def _last(x: Shaped[Tensor, "*b t"], length: int) -> Shaped[Tensor, "*b"]:
     """Return x at the last token: indexed by the length itself, a compiled graph would fix it."""
-    return x[..., :length][..., -1]
+    return first(x, length, -1)[..., -1]
 
 
 def _before(
@@ -270,7 +267,7 @@ def _second_half(
     key_value: Float[Tensor, "b h d m"],
 ) -> tuple[Float[Tensor, "b h n c m"], Float[Tensor, "b h d m"]]:
     """Return q_t Σ_{s≤t} k_sᵀ v_s, given the triangle of q kᵀ, and Σ kᵀ v after the last token."""
-    before, after = _before(k.mT @ v, key_value)
+    before, after = _before(k.transpose(-1, -2) @ v, key_value)
     return lower @ v + q @ before, after
 
 
@@ -301,7 +298,7 @@ def linear_causal(
     outputs, key_value = [], linear_state(state, q, v).key_value
     for part in _segments(q.shape[1]):
         queries, keys, values = _chunks(q[:, part]), _chunks(k[:, part]), _chunks(v[:, part])
-        lower = (queries @ keys.mT).tril()
+        lower = (queries @ keys.transpose(-1, -2)).tril()
         out, key_value = _second_half(queries, keys, values, lower, key_value)
         outputs.append(_tokens(out, q[:, part].shape[1]))
     out = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]

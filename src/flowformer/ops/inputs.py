@@ -5,9 +5,10 @@ from functools import lru_cache, reduce
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -207,6 +208,30 @@ def is_transformed(*tensors: Tensor | None) -> bool:
         and (is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None)
         for tensor in tensors
     )
+
+
+def is_exported() -> bool:
+    """Whether a program is recorded that is to run elsewhere: by torch.export, jit.trace or ONNX.
+
+    Compiled operators are missing there, and its lengths are to be any.
+    """
+    return (
+        torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    )
+
+
+def has_values(*tensors: Tensor) -> bool:
+    """Whether Python may look at values of the tensors, such as to check them.
+
+    Not where a graph is recorded (it would be fixed to them), under a transform or a mode, or in a
+    subclass that has none. On another device than the CPU it may, but has to wait.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or is_exported()
+        or is_in_torch_dispatch_mode()
+        or is_transformed(*tensors)
+    ) and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:

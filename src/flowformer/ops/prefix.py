@@ -5,11 +5,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from flowformer.ops.inputs import is_exported
+
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
 
 LOWEST = -1e30  # the logarithm of nothing; not -inf, where a gradient would be NaN
 BLOCK = 16
+LEVELS = 6  # of blocks of blocks in an exported program: 16^6 tokens
 
 
 def prefix_softmax(
@@ -54,21 +57,50 @@ def _of_any_size(
     return share, torch.where(log_sum > LOWEST / 2, log_sum, -torch.inf)
 
 
-def _prefix_logsumexp(x: Float[Tensor, "b h t"]) -> Float[Tensor, "b h t"]:
+def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[Tensor, "b h t"]:
     """Return log Σ_{s≤t} exp(x_s), by blocks, then over the blocks' ends.
 
     The gradient of torch's logcumsumexp is wrong by rounding times the logarithm, and its second
     derivative is NaN wherever a gradient that comes in is exactly zero.
     """
     length = x.shape[-1]
-    blocks = pad(x, (0, -length % BLOCK), value=LOWEST).unflatten(-1, (-1, BLOCK))
+    blocks = in_chunks(x, x.ndim - 1, BLOCK, fill=LOWEST)
     earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
     inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
-    if length > BLOCK:
-        ends = _prefix_logsumexp(inside[..., -1])
-        before = pad(ends[..., :-1], (1, 0), value=LOWEST)
+    if levels > 1 if is_exported() else length > BLOCK:  # an exported program has no one length
+        ends = _prefix_logsumexp(inside[..., -1], levels - 1)
+        before = first(pad(ends, (1, 0), value=LOWEST), ends.shape[-1], -1)
         inside = _logaddexp(before[..., None], inside)
-    return inside.flatten(-2)[..., :length]
+    return first(inside.flatten(-2), length, -1)
+
+
+def in_chunks(x: Tensor, dim: int, size: int, fill: float = 0) -> Tensor:
+    """Return x with two dimensions in place of one: chunks, the last one filled up, and their size.
+
+    In an exported program one more is empty: of a single chunk torch.export makes a constant.
+    """
+    length = x.shape[dim]
+    missing = 2 * size if is_exported() else -length % size
+    x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing), value=fill)
+    return cut(x, dim, length // size + 2 if is_exported() else x.shape[dim] // size, size)
+
+
+def cut(x: Tensor, dim: int, chunks: int, size: int) -> Tensor:
+    """Return x with two dimensions in place of one: so many whole chunks, and their size."""
+    if not is_exported():
+        return x.unflatten(dim, (chunks, size))
+    # A copy: of a view torch.export asks what it cannot prove, and then holds every length to the
+    # answer.
+    places = torch.arange(chunks, device=x.device)[:, None] * size
+    places = places + torch.arange(size, device=x.device)
+    return x[(slice(None),) * dim + (places,)]
+
+
+def first(x: Tensor, length: int, dim: int) -> Tensor:
+    """Return the first ones: what was there before chunks were filled up."""
+    if is_exported():  # a copy, as in `cut`
+        return x.index_select(dim, torch.arange(length, device=x.device))
+    return x.narrow(dim, 0, length)
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
