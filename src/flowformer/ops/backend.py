@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowformer.ops import chunked, cpu, reference, triton
 from flowformer.ops.cpu_library import why_unavailable
-from flowformer.ops.inputs import is_exported, is_transformed
+from flowformer.ops.inputs import is_for_any_length, is_transformed
 
 logger = logging.getLogger("flowformer")
 
@@ -51,15 +51,15 @@ def choose_backend(name: str | None, *tensors: Tensor) -> ModuleType:
     """Return the backend's module: the one asked for, else the fastest (see :func:`fastest`).
 
     Under torch.func, in forward mode and in what is exported (torch.export, torch.jit.trace, ONNX)
-    it is ``chunked``: compiled kernels take part in none of them. Who runs an exported program where
-    this package is too, such as by AOTInductor, may ask for theirs by name.
+    it is ``chunked``: compiled kernels take part in none of them. For a program that runs where
+    this package is, such as by AOTInductor, they can be asked for by name.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it is not available here, or not for these tensors; the message says why.
     """
     if name is None:
-        portable = is_exported() or is_transformed(*tensors)
+        portable = is_for_any_length() or is_transformed(*tensors)
         name = "chunked" if portable else fastest(tensors[0].device.type)
         if BACKENDS[name].unsuitable(*tensors):
             name = "chunked"

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
-from flowformer.ops.inputs import is_exported
+from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.state import FlowState, LinearState, flow_state, linear_state
 from flowformer.ops.step import step as step  # the recurrence, for one token
@@ -137,7 +137,7 @@ def _segments(length: int) -> list[slice]:
 
     A loop would be unrolled there, and would fix the length of an exported program.
     """
-    if torch.compiler.is_compiling() or is_exported():
+    if torch.compiler.is_compiling() or is_for_any_length():
         return [slice(None)]
     return [slice(start, start + SEGMENT) for start in range(0, length, SEGMENT)]
 
@@ -161,7 +161,10 @@ def _causal_segment(
     n = count.clamp(min=1).to(q.dtype)  # before the first real token nothing is kept
 
     scores = q @ k.transpose(-1, -2)
-    lower, upper = scores.tril(), scores.triu().transpose(-1, -2)  # rows: the token t; columns: the sources s ≤ t
+    lower, upper = (
+        scores.tril(),
+        scores.triu().transpose(-1, -2),
+    )  # rows: the token t; columns: the sources s ≤ t
 
     key_before, key_sum = _before(k.sum(-2), state.key_sum)
     query_before, query_sum = _before(q.sum(-2), state.query_sum)
@@ -210,7 +213,7 @@ def _chunks(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h n c d"]:
     """Cut the time into chunks, the last one filled up with zeros, heads first."""
     t = x.shape[1]
     # While a graph is traced, t may be a symbol: nothing may depend on its value.
-    size = CHUNK if torch.compiler.is_compiling() or is_exported() else min(CHUNK, t)
+    size = CHUNK if torch.compiler.is_compiling() or is_for_any_length() else min(CHUNK, t)
     return in_chunks(x, 1, size).permute(0, 3, 1, 2, 4).contiguous()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 from torch.autograd.forward_ad import unpack_dual
+from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -210,14 +211,12 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     )
 
 
-def is_exported() -> bool:
-    """Whether a program is recorded that is to run elsewhere: by torch.export, jit.trace or ONNX.
+def is_for_any_length() -> bool:
+    """Whether a graph is recorded that is to run elsewhere, and to serve other lengths too.
 
-    Compiled operators are missing there, and its lengths are to be any.
+    That of torch.export, of ONNX and of torch.jit.trace. Compiled operators may be missing there.
     """
-    return (
-        torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    )
+    return torch.compiler.is_exporting() or is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def has_values(*tensors: Tensor) -> bool:
@@ -228,7 +227,7 @@ def has_values(*tensors: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or is_exported()
+        or is_for_any_length()
         or is_in_torch_dispatch_mode()
         or is_transformed(*tensors)
     ) and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
-from flowformer.ops.inputs import is_exported
+from flowformer.ops.inputs import is_for_any_length
 
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
@@ -67,7 +67,9 @@ def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[
     blocks = in_chunks(x, x.ndim - 1, BLOCK, fill=LOWEST)
     earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
     inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
-    if levels > 1 if is_exported() else length > BLOCK:  # an exported program has no one length
+    if (
+        levels > 1 if is_for_any_length() else length > BLOCK
+    ):  # an exported program has no one length
         ends = _prefix_logsumexp(inside[..., -1], levels - 1)
         before = first(pad(ends, (1, 0), value=LOWEST), ends.shape[-1], -1)
         inside = _logaddexp(before[..., None], inside)
@@ -80,14 +82,14 @@ def in_chunks(x: Tensor, dim: int, size: int, fill: float = 0) -> Tensor:
     In an exported program one more is empty: of a single chunk torch.export makes a constant.
     """
     length = x.shape[dim]
-    missing = 2 * size if is_exported() else -length % size
+    missing = 2 * size if is_for_any_length() else -length % size
     x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing), value=fill)
-    return cut(x, dim, length // size + 2 if is_exported() else x.shape[dim] // size, size)
+    return cut(x, dim, length // size + 2 if is_for_any_length() else x.shape[dim] // size, size)
 
 
 def cut(x: Tensor, dim: int, chunks: int, size: int) -> Tensor:
     """Return x with two dimensions in place of one: so many whole chunks, and their size."""
-    if not is_exported():
+    if not is_for_any_length():
         return x.unflatten(dim, (chunks, size))
     # A copy: of a view torch.export asks what it cannot prove, and then holds every length to the
     # answer.
@@ -98,7 +100,7 @@ def cut(x: Tensor, dim: int, chunks: int, size: int) -> Tensor:
 
 def first(x: Tensor, length: int, dim: int) -> Tensor:
     """Return the first ones: what was there before chunks were filled up."""
-    if is_exported():  # a copy, as in `cut`
+    if is_for_any_length():  # a copy, as in `cut`
         return x.index_select(dim, torch.arange(length, device=x.device))
     return x.narrow(dim, 0, length)
 

@@ -17,8 +17,10 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
     FlowformerPreTrainedModel,
 )
-from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy
+from flowformer.models.cross_entropy import IGNORED
+from flowformer.models.inputs import check_range
 from flowformer.models.language import LanguageModel
+from flowformer.models.output_layer import chunked_loss
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
@@ -129,6 +131,8 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
             **others,
         )
         hidden, logits, loss = out.last_hidden_state, None, None
+        if labels is not None:
+            check_range("label", labels, self.config.vocab_size, of="vocabulary", also=IGNORED)
         if labels is not None and self.training and not self.config.logits_in_training:
             loss = self._chunked_loss(hidden, labels, **others)
         else:
@@ -160,7 +164,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         targets = shift_labels
         if targets is None:
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        loss = chunked_cross_entropy(hidden, self.lm_head.weight, targets)
+        loss = chunked_loss(hidden, self.lm_head, targets)
         if num_items_in_batch is None:
             return loss
         # The Trainer divides by the tokens of all the batches that it accumulates.

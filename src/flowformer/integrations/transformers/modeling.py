@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
+from flowformer.models.inputs import check_range, check_tokens
 from flowformer.models.language import LanguageModel
 from flowformer.nn import PositionalEmbedding, TransformerBlock
 
@@ -101,6 +102,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         if not isinstance(value, nn.Embedding):
             raise TypeError(f"expected an nn.Embedding, got {type(value).__name__}")
         self.backbone.embedding = value
+        self.backbone.vocab_size = value.num_embeddings
 
     @capture_outputs
     def forward(
@@ -176,8 +178,10 @@ class FlowformerModel(FlowformerPreTrainedModel):
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
         """The embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
+            check_tokens(input_ids, "input_ids")
             mask = new_tokens(attention_mask, input_ids.shape[1], past=past)
             tokens = input_ids if mask is None else input_ids.masked_fill(~mask, 0)
+            check_range("token", tokens, self.config.vocab_size, of="vocabulary")
             return self.backbone.embedding(tokens), mask
         if inputs_embeds is not None and input_ids is None:
             return inputs_embeds, new_tokens(attention_mask, inputs_embeds.shape[1], past=past)
