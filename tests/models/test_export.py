@@ -1,7 +1,8 @@
 """Every model leaves PyTorch: traced at one row and called with many, exported for any sizes."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -34,7 +35,7 @@ class Case(NamedTuple):
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int, int], tuple[Tensor, ...]]
-    call: dict[str, Any] = {}
+    call: Mapping[str, Any] = MappingProxyType({})
     lengths: bool = True
 
 
@@ -148,24 +149,29 @@ def check(program: Callable[..., Tensor], model: nn.Module, case: Case, time: in
 def test_a_model_traced_at_one_row_serves_many_rows_of_any_length(case: Case) -> None:
     model = Call(case)
     with warnings.catch_warnings():
-        # Sizes are checked while it is traced, and not in the program; tracing is deprecated.
+        # Sizes are checked while it is traced, and not in the program.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.trace")
         program = torch.jit.trace(model, case.inputs(1, 9), check_trace=False)
         check(program, model, case, 9)
         assert "flowformer::" not in str(program.inlined_graph)
 
 
 STRICT = ("language-last", "sequences", "series")  # dynamo reads the same code: some are enough
+SLOW = ("language", "language-padded", "language-no-clamp", "decisions")  # others export as much
 
 
-@pytest.mark.parametrize(
-    ("case", "strict"),
-    [
-        *(pytest.param(case, False, id=name) for name, case in CASES.items()),
-        *(pytest.param(CASES[name], True, id=f"{name}-strict") for name in STRICT),
-    ],
-)
+def exports() -> Iterator[Any]:
+    for name, case in CASES.items():
+        yield pytest.param(case, False, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in STRICT:
+        yield pytest.param(CASES[name], True, id=f"{name}-strict", marks=pytest.mark.slow)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The tensor attributes .*lstm._flat_weights:UserWarning"
+)  # torch
+@pytest.mark.parametrize(("case", "strict"), list(exports()))
 def test_an_exported_model_takes_any_batch_and_any_length(case: Case, strict: bool) -> None:
     model, inputs = Call(case), case.inputs(2, 9)
     sizes: dict[int, Dim] = {0: Dim("rows", max=64)}
@@ -201,7 +207,7 @@ def test_gradients_of_each_sample_come_from_vmap(case: Case) -> None:
 
 
 def test_losses_by_chunks_have_gradients_of_each_sample() -> None:
-    model, ids = language(), tokens(3, 9)
+    model, ids = language().eval(), tokens(3, 9)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], row: Tensor, logits: bool) -> Tensor:

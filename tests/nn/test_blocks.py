@@ -32,6 +32,16 @@ def test_pre_norm_block_adds_to_its_input() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_a_block_returns_a_tensor_to_hooks_and_a_state_where_one_is_asked_for() -> None:
+    layer, x, seen = block(), torch.randn(2, 9, 8), []
+    layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    out, (again, state) = layer(x, causal=True), layer(x, causal=True, return_state=True)
+    assert isinstance(out, torch.Tensor)  # what tools that look at layers (Grad-CAM) can read
+    assert seen[0] is out
+    assert out.equal(again)
+    assert state is not None
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block_streams_with_the_state_of_its_mixer(norm: str) -> None:
     layer, x = block(norm=norm).double(), torch.randn(2, 9, 8).double()
