@@ -1,6 +1,5 @@
 """Every model leaves PyTorch: traced at one row and called with many, exported for any sizes."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,10 +22,11 @@ from flowformer.models.language import LanguageModel
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_config import VisionModelConfig
+from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
-SIZES = {"dim": 8, "num_heads": 2, "num_layers": 1}
+SIZES: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1}
 LONGEST = 80
 
 
@@ -84,7 +84,7 @@ def steps(rows: int, time: int) -> tuple[Tensor, ...]:
     return torch.randn(rows, time), torch.randn(rows, time, 3), torch.randn(rows, time, 2), at
 
 
-SEEN = {"observation_dim": 3, "action_dim": 2}
+SEEN: dict[str, Any] = {"observation_dim": 3, "action_dim": 2}
 CASES = {
     "language": Case(language, lambda b, t: (tokens(b, t),)),
     "language-padded": Case(
@@ -148,13 +148,9 @@ def check(program: Callable[..., Tensor], model: nn.Module, case: Case, time: in
 @cases
 def test_a_model_traced_at_one_row_serves_many_rows_of_any_length(case: Case) -> None:
     model = Call(case)
-    with warnings.catch_warnings():
-        # Sizes are checked while it is traced, and not in the program.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.trace")
-        program = torch.jit.trace(model, case.inputs(1, 9), check_trace=False)
-        check(program, model, case, 9)
-        assert "flowformer::" not in str(program.inlined_graph)
+    program = trace(model, case.inputs(1, 9))
+    check(program, model, case, 9)
+    assert "flowformer::" not in str(program.inlined_graph)
 
 
 STRICT = ("language-last", "sequences", "series")  # dynamo reads the same code: some are enough

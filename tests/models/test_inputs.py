@@ -1,6 +1,7 @@
 """What no model can read is refused by our own words: tokens and labels, in every model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from flowformer.models.vision_config import VisionModelConfig
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
-SIZES = {"dim": 8, "num_heads": 2, "num_layers": 1, "feedforward": 8}
+SIZES: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "feedforward": 8}
 IDS = torch.tensor([[3, 1, 4], [1, 5, 2]])
 
 

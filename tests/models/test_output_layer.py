@@ -1,6 +1,7 @@
 """Output layers are called: what stands in place of a linear layer counts, in every loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,13 @@ from flowformer.models.timeseries import TimeSeriesClassifier
 from tests.models.test_cross_entropy import Largest
 
 VOCABULARY = 31
-SMALL = {"dim": 16, "num_heads": 2, "num_layers": 1, "feedforward": 24, "dropout": 0.0}
+SMALL: dict[str, Any] = {
+    "dim": 16,
+    "num_heads": 2,
+    "num_layers": 1,
+    "feedforward": 24,
+    "dropout": 0.0,
+}
 
 
 def build(**changes) -> LanguageModel:
@@ -94,7 +101,10 @@ def with_parametrization(head: nn.Linear) -> nn.Module:
 
 
 def with_hook(head: nn.Linear) -> nn.Module:
-    head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    def double(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+    head.register_forward_hook(double)
     return head
 
 
@@ -165,7 +175,7 @@ def test_an_offloaded_model_gives_the_same_logits_and_loss(tied: bool) -> None:
     model, ids = build(tie_embeddings=tied).eval(), tokens(3, 9)
     with torch.no_grad():
         expected = model(ids, labels=ids)
-        cpu_offload(model, execution_device="cpu")
+        cpu_offload(model, execution_device=torch.device("cpu"))
         assert model(ids, labels=ids).logits.equal(expected.logits)
         loss = model(ids, labels=ids, return_logits=False).loss
     torch.testing.assert_close(loss, expected.loss)

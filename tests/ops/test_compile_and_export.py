@@ -1,7 +1,5 @@
 """torch.compile without a graph break and torch.export, for both forms."""
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from torch.testing import assert_close
 
 from flowformer.ops import flow_attention, flow_attention_step, mobile_attention
 from tests.ops.cases import FORMS, qkv
+from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
@@ -152,13 +151,9 @@ def test_a_backend_that_is_asked_for_is_exported_as_its_operator():
 def test_a_traced_call_serves_any_length_on_any_machine(causal, clamp):
     model = Attention(causal, clamp=clamp)
     inputs = [tensor.detach() for tensor in float_inputs(9)]
-    with warnings.catch_warnings():
-        # Sizes are checked while it is traced, and not in the program.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.trace")
-        program = torch.jit.trace(model, (*inputs, torch.ones(2, 9, dtype=torch.bool)))
-        assert "flowformer::" not in str(program.inlined_graph)
-        for length in LENGTHS[:-1]:
-            inputs = [tensor.detach() for tensor in float_inputs(length)]
-            mask = torch.rand(2, length) < 0.7
-            assert_close(program(*inputs, mask), model(*inputs, mask))
+    program = trace(model, (*inputs, torch.ones(2, 9, dtype=torch.bool)))
+    assert "flowformer::" not in str(program.inlined_graph)
+    for length in LENGTHS[:-1]:
+        inputs = [tensor.detach() for tensor in float_inputs(length)]
+        mask = torch.rand(2, length) < 0.7
+        assert_close(program(*inputs, mask), model(*inputs, mask))

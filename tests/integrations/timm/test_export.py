@@ -1,12 +1,11 @@
 """The models that timm makes leave PyTorch with any number of images."""
 
-import warnings
-
 import pytest
 import torch
 from torch.export import Dim
 
 from tests.integrations.timm.test_models import NAMES, create
+from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
@@ -16,12 +15,8 @@ def test_a_model_traced_or_exported_at_few_images_serves_many(name: str) -> None
     model = create(name, num_classes=3)
     images = torch.randn(5, 3, 16, 16)
     expected = model(images)
-    with warnings.catch_warnings():
-        # Sizes are checked while it is traced, and not in the program.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.trace")
-        traced = torch.jit.trace(model, images[:1], check_trace=False)
-        torch.testing.assert_close(traced(images), expected)
+    traced = trace(model, (images[:1],))
+    torch.testing.assert_close(traced(images), expected)
     shapes = ({0: Dim("images", max=64)},)
     exported = torch.export.export(model, (images[:2],), dynamic_shapes=shapes).module()
     torch.testing.assert_close(exported(images), expected)

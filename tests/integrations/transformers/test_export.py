@@ -1,7 +1,5 @@
 """The models of transformers leave PyTorch, call their output layers, refuse what is no token."""
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from flowformer.integrations.transformers import (
     FlowformerModel,
 )
 from tests.integrations.transformers.small import LEFT, PAD, TOKENS, small
+from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
@@ -45,16 +44,10 @@ def batch(rows: int, time: int) -> tuple[Tensor, Tensor]:
 @models
 def test_a_model_traced_at_one_row_serves_many(kind: type, changes: dict, masked: bool) -> None:
     model, count = Call(kind, **changes), 1 + masked
-    with warnings.catch_warnings():
-        # Sizes are checked while it is traced, and not in the program; torch reads all attributes,
-        # one that transformers deprecates among them.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.trace")
-        program = torch.jit.trace(model, batch(1, 6)[:count], check_trace=False)
-        for rows, time in ((4, 6), (2, 9), (1, 30)):
-            given = batch(rows, time)[:count]
-            torch.testing.assert_close(program(*given), model(*given), rtol=1e-4, atol=1e-5)
+    program = trace(model, batch(1, 6)[:count])
+    for rows, time in ((4, 6), (2, 9), (1, 30)):
+        given = batch(rows, time)[:count]
+        torch.testing.assert_close(program(*given), model(*given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow  # the language model's own export is like it
@@ -89,7 +82,7 @@ def test_an_adapter_on_the_output_layer_is_trained_by_chunks_too() -> None:
     model = FlowformerForCausalLM(
         small(tie_word_embeddings=False, logits_in_training=False, dropout=0.0)
     )
-    model.lm_head = LowRank(model.lm_head)
+    model.add_module("lm_head", LowRank(model.lm_head))
     adapter = list(model.lm_head.parameters())
     losses = [model.train(mode)(TOKENS, labels=TOKENS).loss for mode in (True, False)]
     torch.testing.assert_close(*losses)
