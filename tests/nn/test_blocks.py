@@ -22,23 +22,32 @@ def test_post_norm_block_is_the_published_layer() -> None:
     layer, x = block(), torch.randn(2, 9, 8)
     y = layer.norm1(x + layer.mixer(x)[0])
     expected = layer.norm2(y + layer.linear2(F.gelu(layer.linear1(y))))
-    torch.testing.assert_close(layer(x)[0], expected)
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_pre_norm_block_adds_to_its_input() -> None:
     layer, x = block(norm="pre", activation="relu"), torch.randn(2, 9, 8)
     y = x + layer.mixer(layer.norm1(x))[0]
     expected = y + layer.linear2(F.relu(layer.linear1(layer.norm2(y))))
-    torch.testing.assert_close(layer(x)[0], expected)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_block_returns_a_tensor_to_hooks_and_a_state_where_one_is_asked_for() -> None:
+    layer, x, seen = block(), torch.randn(2, 9, 8), []
+    layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    out, (again, state) = layer(x, causal=True), layer(x, causal=True, return_state=True)
+    assert isinstance(out, torch.Tensor)  # what tools that look at layers (Grad-CAM) can read
+    assert seen[0] is out
+    assert out.equal(again)
+    assert state is not None
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block_streams_with_the_state_of_its_mixer(norm: str) -> None:
     layer, x = block(norm=norm).double(), torch.randn(2, 9, 8).double()
-    whole, none = layer(x, causal=True)
+    whole = layer(x, causal=True)
     first, state = layer(x[:, :4], causal=True, return_state=True)
-    second, _ = layer(x[:, 4:], causal=True, state=state)
-    assert none is None
+    second = layer(x[:, 4:], causal=True, state=state)
     torch.testing.assert_close(torch.cat((first, second), 1), whole)
 
 
@@ -46,12 +55,12 @@ def test_block_streams_with_the_state_of_its_mixer(norm: str) -> None:
 def test_padding_leaves_the_real_places_of_a_block_alone(norm: str) -> None:
     layer, x = block(norm=norm), torch.randn(1, 9, 8)
     mask = torch.arange(9)[None] < 6
-    torch.testing.assert_close(layer(x, mask=mask)[0][:, :6], layer(x[:, :6])[0])
+    torch.testing.assert_close(layer(x, mask=mask)[:, :6], layer(x[:, :6]))
 
 
 def test_dropout_acts_after_the_mixer_and_after_the_feed_forward() -> None:
     layer, x = block(norm="pre", dropout=1.0).train(), torch.randn(2, 9, 8)
-    torch.testing.assert_close(layer(x)[0], x)
+    torch.testing.assert_close(layer(x), x)
 
 
 def test_dropout_acts_inside_the_feed_forward() -> None:
@@ -110,7 +119,7 @@ def test_swiglu_multiplies_by_a_gate() -> None:
     y = x + layer.mixer(layer.norm1(x))[0]
     z = layer.norm2(y)
     expected = y + layer.linear2(F.silu(layer.gate(z)) * layer.linear1(z))
-    torch.testing.assert_close(layer(x)[0], expected)
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_rms_norm_divides_by_the_root_mean_square() -> None:
@@ -214,8 +223,8 @@ def test_a_block_can_be_checkpointed(mixer: str, causal: bool) -> None:
     layer = TransformerBlock(build_mixer(mixer, 8, 2), 8, 16)
     x = torch.randn(2, 9, 8)
 
-    def gradients(call: Callable[..., tuple[Tensor, None]]) -> tuple[Tensor, ...]:
-        loss = call(x, causal=causal)[0].square().sum()
+    def gradients(call: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        loss = call(x, causal=causal).square().sum()
         return torch.autograd.grad(loss, list(layer.parameters()))
 
     again = gradients(partial(checkpoint, layer, use_reentrant=False))
@@ -227,7 +236,7 @@ def test_layer_scale_is_a_factor_of_the_feed_forward_alone() -> None:
     layer, x = block(norm="pre", layer_scale=0.25), torch.randn(2, 9, 8)
     y = x + layer.mixer(layer.norm1(x))[0]
     expected = y + 0.25 * layer.linear2(F.gelu(layer.linear1(layer.norm2(y))))
-    torch.testing.assert_close(layer(x)[0], expected)
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_dropped_paths_leave_whole_samples_out_and_keep_the_mean() -> None:
@@ -241,13 +250,13 @@ def test_dropped_paths_leave_whole_samples_out_and_keep_the_mean() -> None:
 
 def test_paths_are_dropped_after_the_mixer_and_after_the_feed_forward() -> None:
     layer, x = block(norm="pre", drop_path=0.5).train(), torch.randn(64, 3, 8)
-    after_mixer, after_both = x + 2 * layer.mixer(layer.norm1(x))[0], layer(x)[0]
+    after_mixer, after_both = x + 2 * layer.mixer(layer.norm1(x))[0], layer(x)
     feedforward = 2 * layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
     unchanged = (after_both == x).all(2).all(1).double().mean()
     mixed = torch.isclose(after_both, after_mixer, atol=1e-6).all(2).all(1).double().mean()
     fed = torch.isclose(after_both, x + feedforward, atol=1e-6).all(2).all(1).double().mean()
     assert min(unchanged, mixed, fed) > 0.1
-    torch.testing.assert_close(layer.eval()(x)[0], block_without_drops(layer)(x)[0])
+    torch.testing.assert_close(layer.eval()(x), block_without_drops(layer)(x))
 
 
 def block_without_drops(layer: TransformerBlock) -> TransformerBlock:

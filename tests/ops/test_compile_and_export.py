@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.testing import assert_close
 
 from flowformer.ops import flow_attention, flow_attention_step, mobile_attention
 from tests.ops.cases import CPU, FORMS, qkv
+from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 
@@ -105,12 +107,12 @@ def test_inductor(causal):
 
 
 class Attention(nn.Module):
-    def __init__(self, causal):
+    def __init__(self, causal, **options):
         super().__init__()
-        self.causal = causal
+        self.options = {"causal": causal, **options}
 
     def forward(self, query, key, value, mask):
-        return flow_attention(query, key, value, mask=mask, causal=self.causal)
+        return flow_attention(query, key, value, mask=mask, **self.options)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -123,23 +125,55 @@ def test_exports_a_program_for_one_length(causal, tmp_path):
     assert_close(program.module()(*inputs, mask), Attention(causal)(*inputs, mask))
 
 
-# The causal form in chunks of 64 exports for any number of whole chunks from two on; a mask
-# fills up the last one.
+def operators(program: torch.export.ExportedProgram) -> set[str]:
+    targets = (node.target for node in program.graph.nodes)
+    return {each.namespace for each in targets if isinstance(each, torch._ops.OpOverload)}
+
+
+LENGTHS = [1, 2, 63, 64, 65, 128, 500, 4096]
+
+
 @pytest.mark.parametrize(
-    ("causal", "time", "lengths"),
-    [
-        (False, torch.export.Dim("time", min=2, max=100_000), [2, 63, 500]),
-        (True, 64 * torch.export.Dim("chunks", min=2, max=2_000), [128, 192, 4096]),
-    ],
-    ids=["bidirectional", "causal"],
+    "time", [Dim("time", min=2, max=100_000), 64 * Dim("chunks", min=2, max=2_000)], ids=str
 )
-def test_exports_a_program_for_many_lengths(causal, time, lengths):
-    model = Attention(causal)
+@pytest.mark.parametrize(
+    ("causal", "options"),
+    [
+        (False, {}),
+        (True, {}),
+        pytest.param(True, {"clamp": None}, marks=pytest.mark.slow),
+        pytest.param(True, {"competition": None}, marks=pytest.mark.slow),
+    ],
+    ids=["bidirectional", "causal", "causal-no-clamp", "causal-no-competition"],
+)
+def test_exports_a_program_for_any_length_and_any_machine(causal, options, time):
+    model = Attention(causal, **options)
     example = [tensor.detach() for tensor in float_inputs(320)]
     program = torch.export.export(
         model, (*example, torch.ones(2, 320, dtype=torch.bool)), dynamic_shapes=({1: time},) * 4
     )
-    for length in lengths:
+    assert "flowformer" not in operators(program)  # what the compiled library defines
+    for length in LENGTHS[1:] if time.__name__ == "time" else (128, 192, 4096):
         inputs = [tensor.detach() for tensor in float_inputs(length)]
         mask = torch.rand(2, length) < 0.7
         assert_close(program.module()(*inputs, mask), model(*inputs, mask))
+
+
+def test_a_backend_that_is_asked_for_is_exported_as_its_operator():
+    inputs = [tensor.detach() for tensor in float_inputs(70)]
+    model = Attention(True, backend="cpu")
+    program = torch.export.export(model, (*inputs, torch.ones(2, 70, dtype=torch.bool)))
+    assert "flowformer" in operators(program)
+
+
+@pytest.mark.parametrize("clamp", [1.0, None], ids=["clamp", "no-clamp"])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_a_traced_call_serves_any_length_on_any_machine(causal, clamp):
+    model = Attention(causal, clamp=clamp)
+    inputs = [tensor.detach() for tensor in float_inputs(9)]
+    program = trace(model, (*inputs, torch.ones(2, 9, dtype=torch.bool)))
+    assert "flowformer::" not in str(program.inlined_graph)
+    for length in LENGTHS[:-1]:
+        inputs = [tensor.detach() for tensor in float_inputs(length)]
+        mask = torch.rand(2, length) < 0.7
+        assert_close(program(*inputs, mask), model(*inputs, mask))

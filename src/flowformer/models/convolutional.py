@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.inputs import check_labels
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 KERNEL = 3
@@ -84,6 +85,7 @@ class DilatedConvClassifier(nn.Module):
         self.config = config
         self.channels, self.max_length = channels, max_length
         self.length_limit: int | None = max_length
+        self.num_classes = num_classes
         widths = [channels, *[config.dim] * config.num_layers, WIDENING * config.dim]
         self.blocks = nn.Sequential(
             *(
@@ -108,11 +110,14 @@ class DilatedConvClassifier(nn.Module):
             labels: the classes, for the loss.
 
         Raises:
-            ValueError: other channels than at construction, or a series longer than max_length.
+            ValueError: other channels than at construction, a series longer than max_length, or
+                labels that are none of the classes.
         """
         inputs = checked_series(
             inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
+        if labels is not None:
+            check_labels(labels, inputs.shape[:1], self.num_classes)
         features = self.blocks(inputs.transpose(1, 2))
         if attention_mask is not None:
             lowest = torch.finfo(features.dtype).min

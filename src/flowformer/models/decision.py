@@ -14,10 +14,10 @@ from flowformer.models.decision_state import (
     DecisionState,
     action_width,
     check_mask,
-    check_range,
     check_shape,
     real_steps,
 )
+from flowformer.models.inputs import check_range
 from flowformer.models.loading import matched, read_checkpoint
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
 from flowformer.nn.attention import State
@@ -225,9 +225,11 @@ class DecisionTransformer(nn.Module):
         x = real_steps(self.dropout(self.embedding_norm(tokens)), mask)
         layers = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, layer = block(x, causal=True, mask=mask, state=state, return_state=use_cache)
-            layers.append(layer)
-        return self.norm(x), tuple(layers) if use_cache else ()
+            x = block(x, causal=True, mask=mask, state=state, return_state=use_cache)
+            if use_cache:
+                x, layer = x
+                layers.append(layer)
+        return self.norm(x), tuple(layers)
 
     def _predict(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... out"]:
         predicted = self.head(hidden)

@@ -99,22 +99,6 @@ def check_mask(mask: Tensor, expected: tuple[int, ...]) -> None:
         )
 
 
-def check_range(name: str, given: Int[Tensor, "..."], count: int) -> None:
-    """Refuse a value outside 0 to count - 1; seen on the CPU only (other devices would wait).
-
-    Raises:
-        ValueError: the message names the first one out of range.
-    """
-    if torch.compiler.is_compiling() or given.device.type != "cpu" or not given.numel():
-        return
-    lowest, highest = int(given.min()), int(given.max())
-    if lowest < 0 or highest >= count:
-        raise ValueError(
-            f"{name} {lowest if lowest < 0 else highest} is outside the table: expected 0 to "
-            f"{count - 1}"
-        )
-
-
 def real_steps(given: Tensor, mask: Bool[Tensor, "b t"] | None) -> Tensor:
     """The tensor [b, t, ...] with zeros at padded steps."""
     if mask is None:

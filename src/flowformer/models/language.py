@@ -9,15 +9,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.config import LanguageModelConfig
-from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy, token_cross_entropy
+from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
 from flowformer.models.initialization import initialize
+from flowformer.models.inputs import check_integers, check_range, check_tokens
 from flowformer.models.language_state import LanguageState, token_places
 from flowformer.models.language_targets import check_mask, last_real, shifted
 from flowformer.models.loading import matched, rename
+from flowformer.models.output_layer import OutputLayer, chunked_loss, logits_of, tied_matrix
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     MIXERS,
@@ -60,6 +61,7 @@ class LanguageModel(nn.Module):
         vocab_size: number of tokens.
 
     Attributes:
+        vocab_size: number of tokens.
         gradient_checkpointing: compute each block's activations again in the backward pass
             instead of keeping them (in training only).
         shards: the ranks that share sequences; see `set_sequence_parallel`.
@@ -77,6 +79,7 @@ class LanguageModel(nn.Module):
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
         self.config = config
+        self.vocab_size = vocab_size
         self.gradient_checkpointing = False
         self.shards: SequenceShards | None = None
         self.embedding = nn.Embedding(vocab_size, config.dim)
@@ -90,11 +93,6 @@ class LanguageModel(nn.Module):
         self.norm = build_norm(config.normalization, config.dim, bias=config.bias)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
         self.reset_parameters()
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return self.embedding.num_embeddings
 
     @property
     def has_state(self) -> bool:
@@ -149,7 +147,13 @@ class LanguageModel(nn.Module):
         Biases, norms and embeddings do not decay, nor does the output layer where it is tied to the
         embedding, nor what a mixer learns beside its linear layers.
         """
-        matrices = {id(module.weight) for module in self.modules() if isinstance(module, nn.Linear)}
+        matrices = {
+            id(parameter)  # the weight, or what a parametrization computes it from
+            for module in self.modules()
+            if isinstance(module, nn.Linear)
+            for parameter in module.parameters()
+            if parameter.ndim > 1
+        }
         parameters = list(self.parameters())
         return [
             {
@@ -193,9 +197,9 @@ class LanguageModel(nn.Module):
                 length; no document sees another one. Without attention_mask and states.
 
         Raises:
-            ValueError: both labels and targets, a token outside the vocabulary (seen on the CPU
-                only: looking would make other devices wait), a place outside the table of learned
-                positions, or arguments of other shapes.
+            ValueError: both labels and targets, a token or label outside the vocabulary (seen on
+                the CPU only: looking would make other devices wait), a place outside the table of
+                learned positions, or arguments of other shapes.
             NotImplementedError: past_states or use_cache, and the mixer has no state.
         """
         if labels is not None and targets is not None:
@@ -205,10 +209,12 @@ class LanguageModel(nn.Module):
                 "last_logits_only has no logits for labels, targets or packed documents: leave "
                 "out one"
             )
+        check_tokens(input_ids, "input_ids")
         check_mask(attention_mask, input_ids)
+        targets = self._targets(input_ids, attention_mask, labels, targets, cu_seqlens)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(~attention_mask, 0)
-        self._check_tokens(input_ids)
+        check_range("token", input_ids, self.vocab_size, of="vocabulary")
         hidden, states = self.encode(
             self.embedding(input_ids),
             attention_mask,
@@ -216,19 +222,39 @@ class LanguageModel(nn.Module):
             use_cache=use_cache,
             cu_seqlens=cu_seqlens,
         )
-        if labels is not None:
-            targets = shifted(labels, attention_mask, cu_seqlens, self.shards)
-        if targets is not None and attention_mask is not None:
-            targets = targets.masked_fill(~attention_mask, IGNORED)
         if not return_logits:
-            loss = partial(chunked_cross_entropy, hidden, self.output_weight)
+            loss = partial(chunked_loss, hidden, self._output(hidden))
             return LanguageOutput(None, self._mean(loss, targets), states)
         if last_logits_only:
             hidden = last_real(hidden, attention_mask, self.shards)
-        logits = F.linear(hidden, self.output_weight)
+        logits = logits_of(hidden, self._output(hidden))
         return LanguageOutput(
             logits, self._mean(partial(token_cross_entropy, logits), targets), states
         )
+
+    def _targets(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"] | None,
+        labels: Int[Tensor, "b t"] | None,
+        targets: Int[Tensor, "b t"] | None,
+        cu_seqlens: Int[Tensor, " offsets"] | None,
+    ) -> Int[Tensor, "b t"] | None:
+        """What is to be predicted at each token, checked; -100 at padded places."""
+        if labels is not None:
+            check_integers("labels", labels, input_ids.shape)
+            targets = shifted(labels, mask, cu_seqlens, self.shards)
+        if targets is None:
+            return None
+        check_integers("targets", targets, input_ids.shape)
+        targets = targets if mask is None else targets.masked_fill(~mask, IGNORED)
+        check_range("label", targets, self.vocab_size, of="vocabulary", also=IGNORED)
+        return targets
+
+    def _output(self, hidden: Float[Tensor, "b t dim"]) -> OutputLayer:
+        if self.head is not None:
+            return self.head
+        return tied_matrix(self.embedding, self.vocab_size, hidden.device)
 
     def _mean(
         self, loss: Callable[..., Tensor], targets: Int[Tensor, "b t"] | None
@@ -274,10 +300,12 @@ class LanguageModel(nn.Module):
                 cu_seqlens=cu_seqlens,
             )
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x, layer = checkpoint(call, x, use_reentrant=False)
+                x = checkpoint(call, x, use_reentrant=False)
             else:
-                x, layer = call(x)
-            layers.append(layer)
+                x = call(x)
+            if use_cache:
+                x, layer = x
+                layers.append(layer)
         x = self.norm(x)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
@@ -336,16 +364,6 @@ class LanguageModel(nn.Module):
                 f"got {len(states.layers)}"
             )
         return states.layers
-
-    def _check_tokens(self, input_ids: Int[Tensor, "b t"]) -> None:
-        if torch.compiler.is_compiling() or input_ids.device.type != "cpu" or not input_ids.numel():
-            return
-        lowest, highest = int(input_ids.min()), int(input_ids.max())
-        if lowest < 0 or highest >= self.vocab_size:
-            raise ValueError(
-                f"token {lowest if lowest < 0 else highest} is outside the vocabulary: expected "
-                f"0 to {self.vocab_size - 1}"
-            )
 
 
 def _build_block(config: LanguageModelConfig) -> TransformerBlock:

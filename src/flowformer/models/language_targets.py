@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowformer.models import inputs
 from flowformer.models.cross_entropy import IGNORED
 from flowformer.models.shards import SequenceShards
 
@@ -55,8 +56,4 @@ def last_real(
     """The hidden state of the last real token in each row."""
     if shards is not None:
         return shards.last_real(hidden, mask)
-    if mask is None:
-        return hidden[:, -1:]
-    place = torch.arange(hidden.shape[1], device=hidden.device)
-    last = (place * mask).amax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last][:, None]
+    return inputs.last_real(hidden, mask)[:, None]

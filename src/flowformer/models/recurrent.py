@@ -1,11 +1,11 @@
 """The LSTM classifier of the paper's time-series table (Hochreiter and Schmidhuber, 1997)."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.inputs import check_labels, last_real
 from flowformer.models.timeseries import TimeSeriesOutput, checked_series
 
 
@@ -30,6 +30,7 @@ class LSTMClassifier(nn.Module):
         self.config = config
         self.channels, self.max_length = channels, max_length
         self.length_limit: int | None = max_length
+        self.num_classes = num_classes
         # torch warns of dropout between layers where there is one layer.
         between = config.dropout if config.num_layers > 1 else 0.0
         self.lstm = nn.LSTM(
@@ -52,23 +53,15 @@ class LSTMClassifier(nn.Module):
             labels: the classes, for the loss.
 
         Raises:
-            ValueError: other channels than at construction, or a series longer than max_length.
+            ValueError: other channels than at construction, a series longer than max_length, or
+                labels that are none of the classes.
         """
         inputs = checked_series(
             inputs, attention_mask, channels=self.channels, max_length=self.length_limit
         )
+        if labels is not None:
+            check_labels(labels, inputs.shape[:1], self.num_classes)
         states, _ = self.lstm(inputs)
-        logits = self.head(self.dropout(_last_real(states, attention_mask)))
+        logits = self.head(self.dropout(last_real(states, attention_mask)))
         loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
-
-
-def _last_real(
-    states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"] | None
-) -> Float[Tensor, "b d"]:
-    """Padding follows the series, so nothing before its last time step has seen any."""
-    if mask is None:
-        return states[:, -1]
-    place = torch.arange(states.shape[1], device=states.device)
-    last = (place * mask).amax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from flowformer.models.config import SequenceModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.inputs import check_labels, check_range, check_tokens
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     PositionalEmbedding,
@@ -19,6 +20,7 @@ from flowformer.nn import (
     build_mixer,
     set_sequence_parallel,
 )
+from flowformer.ops.inputs import has_values
 
 PADDING = 0  # the token that is none
 
@@ -63,6 +65,7 @@ class SequenceEncoder(nn.Module):
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         self.config = config
+        self.vocab_size, self.channels = vocab_size, channels
         self.max_length = max_length
         self.embedding = _build_embedding(config.dim, vocab_size=vocab_size, channels=channels)
         self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
@@ -104,13 +107,13 @@ class SequenceEncoder(nn.Module):
             mask = None
         x = self.embedding(inputs)
         if self.cls is not None:  # on a later rank without a token, but in its graph of gradients
-            x = torch.cat((self.cls.expand(len(x), 1, -1)[:, : int(first)], x), dim=1)
+            x = torch.cat((self.cls.expand(x.shape[0], 1, -1)[:, : int(first)], x), dim=1)
             mask = None if mask is None else F.pad(mask, (int(first), 0), value=True)
         if self.positions is not None:
             x = self.positions(x, self._places(x))
         x = self.dropout(x)
         for block in self.blocks:
-            x, _ = block(x, mask=mask)
+            x = block(x, mask=mask)
         x = self.norm(x)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
@@ -159,11 +162,11 @@ class SequenceEncoder(nn.Module):
         self, inputs: Tensor, mask: Bool[Tensor, "b t"] | None
     ) -> tuple[Tensor, Bool[Tensor, "b t"] | None]:
         """The inputs, with zeros in the padding, and the mask; see `forward`."""
-        if isinstance(self.embedding, nn.Embedding):
-            _check_tokens(inputs)
+        if self.channels is None:
+            check_tokens(inputs, "tokens")
             mask = inputs != PADDING if mask is None else mask
         else:
-            _check_features(inputs, channels=self.embedding.in_features)
+            _check_features(inputs, channels=self.channels)
         length = inputs.shape[1]
         if self.shards is not None:
             length = sum(self.shards.lengths(inputs))
@@ -178,23 +181,19 @@ class SequenceEncoder(nn.Module):
             )
         # NaN there would reach the gradient of the first layer, any number the table of tokens.
         inputs = inputs.masked_fill(~(mask if inputs.ndim == 2 else mask.unsqueeze(-1)), PADDING)
-        if inputs.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_values(inputs, mask)
+        if self.vocab_size is not None:
+            check_range("token", inputs, self.vocab_size, of="vocabulary")
+        self._check_starts(mask)
         return inputs, mask
 
-    def _check_values(self, inputs: Tensor, mask: Bool[Tensor, "b t"]) -> None:
-        if self.shards is None and bool((mask.any(1) & ~mask[:, 0]).any()):
+    def _check_starts(self, mask: Bool[Tensor, "b t"]) -> None:
+        if self.shards is not None or mask.device.type != "cpu" or not has_values(mask):
+            return
+        if bool((mask.any(1) & ~mask[:, 0]).any()):
             raise ValueError(
                 "each sequence must begin at place 0, got one with padding before it: pad at the "
                 "right"
             )
-        if isinstance(self.embedding, nn.Embedding) and inputs.numel():
-            lowest, highest = int(inputs.min()), int(inputs.max())
-            if lowest < 0 or highest >= self.embedding.num_embeddings:
-                raise ValueError(
-                    f"token {lowest if lowest < 0 else highest} is outside the vocabulary: "
-                    f"expected 0 to {self.embedding.num_embeddings - 1}"
-                )
 
 
 class SequenceClassifier(nn.Module):
@@ -354,14 +353,9 @@ def _build_head(*widths: int) -> nn.Sequential:
 
 
 def _output(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"] | None) -> SequenceOutput:
+    if labels is not None:
+        check_labels(labels, logits.shape[:1], logits.shape[1])
     return SequenceOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
-
-
-def _check_tokens(inputs: Tensor) -> None:
-    if inputs.ndim != 2 or inputs.is_floating_point():
-        raise ValueError(
-            f"expected tokens [b, t], integers, got {tuple(inputs.shape)} of {inputs.dtype}"
-        )
 
 
 def _check_features(inputs: Tensor, *, channels: int) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, rename
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.ops import FlowMap
@@ -74,7 +75,8 @@ class TimeSeriesClassifier(nn.Module):
         _check_choice("pooling", config.pooling, ("flatten", "mean"))
         _check_choice("padding", config.padding, ("masked", "published"))
         self.config = config
-        self.max_length = max_length
+        self.channels, self.max_length = channels, max_length
+        self.num_classes = num_classes
         self.embedding = nn.Linear(channels, config.dim)
         self.positions = PositionalEmbedding(
             config.positions, dim=config.dim, max_length=max_length
@@ -116,11 +118,14 @@ class TimeSeriesClassifier(nn.Module):
             labels: the classes, for the loss.
 
         Raises:
-            ValueError: other channels than at construction, or a series longer than length_limit.
+            ValueError: other channels than at construction, a series longer than length_limit, or
+                labels that are none of the classes.
         """
         x, mask = self._embed(inputs, attention_mask)
+        if labels is not None:
+            check_labels(labels, inputs.shape[:1], self.num_classes)
         for block in self.blocks:
-            x, _ = block(x, mask=self._mixing_mask(mask))
+            x = block(x, mask=self._mixing_mask(mask))
         logits = self._classify(self.dropout(F.gelu(self.norm(x))), mask)
         loss = None if labels is None else class_cross_entropy(logits, labels)
         return TimeSeriesOutput(logits, loss)
@@ -146,7 +151,7 @@ class TimeSeriesClassifier(nn.Module):
                 )
             mixed = block.norm1(x) if block.norm == "pre" else x
             maps.append(block.mixer.flow_map(mixed, mask=self._mixing_mask(mask)))
-            x, _ = block(x, mask=self._mixing_mask(mask))
+            x = block(x, mask=self._mixing_mask(mask))
         return maps
 
     def _embed(
@@ -155,10 +160,10 @@ class TimeSeriesClassifier(nn.Module):
         inputs = checked_series(
             inputs,
             mask if self.config.padding == "masked" else None,
-            channels=self.embedding.in_features,
+            channels=self.channels,
             max_length=self.length_limit,
         )
-        if self.config.padding == "published" and inputs.shape[1] < self.max_length:
+        if self.config.padding == "published":
             # The amount of padding changes the published attention: it is always the same.
             missing = self.max_length - inputs.shape[1]
             mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -177,9 +182,7 @@ class TimeSeriesClassifier(nn.Module):
         if self.config.pooling == "mean":
             count = x.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
             return self.head(x.sum(1) / count)
-        # Places beyond t would be multiplied by zero: their weights are left out instead.
-        features = x.flatten(1)
-        return F.linear(features, self.head.weight[:, : features.shape[1]], self.head.bias)
+        return self.head(F.pad(x, (0, 0, 0, self.max_length - x.shape[1])).flatten(1))
 
     def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the parameters of the published `FlowformerClassiregressor` (thuml/Flowformer).

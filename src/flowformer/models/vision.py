@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, read_checkpoint
 from flowformer.models.presets import VISION_PRESETS
 from flowformer.models.vision_config import VisionModelConfig
@@ -118,10 +119,12 @@ class VisionClassifier(nn.Module):
             labels: the classes, or a distribution over them (mixup, label smoothing), for the loss.
 
         Raises:
-            ValueError: other channels than at construction, or a side that is no multiple of the
-                stride.
+            ValueError: other channels than at construction, a side that is no multiple of the
+                stride, or labels that are none of the classes.
         """
         logits = self.head(self.pool(self.forward_features(images)))
+        if labels is not None and not labels.is_floating_point():
+            check_labels(labels, logits.shape[:1], logits.shape[1])
         return VisionOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
@@ -224,8 +227,8 @@ class VisionClassifier(nn.Module):
 
     def _block(self, block: nn.Module, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)[0]
-        return block(x)[0]
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def _with_positions(self, x: Float[Tensor, "b n dim"], grid: Grid) -> Tensor:
         if self.cls is not None:

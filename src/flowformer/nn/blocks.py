@@ -156,8 +156,8 @@ class TransformerBlock(nn.Module):
         return_state: bool = False,
         turn: Rotation | None = None,
         cu_seqlens: Int[Tensor, " offsets"] | None = None,
-    ) -> tuple[Float[Tensor, "b t dim"], Any]:
-        """Return the new hidden states and the mixer's state (None unless asked for).
+    ) -> Float[Tensor, "b t dim"] | tuple[Float[Tensor, "b t dim"], Any]:
+        """Return the new hidden states; with `return_state`, a pair of them and the mixer's state.
 
         Args:
             x: the hidden states.
@@ -185,9 +185,11 @@ class TransformerBlock(nn.Module):
         )
         x = x + self.drop_path(self.dropout(mixed))
         if pre:
-            return x + self._feedforward(self.norm2(x)), state
-        x = self.norm1(x)
-        return self.norm2(x + self._feedforward(x)), state
+            x = x + self._feedforward(self.norm2(x))
+        else:
+            x = self.norm1(x)
+            x = self.norm2(x + self._feedforward(x))
+        return (x, state) if return_state else x
 
     def _feedforward(self, x: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t dim"]:
         hidden = self.linear1(x)

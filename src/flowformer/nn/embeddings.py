@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowformer.ops.inputs import has_values
 from flowformer.ops.state import carry_dtype
 
 Positions = Literal["learned", "sinusoidal", "sinusoidal-fairseq"]
@@ -86,7 +87,7 @@ class PositionalEmbedding(nn.Module):
         """
         if places is None:
             last, places = x.shape[1], torch.arange(x.shape[1], device=x.device)
-        elif torch.compiler.is_compiling():
+        elif not has_values(places):
             last = 0 if self.kind == "learned" else math.inf
         else:
             last = int(places.max()) + 1 if places.numel() else 0

@@ -127,9 +127,12 @@ def conserve_causal(
     log_sum = state.competition
     if options.competition is not None:
         share, log_sums = prefix_softmax(
-            conserved_source.mT.to(log_sum.dtype), real[:, None], log_sum, options.clamp
+            conserved_source.transpose(-1, -2).to(log_sum.dtype),
+            real[:, None],
+            log_sum,
+            options.clamp,
         )
-        source_competition = n * share.mT.to(n.dtype)
+        source_competition = n * share.transpose(-1, -2).to(n.dtype)
         log_sum = log_sums[..., -1]
 
     carry = carry_dtype(q.device)

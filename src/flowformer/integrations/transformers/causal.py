@@ -18,9 +18,11 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED, chunked_cross_entropy, token_cross_entropy
+from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
+from flowformer.models.inputs import check_range
 from flowformer.models.language import LanguageModel
 from flowformer.models.language_targets import shifted
+from flowformer.models.output_layer import chunked_loss
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
@@ -162,10 +164,11 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         targets = others.pop("shift_labels", None)
         if labels is not None or targets is not None:
             targets = _targets(out.last_hidden_state, labels, targets, attention_mask, **others)
+            check_range("label", targets, self.config.vocab_size, of="vocabulary", also=IGNORED)
             targets = targets[:, keep]
         if targets is not None and self.training and not self.config.logits_in_training:
             count = others.get("num_items_in_batch")
-            loss = chunked_cross_entropy(hidden, self.lm_head.weight, targets, count=count)
+            loss = chunked_loss(hidden, self.lm_head, targets, count=count)
         else:
             logits = self.lm_head(hidden)
             if targets is not None:

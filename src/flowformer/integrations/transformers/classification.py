@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
@@ -16,6 +16,7 @@ from flowformer.integrations.transformers.modeling import (
     new_tokens,
 )
 from flowformer.models.cross_entropy import IGNORED
+from flowformer.models.inputs import check_range, last_real
 
 
 class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
@@ -77,11 +78,11 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
             **others,
         )
         hidden = out.last_hidden_state
-        last = self._last_real(input_ids, attention_mask, hidden)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        logits = self.score(self.dropout(hidden[rows, last]))
+        real = self._real(input_ids, attention_mask, hidden)
+        logits = self.score(self.dropout(last_real(hidden, real)))
         loss = None
         if labels is not None:
+            self._check_labels(labels)
             # A class of -100 counts for nothing; a batch of nothing else divides by 1, not by 0.
             count = (labels != IGNORED).sum().clamp(min=1)
             loss = self.loss_function(
@@ -94,10 +95,18 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
             hidden_states=out.hidden_states,
         )
 
-    def _last_real(
+    def _check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are none of the classes, if classes they are."""
+        kind = self.config.problem_type
+        if kind is None and self.num_labels > 1 and labels.dtype in (torch.int64, torch.int32):
+            kind = "single_label_classification"
+        if kind == "single_label_classification":
+            check_range("label", labels, self.num_labels, of="classes", also=IGNORED)
+
+    def _real(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor
-    ) -> Int[Tensor, " b"]:
-        """The place of the last real token in each row."""
+    ) -> Bool[Tensor, "b t"] | None:
+        """Which tokens are real; None where all are."""
         length = hidden.shape[1]
         if attention_mask is not None:
             past = attention_mask.shape[1] - length  # of its shape, the model has judged already
@@ -106,5 +115,4 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
             real = input_ids != self.config.pad_token_id
         else:
             real = None
-        places = torch.arange(length, device=hidden.device).expand(hidden.shape[:2])
-        return (places if real is None else places * real.to(hidden.device)).argmax(1)
+        return None if real is None else real.to(hidden.device)

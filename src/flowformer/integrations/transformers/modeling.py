@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from flowformer.integrations.transformers.by_name import ATTENTIONS
 from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
+from flowformer.models.inputs import check_range, check_tokens
 from flowformer.models.language import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
 from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
@@ -121,6 +122,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         if not isinstance(value, nn.Embedding):
             raise TypeError(f"expected an nn.Embedding, got {type(value).__name__}")
         self.backbone.embedding = value
+        self.backbone.vocab_size = value.num_embeddings
 
     @capture_outputs
     def forward(  # noqa: PLR0913 - the names that transformers has for them
@@ -207,9 +209,11 @@ class FlowformerModel(FlowformerPreTrainedModel):
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
         """The embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
+            check_tokens(input_ids, "input_ids")
             rows, length = input_ids.shape
             mask = new_tokens(attention_mask, length, past=past, rows=rows)
             tokens = input_ids if mask is None else input_ids.masked_fill(~mask, 0)
+            check_range("token", tokens, self.config.vocab_size, of="vocabulary")
             return self.backbone.embedding(tokens), mask
         if inputs_embeds is not None and input_ids is None:
             rows, length = inputs_embeds.shape[:2]
