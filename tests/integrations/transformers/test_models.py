@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -207,11 +208,14 @@ def test_packed_documents_do_not_see_one_another(positions: str, told: str) -> N
     model = causal(positions=positions)
     collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
     batch = collate([{"input_ids": document.tolist()} for document in DOCUMENTS])
-    out = model(**{name: batch[name] for name in ("input_ids", "labels", told)})
+    out = model(batch["input_ids"], labels=batch["input_ids"], **{told: batch[told]})
     expected = torch.cat([model(document[None]).logits for document in DOCUMENTS], 1)
     torch.testing.assert_close(out.logits, expected, rtol=1e-12, atol=1e-12)
     assert out.past_key_values is None
-    assert out.loss.isfinite()
+    # No document's end is to predict the next one's first token.
+    shown = batch["labels"][:, 1:] != -100
+    loss = F.cross_entropy(out.logits[:, :-1][shown], batch["input_ids"][:, 1:][shown])
+    torch.testing.assert_close(out.loss, loss)
 
 
 def test_documents_packed_into_several_rows() -> None:

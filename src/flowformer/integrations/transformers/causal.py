@@ -23,6 +23,7 @@ from flowformer.models.inputs import check_range
 from flowformer.models.language import LanguageModel
 from flowformer.models.language_targets import shifted
 from flowformer.models.output_layer import chunked_loss
+from flowformer.nn.transformers_owner import document_offsets, documents_of
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
@@ -193,6 +194,8 @@ def _targets(
     targets: Tensor | None,
     attention_mask: Tensor | None,
     cu_seq_lens_q: Int[Tensor, " n"] | None = None,
+    position_ids: Int[Tensor, "rows t"] | None = None,
+    seq_idx: Int[Tensor, "b t"] | None = None,
     **_others: Any,
 ) -> Int[Tensor, "b t"]:
     """What is to be predicted at each place, as `LanguageModel` has it."""
@@ -208,7 +211,12 @@ def _targets(
         mask = new_tokens(attention_mask, t, past=attention_mask.shape[1] - t)
         mask = mask.to(hidden.device) if mask is not None else None
     if targets is None:
-        given = shifted(given, mask, cu_seq_lens_q, None)
+        offsets = cu_seq_lens_q
+        documents = documents_of(position_ids) if seq_idx is None else seq_idx
+        if offsets is None and mask is None and documents is not None:
+            offsets = document_offsets(documents.expand(b, t))
+        packed = given if offsets is None else given.reshape(1, -1)
+        given = shifted(packed, mask, offsets, None).view(b, t)
     return given if mask is None else given.masked_fill(~mask, IGNORED)
 
 
