@@ -23,6 +23,7 @@ import flowformer.integrations.transformers as flow_transformers
 from flowformer import flow_attention
 from flowformer.integrations.transformers.by_name import ATTENTIONS, KEY
 from flowformer.nn.flow import FlowAttention
+from flowformer.nn.replace import replace_attention
 from flowformer.nn.transformers_attention import AttentionMask
 from flowformer.nn.transformers_owner import document_offsets
 
@@ -308,6 +309,12 @@ class TestSaved:
         )
         assert model.config._attn_implementation == "sdpa"
         assert info["unexpected_keys"] == {f"model.{KEY}"}  # transformers warns of these
+
+    def test_a_model_whose_attention_was_replaced_may_take_it(self) -> None:
+        model = llama()
+        replace_attention(model, "linear")
+        model.set_attn_implementation("flow")
+        assert getattr(model.config, KEY)["implementation"] == "flow"
 
     def test_state_dicts(self) -> None:
         plain, flow = llama(), llama()

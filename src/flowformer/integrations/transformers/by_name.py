@@ -22,6 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
+from flowformer.nn.attention import HeadAttention
 from flowformer.nn.flow import FlowAttention
 from flowformer.nn.transformers_attention import attend, padding_mask
 from flowformer.nn.transformers_owner import claim, own_modules, uses_interface
@@ -227,4 +228,5 @@ def _is_alone(module: nn.Module) -> bool:
 
 def _is_attention(module: nn.Module) -> bool:
     name = type(module).__name__
-    return "Attention" in name or "Attn" in name
+    ours = isinstance(module, HeadAttention)  # of `replace_attention`
+    return not ours and ("Attention" in name or "Attn" in name)
