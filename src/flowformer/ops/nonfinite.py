@@ -144,11 +144,14 @@ def contained(
             wanted = always or given.get("causal")
             if not (wanted and _have_a_past(mask, *tensors.values())):
                 return function(*arguments, **options)
+            # Padding is left out last: that copies everything, and it seldom holds such things.
+            if not (may_look(*tensors.values()) and may_be_spoiled(*tensors.values())):
+                return function(*arguments, **options)
             real = {
                 name: x if mask is None else torch.where(_like(mask, x), x, 0)
                 for name, x in tensors.items()
             }
-            if not (may_look(*real.values()) and may_be_spoiled(*real.values())):
+            if not may_be_spoiled(*real.values()):
                 return function(*arguments, **options)
             flag = either(*(~x.detach().isfinite().flatten(2).all(2) for x in real.values()))
             clean = {name: without(x, _like(flag, x)) for name, x in tensors.items()}
