@@ -15,10 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has no public name
 
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import has_values
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -40,16 +38,7 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
 
 def may_look(*tensors: Tensor) -> bool:
     """Whether the values of tensors may be looked at: it costs next to nothing, and no graph."""
-    return (
-        all(
-            type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"
-            for tensor in tensors
-        )
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not is_in_torch_dispatch_mode()
-        and not is_transformed(*tensors)
-    )
+    return has_values(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def spoiled(x: Tensor, *, columns: bool = False, nan_only: bool = False) -> Tensor:
