@@ -9,6 +9,7 @@ axis.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import reduce, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -33,7 +34,8 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if not may_look(*given):
         return True
-    return not all(bool(tensor.sum().isfinite()) for tensor in given)
+    # As a number: to torch, isfinite is four operators.
+    return not all(math.isfinite(tensor.sum().item()) for tensor in given)
 
 
 def may_look(*tensors: Tensor) -> bool:
