@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowformer.models.classifiers import build_classifier
 from flowformer.models.config import (
@@ -87,6 +87,23 @@ def test_a_label_of_minus_100_counts_for_nothing(model: Callable[..., Tensor]) -
     torch.manual_seed(1)
     loss = model(labels=torch.tensor([-100, 2]))
     assert loss.isfinite()
+
+
+@classifiers
+def test_labels_may_be_bytes(model: Callable[..., Tensor]) -> None:
+    assert model(labels=torch.tensor([0, 2], dtype=torch.uint8)).isfinite()
+    with pytest.raises(ValueError, match="label 156 is outside the classes: expected 0 to 2"):
+        model(labels=torch.tensor([0, 156], dtype=torch.uint8))  # -100, cut to a byte
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_of_more_tokens_makes_the_vocabulary_larger(tied: bool) -> None:
+    model = LanguageModel(LanguageModelConfig(**SIZES, tie_embeddings=tied), vocab_size=6)
+    model.embedding = nn.Embedding(9, 8)
+    if not tied:
+        model.head = nn.Linear(8, 9, bias=False)
+    assert model.vocab_size == 9
+    assert model(IDS + 3, labels=IDS + 3).logits.shape == (2, 3, 9)
 
 
 @pytest.mark.parametrize("name", ["labels", "targets"])

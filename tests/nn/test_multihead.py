@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowformer.nn.multihead import ROLES, MultiheadAttention
+from flowformer.nn.record import MixerRecord
 from flowformer.nn.replace import replace_attention
 from flowformer.ops import flow_attention
 
@@ -265,6 +266,16 @@ def test_a_state_dict_names_its_mixer_and_loads_where_it_fits() -> None:
         RuntimeError, match=r'expected .*"clamp": null.*, got .*"clamp": 1\.0.*take'
     ):
         other.load_state_dict(state)
+    record = MixerRecord("flow", {"clamp": 1.0}, {"clamp": 1})
+    record.set_extra_state(MixerRecord("flow", {"clamp": 1.0}, {}).get_extra_state())
+    for changed in (
+        {name: each.half() for name, each in state.items()},
+        {name: (each + each + each) / 3 for name, each in state.items()},
+        {name: each.to("meta") for name, each in state.items()},
+    ):
+        MultiheadAttention(DIM, HEADS).load_state_dict(changed, assign=True)
+    with torch.device("meta"):
+        assert not ours.state_dict()["attention.mixer_flow._extra_state"].is_meta
     old = {name: each for name, each in state.items() if "_extra_state" not in name}
     assert len(old) == len(state) - 1
     ours.load_state_dict(old)

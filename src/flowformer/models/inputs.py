@@ -62,6 +62,8 @@ def check_labels(labels: Tensor, expected: tuple[int, ...], classes: int) -> Non
     Raises:
         ValueError: another shape than expected, no integers, or a label outside 0 to classes - 1.
     """
+    if labels.dtype == torch.uint8:  # as files of images hold them; none of them is -100
+        labels = labels.long()
     check_integers("labels", labels, expected)
     check_range("label", labels, classes, of="classes", also=IGNORED)
 

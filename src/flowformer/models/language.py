@@ -61,7 +61,6 @@ class LanguageModel(nn.Module):
         vocab_size: number of tokens.
 
     Attributes:
-        vocab_size: number of tokens.
         gradient_checkpointing: compute each block's activations again in the backward pass
             instead of keeping them (in training only).
         shards: the ranks that share sequences; see `set_sequence_parallel`.
@@ -79,7 +78,7 @@ class LanguageModel(nn.Module):
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
         self.config = config
-        self.vocab_size = vocab_size
+        self._vocab_size = vocab_size
         self.gradient_checkpointing = False
         self.shards: SequenceShards | None = None
         self.embedding = nn.Embedding(vocab_size, config.dim)
@@ -93,6 +92,11 @@ class LanguageModel(nn.Module):
         self.norm = build_norm(config.normalization, config.dim, bias=config.bias)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
         self.reset_parameters()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens: the embedding tells it; an adapter around that may not."""
+        return getattr(self.embedding, "num_embeddings", self._vocab_size)
 
     @property
     def has_state(self) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flowformer.nn.attention import HeadAttention, Sizes, implied_weights
 from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import build_attention, require_independent_sinks
-from flowformer.ops.inputs import is_recorded, is_transformed
+from flowformer.ops.inputs import has_values, is_recorded
 
 # What the queries are to the keys: one sequence, two, or two of which the queries are the targets
 # of an autoregressive decoder. From the least to the most that it asks of an attention.
@@ -303,17 +303,12 @@ def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | No
         real = ~key_padding_mask
     else:
         real = key_padding_mask == 0
-        if not _hides_values(key_padding_mask) and not (real | key_padding_mask.isneginf()).all():
+        if has_values(key_padding_mask) and not (real | key_padding_mask.isneginf()).all():
             raise ValueError(
                 "a float key_padding_mask must be 0 at real tokens and -inf at padding, got values "
                 f"in [{key_padding_mask.min():g}, {key_padding_mask.max():g}]"
             )
     return real if batched else real.unsqueeze(0)
-
-
-def _hides_values(tensor: Tensor) -> bool:
-    """Whether its values are not known, or not those of this call alone."""
-    return is_recorded() or is_transformed(tensor)
 
 
 def _is_causal(attn_mask: Tensor | None) -> bool:

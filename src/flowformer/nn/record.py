@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int32, Real
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
@@ -35,23 +35,27 @@ class MixerRecord(nn.Module):
         """Under which it stands in the layer: keys of a state dict show it."""
         return f"mixer_{self.mixer}".replace("-", "_")
 
-    def get_extra_state(self) -> UInt8[Tensor, " bytes"]:
-        """What `state_dict` writes: JSON as a tensor, for safetensors holds nothing else."""
-        text = json.dumps({"mixer": self.mixer, "options": self.options}, default=str)
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    def get_extra_state(self) -> Int32[Tensor, " bytes"]:
+        """What `state_dict` writes: JSON as a tensor, for safetensors holds nothing else.
 
-    def set_extra_state(self, state: UInt8[Tensor, " bytes"]) -> None:
+        Not of bytes: who averages state dicts sums all that is in them.
+        """
+        text = json.dumps({"mixer": self.mixer, "options": self.options}, default=str)
+        return torch.tensor(list(text.encode()), dtype=torch.int32, device="cpu")
+
+    def set_extra_state(self, state: Real[Tensor, " bytes"]) -> None:
         """Compare what was saved.
 
         Raises:
             ValueError: another mixer, or the same with other options.
         """
-        saved = json.loads(bytes(state.tolist()))
+        saved = json.loads(bytes(map(round, state.tolist())))  # it may have been cast
         given, theirs = (
             json.dumps({**self.defaults, **options}, default=str, sort_keys=True)
             for options in (self.options, saved["options"])
         )
-        if (self.mixer, given) != (saved["mixer"], theirs):
+        # The values, not their text: 1 is 1.0.
+        if (self.mixer, json.loads(given)) != (saved["mixer"], json.loads(theirs)):
             raise ValueError(
                 f"expected what was saved with the mixer {self.mixer!r} and the options {given}, "
                 f"got {saved['mixer']!r} and {theirs}"
@@ -69,7 +73,7 @@ class MixerRecord(nn.Module):
     ) -> None:
         key = prefix + _EXTRA_STATE_KEY_SUFFIX
         state = state_dict.get(key)
-        if state is None:  # saved by torch, or before there were records
+        if state is None or state.is_meta:  # saved by torch or before there were records; no values
             return
         try:
             self.set_extra_state(state)

@@ -193,11 +193,12 @@ def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, N
     """
     attention = getattr(module, CHILD, None)
     if attention is None and supported(module):
-        said = getattr(module.config, "flowformer_attention", None)
+        said = getattr(module.config, "flowformer_attention", None) or "softmax"
         raise RuntimeError(
             f"the configuration is that of a model after replace_attention ({said}), and this "
-            "model is a new one: call replace_attention(model, mixer, options=...) for it too, "
-            "before its weights are loaded, or set_attn_implementation('sdpa')"
+            "model is another one: call replace_attention(model, mixer, options=...) for it too, "
+            "before its weights are loaded, or set_attn_implementation('sdpa'); to keep two "
+            "models apart, give each a configuration of its own (copy.deepcopy)"
         )
     return attend(attention or _SOFTMAX, module, *heads_and_mask, **others)
 

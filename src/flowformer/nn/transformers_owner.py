@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+
+from flowformer.nn.attention import HeadAttention
+from flowformer.nn.baselines.softmax import SoftmaxAttention
+from flowformer.ops.inputs import has_values, is_transformed
 
 _COUNTS_PADDING = (
     "the batch is padded on the left and the positions count the padding, which changes what these "
@@ -26,7 +31,7 @@ class Owner:
         implementation: the name of its attention when it was claimed.
         autoregressive: one of them is causal, so that another one that is not must show no token
             to an earlier one.
-        rotary: queries and keys are rotated.
+        rotary: queries and keys are rotated, and their places enter, not their distance alone.
         arguments: the names of those of its call, in their order.
         takes_more: it takes other keywords too, to hand them on.
         told: what was said of it, once each.
@@ -61,7 +66,8 @@ def claim(model: Any) -> None:
         name=type(model).__name__,
         implementation=model.config._attn_implementation,
         autoregressive=any(says_causal(module) for module in modules),
-        rotary=any("Rotary" in type(module).__name__ for module in modules),
+        rotary=any("Rotary" in type(module).__name__ for module in modules)
+        and not _is_softmax_throughout(modules),
         arguments=tuple(arguments),
         takes_more=any(each.kind is each.VAR_KEYWORD for each in arguments.values()),
     )
@@ -124,6 +130,12 @@ def own_modules(model: nn.Module) -> Iterator[nn.Module]:
             yield from own_modules(child)
 
 
+def _is_softmax_throughout(modules: list[nn.Module]) -> bool:
+    """Whether `replace_attention` gave these modules softmax and nothing else."""
+    given = [module for module in modules if isinstance(module, HeadAttention)]
+    return bool(given) and all(isinstance(module, SoftmaxAttention) for module in given)
+
+
 def says_causal(module: nn.Module) -> bool:
     """Whether it says of itself that no token sees a later one."""
     return getattr(module, "is_causal", None) is True
@@ -160,7 +172,9 @@ def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
 
     Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
     """
-    if torch.compiler.is_compiling() or not isinstance(mask, Tensor) or mask.ndim != 2:
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_meta:
+        return False
+    if not has_values(*(each for each in (mask, position_ids) if each is not None)):
         return False
     first = (mask != 0).to(torch.uint8).argmax(1, keepdim=True)
     moved = first > 0
@@ -179,13 +193,21 @@ def document_offsets(documents: Tensor) -> Tensor | None:
 
     Args:
         documents: the number of the document of each token, [b, t].
+
+    Raises:
+        ValueError: torch.func maps over rows that are not one.
     """
     one = (documents == documents[:, :1]).all()
     if torch.compiler.is_compiling():
         check_values(one, "packed sequences in compiled code: give cu_seq_lens_q")
         return None
-    if bool(one):
+    if one.is_meta or _is_true(one):
         return None
+    if is_transformed(documents):
+        raise ValueError(
+            "packed sequences cannot be mapped over by torch.func, for their lengths are read: "
+            "give each document a row of its own"
+        )
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     ends = torch.tensor([documents.numel()], device=documents.device)
@@ -200,8 +222,15 @@ def check_values(right: Tensor, message: str) -> None:
     """
     if torch.compiler.is_compiling():
         torch._assert_async(right, message)  # pyright: ignore[reportPrivateImportUsage]
-    elif not bool(right):
+    elif not (right.is_meta or _is_true(right)):
         raise ValueError(message)
+
+
+def _is_true(flag: Tensor) -> bool:
+    """Whether it is true, everywhere where torch.func maps over it."""
+    while is_functorch_wrapped_tensor(flag):
+        flag = get_unwrapped(flag)
+    return bool(flag.all())
 
 
 def documents_of(position_ids: Tensor | None) -> Tensor | None:

@@ -9,16 +9,15 @@ axis.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import reduce, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # torch has no public name
 
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import has_values
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -35,21 +34,13 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if not may_look(*given):
         return True
-    return not all(bool(tensor.sum().isfinite()) for tensor in given)
+    # As a number: to torch, isfinite is four operators.
+    return not all(math.isfinite(tensor.sum().item()) for tensor in given)
 
 
 def may_look(*tensors: Tensor) -> bool:
     """Whether the values of tensors may be looked at: it costs next to nothing, and no graph."""
-    return (
-        all(
-            type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"
-            for tensor in tensors
-        )
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not is_in_torch_dispatch_mode()
-        and not is_transformed(*tensors)
-    )
+    return has_values(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def spoiled(x: Tensor, *, columns: bool = False, nan_only: bool = False) -> Tensor:
@@ -144,11 +135,14 @@ def contained(
             wanted = always or given.get("causal")
             if not (wanted and _have_a_past(mask, *tensors.values())):
                 return function(*arguments, **options)
+            # Padding is left out last: that copies everything, and it seldom holds such things.
+            if not (may_look(*tensors.values()) and may_be_spoiled(*tensors.values())):
+                return function(*arguments, **options)
             real = {
                 name: x if mask is None else torch.where(_like(mask, x), x, 0)
                 for name, x in tensors.items()
             }
-            if not (may_look(*real.values()) and may_be_spoiled(*real.values())):
+            if not may_be_spoiled(*real.values()):
                 return function(*arguments, **options)
             flag = either(*(~x.detach().isfinite().flatten(2).all(2) for x in real.values()))
             clean = {name: without(x, _like(flag, x)) for name, x in tensors.items()}

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from transformers import DataCollatorWithFlattening
 from transformers.masking_utils import AttentionMaskInterface
@@ -374,6 +375,35 @@ def test_positions_that_count_padding_on_the_left_are_told() -> None:
     out = model(TOKENS, attention_mask=LEFT, position_ids=places).last_hidden_state
     alone = model(TOKENS[1:, 3:]).last_hidden_state
     torch.testing.assert_close(out[1:, 3:], alone, rtol=1e-12, atol=1e-12)
+    softmax = llama()
+    replace_attention(softmax, "softmax")
+    softmax(TOKENS, attention_mask=LEFT)  # sees distances alone: no warning
+
+
+def test_gradients_of_each_sample_with_a_mask() -> None:
+    model = with_flow(llama())
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, tokens, mask):
+        call = {"attention_mask": mask[None], "use_cache": False}
+        out = functional_call(model, parameters, (tokens[None],), call)
+        return out.last_hidden_state.square().sum()
+
+    found = vmap(grad(loss), (None, 0, 0))(parameters, TOKENS, RIGHT)
+    for row in range(2):
+        alone = grad(loss)(parameters, TOKENS[row], RIGHT[row])
+        for name, each in alone.items():
+            torch.testing.assert_close(found[name][row], each)
+
+
+def test_one_configuration_for_several_attentions_is_no_warning() -> None:
+    config = transformers.LlamaConfig(**SMALL)
+    for name in ("flow", "sdpa", "flow"):
+        model = transformers.AutoModel.from_config(config, attn_implementation=name)
+        assert model.config._attn_implementation == name
+    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("flow")
+    assert len(model._load_state_dict_post_hooks) == 1
 
 
 class TestRefusals:

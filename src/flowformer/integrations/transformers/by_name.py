@@ -63,7 +63,7 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
             requested_attention = _saved_implementation(record)
         elif record is not None:
             _forget(self.config)
-            if is_init_check:
+            if is_init_check and not isinstance(record, _Written):
                 warnings.warn(
                     f"{type(self).__name__} was saved with attn_implementation="
                     f"{record['implementation']!r} ({record['mixer']}) and is loaded with "
@@ -75,6 +75,10 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
         return method(self, requested_attention, is_init_check)
 
     return get_correct_attn_implementation
+
+
+class _Written(dict[str, Any]):
+    """A record that was not read from a file: no weights come with it."""
 
 
 def _record(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -164,7 +168,7 @@ def _write(config: PreTrainedConfig, name: str) -> None:
     transformers itself reads attn_implementation, of which it saves nothing.
     """
     options = ATTENTIONS[name].options._asdict()
-    setattr(config, KEY, {"mixer": "flow", "options": options, "implementation": name})
+    setattr(config, KEY, _Written(mixer="flow", options=options, implementation=name))
     parts = {part: getattr(config, part) for part in config.sub_configs}
     chosen = {key: part._attn_implementation for key, part in parts.items() if part is not None}
     config.__dict__["attn_implementation"] = {"": name, **chosen} if chosen else name
@@ -182,7 +186,8 @@ def _mark(part: PreTrainedModel) -> None:
         return  # one is enough: a base model is loaded with and without what is above it
     device = next((parameter.device for parameter in part.parameters()), None)
     part.register_buffer(KEY, torch.empty(0, device=device))
-    part.register_load_state_dict_post_hook(_forgive_missing)
+    if _forgive_missing not in part._load_state_dict_post_hooks.values():
+        part.register_load_state_dict_post_hook(_forgive_missing)
 
 
 def _forgive_missing(_module: nn.Module, keys: Any) -> None:

@@ -122,7 +122,6 @@ class FlowformerModel(FlowformerPreTrainedModel):
         if not isinstance(value, nn.Embedding):
             raise TypeError(f"expected an nn.Embedding, got {type(value).__name__}")
         self.backbone.embedding = value
-        self.backbone.vocab_size = value.num_embeddings
 
     @capture_outputs
     def forward(  # noqa: PLR0913 - the names that transformers has for them
