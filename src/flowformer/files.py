@@ -59,9 +59,14 @@ def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`."""
+    r"""Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`.
+
+    What of a file's name is no UTF-8 stands there as `\udcff`, which JSON reads back.
+    """
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(
+            content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+        )
 
 
 def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
