@@ -116,7 +116,7 @@ def predict(arguments: list[str]) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        write_atomically(options.output, text)
+        write_atomically(options.output.resolve(), text)  # /dev/stdout is a link, and stays one
     return 0
 
 
