@@ -45,6 +45,17 @@ def test_the_old_content_stands_until_the_new_is_whole(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    pipe, told = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: told.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_atomically(pipe, "told")
+    assert pipe.is_fifo()
+    reader.join(10)
+    assert told == ["told"]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     kept = tmp_path / "a" / "file.txt"
     write_atomically(kept, "content")

@@ -59,9 +59,18 @@ def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`."""
+    r"""Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`.
+
+    What of a file's name is no UTF-8 stands there as `\udcff`, which JSON reads back. A device or a
+    pipe, as /dev/null, is written to and stays what it is.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(content)
+        return
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
 
 
 def require_no_input(output: Path, inputs: Iterable[Path]) -> None:

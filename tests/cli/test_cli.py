@@ -371,8 +371,13 @@ def test_predict_writes_csv_with_and_without_labels(flowformer, trained, tmp_pat
         assert max(probabilities, key=lambda name: probabilities[name]) == row["predicted"]
         assert sum(probabilities.values()) == pytest.approx(1)
     output = tmp_path / "out" / "predictions.csv"
-    assert flowformer("predict", run, files / file, "--output", output).out == ""
-    assert output.read_text() == printed
+    link = tmp_path / "link.csv"
+    link.symlink_to(output)
+    for path in (output, link):  # what a link leads to is written
+        assert flowformer("predict", run, files / file, "--output", path).out == ""
+        assert output.read_text() == printed
+        output.write_text("earlier")
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize("way", ["itself", "link", "the run's"])

@@ -3,6 +3,7 @@
 import bz2
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,14 @@ def test_files_that_are_no_text_are_counted_by_kind(tmp_path: Path) -> None:
     write(root, train="t", val="v", test="e")
     with pytest.warns(UserWarning, match=r"passed over 5 files .*1 \.txt.*in train\.txt, val\.txt"):
         assert load_corpus("text", folder=root).identity()["files"] == 3
+
+
+def test_what_is_no_file_is_passed_over_and_not_waited_for(tmp_path: Path) -> None:
+    root = write(tmp_path, a="a\n" * 100)
+    os.mkfifo(root / "pipe")
+    (root / "nowhere").symlink_to(root / "gone")
+    with pytest.warns(UserWarning, match=r"passed over 2 files \(2 without a suffix\)"):
+        assert load_corpus("text", folder=root).identity()["files"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Folders of images: parts and classes, and what is no such folder."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_files_that_are_no_images_are_counted_by_kind_and_folders_named(tmp_path
     folders, files = (str(warning.message) for warning in caught)
     assert "the folders unlabelled were passed over: expected train, val and test" in folders
     assert "train: passed over 4 files (2 .txt, 1 .npy, 1 without a suffix):" in files
+
+
+def test_what_is_no_file_is_passed_over_and_not_waited_for(tmp_path):
+    fill(tmp_path / "train", count=2)
+    os.mkfifo(tmp_path / "train" / "cat" / "pipe")
+    with pytest.warns(UserWarning, match=r"passed over 1 file \(1 without a suffix\)"):
+        assert len(load_image_folder(tmp_path).train) == 4
 
 
 def test_a_link_that_leads_back_is_followed_once(tmp_path):

@@ -156,6 +156,10 @@ def test_what_of_a_text_the_vocabulary_lacks_is_named(kind: str, parts: list[str
     assert trained(kind).unknown_parts("the ß§ dog §\n") == parts
 
 
+def test_an_unknown_word_that_is_written_as_in_wikitext_is_not_said_to_be_lacking() -> None:
+    assert trained("word").unknown_parts("the <unk> ß <eos>") == ["ß", "<eos>"]
+
+
 def test_what_of_a_text_a_file_of_words_lacks_is_named() -> None:
     model = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
     content = {"version": "1.0", "model": model, "pre_tokenizer": {"type": "WhitespaceSplit"}}

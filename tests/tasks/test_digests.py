@@ -1,5 +1,6 @@
 """What a run has read is kept: other data are refused by name, on going on and in a comparison."""
 
+import os
 import pkgutil
 import shutil
 from collections.abc import Callable
@@ -178,6 +179,12 @@ def test_of_very_many_files_each_folder_has_a_digest(tmp_path):
     (tmp_path / "b" / "y").write_text("bz")
     after = digest_files(files, most=3)
     assert [place for place in before if before[place] != after[place]] == [str(tmp_path / "b")]
+
+
+def test_a_file_whose_name_is_no_utf_8_is_kept_and_known_again(tmp_path):
+    digests = {os.fsdecode(b"images/\xff\n\xe4.png"): "1", "images/ä.png": "2"}
+    keep_digests(RunFolder(tmp_path), digests)
+    assert read_digests(RunFolder(tmp_path)) == digests
 
 
 @pytest.fixture

@@ -106,17 +106,19 @@ def predict(arguments: list[str]) -> int:
     from flowformer.files import require_no_input, write_atomically
 
     inputs = (options.file, *options.more)
-    if options.output is not None:
-        require_no_input(options.output, [*inputs, *RunFolder(options.run).files])
+    output = options.output
+    if output is not None:
+        require_no_input(output, [*inputs, *RunFolder(options.run).files])
     for path in inputs:
         if path.is_dir():
             what = "the images in it" if kind is IMAGES else f"a file ({kind.reads})"
             raise IsADirectoryError(f"{path} is a folder: flowformer predict takes {what}")
     text = pkgutil.resolve_name(kind.predict)(options.run, *inputs)
-    if options.output is None:
+    if output is None:
         sys.stdout.write(text)
     else:
-        write_atomically(options.output, text)
+        # What a link leads to is written, /dev/stdout too: the link stays.
+        write_atomically(output.resolve() if output.is_file() else output, text)
     return 0
 
 

@@ -67,6 +67,8 @@ def is_image(path: Path) -> bool:
     """Whether a file is an image by its suffix or, with another one or none, by its first bytes."""
     if path.suffix.lower() in _suffixes():
         return True
+    if not path.is_file():  # a pipe, which nobody may write to, or a link that leads nowhere
+        return False
     formats = _TOLD_BY_CONTENT & Image.OPEN.keys()
     try:
         with warnings.catch_warnings():

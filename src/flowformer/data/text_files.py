@@ -148,6 +148,8 @@ def _parts(root: Path) -> dict[str, Path]:
 def _is_text(file: Path) -> bool:
     if file.suffix:
         return file.suffix.lower() in _SUFFIXES
+    if not file.is_file():  # a pipe, which nobody may write to, or a link that leads nowhere
+        return False
     with file.open("rb") as opened:
         start = opened.read(_LOOKED_AT)
     try:

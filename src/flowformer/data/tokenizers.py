@@ -122,8 +122,12 @@ class SymbolTokenizer(Tokenizer):
         """What of a text the symbols stand for."""
 
     def unknown_parts(self, text: str) -> list[str]:
-        """The characters or words of a text that the vocabulary lacks, each once."""
-        return [part for part in dict.fromkeys(self.split(text)) if part not in self._known]
+        """The characters or words of a text that the vocabulary lacks, each once.
+
+        WikiText has <unk> in its own text: whoever writes it means it.
+        """
+        known = self._known.keys() | {UNKNOWN}
+        return [part for part in dict.fromkeys(self.split(text)) if part not in known]
 
     def to_json(self) -> str:
         """Its kind and symbols."""
