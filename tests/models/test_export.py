@@ -94,6 +94,9 @@ CASES = {
         lambda: language(mixer_options={"clamp": None}, positions="rotary"),
         lambda b, t: (tokens(b, t),),
     ),
+    "language-linear": Case(
+        lambda: language(mixer="linear"), lambda b, t: (tokens(b, t), right(b, t))
+    ),
     "language-last": Case(
         language,
         lambda b, t: (tokens(b, t), right(b, t).flip(1)),

@@ -337,6 +337,19 @@ def test_encoder_layers_run_the_attention_they_were_given(
     assert not out.allclose(expected)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_an_encoder_layer_takes_jagged_nested_tensors() -> None:
+    _, flow = encoder("flow", dropout=0.0)
+    flow.train()
+    rows = [draw(4, DIM).requires_grad_(), draw(7, DIM).requires_grad_()]
+    out = flow(torch.nested.as_nested_tensor(rows, layout=torch.jagged))
+    assert out.layout is torch.jagged
+    alone = [flow(row[None])[0] for row in rows]
+    torch.testing.assert_close(list(out.unbind()), alone)
+    gradients = torch.autograd.grad(out.values().sum(), rows)
+    torch.testing.assert_close(gradients, torch.autograd.grad(torch.cat(alone).sum(), rows))
+
+
 def test_encoder_trains_with_a_causal_mask() -> None:
     _, ours = encoder("flow", dropout=0.0)
     x = draw(3, 7, DIM)

@@ -266,6 +266,8 @@ class MultiheadAttention(nn.Module):
         padding = places >= torch.tensor(lengths, device=query.device)[:, None]
         out, _ = self.forward(query, key, value, padding, need_weights=False, is_causal=causal)
         rows = [row[:length] for row, length in zip(out, lengths, strict=True)]
+        if inputs[0].layout is torch.jagged:  # of the same offsets, or they cannot be added
+            return torch.nested.nested_tensor_from_jagged(torch.cat(rows), inputs[0].offsets())
         return torch.nested.as_nested_tensor(rows)
 
 

@@ -21,6 +21,12 @@ _COUNTS_PADDING = (
     "(attention_mask.cumsum(1) - 1).clamp(min=0)"
 )
 
+_RUNS_ON = (
+    "packed documents (cu_seq_lens_q) come without positions of their own, which changes what "
+    "these attentions return for rotated queries and keys (softmax sees only their distance): give "
+    "position_ids that start with 0 at each document"
+)
+
 
 @dataclass
 class Owner:
@@ -93,6 +99,8 @@ def _watch(
         if owner.rotary and _counts_padding(mask, places):
             owner.tell(_COUNTS_PADDING)
         return args, kwargs
+    if owner.rotary and _runs_on(given.get("cu_seq_lens_q"), places):
+        owner.tell(_RUNS_ON)
     offsets = _packed_offsets(given, places)
     if offsets is None:
         return args, kwargs
@@ -184,6 +192,18 @@ def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
         places = position_ids.to(mask.device).expand(mask.shape[0], -1)
         moved = moved & (places.gather(1, first) != 0)
     return bool(moved.any())
+
+
+def _runs_on(offsets: Any, position_ids: Tensor | None) -> bool:
+    """Whether positions do not start anew with a packed document."""
+    if torch.compiler.is_compiling() or not isinstance(offsets, Tensor):
+        return False
+    starts = offsets[1:-1].long()  # of all documents but the first
+    if position_ids is None or not starts.numel():
+        return starts.numel() > 0
+    places = position_ids.flatten()
+    known = position_ids.ndim == 2 and int(starts[-1]) < places.numel()
+    return known and bool((places[starts.to(places.device)] != 0).any())
 
 
 def document_offsets(documents: Tensor) -> Tensor | None:

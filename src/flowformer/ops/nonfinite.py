@@ -165,9 +165,10 @@ def _like(flag: Tensor, x: Tensor) -> Tensor:
 
 def _have_a_past(mask: Tensor | None, *tensors: Tensor) -> bool:
     """Whether there is an earlier token; where shapes do not fit, the function is to say so."""
-    sizes = {tuple(tensor.shape[:2]) for tensor in tensors}
+    size, *others = (tensor.shape[:2] for tensor in tensors)
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             return False
-        sizes.add(tuple(mask.shape))
-    return len(sizes) == 1 and (torch.compiler.is_compiling() or tensors[0].shape[1] > 1)
+        others.append(mask.shape)
+    same = all(each == size for each in others)  # no set of them: symbols have no hash
+    return same and (torch.compiler.is_compiling() or size[1] > 1)

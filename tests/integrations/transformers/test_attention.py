@@ -362,6 +362,13 @@ class TestPacked:
         with pytest.raises(RuntimeError, match="packed sequences in compiled code"):
             compiled(torch.arange(7).expand(2, 7) // 4)
 
+    def test_rotary_positions_that_run_on_are_told(self) -> None:
+        model, row, offsets = with_flow(llama()), TOKENS[:1], torch.tensor([0, 4, 7])
+        with pytest.warns(UserWarning, match="without positions of their own"):
+            model(row, cu_seq_lens_q=offsets)
+        model(row, cu_seq_lens_q=torch.tensor([0, 7]))  # one document: no warning
+        with_flow(gpt2())(row, cu_seq_lens_q=offsets)
+
     def test_offsets_beside_padding(self) -> None:
         with pytest.raises(ValueError, match=r"cu_seq_lens_q.*leave out attention_mask"):
             with_flow(llama())(TOKENS, attention_mask=RIGHT, cu_seq_lens_q=torch.tensor([0, 14]))
