@@ -207,7 +207,7 @@ DOCUMENTS = [TOKENS[0, :4], TOKENS[1], TOKENS[0, :2]]
 def test_packed_documents_do_not_see_one_another(positions: str, told: str) -> None:
     model = causal(positions=positions)
     collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
-    batch = collate([{"input_ids": document.tolist()} for document in DOCUMENTS])
+    batch: Any = collate([{"input_ids": document.tolist()} for document in DOCUMENTS])
     out = model(batch["input_ids"], labels=batch["input_ids"], **{told: batch[told]})
     expected = torch.cat([model(document[None]).logits for document in DOCUMENTS], 1)
     torch.testing.assert_close(out.logits, expected, rtol=1e-12, atol=1e-12)
