@@ -41,7 +41,7 @@ def test_recipes_of_the_paper_stand_in_the_table_with_their_accuracy():
 
 
 def test_table_of_mixers_says_what_each_says_of_itself():
-    """Letters: bidirectional, causal, cross-attention (x), state, any length (∞)."""
+    """Letters: bidirectional, causal, cross-attention (x), independent, state, any length (∞)."""
     page = (DOCS / "mixers.md").read_text().replace(r"\|", "")
     rows = re.findall(r"^\| `([\w-]+)` \|[^|]*\|[^|]*\|([^|]*)\|", page, re.MULTILINE)
     said = {name: set(re.sub(r"\(.*?\)", "", letters).split()) for name, letters in rows}
@@ -49,6 +49,7 @@ def test_table_of_mixers_says_what_each_says_of_itself():
         "b": "bidirectional",
         "c": "causal",
         "x": "cross",
+        "i": "independent_sinks",
         "s": "state",
         "∞": "variable_length",
     }
@@ -60,9 +61,10 @@ def test_table_of_mixers_says_what_each_says_of_itself():
 
 def test_the_shorter_table_agrees():
     page = (DOCS / "layers.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \| (\w+) \| (\w+) \| (\w+)", page, re.MULTILINE)
+    cell = r"\| ([^|]+) "
+    rows = re.findall(rf"^\| `(\w+)` \|[^|]*{5 * cell}\|", page, re.MULTILINE)
     assert rows
     for name, *words in rows:
         can = MIXERS[name].capabilities
-        expected = (can.causal, can.cross, can.state, can.variable_length)
+        expected = (can.causal, can.cross, can.independent_sinks, can.state, can.variable_length)
         assert tuple(word == "yes" for word in words) == expected

@@ -184,6 +184,6 @@ def test_a_truncated_file_is_named(flowformer, tmp_path):
 
 def test_the_name_of_a_set_can_be_the_folder_of_a_text(flowformer, tmp_path):
     (tmp_path / "listops").mkdir()
-    (tmp_path / "listops" / "book.txt").write_text("a line of a book\n")
+    (tmp_path / "listops" / "book.txt").write_text("a line of a book\n" * 20)
     out = flowformer("data", "show", "--folder", "listops", "text").out
     assert "a line of a book" in out

@@ -8,7 +8,10 @@ from flowformer.data.listops_files import write_listops
 from flowformer.data.pathfinder import generate_pathfinder
 from flowformer.data.pathfinder_files import write_pathfinder
 
-AAN = {"train": b"1\tA\tB\tone two\tthree\n" * 2, "eval": b"0\tA\tB\tx\ty\n"}
+AAN = {
+    "train": b"1\tA\tB\tone two\tthree\n0\tA\tB\tone two\tthree\n",
+    "eval": b"0\tA\tB\tx\ty\n",
+}
 
 
 def listops_files(folder: Path, *, seed: int = 0, max_length: int = 30) -> Path:

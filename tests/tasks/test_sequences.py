@@ -380,7 +380,9 @@ class TestBaselines:
             part_sequences(config, load_sequences(config.data))
 
     def test_chance_is_the_most_frequent_class_of_training(self, tmp_path, tiny_sequences):
-        folder = aan_files(tmp_path / "files", test=b"1\tA\tB\ta\tb\n" * 3 + b"0\tA\tB\ta\tb\n")
+        mostly = b"1\tA\tB\ta\tb\n" * 3 + b"0\tA\tB\ta\tb\n"
+        folder = aan_files(tmp_path / "files", test=mostly)
+        (folder / "new_aan_pairs.train.tsv").write_bytes(mostly)
         config = tiny_sequences(SequenceDataConfig(dataset="aan", folder=folder))
         assert chance(config, tmp_path / "run", resume=False).test_accuracy == 0.75
 

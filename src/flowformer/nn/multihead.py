@@ -256,7 +256,7 @@ class MultiheadAttention(nn.Module):
                 "pass key_padding_mask=None and need_weights=False"
             )
 
-    def _forward_nested(self, *inputs: Tensor, causal: bool) -> Tensor:
+    def _forward_nested(self, *inputs: Any, causal: bool) -> Tensor:
         """nn.TransformerEncoder nests its input in evaluation, in place of a padding mask."""
         lengths, *others = ([row.shape[0] for row in each.unbind()] for each in inputs)
         if any(each != lengths for each in others):
