@@ -21,7 +21,7 @@ environment-timeseries environment-dev:
 	@scripts/make_environment.sh $(@:environment-%=%)
 
 demo: environment-timeseries
-	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 cores"
+	@echo "==> Training Flowformer on JapaneseVowels: 30 epochs, about 3 minutes on 2 free cores"
 	rm -rf $(DEMO)
 	$(BIN)/flowformer train japanese-vowels --training.epochs 30 --run-dir $(DEMO)
 	@echo "==> The report is $(DEMO)/report/index.html: open it in a browser"

@@ -104,6 +104,7 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
         ),
         (["train", "time-series", "--data.train-file", "none.ts"], "none.ts: no such file"),
         (["evaluate", "nowhere"], "error: nowhere holds no run: there is no config.json"),
+        (["evaluate", __file__], f"error: expected the folder of a run, got the file {__file__}"),
         (["predict", "nowhere", "none.ts"], "error: nowhere holds no run"),
         (["visualize", "nowhere"], "error: nowhere holds no run"),
         (["evaluate"], "run"),

@@ -157,8 +157,11 @@ class Kept:
 
         Raises:
             FileNotFoundError: there is none.
+            NotADirectoryError: the folder is a file.
             ValueError: the file is not what `write` makes.
         """
+        if folder.root.is_file():
+            raise NotADirectoryError(f"expected the folder of a run, got the file {folder.root}")
         path: Path = getattr(folder, cls.file)
         if not path.exists():
             raise FileNotFoundError(f"{folder.root} {cls.absent.format(name=path.name)}")
@@ -353,7 +356,10 @@ def has_ended(folder: RunFolder, record: Any, digests: Mapping[str, str]) -> boo
         for key in asked or changed
     ]
     if reasons:
-        raise ValueError(f"{folder.root} can only be resumed as it began: {'; '.join(reasons)}")
+        raise ValueError(
+            f"{folder.root} can only be resumed as it began: {'; '.join(reasons)}. Give it what it "
+            "had then, or train in another folder"
+        )
     if folder.result.exists():
         logger.info("%s has ended already", folder.root)
         return True
