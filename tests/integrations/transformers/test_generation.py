@@ -1,6 +1,7 @@
 """`generate`, pipelines and the Trainer, on the recurrent state."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from flowformer.integrations.transformers import (
     FlowformerForCausalLM,
     FlowformerForSequenceClassification,
 )
-from flowformer.integrations.transformers.cache import cache_keyword
+from flowformer.integrations.transformers.cache import cache_keyword, given_cache
 from flowformer.nn.transformers_owner import CACHE_NAMES
 from tests.integrations.transformers.small import LEFT, PAD, TOKENS, cache_of, small
 
@@ -213,6 +214,17 @@ class TestCache:
     def test_keys_and_values_have_no_place_in_it(self) -> None:
         with pytest.raises(NotImplementedError, match="not keys and values"):
             FlowformerCache().update(torch.ones(1), torch.ones(1), 0)
+
+    # Not the whole model: the types that tests check of tensors cannot be traced.
+    def test_it_is_found_in_compiled_code(self) -> None:
+        def count(tokens: Tensor, given: dict[str, Any]) -> Tensor:
+            cache = inspect.unwrap(given_cache)(given)
+            return tokens + (1 if cache is None else 2)
+
+        compiled = torch.compile(count, fullgraph=True, backend="eager")
+        one = torch.ones(1)
+        assert compiled(one, {"cache": None, "num_items_in_batch": 3}) == 2
+        assert compiled(one, {"cache": None, "past_key_values": FlowformerCache()}) == 3
 
     def test_assisted_generation_is_refused(self) -> None:
         model = causal()

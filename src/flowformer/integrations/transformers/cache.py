@@ -150,8 +150,8 @@ def given_cache(given: Mapping[str, Any]) -> FlowformerCache | None:
                 f"{name} must be a FlowformerCache, got {type(cache).__name__}: "
                 "keys and values are not the state of this model"
             )
-    first, *others = caches.values() or [None]
-    if any(other is not first for other in others):
+    first = next(iter(caches.values()), None)
+    if any(cache is not first for cache in caches.values()):
         raise ValueError(f"{' and '.join(caches)} are two caches: give one, as {CACHE}")
     return first
 
