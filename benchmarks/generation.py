@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.runner import pin, save
 from flowformer.evaluation.generation_steps import CarriedDecoder, Prompt
+from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.models.language import LanguageModel
 from flowformer.models.presets import LANGUAGE_PRESETS
 
@@ -64,10 +65,10 @@ def our_steps(model: LanguageModel, prompt: Tensor) -> tuple[Tensor, Step]:
 def their_steps(model: GPT2LMHeadModel, prompt: Tensor) -> tuple[Tensor, Step]:
     """Read the prompt; return the logits and what reads one token more."""
     output: Any = model(prompt, use_cache=True)
-    cache = output.past_key_values
+    cache = getattr(output, CACHE)
 
     def step(token: Tensor) -> Tensor:
-        output: Any = model(token[:, None], past_key_values=cache, use_cache=True)
+        output: Any = model(token[:, None], use_cache=True, **cache_keyword(cache))
         return output.logits[:, -1]
 
     return output.logits[:, -1], step

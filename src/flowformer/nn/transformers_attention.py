@@ -243,7 +243,7 @@ def _offsets(
             raise ValueError(
                 "packed sequences (cu_seq_lens_q, or position_ids that start anew) are those of "
                 "queries and keys alike, without padding and without a cache: leave out "
-                f"attention_mask and past_key_values; {type(module).__name__} got "
+                f"attention_mask and the cache; {type(module).__name__} got "
                 f"{length} queries and {tensors[1].shape[1]} keys"
                 f"{'' if mask.padding is None else ', and a mask'}"
             )

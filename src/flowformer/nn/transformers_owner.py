@@ -60,6 +60,9 @@ class Owner:
 
 _OWNER = "flowformer_owner"
 
+# What transformers calls the cache of a model: from 5.24 on the first, before that the second.
+CACHE_NAMES = ("cache", "past_key_values")
+
 
 def claim(model: Any) -> None:
     """Tell every module of a model of transformers whose it is; those of models inside aside.
@@ -106,7 +109,8 @@ def _watch(
         return args, kwargs
     # With a cache, transformers does not tell documents apart; and not every model tells its mask
     # of the positions, but most hand on what they do not know.
-    changed = {"use_cache": False, "past_key_values": None}
+    changed = {"use_cache": False, **dict.fromkeys(CACHE_NAMES)}
+    kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
     changed = {name: value for name, value in changed.items() if name in owner.arguments}
     args = tuple(changed.pop(name, old) for name, old in zip(owner.arguments, args, strict=False))
     if owner.takes_more:
@@ -116,10 +120,11 @@ def _watch(
 
 def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
     """Where the documents start that positions tell of; None where nothing is packed."""
-    cache, documents = given.get("past_key_values"), documents_of(places)
+    documents = documents_of(places)
     if documents is None or given.get("cu_seq_lens_q") is not None:
         return None
-    if cache is not None and cache.get_seq_length() > 0:
+    caches = [given[name] for name in CACHE_NAMES if given.get(name) is not None]
+    if any(cache.get_seq_length() > 0 for cache in caches):
         return None
     # One row of positions serves all rows of the batch.
     tokens = given.get("input_ids")

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from flowformer.integrations.transformers import FlowformerConfig
+from flowformer.integrations.transformers.cache import CACHE
 
 PAD = 0
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
@@ -24,3 +25,8 @@ def small(**changes: Any) -> FlowformerConfig:
         **changes,
     }
     return FlowformerConfig(**settings)
+
+
+def cache_of(out: Any) -> Any:
+    """The cache of an output, by the name that this release has for it."""
+    return getattr(out, CACHE)

@@ -16,13 +16,14 @@ import transformers
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 import flowformer.integrations.transformers as flow_transformers
 from flowformer import flow_attention
 from flowformer.integrations.transformers.by_name import ATTENTIONS, KEY
+from flowformer.integrations.transformers.cache import CACHE
 from flowformer.nn.flow import FlowAttention
 from flowformer.nn.replace import replace_attention
 from flowformer.nn.transformers_attention import AttentionMask
@@ -355,6 +356,17 @@ class TestPacked:
         first = torch.cat([part.last_hidden_state for part in parts], 1)
         expected = torch.cat((first, model(TOKENS[1:]).last_hidden_state))
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("place", ["keyword", "position"])
+    def test_an_empty_cache_stays_empty(self, place: str) -> None:
+        model = with_flow(llama())
+        places, cache = torch.tensor([[0, 1, 2, 0, 1, 2, 3]]), DynamicCache()
+        given = (TOKENS[:1], None, places, cache) if place == "position" else (TOKENS[:1],)
+        named = {} if place == "position" else {CACHE: cache, "position_ids": places}
+        out = model(*given, **named).last_hidden_state
+        expected = [model(TOKENS[:1, part]).last_hidden_state for part in (slice(3), slice(3, 7))]
+        torch.testing.assert_close(out, torch.cat(expected, 1), rtol=1e-12, atol=1e-12)
+        assert cache.get_seq_length() == 0
 
     def test_compiled_code_refuses_positions_that_start_anew(self) -> None:
         compiled = torch.compile(inspect.unwrap(document_offsets), backend="eager")

@@ -1,6 +1,7 @@
 """`generate`, pipelines and the Trainer, on the recurrent state."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from flowformer.integrations.transformers import (
     FlowformerForCausalLM,
     FlowformerForSequenceClassification,
 )
-from tests.integrations.transformers.small import LEFT, PAD, TOKENS, small
+from flowformer.integrations.transformers.cache import cache_keyword, given_cache
+from flowformer.nn.transformers_owner import CACHE_NAMES
+from tests.integrations.transformers.small import LEFT, PAD, TOKENS, cache_of, small
 
 STYLES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -99,8 +102,8 @@ def test_scores_with_a_cache_are_those_of_the_forward_pass() -> None:
     expected = model(out.sequences[:, :-1]).logits[:, 6:]
     # generate hands its scores out in float32.
     torch.testing.assert_close(torch.stack(out.logits, 1), expected.float())
-    assert isinstance(out.past_key_values, FlowformerCache)
-    assert out.past_key_values.get_seq_length() == 66
+    assert isinstance(cache_of(out), FlowformerCache)
+    assert cache_of(out).get_seq_length() == 66
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "learned"])
@@ -116,11 +119,23 @@ def test_conversation_goes_on_from_a_returned_cache(positions: str) -> None:
     )
     longer = torch.cat((first.sequences, torch.tensor([[2, 8], [4, 4]])), 1)
     mask = torch.cat((LEFT, LEFT.new_ones(2, 6)), 1)
-    kept = copy.deepcopy(first.past_key_values)
+    kept = copy.deepcopy(cache_of(first))
     expected = generate(model, longer, attention_mask=mask, do_sample=False)
-    for cache in (first.past_key_values, kept):
-        out = generate(model, longer, attention_mask=mask, past_key_values=cache, do_sample=False)
+    for cache in (cache_of(first), kept):
+        out = generate(model, longer, attention_mask=mask, do_sample=False, **cache_keyword(cache))
         assert out.equal(expected)
+
+
+# Of generate itself: transformers takes the other name too, and may warn of it.
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_generate_takes_a_cache_by_either_name(name: str) -> None:
+    model = causal()
+    expected = generate(model, do_sample=False)
+    cache = cache_of(model(TOKENS[:, :4]))
+    out = generate(model, do_sample=False, **{name: cache})
+    assert out.equal(expected)
+    assert cache.get_seq_length() == 15  # all but the last: the state went on, in this very cache
 
 
 def test_long_prompts_in_chunks() -> None:
@@ -128,7 +143,7 @@ def test_long_prompts_in_chunks() -> None:
     call: dict[str, Any] = {"do_sample": False, "attention_mask": LEFT}
     expected = generate(model, **call)
     for cache in (None, FlowformerCache()):
-        out = generate(model, prefill_chunk_size=3, past_key_values=cache, **call)
+        out = generate(model, prefill_chunk_size=3, **cache_keyword(cache), **call)
         assert out.equal(expected)
 
 
@@ -163,13 +178,13 @@ def test_generation_stops_at_the_end_of_text() -> None:
 class TestCache:
     def test_rows_are_repeated_selected_and_reordered(self) -> None:
         model = causal()
-        cache = model(TOKENS).past_key_values
+        cache = cache_of(model(TOKENS))
         assert (len(cache), cache.batch_size, cache.get_seq_length()) == (2, 2, 7)
         cache.batch_repeat_interleave(2)
         assert cache.batch_size == 4
         cache.batch_select_indices(torch.tensor([3, 0]))
         following = torch.tensor([[7], [1]])
-        logits = model(following, past_key_values=cache).logits
+        logits = model(following, cache=cache).logits
         expected = model(torch.cat((TOKENS.flip(0), following), 1)).logits[:, -1:]
         torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
@@ -177,21 +192,21 @@ class TestCache:
         model = causal(positions="none")
         sizes = [
             sum(field.numel() for layer in cache.state.layers for field in layer)
-            for cache in (model(TOKENS[:, :1].expand(2, n)).past_key_values for n in (1, 50, 500))
+            for cache in (cache_of(model(TOKENS[:, :1].expand(2, n))) for n in (1, 50, 500))
         ]
         assert len(set(sizes)) == 1
 
     def test_reset_forgets(self) -> None:
         model = causal()
-        cache = model(TOKENS.flip(1)).past_key_values
+        cache = cache_of(model(TOKENS.flip(1)))
         cache.reset()
         assert (cache.batch_size, cache.get_seq_length(), len(cache)) == (-1, 0, 0)
         assert not cache.has_previous_state()
-        out = model(TOKENS, past_key_values=cache)
+        out = model(TOKENS, cache=cache)
         torch.testing.assert_close(out.logits, model(TOKENS).logits, rtol=0, atol=0)
 
     def test_tokens_cannot_be_taken_back(self) -> None:
-        cache = causal()(TOKENS).past_key_values
+        cache = cache_of(causal()(TOKENS))
         assert not cache.is_croppable
         with pytest.raises(NotImplementedError, match=r"cannot take 2 tokens back.*deepcopy"):
             cache.crop(-2)
@@ -199,6 +214,17 @@ class TestCache:
     def test_keys_and_values_have_no_place_in_it(self) -> None:
         with pytest.raises(NotImplementedError, match="not keys and values"):
             FlowformerCache().update(torch.ones(1), torch.ones(1), 0)
+
+    # Not the whole model: the types that tests check of tensors cannot be traced.
+    def test_it_is_found_in_compiled_code(self) -> None:
+        def count(tokens: Tensor, given: dict[str, Any]) -> Tensor:
+            cache = inspect.unwrap(given_cache)(given)
+            return tokens + (1 if cache is None else 2)
+
+        compiled = torch.compile(count, fullgraph=True, backend="eager")
+        one = torch.ones(1)
+        assert compiled(one, {"cache": None, "num_items_in_batch": 3}) == 2
+        assert compiled(one, {"cache": None, "past_key_values": FlowformerCache()}) == 3
 
     def test_assisted_generation_is_refused(self) -> None:
         model = causal()
@@ -217,7 +243,7 @@ class TestCache:
 
     def test_generate_refuses_keys_and_values(self) -> None:
         with pytest.raises(TypeError, match="got DynamicCache"):
-            generate(causal(), past_key_values=DynamicCache())
+            generate(causal(), **cache_keyword(DynamicCache()))
 
 
 @pytest.fixture(scope="module")

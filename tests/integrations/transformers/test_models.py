@@ -25,7 +25,8 @@ from flowformer.integrations.transformers import (
 )
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.language import LanguageModel
-from tests.integrations.transformers.small import LEFT, PAD, RIGHT, TOKENS, small
+from flowformer.nn.transformers_owner import CACHE_NAMES
+from tests.integrations.transformers.small import LEFT, PAD, RIGHT, TOKENS, cache_of, small
 
 # One for each way in which the models differ: what is tied, drawn, placed and normalised.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -170,20 +171,35 @@ def test_pieces_with_a_cache_are_the_whole(mixer: str, whole_mask: bool) -> None
     for length in (3, 1, 1, 2):
         end = start + length
         mask = LEFT[:, :end] if whole_mask else LEFT[:, start:end]
-        out = model(TOKENS[:, start:end], attention_mask=mask, past_key_values=cache)
-        assert out.past_key_values is cache
+        out = model(TOKENS[:, start:end], attention_mask=mask, cache=cache)
+        assert cache_of(out) is cache
         assert cache.get_seq_length() == end
         pieces.append(out.logits)
         start = end
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", CACHE_NAMES)
+@pytest.mark.parametrize(
+    "kind", [FlowformerModel, FlowformerForCausalLM, FlowformerForSequenceClassification]
+)
+def test_a_cache_by_either_name_carries_the_state(kind: Any, name: str) -> None:
+    model = kind(small()).double().eval()
+    cache = FlowformerCache()
+    model(TOKENS[:, :4], **{name: cache})
+    out = model(TOKENS[:, 4:], **{name: cache})
+    assert cache_of(out) is cache
+    whole = model(TOKENS)[0]
+    expected = whole if whole.ndim == 2 else whole[:, 4:]  # of classes, or of tokens
+    torch.testing.assert_close(out[0], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_training_returns_no_cache_unless_asked() -> None:
     model = causal()
-    assert model(TOKENS).past_key_values.get_seq_length() == 7
-    assert model(TOKENS, use_cache=False).past_key_values is None
-    assert model.train()(TOKENS).past_key_values is None
-    assert isinstance(model(TOKENS, use_cache=True).past_key_values, FlowformerCache)
+    assert cache_of(model(TOKENS)).get_seq_length() == 7
+    assert cache_of(model(TOKENS, use_cache=False)) is None
+    assert cache_of(model.train()(TOKENS)) is None
+    assert isinstance(cache_of(model(TOKENS, use_cache=True)), FlowformerCache)
 
 
 def test_hidden_states_and_tuples() -> None:
@@ -211,7 +227,7 @@ def test_packed_documents_do_not_see_one_another(positions: str, told: str) -> N
     out = model(batch["input_ids"], labels=batch["input_ids"], **{told: batch[told]})
     expected = torch.cat([model(document[None]).logits for document in DOCUMENTS], 1)
     torch.testing.assert_close(out.logits, expected, rtol=1e-12, atol=1e-12)
-    assert out.past_key_values is None
+    assert cache_of(out) is None
     # No document's end is to predict the next one's first token.
     shown = batch["labels"][:, 1:] != -100
     loss = F.cross_entropy(out.logits[:, :-1][shown], batch["input_ids"][:, 1:][shown])
@@ -237,16 +253,16 @@ def test_positions_that_it_counts_itself_change_nothing(mask: Tensor | None) -> 
     assert out.logits.equal(model(TOKENS, attention_mask=mask).logits)
     longer = None if mask is None else torch.cat((mask, mask.new_ones(2, 1)), 1)
     following = places[:, -1:] + 1 if mask is None else mask.sum(1, keepdim=True)
-    cache = out.past_key_values
-    model(TOKENS[:, :1], attention_mask=longer, past_key_values=cache, position_ids=following)
+    cache = cache_of(out)
+    model(TOKENS[:, :1], attention_mask=longer, cache=cache, position_ids=following)
 
 
 def test_exports_without_a_cache_unless_it_is_asked_for() -> None:
     model = causal()
     program = torch.export.export(model, (TOKENS,), strict=False)
-    assert program.module()(TOKENS).past_key_values is None
+    assert cache_of(program.module()(TOKENS)) is None
     torch.testing.assert_close(program.module()(TOKENS).logits, model(TOKENS).logits)
-    assert model(TOKENS).past_key_values is not None
+    assert cache_of(model(TOKENS)) is not None
 
 
 def test_embeddings_in_place_of_tokens() -> None:
@@ -421,6 +437,22 @@ class TestConfiguration:
 
 
 class TestRefusals:
+    def test_two_caches(self) -> None:
+        cache = FlowformerCache()
+        causal()(TOKENS, cache=cache, past_key_values=cache)
+        with pytest.raises(ValueError, match="cache and past_key_values are two caches: give one"):
+            causal()(TOKENS, cache=cache, past_key_values=FlowformerCache())
+
+    @pytest.mark.parametrize("name", ["cache_params", "past_key_value", "state", "mems", "memory"])
+    def test_a_cache_by_a_name_that_nobody_reads(self, name: str) -> None:
+        with pytest.raises(TypeError, match=f"unexpected keyword {name}=FlowformerCache"):
+            causal()(TOKENS, **{name: FlowformerCache()})
+
+    def test_what_is_like_a_cache_by_its_name(self) -> None:
+        with pytest.raises(TypeError, match=r"unexpected keyword past_states=tuple.*is given as"):
+            causal()(TOKENS, past_states=())
+        causal()(TOKENS, cache_params=None, cache_position=torch.arange(7))
+
     def test_keys_and_values_as_a_cache(self) -> None:
         with pytest.raises(TypeError, match="must be a FlowformerCache, got DynamicCache"):
             causal()(TOKENS, past_key_values=DynamicCache())

@@ -92,6 +92,7 @@ def _small(name: str, value: Any) -> Any:
 
 # What the rules above do not know, by the type of the model.
 _HYBRID = {"mamba_n_heads": 4, "mamba_d_head": 16}
+_LOOPED = ("n_input_layers", "n_recurrent_layers", "n_output_layers")
 OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 16},
     "bamba": _HYBRID,
@@ -100,6 +101,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global"], 2]]},
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False},
+    "dory": {"num_hidden_layers": 3, **dict.fromkeys(_LOOPED, 1)},
     "xmod": {"default_language": "en_XX"},
     "musicgen_decoder": {"num_codebooks": 1},
     "musicgen_melody_decoder": {"num_codebooks": 1},

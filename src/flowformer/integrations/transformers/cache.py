@@ -1,13 +1,21 @@
 """The recurrent state of the model as a cache of transformers."""
 
+import re
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from flowformer.models.language import LanguageState
+from flowformer.nn.transformers_owner import CACHE_NAMES
+
+# What the release that is installed calls it, in outputs and in the calls of generate.
+(CACHE,) = {field.name for field in fields(BaseModelOutputWithPast)}.intersection(CACHE_NAMES)
 
 
 class FlowformerCache(Cache):
@@ -47,6 +55,11 @@ class FlowformerCache(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002
         """There is no longest sequence: -1, as transformers says it."""
         return -1
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No: `generate` is to leave out the tokens that it has seen, as of keys and values."""
+        return [False]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
         """The length of a mask over all places, and where it begins."""
@@ -107,3 +120,47 @@ class FlowformerCache(Cache):
             NotImplementedError: always.
         """
         raise NotImplementedError("this cache holds the states of mixers, not keys and values")
+
+
+def cache_keyword(cache: Cache | None) -> dict[str, Any]:
+    """The field of an output, or the keyword of a call, that holds the cache."""
+    return {CACHE: cache}
+
+
+def given_cache(given: Mapping[str, Any]) -> FlowformerCache | None:
+    """The cache among the keywords of a call, by either name that transformers has for it.
+
+    Args:
+        given: the keywords, but for those that the model knows itself.
+
+    Raises:
+        ValueError: two different ones.
+        TypeError: another kind of cache, or one under a name that nobody reads.
+    """
+    caches = {name: given[name] for name in CACHE_NAMES if given.get(name) is not None}
+    for name, value in given.items():
+        if name not in CACHE_NAMES and _is_like_a_cache(name, value):
+            raise TypeError(
+                f"unexpected keyword {name}={type(value).__name__}: a FlowformerCache is given as "
+                f"{CACHE}, and under another name it would be lost"
+            )
+    for name, cache in caches.items():
+        if not isinstance(cache, FlowformerCache):
+            raise TypeError(
+                f"{name} must be a FlowformerCache, got {type(cache).__name__}: "
+                "keys and values are not the state of this model"
+            )
+    first = next(iter(caches.values()), None)
+    if any(cache is not first for cache in caches.values()):
+        raise ValueError(f"{' and '.join(caches)} are two caches: give one, as {CACHE}")
+    return first
+
+
+_CACHE_LIKE = re.compile(r"(^|_)(caches?|past|state|mems)($|_)")
+
+
+def _is_like_a_cache(name: str, value: Any) -> bool:
+    if isinstance(value, Cache | LanguageState):
+        return True
+    places = name == "cache_position"  # which the model counts itself
+    return value is not None and not places and bool(_CACHE_LIKE.search(name))

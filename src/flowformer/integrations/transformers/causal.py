@@ -11,7 +11,12 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from flowformer.integrations.transformers.cache import FlowformerCache
+from flowformer.integrations.transformers.cache import (
+    CACHE,
+    FlowformerCache,
+    cache_keyword,
+    given_cache,
+)
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
@@ -23,7 +28,7 @@ from flowformer.models.inputs import check_range
 from flowformer.models.language import LanguageModel
 from flowformer.models.language_targets import shifted
 from flowformer.models.output_layer import chunked_loss
-from flowformer.nn.transformers_owner import document_offsets, documents_of
+from flowformer.nn.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
@@ -65,24 +70,28 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         """Give generate a cache of ours to fill.
 
         Raises:
-            ValueError: it was asked for another kind of cache.
+            ValueError: it was asked for another kind of cache, or given two.
+            TypeError: it was given one of another kind.
             NotImplementedError: the model is to be the assistant of another one.
         """
+        if generation_config.is_assistant:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be the assistant model of another one, which takes "
+                "guessed tokens back: its state is a sum over all of them"
+            )
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} is a cache of "
                 "keys and values: leave it out, for this model has its own (FlowformerCache), of "
                 "constant size for flow and its linear kin"
             )
-        if generation_config.is_assistant:
-            raise NotImplementedError(
-                f"{type(self).__name__} cannot be the assistant model of another one, which takes "
-                "guessed tokens back: its state is a sum over all of them"
-            )
+        cache = given_cache({name: model_kwargs.pop(name, None) for name in CACHE_NAMES})
+        if cache is not None:
+            model_kwargs.update(cache_keyword(cache))
         prepare: Any = super()._prepare_cache_for_generation  # pyright: ignore[reportAttributeAccessIssue]
         prepare(generation_config, model_kwargs, *others, **named)
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = FlowformerCache()
+        if generation_config.use_cache and cache is None:
+            model_kwargs.update(cache_keyword(FlowformerCache()))
 
     @classmethod
     def from_language_model(
@@ -127,7 +136,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t dim"] | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -139,15 +148,15 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         Args:
             input_ids: see `FlowformerModel.forward`, here and for the next three.
             attention_mask: likewise.
-            past_key_values: likewise.
+            cache: likewise.
             inputs_embeds: likewise.
             labels: the tokens again [b, t], shifted here; -100 counts for nothing, nor does what a
                 padded place would predict, or a document's end of the next one's first token.
             use_cache: see `FlowformerModel.forward`.
             logits_to_keep: return the logits of the last so many places (0 for all of them), or of
                 the places in this tensor; the loss is that of these places.
-            others: output_hidden_states, return_dict, cu_seq_lens_q, and what the loss takes
-                (num_items_in_batch, shift_labels).
+            others: past_key_values, output_hidden_states, return_dict, cu_seq_lens_q, and what the
+                loss takes (num_items_in_batch, shift_labels).
 
         Raises:
             ValueError: as `FlowformerModel.forward`, and for labels of another shape.
@@ -155,7 +164,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **others,
@@ -183,8 +192,8 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
+            **cache_keyword(getattr(out, CACHE)),
         )
 
 

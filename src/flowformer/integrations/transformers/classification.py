@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
@@ -47,7 +48,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t dim"] | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -59,12 +60,12 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
             input_ids: see `FlowformerModel.forward`, here and for the next three.
             attention_mask: likewise. Without one, tokens after the last that is not pad_token_id
                 are padding (and where there is no pad_token_id, none are).
-            past_key_values: likewise.
+            cache: likewise.
             inputs_embeds: likewise.
             labels: classes [b] (-100 counts for nothing), or values [b] or [b, num_labels], as
                 problem_type has it (or, where it is None, as transformers guesses it).
             use_cache: see `FlowformerModel.forward`.
-            others: output_hidden_states, return_dict.
+            others: past_key_values, output_hidden_states, return_dict.
 
         Raises:
             ValueError: as `FlowformerModel.forward`.
@@ -72,7 +73,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **others,
@@ -91,8 +92,8 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
+            **cache_keyword(getattr(out, CACHE)),
         )
 
     def _check_labels(self, labels: Tensor) -> None:

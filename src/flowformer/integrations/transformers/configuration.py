@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from flowformer.models.config import LanguageModelConfig
 from flowformer.nn import MIXERS
+from flowformer.nn.transformers_owner import CACHE_NAMES
 
 # What transformers calls the settings for which it has a name.
 _NAMES = {
@@ -62,7 +63,7 @@ class FlowformerConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "flowformer"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES]
     attribute_map: ClassVar[dict[str, str]] = {
         # Not max_length: to transformers that is a setting of generation.
         ours: theirs

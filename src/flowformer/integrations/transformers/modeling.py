@@ -14,7 +14,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
 from flowformer.integrations.transformers.by_name import ATTENTIONS
-from flowformer.integrations.transformers.cache import FlowformerCache
+from flowformer.integrations.transformers.cache import (
+    CACHE,
+    FlowformerCache,
+    cache_keyword,
+    given_cache,
+)
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.models.inputs import check_range, check_tokens
 from flowformer.models.language import LanguageModel, LanguageState
@@ -128,14 +133,14 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self,
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t dim"] | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         position_ids: Tensor | None = None,
         cu_seq_lens_q: Int[Tensor, " n"] | None = None,
         seq_idx: Int[Tensor, "b t"] | None = None,
-        **_others: Any,  # capture_outputs reads output_hidden_states and return_dict off them
+        **others: Any,
     ) -> BaseModelOutputWithPast:
         """Return the hidden states of the tokens, zero at padded places.
 
@@ -143,8 +148,9 @@ class FlowformerModel(FlowformerPreTrainedModel):
             input_ids: the tokens.
             attention_mask: real tokens (1 or True), [b, t] or, with a cache, of all places so far.
                 Padding on either side changes nothing.
-            past_key_values: the cache of an earlier call, whose sequences these tokens continue. It
-                is changed in place.
+            cache: the cache of an earlier call, whose sequences these tokens continue. It is
+                changed in place. The keyword `past_key_values` is another name of it, as
+                transformers had it before 5.24; outputs have the name of the release.
             inputs_embeds: rows of the embedding in place of tokens.
             use_cache: return a cache; None for the configuration's use_cache, in evaluation.
             output_attentions: refused: there is no matrix of weights.
@@ -154,49 +160,46 @@ class FlowformerModel(FlowformerPreTrainedModel):
                 its length, as `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives
                 them: no document sees another one.
             seq_idx: the number of the document of each token, another way to say the same.
+            others: past_key_values; output_hidden_states and return_dict, which capture_outputs
+                reads; what belongs to the loss. A cache by any other name is refused.
 
         Raises:
             ValueError: neither or both of input_ids and inputs_embeds, a mask of another shape,
                 attention weights are asked for, other positions than those counted off the mask,
                 or packed documents beside a mask or a cache.
-            TypeError: the cache is not ours.
+            TypeError: the cache is not ours, or comes by a name that nobody reads.
             NotImplementedError: a cache is asked for and the mixer has no state.
         """
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions: these mixers make no matrix of attention weights")
-        if past_key_values is not None and not isinstance(past_key_values, FlowformerCache):
-            raise TypeError(
-                f"past_key_values must be a FlowformerCache, got {type(past_key_values).__name__}: "
-                "keys and values are not the state of this model"
-            )
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        given = given_cache({"cache": cache, **others})
+        past = 0 if given is None else given.get_seq_length()
         embedded, mask = self._embed(input_ids, inputs_embeds, attention_mask, past=past)
         offsets = cu_seq_lens_q
         if offsets is None:
-            state = None if past_key_values is None else past_key_values.state
+            state = None if given is None else given.state
             offsets = packed_offsets(embedded, position_ids, seq_idx, mask, state)
         if use_cache is None:
             exporting = torch.compiler.is_exporting() or is_tracing()
             use_cache = self.config.use_cache and not (self.training or exporting)
             use_cache = use_cache and offsets is None
-        cache = FlowformerCache() if use_cache and past_key_values is None else past_key_values
-        if offsets is not None and (mask is not None or cache is not None):
+        held = FlowformerCache() if use_cache and given is None else given
+        if offsets is not None and (mask is not None or held is not None):
             raise ValueError(
                 "packed documents (cu_seq_lens_q, seq_idx, position_ids that start anew) have "
-                "neither padding nor a cache: leave out attention_mask, past_key_values and "
-                "use_cache=True"
+                f"neither padding nor a cache: leave out attention_mask, {CACHE} and use_cache=True"
             )
         hidden, state = self.backbone.encode(
             embedded if offsets is None else embedded.flatten(0, 1)[None],
             mask,
-            past_states=None if cache is None else cache.state,
-            use_cache=cache is not None,
+            past_states=None if held is None else held.state,
+            use_cache=held is not None,
             cu_seqlens=offsets,
         )
-        if cache is not None:
-            cache.advance(state, embedded.shape[1])
+        if held is not None:
+            held.advance(state, embedded.shape[1])
         hidden = hidden.view_as(embedded)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **cache_keyword(held))
 
     def _embed(
         self,
