@@ -668,7 +668,7 @@ class TestSavedModels:
         torch.testing.assert_close(of_tokens(told), of_tokens(model))
         told.load_state_dict(model.state_dict())
         fresh = transformers.AutoModel.from_config(model.config)
-        with pytest.raises(RuntimeError, match=r"'flow'.*and this model is a new one"):
+        with pytest.raises(RuntimeError, match=r"'flow'.*and this model is another one"):
             of_tokens(fresh)
         with pytest.raises(RuntimeError, match="mixer_flow"):
             bert().load_state_dict(model.state_dict())
