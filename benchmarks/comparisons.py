@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.data.packages import fetch_package_data
+from flowformer.data.standins.packages import fetch_package_data
 from flowformer.files import write_atomically
 
 FOLDER = ROOT / "comparisons"

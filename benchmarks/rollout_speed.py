@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.runner import RESULTS, pin, save
-from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import Space
+from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollout_policy import Form, Policy, make_policy
 from flowformer.models.decision import DecisionTransformer
 from flowformer.models.decision_config import DecisionModelConfig

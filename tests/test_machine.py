@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from flowformer.data import packages
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.parallel import Workers
+from flowformer.data.standins import packages
 from flowformer.machine import available_processors, python, safe_path
 from flowformer.tasks import execution
 from flowformer.tasks.comparison import make_plan

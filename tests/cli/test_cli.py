@@ -316,7 +316,7 @@ def test_a_data_set_that_is_nowhere_is_code_2_and_names_the_flag(flowformer, tmp
     def fail(*_: object) -> None:
         raise OSError("the line is down")
 
-    monkeypatch.setattr("flowformer.data.uea._download", fail)
+    monkeypatch.setattr("flowformer.data.series.uea._download", fail)
     options = ["--data.dataset", "Handwriting", "--data.folder", tmp_path]
     outcome = flowformer("train", "time-series", *options, "--run-dir", tmp_path / "run")
     assert outcome.code == 2

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from flowformer.data.corpora import CORPORA
-from flowformer.data.tokenizers import CharacterTokenizer
-from flowformer.data.tokens import open_text
+from flowformer.data.language.corpora import CORPORA
+from flowformer.data.language.tokenizers import CharacterTokenizer
+from flowformer.data.language.tokens import open_text
 
 
 @pytest.fixture

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flowformer.data.arena import ARENA_SETS, ArenaOptions, arena_folder, prepare_arena
-from flowformer.data.listops import LISTOPS_TOKENS, evaluate_listops
-from flowformer.data.listops_files import write_listops
-from flowformer.data.sequences import SequenceData
+from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
+from flowformer.data.sequences.listops_files import write_listops
+from flowformer.data.sequences.preparation import (
+    ARENA_SETS,
+    ArenaOptions,
+    arena_folder,
+    prepare_arena,
+)
+from flowformer.data.sequences.records import SequenceData
 from flowformer.viz.samples import contact_sheet
 
 LISTOPS = ("--min-length", "4", "--max-length", "30", "--max-depth", "4")

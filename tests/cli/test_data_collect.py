@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowformer.data.d4rl_files import write_d4rl
-from flowformer.data.minari_sets import load_minari
-from tests.data.test_trajectories import some
+from flowformer.data.trajectories.d4rl import write_d4rl
+from flowformer.data.trajectories.minari import load_minari
+from tests.data.trajectories.test_records import some
 
 ENV = "tests.data.walks:Even-v0"
 NAME = "tests-data-walks-even-v0-expert-v0"

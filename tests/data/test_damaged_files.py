@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowformer.data import compression, wikipedia
-from flowformer.data.compression import read_bytes
-from flowformer.data.pictures import read_idx
-from flowformer.data.preprocessing import Preprocessing
-from flowformer.data.retrieval import read_aan
-from flowformer.data.tokenizers import load_tokenizer
-from flowformer.data.tokens import open_text
-from flowformer.data.trajectories import Space
-from flowformer.data.ts_format import TsFormatError, read_ts
-from flowformer.data.wikipedia import read_dump
-from flowformer.data.wikitext import WikiText
+from flowformer.data.files import compression
+from flowformer.data.files.compression import read_bytes
+from flowformer.data.language.tokenizers import load_tokenizer
+from flowformer.data.language.tokens import open_text
+from flowformer.data.language.wikitext import WikiText
+from flowformer.data.sequences.pictures import read_idx
+from flowformer.data.sequences.retrieval import read_aan
+from flowformer.data.series.preprocessing import Preprocessing
+from flowformer.data.series.ts_format import TsFormatError, read_ts
+from flowformer.data.standins import wikipedia
+from flowformer.data.standins.wikipedia import read_dump
+from flowformer.data.trajectories.records import Space
 from flowformer.files import parse_json
 from flowformer.models.fairseq import read_fairseq_checkpoint
 from flowformer.serialization import from_plain
 from flowformer.tasks.checkpoints import read_checkpoint
-from tests.data.arena_files import aan_files
+from tests.data.sequences.arena_files import aan_files
 from tests.fuzz.runs import make_pair, make_prepared
 from tests.fuzz.seeds import DUMP, TS
 

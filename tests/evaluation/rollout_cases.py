@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import Space
+from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollouts import RolloutSettings
 from flowformer.models.decision import DecisionTransformer
 from flowformer.models.decision_config import DecisionModelConfig

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowformer.data.tokenizers import CharacterTokenizer
+from flowformer.data.language.tokenizers import CharacterTokenizer
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_text import TextStream, generate_text
 from tests.evaluation.small_language_model import VOCABULARY, build

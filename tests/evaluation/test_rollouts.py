@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowformer.data.trajectories import Space
+from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollouts import Rollouts, episode_seed, rollout
 from tests.evaluation.rollout_cases import (
     BOX,

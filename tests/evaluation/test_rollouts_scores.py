@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowformer.data.trajectories import normalized_score
+from flowformer.data.trajectories.records import normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,

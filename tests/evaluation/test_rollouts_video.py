@@ -6,7 +6,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from flowformer.data.trajectories import Space
+from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollout_video import record_episode
 from flowformer.evaluation.rollouts import rollout
 from tests.evaluation.rollout_cases import Walk, build, numbers, settings

@@ -10,13 +10,13 @@ from tests.fuzz.target import put
 
 
 def d4rl(folder: Path) -> object:
-    from flowformer.data.d4rl_files import read_d4rl
+    from flowformer.data.trajectories.d4rl import read_d4rl
 
     return read_d4rl(folder / "hopper-x-v0.hdf5")
 
 
 def some_trajectories(name: str = "some-medium-v0") -> Any:
-    from flowformer.data.trajectories import Space, Trajectories
+    from flowformer.data.trajectories.records import Space, Trajectories
 
     random = np.random.default_rng(0)
     return Trajectories(
@@ -34,7 +34,7 @@ def some_trajectories(name: str = "some-medium-v0") -> Any:
 
 
 def make_d4rl(folder: Path) -> None:
-    from flowformer.data.d4rl_files import write_d4rl
+    from flowformer.data.trajectories.d4rl import write_d4rl
 
     write_d4rl(some_trajectories(), folder / "hopper-x-v0.hdf5")
 
@@ -60,13 +60,13 @@ def more_d4rl(folder: Path) -> list[bytes]:
 
 
 def minari(folder: Path) -> object:
-    from flowformer.data.minari_sets import load_minari
+    from flowformer.data.trajectories.minari import load_minari
 
     return load_minari(folder / "set")
 
 
 def make_minari(folder: Path) -> None:
-    from flowformer.data.minari_sets import write_minari
+    from flowformer.data.trajectories.minari import write_minari
 
     last = np.zeros((3, 3), np.float32)
     target = folder / "set"
@@ -75,19 +75,19 @@ def make_minari(folder: Path) -> None:
 
 
 def trajectories(folder: Path) -> object:
-    from flowformer.data.trajectories import Trajectories
+    from flowformer.data.trajectories.records import Trajectories
 
     return Trajectories.load(folder)
 
 
 def sequences(folder: Path) -> object:
-    from flowformer.data.sequences import SequenceData
+    from flowformer.data.sequences.records import SequenceData
 
     return SequenceData.load(folder)
 
 
 def make_sequences(folder: Path) -> None:
-    from flowformer.data.byte_texts import from_texts
+    from flowformer.data.sequences.byte_texts import from_texts
 
     cases = [(0, b"some", b"more"), (1, b"text", b"here")]
     parts = {"train": cases, "test": cases}
@@ -95,14 +95,14 @@ def make_sequences(folder: Path) -> None:
 
 
 def part(folder: Path) -> object:
-    from flowformer.data.collection import _read_part
+    from flowformer.data.standins.collection import _read_part
 
     return _read_part(folder / "000000000.npz")
 
 
 def make_part(folder: Path) -> None:
-    from flowformer.data.collection import _write_part
-    from flowformer.data.episodes import Episode
+    from flowformer.data.standins.collection import _write_part
+    from flowformer.data.standins.episodes import Episode
 
     episode = Episode(
         observations=np.ones((4, 2), np.float32),
@@ -114,25 +114,25 @@ def make_part(folder: Path) -> None:
 
 
 def idx(name: str, folder: Path) -> object:
-    from flowformer.data.pictures import read_idx
+    from flowformer.data.sequences.pictures import read_idx
 
     return read_idx(folder / name)
 
 
 def image(folder: Path) -> object:
-    from flowformer.data.image_files import read_image
+    from flowformer.data.images.files import read_image
 
     return read_image(folder / "x.png")
 
 
 def grey(folder: Path) -> object:
-    from flowformer.data.pathfinder_files import read_grey
+    from flowformer.data.sequences.pathfinder_files import read_grey
 
     return read_grey(folder / "x.png")
 
 
 def pathfinder(folder: Path) -> object:
-    from flowformer.data.pathfinder_files import read_pathfinder
+    from flowformer.data.sequences.pathfinder_files import read_pathfinder
 
     return read_pathfinder(folder)
 

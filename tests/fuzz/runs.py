@@ -8,19 +8,19 @@ from tests.fuzz.target import put
 
 
 def tokenizer(folder: Path) -> object:
-    from flowformer.data.tokenizers import load_tokenizer
+    from flowformer.data.language.tokenizers import load_tokenizer
 
     return load_tokenizer(folder).vocab_size
 
 
 def make_tokenizer(folder: Path) -> None:
-    from flowformer.data.tokenizers import train_tokenizer
+    from flowformer.data.language.tokenizers import train_tokenizer
 
     train_tokenizer("word", ["a b the text\n"]).save(folder / "tokenizer.json")
 
 
 def more_tokenizers(_: Path) -> list[bytes]:
-    from flowformer.data.tokenizers import train_tokenizer
+    from flowformer.data.language.tokenizers import train_tokenizer
 
     kinds = {"char": None, "byte": None, "bpe": 260}
     return [
@@ -35,15 +35,15 @@ def make_pair(folder: Path) -> None:
 
 
 def prepared(folder: Path) -> object:
-    from flowformer.data.tokens import PARTS, open_text
+    from flowformer.data.language.tokens import PARTS, open_text
 
     text = open_text(folder / "text")
     return [(text.part(part)[:8].tolist(), text.part(part).documents) for part in PARTS]
 
 
 def make_prepared(folder: Path) -> None:
-    from flowformer.data.text_preparation import prepare_text
-    from tests.data.texts import some_texts
+    from flowformer.data.language.preparation import prepare_text
+    from tests.data.language.texts import some_texts
 
     prepare_text(some_texts(documents=3), folder / "text", tokenizer="char")
 
@@ -121,7 +121,7 @@ def make_record(folder: Path) -> None:
 
 
 def fitted(folder: Path) -> object:
-    from flowformer.data.preprocessing import Preprocessing
+    from flowformer.data.series.preprocessing import Preprocessing
     from flowformer.serialization import from_plain
     from flowformer.tasks.folder import read_json
 
@@ -130,7 +130,7 @@ def fitted(folder: Path) -> object:
 
 
 def wheel(folder: Path) -> object:
-    from flowformer.data.archives import unpack_zip
+    from flowformer.data.files.archives import unpack_zip
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     unpack_zip(folder / "x.whl", ["*"], folder / "in")
@@ -142,7 +142,7 @@ def make_wheel(folder: Path) -> None:
 
 
 def tar(folder: Path) -> object:
-    from flowformer.data.archives import unpack_tar
+    from flowformer.data.files.archives import unpack_tar
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     with (folder / "data.tar").open("rb") as stream:
@@ -156,7 +156,7 @@ def tar(folder: Path) -> object:
 
 
 def deb(folder: Path) -> object:
-    from flowformer.data.debian import _unpack
+    from flowformer.data.standins.debian import _unpack
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     try:

@@ -7,13 +7,13 @@ from tests.fuzz.target import put
 
 
 def ts(folder: Path) -> object:
-    from flowformer.data.ts_format import read_ts
+    from flowformer.data.series.ts_format import read_ts
 
     return read_ts(folder / "x.ts")
 
 
 def listops(folder: Path) -> object:
-    from flowformer.data.listops_files import read_listops
+    from flowformer.data.sequences.listops_files import read_listops
 
     return read_listops(folder)
 
@@ -24,7 +24,7 @@ def make_listops(folder: Path) -> None:
 
 
 def aan(folder: Path) -> object:
-    from flowformer.data.retrieval import read_aan
+    from flowformer.data.sequences.retrieval import read_aan
 
     return read_aan(folder)
 
@@ -35,13 +35,13 @@ def make_aan(folder: Path) -> None:
 
 
 def reviews(folder: Path) -> object:
-    from flowformer.data.reviews import read_reviews
+    from flowformer.data.sequences.reviews import read_reviews
 
     return read_reviews(folder / "x.csv")
 
 
 def cases(folder: Path) -> object:
-    from flowformer.data.sequence_files import read_cases
+    from flowformer.data.sequences.cases import read_cases
 
     for vocabulary, paired in ((16, False), (257, True)):
         try:
@@ -59,26 +59,26 @@ def cases(folder: Path) -> object:
 
 
 def wikitext(folder: Path) -> object:
-    from flowformer.data.wikitext import WikiText
+    from flowformer.data.language.wikitext import WikiText
 
     corpus = WikiText(name="wikitext-2", description="", folder=folder)
     return list(corpus.documents("train"))
 
 
 def texts(folder: Path) -> object:
-    from flowformer.data.text_files import TextFiles
+    from flowformer.data.language.files import TextFiles
 
     return [list(TextFiles(folder=folder).documents(part)) for part in ("train", "test")]
 
 
 def dump(name: str, folder: Path) -> object:
-    from flowformer.data.wikipedia import read_dump, separate_words
+    from flowformer.data.standins.wikipedia import read_dump, separate_words
 
     return [separate_words(text) for _, text in read_dump(folder / name)]
 
 
 def pages(folder: Path) -> object:
-    from flowformer.data.manual_pages import read_manual_pages
+    from flowformer.data.standins.manual_pages import read_manual_pages
 
     return read_manual_pages([folder])
 

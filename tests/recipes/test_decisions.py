@@ -1,6 +1,6 @@
 """The experiments on trajectories as they were published, and the small ones."""
 
-from flowformer.data import environments
+from flowformer.data.trajectories import environments
 from flowformer.models.decision import DecisionTransformer
 from flowformer.recipes import RECIPES, decisions
 from flowformer.tasks import decision_config

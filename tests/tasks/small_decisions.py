@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flowformer.data.trajectories import Space, Trajectories
+from flowformer.data.trajectories.records import Space, Trajectories
 from flowformer.models.decision_config import DecisionModelConfig
 from flowformer.tasks.decision_config import (
     DecisionConfig,

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from flowformer.data.image_transforms import ImagePreprocessing
+from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import layer_attentions
 from flowformer.models.vision_config import VisionModelConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowformer.data.trajectories import EnvironmentOptions, WrapperOptions
+from flowformer.data.trajectories.records import EnvironmentOptions, WrapperOptions
 from flowformer.models.decision_config import DecisionModelConfig
 from flowformer.tasks import decision_run
 from flowformer.tasks.comparison import make_plan

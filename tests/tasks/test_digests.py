@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from flowformer.data import load_ts_files
-from flowformer.data.trajectories import Trajectories
+from flowformer.data.trajectories.records import Trajectories
 from flowformer.tasks.comparison import Plan, make_plan, read_comparison, require_data
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
 from flowformer.tasks.digests import digest_files, digest_series

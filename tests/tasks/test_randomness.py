@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowformer.data.image_transforms import seeded
+from flowformer.data.images.transforms import seeded
 from flowformer.data.randomness import own_randomness
 from flowformer.tasks.loop import torch_settings
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowformer.data.listops import LISTOPS_TOKENS
+from flowformer.data.sequences.listops import LISTOPS_TOKENS
 from flowformer.tasks.classification import ClassificationTask
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import KINDS, kind_of_run
@@ -33,7 +33,12 @@ from flowformer.tasks.sequence_run import (
     write_sequence_run_report,
 )
 from flowformer.tasks.sequence_training import train
-from tests.data.arena_files import aan_files, fashion_files, listops_files, pathfinder_files
+from tests.data.sequences.arena_files import (
+    aan_files,
+    fashion_files,
+    listops_files,
+    pathfinder_files,
+)
 from tests.tasks.small_sequences import LISTOPS, tiny_sequences
 
 __all__ = ["tiny_sequences"]  # a fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.data.image_mixing import Mixing
-from flowformer.data.images import load_fashion_mnist_images, load_image_folder
+from flowformer.data.images.mixing import Mixing
+from flowformer.data.images.records import load_fashion_mnist_images, load_image_folder
 from flowformer.models.vision import VisionClassifier
 from flowformer.tasks.checkpoints import read_checkpoint
 from flowformer.tasks.folder import RunFolder

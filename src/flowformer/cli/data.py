@@ -12,7 +12,7 @@ from flowformer.cli.parsing import parse
 from flowformer.tasks.language_config import TextDataConfig, TokenizerKind
 
 if TYPE_CHECKING:
-    from flowformer.data.tokens import PreparedText
+    from flowformer.data.language.tokens import PreparedText
 
 _SAMPLE = 400  # characters shown of a text
 
@@ -90,9 +90,9 @@ def main(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     parse(ListOptions, arguments, prog="flowformer data list")
-    from flowformer.data.arena_sets import ARENA_SETS
-    from flowformer.data.corpora import CORPORA
-    from flowformer.data.minari_sets import find_minari_root, local_minari
+    from flowformer.data.language.corpora import CORPORA
+    from flowformer.data.sequences.sets import ARENA_SETS
+    from flowformer.data.trajectories.minari import find_minari_root, local_minari
 
     width = max(map(len, [*CORPORA, *ARENA_SETS]))
     for title, table in (("Texts", CORPORA), ("Long Range Arena", ARENA_SETS)):
@@ -142,8 +142,8 @@ def _collect(arguments: list[str]) -> int:
 
 def _show(arguments: list[str]) -> int:
     from flowformer.cli import data_arena, data_collect
-    from flowformer.data.arena import holds_sequences
-    from flowformer.data.corpora import CORPORA, load_corpus
+    from flowformer.data.language.corpora import CORPORA, load_corpus
+    from flowformer.data.sequences.preparation import holds_sequences
 
     if name := _arena_name(arguments):
         return data_arena.show(name, arguments)
@@ -162,7 +162,7 @@ def _show(arguments: list[str]) -> int:
                 folder, part=options.part, count=options.count, output=options.output
             )
             return 0
-        from flowformer.data.tokens import open_text
+        from flowformer.data.language.tokens import open_text
 
         sys.stdout.write(_describe(open_text(folder)))
         return 0
@@ -175,7 +175,7 @@ def _show(arguments: list[str]) -> int:
 
 def _arena_name(arguments: list[str]) -> str | None:
     """The set of the Long Range Arena that is asked for, to know which flags there are."""
-    from flowformer.data.arena_sets import ARENA_SETS
+    from flowformer.data.sequences.sets import ARENA_SETS
 
     for before, argument in pairwise(["", *arguments]):
         if argument in ARENA_SETS and not before.startswith("--"):  # not --folder listops
@@ -189,9 +189,9 @@ def _require_known(name: str) -> None:
     Raises:
         ValueError: it is none.
     """
-    from flowformer.data.arena_sets import ARENA_SETS
-    from flowformer.data.corpora import CORPORA
-    from flowformer.data.minari_sets import find_minari_root, local_minari
+    from flowformer.data.language.corpora import CORPORA
+    from flowformer.data.sequences.sets import ARENA_SETS
+    from flowformer.data.trajectories.minari import find_minari_root, local_minari
 
     root = find_minari_root() or "no folder"
     kinds = {
@@ -214,7 +214,7 @@ def _require_known(name: str) -> None:
 
 
 def _describe(text: "PreparedText") -> str:
-    from flowformer.data.tokens import PARTS
+    from flowformer.data.language.tokens import PARTS
 
     lines = [
         f"{text.settings['corpus']}, {text.tokenizer.kind} tokenizer with "

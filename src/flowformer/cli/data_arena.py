@@ -12,7 +12,8 @@ import numpy as np
 import tyro
 
 from flowformer.cli.parsing import parse
-from flowformer.data.arena import (
+from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
+from flowformer.data.sequences.preparation import (
     ArenaOptions,
     ArenaSet,
     Difficulty,
@@ -21,8 +22,7 @@ from flowformer.data.arena import (
     prepare_arena,
     sample_arena,
 )
-from flowformer.data.listops import LISTOPS_TOKENS, evaluate_listops
-from flowformer.data.sequences import FIRST_BYTE, SequenceData, SequenceSplit
+from flowformer.data.sequences.records import FIRST_BYTE, SequenceData, SequenceSplit
 from flowformer.files import require_no_input, write_atomically
 
 _SAMPLE_BYTES = 400  # shown of a text

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from flowformer.cli.parsing import parse
-from flowformer.data.behaviour import search_of
-from flowformer.data.collection import CollectionConfig, Quality, collect
-from flowformer.data.environments import NOT_D4RL, references_of
-from flowformer.data.minari_sets import minari_folder, open_trajectories
-from flowformer.data.trajectories import Space, Trajectories, normalized_score
+from flowformer.data.standins.behaviour import search_of
+from flowformer.data.standins.collection import CollectionConfig, Quality, collect
+from flowformer.data.trajectories.environments import NOT_D4RL, references_of
+from flowformer.data.trajectories.minari import minari_folder, open_trajectories
+from flowformer.data.trajectories.records import Space, Trajectories, normalized_score
 from flowformer.machine import available_processors
 
 _WIDTH = 100

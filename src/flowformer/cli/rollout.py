@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import parse
-from flowformer.data.environments import NOT_D4RL, task_of
+from flowformer.data.trajectories.environments import NOT_D4RL, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments, prog="flowformer rollout")
     import numpy as np
 
-    from flowformer.data.environments import make_environment
-    from flowformer.data.trajectories import EnvironmentOptions
+    from flowformer.data.trajectories.environments import make_environment
+    from flowformer.data.trajectories.records import EnvironmentOptions
     from flowformer.evaluation.rollout_scores import check_target, evaluate_returns
     from flowformer.serialization import to_plain
     from flowformer.tasks.decision_data import environment_maker, rollout_settings, warn_of_another

@@ -4,23 +4,25 @@ Here belong readers, the records they give, what is fitted on training data (nor
 and batching.
 """
 
-from flowformer.data.addition import AdditionProblems, ExactSums, count_exact
-from flowformer.data.batches import EpochSampler, SeriesDataset, collate
-from flowformer.data.corpora import CORPORA, Corpus, load_corpus
-from flowformer.data.preprocessing import (
-    MISSING_POLICIES,
-    MissingPolicy,
-    Preprocessing,
-    require_complete,
-)
-from flowformer.data.text_batches import (
+from flowformer.data.language.addition import AdditionProblems, ExactSums, count_exact
+from flowformer.data.language.batches import (
     ContiguousBlocks,
     PackedDocuments,
     StepBatches,
     collate_packed,
 )
-from flowformer.data.text_preparation import prepare_text
-from flowformer.data.timeseries import (
+from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
+from flowformer.data.language.preparation import prepare_text
+from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from flowformer.data.language.tokens import Counts, PreparedText, TokenArray, open_text
+from flowformer.data.series.batches import EpochSampler, SeriesDataset, collate
+from flowformer.data.series.preprocessing import (
+    MISSING_POLICIES,
+    MissingPolicy,
+    Preprocessing,
+    require_complete,
+)
+from flowformer.data.series.records import (
     SeriesSplit,
     TimeSeriesData,
     as_series,
@@ -32,10 +34,8 @@ from flowformer.data.timeseries import (
     stratified_split,
     warn_of_swapped_axes,
 )
-from flowformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from flowformer.data.tokens import Counts, PreparedText, TokenArray, open_text
-from flowformer.data.ts_format import TsFile, TsFormatError, read_ts
-from flowformer.data.uea import load_uea
+from flowformer.data.series.ts_format import TsFile, TsFormatError, read_ts
+from flowformer.data.series.uea import load_uea
 
 __all__ = [
     "CORPORA",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from flowformer.data.trajectories import normalized_score
+from flowformer.data.trajectories.records import normalized_score
 from flowformer.evaluation.rollout_policy import DecisionModel, Form
 from flowformer.evaluation.rollouts import MakeEnvironment, Rollouts, RolloutSettings, rollout
 

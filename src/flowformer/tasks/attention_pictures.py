@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowformer.data.image_files import read_image
-from flowformer.data.image_transforms import ImagePreprocessing
+from flowformer.data.images.files import read_image
+from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
 from flowformer.tasks.folder import holds_folder

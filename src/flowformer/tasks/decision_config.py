@@ -11,7 +11,7 @@ from flowformer.serialization import check_types
 from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
 
-# As `flowformer.data.environments` says it; here without what that imports.
+# As `flowformer.data.trajectories.environments` says it; here without what that imports.
 D4RL_TASKS = ("halfcheetah", "hopper", "walker2d")
 NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 

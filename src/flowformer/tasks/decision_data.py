@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.decision_batches import DecisionWindows, split_episodes
-from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.environments import make_environment
-from flowformer.data.minari_sets import is_d4rl, open_trajectories
-from flowformer.data.text_batches import StepBatches, as_it_is
-from flowformer.data.trajectories import EnvironmentOptions, Space, Trajectories
+from flowformer.data.language.batches import StepBatches, as_it_is
+from flowformer.data.trajectories.batches import DecisionWindows, split_episodes
+from flowformer.data.trajectories.environments import make_environment
+from flowformer.data.trajectories.minari import is_d4rl, open_trajectories
+from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories
 from flowformer.evaluation.rollouts import RolloutSettings, check_spaces
 from flowformer.models.decision import BehaviourCloning, DecisionTransformer
 from flowformer.models.decision_config import BehaviourCloningConfig

@@ -29,7 +29,7 @@ class DecisionRecord(KeptRecord):
         data_best: of the best of them.
         data_worst: of the worst.
         env_options: what it is made with, other than its name says; see
-            `flowformer.data.trajectories.EnvironmentOptions`.
+            `flowformer.data.trajectories.records.EnvironmentOptions`.
         task: what kind of run it is.
     """
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import EnvironmentOptions
+from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.records import EnvironmentOptions
 from flowformer.evaluation.rollout_scores import evaluate_returns
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history

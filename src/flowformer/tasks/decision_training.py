@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowformer.data.decision_preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories import EnvironmentOptions, Trajectories, normalized_score
+from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.records import EnvironmentOptions, Trajectories, normalized_score
 from flowformer.evaluation.rollout_scores import (
     check_target,
     evaluate_returns,

@@ -21,11 +21,11 @@ from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.vision_config import VisionConfig
 
 if TYPE_CHECKING:
-    from flowformer.data.images import ImageData, ImageSplit
-    from flowformer.data.sequences import SequenceData
-    from flowformer.data.timeseries import TimeSeriesData
-    from flowformer.data.tokens import PreparedText
-    from flowformer.data.trajectories import Trajectories
+    from flowformer.data.images.records import ImageData, ImageSplit
+    from flowformer.data.language.tokens import PreparedText
+    from flowformer.data.sequences.records import SequenceData
+    from flowformer.data.series.records import TimeSeriesData
+    from flowformer.data.trajectories.records import Trajectories
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def digest_series(config: TimeSeriesConfig, data: "TimeSeriesData | None" = None
 
 def digest_text(config: LanguageConfig, text: "PreparedText | None" = None) -> Digests:
     """Digests of each part of a tokenised text; of sums, which nobody reads, none."""
-    from flowformer.data.tokens import read_meta
+    from flowformer.data.language.tokens import read_meta
     from flowformer.tasks.language_config import ADDITION
 
     own = config.data

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowformer.data.tokenizers import Tokenizer, load_tokenizer
+from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.evaluation.generation_text import generate_text
 from flowformer.evaluation.perplexity import Perplexity
 from flowformer.models.language import LanguageModel

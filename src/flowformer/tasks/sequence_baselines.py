@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from flowformer.data.sequences import Sequences, SequenceSplit
+from flowformer.data.sequences.records import Sequences, SequenceSplit
 from flowformer.tasks.digests import digest_sequences
 from flowformer.tasks.folder import RunFolder, holds_folder, keep_digests
 from flowformer.tasks.methods import MethodResult

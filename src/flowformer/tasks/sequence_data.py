@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
-from flowformer.data.arena import ArenaOptions, find_arena_set, prepare_arena
-from flowformer.data.sequence_batches import Case, LabelledSequences, collate_sequences
-from flowformer.data.sequences import SequenceData
-from flowformer.data.text_batches import StepBatches
-from flowformer.data.timeseries import require_classes, stratified_indices
+from flowformer.data.language.batches import StepBatches
+from flowformer.data.sequences.batches import Case, LabelledSequences, collate_sequences
+from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, prepare_arena
+from flowformer.data.sequences.records import SequenceData
+from flowformer.data.series.records import require_classes, stratified_indices
 from flowformer.models.config import SequenceModelConfig
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.tasks.sequence_config import SequenceConfig, SequenceDataConfig

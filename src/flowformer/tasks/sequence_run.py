@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from flowformer.data.sequence_batches import LabelledSequences, collate_sequences
-from flowformer.data.sequence_files import read_cases
+from flowformer.data.sequences.batches import LabelledSequences, collate_sequences
+from flowformer.data.sequences.cases import read_cases
 from flowformer.evaluation.metrics import classification_metrics
 from flowformer.models.sequence import PairClassifier, SequenceClassifier
 from flowformer.tasks.evaluation import Evaluation

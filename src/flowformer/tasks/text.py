@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from flowformer.data.addition import VOCAB_SIZE, AdditionProblems, count_exact
-from flowformer.data.corpora import Corpus, load_corpus
-from flowformer.data.packages import data_cache
-from flowformer.data.text_batches import (
+from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
+from flowformer.data.language.batches import (
     ContiguousBlocks,
     PackedDocuments,
     StepBatches,
     collate_packed,
 )
-from flowformer.data.text_preparation import prepare_text
-from flowformer.data.tokenizers import Tokenizer, load_tokenizer
-from flowformer.data.tokens import Counts, PreparedText
+from flowformer.data.language.corpora import Corpus, load_corpus
+from flowformer.data.language.preparation import prepare_text
+from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
+from flowformer.data.language.tokens import Counts, PreparedText
+from flowformer.data.standins.packages import data_cache
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_steps import evaluation_mode
 from flowformer.evaluation.measures import bits_of, exp_of

@@ -12,7 +12,7 @@ except ImportError as error:
         "timm is needed to train on images: pip install 'flowformer[vision]'"
     ) from error
 
-from flowformer.data.image_mixing import Mixing
+from flowformer.data.images.mixing import Mixing
 from flowformer.models.vision import VisionClassifier
 from flowformer.tasks.classification import ClassificationTask
 

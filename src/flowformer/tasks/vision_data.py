@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flowformer.data.image_transforms import (
+from flowformer.data.images.records import (
+    ImageData,
+    ImageSplit,
+    load_fashion_mnist_images,
+    load_image_folder,
+    with_validation,
+)
+from flowformer.data.images.transforms import (
     EpochKeys,
     GreyDataset,
     ImageDataset,
@@ -15,16 +22,9 @@ from flowformer.data.image_transforms import (
     light_transform,
     strong_transform,
 )
-from flowformer.data.images import (
-    ImageData,
-    ImageSplit,
-    load_fashion_mnist_images,
-    load_image_folder,
-    with_validation,
-)
+from flowformer.data.language.batches import as_it_is
 from flowformer.data.loaders import WorkerLoader
-from flowformer.data.text_batches import as_it_is
-from flowformer.data.timeseries import require_classes
+from flowformer.data.series.records import require_classes
 from flowformer.models.vision import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json

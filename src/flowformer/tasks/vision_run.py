@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.image_transforms import ImagePreprocessing
-from flowformer.data.images import ImageSplit, load_labelled_images
+from flowformer.data.images.records import ImageSplit, load_labelled_images
+from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.evaluation.metrics import classification_metrics, top5_accuracy
 from flowformer.models.vision import VisionClassifier
 from flowformer.tasks.evaluation import Evaluation

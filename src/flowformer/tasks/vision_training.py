@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader
 
-from flowformer.data.image_mixing import Mixing
-from flowformer.data.images import ImageData
+from flowformer.data.images.mixing import Mixing
+from flowformer.data.images.records import ImageData
 from flowformer.evaluation.metrics import top5_accuracy
 from flowformer.models.vision import VisionClassifier
 from flowformer.serialization import to_plain

@@ -16,7 +16,7 @@ from timm.models import group_parameters
 from torch import Tensor
 
 import flowformer.integrations.timm  # noqa: F401 - registers the models
-from flowformer.data.image_transforms import ImagePreprocessing
+from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.vision import VisionClassifier
 from flowformer.models.vision_config import VisionModelConfig
 from flowformer.tasks.folder import RunFolder

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flowformer.data.tokenizers import train_tokenizer
+from flowformer.data.language.tokenizers import train_tokenizer
 from flowformer.integrations.transformers import runs
 from flowformer.models.language import LanguageModel
 from tests.integrations.transformers.small import small

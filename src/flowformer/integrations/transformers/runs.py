@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from flowformer.data.tokenizers import SymbolTokenizer, Tokenizer
+from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
 from flowformer.integrations.transformers.causal import FlowformerForCausalLM
 from flowformer.tasks.language_run import load_language_run
 

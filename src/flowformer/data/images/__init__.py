@@ -1,0 +1,1 @@
+"""Images with a class each: readers, transforms and mixing."""

@@ -1,0 +1,1 @@
+"""Texts for language models: corpora, tokenizers, token files and batches."""

@@ -1,0 +1,197 @@
+"""From tokens to batches: blocks of one length, and their order over a whole training run."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from flowformer.data.language.tokens import TokenArray
+
+# The target of a place that has none: what `torch.nn.functional.cross_entropy` leaves out.
+NO_TARGET = -100
+
+
+class ContiguousBlocks(Dataset[dict[str, Tensor]]):
+    """A text cut into blocks of one length, across its documents, as is usual for WikiText.
+
+    Item i has `input_ids`, the tokens [i·length, (i + 1)·length), and `targets`, those one place
+    further: both int64 [length]. What is left at the end of the text is dropped.
+
+    Attributes:
+        dropped: targets that no block has.
+    """
+
+    def __init__(self, tokens: TokenArray, length: int) -> None:
+        """Count the blocks.
+
+        Args:
+            tokens: The text.
+            length: Of a block.
+
+        Raises:
+            ValueError: `length` is below 1, or the text does not fill a block and its last target.
+        """
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if len(tokens) <= length:
+            raise ValueError(
+                f"expected more than {length} tokens for a block of that length and its last "
+                f"target, got a text of {len(tokens)}: choose a shorter length"
+            )
+        self.tokens = tokens
+        self.length = length
+        self.dropped = (len(tokens) - 1) % length
+
+    def __len__(self) -> int:
+        """Number of whole blocks."""
+        return (len(self.tokens) - 1) // self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """A block and its targets."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected one of {len(self)} blocks, got {index}")
+        start = index * self.length
+        tokens = torch.from_numpy(self.tokens[start : start + self.length + 1].astype(np.int64))
+        return {"input_ids": tokens[:-1], "targets": tokens[1:]}
+
+
+class PackedDocuments(Dataset[dict[str, Tensor]]):
+    """The same blocks, in which no document sees another one.
+
+    An item has `segments` too: int64 [length], 0 for the first document in the block, 1 for the
+    next. The last token of a document has no target (-100). A document that does not end in a block
+    goes on in the next one, without what was before.
+    """
+
+    def __init__(self, tokens: TokenArray, length: int) -> None:
+        """Count the blocks.
+
+        Args:
+            tokens: The text.
+            length: Of a block.
+
+        Raises:
+            ValueError: What `ContiguousBlocks` raises.
+        """
+        self.blocks = ContiguousBlocks(tokens, length)
+        self.ends = tokens.documents[1:]
+
+    def __len__(self) -> int:
+        """Number of whole blocks."""
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """A block, its targets and its documents."""
+        item = self.blocks[index]
+        start = index * self.blocks.length
+        places = np.arange(start, start + self.blocks.length)
+        # Of each token, and of its target: the number of documents that end at or before it.
+        document = np.searchsorted(self.ends, places, side="right")
+        crosses = np.searchsorted(self.ends, places + 1, side="right") != document
+        item["targets"] = item["targets"].masked_fill(torch.from_numpy(crosses), NO_TARGET)
+        item["segments"] = torch.from_numpy(document - document[0])
+        return item
+
+
+def collate_packed(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put packed blocks behind each other, as one row.
+
+    Args:
+        batch: Items of `PackedDocuments`.
+
+    Returns:
+        `input_ids` and `targets` int64 [1, total], and `cu_seqlens` int32 [documents + 1]: where
+        each document starts, and the total, as packed calls of this library take it.
+    """
+    segments = torch.stack([item["segments"] for item in batch])
+    begins = torch.ones_like(segments, dtype=torch.bool)  # a block begins one in any case
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    total = torch.tensor([segments.numel()])
+    return {
+        "input_ids": torch.cat([item["input_ids"] for item in batch])[None],
+        "targets": torch.cat([item["targets"] for item in batch])[None],
+        "cu_seqlens": torch.cat([begins.flatten().nonzero().flatten(), total]).int(),
+    }
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collates a batch that a data set made at once (`__getitems__`): there is nothing to do."""
+    return batch
+
+
+class StepBatches(Sampler[list[int]]):
+    """Which items each step of a training run sees, by the seed and the number of the step only.
+
+    The run is one endless sequence: all items in a shuffled order, then all again in another. Each
+    step takes the next `batch_size` of it, so a batch may hold the end of one pass and the start of
+    the next. Round r has the `steps_per_round` steps from r · steps_per_round on: a run that goes
+    on at a round needs nothing but the round's number.
+
+    For `DataLoader(batch_sampler=...)`.
+    """
+
+    def __init__(
+        self, num_items: int, *, batch_size: int, steps_per_round: int, seed: int, round: int = 0
+    ) -> None:
+        """Start at a round.
+
+        Args:
+            num_items: Of the data set.
+            batch_size: Items of a step.
+            steps_per_round: Steps between two pauses, such as a validation and its checkpoint.
+            seed: Of the order.
+            round: The first one.
+
+        Raises:
+            ValueError: A size is below 1, or the round below 0.
+        """
+        sizes = {
+            "num_items": num_items,
+            "batch_size": batch_size,
+            "steps_per_round": steps_per_round,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if round < 0:
+            raise ValueError(f"round must be at least 0, got {round}")
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.steps_per_round = steps_per_round
+        self.seed = seed
+        self.round = round
+
+    @property
+    def sampler(self) -> "StepBatches":
+        """Itself: Lightning calls `set_epoch` of a batch sampler's sampler."""
+        return self
+
+    def __len__(self) -> int:
+        """Steps of a round."""
+        return self.steps_per_round
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of this round."""
+        first = self.round * self.steps_per_round * self.batch_size
+        number, place = divmod(first, self.num_items)
+        order = self._order(number)
+        for _ in range(self.steps_per_round):
+            batch: list[int] = []
+            while len(batch) < self.batch_size:
+                if place == self.num_items:
+                    number, place = number + 1, 0
+                    order = self._order(number)
+                taken = order[place : place + self.batch_size - len(batch)].tolist()
+                batch += taken
+                place += len(taken)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the round. Lightning calls this before each."""
+        self.round = epoch
+
+    def _order(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(self.num_items)

@@ -1,0 +1,260 @@
+"""From a corpus to a folder of shards: once, resumable, and never half there."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowformer.data.language.tokenizers import KINDS, Tokenizer, load_tokenizer, train_tokenizer
+from flowformer.data.language.tokens import (
+    META,
+    PARTS,
+    TOKENIZER,
+    Counts,
+    Meta,
+    PreparedText,
+    Shard,
+    open_text,
+    read_meta,
+)
+from flowformer.files import locked, write_atomically
+
+# Characters encoded at a time: a list of tokens takes some 40 bytes for each.
+_PIECE = 2**20
+
+Progress = Callable[[str, Counts], None]
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """What can be prepared; `flowformer.data.language.corpora.Corpus` is one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    def documents(self, part: str) -> Iterator[str]:
+        """The documents of a part, always in the same order."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """What its content follows from, as JSON has it: files with checksums, seeds, versions."""
+        ...
+
+
+def prepare_text(
+    corpus: TextSource,
+    folder: str | Path,
+    *,
+    tokenizer: str | Path | Tokenizer = "word",
+    vocab_size: int | None = None,
+    min_count: int = 1,
+    shard_tokens: int = 2**24,
+    progress: Progress | None = None,
+) -> PreparedText:
+    """Tokenise a corpus into a folder, or open the folder where that is done already.
+
+    A preparation that was stopped, by whatever and wherever, goes on after the last whole shard,
+    and ends with the same bytes as one that was not.
+
+    Args:
+        corpus: Its documents; one without a line end gets one.
+        folder: An empty folder or a new one, or one prepared with the same settings.
+        tokenizer: A kind to train on the training part (see `train_tokenizer`), a file or folder
+            to load (see `load_tokenizer`), or a tokenizer.
+        vocab_size: Of the tokenizer that is trained.
+        min_count: Of the tokenizer that is trained.
+        shard_tokens: A shard ends with the document that fills it.
+        progress: Called with a part and what it holds so far: about once a second, and at its end.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+        ImportError: tokenizers is missing, and subwords are asked for.
+        ValueError: The folder was prepared with other settings, which the message names; a part is
+            empty; `vocab_size` or `min_count` beside a tokenizer that is not trained; or what
+            `train_tokenizer`, `load_tokenizer` and `open_text` raise.
+    """
+    folder = Path(folder)
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens must be at least 1, got {shard_tokens}")
+    trained = isinstance(tokenizer, str) and tokenizer in KINDS
+    if not trained and (vocab_size is not None or min_count != 1):
+        raise ValueError(
+            f"{vocab_size=} and {min_count=} are for a tokenizer that is trained "
+            f"({', '.join(KINDS)}), got {tokenizer}"
+        )
+    given = None if trained else _given(tokenizer)
+    settings = {
+        "corpus": corpus.name,
+        "text": dict(corpus.identity()),
+        "tokenizer": tokenizer if given is None else _digest(given.to_json().encode()),
+        "vocab_size": vocab_size,
+        "min_count": min_count,
+        "shard_tokens": shard_tokens,
+    }
+    if not (folder / META).is_file() or not read_meta(folder).complete:
+        # Beside the folder, which may hold nothing else: who comes second finds the text prepared.
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            _prepare(corpus, folder, settings, tokenizer, given, progress)
+    _begin(folder, settings)
+    return open_text(folder)
+
+
+def _prepare(
+    corpus: TextSource,
+    folder: Path,
+    settings: dict[str, Any],
+    tokenizer: str | Path | Tokenizer,
+    given: Tokenizer | None,
+    progress: Progress | None,
+) -> None:
+    """Tokenise what is not tokenised yet."""
+    meta = _begin(folder, settings)
+    if meta.complete:
+        return
+    if given is None and (folder / TOKENIZER).is_file():
+        given = load_tokenizer(folder / TOKENIZER)
+    if given is None:
+        given = train_tokenizer(
+            str(tokenizer),
+            _documents(corpus, "train"),
+            vocab_size=settings["vocab_size"],
+            min_count=settings["min_count"],
+        )
+    given.save(folder / TOKENIZER)
+    meta.vocab_size = given.vocab_size
+    for part in PARTS:
+        _write_part(corpus, part, folder, meta, given, progress)
+        if not meta.shards[part]:
+            raise ValueError(f"the {part} part of {corpus.name} is empty: expected some text in it")
+    meta.complete = True
+    write_atomically(folder / META, meta.to_json())
+
+
+def _given(tokenizer: str | Path | Tokenizer) -> Tokenizer:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if not Path(tokenizer).exists():
+        raise ValueError(
+            f"tokenizer must be one of {', '.join(KINDS)}, or a file or folder to load, "
+            f"got {str(tokenizer)!r}"
+        )
+    return load_tokenizer(tokenizer)
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> Meta:
+    """The journal of a folder: what is there already, or a new one."""
+    if not (folder / META).is_file():
+        # A process killed in its first write leaves a hidden file.
+        others = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
+        if others:
+            raise FileExistsError(
+                f"expected an empty folder or a prepared text, and {folder} has {others[0]}"
+            )
+        meta = Meta(settings=settings)
+        write_atomically(folder / META, meta.to_json())
+        return meta
+    meta = read_meta(folder)
+    differences = [
+        f"{name} is {_short(meta.settings.get(name))} there, {_short(value)} asked for"
+        for name, value in settings.items()
+        if meta.settings.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} was prepared with other settings: {'; '.join(differences)}. "
+            "Take another folder, or delete this one"
+        )
+    return meta
+
+
+def _write_part(
+    corpus: TextSource,
+    part: str,
+    folder: Path,
+    meta: Meta,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+) -> None:
+    shards, limit = meta.shards[part], meta.settings["shard_tokens"]
+    done = meta.counts(part)
+    waiting: list[NDArray[np.unsignedinteger]] = []
+    counts = Counts()
+    reported = time.monotonic()
+
+    def write_shard() -> None:
+        name = f"{part}-{len(shards):05}.bin"
+        ends = np.cumsum([len(tokens) for tokens in waiting]).astype("<u8")
+        content = ends.tobytes() + np.concatenate(waiting).tobytes()
+        write_atomically(folder / name, content)
+        shards.append(Shard(file=name, sha256=_digest(content), counts=counts))
+        write_atomically(folder / META, meta.to_json())
+
+    for text in islice(_documents(corpus, part), done.documents, None):
+        tokens = _encode(tokenizer, text, meta.dtype)
+        waiting.append(tokens)
+        counts += _count(text, tokens, tokenizer.unknown_id)
+        if progress is not None and time.monotonic() - reported >= 1:
+            progress(part, done + counts)
+            reported = time.monotonic()
+        if counts.tokens >= limit:
+            write_shard()
+            done, counts, waiting = done + counts, Counts(), []
+    if waiting:
+        write_shard()
+    if progress is not None:
+        progress(part, meta.counts(part))
+
+
+def _documents(corpus: TextSource, part: str) -> Iterator[str]:
+    """Its documents, less those without a character; each ends with a line end."""
+    for text in corpus.documents(part):
+        if text and not text.isspace():
+            yield text if text.endswith("\n") else text + "\n"
+
+
+def _encode(tokenizer: Tokenizer, text: str, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
+    *pieces, last = _pieces(text)
+    encoded = [*map(tokenizer.encode, pieces), tokenizer.encode_document(last)]
+    return np.concatenate([np.array(tokens, dtype) for tokens in encoded])
+
+
+def _pieces(text: str) -> Iterable[str]:
+    # Cut between a line end and a character that is no white space: no tokenizer here looks across.
+    start = 0
+    while start < len(text):
+        stop = start + _PIECE
+        while True:
+            stop = text.find("\n", stop) + 1
+            if stop == 0 or stop == len(text):
+                yield text[start:]
+                return
+            if not text[stop].isspace():
+                break
+        yield text[start:stop]
+        start = stop
+
+
+def _count(text: str, tokens: NDArray[np.unsignedinteger], unknown: int | None) -> Counts:
+    return Counts(
+        documents=1,
+        tokens=len(tokens),
+        words=len(text.split()) + text.count("\n"),
+        characters=len(text),
+        unknown=0 if unknown is None else int(np.count_nonzero(tokens == unknown)),
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

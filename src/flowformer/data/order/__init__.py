@@ -1,0 +1,1 @@
+"""Which items a training step sees, and in which process."""

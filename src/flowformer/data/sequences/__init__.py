@@ -1,0 +1,1 @@
+"""Labelled sequences of the Long Range Arena: readers, generators, preparation and batches."""

@@ -1,0 +1,1 @@
+"""Labelled time series: their record, readers, preprocessing and batches."""

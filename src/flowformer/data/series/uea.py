@@ -1,0 +1,108 @@
+"""The UEA and UCR archives: in a folder, inside aeon's package, or from the network."""
+
+import difflib
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from flowformer.data.series.records import TimeSeriesData, load_ts_files
+from flowformer.data.standins.packages import data_cache, find_cache, find_home
+
+
+def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
+    """Load a data set of the UEA (multivariate) or UCR (univariate) archive by its name.
+
+    The first of these places that has it: the folder; aeon's package, which carries JapaneseVowels,
+    BasicMotions and a few more; aeon's own folder (`$AEON_DATA`, else `~/aeon_data`, or without a
+    home directory `$FLOWFORMER_DATA/aeon_data`); a download
+    through aeon, into the folder if one is given, else into aeon's own. A folder has the files as
+    `folder/NAME/NAME_TRAIN.ts` or `folder/NAME_TRAIN.ts`, with `NAME_TEST.ts` beside it; the case
+    of the names does not matter.
+
+    Args:
+        name: The data set, as the archive spells it.
+        folder: An existing folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder; a training file lacks its test file; or no place
+            has the set. The message then lists the places, why the download failed, and what to do.
+        ImportError: No folder has the set, and aeon is missing.
+        TsFormatError: A file is malformed; the message names the line.
+        ValueError: The two files do not belong together, see `load_ts_files`.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise FileNotFoundError(f"expected an existing folder of data sets, got {folder}")
+    aeon = importlib.util.find_spec("aeon")  # found, not imported: that takes seconds
+    aeon_home = find_home(os.environ.get("AEON_DATA", "~/aeon_data"))
+    places: dict[str, Path] = {} if folder is None else {"the folder": Path(folder)}
+    if aeon is not None and aeon.submodule_search_locations:
+        package = Path(aeon.submodule_search_locations[0])
+        places["aeon's package"] = package / "datasets" / "data"
+    if aeon_home is None and (cache := find_cache()) is not None:  # of who has no home
+        aeon_home = cache / "aeon_data"
+    if aeon_home is not None:
+        places["aeon's own folder"] = aeon_home
+    for place in places.values():
+        pair = _find_pair(place, name)
+        if pair is not None:
+            # Named as the file is, for a name in another case finds it too.
+            return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")])
+    tried = ", ".join(f"{what} ({place})" for what, place in places.items())
+    if aeon is None:
+        raise ImportError(
+            f"{name} is not in {tried}, and aeon is needed to load UEA data from elsewhere: "
+            "pip install 'flowformer[timeseries]'"
+        )
+    root = Path(folder) if folder is not None else aeon_home or data_cache()
+    try:
+        _download(name, root)
+    except (ValueError, OSError) as error:
+        raise FileNotFoundError(
+            f"cannot find the data set {name!r}{_suggestion(name)}. Tried {tried}, and a download "
+            f"through aeon, which failed: {error} -- Without a network, put {name}_TRAIN.ts and "
+            f"{name}_TEST.ts into a folder, and give that folder "
+            "(data.folder, or folder=... in Python)."
+        ) from error
+    return load_ts_files(
+        root / name / f"{name}_TRAIN.ts", root / name / f"{name}_TEST.ts", name=name
+    )
+
+
+def _find_pair(root: Path, name: str) -> tuple[Path, Path] | None:
+    """The training and the test file in a folder, or None when the folder has no training file."""
+    for folder in [*_entries(root, name), root]:
+        train = _entries(folder, f"{name}_TRAIN.ts")
+        test = _entries(folder, f"{name}_TEST.ts")
+        if train and not test:
+            raise FileNotFoundError(f"expected {name}_TEST.ts beside {train[0]}, got none")
+        if train:
+            return train[0], test[0]
+    return None
+
+
+def _entries(folder: Path, name: str) -> list[Path]:
+    """What a folder holds under a name: the exact spelling first, then any other case."""
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if entry.name.casefold() == name.casefold()]
+    return sorted(found, key=lambda entry: entry.name != name)
+
+
+def _download(name: str, root: Path) -> None:
+    from aeon.datasets import load_classification
+
+    root.mkdir(parents=True, exist_ok=True)
+    # aeon writes files in place, so a download cut short would be taken for the data set next time.
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
+        load_classification(name, extract_path=scratch)
+        (root / name).mkdir(exist_ok=True)
+        for file in sorted(Path(scratch, name).iterdir()):  # TEST, then TRAIN: by it a set is found
+            file.replace(root / name / file.name)
+
+
+def _suggestion(name: str) -> str:
+    from aeon.datasets.tsc_datasets import tsc_zenodo
+
+    close = [] if name in tsc_zenodo else difflib.get_close_matches(name, tsc_zenodo, n=3)
+    return f" (do you mean {' or '.join(close)}?)" if close else ""

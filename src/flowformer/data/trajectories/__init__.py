@@ -1,0 +1,1 @@
+"""Episodes for offline reinforcement learning: readers, preprocessing and batches."""
