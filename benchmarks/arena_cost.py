@@ -35,7 +35,7 @@ from benchmarks.cells import (
 )
 from benchmarks.runner import RESULTS, save
 from flowformer.models.config import SequenceModelConfig
-from flowformer.models.sequence import SequenceClassifier
+from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS
 
 BIDIRECTIONAL = [name for name, mixer in MIXERS.items() if mixer.capabilities.bidirectional]

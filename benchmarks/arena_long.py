@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.runner import RESULTS, ROOT, machine, save
-from flowformer.models.sequence import SequenceClassifier
+from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.recipes.arena import RECIPES
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.viz.figures import BLUE, GREY, ORANGE, png_bytes

@@ -281,7 +281,7 @@ def clock(base: Path) -> list[Row]:
 
 def nan(base: Path) -> list[Row]:
     """A loss that is not a number: it ends the run and is kept, or is left out and counted."""
-    from flowformer.models.language import LanguageModel
+    from flowformer.models.language.model import LanguageModel
 
     def spoil(_: int) -> None:
         calls, original = [], LanguageModel.forward

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks.runner import pin, save
 from flowformer.evaluation.generation_steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.models.presets import LANGUAGE_PRESETS
 
 VOCABULARY = 50_257

@@ -23,8 +23,8 @@ from benchmarks.runner import RESULTS, pin, save
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollout_policy import Form, Policy, make_policy
-from flowformer.models.decision import DecisionTransformer
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.models.trajectories.model import DecisionTransformer
 
 FEATURES, ACTIONS = 11, 3  # Hopper's
 SCALE = 1000.0

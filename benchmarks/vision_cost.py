@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
 
 MIXERS = ("flow", "mobile", "linear", "softmax")
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner import RESULTS, Seconds, medians, pin, ratios, save, seconds_of
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
 
 MIXERS = ["flow", "softmax"]
 

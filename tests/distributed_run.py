@@ -16,7 +16,7 @@ from torch import multiprocessing
 Case = Callable[[dist.ProcessGroup], None]
 
 # Imported once, by the server that forks the processes, and not by each of them.
-PRELOADED = ["flowformer.models.language", "flowformer.models.sequence"]
+PRELOADED = ["flowformer.models.language.model", "flowformer.models.sequences.model"]
 TIMEOUT = timedelta(seconds=120)
 
 

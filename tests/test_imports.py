@@ -92,7 +92,7 @@ def test_imports_point_one_way():
         ("flowformer", HEAVY),
         ("flowformer.ops", HEAVY),
         ("flowformer.nn", HEAVY),
-        ("flowformer.models.timeseries", HEAVY),
+        ("flowformer.models.series.transformer", HEAVY),
         ("flowformer.recipes", HEAVY | {"torch"}),
         ("flowformer.cli", HEAVY - {"tyro"} | {"torch"}),
     ],

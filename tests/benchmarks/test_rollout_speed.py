@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import rollout_speed
 from benchmarks.rollout_speed import FEATURES, SIDES, act, measure, policies, summarize
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
 
 CONFIG = DecisionModelConfig(dim=16, num_layers=1, num_heads=2, context=4, max_timestep=6)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.evaluation.rollouts import RolloutSettings
-from flowformer.models.decision import DecisionTransformer
-from flowformer.models.decision_config import DecisionModelConfig
-from flowformer.models.decision_state import DecisionOutput
+from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.models.trajectories.model import DecisionTransformer
+from flowformer.models.trajectories.state import DecisionOutput
 
 BOX = Space(shape=(1,), low=-2.0, high=4.0)
 MAX_LENGTH = 9

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_steps import CarriedDecoder, check_prompt, select_rows
 from flowformer.evaluation.sampling import Sampling
-from flowformer.models.language import LanguageOutput
+from flowformer.models.language.model import LanguageOutput
 from tests.evaluation.small_language_model import (
     STATEFUL,
     STATELESS,

@@ -49,7 +49,10 @@ def make_prepared(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> object:
-    from flowformer.models.fairseq import convert_fairseq_state_dict, read_fairseq_checkpoint
+    from flowformer.models.language.published import (
+        convert_fairseq_state_dict,
+        read_fairseq_checkpoint,
+    )
 
     return convert_fairseq_state_dict(read_fairseq_checkpoint(folder / "x.pt"))
 

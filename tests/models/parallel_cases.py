@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
-from flowformer.models.language import LanguageModel
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
+from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from tests.distributed_run import Case
 from tests.ops.parallel_cases import equal, offsets, part, share
 

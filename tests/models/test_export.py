@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call, grad, vmap
 
-from flowformer.models.classifiers import build_classifier
 from flowformer.models.config import (
     LanguageModelConfig,
     SequenceModelConfig,
     TimeSeriesModelConfig,
 )
-from flowformer.models.decision import BehaviourCloning, DecisionTransformer
-from flowformer.models.decision_config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.language import LanguageModel
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
+from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
+from flowformer.models.series.classifiers import build_classifier
+from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
+from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer
 from tests.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowformer.models.classifiers import build_classifier
 from flowformer.models.config import (
     LanguageModelConfig,
     SequenceModelConfig,
     TimeSeriesModelConfig,
 )
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.models.inputs import last_real
-from flowformer.models.language import LanguageModel
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
+from flowformer.models.series.classifiers import build_classifier
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
-from flowformer.models.language import LanguageModel
-from flowformer.models.sequence import SequenceClassifier
+from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import FlowMixer, set_sequence_parallel
 from tests.distributed_run import alone, failures
 from tests.models.parallel_cases import cases, on_a_mesh

@@ -1,7 +1,7 @@
 """The experiments on trajectories as they were published, and the small ones."""
 
 from flowformer.data.trajectories import environments
-from flowformer.models.decision import DecisionTransformer
+from flowformer.models.trajectories.model import DecisionTransformer
 from flowformer.recipes import RECIPES, decisions
 from flowformer.tasks import decision_config
 from flowformer.tasks.recording import count_parameters

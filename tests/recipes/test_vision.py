@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.models.vision import VisionClassifier
+from flowformer.models.images.model import VisionClassifier
 from flowformer.recipes import RECIPES, vision
 from flowformer.tasks.recording import count_parameters
 

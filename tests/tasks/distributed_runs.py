@@ -91,7 +91,7 @@ def faults(base: Path, config: Experiment) -> None:
 
 def spoil_second(number: int) -> None:
     """Makes the third loss of the second process NaN."""
-    from flowformer.models.language import LanguageModel
+    from flowformer.models.language.model import LanguageModel
 
     calls, original = [], LanguageModel.forward
 

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 
 from flowformer.data.trajectories.records import Space, Trajectories
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.tasks.decision_config import (
     DecisionConfig,
     DecisionDataConfig,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
 from flowformer.tasks.vision_config import (
     AugmentationConfig,
     ImageDataConfig,

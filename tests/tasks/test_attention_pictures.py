@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from flowformer.data.images.transforms import ImagePreprocessing
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_attention import layer_attentions
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.attention import layer_attentions
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.attention_pictures import (
     ShownModel,
     SinkChoice,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowformer.data.trajectories.records import EnvironmentOptions, WrapperOptions
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.tasks import decision_run
 from flowformer.tasks.comparison import make_plan
 from flowformer.tasks.decision import action_loss

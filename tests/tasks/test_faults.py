@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.models.series.transformer import TimeSeriesClassifier
 from flowformer.tasks.checkpoints import read_checkpoint
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.recording import NonFiniteLossError

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import load_fashion_mnist_images, load_image_folder
-from flowformer.models.vision import VisionClassifier
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.checkpoints import read_checkpoint
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.vision_config import (

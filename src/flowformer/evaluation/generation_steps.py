@@ -17,8 +17,8 @@ class CausalModel(Protocol):
 
     `model(input_ids, attention_mask, targets=, past_states=, use_cache=, last_logits_only=,
     return_logits=)` returns `logits`, `loss` and `states`, as
-    `flowformer.models.language.LanguageModel` says. States are tuples of tensors and tuples, with
-    the batch as the first dimension of each tensor.
+    `flowformer.models.language.model.LanguageModel` says. States are tuples of tensors and tuples,
+    with the batch as the first dimension of each tensor.
     """
 
     training: bool

@@ -20,7 +20,7 @@ class DecisionModel(Protocol):
 
     `model(returns_to_go, observations, actions, timesteps, mask)` returns an output whose `actions`
     are [b, t, dims], or logits [b, t, n] of discrete ones, and `model.step` the same of one step
-    with its state, as `flowformer.models.decision.DecisionTransformer` says.
+    with its state, as `flowformer.models.trajectories.model.DecisionTransformer` says.
     """
 
     training: bool

@@ -1,7 +1,7 @@
 """Published models by name: language (the GPT module's table, WikiText-103) and vision."""
 
 from flowformer.models.config import LanguageModelConfig
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
 
 
 def _gpt(num_layers: int, num_heads: int, dim: int, max_length: int) -> LanguageModelConfig:

@@ -10,7 +10,7 @@ score here is the first's. The paper prints an average of 73.5 ± 2.9 over all n
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.tasks.decision_config import (
     DecisionConfig,
     DecisionDataConfig,

@@ -10,8 +10,8 @@ was best on the validation images, as `protocol="published"` measures.
 
 from collections.abc import Callable, Mapping
 
+from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision_config import VisionModelConfig
 from flowformer.tasks.vision_config import (
     AugmentationConfig,
     ImageDataConfig,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flowformer.data.images.files import read_image
 from flowformer.data.images.transforms import ImagePreprocessing
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
+from flowformer.models.images.attention import LayerAttention, Sink, layer_attentions
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.vision_run import load_vision_run
 from flowformer.viz.attention_maps import AttentionPicture, LayerMaps, relative_weights

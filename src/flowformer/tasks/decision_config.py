@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.evaluation.measures import NORMALIZED_SCORE, Measure
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.serialization import check_types
 from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig

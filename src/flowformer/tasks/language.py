@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.tasks.optimizers import build_scheduled
 from flowformer.tasks.recording import RecordedTask, Row
 from flowformer.tasks.schedule import ScheduledOptimizerConfig

@@ -8,7 +8,7 @@ from typing import Any
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.evaluation.generation_text import generate_text
 from flowformer.evaluation.perplexity import Perplexity
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.serialization import to_plain
 from flowformer.tasks.comparison import read_history
 from flowformer.tasks.folder import RunFolder, holds_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flowformer.data.language.tokenizers import Tokenizer
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.tasks.digests import digest_text
 from flowformer.tasks.folder import (
     RunFolder,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 
 from flowformer.data import SeriesDataset, TimeSeriesData
-from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.models.series.transformer import TimeSeriesClassifier
 from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.prediction import Run, load_run, predict_probabilities
 from flowformer.tasks.preparation import load_again

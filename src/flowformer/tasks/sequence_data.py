@@ -14,7 +14,7 @@ from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, 
 from flowformer.data.sequences.records import SequenceData
 from flowformer.data.series.records import require_classes, stratified_indices
 from flowformer.models.config import SequenceModelConfig
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.tasks.sequence_config import SequenceConfig, SequenceDataConfig
 from flowformer.tasks.sequence_folder import SequenceRecord
 

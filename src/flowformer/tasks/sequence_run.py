@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences
 from flowformer.data.sequences.cases import read_cases
 from flowformer.evaluation.metrics import classification_metrics
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights

@@ -28,7 +28,7 @@ from flowformer.evaluation.generation import generate
 from flowformer.evaluation.generation_steps import evaluation_mode
 from flowformer.evaluation.measures import bits_of, exp_of
 from flowformer.evaluation.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.serialization import to_plain
 from flowformer.tasks.language_config import ADDITION, LanguageConfig, TextDataConfig
 

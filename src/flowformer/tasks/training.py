@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
-from flowformer.models.classifiers import SeriesClassifier, build_classifier
+from flowformer.models.series.classifiers import SeriesClassifier, build_classifier
 from flowformer.tasks.classification import ClassificationTask, Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, TimeSeriesConfig
 from flowformer.tasks.digests import digest_series

@@ -13,7 +13,7 @@ except ImportError as error:
     ) from error
 
 from flowformer.data.images.mixing import Mixing
-from flowformer.models.vision import VisionClassifier
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.classification import ClassificationTask
 
 AVERAGE = "average.module."  # of the averaged parameters' names in a checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.evaluation.measures import ACCURACY, Measure
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
 from flowformer.serialization import check_types
 from flowformer.tasks.config import PROTOCOL_NOTES, TrainingConfig, require
 from flowformer.tasks.schedule import Schedule, ScheduledOptimizerConfig

@@ -25,7 +25,7 @@ from flowformer.data.images.transforms import (
 from flowformer.data.language.batches import as_it_is
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.series.records import require_classes
-from flowformer.models.vision import VisionClassifier, load_published_vision_model
+from flowformer.models.images.model import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.tasks.folder import RunFolder, read_json
 from flowformer.tasks.prediction import load_weights

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from flowformer.data.images.records import ImageSplit, load_labelled_images
 from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.evaluation.metrics import classification_metrics, top5_accuracy
-from flowformer.models.vision import VisionClassifier
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import flowformer.integrations.timm  # noqa: F401 - registers the models
 from flowformer.data.images.transforms import ImagePreprocessing
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.vision_folder import VisionRecord
 from tests.tasks.small_images import tiny_vision

@@ -24,7 +24,7 @@ from flowformer.integrations.transformers import (
     FlowformerModel,
 )
 from flowformer.models.config import LanguageModelConfig
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.nn.transformers_owner import CACHE_NAMES
 from tests.integrations.transformers.small import LEFT, PAD, RIGHT, TOKENS, cache_of, small
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowformer.data.language.tokenizers import train_tokenizer
 from flowformer.integrations.transformers import runs
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from tests.integrations.transformers.small import small
 
 TEXT = "To be, or not to be:\n that is  the question — être ou ne pas être\n"

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 
 
 class FlowformerImageModel(nn.Module):

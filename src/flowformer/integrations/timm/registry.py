@@ -16,11 +16,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from flowformer.integrations.timm.modeling import FlowformerImageModel
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier, resize_positions
+from flowformer.models.images.published import rename_published
 from flowformer.models.loading import matched
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision import VisionClassifier, resize_positions
-from flowformer.models.vision_config import VisionModelConfig
-from flowformer.models.vision_loading import rename_published
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.vision_folder import VisionRecord
 

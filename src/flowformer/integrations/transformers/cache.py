@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from flowformer.models.language import LanguageState
+from flowformer.models.language.model import LanguageState
 from flowformer.nn.transformers_owner import CACHE_NAMES
 
 # What the release that is installed calls it, in outputs and in the calls of generate.

@@ -25,9 +25,9 @@ from flowformer.integrations.transformers.modeling import (
 )
 from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
 from flowformer.models.inputs import check_range
-from flowformer.models.language import LanguageModel
-from flowformer.models.language_targets import shifted
-from flowformer.models.output_layer import chunked_loss
+from flowformer.models.language.model import LanguageModel
+from flowformer.models.language.output_layer import chunked_loss
+from flowformer.models.language.targets import shifted
 from flowformer.nn.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 

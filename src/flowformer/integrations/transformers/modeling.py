@@ -22,7 +22,7 @@ from flowformer.integrations.transformers.cache import (
 )
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.models.inputs import check_range, check_tokens
-from flowformer.models.language import LanguageModel, LanguageState
+from flowformer.models.language.model import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
 from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.published import rename_published
 from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, read_checkpoint
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision_config import VisionModelConfig
-from flowformer.models.vision_loading import rename_published
 from flowformer.nn import TransformerBlock, build_mixer
 
 Grid = tuple[int, int]  # height and width, in tokens or pixels
@@ -244,7 +244,7 @@ class VisionClassifier(nn.Module):
         """Load parameters with the names of the published models.
 
         Those are the Flowformer's (thuml/Flowformer, Flowformer_CV), DeiT's and timm's
-        VisionTransformer's; see `flowformer.models.vision_loading`.
+        VisionTransformer's; see `flowformer.models.images.published`.
 
         Raises:
             ValueError: parameters are missing, left over, or of another shape; all are listed.

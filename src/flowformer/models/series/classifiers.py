@@ -1,9 +1,9 @@
 """The classifiers of series by the name of their encoder, all with the same call."""
 
 from flowformer.models.config import TimeSeriesModelConfig
-from flowformer.models.convolutional import DilatedConvClassifier
-from flowformer.models.recurrent import LSTMClassifier
-from flowformer.models.timeseries import TimeSeriesClassifier
+from flowformer.models.series.convolutional import DilatedConvClassifier
+from flowformer.models.series.recurrent import LSTMClassifier
+from flowformer.models.series.transformer import TimeSeriesClassifier
 
 SeriesClassifier = TimeSeriesClassifier | LSTMClassifier | DilatedConvClassifier
 

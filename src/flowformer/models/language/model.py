@@ -13,12 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
-from flowformer.models.initialization import initialize
 from flowformer.models.inputs import check_integers, check_range, check_tokens
-from flowformer.models.language_state import LanguageState, token_places
-from flowformer.models.language_targets import check_mask, last_real, shifted
+from flowformer.models.language.initialization import initialize
+from flowformer.models.language.output_layer import (
+    OutputLayer,
+    chunked_loss,
+    logits_of,
+    tied_matrix,
+)
+from flowformer.models.language.state import LanguageState, token_places
+from flowformer.models.language.targets import check_mask, last_real, shifted
 from flowformer.models.loading import matched, rename
-from flowformer.models.output_layer import OutputLayer, chunked_loss, logits_of, tied_matrix
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     MIXERS,

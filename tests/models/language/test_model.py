@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.models.config import LanguageModelConfig
-from flowformer.models.language import LanguageModel, LanguageOutput, LanguageState
+from flowformer.models.language.model import LanguageModel, LanguageOutput, LanguageState
 from flowformer.nn import MIXERS
 from tests.conformance.cases import CASES, Case
 

@@ -7,7 +7,7 @@ from torch import nn
 from flowformer.nn import PositionalEmbedding, TransformerBlock
 
 if TYPE_CHECKING:
-    from flowformer.models.language import LanguageModel
+    from flowformer.models.language.model import LanguageModel
 
 GPT2_STD = 0.02
 

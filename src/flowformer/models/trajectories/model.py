@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.models.decision_config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.decision_loading import published_mixer_of, rename_published
-from flowformer.models.decision_state import (
+from flowformer.models.inputs import check_range
+from flowformer.models.loading import matched, read_checkpoint
+from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
+from flowformer.models.trajectories.published import published_mixer_of, rename_published
+from flowformer.models.trajectories.state import (
     DecisionOutput,
     DecisionState,
     action_width,
@@ -17,8 +19,6 @@ from flowformer.models.decision_state import (
     check_shape,
     real_steps,
 )
-from flowformer.models.inputs import check_range
-from flowformer.models.loading import matched, read_checkpoint
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
 from flowformer.nn.attention import State
 
@@ -193,7 +193,7 @@ class DecisionTransformer(nn.Module):
         return self._predict(x[:, -1]), DecisionState(layers, timesteps)
 
     def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the parameters of a published model; see `flowformer.models.decision_loading`.
+        """Load the parameters of a published model; see `flowformer.models.trajectories.published`.
 
         Raises:
             ValueError: parameters are missing, left over, or of another shape, which are all

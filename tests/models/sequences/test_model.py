@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.models.config import SequenceModelConfig
-from flowformer.models.sequence import PairClassifier, SequenceClassifier
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.nn import MIXERS, build_mixer
 from flowformer.serialization import from_plain, to_plain
-from tests.models.sequence_cases import (
+from tests.models.sequences.cases import (
     BIDIRECTIONAL,
     SMALL,
     build,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowformer.models.config import SequenceModelConfig
-from flowformer.models.sequence import SequenceClassifier
-from tests.models.sequence_cases import build, build_pair, features, loss_of, padded, tokens
+from flowformer.models.sequences.model import SequenceClassifier
+from tests.models.sequences.cases import build, build_pair, features, loss_of, padded, tokens
 
 
 @pytest.mark.usefixtures("shape_checks_off")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.export import Dim
 
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 
 STAGES = VisionModelConfig(patch_size=2, dims=(8, 16), depths=(1, 1), num_heads=(2, 2))
 DEIT = replace(STAGES, dims=(16,), depths=(2,), num_heads=(2,), layer_scale=None, pooling="cls")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.models.decision import DecisionTransformer, load_published_decision_model
-from flowformer.models.decision_config import DecisionModelConfig
-from tests.models.decision_cases import (
+from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.models.trajectories.model import DecisionTransformer, load_published_decision_model
+from tests.models.trajectories.cases import (
     ACTION_DIM,
     OBSERVATION_DIM,
     SMALL,

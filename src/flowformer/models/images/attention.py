@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from flowformer.models.vision import Grid, VisionClassifier
+from flowformer.models.images.model import Grid, VisionClassifier
 from flowformer.nn import FlowMixer, ProjectedMixer, TransformerBlock
 from flowformer.ops import FlowMap
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowformer.models.vision import VisionClassifier
-from flowformer.models.vision_attention import LayerAttention, Sink, layer_attentions
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.images.attention import LayerAttention, Sink, layer_attentions
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import VisionClassifier
 from flowformer.nn import MIXERS
 
 STAGES = VisionModelConfig(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.models.decision import BehaviourCloning
-from flowformer.models.decision_config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.decision_state import DecisionState
+from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
+from flowformer.models.trajectories.model import BehaviourCloning
+from flowformer.models.trajectories.state import DecisionState
 from flowformer.nn import MIXERS
 from tests.conformance.cases import CASES, Case
-from tests.models.decision_cases import (
+from tests.models.trajectories.cases import (
     ACTION_DIM,
     NUM_ACTIONS,
     OBSERVATION_DIM,

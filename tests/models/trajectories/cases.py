@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.models.decision import DecisionTransformer
-from flowformer.models.decision_config import DecisionModelConfig
+from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.models.trajectories.model import DecisionTransformer
 
 SMALL = DecisionModelConfig(dim=24, num_layers=2, num_heads=3, context=9, max_timestep=40)
 OBSERVATION_DIM, ACTION_DIM, NUM_ACTIONS = 5, 3, 4

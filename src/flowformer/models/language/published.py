@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flowformer.models.config import LanguageModelConfig
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.models.loading import matched, read_checkpoint, rename
 from flowformer.models.presets import LANGUAGE_PRESETS
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.classifiers import ENCODERS, SeriesClassifier, build_classifier
 from flowformer.models.config import TimeSeriesModelConfig
-from flowformer.models.convolutional import CausalConvolution, DilatedConvClassifier
-from flowformer.models.recurrent import LSTMClassifier
+from flowformer.models.series.classifiers import ENCODERS, SeriesClassifier, build_classifier
+from flowformer.models.series.convolutional import CausalConvolution, DilatedConvClassifier
+from flowformer.models.series.recurrent import LSTMClassifier
 
 OTHERS = ["lstm", "dilated-conv"]
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from flowformer.models.language import LanguageModel
+from flowformer.models.language.model import LanguageModel
 from flowformer.nn import MIXERS
-from tests.models.test_language import (
+from tests.models.language.test_model import (
     POSITIONS,
     build,
     build_with,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowformer.models.config import SequenceModelConfig
-from flowformer.models.sequence import PairClassifier, SequenceClassifier, SequenceOutput
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier, SequenceOutput
 from flowformer.nn import MIXERS
 
 SMALL = SequenceModelConfig(dim=16, num_heads=4, num_layers=2, feedforward=24, qkv_dim=8)

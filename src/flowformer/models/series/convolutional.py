@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels
-from flowformer.models.timeseries import TimeSeriesOutput, checked_series
+from flowformer.models.series.transformer import TimeSeriesOutput, checked_series
 
 KERNEL = 3
 WIDENING = 4  # of the last block: 160 features from 40 channels, as published

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels, last_real
-from flowformer.models.timeseries import TimeSeriesOutput, checked_series
+from flowformer.models.series.transformer import TimeSeriesOutput, checked_series
 
 
 class LSTMClassifier(nn.Module):

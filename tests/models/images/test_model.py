@@ -10,13 +10,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowformer.models.presets import VISION_PRESETS
-from flowformer.models.vision import (
+from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.model import (
     VisionClassifier,
     load_published_vision_model,
     resize_positions,
 )
-from flowformer.models.vision_config import VisionModelConfig
+from flowformer.models.presets import VISION_PRESETS
 from flowformer.nn import MIXERS
 from flowformer.nn.flow import FlowAttention
 from flowformer.nn.mixer import ProjectedMixer

@@ -1,0 +1,1 @@
+"""Image models: the hierarchical Flowformer and DeiT, around any mixer."""

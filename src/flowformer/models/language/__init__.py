@@ -1,0 +1,1 @@
+"""Language models: blocks around any mixer, with a state in place of a growing cache."""

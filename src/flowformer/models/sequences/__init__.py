@@ -1,0 +1,1 @@
+"""Classifiers of one long sequence or of two (Long Range Arena)."""

@@ -1,0 +1,1 @@
+"""Classifiers of time series, by the name of their encoder."""

@@ -1,0 +1,1 @@
+"""Decision models: a Decision Transformer around any causal mixer, and behaviour cloning."""
