@@ -47,7 +47,7 @@ test-timm: environment-dev
 
 test-triton: environment-dev
 	@echo "==> The GPU kernels under Triton's interpreter, all of the tests, about 10 minutes"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/test_triton.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/backends/test_triton.py
 
 test-lowest:
 	@echo "==> The tests with the lowest releases that pyproject.toml allows: an environment of their own, then half an hour"

@@ -31,7 +31,7 @@ CSRC = Path("src/flowformer/csrc")
 SOURCES = sorted(path.as_posix() for path in CSRC.glob("*.cpp"))
 HEADERS = sorted(path.as_posix() for path in CSRC.glob("*.h"))
 LIBRARY = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
-LOG = "libflowformer_cpu.log"  # why there is no library; ops/cpu_library.py reads its first line
+LOG = "libflowformer_cpu.log"  # why there is no library; its first line is shown
 
 COMPILERS = ("c++", "g++", "clang++")
 # Never -ffast-math: at link time it makes the whole process flush denormal numbers to zero.

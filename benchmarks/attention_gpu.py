@@ -29,7 +29,7 @@ from benchmarks.gpu_traffic import Call, Pass, both_passes, forward_passes, step
 from benchmarks.peers import BOTH, FORWARD, OURS, PASSES
 from benchmarks.runner import RESULTS, alternate, machine
 from flowformer.files import write_atomically
-from flowformer.ops.triton.tuning import Settings, key_of, settings_for
+from flowformer.ops.backends.triton.tuning import Settings, key_of, settings_for
 
 NAME = "attention_gpu"
 DECODING = "decoding"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.runner import alternate, pin, save
 from flowformer import flow_attention
-from flowformer.ops.cpu_library import instruction_set
+from flowformer.ops.backends.cpu.library import instruction_set
 
 MASKED = (4_096, 65_536, 262_144)  # tokens
 WIDTHS = {4: 16, 8: 16, 10: 16, 20: 32, 24: 32, 50: 64, 60: 64}  # beside the next whole vectors

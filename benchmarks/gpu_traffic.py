@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowformer.ops.backends.operators import LINEAR_OPTIONS, numbers
+from flowformer.ops.backends.triton import bidirectional_passes, causal_passes, launch, tuning
+from flowformer.ops.backends.triton.tuning import Settings
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import LINEAR_OPTIONS, numbers
 from flowformer.ops.state import FlowState
-from flowformer.ops.triton import bidirectional_passes, causal_passes, launch, tuning
-from flowformer.ops.triton.tuning import Settings
 
 PUBLISHED = FlowOptions(
     feature_map="sigmoid", clamp=1.0, eps=1e-6, competition="sources", allocation=True

@@ -28,10 +28,10 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.runner import RESULTS
 from flowformer.files import write_atomically
+from flowformer.ops.backends.operators import LINEAR, numbers
+from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
 from flowformer.ops.features import FlowOptions
-from flowformer.ops.operators import LINEAR, numbers
 from flowformer.ops.state import FlowState
-from flowformer.ops.triton import bidirectional_passes, causal_passes
 
 FILE = RESULTS / "gpu_kernels.json"
 WIDTHS = (16, 32, 64, 128, 256)

@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.numerics_inputs import KINDS, Inputs, make_inputs
 from benchmarks.runner import RESULTS, save
 from flowformer import FlowState, flow_attention, flow_attention_step
-from flowformer.ops.backend import available_backends
+from flowformer.ops.backends import available_backends
 
 DTYPES = {
     "float16": torch.float16,

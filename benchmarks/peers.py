@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks import fast_transformers, published_attention
 from flowformer import flow_attention
-from flowformer.ops.backend import available_backends
+from flowformer.ops.backends import available_backends
 
 WIDTH = 64  # of a head: of its keys and of its values
 

@@ -25,8 +25,14 @@ from benchmarks.gpu_peers import make_inputs
 from benchmarks.gpu_traffic import Call, fixed_settings
 from benchmarks.peers import forward_backward
 from flowformer import flow_attention
-from flowformer.ops.triton import tuning
-from flowformer.ops.triton.tuning import Key, Settings, default_settings, keep_settings, key_of
+from flowformer.ops.backends.triton import tuning
+from flowformer.ops.backends.triton.tuning import (
+    Key,
+    Settings,
+    default_settings,
+    keep_settings,
+    key_of,
+)
 
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")

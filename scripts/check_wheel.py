@@ -29,7 +29,7 @@ for module in pkgutil.walk_packages(flowformer.__path__, "flowformer."):
 """
 
 LOAD_LIBRARY = """
-from flowformer.ops.cpu_library import NAME, PACKAGE, instruction_set, why_unavailable
+from flowformer.ops.backends.cpu.library import NAME, PACKAGE, instruction_set, why_unavailable
 reason = why_unavailable()
 assert (PACKAGE / NAME).exists() == (reason is None), reason
 print("    CPU library:", reason or f"loads, and chooses {instruction_set()} here")

@@ -15,8 +15,8 @@ from benchmarks.gpu_cards import H100, Card  # noqa: E402
 from benchmarks.gpu_traffic import Call, Pass  # noqa: E402
 from benchmarks.peers import FORWARD  # noqa: E402
 from flowformer import FlowState  # noqa: E402
-from flowformer.ops.triton import launch  # noqa: E402
-from flowformer.ops.triton.tuning import Settings  # noqa: E402
+from flowformer.ops.backends.triton import launch  # noqa: E402
+from flowformer.ops.backends.triton.tuning import Settings  # noqa: E402
 
 INTERPRETED = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="there is a GPU: nothing is interpreted"

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
 from benchmarks import tune_gpu
-from flowformer.ops.triton import tuning
-from flowformer.ops.triton.tuning import (
+from flowformer.ops.backends.triton import tuning
+from flowformer.ops.backends.triton.tuning import (
     Key,
     Settings,
     default_settings,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flowformer import __version__
-from flowformer.ops import cpu_library
+from flowformer.ops.backends.cpu import library as cpu_library
 
 NOT_CORE = ("tyro", "lightning", "matplotlib", "sklearn", "aeon", "gymnasium", "timm", "PIL")
 

@@ -18,7 +18,7 @@ from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from tests.distributed_run import Case
-from tests.ops.parallel_cases import equal, offsets, part, share
+from tests.ops.parallel.parallel_cases import equal, offsets, part, share
 
 TOKENS = (5, 9, 2, 7)
 VOCABULARY = 11

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.ops.backend import available_backends
+from flowformer.ops.backends import available_backends
 
 # Without a C++ compiler the package has no library; the other backends are to pass all the same.
 _no_library = available_backends()["cpu"]

@@ -16,8 +16,7 @@ from flowformer import (
     linear_attention,
     mobile_attention,
 )
-from flowformer.ops import backend as backends
-from flowformer.ops import baselines
+from flowformer.ops import backends, baselines
 from tests.ops.cases import BACKENDS, CAUSAL, FORMS, needs_library, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from flowformer import flow_attention, flow_attention_step, linear_attention, mobile_attention
-from flowformer.ops.prefix import prefix_softmax
+from flowformer.ops.backends.prefix import prefix_softmax
 from tests.ops.cases import BACKENDS, CAUSAL, FORMS, gradients, needs_library, qkv
 
 
@@ -178,8 +178,8 @@ def test_gradcheck_through_a_state(options):
 
 
 def test_gradcheck_across_chunks_and_segments(monkeypatch):
-    monkeypatch.setattr("flowformer.ops.chunked.CHUNK", 3)
-    monkeypatch.setattr("flowformer.ops.chunked.SEGMENT", 7)
+    monkeypatch.setattr("flowformer.ops.backends.chunked.CHUNK", 3)
+    monkeypatch.setattr("flowformer.ops.backends.chunked.SEGMENT", 7)
     assert gradcheck(lambda q, k, v: flow_attention(q, k, v, causal=True), small(length=16))
 
 

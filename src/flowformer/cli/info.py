@@ -48,8 +48,8 @@ def collect() -> dict[str, Any]:
     """
     import torch
 
-    from flowformer.ops.backend import available_backends
-    from flowformer.ops.cpu_library import instruction_set
+    from flowformer.ops.backends import available_backends
+    from flowformer.ops.backends.cpu.library import instruction_set
 
     cuda = torch.cuda.is_available()
     return {

@@ -1,6 +1,6 @@
 // The C interface: plain pointers and numbers, so that no torch is needed to build it and any torch can call it.
 //
-// `Call` mirrors `Call` of ops/cpu.py, field by field; FLOWFORMER_ABI changes whenever it does.
+// `Call` mirrors `Call` of ops/backends/cpu/call.py, field by field; FLOWFORMER_ABI changes whenever it does.
 #pragma once
 
 #include <cstdint>

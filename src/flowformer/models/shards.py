@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from flowformer.models.cross_entropy import IGNORED
-from flowformer.ops.collectives import gather_ranks, resolve_group, sum_ranks
+from flowformer.ops.parallel.collectives import gather_ranks, resolve_group, sum_ranks
 
 _NO_TOKEN = -101  # the first label of a rank without tokens
 

@@ -14,9 +14,9 @@ from flowformer.nn.attention import HeadAttention
 from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.mixer import ProjectedMixer, mask_arguments
 from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
-from flowformer.ops.collectives import resolve_group
 from flowformer.ops.features import Competition, FeatureMap, resolve_options, sinks_are_independent
 from flowformer.ops.parallel import sequence_parallel_flow_attention
+from flowformer.ops.parallel.collectives import resolve_group
 
 
 class FlowAttention(HeadAttention):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.ops import reference
-from flowformer.ops.backend import choose_backend
+from flowformer.ops.backends import choose_backend, reference
+from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import (
     Competition,
     FeatureMap,
@@ -37,7 +37,6 @@ from flowformer.ops.nonfinite import (
     stained_state,
     without,
 )
-from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import FlowState
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.ops.backend import choose_backend
+from flowformer.ops.backends import choose_backend
+from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -19,7 +20,6 @@ from flowformer.ops.inputs import (
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
-from flowformer.ops.operators import is_kept
 from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
 from flowformer.ops.state import LinearState
 

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.ops.backend import choose_backend
+from flowformer.ops.backends import choose_backend
+from flowformer.ops.backends.reference import compete
 from flowformer.ops.features import FeatureMap, FlowOptions, check_options, features, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.packing import Batch, attend_batch, check_batch
-from flowformer.ops.reference import compete
 from flowformer.ops.state import LinearState
 
 

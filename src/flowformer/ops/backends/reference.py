@@ -1,0 +1,207 @@
+"""The equations of docs/math.md, word for word: the oracle that every other backend is held to.
+
+Written to be read beside the paper; nothing here is fast, and the causal form is quadratic. Sums
+run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowformer.ops.backends.prefix import prefix_softmax
+from flowformer.ops.backends.step import step as step  # the recurrence, for one token
+from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.state import FlowState, LinearState, carry_dtype, flow_state, linear_state
+
+PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
+TAKES_HALF = False  # linear products get the dtype of the arithmetic
+CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
+
+
+def conserve(
+    q: Float[Tensor, "b l h d"],
+    k: Float[Tensor, "b s h d"],
+    *,
+    options: FlowOptions,
+    query_mask: Bool[Tensor, "b l"] | None,
+    key_mask: Bool[Tensor, "b s"] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sink_incoming [b, l, h], source_competition [b, s, h] and sink_allocation [b, l, h].
+
+    q and k are features, zero at padded tokens.
+    """
+    eps = options.eps
+    query_mask = q.new_ones(q.shape[:2], dtype=torch.bool) if query_mask is None else query_mask
+    key_mask = k.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
+    L = query_mask.sum(1).to(q.dtype)[:, None, None]
+    S = key_mask.sum(1).to(q.dtype)[:, None, None]
+
+    sink_incoming = ((q + eps) * (k.sum(1, keepdim=True) + eps)).sum(-1)
+    source_outgoing = ((k + eps) * (q.sum(1, keepdim=True) + eps)).sum(-1)
+    # A padded token's flow is of order eps² and only ever divides zero: set to 1.
+    sink_incoming = torch.where(query_mask[..., None], sink_incoming, 1)
+    source_outgoing = torch.where(key_mask[..., None], source_outgoing, 1)
+
+    key_flow = (k / source_outgoing[..., None]).sum(1, keepdim=True)
+    query_flow = (q / sink_incoming[..., None]).sum(1, keepdim=True)
+    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1)
+    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1)
+
+    sink_allocation = torch.ones_like(conserved_sink)
+    if options.allocation:
+        sink_allocation = torch.sigmoid(conserved_sink * (L / S.clamp(min=1)))
+    source_competition = torch.ones_like(conserved_source)
+    if options.competition is not None:
+        source_competition = S * compete(conserved_source, key_mask, options)
+    return sink_incoming, source_competition, sink_allocation
+
+
+def compete(
+    conserved_source: Float[Tensor, "b s h"], mask: Bool[Tensor, "b s"], options: FlowOptions
+) -> Float[Tensor, "b s h"]:
+    """Return the softmax of the clamped conserved source over real sources, or over heads."""
+    if options.clamp is not None:
+        conserved_source = conserved_source.clamp(-options.clamp, options.clamp)
+    if options.competition == "heads":
+        return conserved_source.softmax(-1)
+    # Not -inf: a sequence of padding only would give NaN. exp(lowest - any real value) is 0.
+    lowest = torch.finfo(conserved_source.dtype).min
+    return torch.where(mask[..., None], conserved_source, lowest).softmax(1)
+
+
+def bidirectional(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s h d"],
+    value: Float[Tensor, "b s h m"],
+    *,
+    options: FlowOptions,
+    query_mask: Bool[Tensor, "b l"] | None,
+    key_mask: Bool[Tensor, "b s"] | None,
+) -> Float[Tensor, "b l h m"]:
+    """Flow-Attention (paper, section 3)."""
+    q = features(query, query_mask, options.feature_map)
+    k = features(key, key_mask, options.feature_map)
+    v = masked(value, key_mask).to(k.dtype)
+    incoming, competition, allocation = conserve(
+        q, k, options=options, query_mask=query_mask, key_mask=key_mask
+    )
+    key_value = torch.einsum("bshd,bshm->bhdm", k, v * competition[..., None])
+    out = torch.einsum("blhd,bhdm->blhm", q, key_value)
+    return (out * (allocation / incoming)[..., None]).to(value.dtype)
+
+
+def conserve_causal(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b t h d"],
+    *,
+    options: FlowOptions,
+    mask: Bool[Tensor, "b t"] | None,
+    state: FlowState,
+) -> tuple[Tensor, Tensor, Tensor, FlowState]:
+    """Return sink_incoming, source_competition, sink_allocation, each [b, t, h], and the new state.
+
+    The state's ``key_value`` is passed through: it belongs to the second half.
+    """
+    eps = options.eps
+    real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
+    count = state.tokens[:, None] + real.cumsum(1)
+    n = count.to(q.dtype)[..., None].clamp(min=1)  # before the first real token nothing is kept
+
+    def prefix(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
+        return x.cumsum(1) + before[:, None].to(x.dtype)
+
+    sink_incoming = ((q + eps) * (prefix(k, state.key_sum) + eps)).sum(-1)
+    source_outgoing = ((k + eps) * (prefix(q, state.query_sum) + eps)).sum(-1)
+    sink_incoming = torch.where(real[..., None], sink_incoming, 1)
+    source_outgoing = torch.where(real[..., None], source_outgoing, 1)
+
+    key_share = k * (n / source_outgoing)[..., None]
+    query_share = q * (n / sink_incoming)[..., None]
+    conserved_sink = ((q + eps) * (prefix(key_share, state.key_flow) + eps)).sum(-1) / n
+    conserved_source = ((k + eps) * (prefix(query_share, state.query_flow) + eps)).sum(-1) / n
+
+    sink_allocation = torch.ones_like(conserved_sink)
+    if options.allocation:
+        sink_allocation = torch.sigmoid(conserved_sink)
+    source_competition = torch.ones_like(conserved_source)
+    log_sum = state.competition
+    if options.competition is not None:
+        share, log_sums = prefix_softmax(
+            conserved_source.transpose(-1, -2).to(log_sum.dtype),
+            real[:, None],
+            log_sum,
+            options.clamp,
+        )
+        source_competition = n * share.transpose(-1, -2).to(n.dtype)
+        log_sum = log_sums[..., -1]
+
+    carry = carry_dtype(q.device)
+    state = FlowState(
+        tokens=count[:, -1],
+        key_sum=state.key_sum + k.to(carry).sum(1),
+        query_sum=state.query_sum + q.to(carry).sum(1),
+        key_flow=state.key_flow + key_share.to(carry).sum(1),
+        query_flow=state.query_flow + query_share.to(carry).sum(1),
+        competition=log_sum,
+        key_value=state.key_value,
+    )
+    return sink_incoming, source_competition, sink_allocation, state
+
+
+def causal(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    *,
+    options: FlowOptions,
+    mask: Bool[Tensor, "b t"] | None,
+    state: FlowState | None,
+    return_state: bool = True,  # noqa: ARG001 - it is there anyway
+) -> tuple[Float[Tensor, "b t h m"], FlowState]:
+    """Causal Flow-Attention (paper, section 3; published as ``Flow_Attention_Causal``)."""
+    q = features(query, mask, options.feature_map)
+    k = features(key, mask, options.feature_map)
+    v = masked(value, mask).to(k.dtype)
+    incoming, competition, allocation, state = conserve_causal(
+        q, k, options=options, mask=mask, state=flow_state(state, query, value)
+    )
+    out, second = linear_causal(
+        q,
+        k,
+        v * competition[..., None],
+        row_scale=allocation / incoming,
+        state=LinearState(state.key_value),
+    )
+    return out.to(value.dtype), state._replace(key_value=second.key_value)
+
+
+def linear_bidirectional(
+    q: Float[Tensor, "b l h d"],
+    k: Float[Tensor, "b s h d"],
+    v: Float[Tensor, "b s h m"],
+    *,
+    row_scale: Float[Tensor, "b l h"] | None,
+) -> Float[Tensor, "b l h m"]:
+    """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+    out = torch.einsum("blhd,bhdm->blhm", q, torch.einsum("bshd,bshm->bhdm", k, v))
+    return out if row_scale is None else out * row_scale[..., None]
+
+
+def linear_causal(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b t h d"],
+    v: Float[Tensor, "b t h m"],
+    *,
+    row_scale: Float[Tensor, "b t h"] | None,
+    state: LinearState | None,
+    return_state: bool = True,  # noqa: ARG001 - it is there anyway
+) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
+    state = linear_state(state, q, v)
+    scores = torch.einsum("bthd,bshd->bhts", q, k).tril()
+    out = torch.einsum("bhts,bshm->bthm", scores, v)
+    out = out + torch.einsum("bthd,bhdm->bthm", q, state.key_value.to(q.dtype))
+    carry = carry_dtype(q.device)
+    added = torch.einsum("bshd,bshm->bhdm", k.to(carry), v.to(carry))
+    out = out if row_scale is None else out * row_scale[..., None]
+    return out, LinearState(state.key_value + added)

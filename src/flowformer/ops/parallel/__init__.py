@@ -1,0 +1,300 @@
+"""Flow-Attention on one sequence that is sharded over many ranks: the public function.
+
+What a part of a sequence must know of the others is a few vectors and one small matrix a head,
+whatever the length. So what ranks send does not grow with the sequence.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional as F
+
+from flowformer.ops.backends import choose_backend
+from flowformer.ops.features import Competition, FeatureMap, FlowOptions, resolve_options
+from flowformer.ops.flow import check_causal_options
+from flowformer.ops.inputs import (
+    check_causal,
+    check_state,
+    check_tensors,
+    exact_arithmetic,
+    resolve_masks,
+)
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.packing import Batch, batch_size, check_batch
+from flowformer.ops.parallel import packed as parallel_packed
+from flowformer.ops.parallel.collectives import (
+    gather_ranks,
+    largest_of_ranks,
+    resolve_group,
+    sum_ranks,
+)
+from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
+from flowformer.ops.state import FlowState, carry_dtype, select_rows
+
+
+class ParallelArguments(TypedDict, total=False):
+    """The keyword arguments of :func:`sequence_parallel_flow_attention`, for type checkers."""
+
+    causal: bool
+    feature_map: FeatureMap
+    clamp: float | None
+    eps: float
+    competition: Competition | None
+    allocation: bool
+    independent_sinks: bool
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    initial_state: FlowState | None
+    backend: str | None
+    head_groups: int
+    layout: Layout
+
+
+@overload
+def sequence_parallel_flow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mesh: DeviceMesh | ProcessGroup,
+    return_state: Literal[False] = False,
+    **arguments: Unpack[ParallelArguments],
+) -> Tensor: ...
+@overload
+def sequence_parallel_flow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mesh: DeviceMesh | ProcessGroup,
+    return_state: Literal[True],
+    **arguments: Unpack[ParallelArguments],
+) -> tuple[Tensor, FlowState]: ...
+@takes_layouts("query", "key", "value")
+def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention, keyword-only
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    mesh: DeviceMesh | ProcessGroup,
+    causal: bool = False,
+    feature_map: FeatureMap = "sigmoid",
+    clamp: float | None = 1.0,
+    eps: float = 1e-6,
+    competition: Competition | None = "sources",
+    allocation: bool = True,
+    independent_sinks: bool = False,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    cu_seqlens: Int[Tensor, " n"] | None = None,
+    cu_seqlens_k: Int[Tensor, " k"] | None = None,
+    initial_state: FlowState | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+    head_groups: int = 1,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
+    """:func:`flow_attention` on sequences of which each rank holds a part, in the order of ranks.
+
+    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
+    ``[batch, head, time, feature]``.
+
+    Every rank calls it with its tokens, any number of them, none included, and gets the output at
+    them: what one process gets for the whole, and its gradients, where every rank takes part in the
+    backward pass. What is differentiated is the sum of the losses of all ranks, as everywhere in
+    torch.distributed. What ranks send does not depend on the length: for h heads of width d and m,
+    a rank sends about twice h·d·m + 4·h·d numbers of float64 forward, and as many backward.
+
+    Args:
+        query: ``[b, l, h, d]``, this rank's part, and so are the next two.
+        key: ``[b, s, g, d]`` where g divides h. Queries and keys may be cut at different places.
+        value: ``[b, s, g, m]``.
+        mesh: The ranks that share the sequences: one dimension of a mesh, or a group.
+        causal: As in :func:`flow_attention`, and so are the following.
+        feature_map: φ.
+        clamp: Bound of ±Ô. Without one, bidirectional ranks find a maximum first: one more sum.
+        eps: ε > 0.
+        competition: ``"sources"``, ``"heads"`` or None.
+        allocation: False makes a = 1.
+        independent_sinks: True for neither of the two.
+        mask: ``[b, l]``, of this rank's part, and so are the next two.
+        query_mask: ``[b, l]``.
+        key_mask: ``[b, s]``.
+        cu_seqlens: ``[n + 1]``, offsets of sequences packed into ``[1, total, h, d]``, where total
+            is the number of tokens of all ranks: the same on each. Sequences may cross borders.
+        cu_seqlens_k: The same for key and value where they differ.
+        initial_state: The state after earlier tokens, the same on every rank, one row a sequence.
+            Its gradient comes on the rank where a sequence begins: the first, unless packed.
+        return_state: Whether to return the state after the last token too, on every rank.
+        backend: Who computes the local part of the causal form, and sequences that one rank holds
+            alone. The bidirectional one is products of matrices in PyTorch.
+        head_groups: In how many groups of heads the causal form is computed: while the sums of one
+            are sent, the next one is computed. A group has messages of its own.
+        layout: As in :func:`flow_attention`.
+
+    Returns:
+        ``[b, l, h, m]``, and with ``return_state`` the :class:`FlowState` of whole sequences.
+
+    Raises:
+        ValueError: An argument does not fit the others. Other ranks wait for a rank that raises.
+        TypeError: A mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
+        RuntimeError: The backend asked for is not available; the message says why.
+    """
+    options = resolve_options(
+        feature_map=feature_map,
+        clamp=clamp,
+        eps=eps,
+        competition=competition,
+        allocation=allocation,
+        independent_sinks=independent_sinks,
+    )
+    group = resolve_group(mesh)
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    batch = Batch(query_mask, key_mask, cu_seqlens, cu_seqlens_k)
+    check_batch(batch)
+    length, lengths = query.shape[1], None
+    if cu_seqlens is not None:
+        lengths = gather_ranks(torch.tensor([length, key.shape[1]], device=query.device), group)
+    query_mask, query = _filled(query_mask, query)
+    key_mask, key, value = _filled(key_mask, key, value)
+    batch = batch._replace(query_mask=query_mask, key_mask=key_mask)
+    query, key, value = check_tensors(query, key, value)
+    # A wrong name raises for every form.
+    choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
+    if causal:
+        check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
+        check_causal_options(options)
+    elif initial_state is not None or return_state:
+        raise ValueError("only a causal call has a state: pass causal=True")
+    if not 1 <= head_groups <= query.shape[2]:
+        raise ValueError(f"head_groups must be 1 to {query.shape[2]} (heads), got {head_groups}")
+    if initial_state is not None:
+        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
+        check_state(initial_state, FlowState, sizes, query.device)
+    call = _Call(options, batch, lengths, group, initial_state, backend, head_groups)
+    with exact_arithmetic(query):
+        if not causal:
+            return _bidirectional(query, key, value, call)[:, :length]
+        out, state = _causal(query, key, value, call)
+        out = out[:, :length].to(value.dtype)
+        return (out, _sum_states(state, group)) if return_state else out
+
+
+class _Call(NamedTuple):
+    options: FlowOptions
+    batch: Batch
+    lengths: Int[Tensor, "ranks 2"] | None  # of the query's and the key's parts, where packed
+    group: ProcessGroup
+    initial_state: FlowState | None
+    backend: str | None
+    head_groups: int
+
+
+def _filled(mask: Tensor | None, *tensors: Tensor) -> tuple[Any, ...]:
+    """Return a part without tokens as one with a token of padding: it sends what others wait for.
+
+    Padded, not made anew: its gradient graph must hold the collectives too.
+    """
+    if tensors[0].shape[1] > 0:
+        return mask, *tensors
+    mask = tensors[0].new_zeros((tensors[0].shape[0], 1), dtype=torch.bool)
+    return mask, *(F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in tensors)
+
+
+def _sides(call: _Call) -> tuple[parallel_packed.Side, parallel_packed.Side]:
+    """Return where the packed sequences of the queries and of the keys stand."""
+    assert call.lengths is not None
+    offsets, of_keys = call.batch.cu_seqlens, call.batch.cu_seqlens_k
+    assert offsets is not None
+    given = [(offsets, "cu_seqlens"), (offsets, "cu_seqlens (cu_seqlens_k is not given)")]
+    if of_keys is not None:
+        given[1] = (of_keys, "cu_seqlens_k")
+    queries, keys = (
+        parallel_packed.Side.of(cu_seqlens, lengths, call.group.rank(), name)
+        for (cu_seqlens, name), lengths in zip(given, call.lengths.T.tolist(), strict=True)
+    )
+    if len(queries.sequences) != len(keys.sequences):
+        raise ValueError(
+            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
+            f"{len(queries.sequences)} and {len(keys.sequences)}"
+        )
+    return queries, keys
+
+
+def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    if call.lengths is not None:
+        return parallel_packed.attend_bidirectional(
+            query,
+            key,
+            value,
+            _sides(call),
+            options=call.options,
+            group=call.group,
+            backend=call.backend,
+        )
+    return bidirectional(
+        query,
+        key,
+        value,
+        options=call.options,
+        query_mask=call.batch.query_mask,
+        key_mask=call.batch.key_mask,
+        sums=RowSums(
+            partial(sum_ranks, group=call.group), partial(largest_of_ranks, group=call.group)
+        ),
+    )
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> tuple[Tensor, FlowState]:
+    """Return the output, and the states of the sequences that end here, zero for the others."""
+    if call.lengths is not None:
+        return parallel_packed.attend_causal(
+            query,
+            key,
+            value,
+            _sides(call)[0],
+            options=call.options,
+            group=call.group,
+            initial_state=call.initial_state,
+            backend=call.backend,
+            head_groups=call.head_groups,
+        )
+    rank, ranks, device = call.group.rank(), call.group.size(), query.device
+    sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+    every = torch.ones(sizes[0], dtype=torch.bool, device=device)
+    empty = FlowState.initial(*sizes, device)
+    out, state = causal(
+        query,
+        key,
+        value,
+        options=call.options,
+        mask=call.batch.key_mask,
+        begin=select_rows(every & (rank == 0), call.initial_state or empty, empty),
+        border=Border(torch.ones(ranks, ranks, device=device).tril(-1).bool(), call.group),
+        backend=call.backend,
+        head_groups=call.head_groups,
+    )
+    zeros = FlowState(*(torch.zeros_like(field) for field in state))
+    return out, select_rows(every & (rank == ranks - 1), state, zeros)
+
+
+def _sum_states(state: FlowState, group: ProcessGroup) -> FlowState:
+    """Return the sum of all ranks' states, sent as one message."""
+    wide = carry_dtype(state.key_sum.device)
+    total = sum_ranks(torch.cat([field.flatten().to(wide) for field in state]), group)
+    fields = [
+        part.view(field.shape)
+        for part, field in zip(total.split([field.numel() for field in state]), state, strict=True)
+    ]
+    return FlowState(fields[0].round().long(), *fields[1:])

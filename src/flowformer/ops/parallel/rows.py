@@ -1,0 +1,323 @@
+"""Flow-Attention on one rank's part of each row of a batch: what it computes, what it waits for.
+
+Bidirectional: the three sums over the tokens are sums over the ranks too.
+
+Causal: what earlier ranks hold reaches a rank as the state before its first token. It is known in
+four steps, since each sum depends on the one before, and the local part of each is what any
+backend returns as a state::
+
+    Σk, Σq, n                       of the features alone
+    Σ n·k/O, Σ n·q/I                a pass that knows the first, its values one wide
+    log Σ exp Ô, and scale a/I      a pass that knows the second, its values one wide
+    Σ kᵀ(c·v), and the output       the pass over the values; what the matrix of earlier ranks adds,
+                                    a/I · q Σ kᵀ(c·v), is a product of its own
+
+The third pass has 1 for the matrix and 0 for the values, so that its output is a/I · Σ_d q.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from flowformer.ops.backends.prefix import LARGEST_EXPONENT
+from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.flow import flow_attention
+from flowformer.ops.parallel.collectives import RankSums, log_sum_exp
+from flowformer.ops.state import FlowState, carry_dtype
+
+BLOCK = 64  # tokens that are summed in the dtype of the arithmetic
+
+
+class RowSums(NamedTuple):
+    """How the sums of rows become those of whole sequences; ``[rows, …]`` in and out, float64."""
+
+    total: Callable[[Tensor], Tensor]  # with a gradient
+    largest: Callable[[Tensor], Tensor]  # without one
+
+
+def bidirectional(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s h d"],
+    value: Float[Tensor, "b s h m"],
+    *,
+    options: FlowOptions,
+    query_mask: Bool[Tensor, "b l"] | None,
+    key_mask: Bool[Tensor, "b s"] | None,
+    sums: RowSums,
+) -> Float[Tensor, "b l h m"]:
+    """Flow-Attention where each row is this rank's part of a sequence: three sums over the ranks.
+
+    A fourth, of the maxima, where the softmax has no clamp to keep its exponents small.
+    """
+    eps = options.eps
+    q = features(query, query_mask, options.feature_map).transpose(1, 2)
+    k = features(key, key_mask, options.feature_map).transpose(1, 2)
+    v = masked(value, key_mask).to(k.dtype).transpose(1, 2)
+
+    sinks, sources = _count(query_mask, query), _count(key_mask, key)
+    key_sum, query_sum, sinks, sources = _totals(sums, k.sum(2), q.sum(2), sinks, sources)
+    incoming = _flow(q, key_sum.to(q.dtype), eps)
+    outgoing = _flow(k, query_sum.to(k.dtype), eps)
+    if query_mask is not None:  # a padded token's flow, of order eps², only ever divides zero
+        incoming = torch.where(query_mask[:, None], incoming, 1)
+    if key_mask is not None:
+        outgoing = torch.where(key_mask[:, None], outgoing, 1)
+
+    key_flow = (outgoing.reciprocal()[..., None, :] @ k).squeeze(-2)
+    query_flow = (incoming.reciprocal()[..., None, :] @ q).squeeze(-2)
+    key_flow, query_flow = _totals(sums, key_flow, query_flow)
+    scale = incoming.reciprocal()
+    if options.allocation:
+        ratio = (sinks / sources.clamp(min=1)).to(q.dtype)[:, None, None]
+        scale = scale * torch.sigmoid(_flow(q, key_flow.to(q.dtype), eps) * ratio)
+    weight, share = _compete(_flow(k, query_flow.to(k.dtype), eps), key_mask, options, sums.largest)
+    key_value = k.mT @ (v if weight is None else v * weight[..., None])
+    if weight is None or not share:
+        (key_value,) = _totals(sums, key_value)
+        if weight is not None:
+            key_value = key_value * sources[:, None, None, None]
+    else:
+        key_value, weights = _totals(sums, key_value, weight.sum(2))
+        some = torch.where(weights > 0, weights, 1)  # none: a sequence of padding
+        key_value = key_value * (sources[:, None] / some)[..., None, None]
+    out = (q @ key_value.to(q.dtype)) * scale[..., None]
+    return out.to(value.dtype).transpose(1, 2)
+
+
+def _count(mask: Bool[Tensor, "b t"] | None, x: Float[Tensor, "b t h d"]) -> Tensor:
+    """Return the number of real tokens of this part of each row, [b], in the carried dtype."""
+    wide = carry_dtype(x.device)
+    if mask is None:
+        return torch.full((x.shape[0],), x.shape[1], dtype=wide, device=x.device)
+    return mask.sum(1).to(wide)
+
+
+def _time_sum(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h d"]:
+    """Return the sum over time in the carried dtype, by blocks: a copy in it would be slow."""
+    blocks = x.shape[1] // BLOCK * BLOCK
+    wide = carry_dtype(x.device)
+    rest = x[:, blocks:].sum(1, dtype=wide)
+    return x[:, :blocks].unflatten(1, (-1, BLOCK)).sum(2).sum(1, dtype=wide) + rest
+
+
+def _totals(sums: RowSums, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the sums over the ranks, sent as one message in the dtype of carried sums."""
+    wide = carry_dtype(tensors[0].device)
+    total = sums.total(
+        torch.cat([tensor.reshape(len(tensor), -1).to(wide) for tensor in tensors], 1)
+    )
+    parts = total.split([tensor[0].numel() for tensor in tensors], 1)
+    return tuple(part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
+
+
+def _flow(
+    x: Float[Tensor, "b h t d"], total: Float[Tensor, "b h d"], eps: float
+) -> Float[Tensor, "b h t"]:
+    """Return (x + ε)·(total + ε) without forming x + ε."""
+    total = total + eps
+    return (x @ total[..., None]).squeeze(-1) + eps * total.sum(-1, keepdim=True)
+
+
+def _compete(
+    conserved_source: Float[Tensor, "b h s"],
+    mask: Bool[Tensor, "b s"] | None,
+    options: FlowOptions,
+    largest: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, "b h s"] | None, bool]:
+    """Return each source's weight, and whether it is yet to be divided by the sum over sources."""
+    if options.competition is None:
+        return None, False
+    if options.clamp is not None:
+        conserved_source = conserved_source.clamp(-options.clamp, options.clamp)
+    if options.competition == "heads":
+        return conserved_source.softmax(1), False
+    if mask is not None:
+        conserved_source = torch.where(mask[:, None], conserved_source, -torch.inf)
+    if options.clamp is None or options.clamp > LARGEST_EXPONENT:
+        top = largest(conserved_source.amax(2).to(carry_dtype(conserved_source.device)))
+        top = torch.where(top.isfinite(), top, 0).to(conserved_source.dtype)
+        conserved_source = conserved_source - top[..., None]
+    return conserved_source.exp(), True
+
+
+Part = tuple[Tensor, FlowState]
+
+
+class Border(NamedTuple):
+    """What rows have to do with other ranks.
+
+    Attributes:
+        before: row r says from which ranks rank r's sequence has come. ``[ranks, ranks]``.
+        group: the ranks.
+        opens: the one row that may go on at later ranks, None where all rows do. ``[b]``.
+        continues: the one row that may have come from earlier ranks. ``[b]``.
+    """
+
+    before: Bool[Tensor, "ranks ranks"]
+    group: ProcessGroup
+    opens: Bool[Tensor, " b"] | None = None
+    continues: Bool[Tensor, " b"] | None = None
+
+
+class _Prefixes:
+    """The sums before each row, on their way: what the row begins with, and what earlier ranks add.
+
+    Where only one row has to do with other ranks, only its numbers are sent. All is selected, and
+    nothing left out, so that the graph of gradients is the same on every rank.
+    """
+
+    def __init__(
+        self,
+        border: Border,
+        begin: tuple[Tensor, ...],
+        local: tuple[Tensor, ...],
+        *,
+        logs: bool = False,
+    ) -> None:
+        self._continues, self._begin, self._logs = border.continues, begin, logs
+        sent = [self._add(first, second) for first, second in zip(begin, local, strict=True)]
+        if border.opens is not None:
+            sent = [torch.where(_like(border.opens, x), x, 0).sum(0) for x in sent]
+        self._sums = RankSums(tuple(sent), border.before, border.group, logs=logs)
+        self.turn = self._sums.turn
+
+    def rows(self) -> list[Tensor]:
+        """Wait, and return the sums before each row."""
+        found = self._sums.result()
+        if self._continues is not None:
+            nothing = -torch.inf if self._logs else 0
+            found = [torch.where(_like(self._continues, x[None]), x, nothing) for x in found]
+        return [self._add(begin, x) for begin, x in zip(self._begin, found, strict=True)]
+
+    def _add(self, first: Tensor, second: Tensor) -> Tensor:
+        return log_sum_exp(torch.stack((first, second)), 0) if self._logs else first + second
+
+
+def _like(rows: Bool[Tensor, " b"], x: Tensor) -> Tensor:
+    return rows.view(-1, *[1] * (x.ndim - 1))
+
+
+def causal(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    *,
+    head_groups: int,
+    begin: FlowState,
+    **rest: Any,
+) -> tuple[Float[Tensor, "b t h m"], FlowState]:
+    """Causal Flow-Attention by groups of heads: one is computed while others' sums are sent.
+
+    The keywords are those of ``_causal``, which says what it returns.
+    """
+    parts = []
+    for heads in torch.arange(query.shape[2]).tensor_split(head_groups):
+        part = slice(int(heads[0]), int(heads[-1]) + 1)
+        tensors = (tensor[:, :, part] for tensor in (query, key, value))
+        state = FlowState(begin.tokens, *(field[:, part] for field in begin[1:]))
+        parts.append(_causal(*tensors, begin=state, **rest))
+    outputs, states = zip(*_in_turns(parts), strict=True)
+    fields = (torch.cat(field, 1) for field in zip(*(state[1:] for state in states), strict=True))
+    return torch.cat(outputs, 2), FlowState(states[0].tokens, *fields)
+
+
+def _in_turns(parts: list[Generator[None, None, Part]]) -> list[Part]:
+    """Advance every part in turn, and return what they return."""
+    results: dict[int, Part] = {}
+    while len(results) < len(parts):
+        for place, part in enumerate(parts):
+            try:
+                next(part)
+            except StopIteration as end:
+                results.setdefault(place, end.value)
+    return [results[place] for place in range(len(parts))]
+
+
+def _causal(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    *,
+    options: FlowOptions,
+    mask: Bool[Tensor, "b t"] | None,
+    begin: FlowState,
+    border: Border,
+    backend: str | None,
+) -> Generator[None, None, tuple[Float[Tensor, "b t h m"], FlowState]]:
+    """Causal Flow-Attention where each row is this rank's part of a sequence.
+
+    ``begin`` is the state of rows that begin here, and the empty one for others. Yields when it has
+    sent something, so that another part can be computed until that has come. Returns the output in
+    the dtype of the arithmetic, and the state after the last token of each row.
+    """
+
+    def attend(value: Tensor, known: FlowState) -> tuple[Tensor, FlowState]:
+        return flow_attention(
+            query,
+            key,
+            value,
+            causal=True,
+            mask=mask,
+            initial_state=known,
+            return_state=True,
+            backend=backend,
+            layout="bthd",
+            **options._asdict(),
+        )
+
+    wide = carry_dtype(query.device)
+    q = features(query, mask, options.feature_map)
+    k = features(key, mask, options.feature_map)
+    # As wide as the arithmetic: what earlier ranks add must not be added to a rounded output.
+    query, key, value = query.to(q.dtype), key.to(q.dtype), value.to(q.dtype)
+    narrow = value.new_zeros((*value.shape[:3], 1))
+
+    prefixes = _Prefixes(
+        border,
+        (begin.tokens.to(wide), begin.key_sum, begin.query_sum),
+        (_count(mask, k), _time_sum(k), _time_sum(q)),
+    )
+    row_sum = q.sum(-1)
+    yield
+    prefixes.turn()
+    yield
+    count, key_sum, query_sum = prefixes.rows()
+    known = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
+    known = known._replace(tokens=count.round().long(), key_sum=key_sum, query_sum=query_sum)
+
+    _, after = attend(narrow, known)
+    prefixes = _Prefixes(
+        border, (begin.key_flow, begin.query_flow), (after.key_flow, after.query_flow)
+    )
+    yield
+    prefixes.turn()
+    yield
+    key_flow, query_flow = prefixes.rows()
+    known = known._replace(
+        key_flow=key_flow, query_flow=query_flow, key_value=torch.ones_like(known.key_value)
+    )
+
+    scaled, after = attend(narrow, known)
+    prefixes = _Prefixes(border, (begin.competition,), (after.competition,), logs=True)
+    some = row_sum > 0  # else the product with q is 0, whatever the scale
+    scale = torch.where(some, scaled.squeeze(-1) / torch.where(some, row_sum, 1), 0)
+    yield
+    prefixes.turn()
+    yield
+    (competition,) = prefixes.rows()
+    known = known._replace(competition=competition, key_value=torch.zeros_like(begin.key_value))
+
+    out, after = attend(value, known)
+    prefixes = _Prefixes(border, (begin.key_value,), (after.key_value,))
+    yield
+    prefixes.turn()
+    yield
+    (key_value,) = prefixes.rows()
+    earlier = (q.transpose(1, 2) @ key_value.to(q.dtype)).transpose(1, 2)
+    return torch.addcmul(out, earlier, scale[..., None]), after._replace(
+        key_value=after.key_value + key_value
+    )

@@ -1,0 +1,219 @@
+"""What is particular to the compiled kernels: threads, instruction sets, operators, odd inputs."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from flowformer import FlowState, flow_attention, linear_attention
+from flowformer.ops.backends.cpu.operators import OPERATORS
+from flowformer.ops.backends.operators import numbers
+from flowformer.ops.features import FlowOptions
+from tests.ops.cases import FORMS, gradients, needs_library, qkv
+
+pytestmark = needs_library
+
+OPTIONS = FlowOptions("sigmoid", 1.0, 1e-6, "sources", True)
+# Tokens, and widths of keys and values: whole tiles and vectors, one more, one less, tiny.
+SHAPES = {"t1": (1, 1, 1), "t63": (63, 17, 5), "t64": (64, 64, 64), "t200": (200, 33, 40)}
+
+
+@pytest.fixture
+def threads():
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_outputs_and_gradients_are_those_of_the_equations(options, shape):
+    length, width, value_width = shape
+    inputs = qkv(2, length, heads=3, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    out = flow_attention(*inputs, backend="cpu", **options)
+    expected = flow_attention(*inputs, backend="reference", **options)
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_a_row_shared_by_threads_gives_the_same(options, threads):
+    inputs = qkv(1, 6000, heads=2, width=16, value_width=8)  # enough work for nine threads
+    for tensor in inputs:
+        tensor.requires_grad_()
+    alone = flow_attention(*inputs, backend="cpu", **options)
+    expected = gradients(alone, inputs)
+    threads(9)
+    shared = flow_attention(*inputs, backend="cpu", **options)
+    assert_close(shared, alone)
+    assert_close(gradients(shared, inputs), expected)
+    again = flow_attention(*inputs, backend="cpu", **options)
+    assert torch.equal(again, shared)  # the same for a number of threads, whatever their order
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_narrow_inputs_are_rounded_once(causal, dtype):
+    inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
+    wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
+    expected = flow_attention(*wide, causal=causal, backend="reference")
+    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    rounding = (expected.to(dtype).double() - expected).abs().max()
+    assert (out.double() - expected).abs().max() <= 2 * rounding
+    assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
+
+
+def test_tensors_with_any_strides():
+    inputs = qkv(2, 70)
+    strided = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs)
+    spread = tuple(torch.stack([x, x], -1)[..., 0] for x in inputs)
+    expected = flow_attention(*inputs, backend="cpu")
+    assert torch.equal(flow_attention(*strided, backend="cpu"), expected)
+    assert torch.equal(flow_attention(*spread, backend="cpu"), expected)
+
+
+def test_an_empty_batch():
+    for causal in (False, True):
+        inputs = tuple(x.requires_grad_() for x in qkv(0, 5))
+        out = flow_attention(*inputs, causal=causal, backend="cpu")
+        assert out.shape == (0, 5, 2, 6)
+        assert gradients(out, inputs)[0].shape == (0, 5, 2, 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+def test_what_is_not_finite_never_reaches_the_past(value, where):
+    inputs = qkv(1, 100)
+    clean = flow_attention(*inputs, causal=True, backend="cpu")
+    inputs[where][0, 70, 0, 3] = value
+    out = flow_attention(*inputs, causal=True, backend="cpu")
+    assert torch.equal(out[:, :70], clean[:, :70])
+    assert torch.equal(out[:, :, 1], clean[:, :, 1])
+    expected = flow_attention(*inputs, causal=True, backend="reference")[:, 70:]
+    assert torch.equal(out[:, 70:].isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_of_every_length(causal):
+    lengths = [1, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths)))
+    options = {"causal": causal, "cu_seqlens": offsets}
+    out = flow_attention(*inputs, backend="cpu", **options)
+    expected = flow_attention(*inputs, backend="chunked", **options)
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_causal_linear_attention(scaled):
+    q, k, v = (x.requires_grad_() for x in qkv(2, 150, width=20))
+    scale = torch.rand(2, 150, 2, dtype=q.dtype).requires_grad_() if scaled else None
+    inputs = (q, k, v, scale) if scale is not None else (q, k, v)
+    results = []
+    for backend in ("cpu", "reference"):
+        out = linear_attention(q, k, v, causal=True, row_scale=scale, backend=backend)
+        results.append((out, gradients(out, inputs)))
+    assert_close(*results)
+
+
+# opcheck itself looks at .grad of tensors that are no leaves
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.usefixtures("shape_checks_off")
+def test_opcheck():
+    inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
+    nothing = (None,) * 4
+    torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
+    state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
+    rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
+    torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+
+
+def test_inference_mode_and_several_python_threads():
+    inputs = qkv(2, 300)
+    expected = flow_attention(*inputs, causal=True, backend="cpu")
+
+    def attend(_):
+        with torch.inference_mode():
+            return flow_attention(*inputs, causal=True, backend="cpu")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(out, expected) for out in pool.map(attend, range(16)))
+
+
+# torch's own forward mode still scripts its decompositions
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+
+
+TRANSFORMS = {
+    "vmap": lambda f, x: torch.func.vmap(f)(x[None])[0],
+    "grad": lambda f, x: torch.func.grad(lambda y: f(y).square().sum())(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),))[1],
+    "hessian": lambda f, x: torch.func.hessian(lambda y: f(y).square().sum())(x),
+}
+
+
+@forward_mode
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_transforms_of_torch_func_get_another_backend_and_asking_for_this_one_is_refused(
+    causal, transform
+):
+    query, key, value = qkv(1, 4, width=3, value_width=2)
+
+    def attend(backend):
+        options = {"causal": causal, "backend": backend}
+        return lambda x: flow_attention(x, key, value, **options)
+
+    assert_close(transform(attend(None), query), transform(attend("chunked"), query))
+    with pytest.raises(RuntimeError, match="pass backend='chunked'"):
+        transform(attend("cpu"), query)
+
+
+@forward_mode
+def test_forward_mode_gets_another_backend():
+    query, key, value = qkv(1, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query, query.cos())
+        tangents = [
+            torch.autograd.forward_ad.unpack_dual(
+                flow_attention(dual, key, value, causal=True, backend=backend)
+            ).tangent
+            for backend in (None, "chunked")
+        ]
+        assert tangents[0] is not None
+        assert_close(*tangents)
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            flow_attention(dual, key, value, backend="cpu")
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set_of_this_machine(isa):
+    program = (
+        "import torch; from flowformer import flow_attention as attend\n"
+        "from flowformer.ops.backends.cpu.library import instruction_set\n"
+        "for dtype in (torch.float64, torch.float32):\n"
+        "  for causal in (False, True):\n"
+        "    x = [torch.randn(1, 130, 2, 20, dtype=dtype).requires_grad_() for _ in range(3)]\n"
+        "    runs = [attend(*x, causal=causal, backend=b) for b in ('cpu', 'reference')]\n"
+        "    grads = [torch.autograd.grad(y.square().sum(), x) for y in runs]\n"
+        "    tight = {'rtol': 1e-4, 'atol': 1e-5} if dtype == torch.float32 else {}\n"
+        "    torch.testing.assert_close(*runs, **tight)\n"
+        "    torch.testing.assert_close(*grads, **tight)\n"
+        "print(instruction_set())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"FLOWFORMER_ISA": isa, "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    # The library falls back to what the processor has: the kernels asked for did not run.
+    if result.stdout.strip() != isa:
+        pytest.skip(f"this processor has no {isa}")
