@@ -38,7 +38,7 @@ HEAVY = {"aeon", "lightning", "matplotlib", "pandas", "sklearn", "timm", "transf
 
 
 def part(module: str) -> str:
-    """`flowformer.nn.flow` -> `nn`."""
+    """`flowformer.nn.mixers.flow` -> `nn`."""
     return module.split(".")[1]
 
 
@@ -59,12 +59,12 @@ def imported_modules(source: str, package: list[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import flowformer.nn.flow", ["flowformer.nn.flow"]),
-        ("from flowformer.nn import flow", ["flowformer.nn.flow"]),
+        ("import flowformer.nn.mixers.flow", ["flowformer.nn.mixers.flow"]),
+        ("from flowformer.nn import flow", ["flowformer.nn.mixers.flow"]),
         ("from flowformer import nn", ["flowformer.nn"]),
         ("from . import flow", ["flowformer.ops.flow"]),
         ("from .. import nn", ["flowformer.nn"]),
-        ("def f():\n    from ..nn import flow", ["flowformer.nn.flow"]),
+        ("def f():\n    from ..nn import flow", ["flowformer.nn.mixers.flow"]),
         ("import torch.nn", []),
     ],
 )

@@ -53,8 +53,8 @@ def options_for(name: str, model: Any) -> dict[str, Any]:
     """
     if not model.mixer_options:
         return {}
-    from flowformer.nn.attention import option_names
     from flowformer.nn.mixers import MIXERS
+    from flowformer.nn.mixers.attention import option_names
 
     known = option_names(MIXERS[name].kind) if name in MIXERS else set()
     return {key: value for key, value in model.mixer_options.items() if key in known}

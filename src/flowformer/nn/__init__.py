@@ -5,34 +5,34 @@ such an attention is; `flow.py`, `mobile.py` and `baselines/` have one file for 
 `mixers.py` the table of all.
 """
 
-from flowformer.nn.baselines.bigbird import BigBirdMixer
-from flowformer.nn.baselines.cosformer import CosformerMixer
-from flowformer.nn.baselines.deltanet import DeltaNetMixer
-from flowformer.nn.baselines.flow_variants import FlowNoAllocationMixer, FlowNoCompetitionMixer
-from flowformer.nn.baselines.gla import GLAMixer
-from flowformer.nn.baselines.linear import LinearMixer
-from flowformer.nn.baselines.linformer import LinformerMixer
-from flowformer.nn.baselines.local import LocalMixer
-from flowformer.nn.baselines.longformer import LongformerMixer
-from flowformer.nn.baselines.nystromformer import NystromformerMixer
-from flowformer.nn.baselines.performer import PerformerMixer
-from flowformer.nn.baselines.reformer import ReformerMixer
-from flowformer.nn.baselines.rfa import GatedRFAMixer, RFAMixer
-from flowformer.nn.baselines.sinkhorn import SinkhornMixer
-from flowformer.nn.baselines.soft import SoftMixer
-from flowformer.nn.baselines.softmax import SoftmaxMixer
-from flowformer.nn.baselines.sparse import SparseMixer
-from flowformer.nn.baselines.synthesizer import SynthesizerMixer, SynthesizerMixtureMixer
-from flowformer.nn.baselines.yoso import YosoMixer
 from flowformer.nn.blocks import TransformerBlock, build_norm
-from flowformer.nn.capabilities import Capabilities
 from flowformer.nn.embeddings import PositionalEmbedding
-from flowformer.nn.flow import FlowMixer, set_sequence_parallel
-from flowformer.nn.mixer import Mixer, ProjectedMixer
 from flowformer.nn.mixers import MIXERS, build_mixer
-from flowformer.nn.mobile import MobileMixer
+from flowformer.nn.mixers.bigbird import BigBirdMixer
+from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.cosformer import CosformerMixer
+from flowformer.nn.mixers.deltanet import DeltaNetMixer
+from flowformer.nn.mixers.flow import FlowMixer, set_sequence_parallel
+from flowformer.nn.mixers.flow_variants import FlowNoAllocationMixer, FlowNoCompetitionMixer
+from flowformer.nn.mixers.gla import GLAMixer
+from flowformer.nn.mixers.linear import LinearMixer
+from flowformer.nn.mixers.linformer import LinformerMixer
+from flowformer.nn.mixers.local import LocalMixer
+from flowformer.nn.mixers.longformer import LongformerMixer
+from flowformer.nn.mixers.mobile import MobileMixer
+from flowformer.nn.mixers.nystromformer import NystromformerMixer
+from flowformer.nn.mixers.performer import PerformerMixer
+from flowformer.nn.mixers.projected import Mixer, ProjectedMixer
+from flowformer.nn.mixers.published import published_mixer
+from flowformer.nn.mixers.reformer import ReformerMixer
+from flowformer.nn.mixers.rfa import GatedRFAMixer, RFAMixer
+from flowformer.nn.mixers.sinkhorn import SinkhornMixer
+from flowformer.nn.mixers.soft import SoftMixer
+from flowformer.nn.mixers.softmax import SoftmaxMixer
+from flowformer.nn.mixers.sparse import SparseMixer
+from flowformer.nn.mixers.synthesizer import SynthesizerMixer, SynthesizerMixtureMixer
+from flowformer.nn.mixers.yoso import YosoMixer
 from flowformer.nn.multihead import MultiheadAttention
-from flowformer.nn.published import published_mixer
 from flowformer.nn.replace import replace_attention
 from flowformer.nn.rotary import Rotation, rotate, rotation
 

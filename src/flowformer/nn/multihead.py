@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.attention import HeadAttention, Sizes, implied_weights
-from flowformer.nn.baselines.softmax import SoftmaxAttention
 from flowformer.nn.mixers import build_attention, require_independent_sinks
+from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_weights
+from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops.inputs import has_values, is_recorded
 
 # What the queries are to the keys: one sequence, two, or two of which the queries are the targets

@@ -24,10 +24,10 @@ import flowformer.integrations.transformers as flow_transformers
 from flowformer import flow_attention
 from flowformer.integrations.transformers.by_name import ATTENTIONS, KEY
 from flowformer.integrations.transformers.cache import CACHE
-from flowformer.nn.flow import FlowAttention
+from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.transformers_attention import AttentionMask
-from flowformer.nn.transformers_owner import document_offsets
+from flowformer.nn.replace.transformers_attention import AttentionMask
+from flowformer.nn.replace.transformers_owner import document_offsets
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31,

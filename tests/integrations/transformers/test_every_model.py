@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import flowformer.integrations.transformers  # noqa: F401 - registers "flow"
-from flowformer.nn import flow
+from flowformer.nn.mixers import flow
 from tests.integrations.transformers.tiny import UNBUILT, autoregressive_classes, build, logits
 
 # Of each way to build a model, one or two that `make test` looks at; all of them take a minute.

@@ -25,7 +25,7 @@ from flowformer.integrations.transformers import (
     FlowformerForSequenceClassification,
 )
 from flowformer.integrations.transformers.cache import cache_keyword, given_cache
-from flowformer.nn.transformers_owner import CACHE_NAMES
+from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 from tests.integrations.transformers.small import LEFT, PAD, TOKENS, cache_of, small
 
 STYLES: dict[str, dict[str, Any]] = {

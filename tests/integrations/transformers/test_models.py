@@ -25,7 +25,7 @@ from flowformer.integrations.transformers import (
 )
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
-from flowformer.nn.transformers_owner import CACHE_NAMES
+from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 from tests.integrations.transformers.small import LEFT, PAD, RIGHT, TOKENS, cache_of, small
 
 # One for each way in which the models differ: what is tied, drawn, placed and normalised.

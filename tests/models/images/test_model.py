@@ -18,8 +18,8 @@ from flowformer.models.images.model import (
 )
 from flowformer.models.presets import VISION_PRESETS
 from flowformer.nn import MIXERS
-from flowformer.nn.flow import FlowAttention
-from flowformer.nn.mixer import ProjectedMixer
+from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.projected import ProjectedMixer
 
 GOLDEN = VisionModelConfig(dims=(12, 24, 36, 48), depths=(1, 2, 1, 1))
 TWO = VisionModelConfig(

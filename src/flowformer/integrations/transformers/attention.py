@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowformer.integrations.transformers.by_name import install, register
-from flowformer.nn.flow import FlowAttention
+from flowformer.nn.mixers.flow import FlowAttention
 
 
 def register_attention(name: str = "flow", **options: Any) -> None:
@@ -22,7 +22,7 @@ def register_attention(name: str = "flow", **options: Any) -> None:
 
     Args:
         name: what to call it.
-        options: those of `flowformer.nn.flow.FlowAttention`: feature_map, clamp, eps, …
+        options: those of `flowformer.nn.mixers.flow.FlowAttention`: feature_map, clamp, eps, …
 
     Raises:
         ValueError: an option is none of its choices or out of its range.

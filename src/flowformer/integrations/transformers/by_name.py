@@ -22,10 +22,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
-from flowformer.nn.attention import HeadAttention
-from flowformer.nn.flow import FlowAttention
-from flowformer.nn.transformers_attention import attend, padding_mask
-from flowformer.nn.transformers_owner import claim, own_modules, uses_interface
+from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.replace.transformers_attention import attend, padding_mask
+from flowformer.nn.replace.transformers_owner import claim, own_modules, uses_interface
 
 KEY = "flowformer_attention"  # in a configuration and in a state dict
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from flowformer.models.language.model import LanguageState
-from flowformer.nn.transformers_owner import CACHE_NAMES
+from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 # What the release that is installed calls it, in outputs and in the calls of generate.
 (CACHE,) = {field.name for field in fields(BaseModelOutputWithPast)}.intersection(CACHE_NAMES)

@@ -28,7 +28,7 @@ from flowformer.models.inputs import check_range
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.language.output_layer import chunked_loss
 from flowformer.models.language.targets import shifted
-from flowformer.nn.transformers_owner import CACHE_NAMES, document_offsets, documents_of
+from flowformer.nn.replace.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 
 class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):

@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from flowformer.models.config import LanguageModelConfig
 from flowformer.nn import MIXERS
-from flowformer.nn.transformers_owner import CACHE_NAMES
+from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 # What transformers calls the settings for which it has a name.
 _NAMES = {

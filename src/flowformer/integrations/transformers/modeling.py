@@ -24,7 +24,7 @@ from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.models.inputs import check_range, check_tokens
 from flowformer.models.language.model import LanguageModel, LanguageState
 from flowformer.nn import PositionalEmbedding, TransformerBlock
-from flowformer.nn.transformers_owner import check_values, document_offsets, documents_of
+from flowformer.nn.replace.transformers_owner import check_values, document_offsets, documents_of
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):

@@ -37,7 +37,7 @@ from flowformer.nn import (
     rotation,
     set_sequence_parallel,
 )
-from flowformer.nn.attention import State
+from flowformer.nn.mixers.attention import State
 
 
 class LanguageOutput(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.nn.attention import State
+from flowformer.nn.mixers.attention import State
 from flowformer.ops.packing import Batch, check_batch
 
 

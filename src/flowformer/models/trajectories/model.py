@@ -20,7 +20,7 @@ from flowformer.models.trajectories.state import (
     real_steps,
 )
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
-from flowformer.nn.attention import State
+from flowformer.nn.mixers.attention import State
 
 TOKENS = 3  # of a step: return-to-go, observation, action
 INITIAL_STD = 0.02

@@ -1,1 +1,0 @@
-"""The layers of the methods that Flow-Attention is compared with, one file each."""

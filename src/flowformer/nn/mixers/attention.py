@@ -1,0 +1,212 @@
+"""What an attention is to a layer: a module of projected heads, the part inside every mixer."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowformer.nn.mixers.capabilities import Capabilities
+
+
+@runtime_checkable
+class State(Protocol):
+    """What a causal attention passes from call to call; the classes are NamedTuples."""
+
+    def detach(self) -> "State": ...  # noqa: D102 - FlowState says it
+
+    def to(self, device: torch.device | str) -> "State": ...  # noqa: D102
+
+    def reorder(self, index: Tensor) -> "State": ...  # noqa: D102
+
+
+class Sizes(TypedDict):
+    """What a layer tells its attention; an attention's constructor names those that it needs.
+
+    Attributes:
+        dim: width of the hidden states.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads.
+        head_dim: width of a head.
+        max_length: longest sequence, if one was given.
+    """
+
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_length: int | None
+
+
+class HeadAttention(nn.Module):
+    """An attention without projections: options, parameters of its own, and a call over heads.
+
+    `forward` takes the tensors of `inputs`, each [b, t, heads, head_dim], and the keywords of what
+    it can do, no others: `mask` (of both sides, in self-attention); `query_mask` and `key_mask` if
+    `capabilities.cross`; `causal` if `.causal`; `state` and `return_state` if `.state`. It returns
+    (out [b, l, h, m], state or None). Who calls it asks `require` first.
+
+    Attributes:
+        capabilities: what it can do. Of an instance, with its options; the record of the class is
+            that of its defaults.
+        inputs: the tensors that it is given, in this order, of "query", "key", "value" and
+            "hidden", the hidden states [b, l, dim] themselves (for gates, or synthetic weights).
+        linear_in_values: whether its output is a matrix times the values, which the values do not
+            enter; `implied_weights` is that matrix.
+        value_layers: names of the submodules, if any, that make further values of the hidden
+            states, [b, s, heads · m].
+    """
+
+    capabilities: ClassVar[Capabilities]
+    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+    linear_in_values: ClassVar[bool] = True
+    value_layers: ClassVar[tuple[str, ...]] = ()
+
+    def require(self, capability: str) -> None:
+        """Refuse what it cannot do.
+
+        Raises:
+            NotImplementedError: it cannot; the message says what it can, and which mixers can.
+        """
+        if getattr(self.capabilities, capability):
+            return
+        from flowformer.nn.mixers import MIXERS  # the table knows all, so none may need it earlier
+
+        able = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, capability)]
+        lacks = f"has no {capability} form"
+        if capability == "independent_sinks":
+            able.insert(0, "flow with independent_sinks=True")
+            lacks = (
+                "lets every output of cross-attention depend on all queries, in a decoder on those "
+                "of the tokens to come"
+            )
+        raise NotImplementedError(
+            f"{type(self).__name__} {lacks}; it can do: {self.capabilities}. "
+            f"Mixers that can: {', '.join(able)}"
+        )
+
+
+def option_names(kind: type[HeadAttention]) -> set[str]:
+    """The keywords of its constructor that a user sets: all but the sizes."""
+    return set(option_defaults(kind))
+
+
+def option_defaults(kind: type[HeadAttention]) -> dict[str, Any]:
+    """Those keywords and their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in Sizes.__annotations__
+    }
+
+
+def make_attention(
+    kind: type[HeadAttention], sizes: Sizes, options: dict[str, Any]
+) -> HeadAttention:
+    """The attention of that class, with those of the sizes that its constructor names.
+
+    Raises:
+        ValueError: it is of a fixed length and max_length is not given.
+    """
+    named = inspect.signature(kind).parameters
+    if sizes["max_length"] is None and not kind.capabilities.variable_length:
+        raise ValueError(f"{kind.__name__} is of a fixed length, got none: give max_length")
+    return kind(**{name: size for name, size in sizes.items() if name in named}, **options)
+
+
+def implied_weights(
+    attention: HeadAttention,
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    **call: Any,
+) -> Float[Tensor, "b h l s"]:
+    """The matrix W for which out = W v, whatever the values v.
+
+    An attention that is linear in its values has W as its output for the identity matrix in their
+    place. For Flow-Attention W_ij = a_i / I_i · (q_i · k_j) · c_j: rows need not sum to one.
+    Quadratic in the length, in time and memory: for inspection, not for training.
+
+    Raises:
+        NotImplementedError: the attention is not linear in its values.
+    """
+    if not attention.linear_in_values:
+        raise NotImplementedError(
+            f"{type(attention).__name__} is not linear in the values, so no matrix of weights "
+            "gives its output: ask for none (need_weights=False)"
+        )
+    sources = key.shape[1]
+    identity = torch.eye(sources, dtype=query.dtype, device=query.device)
+    value = identity[None, :, None, :].expand(key.shape[0], sources, key.shape[2], sources)
+    weights, _ = attention(query, key, value, **call)
+    return weights.transpose(1, 2)
+
+
+@torch.enable_grad()
+def implied_row(
+    attention: HeadAttention, tensors: Sequence[Tensor], sink: int, **call: Any
+) -> Float[Tensor, "b h s"]:
+    """The row W_i of `implied_weights` for one sink i, at about the cost of training on one call.
+
+    W_i is the gradient of out_i with respect to the values, whatever these are: of a linear
+    attention it takes memory linear in the length. Where a token has several values (the global
+    ones of Longformer), it is the sum of their weights.
+
+    Args:
+        attention: in evaluation, unless what it draws in training is wanted.
+        tensors: those of `attention.inputs`; of the values only the shape matters.
+        sink: place i of the token that receives.
+        call: keywords of its call, such as `mask`.
+
+    Raises:
+        NotImplementedError: the attention is not linear in its values; the message names the mixer.
+        IndexError: there is no such place.
+    """
+    if not attention.linear_in_values:
+        from flowformer.nn.mixers import MIXERS  # as in `require`
+
+        names = [name for name, mixer in MIXERS.items() if mixer.kind is type(attention)]
+        raise NotImplementedError(
+            f"{type(attention).__name__} (mixer {', '.join(names)}) is not linear in the values: "
+            "no weights that are the same for all values give its output"
+        )
+    at = attention.inputs.index("value")
+    given = [tensor.detach() for tensor in tensors]
+    given[at] = torch.zeros_like(given[at]).requires_grad_()
+    values = [given[at]]
+
+    def replace(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        values.append(torch.zeros_like(output).requires_grad_())
+        return values[-1]
+
+    handles = [
+        layer.register_forward_hook(replace)
+        for name, layer in attention.named_children()
+        if name in attention.value_layers
+    ]
+    try:
+        out, _ = attention(*given, **call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not -out.shape[1] <= sink < out.shape[1]:
+        raise IndexError(f"expected a sink among {out.shape[1]} tokens, got {sink}")
+    width = given[at].shape[-1]
+    return torch.stack([_rows(out[:, sink], value, width) for value in values]).sum(0)
+
+
+def _rows(
+    out: Float[Tensor, "b h m"], value: Float[Tensor, "b s ..."], width: int
+) -> Float[Tensor, "b h s"]:
+    """The gradients of each head's output with respect to its values of that width."""
+    heads = out.shape[1]
+    groups = heads * width // value[0, 0].numel()
+    # One feature is enough: all have the same weights. Heads that share values take turns.
+    rows = [
+        torch.autograd.grad(
+            out[:, turn::groups, 0].sum(), value, retain_graph=True, materialize_grads=True
+        )[0].reshape(*value.shape[:2], heads // groups, width)[..., 0]
+        for turn in range(groups)
+    ]
+    return torch.stack(rows, -1).flatten(2).transpose(1, 2)

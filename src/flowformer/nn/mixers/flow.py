@@ -1,0 +1,179 @@
+"""Flow-Attention as a layer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+
+from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
+from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
+from flowformer.ops.features import Competition, FeatureMap, resolve_options, sinks_are_independent
+from flowformer.ops.parallel import sequence_parallel_flow_attention
+from flowformer.ops.parallel.collectives import resolve_group
+
+
+class FlowAttention(HeadAttention):
+    """Flow-Attention (Wu et al. 2022, section 3): `flowformer.ops.flow_attention` as a module.
+
+    Args:
+        feature_map: "sigmoid", or "relu" for relu(x) + 1e-6.
+        clamp: bound of the conserved source before the softmax; None for none.
+        eps: the ε of the flows.
+        competition: the softmax runs over "sources" or (bidirectional only) "heads"; None for none.
+        allocation: scale each sink by the sigmoid of its conserved flow.
+        independent_sinks: leave out both, whatever they say, so that in cross-attention no output
+            depends on another query: the form for a decoder.
+        backend: name of a backend of `flow_attention`; None chooses.
+
+    Attributes:
+        mesh: the ranks that its sequences are sharded over; None for whole sequences. See
+            `set_sequence_parallel`.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        causal=True, cross=True, state=True, variable_length=True
+    )
+
+    def __init__(
+        self,
+        *,
+        feature_map: FeatureMap = "sigmoid",
+        clamp: float | None = 1.0,
+        eps: float = 1e-6,
+        competition: Competition | None = "sources",
+        allocation: bool = True,
+        independent_sinks: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        """Hold the options; a wrong one raises here."""
+        super().__init__()
+        self.options = resolve_options(
+            feature_map=feature_map,
+            clamp=clamp,
+            eps=eps,
+            competition=competition,
+            allocation=allocation,
+            independent_sinks=independent_sinks,
+        )
+        if sinks_are_independent(self.options):
+            # Of this instance: the record of the class is that of its defaults.
+            self.capabilities = replace(  # pyright: ignore[reportAttributeAccessIssue]
+                self.capabilities, independent_sinks=True
+            )
+        self.backend = backend
+        self.mesh: DeviceMesh | ProcessGroup | None = None
+
+    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
+        self,
+        query: Float[Tensor, "b l h d"],
+        key: Float[Tensor, "b s g d"],
+        value: Float[Tensor, "b s g m"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b l"] | None = None,
+        query_mask: Bool[Tensor, "b l"] | None = None,
+        key_mask: Bool[Tensor, "b s"] | None = None,
+        state: FlowState | None = None,
+        return_state: bool = False,
+        cu_seqlens: Int[Tensor, " n"] | None = None,
+    ) -> tuple[Float[Tensor, "b l h m"], FlowState | None]:
+        """Return the output and, if asked for, the state after these tokens."""
+        attend: Callable[..., Any] = flow_attention
+        if self.mesh is not None:
+            attend = partial(sequence_parallel_flow_attention, mesh=self.mesh)
+        result = attend(
+            query,
+            key,
+            value,
+            causal=causal,
+            mask=mask,
+            query_mask=query_mask,
+            key_mask=key_mask,
+            cu_seqlens=cu_seqlens,
+            initial_state=state,
+            return_state=return_state,
+            backend=self.backend,
+            layout="bthd",
+            **self.options._asdict(),
+        )
+        return result if isinstance(result, tuple) else (result, None)
+
+    def extra_repr(self) -> str:
+        """The options, for print(model)."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+
+def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | None) -> None:
+    """Let every attention inside take each rank's sequences as its part of longer ones.
+
+    Args:
+        module: a mixer, a block or a model. The models of this package have a method of that name
+            instead, which sees to positions, pooling and loss too.
+        mesh: the ranks that share sequences: one dimension of a mesh, or a group; None ends it.
+
+    Raises:
+        NotImplementedError: an attention that has no such form; there is one of Flow-Attention.
+        ValueError: no attention inside, or a mesh of more than one dimension.
+        TypeError: mesh is neither a mesh nor a group that this process is in.
+    """
+    if mesh is not None:
+        resolve_group(mesh)
+    attentions: list[FlowAttention] = []
+    for each in module.modules():
+        if isinstance(each, FlowAttention):
+            attentions.append(each)
+        elif isinstance(each, HeadAttention):
+            raise NotImplementedError(
+                "only Flow-Attention takes sequences that are sharded over ranks, got "
+                f"{type(each).__name__}"
+            )
+    if not attentions:
+        raise ValueError(
+            f"expected a module with Flow-Attention inside, got {type(module).__name__}"
+        )
+    for attention in attentions:
+        attention.mesh = mesh
+
+
+class FlowMixer(ProjectedMixer):
+    """Flow-Attention (Wu et al. 2022): linear, with competing sources and allocated sinks."""
+
+    kind = FlowAttention
+    attention: FlowAttention
+
+    def flow_map(
+        self,
+        x: Float[Tensor, "b l dim"],
+        context: Float[Tensor, "b s context_dim"] | None = None,
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b l"] | None = None,
+        context_mask: Bool[Tensor, "b s"] | None = None,
+    ) -> FlowMap:
+        """Source competition [b, s, h] and sink allocation [b, l, h] for these hidden states.
+
+        Raises:
+            NotImplementedError: the sequences are sharded over ranks.
+        """
+        if self.attention.mesh is not None:
+            raise NotImplementedError(
+                "a flow map is of whole sequences: end their sharding first, with "
+                "set_sequence_parallel(model, None)"
+            )
+        self._check_call(context, context_mask, causal=causal, stateful=False)
+        query, key, _ = self._tensors(x, x if context is None else context)
+        return flow_map(
+            query,
+            key,
+            causal=causal,
+            layout="bthd",
+            **mask_arguments(mask, context, context_mask),
+            **self.attention.options._asdict(),
+        )

@@ -1,0 +1,330 @@
+"""Synthesizer as a layer: its parts, and their mixture."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.ops.baselines.synthesizer import (
+    dense_scores,
+    dot_product_scores,
+    factorized_dense_scores,
+    random_scores,
+    real_numbers,
+    synthesizer_attention,
+)
+from flowformer.ops.nonfinite import contained
+
+Part = Literal["dense", "factorized-dense", "random", "fixed-random", "factorized-random"]
+
+CAPABILITIES = Capabilities(causal=True, cross=False, state=False, variable_length=False)
+
+
+class DenseScores(nn.Module):
+    """Scores of each token for all places, by a layer with relu and a linear one.
+
+    Args:
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        head_dim: width between the two layers, in each head.
+        max_length: number of places.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, head_dim: int, max_length: int) -> None:
+        """Create both layers."""
+        super().__init__()
+        self.hidden = nn.Linear(dim, num_heads * head_dim)
+        self.weight = nn.Parameter(torch.empty(num_heads, max_length, head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, max_length))
+        nn.init.uniform_(self.weight, -(head_dim**-0.5), head_dim**-0.5)
+
+    def forward(
+        self, hidden: Float[Tensor, "b t dim"], number: Int[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b h t t"]:
+        """Return the scores of the tokens for each other."""
+        heads = self.hidden(hidden).unflatten(-1, (len(self.weight), -1))
+        return dense_scores(heads, self.weight, self.bias, number)
+
+
+class FactorizedDenseScores(nn.Module):
+    """Scores of each token for all places, as products of the entries of two short vectors.
+
+    Args:
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        max_length: number of places, about the product of the two widths.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, max_length: int) -> None:
+        """Create the layers of both vectors, as equal in width as may be."""
+        super().__init__()
+        self.num_heads = num_heads
+        width = math.isqrt(max_length - 1) + 1
+        self.left = nn.Linear(dim, num_heads * width)
+        self.right = nn.Linear(dim, num_heads * -(-max_length // width))
+
+    def forward(
+        self, hidden: Float[Tensor, "b t dim"], number: Int[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b h t t"]:
+        """Return the scores of the tokens for each other."""
+        left, right = (
+            layer(hidden).unflatten(-1, (self.num_heads, -1)) for layer in (self.left, self.right)
+        )
+        return factorized_dense_scores(left, right, number)
+
+
+class RandomScores(nn.Module):
+    """Scores of each place for all places, drawn from N(0, 1) at first.
+
+    Args:
+        num_heads: number of heads.
+        max_length: number of places.
+        trained: whether they are parameters; otherwise they stay as drawn.
+    """
+
+    def __init__(self, *, num_heads: int, max_length: int, trained: bool) -> None:
+        """Draw the scores."""
+        super().__init__()
+        table = torch.randn(num_heads, max_length, max_length)
+        if trained:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table)
+
+    def forward(
+        self, hidden: Float[Tensor, "b t dim"], number: Int[Tensor, "b t"] | None
+    ) -> Float[Tensor, "#b h t t"]:
+        """Return the scores of the tokens' places for each other."""
+        return random_scores(self.table, number, hidden.shape[1])
+
+
+class FactorizedRandomScores(nn.Module):
+    """Scores of each place for all places, as a product of two narrow matrices.
+
+    Args:
+        num_heads: number of heads.
+        max_length: number of places.
+        rank: width of the matrices, called k in the paper.
+    """
+
+    def __init__(self, *, num_heads: int, max_length: int, rank: int) -> None:
+        """Draw both matrices, for products of variance 1 as in the full table."""
+        super().__init__()
+        self.left = nn.Parameter(torch.randn(num_heads, max_length, rank) * rank**-0.25)
+        self.right = nn.Parameter(torch.randn(num_heads, max_length, rank) * rank**-0.25)
+
+    def forward(
+        self, hidden: Float[Tensor, "b t dim"], number: Int[Tensor, "b t"] | None
+    ) -> Float[Tensor, "#b h t t"]:
+        """Return the scores of the tokens' places for each other."""
+        return random_scores(self.left @ self.right.mT, number, hidden.shape[1])
+
+
+class Synthesis(nn.Module):
+    """The weighted sum of parts, with weights that sum to one, and their share of anything else.
+
+    Args:
+        parts: the names of the parts.
+        others: how many scores the caller adds to the sum.
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        head_dim: width of a head.
+        max_length: number of places.
+        rank: of a factorized random part.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        others: int,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        max_length: int,
+        rank: int,
+    ) -> None:
+        """Create the parts.
+
+        Raises:
+            ValueError: there is no part, one is unknown, or one is named twice.
+        """
+        super().__init__()
+        if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(get_args(Part)):
+            raise ValueError(
+                f"parts must be one or more of {', '.join(get_args(Part))}, each once, got {parts}"
+            )
+        if rank < 1:
+            raise ValueError(f"rank must be positive, got {rank}")
+        self.max_length = max_length
+        random = partial(RandomScores, num_heads=num_heads, max_length=max_length)
+        makers = {
+            "dense": partial(
+                DenseScores, dim=dim, num_heads=num_heads, head_dim=head_dim, max_length=max_length
+            ),
+            "factorized-dense": partial(
+                FactorizedDenseScores, dim=dim, num_heads=num_heads, max_length=max_length
+            ),
+            "random": partial(random, trained=True),
+            "fixed-random": partial(random, trained=False),
+            "factorized-random": partial(
+                FactorizedRandomScores, num_heads=num_heads, max_length=max_length, rank=rank
+            ),
+        }
+        self.parts = nn.ModuleDict({name: makers[name]() for name in parts})
+        count = len(parts) + others
+        self.mixing = nn.Parameter(torch.zeros(count)) if count > 1 else None
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b t dim"],
+        mask: Bool[Tensor, "b t"] | None,
+        *others: Float[Tensor, "b h t t"],
+    ) -> Float[Tensor, "#b h t t"]:
+        """Return Σ_p α_p B_p, α = softmax(mixing); one part alone has the weight 1.
+
+        Raises:
+            ValueError: more tokens than places.
+        """
+        if hidden.shape[1] > self.max_length:
+            raise ValueError(
+                f"synthesizer has scores for {self.max_length} keys, got {hidden.shape[1]}: "
+                "give it a larger max_length"
+            )
+        number = None
+        if mask is not None:
+            # Selected and not multiplied: padding may hold NaN.
+            hidden, number = hidden.masked_fill(~mask[..., None], 0), real_numbers(mask)
+        scores = [part(hidden, number) for part in self.parts.values()]
+        scores.extend(others)
+        if self.mixing is None:
+            return scores[0]
+        weights = self.mixing.softmax(dim=0)
+        total = weights[0] * scores[0]
+        for weight, score in zip(weights[1:], scores[1:], strict=True):
+            total = total + weight * score
+        return total
+
+
+class SynthesizerAttention(HeadAttention):
+    """Synthesizer (Tay et al. 2020): weights from each token alone, or from its place alone.
+
+    Args:
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        head_dim: width of a head.
+        max_length: longest sequence; a token has a score for each place.
+        parts: where the scores come from: "dense" (the token), "factorized-dense", "random" (the
+            place), "fixed-random" (not trained), "factorized-random", or several of them.
+        rank: of "factorized-random".
+    """
+
+    capabilities: ClassVar[Capabilities] = CAPABILITIES
+    inputs = ("hidden", "value")
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        max_length: int,
+        parts: Sequence[Part] = ("dense",),
+        rank: int = 8,
+    ) -> None:
+        """Create the parts."""
+        super().__init__()
+        self.synthesis = Synthesis(
+            parts,
+            others=0,
+            dim=dim,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            max_length=max_length,
+            rank=rank,
+        )
+
+    @contained("hidden", "value")
+    def forward(
+        self,
+        hidden: Float[Tensor, "b t dim"],
+        value: Float[Tensor, "b t g m"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        """Return the output; it has no state."""
+        scores = self.synthesis(hidden, mask)
+        return synthesizer_attention(scores, value, causal=causal, mask=mask), None
+
+
+class SynthesizerMixtureAttention(HeadAttention):
+    """Synthesizer (Tay et al. 2020), mixed with dot products: scores α₀ q·k/√d + Σ_p α_p B_p.
+
+    Args:
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        head_dim: width of a head.
+        max_length: longest sequence; a token has a score for each place.
+        parts: what is mixed with the dot products, see SynthesizerAttention.
+        rank: of "factorized-random".
+    """
+
+    capabilities: ClassVar[Capabilities] = CAPABILITIES
+    inputs = ("hidden", "query", "key", "value")
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        max_length: int,
+        parts: Sequence[Part] = ("random",),
+        rank: int = 8,
+    ) -> None:
+        """Create the parts."""
+        super().__init__()
+        self.synthesis = Synthesis(
+            parts,
+            others=1,
+            dim=dim,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            max_length=max_length,
+            rank=rank,
+        )
+
+    @contained("hidden", "query", "key", "value")
+    def forward(
+        self,
+        hidden: Float[Tensor, "b t dim"],
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        """Return the output; it has no state."""
+        scores = self.synthesis(hidden, mask, dot_product_scores(query, key, mask))
+        return synthesizer_attention(scores, value, causal=causal, mask=mask), None
+
+
+class SynthesizerMixer(ProjectedMixer):
+    """Synthesizer (Tay et al. 2020): weights from a token or its place; needs max_length."""
+
+    kind = SynthesizerAttention
+
+
+class SynthesizerMixtureMixer(ProjectedMixer):
+    """Synthesizer mixed with dot products (Tay et al. 2020); needs max_length."""
+
+    kind = SynthesizerMixtureAttention

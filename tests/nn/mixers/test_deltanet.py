@@ -1,0 +1,196 @@
+"""The delta rule against its recurrence, written out and flash-linear-attention's."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowformer.nn import build_mixer
+from flowformer.nn.mixers.deltanet import DeltaNetAttention
+from flowformer.ops.baselines import delta_rule_attention, deltanet, short_convolution
+
+
+def draw(length: int, *, kv_heads: int = 4) -> list[Tensor]:
+    q = torch.randn(2, length, 4, 8, dtype=torch.float64)
+    k = F.normalize(torch.randn(2, length, kv_heads, 8, dtype=torch.float64), dim=-1)
+    v = torch.randn(2, length, kv_heads, 5, dtype=torch.float64)
+    beta = torch.rand(2, length, 4, dtype=torch.float64)
+    return [q, k, v, beta]
+
+
+def recurrence(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    k, v = (x.repeat_interleave(4 // x.shape[2], 2) for x in (k, v))
+    state, outputs = torch.zeros(2, 4, 8, 5, dtype=q.dtype), []
+    for t in range(q.shape[1]):
+        error = v[:, t] - torch.einsum("bhd,bhdm->bhm", k[:, t], state)
+        correction = beta[:, t, :, None] * error
+        state = state + k[:, t, :, :, None] * correction[:, :, None, :]
+        outputs.append(torch.einsum("bhd,bhdm->bhm", q[:, t], state))
+    return torch.stack(outputs, 1), state
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2], ids="{}-key-heads".format)
+@pytest.mark.parametrize("length", [1, 63, 130], ids="t{}".format)
+def test_is_the_recurrence(length: int, kv_heads: int) -> None:
+    q, k, v, beta = draw(length, kv_heads=kv_heads)
+    out, state = delta_rule_attention(q, k, v, beta=beta)
+    expected, last = recurrence(q, k, v, beta)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(state.key_value, last)
+
+
+def test_a_full_correction_stores_the_value() -> None:
+    """With β = 1 and |k| = 1 the memory answers the last key with its value."""
+    _, k, v, beta = draw(40)
+    out, _ = delta_rule_attention(k, k, v, beta=torch.ones_like(beta))
+    torch.testing.assert_close(out, v)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    q, k, v, beta = (x[:1, :5, :2].requires_grad_() for x in draw(5))
+    mask = torch.tensor([[True, False, True, True, True]])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+        return delta_rule_attention(q, k, v, beta=beta, mask=mask)[0]
+
+    assert torch.autograd.gradcheck(attend, (q, k, v, beta))
+
+
+def test_padded_tokens_leave_the_state_whatever_stands_there() -> None:
+    q, k, v, beta = draw(7)
+    mask = torch.tensor([[True, True, False, True, False, True, True]]).expand(2, 7)
+    real = mask[0].nonzero()[:, 0]
+    expected, last = recurrence(q[:, real], k[:, real], v[:, real], beta[:, real])
+    for x in (q, k, v, beta):
+        x[:, ~mask[0]] = torch.nan
+    out, state = delta_rule_attention(q, k, v, beta=beta, mask=mask)
+    torch.testing.assert_close(out[:, real], expected)
+    torch.testing.assert_close(state.key_value, last)
+    assert not out[:, ~mask[0]].any()
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+def test_a_beta_of_another_shape_is_refused() -> None:
+    q, k, v, beta = draw(3)
+    with pytest.raises(ValueError, match=r"= \[2, 3, 4\], got \[2, 3, 2\]"):
+        delta_rule_attention(q, k, v, beta=beta[..., :2])
+
+
+class TestConvolution:
+    def test_is_torchs_of_every_channel(self) -> None:
+        x, weight = torch.randn(2, 9, 3, 4), torch.randn(3, 4, 5)
+        y, last = short_convolution(x, weight, torch.zeros(2, 4, 3, 4), None)
+        channels = F.pad(x.flatten(2).mT, (4, 0))
+        expected = F.conv1d(channels, weight.view(12, 1, 5), groups=12).mT.view(2, 9, 3, 4)
+        torch.testing.assert_close(y, F.silu(expected))
+        assert last.equal(x[:, 5:])
+
+    def test_sees_through_padding(self) -> None:
+        x, weight = torch.randn(2, 9, 3, 4), torch.randn(3, 4, 3)
+        recent = torch.randn(2, 2, 3, 4)
+        mask = torch.tensor([[False, True, False, False, True, True, False, True, False]] * 2)
+        mask[1] = False
+        mask[1, 4] = True
+        y, last = short_convolution(
+            x.masked_fill(~mask[..., None, None], torch.nan), weight, recent, mask
+        )
+        for row in range(2):
+            alone, last_alone = short_convolution(
+                x[row : row + 1, mask[row]], weight, recent[row : row + 1], None
+            )
+            torch.testing.assert_close(y[row, mask[row]], alone[0])
+            torch.testing.assert_close(last[row], last_alone[0])
+
+
+def test_the_layer_is_the_papers() -> None:
+    """Token by token from the mixer's weights: convolution, delta rule, normalisation."""
+    mixer, x = build_mixer("deltanet", 12, 3).double(), torch.randn(1, 20, 12, dtype=torch.float64)
+    attention = mixer.attention
+    assert isinstance(attention, DeltaNetAttention)
+
+    def convolved(projection: nn.Linear, weight: Tensor) -> Tensor:
+        channels = F.pad(projection(x[0]).T, (3, 0))[None]
+        return F.silu(F.conv1d(channels, weight.reshape(12, 1, 4), groups=12))[0].T.view(20, 3, 4)
+
+    projections = (mixer.query_projection, mixer.key_projection, mixer.value_projection)
+    q, k, v = (
+        convolved(projection, weight)
+        for projection, weight in zip(projections, attention.convolution, strict=True)
+    )
+    q, k = (each / (each.square().sum(-1, keepdim=True) + 1e-6).sqrt() for each in (q, k))
+    beta = torch.sigmoid(attention.strength(x[0]))[..., None]
+    state, outputs = torch.zeros(3, 4, 4, dtype=torch.float64), []
+    for t in range(20):
+        error = v[t] - torch.einsum("hd,hdm->hm", k[t], state)
+        state = state + k[t][:, :, None] * (beta[t] * error)[:, None, :]
+        out = torch.einsum("hd,hdm->hm", q[t] / 2, state)
+        out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * attention.norm.weight
+        outputs.append(mixer.out_projection(out.flatten()))
+    torch.testing.assert_close(mixer(x, causal=True)[0][0], torch.stack(outputs))
+
+
+def test_a_convolution_of_one_token_sees_that_token_only() -> None:
+    mixer, x = build_mixer("deltanet", 12, 3, convolution=1), torch.randn(1, 5, 12)
+    _, state = mixer(x, causal=True, return_state=True)
+    assert state.key.shape == (1, 0, 3, 4)
+    with pytest.raises(ValueError, match="convolution must be positive, got 0"):
+        build_mixer("deltanet", 12, 3, convolution=0)
+
+
+# At its import the package says what it misses, a GPU for one; its written-out recurrences run.
+@pytest.mark.filterwarnings("ignore:Flash Attention is not installed:ImportWarning")
+@pytest.mark.filterwarnings("ignore:Triton is not supported:UserWarning")
+class TestFlashLinearAttention:
+    def test_its_recurrence_gives_the_same(self) -> None:
+        """It divides the queries by √d, puts the heads first, and counts in float32."""
+        from fla.ops.delta_rule.naive import delta_rule_recurrence
+
+        q, k, v, beta = draw(63)
+        expected, last = delta_rule_recurrence(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), beta.transpose(1, 2)
+        )
+        out, state = delta_rule_attention(q * 8**-0.5, k, v, beta=beta)
+        torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
+        assert last is not None
+        torch.testing.assert_close(state.key_value.float(), last, rtol=1e-4, atol=1e-5)
+
+    def test_its_kernel_gets_what_it_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The kernel needs a GPU; its place is taken by the recurrence, with its signature."""
+        import fla.ops.delta_rule
+        from fla.ops.delta_rule.naive import delta_rule_recurrence
+
+        def kernel(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            beta: Tensor,
+            *,
+            scale: float,
+            initial_state: Tensor,
+            output_final_state: bool,
+        ) -> tuple[Tensor, Tensor | None]:
+            assert initial_state.dtype == torch.float32
+            q = q * (scale * q.shape[-1] ** 0.5)
+            out, last = delta_rule_recurrence(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                beta.transpose(1, 2),
+                initial_state,
+                output_final_state,
+            )
+            return out.transpose(1, 2), last
+
+        monkeypatch.setattr(fla.ops.delta_rule, "chunk_delta_rule", kernel)
+        attend = deltanet._fla_delta_rule.__wrapped__()
+        assert attend is not None
+        q, k, v, beta = draw(20)
+        before = torch.randn(2, 4, 8, 5, dtype=torch.float64)
+        out, state = attend(q, k, v, beta[..., None], before)
+        expected, last = deltanet.chunked_delta_rule(q, k, v, beta[..., None], before)
+        assert state.dtype == torch.float64
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
+
+    def test_its_kernel_is_left_out_where_it_cannot_run(self) -> None:
+        assert deltanet.fast_kernel(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)) is None
