@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.runner import ROOT
-from flowformer.evaluation.comparison import duration, memory
+from flowformer.compare.table import duration, memory
 from flowformer.memory import (
     available_memory,
     forget_peak,

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.runner import pin, save
-from flowformer.evaluation.generation_steps import CarriedDecoder, Prompt
+from flowformer.generation.steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.presets import LANGUAGE_PRESETS

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.runner import ROOT, alternate, medians, pin, ratios, save
-from flowformer.evaluation.comparison import memory
+from flowformer.compare.table import memory
 from flowformer.memory import forget_peak, offer_to_the_kernel, peak_memory, resident_memory
 from flowformer.models.language.model import LanguageModel
 from flowformer.nn import MIXERS

@@ -18,15 +18,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.pages import with_tables
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.evaluation.comparison import MISSING, duration, memory, to_markdown
+from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.nn import MIXERS
-from flowformer.viz.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
+from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
 
 PAGE = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "assets" / "arena-cost.png"
 
-# The palette of Okabe and Ito, as in flowformer.viz; ours is the thick one, and the mixers that the
-# paper does not compare with share the grey.
+# The palette of Okabe and Ito, as in flowformer.report; ours is the thick one, and the mixers that
+# the paper does not compare with share the grey.
 LOOK: dict[str, dict[str, Any]] = {
     "flow": {"color": BLUE, "linewidth": 2.4, "zorder": 4},
     "softmax": {"color": ORANGE, "linewidth": 2.0},
@@ -163,7 +163,7 @@ def draw(result: Result) -> Figure:
 
 
 def plain(axes: Axes, *, title: str, lengths: Sequence[int]) -> None:
-    """Style a panel as the figures of flowformer.viz are styled."""
+    """Style a panel as the figures of flowformer.report are styled."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

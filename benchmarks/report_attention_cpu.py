@@ -18,7 +18,7 @@ from benchmarks.attention_goals import SGEMM
 from benchmarks.pages import with_tables
 from benchmarks.peers import BOTH, CHUNKED, COMPILED, FAST, FORWARD, OURS, PUBLISHED, SOFTMAX
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.viz.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
+from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
 
 RESULT = RESULTS / "attention_cpu.json"
 PICTURE = ROOT / "docs" / "assets" / "attention-cpu.png"
@@ -27,7 +27,7 @@ PAGES = {
     "docs/performance.md": ("attention_cpu", "attention_cpu_times", "attention_cpu_machine"),
 }
 
-# The palette of Okabe and Ito, as in flowformer.viz; ours is the thick one.
+# The palette of Okabe and Ito, as in flowformer.report; ours is the thick one.
 LOOK: dict[str, dict[str, Any]] = {
     OURS: {"color": BLUE, "linewidth": 2.4, "zorder": 3},
     SOFTMAX: {"color": ORANGE},
@@ -95,7 +95,7 @@ def draw_line(axes: Axes, name: str, by_length: Mapping[str, float], *, scale: f
 
 
 def plain(axes: Axes, *, title: str, unit: str) -> None:
-    """Style a panel as the figures of flowformer.viz are styled."""
+    """Style a panel as the figures of flowformer.report are styled."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -14,15 +14,15 @@ from typing import Any
 
 from benchmarks.pages import write_pages
 from benchmarks.runner import RESULTS
-from flowformer.evaluation.comparison import MISSING, duration, memory, to_markdown
-from flowformer.evaluation.measures import (
+from flowformer.compare.table import MISSING, duration, memory, to_markdown
+from flowformer.nn import MIXERS
+from flowformer.scores.measures import (
     ACCURACY,
     BITS_PER_CHARACTER,
     NORMALIZED_SCORE,
     PERPLEXITY,
     Measure,
 )
-from flowformer.nn import MIXERS
 
 LENGTHS = (1024, 16384, 65536)  # of the README's table
 ARENA = ("listops", "text", "retrieval", "image", "pathfinder")

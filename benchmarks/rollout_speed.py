@@ -22,9 +22,9 @@ import torch
 from benchmarks.runner import RESULTS, pin, save
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
-from flowformer.evaluation.rollout_policy import Form, Policy, make_policy
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.models.trajectories.model import DecisionTransformer
+from flowformer.rollouts.policy import Form, Policy, make_policy
 
 FEATURES, ACTIONS = 11, 3  # Hopper's
 SCALE = 1000.0

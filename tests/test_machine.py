@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from flowformer.compare import execution
+from flowformer.compare.plan import make_plan
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.parallel import Workers
 from flowformer.data.standins import packages
 from flowformer.machine import available_processors, python, safe_path
-from flowformer.tasks import execution
-from flowformer.tasks.comparison import make_plan
 from flowformer.tasks.launch import launch
 from tests.tasks.small_decisions import tiny_decisions
 
@@ -109,7 +109,7 @@ def test_the_runs_of_a_comparison_are_started_so(monkeypatch, tmp_path):
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with pytest.raises(KeyboardInterrupt), (tmp_path / "lock").open("w") as lock:
         execution._start(run, 1, None, lock)
-    assert commands == [[sys.executable, "-P", "-m", "flowformer.tasks.worker"]]
+    assert commands == [[sys.executable, "-P", "-m", "flowformer.compare.worker"]]
 
 
 def test_the_processes_of_a_run_are_started_so(monkeypatch):

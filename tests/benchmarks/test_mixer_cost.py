@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.mixer_cost import measure_mixer, parse
-from flowformer.viz.comparison import MixerCost
+from flowformer.compare.page import MixerCost
 
 SMALL = ["--dim", "16", "--heads", "2", "--threads", "1"]
 LARGE = ["--lengths", "65536,131072", "--passes", "forward", "--threads", "1"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.compare.plan import RunState
 from flowformer.tasks import kinds
-from flowformer.tasks.comparison import RunState
-from tests.tasks.test_comparison import FAKES
+from tests.compare.test_comparison import FAKES
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.dim", 16, "--model.num-heads", 2, "--model.num-layers", 1]
@@ -141,7 +141,7 @@ def test_the_table_is_shown_where_there_is_no_room_for_the_page(compare, monkeyp
     def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
 
-    monkeypatch.setattr("flowformer.viz.comparison.write_comparison", fail)
+    monkeypatch.setattr("flowformer.compare.page.write_comparison", fail)
     outcome = compare("japanese-vowels", "--mixers", "", "--methods", "quick", "--seeds", 1)
     assert outcome.code == 1
     assert "| quick | 100.0 |" in outcome.out
@@ -181,7 +181,7 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
         "from flowformer.cli import main; from flowformer.tasks import kinds; "
-        "from tests.tasks.test_comparison import FAKES; "
+        "from tests.compare.test_comparison import FAKES; "
         "kinds.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]

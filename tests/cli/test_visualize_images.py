@@ -27,7 +27,7 @@ def runs(tmp_path_factory, images) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowformer.viz.figures.PNG_DPI", 40)
+    monkeypatch.setattr("flowformer.report.figures.PNG_DPI", 40)
 
 
 @pytest.fixture

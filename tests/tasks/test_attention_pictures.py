@@ -29,7 +29,7 @@ GREY = ImagePreprocessing(image_size=16, resize=16, mean=(0.5,), std=(0.5,))
 
 @pytest.fixture(autouse=True)
 def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowformer.viz.figures.PNG_DPI", 40)
+    monkeypatch.setattr("flowformer.report.figures.PNG_DPI", 40)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowformer.compare.plan import make_plan
 from flowformer.data.trajectories.records import EnvironmentOptions, WrapperOptions
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.tasks import decision_run
-from flowformer.tasks.comparison import make_plan
 from flowformer.tasks.decision import action_loss
 from flowformer.tasks.decision_config import DecisionDataConfig, DecisionEvaluationConfig
 from flowformer.tasks.decision_data import decision_record, load_trajectories

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowformer.compare.methods import MethodResult
+from flowformer.compare.plan import Plan, make_plan, read_comparison, require_data
 from flowformer.data import load_ts_files
 from flowformer.data.trajectories.records import Trajectories
-from flowformer.tasks.comparison import Plan, make_plan, read_comparison, require_data
 from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
 from flowformer.tasks.digests import digest_files, digest_series
 from flowformer.tasks.folder import RunFolder, has_ended, keep_digests, read_digests
 from flowformer.tasks.kinds import KINDS, kind_of
-from flowformer.tasks.methods import MethodResult
 from tests.tasks.small_decisions import random_trajectories, tiny_decisions
 from tests.tasks.small_images import tiny_vision, write_images
 from tests.tasks.small_sequences import LISTOPS, tiny_sequences
@@ -242,8 +242,8 @@ def test_a_classical_method_keeps_what_it_has_read(series, tmp_path, monkeypatch
     def stop(*_arguments: object, **_options: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr("flowformer.evaluation.classical.run_classical", stop)
-    from flowformer.tasks.methods import rocket
+    monkeypatch.setattr("flowformer.compare.classical.run_classical", stop)
+    from flowformer.compare.methods import rocket
 
     with pytest.raises(StoppedError):
         rocket(config, tmp_path / "run", resume=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.evaluation.generation_text import generate_text
+from flowformer.compare.execution import execute
+from flowformer.compare.plan import make_plan, read_comparison
+from flowformer.generation.text import generate_text
 from flowformer.recipes.language import RECIPES
-from flowformer.tasks.comparison import make_plan, read_comparison
-from flowformer.tasks.execution import execute
 from flowformer.tasks.folder import RunFolder
 from flowformer.tasks.language_config import (
     LanguageConfig,

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowformer.compare.methods import MethodResult
 from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig
 from flowformer.tasks.evaluation import evaluate_run, predict_file
 from flowformer.tasks.folder import RunFolder, RunResult
-from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.prediction import load_run, predict_probabilities
 from flowformer.tasks.recording import NonFiniteLossError
 from flowformer.tasks.report import choose_series, write_run_report

@@ -17,7 +17,7 @@ from flowformer.tasks.config import TimeSeriesConfig
 from flowformer.tasks.kinds import Experiment
 
 if TYPE_CHECKING:
-    from flowformer.tasks.comparison import Plan
+    from flowformer.compare.plan import Plan
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SHARE = 0.9  # of the memory that is there, for all runs together
@@ -106,10 +106,10 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
-    from flowformer.evaluation.findings import find, to_markdown
-    from flowformer.tasks.comparison import make_plan, read_comparison, require_own, require_same
-    from flowformer.tasks.execution import execute
-    from flowformer.viz.comparison import MixerCost, write_comparison
+    from flowformer.compare.execution import execute
+    from flowformer.compare.findings import find, to_markdown
+    from flowformer.compare.page import MixerCost, write_comparison
+    from flowformer.compare.plan import make_plan, read_comparison, require_own, require_same
 
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
@@ -233,7 +233,7 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
 
 
 def _describe(plan: "Plan", jobs: int, limit: int | None) -> str:
-    from flowformer.evaluation.comparison import memory
+    from flowformer.compare.table import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
     lines = [

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     draws = (options.temperature != 1, options.top_k is not None, options.top_p is not None)
     if any(draws) and not options.sample:
         raise ValueError("--temperature, --top-k and --top-p are for draws: give --sample too")
-    from flowformer.evaluation.generation_text import generate_text
+    from flowformer.generation.text import generate_text
     from flowformer.tasks.language_run import load_language_run
 
     run = load_language_run(options.run)

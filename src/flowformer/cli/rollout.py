@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
     from flowformer.data.trajectories.environments import make_environment
     from flowformer.data.trajectories.records import EnvironmentOptions
-    from flowformer.evaluation.rollout_scores import check_target, evaluate_returns
+    from flowformer.rollouts.scores import check_target, evaluate_returns
     from flowformer.serialization import to_plain
     from flowformer.tasks.decision_data import environment_maker, rollout_settings, warn_of_another
     from flowformer.tasks.decision_run import describe_outcomes, load_decision_run
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
         check_target(target, np.array([record.data_worst, record.data_best]))
     seeds = options.seeds or (own.seed,)
     if options.video is not None:
-        from flowformer.evaluation.rollout_video import record_episode
+        from flowformer.rollouts.video import record_episode
 
         played = record_episode(
             run.model,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowformer.cli.experiments import parse_experiment
-from flowformer.evaluation.measures import PERPLEXITY
 from flowformer.memory import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
+from flowformer.scores.measures import PERPLEXITY
 from flowformer.tasks.decision_folder import DecisionResult
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.kinds import Experiment, Kind, kind_of, kind_of_run

@@ -13,11 +13,11 @@ from flowformer.data.images.files import read_image
 from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.images.attention import LayerAttention, Sink, layer_attentions
 from flowformer.models.images.model import VisionClassifier
+from flowformer.report.attention_maps import AttentionPicture, LayerMaps, relative_weights
+from flowformer.report.attention_page import OURS, write_attention_page
+from flowformer.report.classifier import write_report
 from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.vision_run import load_vision_run
-from flowformer.viz.attention_maps import AttentionPicture, LayerMaps, relative_weights
-from flowformer.viz.attention_page import OURS, write_attention_page
-from flowformer.viz.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from flowformer.evaluation.measures import ACCURACY, Measure
 from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
 
 Protocol = Literal["clean", "published"]

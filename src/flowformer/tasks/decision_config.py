@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.evaluation.measures import NORMALIZED_SCORE, Measure
 from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.scores.measures import NORMALIZED_SCORE, Measure
 from flowformer.serialization import check_types
 from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig

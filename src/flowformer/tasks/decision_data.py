@@ -16,9 +16,9 @@ from flowformer.data.trajectories.environments import make_environment
 from flowformer.data.trajectories.minari import is_d4rl, open_trajectories
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories
-from flowformer.evaluation.rollouts import RolloutSettings, check_spaces
 from flowformer.models.trajectories.config import BehaviourCloningConfig
 from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer
+from flowformer.rollouts.rollouts import RolloutSettings, check_spaces
 from flowformer.tasks.decision_config import DecisionConfig, DecisionDataConfig
 from flowformer.tasks.decision_folder import DecisionRecord
 from flowformer.tasks.folder import RunFolder, read_json, read_versions

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowformer.compare.plan import read_history
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions
-from flowformer.evaluation.rollout_scores import evaluate_returns
+from flowformer.report.trajectories import write_decision_report
+from flowformer.rollouts.scores import evaluate_returns
 from flowformer.serialization import to_plain
-from flowformer.tasks.comparison import read_history
 from flowformer.tasks.decision_data import (
     DecisionNetwork,
     build_decision_model,
@@ -21,7 +22,6 @@ from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult, Tar
 from flowformer.tasks.decision_training import outcomes_of
 from flowformer.tasks.folder import RunFolder, holds_folder
 from flowformer.tasks.prediction import choose_device, load_weights
-from flowformer.viz.decision_report import write_decision_report
 
 
 @dataclass(frozen=True, kw_only=True)

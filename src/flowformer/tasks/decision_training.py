@@ -12,12 +12,12 @@ from torch import nn
 
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, Trajectories, normalized_score
-from flowformer.evaluation.rollout_scores import (
+from flowformer.rollouts.rollouts import Rollouts, rollout
+from flowformer.rollouts.scores import (
     check_target,
     evaluate_returns,
     summarize_returns,
 )
-from flowformer.evaluation.rollouts import Rollouts, rollout
 from flowformer.tasks.decision import DecisionTask
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_data import (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowformer.data import SeriesDataset, SeriesSplit, encode_labels, labels_of, read_ts
-from flowformer.evaluation.metrics import ClassificationMetrics, classification_metrics
+from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 from flowformer.tasks.folder import RunFolder, RunResult
 from flowformer.tasks.prediction import (
     Run,

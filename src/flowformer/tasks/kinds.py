@@ -13,13 +13,13 @@ A function stands as "module:function" and is imported when it is called:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flowformer.compare.methods import MethodResult
 from flowformer.tasks.config import TimeSeriesConfig
 from flowformer.tasks.decision_config import DecisionConfig
 from flowformer.tasks.decision_folder import DecisionRecord, DecisionResult
 from flowformer.tasks.folder import DEFAULT_TASK, RunFolder, RunRecord, RunResult, read_task
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
-from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.sequence_folder import SequenceRecord
 from flowformer.tasks.vision_config import VisionConfig
@@ -136,9 +136,9 @@ KINDS: tuple[Kind, ...] = (SERIES, LANGUAGE, SEQUENCES, IMAGES, TRAJECTORIES)
 # of its encoder.
 METHODS: Mapping[type[Experiment], Mapping[str, str]] = {
     TimeSeriesConfig: {
-        "dtw": "flowformer.tasks.methods:dtw",
-        "rocket": "flowformer.tasks.methods:rocket",
-        "xgboost": "flowformer.tasks.methods:xgboost",
+        "dtw": "flowformer.compare.methods:dtw",
+        "rocket": "flowformer.compare.methods:rocket",
+        "xgboost": "flowformer.compare.methods:xgboost",
         "lstm": SERIES.train,
         "dilated-conv": SERIES.train,
     },

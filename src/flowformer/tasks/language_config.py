@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.evaluation.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
 from flowformer.models.config import LanguageModelConfig
+from flowformer.scores.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
 from flowformer.serialization import check_types
 from flowformer.tasks.config import require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig

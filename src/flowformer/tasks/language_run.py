@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowformer.compare.plan import read_history
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
-from flowformer.evaluation.generation_text import generate_text
-from flowformer.evaluation.perplexity import Perplexity
+from flowformer.generation.text import generate_text
 from flowformer.models.language.model import LanguageModel
+from flowformer.report.language import write_language_report
+from flowformer.scores.perplexity import Perplexity
 from flowformer.serialization import to_plain
-from flowformer.tasks.comparison import read_history
 from flowformer.tasks.folder import RunFolder, holds_folder
 from flowformer.tasks.language_config import LanguageConfig
 from flowformer.tasks.language_folder import LanguageRecord, LanguageResult
 from flowformer.tasks.language_training import TOKENIZER
 from flowformer.tasks.prediction import choose_device, load_weights
 from flowformer.tasks.text import Score, Text, open_source
-from flowformer.viz.language_report import write_language_report
 
 PROMPTS = ("The ", "In ", "It was ", "When ")  # of the samples in a report
 SAMPLE_TOKENS = 60

@@ -8,11 +8,11 @@ from jaxtyping import Int64
 
 from flowformer.data import SeriesDataset, TimeSeriesData
 from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.report.classifier import write_report
+from flowformer.report.figures import SeriesFlowMap
 from flowformer.tasks.folder import holds_folder
 from flowformer.tasks.prediction import Run, load_run, predict_probabilities
 from flowformer.tasks.preparation import load_again
-from flowformer.viz.figures import SeriesFlowMap
-from flowformer.viz.report import write_report
 
 
 @holds_folder

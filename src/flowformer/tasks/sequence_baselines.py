@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from flowformer.compare.methods import MethodResult
 from flowformer.data.sequences.records import Sequences, SequenceSplit
 from flowformer.tasks.digests import digest_sequences
 from flowformer.tasks.folder import RunFolder, holds_folder, keep_digests
-from flowformer.tasks.methods import MethodResult
 from flowformer.tasks.prediction import format_predictions
 from flowformer.tasks.sequence_config import SequenceConfig
 from flowformer.tasks.sequence_data import load_sequences, part_sequences

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.evaluation.measures import ACCURACY_BY_STEP, Measure
 from flowformer.models.config import SequenceModelConfig
+from flowformer.scores.measures import ACCURACY_BY_STEP, Measure
 from flowformer.serialization import check_types
 from flowformer.tasks.config import Protocol, require
 from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig

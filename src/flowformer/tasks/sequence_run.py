@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences
 from flowformer.data.sequences.cases import read_cases
-from flowformer.evaluation.metrics import classification_metrics
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
+from flowformer.report.classifier import write_report
+from flowformer.scores.metrics import classification_metrics
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
@@ -20,7 +21,6 @@ from flowformer.tasks.sequence_data import (
     test_loader,
 )
 from flowformer.tasks.sequence_folder import SequenceRecord
-from flowformer.viz.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,11 @@ from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText
 from flowformer.data.standins.packages import data_cache
-from flowformer.evaluation.generation import generate
-from flowformer.evaluation.generation_steps import evaluation_mode
-from flowformer.evaluation.measures import bits_of, exp_of
-from flowformer.evaluation.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
+from flowformer.generation.generate import generate
+from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
+from flowformer.scores.measures import bits_of, exp_of
+from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.serialization import to_plain
 from flowformer.tasks.language_config import ADDITION, LanguageConfig, TextDataConfig
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.evaluation.measures import ACCURACY, Measure
 from flowformer.models.images.config import VisionModelConfig
+from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
 from flowformer.tasks.config import PROTOCOL_NOTES, TrainingConfig, require
 from flowformer.tasks.schedule import Schedule, ScheduledOptimizerConfig

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.images.records import ImageSplit, load_labelled_images
 from flowformer.data.images.transforms import ImagePreprocessing
-from flowformer.evaluation.metrics import classification_metrics, top5_accuracy
 from flowformer.models.images.model import VisionClassifier
+from flowformer.report.classifier import write_report
+from flowformer.scores.metrics import classification_metrics, top5_accuracy
 from flowformer.tasks.evaluation import Evaluation
 from flowformer.tasks.folder import RunFolder, RunResult, holds_folder
 from flowformer.tasks.prediction import choose_device, classify, format_predictions, load_weights
@@ -22,7 +23,6 @@ from flowformer.tasks.vision_data import (
     test_loader,
 )
 from flowformer.tasks.vision_folder import VisionRecord
-from flowformer.viz.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import ImageData
-from flowformer.evaluation.metrics import top5_accuracy
 from flowformer.models.images.model import VisionClassifier
+from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
 from flowformer.tasks.classification import Tested, write_outcome
 from flowformer.tasks.config import HELD_OUT, NO_TEST_NOTE, PROTOCOL_NOTES

@@ -1,0 +1,312 @@
+"""Pictures of what an image model attends to: each layer and head over the image itself.
+
+Shown is what the attention does and nothing else: neither the residual connections nor the output
+projections, so no picture here explains a prediction.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+
+from flowformer.report.figures import colour_bar, share_limit, share_ticks
+
+Quantity = Literal["attention", "competition", "allocation"]
+
+TITLES: dict[Quantity, str] = {
+    "attention": "Attention: what {sink} takes from each token, in even shares",
+    "competition": "Source competition: what each token gives, in even shares",
+    "allocation": "Sink allocation: how far each token opens to receive, 0 to 1",
+}
+NEGATIVE = np.array([0.37, 0.39, 0.41])  # the colour of negative weights, a grey
+OPACITY = 0.72  # of the colours over the image
+MARK = "#ffdd00"
+PANEL = 0.62  # inches on a side of a panel
+PIXELS = 112  # on a side of a panel, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMaps:
+    """The maps of one layer, one a head, on its grid of tokens.
+
+    `attention` is W_ij · n / Σ_j |W_ij| for the chosen sink i, with out_i = Σ_j W_ij v_j and n
+    tokens: 1 is an even share. `competition` is c_j, of which 1 is an even share too, and
+    `allocation` a_j in (0, 1): those of Flow-Attention, None of others. `class_attention` is what
+    the sink takes from the class token, which has no place on the grid; None without one.
+
+    Raises:
+        ValueError: the maps are not on one grid.
+    """
+
+    name: str
+    attention: Float[np.ndarray, "heads rows columns"]
+    competition: Float[np.ndarray, "heads rows columns"] | None = None
+    allocation: Float[np.ndarray, "heads rows columns"] | None = None
+    class_attention: Float[np.ndarray, " heads"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes, which come from the caller's model."""
+        shape = self.attention.shape
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"attention must be [heads, rows, columns], got shape {shape}")
+        for name in ("competition", "allocation"):
+            maps = getattr(self, name)
+            if maps is not None and maps.shape != shape:
+                raise ValueError(
+                    f"{name} must have the shape of attention, {shape}, got {maps.shape}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPicture:
+    """One image, and what every layer of one model attends to in it.
+
+    Attributes:
+        image: what the model was given, as colours.
+        name: of the image.
+        model: what to call the model, such as its mixer.
+        sink: the pixel (row, column) whose token receives; None for the class token.
+        layers: from the first to the last.
+        verdict: what the model takes the image for, if it is to be told.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"]
+    name: str
+    model: str
+    sink: tuple[int, int] | None
+    layers: tuple[LayerMaps, ...]
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the shapes: every grid has to divide the image.
+
+        Raises:
+            ValueError: there is no layer, or a grid that does not fit the image.
+        """
+        if not self.layers:
+            raise ValueError("expected at least one layer, got none")
+        height, width = self.image.shape[:2]
+        for layer in self.layers:
+            rows, columns = layer.attention.shape[1:]
+            if height % rows or width % columns:
+                raise ValueError(
+                    f"{layer.name}: expected a grid that divides {height} × {width} pixels, got "
+                    f"{rows} × {columns}"
+                )
+
+
+def relative_weights(weights: Float[np.ndarray, "heads n"]) -> Float[np.ndarray, "heads n"]:
+    """W_ij · n / Σ_j |W_ij|: 1 is an even share; zero where all weights are."""
+    total = np.abs(weights).sum(axis=1, keepdims=True)
+    return weights * weights.shape[1] / np.where(total > 0, total, 1)
+
+
+def title(picture: AttentionPicture, quantity: Quantity) -> str:
+    """What a figure of that quantity shows, in a line."""
+    sink = "the class token" if picture.sink is None else "the marked token"
+    return TITLES[quantity].format(sink=sink)
+
+
+def head_maps(picture: AttentionPicture, quantity: Quantity) -> Figure:
+    """One row a layer, one panel a head, over the image in grey; each layer has its own scale.
+
+    Raises:
+        ValueError: the model has no such quantity.
+    """
+    maps = [_maps(layer, quantity) for layer in picture.layers]
+    heads = max(map(len, maps))
+    figure, grid = _figure(picture, columns=heads, rows=len(maps))
+    _draw_image(figure.add_subplot(grid[: max(2, len(maps) // 5), 0]), picture, quantity)
+    grey = _grey(picture)
+    for row, (layer, panels) in enumerate(zip(picture.layers, maps, strict=True)):
+        norm, colours = _scale(panels, quantity)
+        axes = figure.add_subplot(grid[row, 1])
+        _draw_row(axes, [_over(grey, panel, norm, colours) for panel in panels], heads)
+        _name_row(axes, _row_name(layer, quantity))
+        bar = colour_bar(ScalarMappable(norm, colours), figure.add_subplot(grid[row, 2]))
+        _few_ticks(bar.ax, norm)
+    _head(
+        figure,
+        f"{picture.model}, {picture.name}",
+        title(picture, quantity),
+        "a row for each layer with its own scale, a panel for each head",
+        "" if quantity == "allocation" else _note(maps),
+    )
+    return figure
+
+
+def side_by_side(pictures: Sequence[AttentionPicture]) -> Figure:
+    """What several models attend to in one image: a row a model, a panel a layer, mean over heads.
+
+    All panels have one scale. Models that read images of other sizes have the sink at their own
+    pixel; the first one's is drawn.
+
+    Raises:
+        ValueError: there is no picture, or they are not of one image and one kind of sink.
+    """
+    kinds = [(each.name, "class token" if each.sink is None else "pixel") for each in pictures]
+    if len(set(kinds)) != 1:
+        raise ValueError(f"expected pictures of one image and one kind of sink, got {kinds}")
+    rows = [[layer.attention.mean(axis=0) for layer in each.layers] for each in pictures]
+    every = [panel for row in rows for panel in row]
+    norm, colours = _share_scale(every)
+    layers = max(map(len, rows))
+    figure, grid = _figure(pictures[0], columns=layers, rows=len(pictures))
+    place = figure.add_subplot(grid[: max(2, len(rows) // 5), 0])
+    _draw_image(place, pictures[0], "attention", verdict=False)
+    for row, (picture, panels) in enumerate(zip(pictures, rows, strict=True)):
+        axes = figure.add_subplot(grid[row, 1])
+        grey = _grey(picture)
+        width = _draw_row(axes, [_over(grey, panel, norm, colours) for panel in panels], layers)
+        _name_row(axes, f"{picture.model}\n{picture.verdict}")
+        places = [(place + 0.5) * width for place in range(len(panels))]
+        axes.set_xticks(places, [_short(layer.name) for layer in picture.layers], fontsize=5.5)
+        axes.tick_params(length=0)
+    bar = colour_bar(ScalarMappable(norm, colours), figure.add_subplot(grid[:, 2]))
+    _few_ticks(bar.ax, norm)
+    _head(
+        figure,
+        pictures[0].name,
+        title(pictures[0], "attention"),
+        "a row for each model, a panel for each layer: mean over heads, one scale for all",
+        _note(every),
+    )
+    return figure
+
+
+def _figure(picture: AttentionPicture, *, columns: int, rows: int) -> tuple[Figure, GridSpec]:
+    """A figure with rows of panels, the image before them, and scales behind them."""
+    height, width = picture.image.shape[:2]
+    size = PANEL * columns + 3.2, PANEL * height / width * max(rows, 2) + 1.3
+    figure = Figure(figsize=size, layout="constrained")
+    widths = [1.6, PANEL * columns, 0.09]
+    return figure, figure.add_gridspec(max(rows, 2), 3, width_ratios=widths)
+
+
+def _head(figure: Figure, *lines: str) -> None:
+    figure.suptitle("\n".join(filter(None, lines)), fontsize=8.5, parse_math=False)
+
+
+def _maps(layer: LayerMaps, quantity: Quantity) -> Float[np.ndarray, "heads rows columns"]:
+    maps = getattr(layer, quantity)
+    if maps is None:
+        raise ValueError(f"{layer.name} has no {quantity}: only Flow-Attention has")
+    return maps
+
+
+def _scale(
+    maps: Float[np.ndarray, "heads rows columns"], quantity: Quantity
+) -> tuple[Normalize, str]:
+    if quantity == "allocation":
+        low, high = float(maps.min()), float(maps.max())
+        return Normalize(low, max(high, low + 1e-6)), "cividis"
+    return _share_scale([maps])
+
+
+def _share_scale(maps: Sequence[Float[np.ndarray, "..."]]) -> tuple[Normalize, str]:
+    """Logarithmic around 1, an even share: blue is less, red is more."""
+    limit = share_limit(np.concatenate([np.abs(each).ravel() for each in maps]))
+    return LogNorm(1 / limit, limit), "RdBu_r"
+
+
+def _few_ticks(axes: Axes, norm: Normalize) -> None:
+    """Ticks at both ends, and in the middle of shares."""
+    assert norm.vmin is not None
+    assert norm.vmax is not None
+    if isinstance(norm, LogNorm):
+        ticks, names = share_ticks(norm.vmax)
+        ticks, names = ticks[::2], names[::2]
+    else:
+        ticks = [norm.vmin, norm.vmax]
+        names = [f"{tick:.2f}" for tick in ticks]
+    axes.set_yticks(ticks, names, fontsize=5.5)
+    axes.minorticks_off()
+
+
+def _grey(picture: AttentionPicture) -> Float[np.ndarray, "height width 1"]:
+    """The image's lightness, 0 to 1 (ITU-R BT.601), as small as panels and grids allow."""
+    grey = picture.image @ np.array([0.299, 0.587, 0.114]) / 255
+    height, width = grey.shape
+    grids = [layer.attention.shape[1:] for layer in picture.layers]
+    for factor in range(width // PIXELS, 1, -1):
+        sizes = height // factor, width // factor
+        whole = height % factor == 0 and width % factor == 0
+        if whole and all(not (sizes[0] % rows or sizes[1] % columns) for rows, columns in grids):
+            grey = grey.reshape(sizes[0], factor, sizes[1], factor).mean(axis=(1, 3))
+            break
+    return grey[..., None]
+
+
+def _over(
+    grey: Float[np.ndarray, "height width 1"],
+    panel: Float[np.ndarray, "rows columns"],
+    norm: Normalize,
+    colours: str,
+) -> Float[np.ndarray, "height width 3"]:
+    """The map in colours over the image, a square of pixels a token."""
+    assert norm.vmin is not None
+    tints = colormaps[colours](norm(np.maximum(panel, norm.vmin)))[..., :3]
+    tints = np.where(panel[..., None] < 0, NEGATIVE, tints)
+    rows, columns = (size // parts for size, parts in zip(grey.shape, panel.shape, strict=False))
+    tints = tints.repeat(rows, axis=0).repeat(columns, axis=1)
+    return OPACITY * tints + (1 - OPACITY) * grey
+
+
+def _draw_row(axes: Axes, panels: Sequence[np.ndarray], places: int) -> int:
+    """The panels from left to right, up to `places`; returns the pixels from one to the next."""
+    height, width = panels[0].shape[:2]
+    gap = max(1, width // 28)
+    strip = np.full((height, places * (width + gap) - gap, 3), 255, np.uint8)
+    for place, panel in enumerate(panels):
+        start = place * (width + gap)
+        strip[:, start : start + width] = np.round(255 * panel)
+    axes.imshow(strip)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return width + gap
+
+
+def _name_row(axes: Axes, name: str) -> None:
+    axes.set_ylabel(name, fontsize=6.5, rotation=0, ha="right", va="center", parse_math=False)
+
+
+def _short(name: str) -> str:
+    """stage 1, block 2 -> 1.2, for ticks."""
+    return ".".join(re.findall(r"\d+", name)) or name
+
+
+def _draw_image(
+    axes: Axes, picture: AttentionPicture, quantity: Quantity, *, verdict: bool = True
+) -> None:
+    axes.imshow(picture.image)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    if verdict:
+        axes.set_xlabel(picture.verdict, fontsize=6.5, parse_math=False)
+    if quantity == "attention" and picture.sink is not None:
+        row, column = picture.sink
+        for colour, width in (("black", 3.0), (MARK, 1.5)):
+            axes.plot(column, row, "+", color=colour, markersize=9, markeredgewidth=width)
+
+
+def _row_name(layer: LayerMaps, quantity: Quantity) -> str:
+    if quantity != "attention" or layer.class_attention is None:
+        return layer.name
+    return f"{layer.name}\nclass token {layer.class_attention.mean():.2f}×"
+
+
+def _note(maps: Iterable[Float[np.ndarray, "..."]]) -> str:
+    """What the colours of shares mean."""
+    grey = ", dark grey negative" if any((each < 0).any() for each in maps) else ""
+    return f"red more than an even share, blue less{grey}"

@@ -1,0 +1,99 @@
+"""The report of a language model's run: its figures, curves, and samples of what it writes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flowformer.compare.figures import learning_curves
+from flowformer.compare.table import duration
+from flowformer.files import write_atomically
+from flowformer.report.figures import png_bytes
+from flowformer.report.page import details, heading, headline, page, paragraph, picture, table
+from flowformer.scores.measures import Measure
+from flowformer.serialization import flatten
+
+
+def write_language_report(
+    folder: Path,
+    *,
+    measure: Measure,
+    result: Mapping[str, Any],
+    config: Mapping[str, Any],
+    history: Mapping[str, Float[np.ndarray, " rounds"]],
+    samples: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Writes FOLDER/index.html, one file that stands alone.
+
+    Args:
+        folder: of the report.
+        measure: what the run is measured by.
+        result: what result.json holds.
+        config: what config.json holds of the configuration.
+        history: the columns of metrics.csv.
+        samples: prompts, and what the model made of each.
+
+    Returns:
+        The page.
+    """
+    recipe = str(result["recipe"])
+    curves = learning_curves({recipe: [history]}, measure, held_out="validation")
+    name = f"{measure.name[0].upper()}{measure.name[1:]}"
+    html = page(
+        f"{recipe}: run report",
+        [
+            heading(recipe, level=1),
+            paragraph(f"{result['protocol_note']}.", soft=True),
+            headline(_cards(measure, result)),
+            heading("Learning curves"),
+            picture(
+                png_bytes(curves),
+                alt=f"Training loss and validation {measure.name} over the measurements.",
+            ),
+            *([heading("Samples"), *_samples(samples)] if samples else []),
+            heading("Settings"),
+            details("Settings", table(("setting", "value"), _settings(config), numbers_from=2)),
+            details(
+                f"{name} after each measurement",
+                table(("step", "training loss", name), _rows(measure, history)),
+            ),
+        ],
+    )
+    write_atomically(folder / "index.html", html)
+    return folder / "index.html"
+
+
+def _cards(measure: Measure, result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    paper = result["paper_perplexity"]
+    beside = "" if paper is None else f"; the paper's perplexity is {paper}"
+    score = measure.show(result["test_score"]) + measure.unit
+    return [
+        (f"Test {measure.name}", score, f"step {result['best_step']} of {result['steps']}{beside}"),
+        ("Parameters", f"{result['parameters']:,}", f"trained in {duration(result['seconds'])}"),
+        (
+            "Tokens a second",
+            f"{result['tokens_per_second']:,.0f}",
+            f"of training, on {result['device']}, {result['threads']} threads",
+        ),
+    ]
+
+
+def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
+    return [
+        paragraph("Drawn with temperature 0.8 and seed 0.", soft=True),
+        table(("prompt", "what follows"), samples, numbers_from=2),
+    ]
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in flatten(config).items()]
+
+
+def _rows(measure: Measure, history: Mapping[str, Float[np.ndarray, " rounds"]]) -> list[list[str]]:
+    columns = (history["step"], history["train_loss"], history[measure.column])
+    return [
+        [f"{step:,.0f}", f"{loss:.4f}", measure.show(score)]
+        for step, loss, score in zip(*columns, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Episodes in an environment, acted by a trained decision model."""
