@@ -27,7 +27,7 @@ from benchmarks.runner import RESULTS, ROOT, machine, save
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.recipes.arena import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE, png_bytes
-from flowformer.tasks.sequence_config import SequenceConfig
+from flowformer.train.sequences.config import SequenceConfig
 
 NAME = "arena_long"
 PICTURE = ROOT / "docs" / "assets" / "arena-long.png"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flowformer.tasks.recording import RecordedTask
+from flowformer.train.loop.recording import RecordedTask
 
 ROOT = os.name == "posix" and os.geteuid() == 0
 NETWORK = "10.77.0"  # of the two hosts, in namespaces of their own

@@ -21,11 +21,11 @@ import torch.utils.tensorboard  # noqa: F401 - what a run imports late, imported
 
 from flowformer.cli.main import main as command_line
 from flowformer.recipes.language import char_shakespeare
-from flowformer.tasks.kinds import Experiment, kind_of
-from flowformer.tasks.language_config import LanguageConfig, TextDataConfig
-from flowformer.tasks.language_training import train as train_language  # noqa: F401 - likewise
-from flowformer.tasks.processes import ShareDoneError, joined
-from flowformer.tasks.recording import EpochRecorder, RecordedTask
+from flowformer.train.kinds import Experiment, kind_of
+from flowformer.train.language.config import LanguageConfig, TextDataConfig
+from flowformer.train.language.study import train as train_language  # noqa: F401 - likewise
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask
+from flowformer.train.processes.group import ShareDoneError, joined
 
 E = TypeVar("E", bound=Experiment)
 Moment = Callable[[int], None]  # is given the number of the process, before it trains

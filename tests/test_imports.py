@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 SHARED = ["files", "machine", "memory", "serialization"]  # import nothing of the package; no torch
-CHAIN = ["ops", "nn", "models", "tasks", "recipes", "cli"]
+CHAIN = ["ops", "nn", "models", "train", "recipes", "cli"]
 BESIDE = ["data", "scores", "generation", "rollouts", "report", "compare"]
 
 # What each part of the package may import, itself aside.
@@ -19,15 +19,15 @@ ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn"},
-    "tasks": {"ops", "nn", "models", *BESIDE, *SHARED},
-    "recipes": {"ops", "nn", "models", "tasks", *BESIDE},
+    "train": {"ops", "nn", "models", *BESIDE, *SHARED},
+    "recipes": {"ops", "nn", "models", "train", *BESIDE},
     "cli": {*CHAIN, *BESIDE, *SHARED, "integrations"},
     "data": {"files", "machine"},
     "scores": {"data", "generation"},
     "generation": set(),
     "rollouts": {"data"},
     "report": {"ops", "data", "scores", "compare", *SHARED},
-    "compare": {"data", "scores", "report", "tasks", *SHARED},
+    "compare": {"data", "scores", "report", "train", *SHARED},
     "integrations": {*CHAIN, *BESIDE, *SHARED} - {"cli"},
     "files": set(),
     "machine": set(),

@@ -17,8 +17,8 @@ from flowformer.data.loaders import WorkerLoader
 from flowformer.data.parallel import Workers
 from flowformer.data.standins import packages
 from flowformer.machine import available_processors, python, safe_path
-from flowformer.tasks.launch import launch
-from tests.tasks.small_decisions import tiny_decisions
+from flowformer.train.processes.launch import launch
+from tests.train.small_trajectories import tiny_decisions
 
 SOURCES = Path(__file__).parents[1] / "src" / "flowformer"
 

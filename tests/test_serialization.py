@@ -7,7 +7,7 @@ import pytest
 
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig
+from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig
 
 CONFIG = TimeSeriesConfig(
     name="own",

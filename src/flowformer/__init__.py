@@ -1,7 +1,7 @@
 """Flow-Attention: attention with linear cost, exact, for PyTorch.
 
 The public surface: ``flow_attention`` and its relatives. Layers are in ``flowformer.nn``, models
-in ``flowformer.models``, data in ``flowformer.data``, training in ``flowformer.tasks`` and
+in ``flowformer.models``, data in ``flowformer.data``, training in ``flowformer.train`` and
 ``flowformer.recipes``.
 """
 

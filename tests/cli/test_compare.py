@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowformer.compare.plan import RunState
-from flowformer.tasks import kinds
+from flowformer.train import kinds
 from tests.compare.test_comparison import FAKES
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
-        "from flowformer.cli import main; from flowformer.tasks import kinds; "
+        "from flowformer.cli import main; from flowformer.train import kinds; "
         "from tests.compare.test_comparison import FAKES; "
         "kinds.METHODS = FAKES; main()"
     )

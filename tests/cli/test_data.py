@@ -64,8 +64,8 @@ def test_prepare_writes_a_folder_and_show_says_what_is_in_it(flowformer, book, t
 def test_prepare_without_a_folder_uses_the_one_that_training_looks_into(
     flowformer, book, monkeypatch
 ):
-    from flowformer.tasks.language_config import TextDataConfig
-    from flowformer.tasks.text import load_text
+    from flowformer.train.language.config import TextDataConfig
+    from flowformer.train.language.data import load_text
 
     monkeypatch.chdir(book.parent)  # flowformer train makes paths absolute
     outcome = flowformer("data", "prepare", "text", "--folder", book.name, "--tokenizer", "char")
@@ -74,8 +74,8 @@ def test_prepare_without_a_folder_uses_the_one_that_training_looks_into(
 
 
 def test_an_edited_text_or_tokenizer_is_tokenised_anew_and_the_earlier_one_kept(book, tmp_path):
-    from flowformer.tasks.language_config import TextDataConfig
-    from flowformer.tasks.text import load_text
+    from flowformer.train.language.config import TextDataConfig
+    from flowformer.train.language.data import load_text
 
     config = TextDataConfig(corpus="text", folder=book, tokenizer="char")
     first = load_text(config)

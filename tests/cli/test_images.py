@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.tasks.vision_training import train
-from tests.tasks.small_images import tiny_vision, write_images
+from flowformer.train.images.study import train
+from tests.train.small_images import tiny_vision, write_images
 
 SMALL = [
     *("--data.image-size", 16, "--data.batch-size", 4, "--data.validation-fraction", 0.25),

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from flowformer.tasks.decision_training import train
-from tests.tasks.small_decisions import random_trajectories, tiny_decisions
+from flowformer.train.trajectories.study import train
+from tests.train.small_trajectories import random_trajectories, tiny_decisions
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.tasks.vision_training import train
-from tests.tasks.small_images import tiny_vision, write_images
+from flowformer.train.images.study import train
+from tests.train.small_images import tiny_vision, write_images
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 from flowformer.compare.methods import MethodResult
 from flowformer.files import write_atomically
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.folder import RunFolder
+from flowformer.train.config import TimeSeriesConfig
+from flowformer.train.folder import RunFolder
 
 COUNT = 20  # test cases
 

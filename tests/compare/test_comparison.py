@@ -19,9 +19,9 @@ from flowformer.compare.plan import Plan, RunState, make_plan, read_comparison
 from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.serialization import to_plain
-from flowformer.tasks import kinds
-from flowformer.tasks.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
-from flowformer.tasks.kinds import METHODS
+from flowformer.train import kinds
+from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.kinds import METHODS
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.compare.comparison_methods"
@@ -80,7 +80,7 @@ def test_a_plan_has_a_run_for_each_data_set_seed_and_method_in_this_order(plan):
 
 def test_a_mixer_is_a_setting_of_the_model_and_another_method_a_function(plan):
     mixer, method = plan({"linformer": {"rank": 4}, "quick": {"wrong": 2}}).runs
-    assert mixer.request.function == "flowformer.tasks.training:train"
+    assert mixer.request.function == "flowformer.train.series.study:train"
     assert mixer.request.config.model.mixer == "linformer"
     assert mixer.request.config.model.mixer_options == {"rank": 4}
     assert mixer.request.options == {}
@@ -96,7 +96,7 @@ def test_a_mixer_without_options_has_those_that_the_model_gives_it(plan):
 def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):
     made = make_plan([experiment()], {"lstm": {}}, seeds=1, root=tmp_path)
     (run,) = made.runs
-    assert run.request.function == "flowformer.tasks.training:train"
+    assert run.request.function == "flowformer.train.series.study:train"
     assert to_plain(run.request.config.model)["encoder"] == "lstm"
     with pytest.raises(ValueError, match="lstm has no options of its own"):
         make_plan([experiment()], {"lstm": {"width": 3}}, seeds=1, root=tmp_path)
@@ -238,7 +238,7 @@ def test_jobs_run_at_the_same_time_and_share_the_threads(plan, monkeypatch):
 
 
 def test_the_time_left_is_estimated_from_the_runs_before(plan, caplog):
-    caplog.set_level("INFO", "flowformer.tasks")
+    caplog.set_level("INFO", "flowformer.train")
     execute(plan({"quick": {"seconds": 0.5}}, seeds=2))
     first, last = caplog.messages
     assert first.startswith("[1/2] Vowels quick seed 0: 100.0% in ")
@@ -287,7 +287,7 @@ def test_the_papers_figure_stands_beside_the_published_method_alone(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from flowformer.tasks import comparison, kinds
+from flowformer.train import comparison, kinds
 from tests.compare.test_comparison import FAKES, experiment
 kinds.METHODS = FAKES
 from flowformer.compare.execution import execute

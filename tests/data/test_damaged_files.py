@@ -23,7 +23,7 @@ from flowformer.data.trajectories.records import Space
 from flowformer.files import parse_json
 from flowformer.models.language.published import read_fairseq_checkpoint
 from flowformer.serialization import from_plain
-from flowformer.tasks.checkpoints import read_checkpoint
+from flowformer.train.loop.checkpoints import read_checkpoint
 from tests.data.sequences.arena_files import aan_files
 from tests.fuzz.runs import make_pair, make_prepared
 from tests.fuzz.seeds import DUMP, TS

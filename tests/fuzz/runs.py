@@ -73,7 +73,7 @@ def more_checkpoints(folder: Path) -> list[bytes]:
 
 
 def run_checkpoint(folder: Path) -> object:
-    from flowformer.tasks.checkpoints import read_checkpoint
+    from flowformer.train.loop.checkpoints import read_checkpoint
 
     return read_checkpoint(folder / "checkpoints/last.ckpt")
 
@@ -89,8 +89,8 @@ def make_run_checkpoint(folder: Path) -> None:
 def weights(folder: Path) -> object:
     from torch import nn
 
-    from flowformer.tasks.folder import RunFolder
-    from flowformer.tasks.prediction import load_weights
+    from flowformer.train.folder import RunFolder
+    from flowformer.train.prediction import load_weights
 
     return load_weights(nn.Linear(3, 2), RunFolder(folder))
 
@@ -103,14 +103,14 @@ def make_weights(folder: Path) -> None:
 
 
 def record(folder: Path) -> object:
-    from flowformer.tasks.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder, RunRecord
 
     return RunRecord.read(RunFolder(folder))
 
 
 def make_record(folder: Path) -> None:
     from flowformer.recipes.timeseries import RECIPES
-    from flowformer.tasks.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder, RunRecord
 
     RunRecord(
         recipe="some",
@@ -126,7 +126,7 @@ def make_record(folder: Path) -> None:
 def fitted(folder: Path) -> object:
     from flowformer.data.series.preprocessing import Preprocessing
     from flowformer.serialization import from_plain
-    from flowformer.tasks.folder import read_json
+    from flowformer.train.folder import read_json
 
     path = folder / "preprocessing.json"
     return from_plain(Preprocessing, read_json(path), where=str(path))

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from flowformer.integrations.sklearn import FlowformerClassifier
 from flowformer.models.config import TimeSeriesModelConfig
-from flowformer.tasks.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
 
 # Of scikit-learn's checks, those that aeon's base class answers in its own way.
 AEON_DIFFERS = {

@@ -3,8 +3,8 @@
 from flowformer.data.trajectories import environments
 from flowformer.models.trajectories.model import DecisionTransformer
 from flowformer.recipes import RECIPES, decisions
-from flowformer.tasks import decision_config
-from flowformer.tasks.recording import count_parameters
+from flowformer.train.loop.recording import count_parameters
+from flowformer.train.trajectories import config as decision_config
 
 
 def test_there_is_a_recipe_for_each_of_the_nine_published_sets():

@@ -11,7 +11,7 @@ import pytest
 from flowformer.recipes import RECIPES, build_recipe, timeseries
 from flowformer.recipes.timeseries import PAPER_AVERAGE
 from flowformer.serialization import from_plain, to_plain
-from flowformer.tasks.config import TimeSeriesDataConfig
+from flowformer.train.config import TimeSeriesDataConfig
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.
 PUBLISHED = {

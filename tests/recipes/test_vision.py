@@ -7,7 +7,7 @@ import pytest
 
 from flowformer.models.images.model import VisionClassifier
 from flowformer.recipes import RECIPES, vision
-from flowformer.tasks.recording import count_parameters
+from flowformer.train.loop.recording import count_parameters
 
 
 @pytest.mark.parametrize(

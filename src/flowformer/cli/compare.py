@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiments import options_for, parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.kinds import Experiment
+from flowformer.train.config import TimeSeriesConfig
+from flowformer.train.kinds import Experiment
 
 if TYPE_CHECKING:
     from flowformer.compare.plan import Plan
@@ -164,7 +164,7 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
 def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], list[str]]:
     """Returns the names of mixers, and those of other methods."""
     from flowformer.nn import MIXERS
-    from flowformer.tasks.kinds import methods_of
+    from flowformer.train.kinds import methods_of
 
     methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)
@@ -224,7 +224,7 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
             )
         return int(float(match[1]) * _UNITS[match[2]])
     from flowformer.memory import available_memory
-    from flowformer.tasks.prediction import choose_device
+    from flowformer.train.prediction import choose_device
 
     available = available_memory()
     if available is None or choose_device(experiment.training.accelerator).type != "cpu":

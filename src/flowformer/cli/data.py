@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowformer.cli.parsing import parse
-from flowformer.tasks.language_config import TextDataConfig, TokenizerKind
+from flowformer.train.language.config import TextDataConfig, TokenizerKind
 
 if TYPE_CHECKING:
     from flowformer.data.language.tokens import PreparedText
@@ -117,7 +117,7 @@ def _prepare(arguments: list[str]) -> int:
         return data_arena.prepare(name, arguments)
     options = parse(PrepareOptions, arguments, prog="flowformer data prepare")
     _require_known(options.name)
-    from flowformer.tasks.text import load_text
+    from flowformer.train.language.data import load_text
 
     text = load_text(
         TextDataConfig(

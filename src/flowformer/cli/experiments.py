@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from flowformer.tasks.kinds import Experiment
+from flowformer.train.kinds import Experiment
 
 T = TypeVar("T")
 

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if any(draws) and not options.sample:
         raise ValueError("--temperature, --top-k and --top-p are for draws: give --sample too")
     from flowformer.generation.text import generate_text
-    from flowformer.tasks.language_run import load_language_run
+    from flowformer.train.language.run import load_language_run
 
     run = load_language_run(options.run)
     if run.tokenizer is None:

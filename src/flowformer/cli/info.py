@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from flowformer.tasks.folder import read_versions
+from flowformer.train.folder import read_versions
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
-from flowformer.tasks.kinds import KINDS
+from flowformer.train.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
 # without the extras the command line can still say which one is missing.
@@ -77,7 +77,7 @@ def _told() -> Iterator[None]:
     """Shows what the tasks have to say, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("flowformer.tasks")
+    logger = logging.getLogger("flowformer.train")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from flowformer.recipes import RECIPES, arena, language, timeseries, vision
-from flowformer.tasks.config import TrainingConfig
-from flowformer.tasks.kinds import Experiment
-from flowformer.tasks.sequence_config import SequenceConfig
+from flowformer.train.config import TrainingConfig
+from flowformer.train.kinds import Experiment
+from flowformer.train.sequences.config import SequenceConfig
 
 
 def main(arguments: list[str]) -> int:

@@ -47,9 +47,13 @@ def main(arguments: list[str]) -> int:
     from flowformer.data.trajectories.records import EnvironmentOptions
     from flowformer.rollouts.scores import check_target, evaluate_returns
     from flowformer.serialization import to_plain
-    from flowformer.tasks.decision_data import environment_maker, rollout_settings, warn_of_another
-    from flowformer.tasks.decision_run import describe_outcomes, load_decision_run
-    from flowformer.tasks.decision_training import outcomes_of, say_rollouts
+    from flowformer.train.trajectories.data import (
+        environment_maker,
+        rollout_settings,
+        warn_of_another,
+    )
+    from flowformer.train.trajectories.run import describe_outcomes, load_decision_run
+    from flowformer.train.trajectories.study import outcomes_of, say_rollouts
 
     run = load_decision_run(options.run)
     record, own = run.record, run.record.config.evaluation

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowformer.cli.parsing import Positional, parse
-from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.kinds import IMAGES, SERIES, kind_of_run
+from flowformer.train.folder import RunFolder
+from flowformer.train.kinds import IMAGES, SERIES, kind_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def visualize(arguments: list[str]) -> int:
     """Writes the report of a run and says where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
-        from flowformer.tasks.attention_pictures import SinkChoice, write_attention_pictures
+        from flowformer.train.images.attention import SinkChoice, write_attention_pictures
 
         row, column = options.sink
         page = write_attention_pictures(

@@ -13,18 +13,18 @@ from flowformer.cli.experiments import parse_experiment
 from flowformer.memory import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.scores.measures import PERPLEXITY
-from flowformer.tasks.decision_folder import DecisionResult
-from flowformer.tasks.folder import RunFolder, RunResult
-from flowformer.tasks.kinds import Experiment, Kind, kind_of, kind_of_run
-from flowformer.tasks.language_folder import LanguageResult
-from flowformer.tasks.processes import (
+from flowformer.train.folder import RunFolder, RunResult
+from flowformer.train.kinds import Experiment, Kind, kind_of, kind_of_run
+from flowformer.train.language.folder import LanguageResult
+from flowformer.train.processes.group import (
     ShareDoneError,
     is_first,
     joined,
     sizes_outside,
     started_outside,
 )
-from flowformer.tasks.schedule import StepsConfig
+from flowformer.train.schedule import StepsConfig
+from flowformer.train.trajectories.folder import DecisionResult
 
 _RUNS = Path("runs")
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         training: Any = replace(config.training, devices=devices, nodes=nodes)
         config = replace(config, training=training)
     elif config.training.nodes == 1 < config.training.devices:
-        from flowformer.tasks.launch import launch
+        from flowformer.train.processes.launch import launch
 
         return launch(["train", *arguments], processes=config.training.devices)
     return _train(config, folder, resume=options.resume)
@@ -256,7 +256,7 @@ def describe_language(result: LanguageResult, folder: RunFolder) -> Told:
 
 def describe_decision(result: DecisionResult, folder: RunFolder) -> Told:
     """Returns what to say at the end of a decision model's run."""
-    from flowformer.tasks.decision_run import describe_outcomes
+    from flowformer.train.trajectories.run import describe_outcomes
 
     run = shlex.quote(os.fspath(folder.root))
     lines = [

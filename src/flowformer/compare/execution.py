@@ -31,7 +31,7 @@ from flowformer.files import locked
 from flowformer.machine import available_processors, python
 from flowformer.memory import is_out_of_memory
 from flowformer.serialization import to_plain
-from flowformer.tasks.folder import say_held
+from flowformer.train.folder import say_held
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")

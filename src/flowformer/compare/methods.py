@@ -1,4 +1,4 @@
-"""Classical methods of a comparison behind the call of a training (see `flowformer.tasks.kinds`).
+"""Classical methods of a comparison behind the call of a training (see `flowformer.train.kinds`).
 
 Each leaves a run folder with predictions.csv and, written last, result.json. No torch here: the
 functions import what they need when they run.
@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flowformer.tasks.config import TimeSeriesConfig
-from flowformer.tasks.folder import KeptResult, RunFolder, holds_folder, keep_digests
+from flowformer.train.config import TimeSeriesConfig
+from flowformer.train.folder import KeptResult, RunFolder, holds_folder, keep_digests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def run_classical(
     """
     del resume
     from flowformer.compare import classical
-    from flowformer.tasks.digests import digest_series
-    from flowformer.tasks.prediction import format_predictions
-    from flowformer.tasks.preparation import load_data
+    from flowformer.train.digests import digest_series
+    from flowformer.train.prediction import format_predictions
+    from flowformer.train.series.data import load_data
 
     folder = RunFolder(run_dir)
     data = load_data(config.data)

@@ -19,9 +19,9 @@ from flowformer.compare.findings import Comparison
 from flowformer.compare.methods import MethodResult
 from flowformer.compare.table import RunOutcome
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.tasks.digests import require_same_data
-from flowformer.tasks.folder import RunFolder, read_digests, read_json, write_json
-from flowformer.tasks.kinds import Experiment, Result, function_of, kind_of, methods_of
+from flowformer.train.digests import require_same_data
+from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
+from flowformer.train.kinds import Experiment, Result, function_of, kind_of, methods_of
 
 # The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,
 # and the form of the published Long Range Arena code.

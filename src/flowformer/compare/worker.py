@@ -36,7 +36,7 @@ def main() -> int:
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
     offer_to_the_kernel()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("flowformer.tasks").setLevel(logging.INFO)
+    logging.getLogger("flowformer.train").setLevel(logging.INFO)
     request = from_plain(RunRequest, task["request"])
     path, limit = Path(task["state_file"]), task["memory_limit"]
     state = run(request, Path(task["run_dir"]), limit)

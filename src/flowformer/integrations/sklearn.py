@@ -27,7 +27,7 @@ from flowformer.files import write_atomically
 from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.series.transformer import TimeSeriesClassifier
 from flowformer.serialization import from_plain
-from flowformer.tasks.config import (
+from flowformer.train.config import (
     Accelerator,
     Missing,
     OptimizerConfig,
@@ -36,7 +36,7 @@ from flowformer.tasks.config import (
     TimeSeriesDataConfig,
     TrainingConfig,
 )
-from flowformer.tasks.prediction import choose_device, load_run, predict_probabilities
+from flowformer.train.prediction import choose_device, load_run, predict_probabilities
 
 try:
     from aeon.classification import BaseClassifier
@@ -272,7 +272,7 @@ class FlowformerClassifier(BaseClassifier):
 
     def _fit(self, X: Any, y: Any) -> None:
         # Lightning takes seconds to import: a loaded estimator that only predicts is spared them.
-        from flowformer.tasks.training import train
+        from flowformer.train.series.study import train
 
         labels = np.searchsorted(self.classes_, y).astype(np.int64)
         series = SeriesSplit(series=as_series(X, name="X"), labels=labels, name="X")

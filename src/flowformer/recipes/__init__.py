@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from flowformer.recipes import arena, decisions, language, timeseries, vision
-from flowformer.tasks.kinds import Experiment
+from flowformer.train.kinds import Experiment
 
 RECIPES: Mapping[str, Callable[[], Experiment]] = {
     **timeseries.RECIPES,

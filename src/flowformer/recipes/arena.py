@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from flowformer.models.config import SequenceModelConfig
-from flowformer.tasks.schedule import ScheduledOptimizerConfig
-from flowformer.tasks.sequence_config import (
+from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.sequences.config import (
     SequenceConfig,
     SequenceDataConfig,
     SequenceTrainingConfig,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from flowformer.models.trajectories.config import DecisionModelConfig
-from flowformer.tasks.decision_config import (
+from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.trajectories.config import (
     DecisionConfig,
     DecisionDataConfig,
     DecisionEvaluationConfig,
 )
-from flowformer.tasks.schedule import ScheduledOptimizerConfig, StepsConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), D4RL table"
 PAPER_AVERAGE = 73.5

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from flowformer.models.config import LanguageModelConfig
 from flowformer.models.presets import LANGUAGE_PRESETS
-from flowformer.tasks.language_config import (
+from flowformer.train.language.config import (
     LanguageConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
-from flowformer.tasks.schedule import ScheduledOptimizerConfig
+from flowformer.train.schedule import ScheduledOptimizerConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
 

@@ -8,7 +8,7 @@ test accuracy over epochs, which is `protocol="published"`.
 
 from collections.abc import Callable, Mapping
 
-from flowformer.tasks.config import (
+from flowformer.train.config import (
     OptimizerConfig,
     TimeSeriesConfig,
     TimeSeriesDataConfig,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.tasks.vision_config import (
+from flowformer.train.images.config import (
     AugmentationConfig,
     ImageDataConfig,
     VisionConfig,

@@ -14,8 +14,8 @@ from flowformer.data.trajectories.d4rl import read_d4rl, write_d4rl
 from flowformer.data.trajectories.environments import references_of
 from flowformer.data.trajectories.minari import open_trajectories
 from flowformer.data.trajectories.records import EnvironmentOptions, Space
-from flowformer.tasks.decision_config import DecisionDataConfig
-from flowformer.tasks.decision_data import load_trajectories
+from flowformer.train.trajectories.config import DecisionDataConfig
+from flowformer.train.trajectories.data import load_trajectories
 from tests.data.trajectories.test_records import require_same, some
 
 STEPS = 7

@@ -19,9 +19,9 @@ import flowformer.integrations.timm  # noqa: F401 - registers the models
 from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
-from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.vision_folder import VisionRecord
-from tests.tasks.small_images import tiny_vision
+from flowformer.train.folder import RunFolder
+from flowformer.train.images.folder import VisionRecord
+from tests.train.small_images import tiny_vision
 
 STAGES = VisionModelConfig(
     patch_size=2, dims=(8, 16), depths=(1, 2), num_heads=(2, 2), layer_scale=0.5, drop_path=0.0

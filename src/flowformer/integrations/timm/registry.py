@@ -21,8 +21,8 @@ from flowformer.models.images.model import VisionClassifier, resize_positions
 from flowformer.models.images.published import rename_published
 from flowformer.models.loading import matched
 from flowformer.models.presets import VISION_PRESETS
-from flowformer.tasks.folder import RunFolder
-from flowformer.tasks.vision_folder import VisionRecord
+from flowformer.train.folder import RunFolder
+from flowformer.train.images.folder import VisionRecord
 
 __all__: list[str] = []  # timm adds the names that it registers
 

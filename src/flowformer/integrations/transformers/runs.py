@@ -10,7 +10,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
 from flowformer.integrations.transformers.causal import FlowformerForCausalLM
-from flowformer.tasks.language_run import load_language_run
+from flowformer.train.language.run import load_language_run
 
 
 def convert_run(

@@ -1,0 +1,296 @@
+"""From a language model's configuration to what it learns from: a tokenised text, or sums."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
+from flowformer.data.language.batches import (
+    ContiguousBlocks,
+    PackedDocuments,
+    StepBatches,
+    collate_packed,
+)
+from flowformer.data.language.corpora import Corpus, load_corpus
+from flowformer.data.language.preparation import prepare_text
+from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
+from flowformer.data.language.tokens import Counts, PreparedText
+from flowformer.data.standins.packages import data_cache
+from flowformer.generation.generate import generate
+from flowformer.generation.steps import evaluation_mode
+from flowformer.models.language.model import LanguageModel
+from flowformer.scores.measures import bits_of, exp_of
+from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
+from flowformer.serialization import to_plain
+from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataConfig
+
+logger = logging.getLogger(__name__)
+
+SAY_SECONDS = 5.0
+BPE_VOCAB_SIZE = 8192  # of a vocabulary that is trained and whose size nobody gave
+ADDITION_VALIDATION = 500  # problems held back from training, to choose the step
+# What makes two preparations of a corpus differ.
+_SETTINGS = ("corpus", "folder", "tokenizer", "tokenizer_file", "vocab_size", "min_count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a model does on a part that it was not trained on.
+
+    Attributes:
+        value: as the configuration's measure has it.
+        loss: nats a token.
+        perplexity: per word, whatever a token is; None of sums.
+        bits_per_character: likewise.
+    """
+
+    value: float
+    loss: float
+    perplexity: float | None = None
+    bits_per_character: float | None = None
+
+
+def open_source(config: LanguageConfig) -> "Text | Addition":
+    """Returns what a configuration names: fetched and tokenised, or as it lies there already.
+
+    Raises:
+        ValueError: there is no such corpus, a part is shorter than a sample, or a file is damaged.
+        FileNotFoundError: a file is missing.
+        ImportError: a library is missing; the message names the extra to install.
+    """
+    if config.data.corpus == ADDITION:
+        return Addition(config)
+    return Text(config, load_text(config.data))
+
+
+def load_text(config: TextDataConfig) -> PreparedText:
+    """Fetches and tokenises a text, or opens what is there already; raises as `open_source`."""
+    vocab_size = config.vocab_size
+    tokenizer: str | Tokenizer = config.tokenizer
+    if config.tokenizer_file is not None:
+        tokenizer = load_tokenizer(config.tokenizer_file)
+    elif config.tokenizer == "bpe":
+        vocab_size = vocab_size or BPE_VOCAB_SIZE
+    corpus = load_corpus(config.corpus, folder=config.folder)
+    return prepare_text(
+        corpus,
+        config.cache or _default_cache(config, corpus, tokenizer),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        min_count=config.min_count,
+        progress=_Patient(),
+    )
+
+
+def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
+    """Returns the folder of a tokenised text that was given none.
+
+    It is named after the settings and the content, so that a text that was edited is tokenised
+    anew, beside what runs on the earlier one read.
+    """
+    values = {name: getattr(config, name) for name in _SETTINGS}
+    # A path means the same from any folder: the command line makes some absolute, Python none.
+    settings = {
+        name: to_plain(value.resolve() if isinstance(value, Path) else value)
+        for name, value in values.items()
+    }
+    settings["text"] = to_plain(corpus.identity())
+    if isinstance(tokenizer, Tokenizer):
+        settings["tokens"] = tokenizer.to_json()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest[:8]}"
+
+
+class Text:
+    """A tokenised text.
+
+    Args:
+        config: of the run.
+        text: its text.
+    """
+
+    def __init__(self, config: LanguageConfig, text: PreparedText) -> None:
+        """Cuts the parts into samples; one that is shorter than a sample raises ValueError."""
+        self._config = config
+        self._text = text
+        self._packed = config.data.packing == "documents"
+        kind = PackedDocuments if self._packed else ContiguousBlocks
+        self._train = kind(text.train, config.data.length)
+        validation = kind(text.validation, config.data.length)
+        limit = config.training.validation_tokens
+        count = len(validation) if limit is None else max(1, limit // config.data.length)
+        # The first ones, so that every measurement is of the same text.
+        self._validation = Subset(validation, range(min(count, len(validation))))
+
+    @property
+    def text(self) -> PreparedText:
+        """What was tokenised."""
+        return self._text
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer."""
+        return self._text.tokenizer.vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the text."""
+        return self._text.tokenizer
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Tokens of each part."""
+        return {part: counts.tokens for part, counts in self._text.counts.items()}
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sample."""
+        return self._config.data.length
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Returns the batches of one round, and those of the validation part."""
+        collate = collate_packed if self._packed else None
+        return _loaders(self._config, self._train, self._validation, collate)
+
+    def score_of(self, loss: float) -> float:
+        """Bits per character, or perplexity per word, of a loss in nats a token.
+
+        With the tokens to a word of the whole validation part: of its beginning alone
+        (validation_tokens) it is an estimate.
+        """
+        counts = self._text.counts["validation"]
+        if self._config.by_character:
+            return bits_of(loss) * counts.tokens / counts.characters
+        return exp_of(loss * counts.tokens / counts.words)
+
+    def test(self, model: LanguageModel) -> Score:
+        """Scores the test part with the sliding context of the configuration.
+
+        The token that ends a line or document stands before the text, as fairseq has it; without
+        one (characters, bytes) the first token is not scored.
+        """
+        counts = self._text.counts["test"]
+        scored = evaluate_perplexity(
+            model,
+            self._text.test,
+            length=self.length,
+            context_window=self._config.training.context_window,
+            batch_size=self._config.data.batch_size,
+            start_id=self.tokenizer.end_id,
+            words=counts.words,
+            characters=counts.characters,
+        )
+        assert scored.per_word is not None
+        assert scored.bits_per_character is not None
+        by_character = self._config.by_character
+        return Score(
+            value=scored.bits_per_character if by_character else scored.per_word,
+            loss=scored.nll / scored.tokens,
+            perplexity=scored.per_word,
+            bits_per_character=scored.bits_per_character,
+        )
+
+    def stream(self, model: LanguageModel) -> Perplexity:
+        """Scores the test part after all that came before, in one pass, by the model's state."""
+        counts = self._text.counts["test"]
+        return streaming_perplexity(
+            model,
+            self._text.test,
+            start_id=self.tokenizer.end_id,
+            words=counts.words,
+            characters=counts.characters,
+        )
+
+
+class Addition:
+    """Sums of two numbers.
+
+    Args:
+        config: of the run.
+    """
+
+    vocab_size = VOCAB_SIZE
+    tokenizer = text = None
+
+    def __init__(self, config: LanguageConfig) -> None:
+        """Holds back some of the training problems to choose the step by."""
+        problems = AdditionProblems("train", digits=config.data.digits)
+        held_back = min(ADDITION_VALIDATION, len(problems) // 5)
+        self._config = config
+        self._train = Subset(problems, range(len(problems) - held_back))
+        self._validation = Subset(problems, range(len(problems) - held_back, len(problems)))
+        self._test = AdditionProblems("test", digits=config.data.digits)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Problems of each part."""
+        return {
+            "train": len(self._train),
+            "validation": len(self._validation),
+            "test": len(self._test),
+        }
+
+    @property
+    def length(self) -> int:
+        """Digits that are read of a problem and its sum."""
+        return 3 * self._config.data.digits
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Returns the batches of one round, and those of the validation part."""
+        return _loaders(self._config, self._train, self._validation, None)
+
+    def score_of(self, loss: float) -> None:
+        """Nothing: right sums are counted."""
+        del loss
+
+    def test(self, model: LanguageModel) -> Score:
+        """Lets the model add, and counts the sums that are right to the last digit."""
+        device = next(model.parameters()).device
+
+        def add(prompts: Any, width: int) -> Any:
+            output = generate(model, prompts.to(device), max_new_tokens=width)
+            return output.sequences[:, -width:]
+
+        sums = count_exact(add, self._test)
+        if sums.mistakes:
+            logger.info("wrong sums: %s", ", ".join(sums.mistakes))
+        batch = next(iter(DataLoader(self._test, len(self._test))))
+        with evaluation_mode(model), torch.no_grad():
+            loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        return Score(value=sums.accuracy, loss=float(loss))
+
+
+def _loaders(
+    config: LanguageConfig, train: Any, validation: Dataset, collate: Any
+) -> tuple[DataLoader, DataLoader]:
+    training = config.training
+    batches = StepBatches(
+        len(train),
+        batch_size=config.data.batch_size,
+        steps_per_round=training.evaluate_every * training.accumulate,
+        seed=training.seed,
+    )
+    return (
+        DataLoader(train, batch_sampler=batches, collate_fn=collate),
+        DataLoader(validation, config.data.batch_size, collate_fn=collate),
+    )
+
+
+class _Patient:
+    """Says how far the tokenising is, not more often than every few seconds."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, part: str, counts: Counts) -> None:
+        if time.monotonic() - self._said > SAY_SECONDS:
+            self._said = time.monotonic()
+            logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")

@@ -1,0 +1,300 @@
+"""The loop that every task is trained in: Lightning's Trainer, set up for a run folder."""
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+from torch.utils.data import DataLoader
+
+try:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+except ImportError as error:
+    raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
+
+from flowformer.data.order.shares import share_out, shares_of
+from flowformer.data.randomness import own_randomness
+from flowformer.files import write_atomically
+from flowformer.train.config import ComputeConfig
+from flowformer.train.folder import RunFolder
+from flowformer.train.loop.checkpoints import AtomicCheckpointIO, choose_checkpoint, read_checkpoint
+from flowformer.train.loop.progress import EpochLines
+from flowformer.train.loop.recording import (
+    EpochRecorder,
+    NonFiniteLossError,
+    RecordedTask,
+)
+from flowformer.train.loop.shards import read_rest, read_whole
+from flowformer.train.loop.strategies import (
+    counted_as,
+    options_for_one_process,
+    options_for_processes,
+)
+from flowformer.train.processes.group import ShareDoneError, current, leave_group
+
+logger = logging.getLogger(__name__)
+
+_IRRELEVANT_WARNINGS = (
+    ".*does not have many workers.*",  # the series are in memory: workers would only copy them
+    ".*smaller than the logging interval.*",  # nothing is logged by the step
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6 with torch 2.14
+    ".*GPU available but not used.*",  # training.accelerator says so
+)
+
+
+def fit(
+    task: RecordedTask,
+    folder: RunFolder,
+    settings: ComputeConfig,
+    *,
+    train: DataLoader,
+    validation: DataLoader,
+    held_out: str,
+    gradient_clip: float | None,
+    accumulate: int = 1,
+) -> EpochRecorder:
+    """Trains, from the last whole epoch in the folder on; returns what was recorded of all.
+
+    Args:
+        task: what is trained.
+        folder: of the run.
+        settings: how long, where, and what is shown.
+        train: batches of an epoch.
+        validation: those that it is measured on after each.
+        held_out: what those are, in words.
+        gradient_clip: largest norm of the whole gradient.
+        accumulate: batches of an optimizer step.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM came; its code is 143.
+        ShareDoneError: all is done that this process had to do; the first one returns.
+        ValueError: no checkpoint of the run can be read, its strategy cannot train this, or there
+            are not as many processes as the settings say.
+    """
+    group = current()
+    lines = EpochLines(settings.progress if group.is_first else "none")
+    recorder = EpochRecorder(
+        task, folder, held_out=held_out, say=lines.say, skip_nan=settings.skip_nan
+    )
+    interrupt = InterruptBetweenBatches(several=group.count > 1)
+    if group.count == 1:
+        options = options_for_one_process(settings)
+    else:
+        options = options_for_processes(settings, folder)
+        train, validation = (
+            share_out(loader, process=group.number, processes=group.count)
+            for loader in (train, validation)
+        )
+        task.shares = {"train": shares_of(train), "validation": shares_of(validation)}
+        items = getattr(task.shares["train"].batches, "batch_size", group.count)
+        if group.is_first and items < group.count:
+            logger.warning(
+                "%d of %d processes have an item of a batch, the others wait: raise "
+                "data.batch_size; training.accumulate may be lowered as much",
+                *(items, group.count),
+            )
+    start = group.agree(lambda: _start(folder, settings))
+    with _quiet_lightning(), interrupt.listening(), counted_as(group.number):
+        trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            use_distributed_sampler=False,
+            precision=settings.precision,
+            max_epochs=settings.rounds,
+            gradient_clip_val=gradient_clip,
+            accumulate_grad_batches=accumulate,
+            deterministic=True,
+            num_sanity_val_steps=0,
+            default_root_dir=folder.root,
+            logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
+            callbacks=[interrupt, recorder, *([] if lines.bar is None else [lines.bar])],
+            plugins=[AtomicCheckpointIO(folder), *options.pop("plugins")],
+            enable_progress_bar=lines.bar is not None,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            **options,
+        )
+        try:
+            trainer.fit(
+                task,
+                train,
+                validation,
+                ckpt_path=start,
+                weights_only=True,
+            )
+        except NonFiniteLossError as error:
+            _keep_batch(error, folder)
+            raise
+        except RuntimeError:
+            if interrupt.came is not None:  # to another process earlier, which then was gone
+                interrupt.end()
+            raise
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit:
+            # Lightning turns Ctrl-C into an exit with code 1.
+            raise KeyboardInterrupt from None
+    if group.count > 1:
+        leave_group()
+        if not group.is_first:
+            raise ShareDoneError
+    return recorder
+
+
+def _keep_batch(error: NonFiniteLossError, folder: RunFolder) -> None:
+    if error.batch is None:
+        return
+    path, number = folder.nan_batch, current().number
+    if number:
+        path = path.with_stem(f"{path.stem}-{number}")
+    batch = {name: tensor.contiguous().cpu() for name, tensor in error.batch.items()}
+    write_atomically(path, save(batch))
+    logger.warning("the batch at fault is in %s", path)
+
+
+def _start(folder: RunFolder, settings: ComputeConfig) -> str | None:
+    sharded = settings.processes > 1 and settings.strategy == "fsdp"
+    path = choose_checkpoint(folder, read_rest if sharded else read_checkpoint)
+    return None if path is None else str(path)
+
+
+class InterruptBetweenBatches(Callback):
+    """Makes Ctrl-C end the training between two batches; pressed once more, it ends it at once.
+
+    In the middle of anything it reaches what cannot bear it: torch's writer of checkpoints turns
+    it into an error, and TensorBoard's may miss it and wait two minutes for its own thread. In one
+    of several processes SIGTERM is heard here too: Lightning's handler waits for the others in it.
+
+    Args:
+        several: whether this is one of several processes.
+
+    Attributes:
+        came: the signal that came.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        """Starts with nothing pressed."""
+        self.came: int | None = None
+        self._several = several
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes Ctrl-C for the time of the block, if it is Python's own handler that has it.
+
+        Raises:
+            KeyboardInterrupt: at the end of the block, where no batch came after Ctrl-C.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if before is not signal.default_int_handler or not in_main_thread:
+            yield
+            return
+
+        def press(_number: int, _frame: object) -> None:
+            if self.came is not None:
+                raise KeyboardInterrupt
+            self.came = signal.SIGINT
+
+        signal.signal(signal.SIGINT, press)
+        try:
+            yield
+        finally:
+            # Lightning, too, changes it: it stops listening once it was interrupted.
+            signal.signal(signal.SIGINT, before)
+        self.end()
+
+    def on_fit_start(self, *_arguments: Any, **_options: Any) -> None:
+        """Takes SIGTERM from Lightning, which gives it back at the end."""
+        if self._several and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, _frame: object) -> None:
+        self.came = number
+
+    def on_train_batch_start(self, *_arguments: Any, **_options: Any) -> None:
+        """Ends the training, if that is wanted."""
+        self.end()
+
+    def on_validation_batch_start(self, *_arguments: Any, **_options: Any) -> None:
+        """Ends the training, if that is wanted."""
+        self.end()
+
+    def end(self) -> None:
+        """Ends the training, if that is wanted.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+            SIGTERMException: SIGTERM came.
+        """
+        if self.came == signal.SIGTERM:
+            raise SIGTERMException(128 + signal.SIGTERM)
+        if self.came is not None:
+            raise KeyboardInterrupt
+
+
+def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") -> None:
+    """Loads the parameters of the best epoch into the task's model, and writes them alone.
+
+    Args:
+        model: the task's.
+        folder: of the run.
+        prefix: of their names in the checkpoint.
+    """
+    path = folder.best
+    state = read_whole(path) if path.is_dir() else read_checkpoint(path)["state_dict"]
+    weights = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    write_atomically(folder.weights, save(weights))
+    model.load_state_dict(weights)
+
+
+def describe_device(device: torch.device) -> str:
+    """Returns what computed, in a word or two."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def torch_settings(threads: int | None) -> Iterator[None]:
+    """Sets the run's threads; restores the process's threads, randomness and strictness.
+
+    All these are the process's: runs in threads of it take turns.
+    """
+    with own_randomness():
+        before = torch.get_num_threads()
+        strict = torch.are_deterministic_algorithms_enabled()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            torch.use_deterministic_algorithms(strict)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's advertisements and advice out of the user's way; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in _IRRELEVANT_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)

@@ -1,0 +1,43 @@
+"""From a configuration to what Lightning takes as optimizer and schedule."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from flowformer.train.config import OptimizerConfig
+from flowformer.train.schedule import ScheduledOptimizerConfig
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "radam": torch.optim.RAdam,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def build_constant(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Builds an optimizer with one learning rate."""
+    kind: Any = OPTIMIZERS[config.name]
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def build_scheduled(parameters: Any, config: ScheduledOptimizerConfig, *, steps: int) -> Any:
+    """Builds an optimizer and its schedule by steps.
+
+    Args:
+        parameters: or groups of them; one with a weight decay of its own keeps it.
+        config: how they move.
+        steps: of the optimizer, all together.
+    """
+    kind: Any = OPTIMIZERS[config.name]
+    optimizer = kind(
+        parameters,
+        lr=config.learning_rate,
+        betas=cast(tuple[float, float], config.betas),
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: config.rate_at(step, steps)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,1 @@
+"""Experiments on labelled sequences (Long Range Arena)."""

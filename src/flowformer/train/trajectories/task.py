@@ -1,0 +1,108 @@
+"""Training a decision model with Lightning: the module."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.train.loop.optimizers import build_scheduled
+from flowformer.train.loop.recording import RecordedTask, Row
+from flowformer.train.schedule import ScheduledOptimizerConfig
+
+
+class DecisionTask(RecordedTask):
+    """Actions are learned from those of the data. An epoch lies between two measurements.
+
+    Args:
+        model: called as a `DecisionTransformer`.
+        optimizer: how its parameters move.
+        steps: of the optimizer, all together.
+        seed: of the dropout.
+        score: lets the model act in its environment; gives the normalised score.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: ScheduledOptimizerConfig,
+        *,
+        steps: int,
+        seed: int,
+        score: Callable[[nn.Module], float],
+    ) -> None:
+        """Keeps its parts."""
+        super().__init__(seed=seed)
+        self.model = model
+        self._optimizer = optimizer
+        self._steps = steps
+        self._score = score
+        self._scored = 0.0
+
+    def configure_optimizers(self) -> Any:
+        """Builds the optimizer, weight decay on all parameters as published, and the schedule."""
+        return build_scheduled(self.model.parameters(), self._optimizer, steps=self._steps)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Returns the mean loss of the actions of a batch.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        return self._step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds a batch to the validation loss.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        self._step(batch, batch_idx, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Lets the model act."""
+        self._scored = self._score(self.model)
+
+    def figures(self) -> Row:
+        """Returns the mean losses, and the score of some episodes."""
+        metrics = self.trainer.callback_metrics
+        losses = {name: float(metrics[name]) for name in ("train_loss", "validation_loss")}
+        return {**losses, "validation_score": self._scored}
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        """Ranks by the step: a score would choose by the environment that is tested in."""
+        return (float(row["step"]),)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        """Returns the losses and the score, by the step."""
+        return (
+            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
+            f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
+        )
+
+    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        mask = batch["mask"]
+        loss = action_loss(self.model(**batch).actions, batch["actions"], mask)
+        return self.take(loss, int(mask.sum()), batch, stage, batch_idx)[0]
+
+
+def action_loss(
+    predicted: Float[Tensor, "b t out"],
+    actions: Float[Tensor, "b t out"] | Int[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+) -> Float[Tensor, ""]:
+    """Mean over the real steps: squared error of a box's actions, cross-entropy of discrete ones.
+
+    It is 0 where no step is real.
+
+    Args:
+        predicted: actions in the model's scale, or logits.
+        actions: those taken.
+        mask: real steps (True).
+    """
+    if actions.is_floating_point():
+        wanted = actions[mask]
+        return F.mse_loss(predicted[mask], wanted, reduction="sum") / max(1, wanted.numel())
+    return class_cross_entropy(predicted[mask], actions[mask])
