@@ -25,7 +25,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.runner import RESULTS, ROOT, machine, save
 from flowformer.models.sequences.model import SequenceClassifier
-from flowformer.recipes.arena import RECIPES
+from flowformer.recipes.sequences import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE, png_bytes
 from flowformer.train.sequences.config import SequenceConfig
 

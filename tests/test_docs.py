@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowformer.nn import MIXERS
-from flowformer.recipes.timeseries import RECIPES
+from flowformer.recipes.series import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

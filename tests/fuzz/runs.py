@@ -109,7 +109,7 @@ def record(folder: Path) -> object:
 
 
 def make_record(folder: Path) -> None:
-    from flowformer.recipes.timeseries import RECIPES
+    from flowformer.recipes.series import RECIPES
     from flowformer.train.folder import RunFolder, RunRecord
 
     RunRecord(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.recipes import RECIPES, build_recipe, timeseries
-from flowformer.recipes.timeseries import PAPER_AVERAGE
+from flowformer.recipes import RECIPES, build_recipe
+from flowformer.recipes import series as timeseries
+from flowformer.recipes.series import PAPER_AVERAGE
 from flowformer.serialization import from_plain, to_plain
 from flowformer.train.config import TimeSeriesDataConfig
 

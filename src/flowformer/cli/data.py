@@ -112,7 +112,7 @@ def _list(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> int:
     if name := _arena_name(arguments):
-        from flowformer.cli import data_arena
+        from flowformer.cli import data_sequences as data_arena
 
         return data_arena.prepare(name, arguments)
     options = parse(PrepareOptions, arguments, prog="flowformer data prepare")
@@ -135,13 +135,14 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _collect(arguments: list[str]) -> int:
-    from flowformer.cli import data_collect
+    from flowformer.cli import data_trajectories as data_collect
 
     return data_collect.main(arguments)
 
 
 def _show(arguments: list[str]) -> int:
-    from flowformer.cli import data_arena, data_collect
+    from flowformer.cli import data_sequences as data_arena
+    from flowformer.cli import data_trajectories as data_collect
     from flowformer.data.language.corpora import CORPORA, load_corpus
     from flowformer.data.sequences.preparation import holds_sequences
 

@@ -3,7 +3,10 @@
 import argparse
 import sys
 
-from flowformer.recipes import RECIPES, arena, language, timeseries, vision
+from flowformer.recipes import RECIPES, language
+from flowformer.recipes import images as vision
+from flowformer.recipes import sequences as arena
+from flowformer.recipes import series as timeseries
 from flowformer.train.config import TrainingConfig
 from flowformer.train.kinds import Experiment
 from flowformer.train.sequences.config import SequenceConfig

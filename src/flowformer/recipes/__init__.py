@@ -3,7 +3,11 @@
 import difflib
 from collections.abc import Callable, Mapping
 
-from flowformer.recipes import arena, decisions, language, timeseries, vision
+from flowformer.recipes import images as vision
+from flowformer.recipes import language
+from flowformer.recipes import sequences as arena
+from flowformer.recipes import series as timeseries
+from flowformer.recipes import trajectories as decisions
 from flowformer.train.kinds import Experiment
 
 RECIPES: Mapping[str, Callable[[], Experiment]] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowformer.recipes import arena
+from flowformer.recipes import sequences as arena
 
 # Data, layers, width, width of queries, heads, feed-forward, dropout, longest sequence, batch,
 # steps, rate, warm-up, schedule, weight decay, pooling, positions, and the paper's accuracy in

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from flowformer.models.images.model import VisionClassifier
-from flowformer.recipes import RECIPES, vision
+from flowformer.recipes import RECIPES
+from flowformer.recipes import images as vision
 from flowformer.train.loop.recording import count_parameters
 
 

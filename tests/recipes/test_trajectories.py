@@ -2,7 +2,8 @@
 
 from flowformer.data.trajectories import environments
 from flowformer.models.trajectories.model import DecisionTransformer
-from flowformer.recipes import RECIPES, decisions
+from flowformer.recipes import RECIPES
+from flowformer.recipes import trajectories as decisions
 from flowformer.train.loop.recording import count_parameters
 from flowformer.train.trajectories import config as decision_config
 
