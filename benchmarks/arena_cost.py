@@ -34,7 +34,7 @@ from benchmarks.cells import (
     parse_cells,
 )
 from benchmarks.runner import RESULTS, save
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS
 

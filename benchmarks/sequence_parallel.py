@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmarks.hosts import run, sent
 from benchmarks.peak_memory import PROC, resident
 from benchmarks.runner import RESULTS, save
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.ops import flow_attention
 from flowformer.ops.parallel import sequence_parallel_flow_attention

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
-from flowformer.models.presets import VISION_PRESETS
+from flowformer.models.images.presets import VISION_PRESETS
 
 MIXERS = ("flow", "mobile", "linear", "softmax")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig
 

@@ -12,7 +12,7 @@ from benchmarks import report_arena
 from benchmarks.arena_cost import BIDIRECTIONAL, main, make_step, measure_mixer, parse
 from benchmarks.pages import with_tables
 from flowformer.compare.page import MixerCost
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 
 ONE_THREAD = ["--threads", "1"]

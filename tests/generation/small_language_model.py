@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.nn import MIXERS
 from tests.conformance.cases import CASES, Case

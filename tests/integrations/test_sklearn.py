@@ -21,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
 from flowformer.integrations.sklearn import FlowformerClassifier
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
 
 # Of scikit-learn's checks, those that aeon's base class answers in its own way.

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call, grad, vmap
 
-from flowformer.models.config import (
-    LanguageModelConfig,
-    SequenceModelConfig,
-    TimeSeriesModelConfig,
-)
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.models.series.classifiers import build_classifier
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
 from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer
 from tests.tracing import trace

@@ -7,17 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowformer.models.config import (
-    LanguageModelConfig,
-    SequenceModelConfig,
-    TimeSeriesModelConfig,
-)
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
 from flowformer.models.inputs import last_real
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.models.series.classifiers import build_classifier
+from flowformer.models.series.config import TimeSeriesModelConfig
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowformer.models.config import LanguageModelConfig, SequenceModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import FlowMixer, set_sequence_parallel
 from tests.distributed_run import alone, failures

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from flowformer.data import TimeSeriesData, from_arrays
-from flowformer.models.config import LanguageModelConfig, TimeSeriesModelConfig
+from flowformer.models.language.config import LanguageModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.train.language.config import (
     LanguageConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.train.schedule import ScheduledOptimizerConfig
 from flowformer.train.sequences.config import (
     SequenceConfig,

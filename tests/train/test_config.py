@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import (
     OptimizerConfig,
     TimeSeriesConfig,

@@ -11,7 +11,7 @@ was best on the validation images, as `protocol="published"` measures.
 from collections.abc import Callable, Mapping
 
 from flowformer.models.images.config import VisionModelConfig
-from flowformer.models.presets import VISION_PRESETS
+from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.train.images.config import (
     AugmentationConfig,
     ImageDataConfig,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.train.schedule import ScheduledOptimizerConfig
 from flowformer.train.sequences.config import (
     SequenceConfig,

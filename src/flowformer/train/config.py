@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
 

@@ -23,7 +23,7 @@ from flowformer.integrations.transformers import (
     FlowformerForSequenceClassification,
     FlowformerModel,
 )
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 from tests.integrations.transformers.small import LEFT, PAD, RIGHT, TOKENS, cache_of, small

@@ -16,7 +16,7 @@ from flowformer.models.images.model import (
     load_published_vision_model,
     resize_positions,
 )
-from flowformer.models.presets import VISION_PRESETS
+from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.mixers.projected import ProjectedMixer

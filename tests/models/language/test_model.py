@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel, LanguageOutput, LanguageState
 from flowformer.nn import MIXERS
 from tests.conformance.cases import CASES, Case

@@ -9,10 +9,11 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from flowformer.models.config import LanguageModelConfig, TimeSeriesModelConfig
 from flowformer.models.language import output_layer
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.language.output_layer import chunked_loss
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.transformer import TimeSeriesClassifier
 from tests.models.test_cross_entropy import Largest
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.models.language.model import LanguageModel
+from flowformer.models.language.presets import LANGUAGE_PRESETS
 from flowformer.models.language.published import (
     convert_fairseq_state_dict,
     load_fairseq_model,
     read_fairseq_checkpoint,
 )
-from flowformer.models.presets import LANGUAGE_PRESETS
 
 DIM, HEADS, LAYERS, FEEDFORWARD, VOCABULARY = 24, 3, 2, 40, 31
 CONFIG = replace(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.presets import LANGUAGE_PRESETS
+from flowformer.models.language.presets import LANGUAGE_PRESETS
 from flowformer.nn import MIXERS, TransformerBlock
 from flowformer.serialization import from_plain, to_plain
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier, SequenceOutput
 from flowformer.nn import MIXERS
 

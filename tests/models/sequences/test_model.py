@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.nn import MIXERS, build_mixer
 from flowformer.serialization import from_plain, to_plain

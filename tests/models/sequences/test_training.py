@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from tests.models.sequences.cases import build, build_pair, features, loss_of, padded, tokens
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.series.classifiers import ENCODERS, SeriesClassifier, build_classifier
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.convolutional import CausalConvolution, DilatedConvClassifier
 from flowformer.models.series.recurrent import LSTMClassifier
 

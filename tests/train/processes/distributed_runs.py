@@ -17,7 +17,8 @@ import sklearn.model_selection  # noqa: F401 - what a run imports late, imported
 import torch
 
 from benchmarks.fault_runs import Run, at_step, at_write, small_run, with_training
-from flowformer.models.config import SequenceModelConfig, TimeSeriesModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.train.kinds import Experiment
 from flowformer.train.sequences.config import SequenceConfig, SequenceTrainingConfig

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from flowformer.compare.methods import MethodResult
 from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import OptimizerConfig, TimeSeriesDataConfig
 from flowformer.train.evaluation import evaluate_run, predict_file
 from flowformer.train.folder import RunFolder, RunResult

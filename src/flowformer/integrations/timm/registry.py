@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from flowformer.integrations.timm.modeling import FlowformerImageModel
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
+from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.models.images.published import rename_published
 from flowformer.models.loading import matched
-from flowformer.models.presets import VISION_PRESETS
 from flowformer.train.folder import RunFolder
 from flowformer.train.images.folder import VisionRecord
 

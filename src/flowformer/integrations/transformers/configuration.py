@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, no_type_check
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.nn import MIXERS
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
@@ -27,9 +27,10 @@ _NAMES = {
 class FlowformerConfig(PreTrainedConfig):
     """A Flowformer language model, for transformers.
 
-    The settings are those of `flowformer.models.config.LanguageModelConfig`, where they are
-    explained, six of them under the names that transformers has for them. Those names of ours that
-    mean nothing else there (dim, num_heads, num_layers, feedforward, tie_embeddings) work as well.
+    The settings are those of `flowformer.models.language.config.LanguageModelConfig`, where they
+    are explained, six of them under the names that transformers has for them. Those names of ours
+    that mean nothing else there (dim, num_heads, num_layers, feedforward, tie_embeddings) work as
+    well.
 
     Attributes:
         vocab_size: Number of tokens in the vocabulary.

@@ -9,7 +9,7 @@ class VisionModelConfig:
     """A classifier of images: stages of pre-norm blocks, each stage on a grid half as fine.
 
     The defaults are the published settings of the Flowformer on ImageNet. One stage and a class
-    token make a DeiT (`flowformer.models.presets`).
+    token make a DeiT (`flowformer.models.images.presets`).
 
     Attributes:
         mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,

@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.models.images.published import rename_published
 from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, read_checkpoint
-from flowformer.models.presets import VISION_PRESETS
 from flowformer.nn import TransformerBlock, build_mixer
 
 Grid = tuple[int, int]  # height and width, in tokens or pixels

@@ -11,9 +11,9 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from flowformer.models.config import LanguageModelConfig
 from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
 from flowformer.models.inputs import check_integers, check_range, check_tokens
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.initialization import initialize
 from flowformer.models.language.output_layer import (
     OutputLayer,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowformer.models.config import LanguageModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
+from flowformer.models.language.presets import LANGUAGE_PRESETS
 from flowformer.models.loading import matched, read_checkpoint, rename
-from flowformer.models.presets import LANGUAGE_PRESETS
 
 _NAMES = (
     ("decoder.embed_tokens.", "embedding."),

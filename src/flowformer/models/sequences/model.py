@@ -10,9 +10,9 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
-from flowformer.models.config import SequenceModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels, check_range, check_tokens
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     PositionalEmbedding,

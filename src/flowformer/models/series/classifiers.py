@@ -1,6 +1,6 @@
 """The classifiers of series by the name of their encoder, all with the same call."""
 
-from flowformer.models.config import TimeSeriesModelConfig
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.convolutional import DilatedConvClassifier
 from flowformer.models.series.recurrent import LSTMClassifier
 from flowformer.models.series.transformer import TimeSeriesClassifier

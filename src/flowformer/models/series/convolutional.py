@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.transformer import TimeSeriesOutput, checked_series
 
 KERNEL = 3

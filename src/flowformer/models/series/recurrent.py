@@ -3,9 +3,9 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels, last_real
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.transformer import TimeSeriesOutput, checked_series
 
 

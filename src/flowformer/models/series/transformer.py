@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.config import TimeSeriesModelConfig
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, rename
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.ops import FlowMap
 from flowformer.ops.inputs import check_mask

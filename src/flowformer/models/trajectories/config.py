@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from flowformer.models.checks import check_sizes
+
 _Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu"]
 
 
@@ -51,7 +53,7 @@ class DecisionModelConfig:
                 outside [0, 1), or an unknown activation.
         """
         names = ["dim", "num_layers", "num_heads", "context", "max_timestep"]
-        _check_sizes(self, *names, *([] if self.feedforward is None else ["feedforward"]))
+        check_sizes(self, *names, *([] if self.feedforward is None else ["feedforward"]))
         if self.context > self.max_timestep:
             raise ValueError(
                 f"context must be at most max_timestep, got {self.context} and {self.max_timestep}"
@@ -102,12 +104,4 @@ class BehaviourCloningConfig:
         Raises:
             ValueError: A size below 1, or a dropout outside [0, 1).
         """
-        _check_sizes(self, "dim", "num_layers")
-
-
-def _check_sizes(config: DecisionModelConfig | BehaviourCloningConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {config.dropout}")
+        check_sizes(self, "dim", "num_layers")

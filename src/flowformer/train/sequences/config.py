@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.scores.measures import ACCURACY_BY_STEP, Measure
 from flowformer.serialization import check_types
 from flowformer.train.config import Protocol, require

@@ -13,7 +13,7 @@ from flowformer.data.sequences.batches import Case, LabelledSequences, collate_s
 from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, prepare_arena
 from flowformer.data.sequences.records import SequenceData
 from flowformer.data.series.records import require_classes, stratified_indices
-from flowformer.models.config import SequenceModelConfig
+from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.sequences.config import SequenceConfig, SequenceDataConfig
 from flowformer.train.sequences.folder import SequenceRecord

@@ -1,7 +1,6 @@
-"""Published models by name: language (the GPT module's table, WikiText-103) and vision."""
+"""Published language models by name: the GPT module's table, and WikiText-103's."""
 
-from flowformer.models.config import LanguageModelConfig
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.language.config import LanguageModelConfig
 
 
 def _gpt(num_layers: int, num_heads: int, dim: int, max_length: int) -> LanguageModelConfig:
@@ -36,25 +35,4 @@ LANGUAGE_PRESETS: dict[str, LanguageModelConfig] = {
         positions="sinusoidal-fairseq",
         activation="relu",
     ),
-}
-
-
-def _deit(dim: int, num_heads: int) -> VisionModelConfig:
-    """A DeiT of Touvron et al. (2021), table 1, without distillation."""
-    return VisionModelConfig(
-        patch_size=16,
-        dims=(dim,),
-        depths=(12,),
-        num_heads=(num_heads,),
-        layer_scale=None,
-        pooling="cls",
-        drop_path=0.1,
-    )
-
-
-VISION_PRESETS: dict[str, VisionModelConfig] = {
-    "hierarchical": VisionModelConfig(),  # the Flowformer of the paper's table on ImageNet
-    "deit-tiny": _deit(192, 3),
-    "deit-small": _deit(384, 6),
-    "deit-base": _deit(768, 12),
 }

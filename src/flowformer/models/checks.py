@@ -1,0 +1,37 @@
+"""Checks that the models' configurations share, without torch."""
+
+from typing import Any, get_args
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """Refuse a size below 1, or a dropout outside [0, 1).
+
+    Raises:
+        ValueError: one of these; the message names it.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {config.dropout}")
+
+
+def check_choices(config: Any, *names: str) -> None:
+    """Refuse a value that is none of those in its field's `Literal`.
+
+    Raises:
+        ValueError: there is one; the message lists the choices.
+    """
+    for name in names:
+        choices = get_args(type(config).__annotations__[name])
+        if getattr(config, name) not in choices:
+            raise ValueError(
+                f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}"
+            )
+
+
+def options_or_unclamped(config: Any) -> dict[str, Any]:
+    """Return a mixer's options; None stands for the paper's equations, which have no clamp."""
+    if config.mixer_options is None:
+        return {"clamp": None} if config.mixer in ("flow", "flow-no-allocation") else {}
+    return dict(config.mixer_options)

@@ -1,0 +1,62 @@
+"""The configuration of the classifiers of series, without torch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flowformer.models.checks import check_sizes, options_or_unclamped
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSeriesModelConfig:
+    """A classifier of series; the defaults are the published settings of the Flowformer.
+
+    The encoders lstm and dilated-conv, which the paper compares with, read dim, num_layers and
+    dropout alone.
+
+    Attributes:
+        encoder: What reads the series: blocks around an attention (transformer), an LSTM, or
+            dilated convolutions.
+        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
+            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
+            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
+            or mobile.
+        mixer_options: Options of that mixer; None means as published: for flow no clamp of the
+            conserved source, for another mixer its own defaults.
+        dim: Width of the hidden states.
+        num_heads: Attention heads.
+        num_layers: Encoder layers.
+        feedforward: Width inside the feed-forward part.
+        dropout: Probability of dropping a value in training.
+        positions: Learned position vectors, or sinusoidal ones.
+        norm: Layer normalisation after each residual sum (post, as published) or before each part
+            (pre).
+        pooling: Classify from all positions side by side (flatten, as published) or from their
+            mean.
+        padding: Keep padding out of the attention (masked), or let it take part (published).
+    """
+
+    encoder: Literal["transformer", "lstm", "dilated-conv"] = "transformer"
+    mixer: str = "flow"
+    mixer_options: dict[str, Any] | None = None
+    dim: int = 512
+    num_heads: int = 8
+    num_layers: int = 2
+    feedforward: int = 2048
+    dropout: float = 0.1
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    norm: Literal["post", "pre"] = "post"
+    pooling: Literal["flatten", "mean"] = "flatten"
+    padding: Literal["masked", "published"] = "masked"
+
+    def __post_init__(self) -> None:
+        """Check the sizes; the names are checked where they are looked up.
+
+        Raises:
+            ValueError: A size below 1, or a dropout outside [0, 1).
+        """
+        check_sizes(self, "dim", "num_heads", "num_layers", "feedforward")
+
+    @property
+    def resolved_mixer_options(self) -> dict[str, Any]:
+        """The options that the mixer is built with; published time-series code does not clamp."""
+        return options_or_unclamped(self)
