@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flowformer import __version__
-from flowformer.ops.backends.cpu import library as cpu_library
+from flowformer.ops.backends.cpu import library
 
 NOT_CORE = ("tyro", "lightning", "matplotlib", "sklearn", "aeon", "gymnasium", "timm", "PIL")
 
@@ -67,7 +67,7 @@ def test_info_names_the_instruction_set_of_the_cpu_backend(flowformer):
 
 
 def test_info_says_what_serves_without_the_compiled_library(flowformer, monkeypatch):
-    monkeypatch.setattr(cpu_library, "_outcome", lambda: "no C++ compiler was found")
+    monkeypatch.setattr(library, "_outcome", lambda: "no C++ compiler was found")
     line = "backend cpu         not available: no C++ compiler was found (chunked serves, slower)"
     assert line in flowformer("info").out.splitlines()
 

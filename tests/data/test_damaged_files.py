@@ -10,10 +10,10 @@ import torch
 
 from flowformer.data.files import compression
 from flowformer.data.files.compression import read_bytes
+from flowformer.data.images.idx import read_idx
 from flowformer.data.language.tokenizers import load_tokenizer
 from flowformer.data.language.tokens import open_text
 from flowformer.data.language.wikitext import WikiText
-from flowformer.data.sequences.pictures import read_idx
 from flowformer.data.sequences.retrieval import read_aan
 from flowformer.data.series.preprocessing import Preprocessing
 from flowformer.data.series.ts_format import TsFormatError, read_ts

@@ -114,7 +114,7 @@ def make_part(folder: Path) -> None:
 
 
 def idx(name: str, folder: Path) -> object:
-    from flowformer.data.sequences.pictures import read_idx
+    from flowformer.data.images.idx import read_idx
 
     return read_idx(folder / name)
 

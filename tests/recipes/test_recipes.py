@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.recipes import RECIPES, build_recipe
-from flowformer.recipes import series as timeseries
+from flowformer.recipes import RECIPES, build_recipe, series
 from flowformer.recipes.series import PAPER_AVERAGE
 from flowformer.serialization import from_plain, to_plain
 from flowformer.train.config import TimeSeriesDataConfig
@@ -31,7 +30,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_published_settings(name):
-    config = timeseries.RECIPES[name]()
+    config = series.RECIPES[name]()
     model, optimizer, training = config.model, config.optimizer, config.training
     assert config.paper_accuracy is not None
     assert (
@@ -59,7 +58,7 @@ def test_a_recipe_has_the_published_settings(name):
 
 
 def test_the_paper_average_is_that_of_its_ten_figures():
-    accuracies = [timeseries.RECIPES[name]().paper_accuracy for name in PUBLISHED]
+    accuracies = [series.RECIPES[name]().paper_accuracy for name in PUBLISHED]
     assert sum(a for a in accuracies if a is not None) / 10 == pytest.approx(
         PAPER_AVERAGE, abs=6e-4
     )
@@ -94,11 +93,11 @@ def test_recipes_and_the_command_line_import_no_heavy_library():
     ids=["other-dataset", "files", "given-in-python"],
 )
 def test_the_papers_figure_does_not_stand_beside_other_data(data):
-    config = replace(timeseries.japanese_vowels(), data=data)
+    config = replace(series.japanese_vowels(), data=data)
     assert (config.paper_accuracy, config.paper_source) == (None, None)
 
 
 def test_the_papers_figure_stands_beside_its_data_however_they_are_prepared():
-    recipe = timeseries.japanese_vowels()
+    recipe = series.japanese_vowels()
     config = replace(recipe, data=replace(recipe.data, folder=Path("archive"), batch_size=4))
     assert config.paper_accuracy == 0.989

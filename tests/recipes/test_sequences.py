@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowformer.recipes import sequences as arena
+from flowformer.recipes import sequences
 
 # Data, layers, width, width of queries, heads, feed-forward, dropout, longest sequence, batch,
 # steps, rate, warm-up, schedule, weight decay, pooling, positions, and the paper's accuracy in
@@ -34,7 +34,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_published_settings(name):
-    config = arena.RECIPES[name]()
+    config = sequences.RECIPES[name]()
     data, model, optimizer = config.data, config.model, config.optimizer
     assert config.paper_accuracy is not None
     assert (
@@ -50,7 +50,7 @@ def test_a_recipe_has_the_published_settings(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_clean_form_is_the_papers_equations(name):
-    config = arena.RECIPES[name]()
+    config = sequences.RECIPES[name]()
     assert (config.model.mixer, config.model.padding, config.protocol) == (
         "flow",
         "masked",
@@ -62,22 +62,22 @@ def test_the_clean_form_is_the_papers_equations(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_form_lets_heads_compete_and_padding_take_part(name):
-    config = arena.RECIPES[f"{name}-published"]()
+    config = sequences.RECIPES[f"{name}-published"]()
     assert (config.model.mixer, config.model.padding) == ("flow-heads", "published")
     chosen_on_test = name in ("listops", "text")
     assert config.protocol == ("published" if chosen_on_test else "clean")
     head = ("concat", "first") if name == "retrieval" else ("nli", config.model.pooling)
     assert (config.model.interaction, config.model.pooling) == head
-    assert config.paper_accuracy == arena.RECIPES[name]().paper_accuracy
+    assert config.paper_accuracy == sequences.RECIPES[name]().paper_accuracy
 
 
 def test_the_paper_average_is_that_of_its_five_figures():
-    accuracies = [arena.RECIPES[name]().paper_accuracy for name in PUBLISHED]
+    accuracies = [sequences.RECIPES[name]().paper_accuracy for name in PUBLISHED]
     average = sum(accuracy for accuracy in accuracies if accuracy is not None) / 5
-    assert average == pytest.approx(arena.PAPER_AVERAGE, abs=6e-5)
+    assert average == pytest.approx(sequences.PAPER_AVERAGE, abs=6e-5)
 
 
 def test_the_small_recipes_claim_no_figure_of_the_papers():
-    small = [build() for name, build in arena.RECIPES.items() if name.endswith("-small")]
+    small = [build() for name, build in sequences.RECIPES.items() if name.endswith("-small")]
     assert len(small) == 5
     assert all(config.paper_accuracy is None for config in small)

@@ -2,8 +2,7 @@
 
 from flowformer.data.trajectories import environments
 from flowformer.models.trajectories.model import DecisionTransformer
-from flowformer.recipes import RECIPES
-from flowformer.recipes import trajectories as decisions
+from flowformer.recipes import RECIPES, trajectories
 from flowformer.train.loop.recording import count_parameters
 from flowformer.train.trajectories import config as decision_config
 
@@ -16,7 +15,7 @@ def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
     }
     assert names <= set(RECIPES)
     for name in names:
-        config = decisions.RECIPES[name]()
+        config = trajectories.RECIPES[name]()
         optimizer, model, own = config.optimizer, config.model, config.evaluation
         assert config.name == name
         assert (model.mixer, model.dim, model.num_layers, model.num_heads) == ("flow", 256, 3, 4)
@@ -30,23 +29,25 @@ def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
             100,
             environments.ENVIRONMENTS[name.partition("-")[0]],
         )
-    assert decisions.RECIPES["hopper-medium"]().evaluation.targets == (3600.0, 1800.0)
+    assert trajectories.RECIPES["hopper-medium"]().evaluation.targets == (3600.0, 1800.0)
 
 
 def test_what_is_said_without_gymnasium_is_what_the_data_say():
-    assert decisions.ENVIRONMENTS == environments.ENVIRONMENTS
+    assert trajectories.ENVIRONMENTS == environments.ENVIRONMENTS
     assert decision_config.NOT_D4RL == environments.NOT_D4RL
     assert tuple(environments.REFERENCES) == decision_config.D4RL_TASKS
 
 
 def test_every_recipe_of_trajectories_is_listed_under_its_name():
-    assert {name: RECIPES[name]().name for name in decisions.RECIPES} == {
-        name: name for name in decisions.RECIPES
+    assert {name: RECIPES[name]().name for name in trajectories.RECIPES} == {
+        name: name for name in trajectories.RECIPES
     }
 
 
 def test_the_form_that_streams_is_trained_on_more_steps_at_once():
-    short, long = (decisions.RECIPES[name]() for name in ("decision-small", "decision-small-long"))
+    short, long = (
+        trajectories.RECIPES[name]() for name in ("decision-small", "decision-small-long")
+    )
     assert (short.evaluation.form, long.evaluation.form) == ("windowed", "streaming")
     assert long.model.context > short.model.context
     tokens = [config.model.context * config.data.batch_size for config in (short, long)]
@@ -54,6 +55,6 @@ def test_the_form_that_streams_is_trained_on_more_steps_at_once():
 
 
 def test_the_small_model_is_small():
-    config = decisions.decision_small()
+    config = trajectories.decision_small()
     model = DecisionTransformer(config.model, observation_dim=11, action_dim=3)
     assert count_parameters(model) < 250_000

@@ -112,9 +112,9 @@ def _list(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> int:
     if name := _arena_name(arguments):
-        from flowformer.cli import data_sequences as data_arena
+        from flowformer.cli import data_sequences
 
-        return data_arena.prepare(name, arguments)
+        return data_sequences.prepare(name, arguments)
     options = parse(PrepareOptions, arguments, prog="flowformer data prepare")
     _require_known(options.name)
     from flowformer.train.language.data import load_text
@@ -135,23 +135,22 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _collect(arguments: list[str]) -> int:
-    from flowformer.cli import data_trajectories as data_collect
+    from flowformer.cli import data_trajectories
 
-    return data_collect.main(arguments)
+    return data_trajectories.main(arguments)
 
 
 def _show(arguments: list[str]) -> int:
-    from flowformer.cli import data_sequences as data_arena
-    from flowformer.cli import data_trajectories as data_collect
+    from flowformer.cli import data_sequences, data_trajectories
     from flowformer.data.language.corpora import CORPORA, load_corpus
     from flowformer.data.sequences.preparation import holds_sequences
 
     if name := _arena_name(arguments):
-        return data_arena.show(name, arguments)
+        return data_sequences.show(name, arguments)
     options = parse(ShowOptions, arguments, prog="flowformer data show")
     folder = Path(options.name)
-    if options.name not in CORPORA and data_collect.is_trajectories(options.name):
-        return data_collect.show(
+    if options.name not in CORPORA and data_trajectories.is_trajectories(options.name):
+        return data_trajectories.show(
             options.name,
             time_limit=options.time_limit,
             num_actions=options.num_actions,
@@ -159,7 +158,7 @@ def _show(arguments: list[str]) -> int:
         )
     if options.name not in CORPORA and folder.is_dir():
         if holds_sequences(folder):
-            data_arena.show_folder(
+            data_sequences.show_folder(
                 folder, part=options.part, count=options.count, output=options.output
             )
             return 0

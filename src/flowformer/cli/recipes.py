@@ -3,10 +3,7 @@
 import argparse
 import sys
 
-from flowformer.recipes import RECIPES, language
-from flowformer.recipes import images as vision
-from flowformer.recipes import sequences as arena
-from flowformer.recipes import series as timeseries
+from flowformer.recipes import RECIPES, images, language, sequences, series
 from flowformer.train.config import TrainingConfig
 from flowformer.train.kinds import Experiment
 from flowformer.train.sequences.config import SequenceConfig
@@ -33,13 +30,13 @@ def main(arguments: list[str]) -> int:
         )
     lines += [
         "",
-        f"paper: of series, test accuracy in percent, {timeseries.SOURCE};",
-        f"average {100 * timeseries.PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
+        f"paper: of series, test accuracy in percent, {series.SOURCE};",
+        f"average {100 * series.PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
         "--training.protocol published measures.",
         f"Of text, test perplexity of words, {language.SOURCE}.",
-        f"Of long sequences, test accuracy in percent, {arena.SOURCE},",
-        f"average {100 * arena.PAPER_AVERAGE:.2f}, on that benchmark's own files (--data.folder).",
-        f"Of images, test accuracy in percent, {vision.SOURCE}.",
+        f"Of long sequences, test accuracy in percent, {sequences.SOURCE},",
+        f"average {100 * sequences.PAPER_AVERAGE:.2f}, on that benchmark's own files (--data.folder).",
+        f"Of images, test accuracy in percent, {images.SOURCE}.",
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

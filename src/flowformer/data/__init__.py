@@ -5,17 +5,14 @@ and batching.
 """
 
 from flowformer.data.language.addition import AdditionProblems, ExactSums, count_exact
-from flowformer.data.language.batches import (
-    ContiguousBlocks,
-    PackedDocuments,
-    StepBatches,
-    collate_packed,
-)
+from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText, TokenArray, open_text
-from flowformer.data.series.batches import EpochSampler, SeriesDataset, collate
+from flowformer.data.order.epochs import EpochSampler
+from flowformer.data.order.steps import StepBatches
+from flowformer.data.series.batches import SeriesDataset, collate
 from flowformer.data.series.preprocessing import (
     MISSING_POLICIES,
     MissingPolicy,

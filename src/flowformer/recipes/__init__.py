@@ -3,19 +3,15 @@
 import difflib
 from collections.abc import Callable, Mapping
 
-from flowformer.recipes import images as vision
-from flowformer.recipes import language
-from flowformer.recipes import sequences as arena
-from flowformer.recipes import series as timeseries
-from flowformer.recipes import trajectories as decisions
+from flowformer.recipes import images, language, sequences, series, trajectories
 from flowformer.train.kinds import Experiment
 
 RECIPES: Mapping[str, Callable[[], Experiment]] = {
-    **timeseries.RECIPES,
+    **series.RECIPES,
     **language.RECIPES,
-    **arena.RECIPES,
-    **vision.RECIPES,
-    **decisions.RECIPES,
+    **sequences.RECIPES,
+    **images.RECIPES,
+    **trajectories.RECIPES,
 }
 
 

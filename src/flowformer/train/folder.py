@@ -16,7 +16,7 @@ from flowformer import __version__
 from flowformer.files import locked, parse_json, remove_unfinished, write_atomically
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.train.config import Protocol, TimeSeriesConfig
-from flowformer.train.processes import group as processes
+from flowformer.train.processes import group
 
 logger = logging.getLogger(__name__)
 
@@ -427,7 +427,7 @@ def holds_folder(function: H) -> H:
     def holding(*arguments: Any, **options: Any) -> Any:
         run_dir = signature.bind(*arguments, **options).arguments["run_dir"]
         with contextlib.ExitStack() as stack:
-            processes.current().agree(lambda: _hold(stack, RunFolder(Path(run_dir))))
+            group.current().agree(lambda: _hold(stack, RunFolder(Path(run_dir))))
             return function(*arguments, **options)
 
     return cast(H, holding)

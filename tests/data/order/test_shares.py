@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from flowformer.data.language.batches import StepBatches
+from flowformer.data.order.epochs import EpochSampler
 from flowformer.data.order.shares import SharedBatches, share_out, shares_of
-from flowformer.data.series.batches import EpochSampler
+from flowformer.data.order.steps import StepBatches
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])

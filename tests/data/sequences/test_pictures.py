@@ -10,13 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowformer.data.sequences import pictures as module
-from flowformer.data.sequences.pictures import (
-    load_cifar10_grey,
-    load_fashion_mnist,
-    read_idx,
-    to_grey,
-)
+from flowformer.data.images import idx
+from flowformer.data.images.idx import read_idx
+from flowformer.data.sequences.pictures import load_cifar10_grey, load_fashion_mnist, to_grey
 
 RECORDS = 20
 
@@ -184,13 +180,13 @@ def test_fashion_mnist_is_taken_from_the_debian_package(
         assert members == ["usr/share/datasets/fashion-mnist/*-ubyte.gz"]
         return fashion
 
-    monkeypatch.setattr(module, "fetch_debian_data", fetch)
+    monkeypatch.setattr(idx, "fetch_debian_data", fetch)
     assert len(load_fashion_mnist().splits["train"]) == 12
 
     def refuse(*_: object, **__: object) -> Path:
         raise FileNotFoundError("there is no apt-get")
 
-    monkeypatch.setattr(module, "fetch_debian_data", refuse)
+    monkeypatch.setattr(idx, "fetch_debian_data", refuse)
     with pytest.raises(
         FileNotFoundError, match="no apt-get -- or give a folder with the idx files"
     ):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.data.standins.packages import data_cache, fetch_package_data, find_cache
+from flowformer.data.cache import data_cache, find_cache
+from flowformer.data.standins.packages import fetch_package_data
 
 DATA = {"words_of_mine/b.txt": b"second", "words_of_mine/a.txt": b"first"}
 DIGEST = hashlib.sha256(b"firstsecond").hexdigest()

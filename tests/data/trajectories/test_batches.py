@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from flowformer.data.language.batches import as_it_is
+from flowformer.data.order.steps import as_it_is
 from flowformer.data.trajectories.batches import (
     DecisionWindows,
     returns_to_go,

@@ -16,8 +16,8 @@ from flowformer.data.files.folders import (
     warn_of_rest,
 )
 from flowformer.data.images.files import Image, is_image, read_image, require_images
-from flowformer.data.sequences.pictures import FASHION_CLASSES, read_fashion_mnist
-from flowformer.data.series.records import stratified_indices
+from flowformer.data.images.idx import FASHION_CLASSES, read_fashion_mnist
+from flowformer.data.order.splits import stratified_indices
 
 _NAMED = 5  # classes that a message lists
 
@@ -156,7 +156,7 @@ def load_fashion_mnist_images(
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey images of 28 × 28 pixels.
 
     Args:
-        folder: see `flowformer.data.sequences.pictures.read_fashion_mnist`.
+        folder: see `flowformer.data.images.idx.read_fashion_mnist`.
         cache: likewise.
 
     Raises:
@@ -174,7 +174,7 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Sets a stratified part of the training images aside, where there is no validation part yet.
 
     Raises:
-        ValueError: what `flowformer.data.series.records.stratified_indices` raises.
+        ValueError: what `flowformer.data.order.splits.stratified_indices` raises.
     """
     if data.validation is not None:
         return data

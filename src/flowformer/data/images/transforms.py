@@ -31,8 +31,8 @@ except ImportError as error:
 
 from flowformer.data.files.arrays import centred_only_where_constant
 from flowformer.data.images.records import ImageSplit
+from flowformer.data.order.epochs import EpochSampler
 from flowformer.data.randomness import own_randomness
-from flowformer.data.series.batches import EpochSampler
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowformer.data.cache import data_cache
 from flowformer.data.parallel import require_main
 from flowformer.data.sequences.records import SequenceData
 from flowformer.data.sequences.sets import (
@@ -18,7 +19,6 @@ from flowformer.data.sequences.sets import (
     Progress,
     find_arena_set,
 )
-from flowformer.data.standins.packages import data_cache
 from flowformer.files import locked, remove_unfinished, write_atomically
 from flowformer.machine import available_processors
 

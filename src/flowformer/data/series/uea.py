@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from flowformer.data.cache import data_cache, find_cache, find_home
 from flowformer.data.series.records import TimeSeriesData, load_ts_files
-from flowformer.data.standins.packages import data_cache, find_cache, find_home
 
 
 def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:

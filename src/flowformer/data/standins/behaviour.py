@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Float64
 
+from flowformer.data.cache import data_cache
 from flowformer.data.parallel import Workers, generator_of
 from flowformer.data.standins.episodes import (
     LinearPolicy,
@@ -20,7 +21,6 @@ from flowformer.data.standins.episodes import (
     mean_score,
     roll_out,
 )
-from flowformer.data.standins.packages import data_cache
 from flowformer.data.trajectories.environments import feature_count
 from flowformer.files import atomic_file, remove_unfinished, write_atomically
 

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowformer.data.cache import data_cache
 from flowformer.data.files.archives import Readable, unpack_tar
-from flowformer.data.standins.packages import data_cache
 
 _DRAINED_MIB = 64  # read after the end of a tar archive, before its program is stopped
 

@@ -22,8 +22,8 @@ from flowformer.data.images.transforms import (
     light_transform,
     strong_transform,
 )
-from flowformer.data.language.batches import as_it_is
 from flowformer.data.loaders import WorkerLoader
+from flowformer.data.order.steps import as_it_is
 from flowformer.data.series.records import require_classes
 from flowformer.models.images.model import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain

@@ -12,18 +12,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from flowformer.data.cache import data_cache
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
-from flowformer.data.language.batches import (
-    ContiguousBlocks,
-    PackedDocuments,
-    StepBatches,
-    collate_packed,
-)
+from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText
-from flowformer.data.standins.packages import data_cache
+from flowformer.data.order.steps import StepBatches
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel

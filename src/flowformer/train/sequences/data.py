@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
-from flowformer.data.language.batches import StepBatches
+from flowformer.data.order.splits import stratified_indices
+from flowformer.data.order.steps import StepBatches
 from flowformer.data.sequences.batches import Case, LabelledSequences, collate_sequences
 from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, prepare_arena
 from flowformer.data.sequences.records import SequenceData
-from flowformer.data.series.records import require_classes, stratified_indices
+from flowformer.data.series.records import require_classes
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.sequences.config import SequenceConfig, SequenceDataConfig

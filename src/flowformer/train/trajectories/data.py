@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.language.batches import StepBatches, as_it_is
+from flowformer.data.order.steps import StepBatches, as_it_is
 from flowformer.data.trajectories.batches import DecisionWindows, split_episodes
 from flowformer.data.trajectories.environments import make_environment
 from flowformer.data.trajectories.minari import is_d4rl, open_trajectories
