@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> int:
         "--training.protocol published measures.",
         f"Of text, test perplexity of words, {language.SOURCE}.",
         f"Of long sequences, test accuracy in percent, {sequences.SOURCE},",
-        f"average {100 * sequences.PAPER_AVERAGE:.2f}, on that benchmark's own files (--data.folder).",
+        f"average {100 * sequences.PAPER_AVERAGE:.2f}, on that benchmark's own files "
+        "(--data.folder).",
         f"Of images, test accuracy in percent, {images.SOURCE}.",
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowformer.data.images import idx
+from flowformer.data.images import idx as fashion_files
 from flowformer.data.images.idx import read_idx
+from flowformer.data.sequences import pictures
 from flowformer.data.sequences.pictures import load_cifar10_grey, load_fashion_mnist, to_grey
 
 RECORDS = 20
@@ -29,7 +30,7 @@ LABELS = np.arange(6 * RECORDS).reshape(6, RECORDS) % 10
 @pytest.fixture
 def cifar(tmp_path: Path, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CIFAR-10's version for C programs, with a few pictures in each file."""
-    monkeypatch.setattr(module, "_BATCH_PICTURES", RECORDS)
+    monkeypatch.setattr(pictures, "_BATCH_PICTURES", RECORDS)
     (tmp_path / "cifar-10-batches-bin").mkdir()
     names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     for name, pixels, labels in zip(names, colours, LABELS, strict=True):
@@ -180,13 +181,13 @@ def test_fashion_mnist_is_taken_from_the_debian_package(
         assert members == ["usr/share/datasets/fashion-mnist/*-ubyte.gz"]
         return fashion
 
-    monkeypatch.setattr(idx, "fetch_debian_data", fetch)
+    monkeypatch.setattr(fashion_files, "fetch_debian_data", fetch)
     assert len(load_fashion_mnist().splits["train"]) == 12
 
     def refuse(*_: object, **__: object) -> Path:
         raise FileNotFoundError("there is no apt-get")
 
-    monkeypatch.setattr(idx, "fetch_debian_data", refuse)
+    monkeypatch.setattr(fashion_files, "fetch_debian_data", refuse)
     with pytest.raises(
         FileNotFoundError, match="no apt-get -- or give a folder with the idx files"
     ):
