@@ -34,7 +34,8 @@ LISTOPS = ["--data.min-length", "4", "--data.max-length", "16", "--data.max-dept
 CASES = ["--data.sizes", "40", "16", "24", "--data.workers", "1", "--data.batch-size", "8"]
 IMAGES = ["--data.path", "data/images", "--data.image-size", "16", "--data.batch-size", "4"]
 STAGES = ["--model.patch-size", "8", "--model.dims", "8", "--model.depths", "1"]
-HEADS = ["--model.num-heads", "2", "--optimizer.warmup-epochs", "0.5"]
+HEADS = ["--model.num-heads", "2", "--optimizer.reference-batch", "4"]
+AVERAGED = ["--optimizer.warmup-epochs", "0.5", "--training.average", "0.9"]
 EPISODES = ["--data.path", "data/swings.hdf5", "--data.batch-size", "4", "--model.context", "4"]
 PLAYED = ["--evaluation.episodes", "2", "--evaluation.validation-episodes", "1"]
 ASKED = ["--evaluation.targets=-60", "--data.return-scale", "10", "--model.max-timestep", "12"]
@@ -43,7 +44,7 @@ RUNS = {  # of each kind: the recipe, and its options
     "series": ["time-series", *SERIES, *SMALL, *EPOCHS, "--data.batch-size", "8"],
     "language": ["char-shakespeare", *TEXT, *SMALL, *STEPS, "--model.max-length", "16"],
     "sequences": ["listops-small", *LISTOPS, *CASES, *SMALL, *STEPS],
-    "images": ["image-folder", *IMAGES, *STAGES, *HEADS, *EPOCHS],
+    "images": ["image-folder", *IMAGES, *STAGES, *HEADS, *AVERAGED, *EPOCHS],
     "trajectories": ["decision", *EPISODES, *PLAYED, *ASKED, *MODEL, *STEPS],
 }
 COMMANDS = {  # what is then done with it, RUN being its folder
@@ -68,13 +69,12 @@ TIMES = re.compile(  # of what the commands print, and of the reports
 
 def make(root: Path, python_path: Path | None) -> None:
     """Write the data, train the runs, and keep what the commands print."""
-    root.mkdir(parents=True)
+    (root / "outputs").mkdir(parents=True)
     (root / "where.txt").write_text(str(root))
     write_data(root / "data")
     environment = os.environ | {"FLOWFORMER_DATA": str(root / "cache"), "OMP_NUM_THREADS": "1"}
     if python_path is not None:
         environment["PYTHONPATH"] = str(python_path.resolve())
-    (root / "outputs").mkdir()
     for kind, options in RUNS.items():
         started, run, texts = time.perf_counter(), f"runs/{kind}", []
         commands = [["train", *options, *COMPUTE, "none", "--run-dir", run]]
@@ -99,8 +99,8 @@ def write_data(folder: Path) -> None:
         lines += ["@classLabel true slow fast", "@data"]
         for number in range(count):
             label, speed = (("slow", 0.4), ("fast", 1.3))[number % 2]
-            steps = int(rng.integers(5, 10))
-            wave = np.sin(np.arange(steps) * speed) + rng.normal(0, 0.2, (2, steps))
+            times = np.arange(rng.integers(5, 10))
+            wave = np.sin(times * speed) + rng.normal(0, 0.2, (2, len(times)))
             lines.append(":".join([*(",".join(f"{v:.3f}" for v in row) for row in wave), label]))
         (folder / f"waves_{part}.ts").write_text("\n".join(lines) + "\n")
     rhyme = "".join(f"{n} and {n + 1} make {2 * n + 1}, one two.\n" for n in range(120))
@@ -189,10 +189,10 @@ def main() -> int:
     comparing = commands.add_parser("compare", help="say whether two such folders are the same")
     comparing.add_argument("folders", type=Path, nargs=2)
     options = parser.parse_args()
-    if options.command == "make":
-        make(options.folder.resolve(), options.python_path)
-        return 0
-    return compare(*options.folders)
+    if options.command == "compare":
+        return compare(*options.folders)
+    make(options.folder.resolve(), options.python_path)
+    return 0
 
 
 if __name__ == "__main__":
