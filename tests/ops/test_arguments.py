@@ -16,7 +16,11 @@ from flowformer import (
     linear_attention,
     mobile_attention,
 )
-from flowformer.ops import backends, baselines
+from flowformer.nn.mixers.cosformer import cosformer_attention
+from flowformer.nn.mixers.linear import elu_attention
+from flowformer.nn.mixers.performer import performer_attention
+from flowformer.nn.mixers.rfa import gated_rfa_attention, rfa_attention
+from flowformer.ops import backends
 from tests.ops.cases import BACKENDS, CAUSAL, FORMS, needs_library, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.
@@ -288,13 +292,11 @@ EPS = {
     "step": lambda eps: flow_attention_step(q[:, :1], k[:, :1], v[:, :1], None, eps=eps),
     "map": lambda eps: flow_map(q, k, eps=eps),
     "mobile": lambda eps: mobile_attention(q, k, v, eps=eps),
-    "elu": lambda eps: baselines.elu_attention(q, k, v, eps=eps),
-    "performer": lambda eps: baselines.performer_attention(q, k, v, directions=q[0, 0], eps=eps),
-    "cosformer": lambda eps: baselines.cosformer_attention(q, k, v, max_length=9, eps=eps),
-    "rfa": lambda eps: baselines.rfa_attention(
-        q, k, v, directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
-    ),
-    "rfa-gated": lambda eps: baselines.gated_rfa_attention(
+    "elu": lambda eps: elu_attention(q, k, v, eps=eps),
+    "performer": lambda eps: performer_attention(q, k, v, directions=q[0, 0], eps=eps),
+    "cosformer": lambda eps: cosformer_attention(q, k, v, max_length=9, eps=eps),
+    "rfa": lambda eps: rfa_attention(q, k, v, directions=q[0, :2, :, :], scale=q[0, 0], eps=eps),
+    "rfa-gated": lambda eps: gated_rfa_attention(
         q, k, v, gate=q[..., 0], directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
     ),
 }

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.deltanet import DeltaNetAttention
-from flowformer.ops.baselines import delta_rule_attention, deltanet, short_convolution
+from flowformer.nn.mixers import deltanet
+from flowformer.nn.mixers.deltanet import DeltaNetAttention, delta_rule_attention, short_convolution
 
 
 def draw(length: int, *, kv_heads: int = 4) -> list[Tensor]:

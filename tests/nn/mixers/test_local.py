@@ -7,8 +7,8 @@ import torch
 from local_attention import LocalAttention
 from torch import Tensor
 
-from flowformer.ops.baselines.local import LocalState, local_attention
-from flowformer.ops.baselines.softmax import softmax_attention
+from flowformer.nn.mixers.local import LocalState, local_attention
+from flowformer.nn.mixers.softmax import softmax_attention
 from tests.nn.mixers.patterns import (
     MASK,
     LargestTensor,

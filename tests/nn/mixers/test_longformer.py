@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from flowformer.ops.baselines.longformer import longformer_attention
-from flowformer.ops.baselines.softmax import softmax_attention
+from flowformer.nn.mixers.longformer import longformer_attention
+from flowformer.nn.mixers.softmax import softmax_attention
 from tests.nn.mixers.patterns import (
     MASK,
     LargestTensor,

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.performer import PerformerAttention
-from flowformer.nn.mixers.random_features import RandomDirections
-from flowformer.ops.baselines import performer_attention, softmax_attention
-from flowformer.ops.baselines.random_features import orthogonal_directions
+from flowformer.nn.mixers.performer import PerformerAttention, performer_attention
+from flowformer.nn.mixers.random_features import RandomDirections, orthogonal_directions
+from flowformer.nn.mixers.softmax import softmax_attention
 
 WIDTH = 8
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import ReformerConfig
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
-from flowformer.ops.baselines.reformer import reformer_attention
+from flowformer.nn.mixers.reformer import reformer_attention
 from tests.nn.mixers.patterns import MASK, LargestTensor, dense, draw, scattered
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
 from flowformer.nn.mixers.random_features import RandomDirections
-from flowformer.nn.mixers.rfa import GatedRFAAttention
+from flowformer.nn.mixers.rfa import GatedRFAAttention, gated_rfa_attention, rfa_attention
+from flowformer.nn.mixers.softmax import softmax_attention
 from flowformer.ops import LinearState
-from flowformer.ops.baselines import gated_rfa_attention, rfa_attention, softmax_attention
 
 HEADS, WIDTH, FEATURES = 4, 8, 16
 

@@ -1,15 +1,158 @@
-"""cosFormer as a layer."""
+"""cosFormer (Qin et al. 2022): relu features, weighted by the cosine of the distance."""
 
-from typing import ClassVar
+import math
+from typing import ClassVar, NamedTuple
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.linear import kernel_attention, real_tokens
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.ops.baselines import CosformerState, cosformer_attention
 from flowformer.ops.features import check_eps
+from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
+
+
+class CosformerState(NamedTuple):
+    """The state of a causal cosFormer: constant size, whatever the number of tokens.
+
+    Attributes:
+        tokens: the number of real tokens so far, the position of the next. Shape ``[b]``, int64.
+        key_value: Σ φ(k)ᵀ [v, 1]. Shape ``[b, h, 2 d, m + 1]``, float64 (float32 without it).
+    """
+
+    tokens: Int[Tensor, " b"]
+    key_value: Float[Tensor, "b h f m_plus_1"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+    @classmethod
+    def initial(
+        cls, batch: int, heads: int, key_width: int, value_width: int, device: torch.device
+    ) -> "CosformerState":
+        """Return the state before the first token."""
+        linear = LinearState.initial(batch, heads, 2 * key_width, value_width + 1, device)
+        return cls(torch.zeros(batch, dtype=torch.int64, device=device), linear.key_value)
+
+
+torch.serialization.add_safe_globals([CosformerState])
+
+
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
+def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    max_length: int,
+    eps: float,
+    causal: bool = False,
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    initial_state: CosformerState | None = None,
+    return_state: bool = False,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], CosformerState]:
+    """out_i = Σ_j w_ij v_j / max(Σ_j w_ij, ε), w_ij = relu(q_i)·relu(k_j) cos(π/2 · (i - j) / M).
+
+    By cos(a - b) = cos a cos b + sin a sin b it is an inner product of features (equation 10):
+    φ(x_i) = [relu(x_i) cos(π i / 2M), relu(x_i) sin(π i / 2M)]. M is at least the length, for past
+    it the cosine is negative. The published code takes the length of the batch at hand, so that
+    the result depends on the padding; here M is max_length, whatever the batch. Real tokens are
+    numbered 0, 1, …, in queries and keys each.
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        max_length: M.
+        eps: least denominator: of a query whose weights are all zero, the output is zero.
+        causal: sum over j ≤ i only; needs l == s.
+        mask: real tokens (True) of queries and keys, in self-attention.
+        query_mask: real tokens of the queries; the output at the others is zero.
+        key_mask: real tokens of the keys; a query with no real key gives zero.
+        initial_state: the state after the tokens before these (causal only).
+        return_state: also return the state after these tokens (causal only).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+
+    Raises:
+        ValueError: more than M tokens, causal with l ≠ s, a state without causal, or one of other
+            sizes.
+        TypeError: the state is of another kind.
+    """
+    if (initial_state is not None or return_state) and not causal:
+        raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps)
+    q, k = real_tokens(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    start = None
+    if causal:
+        check_causal(query, key)
+        sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+        start = starting_state(initial_state, CosformerState.initial(*sizes, query.device))
+    _check_length(query, key, max_length, initial_state)
+    query_place = _places(query, query_mask if mask is None else mask, start)
+    key_place = _places(key, key_mask if mask is None else mask, start)
+    with exact_arithmetic(query):
+        out, state = kernel_attention(
+            _features(q, query_place, max_length),
+            _features(k, key_place, max_length),
+            value,
+            causal=causal,
+            least=eps,
+            mask=mask,
+            query_mask=query_mask,
+            key_mask=key_mask,
+            initial_state=None if start is None else LinearState(start.key_value),
+            return_state=return_state,
+        )
+    if start is None or state is None:
+        return out
+    added = query.shape[1] if mask is None else mask.sum(1)
+    return out, CosformerState(start.tokens + added, state.key_value)
+
+
+def _check_length(
+    query: Tensor, key: Tensor, max_length: int, state: CosformerState | None
+) -> None:
+    length = max(query.shape[1], key.shape[1])
+    # While a graph is traced the number so far is not known; the caller keeps the bound there.
+    if state is not None and state.tokens.numel() and not torch.compiler.is_compiling():
+        length += int(state.tokens.max())
+    if length > max_length:
+        raise ValueError(
+            f"cosformer was given a max_length of {max_length} keys, got {length}: the cosine is "
+            "negative past it; give it a larger max_length"
+        )
+
+
+def _places(
+    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, start: CosformerState | None
+) -> Int[Tensor, "b t"]:
+    """The numbers of the real tokens; of a padded one, any."""
+    if mask is None:
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    else:
+        places = mask.cumsum(1) - 1
+    return places if start is None else places + start.tokens[:, None]
+
+
+def _features(
+    x: Float[Tensor, "b t h d"], place: Int[Tensor, "b t"], max_length: int
+) -> Float[Tensor, "b t h f"]:
+    angle = (place.to(x.dtype) * (math.pi / 2 / max_length))[:, :, None, None]
+    x = torch.relu(x)
+    return torch.cat((x * angle.cos(), x * angle.sin()), -1)
 
 
 class CosformerAttention(HeadAttention):

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.recurrence import gated_linear_attention
 from flowformer.ops import LinearState
-from flowformer.ops.baselines import gated_linear_attention
 from flowformer.ops.features import check_eps
 
 

@@ -1,15 +1,80 @@
-"""Linformer as a layer."""
+"""Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
 
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.ops.baselines import linformer_attention
+from flowformer.ops.features import masked
+from flowformer.ops.inputs import resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+
+
+@takes_layouts("query", "key", "value")
+def linformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    key_mixing: Float[Tensor, "n r"],
+    value_mixing: Float[Tensor, "n r"],
+    mask: Bool[Tensor, "b l"] | None = None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+) -> Float[Tensor, "b l h m"]:
+    """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), E and F cut to s rows.
+
+    Real tokens are numbered 0, 1, …, and number n uses row n of E and F; padded keys enter neither
+    sum. So a padded sequence gives what it gives alone, on whichever side the padding stands.
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        key_mixing: E, one row for each possible position.
+        value_mixing: F, of the same shape.
+        mask: real tokens (True) of queries and keys, in self-attention.
+        query_mask: real tokens of the queries; the output at the others is zero.
+        key_mask: real tokens of the keys; with no real key the output is zero.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+
+    Raises:
+        ValueError: more keys than rows of the mixing matrices.
+    """
+    query_mask, key_mask = resolve_masks(
+        query, key, causal=False, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    if key.shape[1] > key_mixing.shape[0]:
+        raise ValueError(
+            f"linformer has mixing rows for {key_mixing.shape[0]} keys, got {key.shape[1]}: "
+            "give it a larger max_length"
+        )
+    out = F.scaled_dot_product_attention(
+        masked(query, query_mask).transpose(1, 2),
+        _mixed(key, key_mixing, key_mask),
+        _mixed(value, value_mixing, key_mask),
+        enable_gqa=bool(query.shape[2] != key.shape[2]),  # traced, a tensor
+    ).transpose(1, 2)
+    return masked(out, query_mask)
+
+
+def _mixed(
+    tokens: Float[Tensor, "b s g d"],
+    mixing: Float[Tensor, "n r"],
+    mask: Bool[Tensor, "b s"] | None,
+) -> Float[Tensor, "b g r d"]:
+    if mask is None:
+        return torch.einsum("bsgd,sr->bgrd", tokens, mixing[: tokens.shape[1]])
+    number = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # The tokens are zeroed and not the rows: padding may hold NaN, and 0 times NaN is NaN.
+    tokens = masked(tokens, mask)
+    return torch.einsum("bsgd,bsr->bgrd", tokens, mixing[number])
 
 
 class LinformerAttention(HeadAttention):

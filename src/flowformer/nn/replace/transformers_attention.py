@@ -13,9 +13,8 @@ from torch import Tensor
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.linformer import LinformerAttention
 from flowformer.nn.mixers.projected import attend_packed
-from flowformer.nn.mixers.softmax import SoftmaxAttention
+from flowformer.nn.mixers.softmax import KVState, SoftmaxAttention
 from flowformer.nn.replace.transformers_owner import document_offsets, owner_of, says_causal
-from flowformer.ops.baselines import KVState
 
 _NO_TENSOR = (
     "this model computes with its attention mask itself, which the attentions of flowformer know "
