@@ -19,8 +19,8 @@ from flowformer.nn.mixers.blockwise import (
     restore,
     windows,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 
@@ -204,25 +204,24 @@ class BigBirdAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, state=False, variable_length=True
     )
+    function = staticmethod(bigbird_attention)
+    block: int
     seed: Tensor
 
     def __init__(self, *, block: int = 64, random_blocks: int = 3) -> None:
-        """Draw the seed."""
-        super().__init__()
+        super().__init__(block=block)
         check_positive(block=block)
         if random_blocks != 0:
             check_positive(random_blocks=random_blocks)
-        self.block, self.random_blocks = block, random_blocks
+        self.random_blocks = random_blocks
         self.register_buffer("seed", torch.randint(2**31, ()))
 
     def forward(
         self,
         query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        *,
+        *others: Tensor,
         mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
+    ) -> tuple[Tensor, None]:
         """Return the output; it has no state."""
         batch, length, heads = query.shape[:3]
         if mask is None:
@@ -237,17 +236,14 @@ class BigBirdAttention(HeadAttention):
             block=self.block,
             length=length,
         )
-        out = bigbird_attention(
-            query, key, value, block=self.block, random_blocks=chosen, mask=mask
-        )
-        return out, None
+        return super().forward(query, *others, random_blocks=chosen, mask=mask)
 
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return f"block={self.block}, random_blocks={self.random_blocks}"
+        """Return the options, for print(model)."""
+        return f"{super().extra_repr()}, random_blocks={self.random_blocks}"
 
 
-class BigBirdMixer(ProjectedMixer):
+class BigBirdMixer(ProjectedMixer, name="bigbird"):
     """BigBird (Zaheer et al. 2020): softmax over global, neighbouring and random blocks."""
 
     kind = BigBirdAttention

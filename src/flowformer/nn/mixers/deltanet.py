@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.recurrence import Recurrence, from_chunks, in_chunks
+from flowformer.nn.mixers.recurrence import Recurrence, RecurrentAttention, from_chunks, in_chunks
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -228,7 +226,7 @@ class DeltaNetState(NamedTuple):
 torch.serialization.add_safe_globals([DeltaNetState])
 
 
-class DeltaNetAttention(HeadAttention):
+class DeltaNetAttention(RecurrentAttention):
     """DeltaNet (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule …").
 
     Queries, keys and values pass a short convolution and silu; queries and keys get length 1;
@@ -242,10 +240,6 @@ class DeltaNetAttention(HeadAttention):
         eps: of the normalisation.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
     linear_in_values: ClassVar[bool] = False  # its output is normalised
 
     def __init__(
@@ -257,7 +251,6 @@ class DeltaNetAttention(HeadAttention):
         convolution: int = 4,
         eps: float = 1e-5,
     ) -> None:
-        """Create the convolutions and the strength β."""
         super().__init__()
         check_eps(eps)
         if convolution < 1:
@@ -273,19 +266,10 @@ class DeltaNetAttention(HeadAttention):
         bound = self.convolution.shape[-1] ** -0.5
         nn.init.uniform_(self.convolution, -bound, bound)
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g d"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
-        causal: bool = True,  # noqa: ARG002 - it has no other form
-        mask: Bool[Tensor, "b t"] | None = None,
-        state: DeltaNetState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b t h d"], DeltaNetState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, DeltaNetState]:
+        """Return the output and the state after these tokens."""
         batch, _, heads, width = query.shape
         empty = DeltaNetState.initial(
             batch, self.convolution.shape[-1] - 1, heads, width, query.device
@@ -308,8 +292,6 @@ class DeltaNetAttention(HeadAttention):
             initial_state=LinearState(start.key_value),
         )
         out = self.norm(out.to(self.norm.weight.dtype)).to(out.dtype)  # they differ under autocast
-        if not return_state:
-            return out, None
         return out, DeltaNetState(recent_q, recent_k, recent_v, memory.key_value)
 
 
@@ -317,7 +299,7 @@ def _unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-class DeltaNetMixer(ProjectedMixer):
+class DeltaNetMixer(ProjectedMixer, name="deltanet"):
     """DeltaNet (Yang et al. 2024): a memory corrected by the delta rule; causal."""
 
     kind = DeltaNetAttention

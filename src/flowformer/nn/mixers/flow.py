@@ -1,19 +1,17 @@
 """Flow-Attention as a layer."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
-from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
+from flowformer.nn.mixers.registry import Capabilities
+from flowformer.ops import FlowMap, flow_attention, flow_map
 from flowformer.ops.features import Competition, FeatureMap, resolve_options, sinks_are_independent
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 from flowformer.ops.parallel.collectives import resolve_group
@@ -70,40 +68,15 @@ class FlowAttention(HeadAttention):
         self.backend = backend
         self.mesh: DeviceMesh | ProcessGroup | None = None
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: FlowState | None = None,
-        return_state: bool = False,
-        cu_seqlens: Int[Tensor, " n"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], FlowState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
-        attend: Callable[..., Any] = flow_attention
-        if self.mesh is not None:
-            attend = partial(sequence_parallel_flow_attention, mesh=self.mesh)
-        result = attend(
-            query,
-            key,
-            value,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            initial_state=state,
-            return_state=return_state,
-            backend=self.backend,
-            layout="bthd",
-            **self.options._asdict(),
-        )
-        return result if isinstance(result, tuple) else (result, None)
+    def function(self, *tensors: Tensor, **call: Any) -> Any:
+        """Call Flow-Attention, of whole sequences or of those that are sharded over ranks."""
+        if self.mesh is None:
+            return flow_attention(*tensors, **call)
+        return sequence_parallel_flow_attention(*tensors, mesh=self.mesh, **call)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options and the backend, and the layout of the tensors."""
+        return {**self.options._asdict(), "backend": self.backend, "layout": "bthd"}
 
     def extra_repr(self) -> str:
         """The options, for print(model)."""
@@ -142,7 +115,7 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
         attention.mesh = mesh
 
 
-class FlowMixer(ProjectedMixer):
+class FlowMixer(ProjectedMixer, name="flow"):
     """Flow-Attention (Wu et al. 2022): linear, with competing sources and allocated sinks."""
 
     kind = FlowAttention

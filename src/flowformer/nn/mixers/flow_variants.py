@@ -1,7 +1,7 @@
 """Flow-Attention in other forms: without one of its parts, and as published for long sequences."""
 
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.flow import FlowAttention, FlowMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import Competition, FeatureMap
 
 
@@ -74,19 +74,19 @@ class FlowHeadsAttention(FlowAttention):
         )
 
 
-class FlowHeadsMixer(FlowMixer):
-    """Flow-Attention with competing heads (the published Long Range Arena code)."""
-
-    kind = FlowHeadsAttention
-
-
-class FlowNoCompetitionMixer(FlowMixer):
+class FlowNoCompetitionMixer(FlowMixer, name="flow-no-competition"):
     """Flow-Attention without competition (Wu et al. 2022, ablation)."""
 
     kind = FlowNoCompetitionAttention
 
 
-class FlowNoAllocationMixer(FlowMixer):
+class FlowNoAllocationMixer(FlowMixer, name="flow-no-allocation"):
     """Flow-Attention without allocation (Wu et al. 2022, ablation)."""
 
     kind = FlowNoAllocationAttention
+
+
+class FlowHeadsMixer(FlowMixer, name="flow-heads"):
+    """Flow-Attention with competing heads (the published Long Range Arena code)."""
+
+    kind = FlowHeadsAttention

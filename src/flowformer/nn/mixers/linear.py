@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import resolve_masks
@@ -168,43 +168,14 @@ class LinearAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
+    function = staticmethod(elu_attention)
 
     def __init__(self, *, eps: float = 1e-6) -> None:
-        """Hold the option."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps, zero=True)
-        self.eps = eps
-
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], LinearState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
-        result = elu_attention(
-            query,
-            key,
-            value,
-            causal=causal,
-            eps=self.eps,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
-class LinearMixer(ProjectedMixer):
+class LinearMixer(ProjectedMixer, name="linear"):
     """Linear attention with elu + 1 features (Katharopoulos et al. 2020)."""
 
     kind = LinearAttention

@@ -1,6 +1,6 @@
 """Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -90,9 +90,9 @@ class LinformerAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=True, state=False, variable_length=False, independent_sinks=True
     )
+    function = staticmethod(linformer_attention)
 
     def __init__(self, *, max_length: int, rank: int = 256) -> None:
-        """Create the mixing matrices."""
         super().__init__()
         if rank < 1 or max_length < 1:
             raise ValueError(f"rank and max_length must be positive, got {rank=} and {max_length=}")
@@ -105,35 +105,16 @@ class LinformerAttention(HeadAttention):
         for mixing in (self.key_mixing, self.value_mixing):
             nn.init.normal_(mixing, std=mixing.shape[1] ** -0.5)
 
-    def forward(
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], None]:
-        """Return the output; it has no state."""
-        out = linformer_attention(
-            query,
-            key,
-            value,
-            key_mixing=self.key_mixing,
-            value_mixing=self.value_mixing,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
-        return out, None
-
     def extra_repr(self) -> str:
-        """The sizes, for print(model)."""
+        """Return the sizes, for print(model)."""
         return f"max_length={self.key_mixing.shape[0]}, rank={self.key_mixing.shape[1]}"
 
+    def arguments(self) -> dict[str, Any]:
+        """Return both matrices."""
+        return {"key_mixing": self.key_mixing, "value_mixing": self.value_mixing}
 
-class LinformerMixer(ProjectedMixer):
+
+class LinformerMixer(ProjectedMixer, name="linformer"):
     """Linformer (Wang et al. 2020): softmax over `rank` mixed keys; needs max_length."""
 
     kind = LinformerAttention

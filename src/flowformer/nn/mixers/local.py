@@ -19,8 +19,8 @@ from flowformer.nn.mixers.blockwise import (
     joined_windows,
     restore,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -214,44 +214,14 @@ class LocalAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=False, state=True, variable_length=True
     )
+    function = staticmethod(local_attention)
 
     def __init__(self, *, window: int = 128, blocked: bool = False) -> None:
-        """Hold the options."""
-        super().__init__()
+        super().__init__(window=window, blocked=blocked)
         check_positive(window=window)
-        self.window, self.blocked = window, blocked
-
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-        state: LocalState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b t h m"], LocalState | None]:
-        """Return the output and, if asked for, the last tokens."""
-        result = local_attention(
-            query,
-            key,
-            value,
-            window=self.window,
-            blocked=self.blocked,
-            causal=causal,
-            mask=mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
-
-    def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return f"window={self.window}, blocked={self.blocked}"
 
 
-class LocalMixer(ProjectedMixer):
+class LocalMixer(ProjectedMixer, name="local"):
     """Local attention: softmax over a sliding window, or inside of blocks."""
 
     kind = LocalAttention

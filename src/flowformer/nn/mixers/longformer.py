@@ -1,6 +1,6 @@
 """Longformer (Beltagy et al. 2020): softmax attention to a window and to a few global tokens."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,8 +17,8 @@ from flowformer.nn.mixers.blockwise import (
     merge,
     restore,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -116,16 +116,17 @@ class LongformerAttention(HeadAttention):
     )
     inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
     value_layers: ClassVar[tuple[str, ...]] = ("value_global",)
+    function = staticmethod(longformer_attention)
+    global_tokens: int
 
     def __init__(
         self, *, dim: int, num_heads: int, head_dim: int, window: int = 128, global_tokens: int = 1
     ) -> None:
-        """Create the global projections."""
-        super().__init__()
+        super().__init__(window=window, global_tokens=global_tokens)
         check_positive(window=window)
         if global_tokens != 0:
             check_positive(global_tokens=global_tokens)
-        self.window, self.global_tokens, self.num_heads = window, global_tokens, num_heads
+        self.num_heads = num_heads
         inner = num_heads * head_dim
         if global_tokens:
             self.query_global = nn.Linear(dim, inner)
@@ -138,35 +139,18 @@ class LongformerAttention(HeadAttention):
         key: Float[Tensor, "b t g d"],
         value: Float[Tensor, "b t g d"],
         hidden: Float[Tensor, "b t dim"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
+        **call: Any,
     ) -> tuple[Float[Tensor, "b t h d"], None]:
         """Return the output; it has no state."""
         everywhere = [query, query, query]  # unused without global tokens
         if self.global_tokens:
             projections = (self.query_global, self.key_global, self.value_global)
             everywhere = [each(hidden).unflatten(-1, (self.num_heads, -1)) for each in projections]
-        out = longformer_attention(
-            query,
-            key,
-            value,
-            global_query=everywhere[0],
-            global_key=everywhere[1],
-            global_value=everywhere[2],
-            window=self.window,
-            global_tokens=self.global_tokens,
-            causal=causal,
-            mask=mask,
-        )
-        return out, None
-
-    def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return f"window={self.window}, global_tokens={self.global_tokens}"
+        call.update(zip(("global_query", "global_key", "global_value"), everywhere, strict=True))
+        return super().forward(query, key, value, **call)
 
 
-class LongformerMixer(ProjectedMixer):
+class LongformerMixer(ProjectedMixer, name="longformer"):
     """Longformer (Beltagy et al. 2020): softmax over a window and the first, global tokens."""
 
     kind = LongformerAttention

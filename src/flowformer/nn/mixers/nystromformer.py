@@ -1,6 +1,6 @@
 """Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.landmarks import masked_softmax, segment_means
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -128,6 +128,7 @@ class NystromformerAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=True, state=False, variable_length=True
     )
+    function = staticmethod(nystromformer_attention)
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class NystromformerAttention(HeadAttention):
         residual_width: int | None = None,
     ) -> None:
         """Hold the options, and create the filters if there are any."""
-        super().__init__()
+        super().__init__(num_landmarks=num_landmarks, iterations=iterations)
         if num_landmarks < 1 or iterations < 1:
             raise ValueError(
                 f"num_landmarks and iterations must be positive, got {num_landmarks=} and "
@@ -146,7 +147,6 @@ class NystromformerAttention(HeadAttention):
             )
         if residual_width is not None and residual_width % 2 != 1:
             raise ValueError(f"residual_width must be odd, or None, got {residual_width}")
-        self.num_landmarks, self.iterations = num_landmarks, iterations
         self.residual_kernel = (
             None if residual_width is None else nn.Parameter(torch.empty(num_heads, residual_width))
         )
@@ -158,40 +158,17 @@ class NystromformerAttention(HeadAttention):
             bound = self.residual_kernel.shape[1] ** -0.5
             nn.init.uniform_(self.residual_kernel, -bound, bound)
 
-    def forward(
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], None]:
-        """Return the output; it has no state."""
-        out = nystromformer_attention(
-            query,
-            key,
-            value,
-            num_landmarks=self.num_landmarks,
-            iterations=self.iterations,
-            residual_kernel=self.residual_kernel,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
-        return out, None
-
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
+        """Return the options, for print(model)."""
         width = None if self.residual_kernel is None else self.residual_kernel.shape[1]
-        return (
-            f"num_landmarks={self.num_landmarks}, iterations={self.iterations}, "
-            f"residual_width={width}"
-        )
+        return f"{super().extra_repr()}, residual_width={width}"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the filters too."""
+        return {**super().arguments(), "residual_kernel": self.residual_kernel}
 
 
-class NystromformerMixer(ProjectedMixer):
+class NystromformerMixer(ProjectedMixer, name="nystromformer"):
     """Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
     kind = NystromformerAttention

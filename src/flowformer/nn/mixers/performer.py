@@ -1,18 +1,18 @@
 """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.linear import divided, kernel_attention, real_tokens, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.random_features import RandomDirections
 from flowformer.nn.mixers.recurrence import gated_linear_attention
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
@@ -190,6 +190,7 @@ class PerformerAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
+    function = staticmethod(performer_attention)
 
     def __init__(
         self,
@@ -199,48 +200,18 @@ class PerformerAttention(HeadAttention):
         redraw_every: int | None = 1000,
         eps: float = 1e-6,
     ) -> None:
-        """Draw the directions."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps, zero=True)
         if num_features is None:
             num_features = max(1, int(head_dim * math.log(head_dim)))
         self.features = RandomDirections(num_features, head_dim, redraw_every=redraw_every)
-        self.eps = eps
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: PerformerState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], PerformerState | None]:
-        """Return the output and, if asked for, the state after these tokens.
-
-        A state belongs to the directions that it was made with: do not redraw while streaming.
-        """
-        result = performer_attention(
-            query,
-            key,
-            value,
-            directions=self.features(),
-            eps=self.eps,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
+    def arguments(self) -> dict[str, Any]:
+        """Return the directions too; a state belongs to those it was made with."""
+        return {**super().arguments(), "directions": self.features()}
 
 
-class PerformerMixer(ProjectedMixer):
+class PerformerMixer(ProjectedMixer, name="performer"):
     """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
     kind = PerformerAttention

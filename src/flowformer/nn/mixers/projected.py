@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_row, make_attention
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.registry import Capabilities, enter
 from flowformer.nn.rotary import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
 from flowformer.ops.packing import Batch, attend_batch, check_batch
@@ -58,6 +58,9 @@ class ProjectedMixer(nn.Module):
     The projections have the published names; one that the attention has no use for is not made.
     Outputs at padded places are zero.
 
+    A subclass names its attention, and itself: `class OwnMixer(ProjectedMixer, name="own")` enters
+    the table, so that `build_mixer` and the configurations of models know it.
+
     Attributes:
         kind: the class of its attention, which a subclass names.
         capabilities: those of its attention; the class has those of its attention's class.
@@ -69,9 +72,12 @@ class ProjectedMixer(nn.Module):
     key_projection: nn.Linear
     value_projection: nn.Linear
 
-    def __init_subclass__(cls) -> None:
-        """Copy the record: users and models read it from the mixer."""
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        """Copy the record of the attention, which users read from the mixer; enter the table."""
+        super().__init_subclass__()
         cls.capabilities = cls.kind.capabilities
+        if name is not None:
+            enter(name, cls)
 
     def __init__(  # noqa: PLR0913 - see ProjectionOptions
         self,

@@ -1,4 +1,4 @@
-"""Gated linear attention (Yang et al. 2024): a state that decays, feature by feature or as a whole.
+"""Linear attention whose state decays (Yang et al. 2024), feature by feature or as a whole.
 
 On CUDA, in half precision, flash-linear-attention's kernel runs where that package is installed;
 everywhere else, and in every other dtype, the chunked form below, which is exact.
@@ -7,13 +7,15 @@ everywhere else, and in every other dtype, the chunked form below, which is exac
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -83,6 +85,40 @@ def gated_linear_attention(
         attend = chunked_gla if kernel is None else kernel
         out, key_value = attend(query, key, value, log_decay, state.key_value)
     return out.to(dtype_out), LinearState(key_value)
+
+
+class RecurrentAttention(HeadAttention):
+    """An attention that is a recurrence, with gates of the hidden states: causal, and only that.
+
+    A subclass says what `recur` is.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
+    )
+    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
+
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, Any]:
+        """Return the output and the state after these tokens; state and mask may be None."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = True,  # noqa: ARG002 - it has no other form
+        mask: Bool[Tensor, "b t"] | None = None,
+        state: Any = None,
+        return_state: bool = False,
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Return the output and, if asked for, the state after these tokens."""
+        out, state = self.recur(query, key, value, hidden, mask, state)
+        return out, state if return_state else None
 
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

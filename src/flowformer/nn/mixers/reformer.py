@@ -1,6 +1,6 @@
 """Reformer (Kitaev et al. 2020): softmax attention among tokens that a hash puts together."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,8 +19,8 @@ from flowformer.nn.mixers.blockwise import (
     restore,
     windows,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -157,6 +157,7 @@ class ReformerAttention(HeadAttention):
         causal=True, cross=False, state=False, variable_length=True
     )
     inputs: ClassVar[tuple[str, ...]] = ("query", "value")
+    function = staticmethod(reformer_attention)
     rotations: Tensor
 
     def __init__(
@@ -168,12 +169,10 @@ class ReformerAttention(HeadAttention):
         num_buckets: int = 32,
         chunk: int = 64,
     ) -> None:
-        """Draw the rotations."""
-        super().__init__()
+        super().__init__(chunk=chunk)
         check_positive(rounds=rounds, num_buckets=num_buckets, chunk=chunk)
         if num_buckets % 2:
             raise ValueError(f"num_buckets must be even, got {num_buckets}")
-        self.chunk = chunk
         shape = (num_heads, head_dim, rounds, num_buckets // 2)
         self.register_buffer("rotations", torch.empty(shape))
         self.redraw()
@@ -182,27 +181,17 @@ class ReformerAttention(HeadAttention):
         """Draw new rotations."""
         self.rotations.normal_()
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
-        """Return the output; it has no state."""
-        out = reformer_attention(
-            query, value, rotations=self.rotations, chunk=self.chunk, causal=causal, mask=mask
-        )
-        return out, None
-
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
+        """Return the options, for print(model)."""
         rounds, half = self.rotations.shape[2:]
-        return f"rounds={rounds}, num_buckets={2 * half}, chunk={self.chunk}"
+        return f"rounds={rounds}, num_buckets={2 * half}, {super().extra_repr()}"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the rotations too."""
+        return {**super().arguments(), "rotations": self.rotations}
 
 
-class ReformerMixer(ProjectedMixer):
+class ReformerMixer(ProjectedMixer, name="reformer"):
     """Reformer (Kitaev et al. 2020): softmax among tokens of one hash; queries are the keys."""
 
     kind = ReformerAttention

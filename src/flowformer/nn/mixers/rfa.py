@@ -1,6 +1,6 @@
 """Random-feature attention (Peng et al. 2021), with and without a gate."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.linear import divided, kernel_attention, real_tokens, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.random_features import RandomDirections
-from flowformer.nn.mixers.recurrence import gated_linear_attention
+from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
@@ -160,6 +160,7 @@ class RFAAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
+    function = staticmethod(rfa_attention)
 
     def __init__(
         self,
@@ -170,50 +171,19 @@ class RFAAttention(HeadAttention):
         redraw_every: int | None = 1000,
         eps: float = 0.1,
     ) -> None:
-        """Draw the directions; σ starts at 1."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps)  # a denominator may be negative
         self.features = RandomDirections(
             num_heads, num_features, head_dim, redraw_every=redraw_every
         )
         self.scale = nn.Parameter(torch.ones(num_heads, head_dim))
-        self.eps = eps
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], LinearState | None]:
-        """Return the output and, if asked for, the state after these tokens.
-
-        A state belongs to the directions that it was made with: do not redraw while streaming.
-        """
-        result = rfa_attention(
-            query,
-            key,
-            value,
-            directions=self.features(),
-            scale=self.scale,
-            eps=self.eps,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
+    def arguments(self) -> dict[str, Any]:
+        """Return the directions and σ too; a state belongs to the directions it was made with."""
+        return {**super().arguments(), "directions": self.features(), "scale": self.scale}
 
 
-class GatedRFAAttention(HeadAttention):
+class GatedRFAAttention(RecurrentAttention):
     """Random-feature attention with a gate (Peng et al. 2021, section 3.2): it learns to forget.
 
     The gate of a head is the sigmoid of a linear function of the hidden state. Causal only.
@@ -228,11 +198,6 @@ class GatedRFAAttention(HeadAttention):
             slowly when little is forgotten.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
-
     def __init__(
         self,
         *,
@@ -243,50 +208,38 @@ class GatedRFAAttention(HeadAttention):
         redraw_every: int | None = 1000,
         eps: float = 1e-3,
     ) -> None:
-        """Draw the directions; σ starts at 1."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps)  # a denominator may be negative
         self.features = RandomDirections(
             num_heads, num_features, head_dim, redraw_every=redraw_every
         )
         self.scale = nn.Parameter(torch.ones(num_heads, head_dim))
         self.gate = nn.Linear(dim, num_heads)
-        self.eps = eps
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
-        causal: bool = True,  # noqa: ARG002 - it has no other form
-        mask: Bool[Tensor, "b t"] | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
-        out, state = gated_rfa_attention(
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, LinearState]:
+        """Return the output and the state after these tokens."""
+        return gated_rfa_attention(
             query,
             key,
             value,
             gate=self.gate(hidden),
             directions=self.features(),
             scale=self.scale,
-            eps=self.eps,
             mask=mask,
             initial_state=state,
+            **self.arguments(),
         )
-        return out, state if return_state else None
 
 
-class RFAMixer(ProjectedMixer):
+class RFAMixer(ProjectedMixer, name="rfa"):
     """Random-feature attention (Peng et al. 2021): softmax attention by sines and cosines."""
 
     kind = RFAAttention
 
 
-class GatedRFAMixer(ProjectedMixer):
+class GatedRFAMixer(ProjectedMixer, name="rfa-gated"):
     """Random-feature attention with a gate (Peng et al. 2021), the paper's RFA-Gate; causal."""
 
     kind = GatedRFAAttention

@@ -1,6 +1,6 @@
 """Sparse Sinkhorn attention (Tay et al. 2020): each block attends to itself and a sorted block."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,8 +18,8 @@ from flowformer.nn.mixers.blockwise import (
     merge,
     restore,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -152,6 +152,8 @@ class SinkhornAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=False, state=False, variable_length=True
     )
+    function = staticmethod(sinkhorn_attention)
+    block: int
 
     def __init__(
         self,
@@ -161,53 +163,30 @@ class SinkhornAttention(HeadAttention):
         temperature: float = 0.75,
         noise: bool = True,
     ) -> None:
-        """Hold the options; a wrong one raises here."""
-        super().__init__()
+        super().__init__(block=block, iterations=iterations, temperature=temperature)
         check_positive(block=block, iterations=iterations)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
-        self.block, self.iterations, self.temperature = block, iterations, temperature
         self.noise = noise
 
     def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        self, query: Float[Tensor, "b t h d"], *others: Tensor, **call: Any
+    ) -> tuple[Tensor, None]:
         """Return the output; it has no state."""
-        noise = None
         if self.noise and self.training:
             batch, length, heads = query.shape[:3]
             count = -(-length // self.block)
             exact = torch.promote_types(query.dtype, torch.float32)
             uniform = torch.rand(batch, heads, count, count, dtype=exact, device=query.device)
-            noise = -(1e-6 - (uniform + 1e-6).log()).log()
-        out = sinkhorn_attention(
-            query,
-            key,
-            value,
-            block=self.block,
-            iterations=self.iterations,
-            temperature=self.temperature,
-            noise=noise,
-            causal=causal,
-            mask=mask,
-        )
-        return out, None
+            call["noise"] = -(1e-6 - (uniform + 1e-6).log()).log()
+        return super().forward(query, *others, **call)
 
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return (
-            f"block={self.block}, iterations={self.iterations}, temperature={self.temperature}, "
-            f"noise={self.noise}"
-        )
+        """Return the options, for print(model)."""
+        return f"{super().extra_repr()}, noise={self.noise}"
 
 
-class SinkhornMixer(ProjectedMixer):
+class SinkhornMixer(ProjectedMixer, name="sinkhorn"):
     """Sparse Sinkhorn attention (Tay et al. 2020): softmax over a block and a sorted block."""
 
     kind = SinkhornAttention

@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.landmarks import segment_means
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -109,12 +109,12 @@ class SoftAttention(HeadAttention):
         causal=False, cross=False, state=False, variable_length=True
     )
     inputs = ("query", "value")
+    function = staticmethod(soft_attention)
 
     def __init__(
         self, *, num_landmarks: int = 49, iterations: int = 20, ridge: float = 0.01
     ) -> None:
-        """Hold the options."""
-        super().__init__()
+        super().__init__(num_landmarks=num_landmarks, iterations=iterations, ridge=ridge)
         if num_landmarks < 1 or iterations < 1:
             raise ValueError(
                 f"num_landmarks and iterations must be positive, got {num_landmarks=} and "
@@ -122,34 +122,9 @@ class SoftAttention(HeadAttention):
             )
         if not 0 < ridge <= 0.1:  # the iteration diverges from about 0.11 on
             raise ValueError(f"ridge must be in (0, 0.1], got {ridge}")
-        self.num_landmarks, self.iterations, self.ridge = num_landmarks, iterations, ridge
-
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
-        """Return the output; it has no state."""
-        out = soft_attention(
-            query,
-            value,
-            num_landmarks=self.num_landmarks,
-            iterations=self.iterations,
-            ridge=self.ridge,
-            mask=mask,
-        )
-        return out, None
-
-    def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return (
-            f"num_landmarks={self.num_landmarks}, iterations={self.iterations}, ridge={self.ridge}"
-        )
 
 
-class SoftMixer(ProjectedMixer):
+class SoftMixer(ProjectedMixer, name="soft"):
     """SOFT (Lu et al. 2021): a Gaussian kernel, without softmax, through the means of segments."""
 
     kind = SoftAttention

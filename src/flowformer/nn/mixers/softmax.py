@@ -1,7 +1,7 @@
 """Softmax attention (Vaswani et al. 2017), over torch's `scaled_dot_product_attention`."""
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -183,44 +183,24 @@ class SoftmaxAttention(HeadAttention):
         variable_length=True,
         independent_sinks=True,
     )
+    function = staticmethod(softmax_attention)
 
     def __init__(self, *, weight_dropout: float = 0.0) -> None:
-        """Hold the option."""
         super().__init__()
         if not 0 <= weight_dropout < 1:
             raise ValueError(f"weight_dropout must be in [0, 1), got {weight_dropout}")
         self.weight_dropout = weight_dropout
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: KVState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], KVState | None]:
-        """Return the output and, if asked for, the keys and values so far."""
-        result = softmax_attention(
-            query,
-            key,
-            value,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            dropout=self.weight_dropout if self.training else 0.0,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
+    def arguments(self) -> dict[str, Any]:
+        """Return the dropout of the weights, which acts in training."""
+        return {"dropout": self.weight_dropout if self.training else 0.0}
+
+    def extra_repr(self) -> str:
+        """Return the option, for print(model)."""
+        return f"weight_dropout={self.weight_dropout}"
 
 
-class SoftmaxMixer(ProjectedMixer):
+class SoftmaxMixer(ProjectedMixer, name="softmax"):
     """Softmax attention (Vaswani et al. 2017), the usual transformer's; quadratic in the length."""
 
     kind = SoftmaxAttention

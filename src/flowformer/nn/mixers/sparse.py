@@ -19,8 +19,8 @@ from flowformer.nn.mixers.blockwise import (
     merge,
     restore,
 )
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -137,46 +137,18 @@ class SparseAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=False, state=False, variable_length=True
     )
+    function = staticmethod(sparse_attention)
 
     def __init__(self, *, pattern: Pattern = "fixed", stride: int = 128, summary: int = 8) -> None:
-        """Hold the options; a wrong one raises here."""
-        super().__init__()
+        super().__init__(pattern=pattern, stride=stride, summary=summary)
         if pattern not in get_args(Pattern):
             raise ValueError(f"pattern must be one of {get_args(Pattern)}, got {pattern!r}")
         check_positive(stride=stride, summary=summary)
         if summary > stride:
             raise ValueError(f"summary must be at most stride, got {summary=} and {stride=}")
-        self.pattern: Pattern = pattern
-        self.stride, self.summary = stride, summary
-
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
-        """Return the output; it has no state of bounded size."""
-        out = sparse_attention(
-            query,
-            key,
-            value,
-            pattern=self.pattern,
-            stride=self.stride,
-            summary=self.summary,
-            causal=causal,
-            mask=mask,
-        )
-        return out, None
-
-    def extra_repr(self) -> str:
-        """The options, for print(model)."""
-        return f"pattern={self.pattern!r}, stride={self.stride}, summary={self.summary}"
 
 
-class SparseMixer(ProjectedMixer):
+class SparseMixer(ProjectedMixer, name="sparse"):
     """Sparse Transformer (Child et al. 2019): softmax over two strided or fixed patterns."""
 
     kind = SparseAttention

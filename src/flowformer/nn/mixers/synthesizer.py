@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.landmarks import masked_softmax
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -445,13 +445,13 @@ class SynthesizerMixtureAttention(HeadAttention):
         return synthesizer_attention(scores, value, causal=causal, mask=mask), None
 
 
-class SynthesizerMixer(ProjectedMixer):
+class SynthesizerMixer(ProjectedMixer, name="synthesizer"):
     """Synthesizer (Tay et al. 2020): weights from a token or its place; needs max_length."""
 
     kind = SynthesizerAttention
 
 
-class SynthesizerMixtureMixer(ProjectedMixer):
+class SynthesizerMixtureMixer(ProjectedMixer, name="synthesizer-mixture"):
     """Synthesizer mixed with dot products (Tay et al. 2020); needs max_length."""
 
     kind = SynthesizerMixtureAttention

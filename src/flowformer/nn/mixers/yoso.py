@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -99,42 +99,15 @@ class YosoAttention(HeadAttention):
         causal=False, cross=True, state=False, variable_length=True, independent_sinks=True
     )
     linear_in_values = False  # each output is scaled to length 1
+    function = staticmethod(yoso_attention)
 
     def __init__(self, *, hash_bits: int = 9) -> None:
-        """Hold the option."""
-        super().__init__()
+        super().__init__(hash_bits=hash_bits)
         if hash_bits < 1:
             raise ValueError(f"hash_bits must be positive, got {hash_bits}")
-        self.hash_bits = hash_bits
-
-    def forward(
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], None]:
-        """Return the output; it has no state."""
-        out = yoso_attention(
-            query,
-            key,
-            value,
-            hash_bits=self.hash_bits,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
-        return out, None
-
-    def extra_repr(self) -> str:
-        """The option, for print(model)."""
-        return f"hash_bits={self.hash_bits}"
 
 
-class YosoMixer(ProjectedMixer):
+class YosoMixer(ProjectedMixer, name="yoso"):
     """YOSO-E (Zeng et al. 2021): weights are the probability that hashes collide."""
 
     kind = YosoAttention
