@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from benchmarks.published_timeseries import PublishedClassifier
 from benchmarks.runner import alternate, medians, ratios, save
 from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
+from flowformer.nn.mixers.building import mixer_options
 
 # name: channels, classes, longest series, shortest series, measured steps
 SETS = {
@@ -49,7 +50,7 @@ def measure(channels: int, classes: int, longest: int, shortest: int, repeats: i
 
     def ours(backend: str | None) -> Callable[[], None]:
         # The default options of the published time-series code, and the backend.
-        options = {**TimeSeriesModelConfig().resolved_mixer_options, "backend": backend}
+        options = {**mixer_options(TimeSeriesModelConfig(), "series"), "backend": backend}
         config = TimeSeriesModelConfig(mixer_options=options)
         model = TimeSeriesClassifier(
             config, channels=channels, num_classes=classes, max_length=longest

@@ -83,6 +83,25 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "form"),
+    [
+        ("heartbeat", "bidirectional"),
+        ("fashion-mnist", "bidirectional"),
+        ("listops", "bidirectional"),
+        ("adder", "causal"),
+        ("decision", "causal"),
+    ],
+)
+def test_the_help_of_the_mixer_names_those_of_the_table_that_have_the_form(
+    flowformer, recipe, form
+):
+    from flowformer.nn.mixers.registry import able
+
+    out = re.sub(r"[│\s]+", " ", flowformer("train", recipe, "--help").out)
+    assert f"--model.mixer STR Name of the attention: {', '.join(able(form))}. (default" in out
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fly"], "error: unknown command 'fly': choose from recipes, info, data, train"),

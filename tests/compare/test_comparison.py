@@ -18,6 +18,7 @@ from flowformer.compare.execution import execute
 from flowformer.compare.plan import Plan, RunState, make_plan, read_comparison
 from flowformer.files import locked
 from flowformer.nn import MIXERS
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.serialization import to_plain
 from flowformer.train import kinds
 from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
@@ -90,7 +91,7 @@ def test_a_mixer_is_a_setting_of_the_model_and_another_method_a_function(plan):
 
 def test_a_mixer_without_options_has_those_that_the_model_gives_it(plan):
     (run,) = plan({"flow": {}}).runs
-    assert run.request.config.model.resolved_mixer_options == {"clamp": None}
+    assert mixer_options(run.request.config.model, "series") == {"clamp": None}
 
 
 def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):

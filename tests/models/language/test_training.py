@@ -1,6 +1,5 @@
 """A language model before and in training: presets, initial values, gradients, settings."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -267,11 +266,3 @@ def test_options_reach_the_mixer() -> None:
     assert isinstance(block, TransformerBlock)
     assert "clamp=5.0" in repr(block.mixer)
     assert model.get_parameter("blocks.0.mixer.key_projection.weight").shape == (8, 24)
-
-
-def test_the_help_of_the_mixer_names_every_one() -> None:
-    _, _, described = (LanguageModelConfig.__doc__ or "").partition(" mixer:")
-    text, _, _ = described.partition(" mixer_options:")
-    usable = {name for name, mixer in MIXERS.items() if mixer.capabilities.causal}
-    named = set(re.findall(r"[\w-]+", text)) & MIXERS.keys()
-    assert named == usable

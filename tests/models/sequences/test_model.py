@@ -1,6 +1,5 @@
 """The Long Range Arena's models: as published, and exact under padding."""
 
-import re
 from typing import Any
 
 import pytest
@@ -395,9 +394,3 @@ def test_a_mixer_without_a_bidirectional_form_is_refused_at_once(mixer: str) -> 
 
 def test_a_configuration_survives_json() -> None:
     assert from_plain(SequenceModelConfig, to_plain(IMAGE)) == IMAGE
-
-
-def test_the_help_of_the_mixer_names_every_one() -> None:
-    _, _, described = (SequenceModelConfig.__doc__ or "").partition(" mixer:")
-    text, _, _ = described.partition(" mixer_options:")
-    assert set(re.findall(r"[\w-]+", text)) & MIXERS.keys() == set(BIDIRECTIONAL)

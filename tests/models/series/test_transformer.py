@@ -1,6 +1,5 @@
 """The time-series classifier: the published one exactly, and one that padding cannot change."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
-from flowformer.nn import MIXERS, FlowMixer
+from flowformer.nn import FlowMixer
 
 SMALL = TimeSeriesModelConfig(dim=16, num_heads=4, feedforward=24)
 
@@ -202,10 +201,3 @@ def test_a_size_that_means_nothing_is_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
-
-
-def test_the_help_of_the_mixer_names_every_one() -> None:
-    _, _, described = (TimeSeriesModelConfig.__doc__ or "").partition(" mixer:")
-    text, _, _ = described.partition(" mixer_options:")
-    usable = {name for name, mixer in MIXERS.items() if mixer.capabilities.bidirectional}
-    assert usable <= set(re.findall(r"[\w-]+", text))

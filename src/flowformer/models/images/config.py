@@ -12,10 +12,8 @@ class VisionModelConfig:
     token make a DeiT (`flowformer.models.images.presets`).
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
-            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
-            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
-            or mobile.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
+            form (b in docs/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults.
         patch_size: Pixels on a side of a patch, which is a token of the first stage.
         dims: Width of the hidden states, for each stage.

@@ -18,6 +18,7 @@ from flowformer.models.images.published import rename_published
 from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, read_checkpoint
 from flowformer.nn import TransformerBlock, build_mixer
+from flowformer.nn.mixers.building import mixer_options
 
 Grid = tuple[int, int]  # height and width, in tokens or pixels
 
@@ -321,7 +322,7 @@ def _build_block(
     config: VisionModelConfig, stage: int, places: int, drop_path: float
 ) -> TransformerBlock:
     dim = config.dims[stage]
-    options = {"max_length": places, **(config.mixer_options or {})}
+    options = {"max_length": places, **mixer_options(config, "images")}
     mixer = build_mixer(config.mixer, dim, config.num_heads[stage], **options)
     mixer.attention.require("bidirectional")
     block = TransformerBlock(

@@ -14,9 +14,8 @@ class LanguageModelConfig:
     in `flowformer.models.language.presets`.
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
+            form (c in docs/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults, which for flow are those
             of the published GPT module (the conserved source clamped to ±1).
         dim: Width of the hidden states.

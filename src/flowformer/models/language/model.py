@@ -38,6 +38,7 @@ from flowformer.nn import (
     set_sequence_parallel,
 )
 from flowformer.nn.mixers.attention import State
+from flowformer.nn.mixers.building import mixer_options
 
 
 class LanguageOutput(NamedTuple):
@@ -383,7 +384,7 @@ def _build_block(config: LanguageModelConfig) -> TransformerBlock:
         **{
             "max_length": config.max_length,
             "bias": config.bias,
-            **(config.mixer_options or {}),
+            **mixer_options(config, "language"),
         },
     )
     mixer.attention.require("causal")

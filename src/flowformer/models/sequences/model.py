@@ -1,7 +1,7 @@
 """The Long Range Arena's models (Tay et al. 2021): classifiers of one long sequence or of two."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ from flowformer.nn import (
     build_mixer,
     set_sequence_parallel,
 )
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.ops.inputs import has_values
 
 PADDING = 0  # the token that is none
@@ -321,7 +322,10 @@ def _build_embedding(
 
 def _build_block(config: SequenceModelConfig, places: int) -> TransformerBlock:
     """A block, its linear layers drawn after Xavier and without an offset, as published."""
-    options = {"max_length": places, **config.resolved_mixer_options}
+    options: dict[str, Any] = {"max_length": places, "bias": False}
+    if config.qkv_dim is not None:
+        options["head_dim"] = config.qkv_dim // config.num_heads
+    options |= mixer_options(config, "sequences")
     mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
     mixer.attention.require("bidirectional")
     block = TransformerBlock(

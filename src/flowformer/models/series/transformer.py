@@ -13,6 +13,7 @@ from flowformer.models.inputs import check_labels
 from flowformer.models.loading import matched, rename
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.ops import FlowMap
 from flowformer.ops.inputs import check_mask
 
@@ -94,12 +95,8 @@ class TimeSeriesClassifier(nn.Module):
 
     def _block(self) -> TransformerBlock:
         config = self.config
-        mixer = build_mixer(
-            config.mixer,
-            config.dim,
-            config.num_heads,
-            **{"max_length": self.max_length, **config.resolved_mixer_options},
-        )
+        options = {"max_length": self.max_length, **mixer_options(config, "series")}
+        mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
         return TransformerBlock(
             mixer, config.dim, config.feedforward, norm=config.norm, dropout=config.dropout
         )

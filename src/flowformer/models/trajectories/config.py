@@ -15,9 +15,8 @@ class DecisionModelConfig:
     Attributes:
         encoder: transformer, blocks around an attention; or behaviour-cloning, layers with relu
             from one observation to its action, of these settings only dim, num_layers and dropout.
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
+            form (c in docs/mixers.md).
         mixer_options: Options of that mixer; None means as published: for flow the conserved
             source clamped to ±10, for softmax dropped weights as in GPT-2, for another mixer its
             own defaults.
@@ -72,16 +71,6 @@ class DecisionModelConfig:
     def resolved_feedforward(self) -> int:
         """The width inside the feed-forward part."""
         return 4 * self.dim if self.feedforward is None else self.feedforward
-
-    @property
-    def resolved_mixer_options(self) -> dict[str, Any]:
-        """The options that the mixer is built with, the bound of its length included."""
-        options = self.mixer_options
-        if options is None and self.mixer in ("flow", "flow-no-allocation"):
-            options = {"clamp": 10.0}
-        elif options is None and self.mixer == "softmax":
-            options = {"weight_dropout": self.dropout}
-        return {"max_length": 3 * self.context, **(options or {})}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from flowformer.models.trajectories.state import (
 )
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
 from flowformer.nn.mixers.attention import State
+from flowformer.nn.mixers.building import mixer_options
 
 TOKENS = 3  # of a step: return-to-go, observation, action
 INITIAL_STD = 0.02
@@ -363,7 +364,8 @@ def load_published_decision_model(
 
 def _build_block(config: DecisionModelConfig) -> TransformerBlock:
     """A block with the linear layers of GPT-2's first values, as published."""
-    mixer = build_mixer(config.mixer, config.dim, config.num_heads, **config.resolved_mixer_options)
+    options = {"max_length": 3 * config.context, **mixer_options(config, "trajectories")}
+    mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
     mixer.attention.require("causal")
     block = TransformerBlock(
         mixer,

@@ -38,6 +38,22 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
     return MIXERS[name](dim, num_heads, **options)
 
 
+def mixer_options(config: Any, model: str) -> dict[str, Any]:
+    """Return the options of a model's mixer: those given, or those that it was published with.
+
+    Args:
+        config: the model's configuration, with a mixer, mixer_options and a dropout.
+        model: the kind of the model: "series", "language", "sequences", "images" or "trajectories".
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    if config.mixer_options is not None:
+        return dict(config.mixer_options)
+    _check_name(config.mixer, "mixer", list(MIXERS))
+    return MIXERS[config.mixer].published_options(model, config.dropout)
+
+
 def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
     """Build the attention of that name in ATTENTIONS, for a layer with projections of its own.
 

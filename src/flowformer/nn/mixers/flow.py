@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import HeadAttention, option_names
 from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import FlowMap, flow_attention, flow_map
@@ -120,6 +120,14 @@ class FlowMixer(ProjectedMixer, name="flow"):
 
     kind = FlowAttention
     attention: FlowAttention
+
+    @classmethod
+    def published_options(cls, model: str, dropout: float) -> dict[str, Any]:  # noqa: ARG003
+        """Return the clamp of the models of that kind, where the paper has no default one."""
+        clamps = {"series": None, "sequences": None, "trajectories": 10.0}
+        if model not in clamps or "clamp" not in option_names(cls.kind):
+            return {}
+        return {"clamp": clamps[model]}
 
     def flow_map(
         self,

@@ -79,6 +79,16 @@ class ProjectedMixer(nn.Module):
         if name is not None:
             enter(name, cls)
 
+    @classmethod
+    def published_options(cls, model: str, dropout: float) -> dict[str, Any]:  # noqa: ARG003
+        """Return the options with which it was published in models of a kind, beside its defaults.
+
+        Args:
+            model: the kind, see `mixer_options`.
+            dropout: the dropout of the model.
+        """
+        return {}
+
     def __init__(  # noqa: PLR0913 - see ProjectionOptions
         self,
         dim: int,

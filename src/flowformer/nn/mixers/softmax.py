@@ -204,3 +204,8 @@ class SoftmaxMixer(ProjectedMixer, name="softmax"):
     """Softmax attention (Vaswani et al. 2017), the usual transformer's; quadratic in the length."""
 
     kind = SoftmaxAttention
+
+    @classmethod
+    def published_options(cls, model: str, dropout: float) -> dict[str, Any]:
+        """Return the dropout of weights that GPT-2 has, which decision transformers are made of."""
+        return {"weight_dropout": dropout} if model == "trajectories" else {}
