@@ -52,7 +52,7 @@ def enter(name: str, mixer: Any) -> None:
     before = MIXERS.get(name, mixer)
     if (before.__module__, before.__qualname__) != (mixer.__module__, mixer.__qualname__):
         raise ValueError(
-            f"there is a mixer {name!r} already: {before.__module__}.{before.__name__}"
+            f"a mixer {name!r} is there already: {before.__module__}.{before.__name__}"
         )
     leave(name)
     MIXERS[name] = mixer
