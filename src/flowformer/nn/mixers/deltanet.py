@@ -4,8 +4,6 @@ On CUDA, in half precision, flash-linear-attention's kernel runs where that pack
 everywhere else, and in every other dtype, the chunked form below, which is exact.
 """
 
-from functools import cache
-from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,13 +13,17 @@ from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.recurrence import Recurrence, RecurrentAttention, from_chunks, in_chunks
+from flowformer.nn.mixers.recurrence import (
+    RecurrentAttention,
+    fast_kernel,
+    from_chunks,
+    in_chunks,
+    run_recurrence,
+)
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
     check_tensors,
-    exact_arithmetic,
-    resolve_masks,
     starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -72,42 +74,14 @@ def delta_rule_attention(
         raise ValueError(
             f"beta must be [batch, time, head] = {list(query.shape[:3])}, got {list(beta.shape)}"
         )
-    mask, _ = resolve_masks(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
-    sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
-    state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
-    query, key, value, beta = (masked(x, mask) for x in (query, key, value, beta[..., None]))
-    attend = fast_kernel(query) or chunked_delta_rule
-    with exact_arithmetic(query):
-        out, key_value = attend(query, key, value, beta, state.key_value)
-    return out.to(dtype_out), LinearState(key_value)
+    attend = fast_kernel(query, "delta_rule", "chunk_delta_rule", _of_heads) or chunked_delta_rule
+    return run_recurrence(
+        attend, (query, key, value, beta[..., None]), mask, initial_state, dtype_out
+    )
 
 
-def fast_kernel(query: Tensor) -> Recurrence | None:
-    """flash-linear-attention's kernel, where it is installed and serves these tensors."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return _fla_delta_rule() if query.is_cuda and half else None
-
-
-@cache
-def _fla_delta_rule() -> Recurrence | None:
-    try:
-        kernel: Any = import_module("fla.ops.delta_rule").chunk_delta_rule
-    except ImportError:
-        return None
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> Any:
-        out, last = kernel(
-            q,
-            k,
-            v,
-            beta[..., 0].to(q.dtype),
-            scale=1.0,
-            initial_state=state.float(),
-            output_final_state=True,
-        )
-        return out, last.to(state.dtype)
-
-    return attend
+def _of_heads(beta: Tensor, query: Tensor) -> Tensor:
+    return beta[..., 0].to(query.dtype)
 
 
 def chunked_delta_rule(

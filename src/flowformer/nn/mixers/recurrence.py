@@ -76,15 +76,41 @@ def gated_linear_attention(
             f"log_decay must be [batch, time, head, 1 or {query.shape[3]}] with the sizes of the "
             f"query {list(query.shape)}, got {list(log_decay.shape)}"
         )
+    kernel = None
+    if log_decay.shape == query.shape:
+        kernel = fast_kernel(query, "gla", "chunk_gla", _in_float32)
+    return run_recurrence(
+        kernel or chunked_gla, (query, key, value, log_decay), mask, initial_state, dtype_out
+    )
+
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def run_recurrence(
+    attend: Recurrence,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    mask: Bool[Tensor, "b t"] | None,
+    initial_state: LinearState | None,
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    """Run a recurrence over checked tensors; return its output in that dtype, and its state.
+
+    Args:
+        attend: a function of the tensors and of the sums so far, which returns output and sums.
+        tensors: query, key, value and gates, [b, t, heads, …] each.
+        mask: real tokens (True).
+        initial_state: the state after the tokens before these.
+        dtype: the dtype of the output.
+    """
+    query, key, value, _ = tensors
     mask, _ = resolve_masks(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
     state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
-    kernel = fast_kernel(query) if log_decay.shape == query.shape else None
-    query, key, value, log_decay = (masked(x, mask) for x in (query, key, value, log_decay))
+    query, key, value, gates = (masked(x, mask) for x in tensors)
     with exact_arithmetic(query):
-        attend = chunked_gla if kernel is None else kernel
-        out, key_value = attend(query, key, value, log_decay, state.key_value)
-    return out.to(dtype_out), LinearState(key_value)
+        out, key_value = attend(query, key, value, gates, state.key_value)
+    return out.to(dtype), LinearState(key_value)
 
 
 class RecurrentAttention(HeadAttention):
@@ -121,35 +147,43 @@ class RecurrentAttention(HeadAttention):
         return out, state if return_state else None
 
 
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+def fast_kernel(
+    query: Tensor, module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
+) -> Recurrence | None:
+    """Return flash-linear-attention's kernel, where it is installed and serves these tensors.
 
-
-def fast_kernel(query: Tensor) -> Recurrence | None:
-    """flash-linear-attention's kernel, where it is installed and serves these tensors."""
+    Args:
+        query: the queries.
+        module: the kernel's module in `fla.ops`.
+        name: the kernel's name there.
+        gates: what the kernel takes as gates, of ours and the queries.
+    """
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return _fla_gla() if query.is_cuda and half else None
+    return fla_kernel(module, name, gates) if query.is_cuda and half else None
 
 
 @cache
-def _fla_gla() -> Recurrence | None:
+def fla_kernel(
+    module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
+) -> Recurrence | None:
+    """Return a kernel of flash-linear-attention, which has its own order of arguments, or None."""
     try:
-        kernel: Any = import_module("fla.ops.gla").chunk_gla
+        kernel: Any = getattr(import_module(f"fla.ops.{module}"), name)
     except ImportError:
         return None
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Any:
+    def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor) -> Any:
+        begun = state.float()
         out, last = kernel(
-            q,
-            k,
-            v,
-            log_decay.float(),
-            scale=1.0,
-            initial_state=state.float(),
-            output_final_state=True,
+            q, k, v, gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
         )
         return out, last.to(state.dtype)
 
     return attend
+
+
+def _in_float32(log_decay: Tensor, _query: Tensor) -> Tensor:
+    return log_decay.float()
 
 
 def chunked_gla(
