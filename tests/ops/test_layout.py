@@ -176,12 +176,10 @@ def test_every_function_takes_heads_first_and_returns_them(function, tensors, re
 
 
 def test_no_public_attention_is_left_out():
-    modules = [
-        import_module(each.name) for each in iter_modules(mixers.__path__, "flowformer.nn.mixers.")
-    ]
+    found = iter_modules(mixers.__path__, "flowformer.nn.mixers.")
     public = {
         function
-        for module in (ops, *modules)
+        for module in (ops, *(import_module(each.name) for each in found))
         for function in vars(module).values()
         if inspect.isfunction(function) and "layout" in inspect.signature(function).parameters
     }

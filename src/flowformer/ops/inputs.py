@@ -107,10 +107,10 @@ def resolve_masks(
     query: Tensor,
     key: Tensor,
     *,
-    causal: bool,
-    mask: Tensor | None,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the masks of the query and of the key, True = a real token.
 

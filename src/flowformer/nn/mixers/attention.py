@@ -40,6 +40,34 @@ class Sizes(TypedDict):
     max_length: int | None
 
 
+class Masks(TypedDict, total=False):
+    """The keywords of an attention's function that has keys of another sequence too.
+
+    Attributes:
+        mask: real tokens (True) of queries and keys, in self-attention, [b, l].
+        query_mask: real tokens of the queries, [b, l]; the output at the others is zero.
+        key_mask: real tokens of the keys, [b, s]; a query with no real key gives zero.
+    """
+
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+
+
+class CausalCall(Masks, total=False):
+    """The keywords of a function that has a causal form, with a state, beside them.
+
+    Attributes:
+        causal: let query i see the keys j ≤ i only; needs l == s.
+        initial_state: the state after the tokens before these (causal only).
+        return_state: also return the state after these tokens (causal only).
+    """
+
+    causal: bool
+    initial_state: Any
+    return_state: bool
+
+
 class HeadAttention(nn.Module):
     """An attention without projections: options, parameters of its own, and a call over heads.
 

@@ -69,7 +69,7 @@ def gather_sequences(
     """
     query, key, value = check_tensors(query, key, value)
     check_causal(query, key)
-    resolve_masks(query, key, causal=False, mask=mask, query_mask=None, key_mask=None)
+    resolve_masks(query, key, mask=mask)
     exact = compute_dtype(query.dtype)
     order = None if mask is None else front_order(mask)
     real = query.new_ones(query.shape[:2], dtype=torch.bool)

@@ -1,14 +1,14 @@
 """cosFormer (Qin et al. 2022): relu features, weighted by the cosine of the distance."""
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.linear import kernel_attention, real_tokens
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.linear import real_tokens, weighted_mean
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
@@ -47,20 +47,15 @@ torch.serialization.add_safe_globals([CosformerState])
 
 @takes_layouts("query", "key", "value")
 @contained("query", "key", "value")
-def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def cosformer_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
     *,
     max_length: int,
     eps: float,
-    causal: bool = False,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
-    initial_state: CosformerState | None = None,
-    return_state: bool = False,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], CosformerState]:
     """out_i = Σ_j w_ij v_j / max(Σ_j w_ij, ε), w_ij = relu(q_i)·relu(k_j) cos(π/2 · (i - j) / M).
 
@@ -76,50 +71,39 @@ def cosformer_attention(  # noqa: PLR0913 - the keywords that every attention he
         value: the values, with as many heads as the keys.
         max_length: M.
         eps: least denominator: of a query whose weights are all zero, the output is zero.
-        causal: sum over j ≤ i only; needs l == s.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; a query with no real key gives zero.
-        initial_state: the state after the tokens before these (causal only).
-        return_state: also return the state after these tokens (causal only).
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
 
     Raises:
         ValueError: more than M tokens, causal with l ≠ s, a state without causal, or one of other
             sizes.
         TypeError: the state is of another kind.
     """
-    if (initial_state is not None or return_state) and not causal:
+    causal, initial_state = call.get("causal", False), call.get("initial_state")
+    if (initial_state is not None or call.get("return_state")) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
     check_eps(eps)
-    q, k = real_tokens(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    q, k, query_mask, key_mask = real_tokens(query, key, **call)
     start = None
     if causal:
         check_causal(query, key)
         sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
         start = starting_state(initial_state, CosformerState.initial(*sizes, query.device))
     _check_length(query, key, max_length, initial_state)
-    query_place = _places(query, query_mask if mask is None else mask, start)
-    key_place = _places(key, key_mask if mask is None else mask, start)
+    rest: dict[str, Any] = {**call}
+    rest["initial_state"] = None if start is None else LinearState(start.key_value)
     with exact_arithmetic(query):
-        out, state = kernel_attention(
-            _features(q, query_place, max_length),
-            _features(k, key_place, max_length),
+        result = weighted_mean(
+            _features(q, _places(query, query_mask, start), max_length),
+            _features(k, _places(key, key_mask, start), max_length),
             value,
-            causal=causal,
             least=eps,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=None if start is None else LinearState(start.key_value),
-            return_state=return_state,
+            **rest,
         )
-    if start is None or state is None:
-        return out
-    added = query.shape[1] if mask is None else mask.sum(1)
-    return out, CosformerState(start.tokens + added, state.key_value)
+    if start is None or not isinstance(result, tuple):
+        return result
+    added = query.shape[1] if query_mask is None else query_mask.sum(1)
+    return result[0], CosformerState(start.tokens + added, result[1].key_value)
 
 
 def _check_length(

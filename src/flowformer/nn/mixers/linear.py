@@ -1,13 +1,13 @@
 """Linear attention with elu + 1 features (Katharopoulos et al. 2020, "Transformers are RNNs")."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import LinearState, linear_attention
@@ -19,19 +19,14 @@ from flowformer.ops.nonfinite import contained
 
 @takes_layouts("query", "key", "value")
 @contained("query", "key", "value")
-def elu_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def elu_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
     *,
-    causal: bool = False,
     eps: float = 1e-6,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
-    initial_state: LinearState | None = None,
-    return_state: bool = False,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """out_i = q_i Σ_j k_jᵀ v_j / (q_i · Σ_j k_j + ε), q = elu(Q) + 1, k = elu(K) + 1 (equation 5).
 
@@ -39,69 +34,44 @@ def elu_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         query: the queries, before the feature map.
         key: the keys; g divides h, and each key head serves h / g query heads.
         value: the values, with as many heads as the keys.
-        causal: sum over j ≤ i only; needs l == s.
         eps: added to the denominator, as in the published code.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; a query with no real key gives zero.
-        initial_state: the state after the tokens before these (causal only).
-        return_state: also return the state after these tokens (causal only).
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
     """
     check_eps(eps, zero=True)
-    query, key = real_tokens(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    out, state = kernel_attention(
-        F.elu(query) + 1,
-        F.elu(key) + 1,
-        value,
-        causal=causal,
-        added=eps,
-        mask=mask,
-        query_mask=query_mask,
-        key_mask=key_mask,
-        initial_state=initial_state,
-        return_state=return_state,
-    )
-    return out if state is None else (out, state)
+    q, k, _, _ = real_tokens(query, key, **call)
+    return weighted_mean(F.elu(q) + 1, F.elu(k) + 1, value, added=eps, **call)
 
 
 def real_tokens(
-    query: Float[Tensor, "b l h d"],
-    key: Float[Tensor, "b s g d"],
-    *,
-    causal: bool,
-    mask: Bool[Tensor, "b l"] | None,
-    query_mask: Bool[Tensor, "b l"] | None,
-    key_mask: Bool[Tensor, "b s"] | None,
-) -> tuple[Float[Tensor, "b l h d"], Float[Tensor, "b s g d"]]:
-    """Query and key in the dtype of the arithmetic, zero at padded places.
+    query: Float[Tensor, "b l h d"], key: Float[Tensor, "b s g d"], **call: Any
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return query and key in the dtype of the arithmetic, zero at padded places, and their masks.
 
     Before a feature map, for its derivative at padding that holds NaN would be NaN.
+
+    Args:
+        query: the queries.
+        key: the keys.
+        call: see `CausalCall`.
     """
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    masks = {name: x for name, x in call.items() if name not in ("initial_state", "return_state")}
+    query_mask, key_mask = resolve_masks(query, key, **masks)
     dtype = compute_dtype(query.dtype)
-    return masked(query, query_mask).to(dtype), masked(key, key_mask).to(dtype)
+    q, k = masked(query, query_mask).to(dtype), masked(key, key_mask).to(dtype)
+    return q, k, query_mask, key_mask
 
 
-def kernel_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def weighted_mean(
     query: Float[Tensor, "b l h f"],
     key: Float[Tensor, "b s g f"],
     value: Float[Tensor, "b s g m"],
     *,
-    causal: bool,
     added: float = 0.0,
     least: float = 0.0,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
-    initial_state: LinearState | None = None,
-    return_state: bool = False,
-) -> tuple[Float[Tensor, "b l h m"], LinearState | None]:
-    """The mean of the values, weighted by inner products of features φ(q), φ(k).
+    **call: Any,
+) -> Any:
+    """Return the mean of the values, weighted by inner products of features φ(q), φ(k).
 
     out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / max(φ(q_i) · Σ_j φ(k_j) + added, least), and 0 where
     there is no key. Numerator and denominator are one product, for the values get a column of ones.
@@ -112,29 +82,18 @@ def kernel_attention(  # noqa: PLR0913 - the keywords that every attention here 
         query: features of the queries, in the dtype of the arithmetic.
         key: features of the keys.
         value: the values.
-        causal: sum over j ≤ i only.
         added: added to the denominator.
         least: least denominator; 0 for none.
-        mask: see elu_attention, here and below.
-        query_mask: likewise.
-        key_mask: likewise.
-        initial_state: likewise.
-        return_state: likewise.
+        call: see `CausalCall`.
+
+    Returns:
+        The output; with return_state, a pair of it and the state.
     """
-    result = linear_attention(
-        query,
-        key,
-        with_ones(value, query.dtype),
-        causal=causal,
-        mask=mask,
-        query_mask=query_mask,
-        key_mask=key_mask,
-        initial_state=initial_state,
-        return_state=return_state,
-        layout="bthd",
-    )
-    product, state = result if isinstance(result, tuple) else (result, None)
-    return divided(product, value.dtype, added=added, least=least), state
+    values = with_ones(value, query.dtype)
+    result = linear_attention(query, key, values, layout="bthd", **call)
+    if isinstance(result, tuple):
+        return divided(result[0], value.dtype, added=added, least=least), result[1]
+    return divided(result, value.dtype, added=added, least=least)
 
 
 def with_ones(

@@ -1,13 +1,13 @@
 """Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import HeadAttention, Masks
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import masked
@@ -16,17 +16,15 @@ from flowformer.ops.layout import Layout, takes_layouts
 
 
 @takes_layouts("query", "key", "value")
-def linformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def linformer_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
     *,
     key_mixing: Float[Tensor, "n r"],
     value_mixing: Float[Tensor, "n r"],
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **masks: Unpack[Masks],
 ) -> Float[Tensor, "b l h m"]:
     """out = softmax(Q (Eᵀ K)ᵀ / √d) Fᵀ V (equation 7), E and F cut to s rows.
 
@@ -39,17 +37,13 @@ def linformer_attention(  # noqa: PLR0913 - the keywords that every attention he
         value: the values, with as many heads as the keys.
         key_mixing: E, one row for each possible position.
         value_mixing: F, of the same shape.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; with no real key the output is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        masks: see `Masks`.
 
     Raises:
         ValueError: more keys than rows of the mixing matrices.
     """
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=False, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    query_mask, key_mask = resolve_masks(query, key, **masks)
     if key.shape[1] > key_mixing.shape[0]:
         raise ValueError(
             f"linformer has mixing rows for {key_mixing.shape[0]} keys, got {key.shape[1]}: "

@@ -1,13 +1,13 @@
 """Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import HeadAttention, Masks
 from flowformer.nn.mixers.landmarks import masked_softmax, segment_means
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
@@ -17,7 +17,7 @@ from flowformer.ops.layout import Layout, takes_layouts
 
 
 @takes_layouts("query", "key", "value")
-def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def nystromformer_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
@@ -25,10 +25,8 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
     num_landmarks: int,
     iterations: int,
     residual_kernel: Float[Tensor, "h w"] | None,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **masks: Unpack[Masks],
 ) -> Float[Tensor, "b l h m"]:
     """out = softmax(Q K̃ᵀ/√d) · softmax(Q̃ K̃ᵀ/√d)⁺ · softmax(Q̃ Kᵀ/√d) V, + conv(V).
 
@@ -44,18 +42,14 @@ def nystromformer_attention(  # noqa: PLR0913 - the keywords that every attentio
         iterations: of the pseudo-inverse; the paper has 6.
         residual_kernel: one odd filter a head, run over the values in time and added;
             None for none. It runs over places: padding inside a sequence counts as zeros.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; with no real key the output is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        masks: see `Masks`.
 
     Raises:
         ValueError: a residual kernel with l ≠ s, or arguments that contradict each other.
     """
     dtype = query.dtype
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=False, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    query_mask, key_mask = resolve_masks(query, key, **masks)
     query, key, value = check_tensors(query, key, value)
     if residual_kernel is not None and query.shape[1] != key.shape[1]:
         raise ValueError(

@@ -1,14 +1,14 @@
 """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.random_features import RandomDirections
 from flowformer.nn.mixers.recurrence import gated_linear_attention
@@ -61,20 +61,15 @@ torch.serialization.add_safe_globals([PerformerState])
 
 @takes_layouts("query", "key", "value")
 @contained("query", "key", "value")
-def performer_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def performer_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
     *,
     directions: Float[Tensor, "f d"],
     eps: float,
-    causal: bool = False,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
-    initial_state: PerformerState | None = None,
-    return_state: bool = False,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], PerformerState]:
     """out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) · Σ_j φ(k_j) (FAVOR+, equations 5 and 7).
 
@@ -90,24 +85,19 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
         value: the values, with as many heads as the keys.
         directions: the ω, one in each row.
         eps: the ε, relative to the largest feature.
-        causal: sum over j ≤ i only; needs l == s.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; a query with no real key gives zero.
-        initial_state: the state after the tokens before these (causal only).
-        return_state: also return the state after these tokens (causal only).
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
 
     Raises:
         ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
         TypeError: the state is of another kind.
     """
+    causal, return_state = call.get("causal", False), call.get("return_state", False)
+    initial_state = call.get("initial_state")
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
     check_eps(eps, zero=True)
-    q, k = real_tokens(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    q, k, query_mask, key_mask = real_tokens(query, key, **call)
     with exact_arithmetic(query):
         q, k = _exponent(q, directions), _exponent(k, directions)
         q = (q - q.detach().amax(-1, keepdim=True)).exp() + eps
@@ -116,21 +106,10 @@ def performer_attention(  # noqa: PLR0913 - the keywords that every attention he
             k = k.repeat_interleave(query.shape[2] // key.shape[2], 2)
             sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3]
             state = starting_state(initial_state, PerformerState.initial(*sizes, query.device))
-            out, state = _causal(q, k, value, eps=eps, mask=mask, state=state)
+            out, state = _causal(q, k, value, eps=eps, mask=query_mask, state=state)
             return (out, state) if return_state else out
-        seen = key_mask if mask is None else mask
-        largest = _visible(k.detach().amax(-1), seen).amax(1)[:, None, :, None]
-        k = (k - largest).exp() + eps
-        out, _ = kernel_attention(
-            q,
-            k,
-            value,
-            causal=False,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
-        return out
+        largest = _visible(k.detach().amax(-1), key_mask).amax(1)[:, None, :, None]
+        return weighted_mean(q, (k - largest).exp() + eps, value, **call)
 
 
 def _exponent(

@@ -104,7 +104,7 @@ def run_recurrence(
         dtype: the dtype of the output.
     """
     query, key, value, _ = tensors
-    mask, _ = resolve_masks(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
+    mask, _ = resolve_masks(query, key, causal=True, mask=mask)
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
     state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
     query, key, value, gates = (masked(x, mask) for x in tensors)

@@ -1,14 +1,14 @@
 """Random-feature attention (Peng et al. 2021), with and without a gate."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.linear import divided, kernel_attention, real_tokens, with_ones
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.random_features import RandomDirections
 from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
@@ -22,7 +22,7 @@ from flowformer.ops.state import LinearState
 
 @takes_layouts("query", "key", "value")
 @contained("query", "key", "value")
-def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def rfa_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
@@ -30,13 +30,8 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
     directions: Float[Tensor, "h f d"],
     scale: Float[Tensor, "h d"],
     eps: float,
-    causal: bool = False,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
-    initial_state: LinearState | None = None,
-    return_state: bool = False,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / max(φ(q_i) · Σ_j φ(k_j), ε) (equation 5).
 
@@ -54,33 +49,20 @@ def rfa_attention(  # noqa: PLR0913 - the keywords that every attention here tak
         directions: the ω of each head, one in each row.
         scale: σ of each head.
         eps: least denominator.
-        causal: sum over j ≤ i only; needs l == s.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; a query with no real key gives zero.
-        initial_state: the state after the tokens before these (causal only).
-        return_state: also return the state after these tokens (causal only).
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
     """
     check_eps(eps)
-    q, k = real_tokens(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    q, k, _, _ = real_tokens(query, key, **call)
     groups = query.shape[2] // key.shape[2]
     with exact_arithmetic(query):
-        out, state = kernel_attention(
+        return weighted_mean(
             _features(q, directions, scale),
             _features(k.repeat_interleave(groups, 2), directions, scale),
             value.repeat_interleave(groups, 2),
-            causal=causal,
             least=eps,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=initial_state,
-            return_state=return_state,
+            **call,
         )
-    return out if state is None else (out, state)
 
 
 @takes_layouts("query", "key", "value", "gate")
@@ -119,7 +101,7 @@ def gated_rfa_attention(  # noqa: PLR0913 - what the equation holds, keyword-onl
         The output, and the state after these tokens.
     """
     check_eps(eps)
-    q, k = real_tokens(query, key, causal=True, mask=mask, query_mask=None, key_mask=None)
+    q, k, _, _ = real_tokens(query, key, causal=True, mask=mask)
     groups = query.shape[2] // key.shape[2]
     with exact_arithmetic(query):
         gate = gate.to(q.dtype)[..., None]

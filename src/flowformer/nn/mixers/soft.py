@@ -44,7 +44,7 @@ def soft_attention(
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
     dtype = query.dtype
-    mask, _ = resolve_masks(query, value, causal=False, mask=mask, query_mask=None, key_mask=None)
+    mask, _ = resolve_masks(query, value, mask=mask)
     groups = query.shape[2] // value.shape[2]
     value = value.repeat_interleave(groups, dim=2) if groups > 1 else value
     query, _, value = check_tensors(query, query, value)

@@ -41,7 +41,7 @@ def synthesizer_attention(
         mask: real tokens (True); the output at the others is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
     """
-    resolve_masks(value, value, causal=causal, mask=mask, query_mask=None, key_mask=None)
+    resolve_masks(value, value, causal=causal, mask=mask)
     exact = compute_dtype(value.dtype)
     length, groups = scores.shape[-1], scores.shape[1] // value.shape[2]
     allowed = scores.new_ones(1, 1, length, length, dtype=torch.bool)

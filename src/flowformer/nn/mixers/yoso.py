@@ -1,13 +1,13 @@
 """YOSO-E (Zeng et al. 2021, "You Only Sample (Almost) Once"), in expectation, without sampling."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import HeadAttention, Masks
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
@@ -22,10 +22,8 @@ def yoso_attention(
     value: Float[Tensor, "b s g m"],
     *,
     hash_bits: int,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **masks: Unpack[Masks],
 ) -> Float[Tensor, "b l h m"]:
     """out_i = y_i / ‖y_i‖, y_i = Σ_j w_ij v_j, w_ij = (1 − arccos(q̂_i · k̂_j) / π)^τ, q̂ = q / ‖q‖.
 
@@ -41,15 +39,11 @@ def yoso_attention(
         key: the keys; g divides h, and each key head serves h / g query heads.
         value: the values, with as many heads as the keys.
         hash_bits: τ.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; with no real key the output is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        masks: see `Masks`.
     """
     dtype = query.dtype
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=False, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    query_mask, key_mask = resolve_masks(query, key, **masks)
     query, key, value = check_tensors(query, key, value)
     exact = compute_dtype(dtype)
     with exact_arithmetic(query):
