@@ -54,10 +54,6 @@ def bigbird_attention(
             no two the same, none seen anyway; -1 for none.
         mask: real tokens (True); the output at the others is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
-
-    Raises:
-        ValueError: shapes do not fit.
-        TypeError: the mask is not boolean.
     """
     tokens = gather_sequences(query, key, value, mask)
     last = last_block(tokens.real.sum(dim=1), block)

@@ -1,9 +1,11 @@
-"""What the sparse attentions share: order of the real tokens, windows, and parts of a softmax.
+"""The common part of the sparse attentions: order of tokens, windows, and parts of a softmax.
 
 Each of them attends to a few sets of keys, of which each is dense in some layout: a window is dense
 in blocks, every n-th token in columns, a hash bucket in sorted order. `attend` is the softmax over
 one such set, and `merge` joins sets that share no key: a softmax over a union is the mean of the
 softmaxes over its parts, weighted by their totals Σ exp(score). So none holds a full [t, t] matrix.
+
+Their functions raise ValueError where shapes do not fit, and TypeError where a mask is not boolean.
 """
 
 from collections.abc import Sequence

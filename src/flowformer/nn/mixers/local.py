@@ -1,6 +1,5 @@
 """Local attention: softmax attention to the neighbours (Liu et al. 2018; Tay et al. 2021)."""
 
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import detach_state, reorder_state
 
 
 class LocalState(NamedTuple):
@@ -40,20 +40,16 @@ class LocalState(NamedTuple):
     value: Float[Tensor, "b w g m"]
     mask: Bool[Tensor, "b w"]
 
-    def detach(self) -> "LocalState":
-        """The state without its history of gradients."""
-        return self._map(Tensor.detach)
+    detach = detach_state
+    reorder = reorder_state
 
     def to(self, device: torch.device | str) -> "LocalState":
-        """The state on another device."""
-        return self._map(lambda part: part.to(device))
+        """Return the state on another device."""
+        return LocalState(*(part.to(device) for part in self))
 
-    def reorder(self, batch_index: Tensor) -> "LocalState":
-        """The state of the sequences `batch_index`, in that order (beam search)."""
-        return self._map(lambda part: part.index_select(0, batch_index))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "LocalState":
-        return LocalState(*(change(part) for part in self))
+# A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
+torch.serialization.add_safe_globals([LocalState])
 
 
 @takes_layouts("query", "key", "value")
@@ -196,10 +192,6 @@ def _next_state(
     # Unfilled places may have received padding, which may be NaN.
     empty = ~mask[:, :, None, None]
     return LocalState(key.masked_fill(empty, 0), value.masked_fill(empty, 0), mask)
-
-
-# A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
-torch.serialization.add_safe_globals([LocalState])
 
 
 class LocalAttention(HeadAttention):

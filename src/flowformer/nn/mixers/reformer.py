@@ -63,10 +63,6 @@ def reformer_attention(
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
-
-    Raises:
-        ValueError: shapes do not fit.
-        TypeError: the mask is not boolean.
     """
     if value.shape[2] != query.shape[2]:
         value = value.repeat_interleave(query.shape[2] // value.shape[2], dim=2)

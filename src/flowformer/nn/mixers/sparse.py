@@ -63,10 +63,6 @@ def sparse_attention(  # noqa: PLR0913 - the keywords that every attention here 
         causal: let query i see tokens up to i only.
         mask: real tokens (True); the output at the others is zero.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
-
-    Raises:
-        ValueError: shapes do not fit.
-        TypeError: the mask is not boolean.
     """
     tokens = gather_sequences(query, key, value, mask)
     with exact_arithmetic(query):
