@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def build_norm(
     kind: Normalization, dim: int, *, bias: bool = True, eps: float | None = None
 ) -> nn.LayerNorm | nn.RMSNorm:
-    """The normalisation of that name: layer norm, or RMS norm (which has no bias).
+    """Return the normalisation of that name: layer norm, or RMS norm (which has no bias).
 
     Args:
         kind: "layer" or "rms".
@@ -77,7 +77,7 @@ class DropPath(nn.Module):
         return x * (stays / staying).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The probability, for print(model)."""
+        """Return the probability, for print(model)."""
         return f"{self.probability:g}"
 
 
@@ -124,7 +124,6 @@ class TransformerBlock(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float | None = None,
     ) -> None:
-        """Create the norms and the feed-forward around `mixer`."""
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(

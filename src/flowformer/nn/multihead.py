@@ -298,7 +298,7 @@ def _say_that_it_is_cross(
 
 
 def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | None:
-    """The mask of the keys, [b, s], True at real tokens."""
+    """Return the mask of the keys, [b, s], True at real tokens."""
     if key_padding_mask is None:
         return None
     if key_padding_mask.dtype == torch.bool:
@@ -314,7 +314,7 @@ def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | No
 
 
 def _is_causal(attn_mask: Tensor | None) -> bool:
-    """Whether it is the causal mask; False for None and for a mask of nothing.
+    """Return whether it is the causal mask; False for None and for a mask of nothing.
 
     Raises:
         ValueError: it is another mask.

@@ -76,7 +76,7 @@ def bigbird_attention(
 
 
 def last_block(tokens: Int[Tensor, " b"], block: int) -> Int[Tensor, " b"]:
-    """The number of the last block that holds one of so many tokens."""
+    """Return the number of the last block that holds one of so many tokens."""
     return ((tokens - 1) // block).clamp(min=0)
 
 
@@ -128,7 +128,7 @@ def draw_random_blocks(
 
 
 def _hash(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """A number in [0, 2³²) that looks random (the finaliser of MurmurHash3)."""
+    """Return a number in [0, 2³²) that looks random (the finaliser of MurmurHash3)."""
     low = 0xFFFFFFFF
     x = x & low
     # Products of 32 by 31 bits: within int64. The constants are Murmur's without their top bit.
@@ -138,7 +138,7 @@ def _hash(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 
 def _to_window(tokens: Sequences, block: int, is_end: Bool[Tensor, "b n"]) -> Part:
-    """The block itself, that before it and that after it, but for global ones."""
+    """Return the block itself, that before it and that after it, but for global ones."""
     length = tokens.query.shape[2]
     hidden = is_end.repeat_interleave(block, dim=1)[:, :length]
     visible = (tokens.real & ~hidden)[:, None, :, None]
@@ -159,7 +159,7 @@ def _to_ends(tokens: Sequences, block: int, ends: Int[Tensor, "b 2"]) -> Part:
 
 
 def _to_random(tokens: Sequences, block: int, chosen: Int[Tensor, "b h n r"]) -> Part:
-    """The random blocks."""
+    """Return the random blocks."""
     length, count = tokens.query.shape[2], chosen.shape[-1]
     flat = chosen.flatten(2).clamp(min=0)
     key, value, real = (
@@ -174,7 +174,7 @@ def _to_random(tokens: Sequences, block: int, chosen: Int[Tensor, "b h n r"]) ->
 def _from_ends(
     tokens: Sequences, block: int, ends: Int[Tensor, "b 2"]
 ) -> Float[Tensor, "b h 2 block m"]:
-    """All tokens, as the first and the last block see them."""
+    """Return all tokens, as the first and the last block see them."""
     query = _blocks_at(tokens.query, block, ends[:, None, :]).flatten(2, 3)
     visible = tokens.real[:, None, None, :]
     out = attend(query @ tokens.key.transpose(-1, -2), visible, tokens.value).out
@@ -182,7 +182,7 @@ def _from_ends(
 
 
 def _blocks_at(x: Tensor, block: int, index: Int[Tensor, "b h k"]) -> Tensor:
-    """The blocks `index` of x [b, h, t, d], as [b, h, k, block, d]."""
+    """Return the blocks `index` of x [b, h, t, d], as [b, h, k, block, d]."""
     return blocks(x, block).take_along_dim(index[..., None, None], dim=2)
 
 

@@ -83,7 +83,7 @@ def gather_sequences(
 
 
 def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "b t h m"]:
-    """The output at the places of its tokens, zero at padding."""
+    """Return the output at the places of its tokens, zero at padding."""
     out = out.transpose(1, 2).to(tokens.dtype)
     if tokens.order is None:
         return out
@@ -92,14 +92,14 @@ def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "
 
 
 def front_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """The places of each row's real tokens in their order, then those of its padding."""
+    """Return the places of each row's real tokens in their order, then those of its padding."""
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def heads_first(
     x: Float[Tensor, "b t h d"], real: Bool[Tensor, "b t"], order: Int[Tensor, "b t"] | None
 ) -> Float[Tensor, "b h t d"]:
-    """The tokens in that order, padding replaced by zero (it may hold NaN)."""
+    """Return the tokens in that order, padding replaced by zero (it may hold NaN)."""
     if order is not None:
         x = x.take_along_dim(order[:, :, None, None], dim=1)
         x = x.masked_fill(~real[:, :, None, None], 0)
@@ -120,7 +120,7 @@ def windows(x: Tensor, size: int, *, before: int, after: int) -> Tensor:
 
 
 def joined_windows(x: Tensor, size: int, *, margin: int) -> Tensor:
-    """The windows of t rows that stand in x together with `margin` rows around them."""
+    """Return the windows of t rows that stand in x together with `margin` rows around them."""
     x = F.pad(x, (0, 0, 0, -(x.shape[-2] - margin) % size))
     return x.unfold(-2, size + margin, size).transpose(-1, -2)
 
@@ -168,14 +168,14 @@ def merge(parts: Sequence[Part]) -> Float[Tensor, "... m"]:
 
 
 def in_order(part: Part, length: int) -> Part:
-    """The part of `length` queries from that of their blocks [b, h, blocks, size]."""
+    """Return the part of `length` queries from that of their blocks [b, h, blocks, size]."""
     return Part(part.out.flatten(2, 3)[:, :, :length], part.log_total.flatten(2, 3)[..., :length])
 
 
 def attend_nearby(
     tokens: Sequences, real: Bool[Tensor, "b t"], window: int, *, causal: bool
 ) -> Part:
-    """The real keys with |i - j| ≤ window, and j ≤ i when causal."""
+    """Return the real keys with |i - j| ≤ window, and j ≤ i when causal."""
     length = tokens.query.shape[2]
     size = before = at_most(window, length)
     after = 0 if causal else before

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -16,8 +17,14 @@ from flowformer.nn.mixers.attention import (
     option_defaults,
     option_names,
 )
-from flowformer.nn.mixers.projected import ProjectedMixer, ProjectionOptions
+from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import ATTENTIONS, MIXERS
+
+PROJECTION_OPTIONS = {
+    name
+    for name, each in signature(ProjectedMixer).parameters.items()
+    if each.kind is Parameter.KEYWORD_ONLY
+}
 
 
 def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> ProjectedMixer:
@@ -27,14 +34,13 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
         name: a key of MIXERS.
         dim: width of the hidden states.
         num_heads: number of heads.
-        options: max_length, those of ProjectionOptions, and the keywords of its attention.
+        options: the keywords of ProjectedMixer, and of the mixer's attention.
 
     Raises:
         ValueError: there is no such mixer, or it has no such option; the message lists the choices.
     """
     _check_name(name, "mixer", list(MIXERS))
-    allowed = {"max_length"} | ProjectionOptions.__annotations__.keys()
-    _check_options(name, options, allowed | option_names(MIXERS[name].kind))
+    _check_options(name, options, PROJECTION_OPTIONS | option_names(MIXERS[name].kind))
     return MIXERS[name](dim, num_heads, **options)
 
 
@@ -135,9 +141,9 @@ class MixerRecord(nn.Module):
     """
 
     def __init__(self, mixer: str, defaults: dict[str, Any], options: dict[str, Any]) -> None:
-        """Hold them, but for `backend`, which is how to compute and not what."""
         super().__init__()
         self.mixer = mixer
+        # But for `backend`, which is how to compute and not what.
         self.defaults = {name: each for name, each in defaults.items() if name != "backend"}
         self.options = {name: each for name, each in options.items() if name != "backend"}
 
@@ -147,7 +153,7 @@ class MixerRecord(nn.Module):
         return f"mixer_{self.mixer}".replace("-", "_")
 
     def get_extra_state(self) -> Int32[Tensor, " bytes"]:
-        """What `state_dict` writes: JSON as a tensor, for safetensors holds nothing else.
+        """Return what `state_dict` writes: JSON as a tensor, for safetensors holds nothing else.
 
         Not of bytes: who averages state dicts sums all that is in them.
         """
@@ -193,5 +199,5 @@ class MixerRecord(nn.Module):
             error_msgs.append(f"{error}. To load it all the same, take {key!r} out of it")
 
     def extra_repr(self) -> str:
-        """The mixer and the options given, for print(model)."""
+        """Return the mixer and the options given, for print(model)."""
         return ", ".join([repr(self.mixer), *(f"{k}={v!r}" for k, v in self.options.items())])

@@ -123,7 +123,7 @@ def _check_length(
 def _places(
     x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, start: CosformerState | None
 ) -> Int[Tensor, "b t"]:
-    """The numbers of the real tokens; of a padded one, any."""
+    """Return the numbers of the real tokens; of a padded one, any."""
     if mask is None:
         places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     else:

@@ -99,7 +99,7 @@ def weighted_mean(
 def with_ones(
     value: Float[Tensor, "b s g m"], dtype: torch.dtype
 ) -> Float[Tensor, "b s g m_plus_1"]:
-    """The values and a column of ones, which sums the weights."""
+    """Return the values and a column of ones, which sums the weights."""
     return F.pad(value.to(dtype), (0, 1), value=1.0)
 
 
@@ -110,7 +110,7 @@ def divided(
     added: float = 0.0,
     least: float = 0.0,
 ) -> Float[Tensor, "b l h m"]:
-    """The weighted sums over the sums of their weights, which stand in the last column."""
+    """Return the weighted sums over the sums of their weights, which stand in the last column."""
     total = product[..., -1:] + added
     # Without a bound, the sum of nothing is zero; 0 / 0 is to be 0, and 1 / tiny has no gradient.
     total = total.clamp(min=least) if least > 0 else torch.where(total == 0, 1, total)

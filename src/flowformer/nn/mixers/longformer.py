@@ -77,7 +77,7 @@ def longformer_attention(  # noqa: PLR0913 - three more tensors than other atten
 
 
 def _to_global(tokens: Sequences, global_tokens: int, *, causal: bool) -> Part:
-    """The global tokens, as every other token sees them."""
+    """Return the global tokens, as every other token sees them."""
     key, value = (x[:, :, :global_tokens] for x in (tokens.key, tokens.value))
     visible = tokens.real[:, None, None, :global_tokens]
     if causal:
@@ -86,7 +86,7 @@ def _to_global(tokens: Sequences, global_tokens: int, *, causal: bool) -> Part:
 
 
 def _from_global(tokens: Sequences, global_tokens: int, *, causal: bool) -> Part:
-    """All tokens, as the global ones see them."""
+    """Return all tokens, as the global ones see them."""
     query = tokens.query[:, :, :global_tokens]
     visible = tokens.real[:, None, None, :]
     if causal:

@@ -101,7 +101,7 @@ def pseudo_inverse(
 def _convolved(
     value: Float[Tensor, "b h t m"], kernel: Float[Tensor, "h w"]
 ) -> Float[Tensor, "b h t m"]:
-    """Each head's values filtered in time with its kernel, alike for all features."""
+    """Return each head's values filtered in time with its kernel, alike for all features."""
     rows = value.permute(0, 3, 1, 2).flatten(0, 1)
     out = F.conv1d(rows, kernel[:, None, :], padding=kernel.shape[1] // 2, groups=len(kernel))
     return out.unflatten(0, (value.shape[0], value.shape[3])).permute(0, 2, 3, 1)
@@ -132,7 +132,6 @@ class NystromformerAttention(HeadAttention):
         iterations: int = 6,
         residual_width: int | None = None,
     ) -> None:
-        """Hold the options, and create the filters if there are any."""
         super().__init__(num_landmarks=num_landmarks, iterations=iterations)
         if num_landmarks < 1 or iterations < 1:
             raise ValueError(

@@ -134,7 +134,7 @@ def _causal(
     mask: Bool[Tensor, "b t"] | None,
     state: PerformerState,
 ) -> tuple[Float[Tensor, "b t h m"], PerformerState]:
-    """The sum relative to the running maximum is a linear attention with a decay."""
+    """Sum relative to the running maximum, which is a linear attention with a decay."""
     peak = _visible(exponent.detach().amax(-1), mask).to(state.maximum.dtype)
     peaks = torch.cat((state.maximum[:, None], peak), 1).cummax(1).values
     step = (peaks[:, :-1] - peaks[:, 1:]).clamp(min=LOWEST_STEP)

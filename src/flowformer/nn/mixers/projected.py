@@ -1,6 +1,6 @@
 """A mixer, the one thing that varies between models: projections and heads around an attention."""
 
-from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -29,27 +29,6 @@ class Mixer(Protocol):
         state: Any = None,
         return_state: bool = False,
     ) -> tuple[Tensor, Any]: ...
-
-
-class ProjectionOptions(TypedDict, total=False):
-    """The keywords that every mixer with projections takes.
-
-    Attributes:
-        dropout: dropout of the output, after its projection, as published. Default 0.
-        bias: whether the projections have one. Default True.
-        head_dim: width of a head. Default dim / num_heads.
-        num_kv_heads: number of key and value heads, each of which serves num_heads / num_kv_heads
-            query heads. Default num_heads.
-        context_dim: width of the context. Default dim.
-        out_dim: width of the output. Default dim.
-    """
-
-    dropout: float
-    bias: bool
-    head_dim: int | None
-    num_kv_heads: int | None
-    context_dim: int | None
-    out_dim: int | None
 
 
 class ProjectedMixer(nn.Module):
@@ -89,7 +68,7 @@ class ProjectedMixer(nn.Module):
         """
         return {}
 
-    def __init__(  # noqa: PLR0913 - see ProjectionOptions
+    def __init__(  # noqa: PLR0913 - the keywords of every mixer
         self,
         dim: int,
         num_heads: int,
@@ -109,12 +88,13 @@ class ProjectedMixer(nn.Module):
             dim: width of the hidden states.
             num_heads: number of heads.
             max_length: longest sequence, for an attention of a fixed length.
-            dropout: see ProjectionOptions, here and for the next five.
-            bias: likewise.
-            head_dim: likewise.
-            num_kv_heads: likewise.
-            context_dim: likewise.
-            out_dim: likewise.
+            dropout: dropout of the output, after its projection, as published.
+            bias: whether the projections have one.
+            head_dim: width of a head; None for dim / num_heads.
+            num_kv_heads: number of key and value heads, each of which serves num_heads /
+                num_kv_heads query heads; None for num_heads.
+            context_dim: width of the context; None for dim.
+            out_dim: width of the output; None for dim.
             options: the keywords of the attention's constructor.
 
         Raises:
@@ -228,7 +208,7 @@ class ProjectedMixer(nn.Module):
         causal: bool = False,
         mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b h l"]:
-        """What each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
+        """Return what each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
 
         v are the projected values, out is what the output projection reads. See `implied_row` of
         `flowformer.nn.mixers.attention`.
@@ -331,7 +311,7 @@ def _check_hidden(name: str, x: Tensor, dim: int, mask: Tensor | None) -> None:
 
 
 def _real(x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None) -> Tensor:
-    """The hidden states with zeros at padded places."""
+    """Return the hidden states with zeros at padded places."""
     return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
 
 

@@ -39,7 +39,6 @@ class RandomDirections(nn.Module):
     calls: Tensor
 
     def __init__(self, *shape: int, redraw_every: int | None) -> None:
-        """Draw them from torch's generator."""
         super().__init__()
         if min(shape) < 1:
             raise ValueError(
@@ -64,7 +63,7 @@ class RandomDirections(nn.Module):
         return self.directions
 
     def extra_repr(self) -> str:
-        """The sizes, for print(model)."""
+        """Return the sizes, for print(model)."""
         return f"{tuple(self.directions.shape)}, redraw_every={self.redraw_every}"
 
 

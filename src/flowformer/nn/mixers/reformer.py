@@ -82,7 +82,7 @@ def reformer_attention(
 
 
 def _buckets(tokens: Sequences, rotations: Float[Tensor, "h d r n"]) -> Int[Tensor, "b h r t"]:
-    """The bucket of each token in each round, counted from 1; one more for padding."""
+    """Return the bucket of each token in each round, counted from 1; one more for padding."""
     turned = torch.einsum("bhtd,hdrn->bhrtn", tokens.query.detach(), rotations)
     bucket = torch.cat((turned, -turned), dim=-1).argmax(dim=-1) + 1
     padding = 2 * rotations.shape[-1] + 1
@@ -98,7 +98,7 @@ def _attend_sorted(
     chunk: int,
     causal: bool,
 ) -> Part:
-    """The attention of each round, [b, h, r, chunks, chunk], in its sorted order."""
+    """Return the attention of each round, [b, h, r, chunks, chunk], in its sorted order."""
     chunk = at_most(chunk, bucket.shape[-1])
     query, key, value = (
         x.unsqueeze(2).take_along_dim(order.unsqueeze(-1), dim=3)
@@ -125,7 +125,7 @@ def _together(
     chunk: int,
     reach: int,
 ) -> Bool[Tensor, "b h r chunks chunk window"]:
-    """Whether a round finds each pair; it is that of the layout, or one for all layouts."""
+    """Return whether a round finds each pair; it is that of the layout, or one for all layouts."""
     bucket, where = (x.take_along_dim(order, dim=-1).unsqueeze(-1) for x in (bucket, where))
     other_bucket, other_where = (
         windows(x, chunk, before=chunk, after=0).transpose(-1, -2) for x in (bucket, where)

@@ -31,15 +31,15 @@ class KVState(NamedTuple):
     mask: Bool[Tensor, "b s"] | None = None
 
     def detach(self) -> "KVState":
-        """The state without its history of gradients."""
+        """Return the state without its history of gradients."""
         return self._map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> "KVState":
-        """The state on another device."""
+        """Return the state on another device."""
         return self._map(lambda part: part.to(device))
 
     def reorder(self, batch_index: Tensor) -> "KVState":
-        """The state of the sequences `batch_index`, in that order (beam search)."""
+        """Return the state of the sequences `batch_index`, in that order (beam search)."""
         return self._map(lambda part: part.index_select(0, batch_index))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "KVState":
@@ -147,7 +147,7 @@ def _allowed(
     *,
     causal: bool,
 ) -> Bool[Tensor, "..."] | None:
-    """Which key each query may see; None when `is_causal` alone says it.
+    """Return which key each query may see; None when `is_causal` alone says it.
 
     No row is ever empty, for some of torch's kernels give NaN for the softmax of nothing: a padded
     causal query sees itself, and in a sequence without a real key all are seen. The caller sets

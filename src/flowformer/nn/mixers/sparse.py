@@ -80,7 +80,7 @@ def sparse_attention(  # noqa: PLR0913 - the keywords that every attention here 
 
 
 def _column(tokens: Sequences, stride: int, *, causal: bool) -> Part:
-    """Every stride-th token, but for those in the window."""
+    """Return every stride-th token, but for those in the window."""
     length = tokens.query.shape[2]
     q, k, v, real = (
         blocks(x, stride).transpose(2, 3)
@@ -95,7 +95,7 @@ def _column(tokens: Sequences, stride: int, *, causal: bool) -> Part:
 
 
 def _block(tokens: Sequences, stride: int, *, causal: bool) -> Part:
-    """The tokens of the same block."""
+    """Return the tokens of the same block."""
     length = tokens.query.shape[2]
     q, k, v, real = (
         blocks(x, stride)
@@ -108,7 +108,7 @@ def _block(tokens: Sequences, stride: int, *, causal: bool) -> Part:
 
 
 def _summary(tokens: Sequences, stride: int, summary: int, *, causal: bool) -> Part:
-    """The last tokens of the other blocks."""
+    """Return the last tokens of the other blocks."""
     length = tokens.query.shape[2]
     k, v, real = (
         blocks(x, stride)[..., stride - summary :, :].flatten(2, 3)

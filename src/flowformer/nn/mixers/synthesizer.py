@@ -62,7 +62,7 @@ def synthesizer_attention(
 
 
 def real_numbers(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """The place of each token: 0, 1, … for the real ones, as if the sequence stood alone."""
+    """Return the place of each token: 0, 1, … for the real ones, as if the sequence stood alone."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -142,7 +142,7 @@ def dot_product_scores(
 def _columns(
     scores: Float[Tensor, "b h t n"], number: Int[Tensor, "b t"] | None
 ) -> Float[Tensor, "b h t t"]:
-    """Of the scores of all places, those of the tokens' places."""
+    """Return the scores of the tokens' places, of those of all places."""
     length = scores.shape[2]
     if number is None:
         return scores[..., :length]
@@ -165,7 +165,6 @@ class DenseScores(nn.Module):
     """
 
     def __init__(self, *, dim: int, num_heads: int, head_dim: int, max_length: int) -> None:
-        """Create both layers."""
         super().__init__()
         self.hidden = nn.Linear(dim, num_heads * head_dim)
         self.weight = nn.Parameter(torch.empty(num_heads, max_length, head_dim))
@@ -190,7 +189,6 @@ class FactorizedDenseScores(nn.Module):
     """
 
     def __init__(self, *, dim: int, num_heads: int, max_length: int) -> None:
-        """Create the layers of both vectors, as equal in width as may be."""
         super().__init__()
         self.num_heads = num_heads
         width = math.isqrt(max_length - 1) + 1
@@ -217,7 +215,6 @@ class RandomScores(nn.Module):
     """
 
     def __init__(self, *, num_heads: int, max_length: int, trained: bool) -> None:
-        """Draw the scores."""
         super().__init__()
         table = torch.randn(num_heads, max_length, max_length)
         if trained:
@@ -242,7 +239,6 @@ class FactorizedRandomScores(nn.Module):
     """
 
     def __init__(self, *, num_heads: int, max_length: int, rank: int) -> None:
-        """Draw both matrices, for products of variance 1 as in the full table."""
         super().__init__()
         self.left = nn.Parameter(torch.randn(num_heads, max_length, rank) * rank**-0.25)
         self.right = nn.Parameter(torch.randn(num_heads, max_length, rank) * rank**-0.25)
@@ -366,7 +362,6 @@ class SynthesizerAttention(HeadAttention):
         parts: Sequence[Part] = ("dense",),
         rank: int = 8,
     ) -> None:
-        """Create the parts."""
         super().__init__()
         self.synthesis = Synthesis(
             parts,
@@ -417,7 +412,6 @@ class SynthesizerMixtureAttention(HeadAttention):
         parts: Sequence[Part] = ("random",),
         rank: int = 8,
     ) -> None:
-        """Create the parts."""
         super().__init__()
         self.synthesis = Synthesis(
             parts,

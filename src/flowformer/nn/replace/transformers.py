@@ -37,7 +37,7 @@ SUPPORTED = (
 
 
 def plain_class(kind: type) -> type:
-    """The class that a module had before torch gave it one made for it alone."""
+    """Return the class that a module had before torch gave it one made for it alone."""
     # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
     while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
         if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
@@ -47,13 +47,13 @@ def plain_class(kind: type) -> type:
 
 
 def supported(module: nn.Module) -> bool:
-    """Whether it is one of SUPPORTED, from transformers itself."""
+    """Return whether it is one of SUPPORTED, from transformers itself."""
     kind = plain_class(type(module))
     return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
 
 
 def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
-    """The attention that goes into this module.
+    """Return the attention that goes into this module.
 
     Raises:
         ValueError: it is causal and the mixer has no causal form.
@@ -104,7 +104,7 @@ def _weight_dropout(module: Any) -> float:
 
 
 def hosts(model: nn.Module) -> list[Any]:
-    """The transformers models in it that hold supported attentions, the outer ones first.
+    """Return the transformers models in it that hold supported attentions, the outer ones first.
 
     Raises:
         ValueError: there is none, for only a part of a transformers model was given.

@@ -41,7 +41,7 @@ class AttentionMask(NamedTuple):
         raise AttributeError(f"no {name}: {_NO_TENSOR}")
 
     def __getitem__(self, key: Any) -> Any:
-        """One of its three parts."""
+        """Return one of its three parts."""
         if not isinstance(key, int):
             raise TypeError(_NO_TENSOR)
         return tuple.__getitem__(self, key)
@@ -93,7 +93,7 @@ def padding_mask(
 
 
 def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor | None:
-    """The documents that a mask function of transformers keeps apart; None of another one.
+    """Return the documents that a mask function of transformers keeps apart; None of another one.
 
     It is made of `and_masks`, of one that is causal and one that knows the documents.
     """
@@ -204,7 +204,7 @@ def _mask(
 
 
 def _is_cross(module: Any) -> bool:
-    """Whether the keys are those of another sequence, with a mask of their own."""
+    """Return whether the keys are those of another sequence, with a mask of their own."""
     # Where one class serves both (Bart, Whisper), the cross-attention is the decoder's that is not
     # causal.
     decoder = getattr(module, "is_decoder", False) and not says_causal(module)
@@ -232,7 +232,7 @@ def _refuse_packed_context(others: dict[str, Any]) -> None:
 def _offsets(
     module: Any, mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]
 ) -> Tensor | None:
-    """Where packed documents start, in all rows one after the other; None of padded rows."""
+    """Return where packed documents start, in all rows one after the other; None of padded rows."""
     given, keys = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     rows, length = tensors[0].shape[:2]
     whole = length == tensors[1].shape[1]
