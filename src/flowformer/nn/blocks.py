@@ -106,6 +106,13 @@ class TransformerBlock(nn.Module):
         drop_path: probability, in training, of leaving out what the mixer adds to a sample, and
             the same for the feed-forward.
         norm_eps: see `build_norm`.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import TransformerBlock, build_mixer
+        >>> block = TransformerBlock(build_mixer("flow", 32, 4), 32, 64, norm="pre")
+        >>> block(torch.randn(2, 10, 32), causal=True).shape
+        torch.Size([2, 10, 32])
     """
 
     def __init__(  # noqa: PLR0913 - each keyword is one word of a recipe

@@ -59,6 +59,15 @@ class MultiheadAttention(nn.Module):
             decoder).
         max_length: longest sequence, for an attention of fixed length.
         mixer_options: keywords of that attention's constructor.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import MultiheadAttention
+        >>> attention = MultiheadAttention(16, 2, batch_first=True)
+        >>> x = torch.randn(3, 10, 16)
+        >>> out, weights = attention(x, x, x)
+        >>> out.shape, weights.shape
+        (torch.Size([3, 10, 16]), torch.Size([3, 10, 10]))
     """
 
     in_proj_weight: Tensor

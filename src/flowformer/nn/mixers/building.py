@@ -38,6 +38,17 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
 
     Raises:
         ValueError: there is no such mixer, or it has no such option; the message lists the choices.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import build_mixer
+        >>> mixer = build_mixer("linear", 64, 4, dropout=0.1)
+        >>> out, state = mixer(torch.randn(2, 100, 64), causal=True, return_state=True)
+        >>> out.shape
+        torch.Size([2, 100, 64])
+        >>> build_mixer("lineer", 64, 4)
+        Traceback (most recent call last):
+        ValueError: unknown mixer 'lineer': did you mean linear? expected one of flow, ...
     """
     _check_name(name, "mixer", list(MIXERS))
     _check_options(name, options, PROJECTION_OPTIONS | option_names(MIXERS[name].kind))

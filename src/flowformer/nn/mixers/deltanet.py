@@ -91,7 +91,7 @@ def chunked_delta_rule(
     beta: Float[Tensor, "b t h 1"],
     state: Float[Tensor, "b h d m"],
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
-    """Solve for the corrections of a chunk as one triangular system (Yang et al. 2024, section 3.2).
+    """Solve for the corrections of a chunk, a triangular system (Yang et al. 2024, section 3.2).
 
     The correction u_t = β_t (v_t - k_t S_{t-1}) sees the state S before the chunk and the earlier
     corrections: (I + tril(β K Kᵀ, -1)) U = β V - β K S. Both right-hand sides are solved for all
