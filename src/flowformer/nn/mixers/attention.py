@@ -121,9 +121,7 @@ class HeadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options, for print(model)."""
-        return ", ".join(
-            f"{name}={value!r}" for name, value in HeadAttention.arguments(self).items()
-        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.keywords)
 
     def require(self, capability: str) -> None:
         """Refuse what it cannot do.
