@@ -89,9 +89,10 @@ def test_an_eps_that_float32_does_not_hold_is_refused_when_a_layer_is_built(eps:
         ScheduledOptimizerConfig(epsilon=eps)
 
 
+UNCLAMPED = {"flow": {"clamp": None}, "flow-no-allocation": {"clamp": None}}
 PUBLISHED = {
-    "series": dict.fromkeys(["flow", "flow-no-allocation"], {"clamp": None}),
-    "sequences": dict.fromkeys(["flow", "flow-no-allocation"], {"clamp": None}),
+    "series": UNCLAMPED,
+    "sequences": UNCLAMPED,
     "trajectories": {
         "flow": {"clamp": 10.0},
         "flow-no-allocation": {"clamp": 10.0},
