@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import report_arena
-from benchmarks.arena_cost import BIDIRECTIONAL, main, make_step, measure_mixer, parse
+from benchmarks.mixers import report_arena
+from benchmarks.mixers.arena_cost import BIDIRECTIONAL, main, make_step, measure_mixer, parse
 from benchmarks.pages import with_tables
 from flowformer.compare.page import MixerCost
 from flowformer.models.sequences.config import SequenceModelConfig
@@ -60,7 +60,7 @@ def test_a_step_trains_every_layer(mixer: str, monkeypatch: pytest.MonkeyPatch):
         made.append(SequenceClassifier(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr("benchmarks.arena_cost.SequenceClassifier", build)
+    monkeypatch.setattr("benchmarks.mixers.arena_cost.SequenceClassifier", build)
     torch.manual_seed(0)
     # From the mean: of one vector the last Longformer layer's local projections learn nothing.
     config = SequenceModelConfig(mixer=mixer, pooling="mean", dim=16, num_heads=2, feedforward=32)

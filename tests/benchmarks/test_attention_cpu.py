@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import published_attention, report_attention_cpu
-from benchmarks.attention_goals import SGEMM, Measured, case, rows
-from benchmarks.peak_memory import floor
-from benchmarks.peers import BOTH, FORWARD, OURS, SOFTMAX
+from benchmarks.attention import published_attention
+from benchmarks.attention.cpu import report_attention as report_attention_cpu
+from benchmarks.attention.cpu.goals import SGEMM, Measured, case, rows
+from benchmarks.attention.cpu.peak_memory import floor
+from benchmarks.attention.peers import BOTH, FORWARD, OURS, SOFTMAX
 from benchmarks.runner import ROOT, alternate
 from flowformer import flow_attention
 
@@ -94,7 +95,7 @@ def test_ratios_are_those_that_the_table_names():
 
 
 def test_quick_run_leaves_a_result_that_can_be_drawn_and_tabled(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.attention_cpu", "--quick"]
+    command = [sys.executable, "-m", "benchmarks.attention.cpu.attention", "--quick"]
     subprocess.run([*command, "--folder", tmp_path], check=True, cwd=ROOT, capture_output=True)
     result = json.loads((tmp_path / "attention_cpu.json").read_text())
     assert len(result["rows"]) == 11

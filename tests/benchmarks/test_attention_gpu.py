@@ -11,13 +11,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
-from benchmarks import attention_gpu, gpu_peers, report_attention_gpu
-from benchmarks.attention_gpu import DECODING, Group, Plan, Run
-from benchmarks.gpu_clock import BrokenContextError
-from benchmarks.gpu_goals import rows
-from benchmarks.gpu_peers import FLA, FLASH, GRAPH
-from benchmarks.gpu_traffic import Call
-from benchmarks.peers import BOTH, CHUNKED, FORWARD, OURS, PUBLISHED
+from benchmarks.attention.gpu import attention as attention_gpu
+from benchmarks.attention.gpu import peers as gpu_peers
+from benchmarks.attention.gpu import report_attention as report_attention_gpu
+from benchmarks.attention.gpu.attention import DECODING, Group, Plan, Run
+from benchmarks.attention.gpu.clock import BrokenContextError
+from benchmarks.attention.gpu.goals import rows
+from benchmarks.attention.gpu.peers import FLA, FLASH, GRAPH
+from benchmarks.attention.gpu.traffic import Call
+from benchmarks.attention.peers import BOTH, CHUNKED, FORWARD, OURS, PUBLISHED
 
 PLAN = Plan(
     heads=1,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mixer_cost import measure_mixer, parse
+from benchmarks.mixers.mixer_cost import measure_mixer, parse
 from flowformer.compare.page import MixerCost
 
 SMALL = ["--dim", "16", "--heads", "2", "--threads", "1"]

@@ -5,16 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import (
-    report_attention_cpu,
-    report_attention_gpu,
-    report_kernels,
-    report_mixers,
-    report_parallel,
-    report_reliability,
-    report_rollouts,
-)
+from benchmarks.attention.cpu import report_attention as report_attention_cpu
+from benchmarks.attention.gpu import report_attention as report_attention_gpu
+from benchmarks.attention.gpu import report_kernels
+from benchmarks.mixers import report_mixers
+from benchmarks.models import report_rollouts
 from benchmarks.pages import with_tables
+from benchmarks.parallel import report_parallel
+from benchmarks.reliability import report_reliability
 from benchmarks.runner import ROOT
 
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
-from benchmarks import tune_gpu
+from benchmarks.attention.gpu import tune as tune_gpu
 from flowformer.ops.backends.triton import tuning
 from flowformer.ops.backends.triton.tuning import (
     Key,

@@ -1,0 +1,174 @@
+"""Compile every GPU kernel without a GPU: registers, spills, shared memory, arithmetic intensity.
+
+    python -m benchmarks.attention.gpu.kernels                  # all of it, a quarter of an hour
+    python -m benchmarks.attention.gpu.kernels --widths 64 --dtypes bfloat16 --capabilities 90
+    python -m benchmarks.attention.gpu.report_kernels                # the table of docs/gpu.md
+
+The passes of a forward and backward are run on CPU tensors with Triton's compiler in the place
+of its launcher: each launch is compiled as on a card, for the compute capability asked for, by
+the ptxas that Triton brings. What was compiled before is taken from the file: stopped, it goes on.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from benchmarks.runner import RESULTS
+from flowformer.files import write_atomically
+from flowformer.ops.backends.operators import LINEAR, numbers
+from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
+from flowformer.ops.features import FlowOptions
+from flowformer.ops.state import FlowState
+
+FILE = RESULTS / "gpu_kernels.json"
+WIDTHS = (16, 32, 64, 128, 256)
+DTYPES = ("bfloat16", "float16", "float32")
+CAPABILITIES = (80, 90)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # of a program, by NVIDIA's tables
+PASSES = ("bidirectional", "causal", "linear", "step")
+
+
+class _Driver:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:  # noqa: ARG002 - the protocol's
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextmanager
+def compiling(capability: int) -> Iterator[dict[str, Any]]:
+    """Compile instead of launching; yields what was compiled, by kernel and variant.
+
+    A variant is a kernel with other compile-time constants: its first pass and its second.
+    """
+    found: dict[str, Any] = {}
+    original = JITFunction.__getitem__
+
+    def compile_only(kernel: JITFunction, grid: Any) -> Any:
+        def launch(*arguments: Any, **options: Any) -> None:
+            compiled = kernel.warmup(*arguments, grid=grid, **options)
+            flags = sorted(
+                name for name, value in options.items() if value is True and name != "EMULATE"
+            )
+            found.setdefault(" ".join([kernel.fn.__name__, *flags]), compiled)
+
+        return launch
+
+    driver: Any = triton.runtime.driver  # its own drivers need a card to be made
+    before = driver._active
+    driver.set_active(_Driver(capability))
+    JITFunction.__getitem__ = compile_only  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        JITFunction.__getitem__ = original  # type: ignore[method-assign]
+        driver._active = before
+
+
+def run_pass(name: str, width: int, dtype: torch.dtype) -> None:
+    """Call what launches the kernels of a pass, forward and backward, on 300 tokens."""
+    query, key, value, grad = (torch.randn(1, 300, 2, width).to(dtype) for _ in range(4))
+    options = numbers(FlowOptions("sigmoid", 1.0, 1e-6, "sources", True))
+    if name == "bidirectional":
+        none = (None,) * 4
+        out, *kept = bidirectional_passes.forward(query, key, value, *none, *options, True)
+        bidirectional_passes.backward(grad, out, query, key, value, *none, *kept, *options)
+        return
+    if name == "step":
+        state = FlowState.initial(1, 2, width, width, query.device)
+        one = (x[:, :1] for x in (query, key, value))
+        torch.ops.flowformer.triton_step(*one, *state, *options)
+        return
+    row_scale = None
+    if name == "linear":
+        options, row_scale = options._replace(feature_map=LINEAR), torch.rand(1, 300, 2)
+    rest: tuple[Tensor | None, ...] = (None, None, row_scale, *(None,) * 7)
+    out, *results = causal_passes.forward(query, key, value, *rest, *options, True, True)
+    ends = (None,) * 6
+    causal_passes.backward(grad, *ends, out, query, key, value, *rest, *results[7:], *options, True)
+
+
+def resources(compiled: Any, capability: int) -> dict[str, int]:
+    """Return what ptxas says of a kernel."""
+    ptxas = knobs.nvidia.ptxas.path
+    suffix = "a" if capability >= 90 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(compiled.asm["ptx"])
+        command = [
+            ptxas,
+            "-v",
+            f"--gpu-name=sm_{capability}{suffix}",
+            str(source),
+            "-o",
+            "/dev/null",
+        ]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    stored, loaded = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)[-2:]
+    registers = re.findall(r"Used (\d+) registers", log)[-1]
+    return {
+        "registers": int(registers),
+        "spilled_bytes": int(stored) + int(loaded),
+        "shared_bytes": compiled.metadata.shared,
+        "warps": compiled.metadata.num_warps,
+    }
+
+
+def measure(name: str, width: int, dtype: str, capability: int) -> dict[str, dict[str, int]]:
+    """Return what each kernel of a pass takes."""
+    with compiling(capability) as found:
+        run_pass(name, width, getattr(torch, dtype))
+    return {kernel: resources(compiled, capability) for kernel, compiled in found.items()}
+
+
+def main() -> None:
+    """Compile what is asked for and not in the file yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
+    parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--capabilities", type=int, nargs="*", default=CAPABILITIES)
+    parser.add_argument("--passes", nargs="*", default=PASSES, choices=PASSES)
+    parser.add_argument("--output", type=Path, default=FILE)
+    asked = parser.parse_args()
+    kept: dict[str, Any] = json.loads(asked.output.read_text()) if asked.output.exists() else {}
+    for capability in asked.capabilities:
+        for width in asked.widths:
+            for dtype in asked.dtypes:
+                for name in asked.passes:
+                    row = f"sm_{capability} {dtype} d{width} {name}"
+                    if row not in kept:
+                        kept[row] = measure(name, width, dtype, capability)
+                        write_atomically(asked.output, json.dumps(kept, indent=1) + "\n")
+                    spilled = sum(one["spilled_bytes"] > 0 for one in kept[row].values())
+                    shared = max(one["shared_bytes"] for one in kept[row].values())
+                    print(f"{row}: {len(kept[row])} kernels, {spilled} spill, {shared:,} B shared")
+
+
+if __name__ == "__main__":
+    main()
