@@ -99,7 +99,7 @@ def test_settings_of_another_version_are_refused_by_the_name_of_their_file(tmp_p
     monkeypatch.setattr(tuning, "CACHE", tmp_path)
     (tmp_path / "card.json").write_text('{"causal d64": {"tokens": 64}}')
     with pytest.raises(
-        ValueError, match=r"card\.json must hold what benchmarks\.tune_gpu .* delete"
+        ValueError, match=r"card\.json must hold what python -m benchmarks tune_gpu .* delete"
     ):
         tuning._tuned("card")
 
