@@ -1,4 +1,4 @@
-"""Build the one function of pytorch-fast-transformers that is a peer: `make bench-peers`.
+"""How is the peer of pytorch-fast-transformers built? Builds its one function: `make bench-peers`.
 
 The package brings seven extensions and takes a quarter of an hour to install. The causal product of
 Katharopoulos et al. (2020) is one file of it, which this compiles as the package's own set-up does,
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -77,13 +78,9 @@ def build(source: Path) -> None:
         )
 
 
-def main() -> None:
+def execute(_: Namespace) -> None:
     """Fetch and build, unless it is there."""
     if missing():
         with tempfile.TemporaryDirectory() as folder:
             build(fetch(Path(folder)))
     print(f"{PACKAGE}: the causal product is in {FOLDER.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,11 @@
-"""What Flow-Attention on a CPU is compared with, at the same shapes.
+"""The peers of Flow-Attention at the same shapes: on a CPU, and those that a GPU has too.
 
 Each peer gets its inputs in the layout that it computes in, so that none pays for a transposition.
+
+The published equations are written anew, [b, h, t, d] in and out, without projections. Facts of the
+code of Wu et al. (2022), `Flow_Attention` and `Flow_Attention_Causal`: an einsum for each flow,
+running sums by cumsum, and in the causal form the outer product k vᵀ of every token,
+[b, h, t, d, m], summed along the time. Never used by the library.
 """
 
 import math
@@ -12,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.attention import fast_transformers, published_attention
+from benchmarks.attention import fast_transformers
 from flowformer import flow_attention
 from flowformer.ops.backends import available_backends
 
 WIDTH = 64  # of a head: of its keys and of its values
+EPS = 1e-6
 
 OURS, SOFTMAX, PUBLISHED = "flowformer", "softmax", "published"
 CHUNKED, COMPILED, FAST = "chunked", "chunked, compiled", "fast-transformers"
@@ -65,12 +71,10 @@ def peers(*, causal: bool, backend: str) -> dict[str, Peer]:
         COMPILED: Peer(make=partial(compiled, chunked), heads_first=False, longest=free),
     }
     if not causal:
-        return table | {
-            PUBLISHED: Peer(make=lambda: published_attention.bidirectional, longest=free)
-        }
+        return table | {PUBLISHED: Peer(make=lambda: published_bidirectional, longest=free)}
     return table | {
         PUBLISHED: Peer(
-            make=lambda: published_attention.causal,
+            make=lambda: published_causal,
             longest={FORWARD: 2048, BOTH: 2048},
             why="each of its [b, h, t, d, m] tensors has 256 MiB at 2,048 tokens",
         ),
@@ -103,7 +107,7 @@ class CausalProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """out_t = q_t Σ_{s≤t} k_sᵀ v_s."""
+        """Return out_t = q_t Σ_{s≤t} k_sᵀ v_s."""
         ctx.save_for_backward(query, key, value)
         out = torch.zeros_like(value)
         fast_transformers.load().causal_dot_product(query, key, value, out)
@@ -111,11 +115,43 @@ class CausalProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of query, key and value."""
+        """Return the gradients of query, key and value."""
         saved = ctx.saved_tensors
         results = tuple(torch.zeros_like(tensor) for tensor in saved)
         fast_transformers.load().causal_dot_backward(*saved, *grads, *results)
         return results
+
+
+def published_bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return the published bidirectional form."""
+    q, k = torch.sigmoid(query), torch.sigmoid(key)
+    sinks, sources = q.shape[2], k.shape[2]
+    row = 1.0 / torch.einsum("bhtd,bhd->bht", q + EPS, k.sum(2) + EPS)
+    column = 1.0 / torch.einsum("bhtd,bhd->bht", k + EPS, q.sum(2) + EPS)
+    sink = torch.einsum("bhtd,bhd->bht", q + EPS, (k * column[..., None]).sum(2) + EPS)
+    source = torch.einsum("bhtd,bhd->bht", k + EPS, (q * row[..., None]).sum(2) + EPS)
+    allocation = torch.sigmoid(sink * (sinks / sources))
+    competition = torch.softmax(source.clamp(-1.0, 1.0), -1) * sources
+    key_value = torch.einsum("bhtd,bhtm->bhdm", k, value * competition[..., None])
+    out = torch.einsum("bhtd,bhdm->bhtm", q * row[..., None], key_value)
+    return out * allocation[..., None]
+
+
+def published_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return the published causal form, with its [b, h, t, d, m] tensor."""
+    q, k = torch.sigmoid(query), torch.sigmoid(key)
+    n = torch.arange(1.0, q.shape[2] + 1.0, device=q.device)
+    row = n / torch.einsum("bhtd,bhtd->bht", q + EPS, k.cumsum(2) + EPS)
+    column = n / torch.einsum("bhtd,bhtd->bht", k + EPS, q.cumsum(2) + EPS)
+    key_flow = (k * column[..., None]).cumsum(2) + EPS
+    query_flow = (q * row[..., None]).cumsum(2) + EPS
+    sink = torch.einsum("bhtd,bhtd->bht", q + EPS, key_flow) / n
+    source = torch.einsum("bhtd,bhtd->bht", k + EPS, query_flow) / n
+    weight = torch.exp(source.clamp(-1.0, 1.0))
+    competition = weight / weight.cumsum(-1) * n
+    key_value = torch.einsum("bhtd,bhtm->bhtdm", k, value * competition[..., None]).cumsum(2)
+    out = torch.einsum("bhtd,bhtdm->bhtm", q * (row / n)[..., None], key_value)
+    return out * torch.sigmoid(sink)[..., None]
 
 
 def make_inputs(length: int, heads: int, *, heads_first: bool) -> list[Tensor]:

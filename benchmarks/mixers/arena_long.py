@@ -1,15 +1,14 @@
-"""Train Flow-Attention longer on ListOps and on Pathfinder; draw what it learned.
+"""How far does Flow-Attention come on ListOps and on Pathfinder in a longer training?
 
-    python -m benchmarks.mixers.arena_long listops
-    python -m benchmarks.mixers.arena_long pathfinder
+    python -m benchmarks arena_long listops
+    python -m benchmarks arena_long pathfinder
 
 Each is one `flowformer train` on one thread, printed before it starts, in runs/arena-NAME; stopped
 or killed, it goes on by the same command. Keeps result and measurements in results/arena_long.json,
 with what a step of the full recipe takes here (forward, backward and update on random tokens of its
-lengths and batch, the median of three after one), and draws docs/assets/arena-long.png.
+lengths and batch, the median of three after one).
 """
 
-import argparse
 import csv
 import json
 import shlex
@@ -17,20 +16,23 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.runner import RESULTS, ROOT, machine, save
+from benchmarks.pages import Pictures, Tables
+from benchmarks.runner import ROOT, Result, machine, one_of, read, save, share
+from flowformer.compare.table import duration, to_markdown
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.recipes.sequences import RECIPES
-from flowformer.report.figures import BLUE, GREY, ORANGE, png_bytes
+from flowformer.report.figures import BLUE, GREY, ORANGE
+from flowformer.scores.measures import ACCURACY
 from flowformer.train.sequences.config import SequenceConfig
 
 NAME = "arena_long"
-PICTURE = ROOT / "docs" / "assets" / "arena-long.png"
 STEPS = 3
 TRAINED = {
     "listops": "listops-small --training.steps 18000 --training.evaluate-every 1200",
@@ -91,8 +93,9 @@ def seconds_of_a_step(config: SequenceConfig, vocab_size: int, classes: int) -> 
     return statistics.median(seconds[1:])
 
 
-def draw(runs: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """Draw the accuracy on both parts over the steps, and the chance."""
+    runs = result["runs"]
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
     panels = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
@@ -113,14 +116,16 @@ def draw(runs: dict[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, NAME)
+    task = one_of("task", TRAINED)
+    parser.add_argument("tasks", nargs="*", type=task, default=list(TRAINED), metavar="TASK")
+
+
+def execute(arguments: Namespace) -> None:
     """Train what was asked for, and keep it beside what is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(TRAINED), metavar="NAME")
-    names = parser.parse_args().names
-    if unknown := set(names) - TRAINED.keys():  # argparse's choices would refuse the default
-        parser.error(f"expected some of {', '.join(TRAINED)}, got {', '.join(sorted(unknown))}")
-    for name in names:
+    for name in arguments.tasks:
         run = train(name)
         recipe, vocab_size, classes = FULL[name]
         config = RECIPES[recipe]()
@@ -133,13 +138,31 @@ def main() -> None:
             "machine": machine(),
         }
         # Read when all is done: the other one may have ended in the meantime.
-        path = RESULTS / f"{NAME}.json"
-        runs = json.loads(path.read_text())["runs"] if path.exists() else {}
-        runs = {each: {**runs, name: run}[each] for each in TRAINED if each in {*runs, name}}
-        print(save(NAME, {"runs": runs}))
-        PICTURE.write_bytes(png_bytes(draw(runs)))
-        print(PICTURE)
+        kept = read(arguments.output.stem, arguments.output.parent) or {"runs": {}}
+        runs = kept["runs"] | {name: run}
+        save(arguments.output, {"runs": {each: runs[each] for each in TRAINED if each in runs}})
 
 
-if __name__ == "__main__":
-    main()
+def table(result: Result) -> str:
+    """Return what the longer runs came to, and what the full recipes would need."""
+    header = ["command", "test accuracy, %", "best step", "time", "full recipe", "a step here"]
+    header += ["all its steps"]
+    rows = []
+    for run in result["runs"].values():
+        result, full = run["result"], run["full"]
+        rows.append(
+            [
+                f"`{run['command']}`",
+                f"{ACCURACY.show(result['test_accuracy'])}",
+                f"{result['best_step']:,}",
+                duration(result["seconds"]),
+                f"`{full['recipe']}`, {full['steps']:,} steps",
+                duration(full["seconds_of_a_step"]),
+                f"{full['days']:.1f} days",
+            ]
+        )
+    return to_markdown(header, rows).rstrip()
+
+
+TABLES: Tables = {"arena_long": table}
+PICTURES: Pictures = {"arena-long.png": draw}

@@ -1,25 +1,30 @@
 """Cells of a table of costs, each in a process of its own with limits on memory and on time.
 
-A benchmark starts the process of a cell with `measure_lengths`; in there `measure_here` measures
-what the benchmark calls. What does not fit says so, and longer sequences of it are then not tried.
+A benchmark says in its `Costs` what it calls; `execute` measures it for every mixer, starting the
+process of a cell, in which `measure_here` measures. What does not fit says so, and longer sequences
+of it are then not tried. The result is written after every mixer; `--resume` goes on from it.
 
 Memory is what the process's resident memory rises by, from a mark to its highest point (on a GPU:
 what was allocated). Time is the median of up to ten calls after one that is not counted, or that
 one where it takes a second.
 """
 
-import argparse
 import json
+import pkgutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.runner import ROOT
+from benchmarks.runner import save, separately, share, some_of
 from flowformer.compare.table import duration, memory
 from flowformer.memory import (
     available_memory,
@@ -35,93 +40,108 @@ SHORT = 64  # tokens of the call that loads code and starts threads
 LONG_ENOUGH = 1.0  # seconds of a call that is not repeated, and of all repetitions together
 MOST_CALLS = 10
 
+ALL_FINISHED = "Every mixer finished every length."
+
 Call = Callable[[], None]
 CallOf = Callable[[str, int], Call]  # of a pass over a number of tokens
-Cell = dict[str, object]
+Cell = dict[str, Any]
 
 
-def names(text: str) -> list[str]:
-    """Return the names in a list with commas."""
-    return [name for name in text.split(",") if name]
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """A table of costs.
 
-
-def parse_cells(
-    parser: argparse.ArgumentParser,
-    given: Sequence[str] | None,
-    *,
-    mixers: Sequence[str],
-    passes: Sequence[str],
-    lengths: Sequence[int],
-    time_limit: int,
-) -> argparse.Namespace:
-    """Read the command line, with the options that every table of cells has.
-
-    Args:
-        parser: with the benchmark's own options.
-        given: what to read in place of the command line.
-        mixers: those that there are, and the default.
-        passes: likewise.
+    Attributes:
+        module: its benchmark, which has it as `COSTS`.
+        mixers: the mixers that it may have, and the default.
+        passes: likewise the passes.
         lengths: the default.
         time_limit: the default, in seconds.
+        maker: returns what makes the calls of a mixer at one length; under the memory limit.
+        label: returns what a mixer's cells are named, or None where it has none.
+        setting: returns what all cells have in common.
     """
+
+    module: str
+    mixers: Sequence[str]
+    passes: Sequence[str]
+    lengths: Sequence[int]
+    time_limit: int
+    maker: Callable[[str, int, Namespace], CallOf]
+    label: Callable[[str, Namespace], str | None]
+    setting: Callable[[Namespace], dict[str, Any]]
+
+
+def add_options(parser: ArgumentParser, costs: Costs, name: str) -> None:
+    """Add the options that every table of cells has; `name` is that of the result."""
     free = available_memory()
     limit = 8 * 2**30 if free is None else int(0.9 * free)
-    parser.add_argument("--mixers", type=names, default=list(mixers))
-    parser.add_argument(
-        "--lengths", type=lambda text: list(map(int, names(text))), default=list(lengths)
-    )
-    parser.add_argument("--passes", type=names, default=list(passes))
+    share(parser, name, threads=0, lengths=list(costs.lengths))
+    for what, option, known in (
+        ("mixer", "--mixers", list(costs.mixers)),
+        ("pass", "--passes", list(costs.passes)),
+    ):
+        parser.add_argument(option, type=some_of(what, known), default=known)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its own number")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory-limit", type=int, default=limit, help="bytes a process may have")
-    parser.add_argument(
-        "--time-limit", type=int, default=time_limit, help="seconds of a pass's calls"
-    )
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given)
-    for kind, asked, known in (
-        ("mixer", arguments.mixers, mixers),
-        ("pass", arguments.passes, passes),
-    ):
-        if unknown := set(asked) - set(known):
-            parser.error(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}")
-    return arguments
+    about = "seconds of a pass's calls"
+    parser.add_argument("--time-limit", type=int, default=costs.time_limit, help=about)
+    parser.add_argument("--resume", action="store_true", help="keep the mixers that it has")
 
 
-def cell_command(
-    module: str, name: str, arguments: argparse.Namespace, options: Sequence[str]
-) -> list[str]:
-    """Return the command that measures cells of a mixer, but for the length and the passes.
+def execute(costs: Costs, arguments: Namespace) -> None:
+    """Measure, print and save after every mixer.
 
-    Args:
-        module: that is run.
-        name: of the mixer.
-        arguments: of this process.
-        options: which of them the other process takes over.
+    Raises:
+        SystemExit: the table that it is to go on with has another setting.
     """
-    command = [sys.executable, "-m", module, "--cell", name]
-    for option in options:
-        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    return command
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)  # for the machine's description
+    setting = costs.setting(arguments) | {"memory_limit": limit_of(arguments)}
+    try:
+        cells = cells_so_far(arguments.output, setting) if arguments.resume else []
+    except ValueError as error:
+        sys.exit(str(error))
+    for name in arguments.mixers:
+        label = costs.label(name, arguments)
+        if label is None:
+            continue
+        if set(arguments.lengths) <= {cell["length"] for cell in cells if cell["mixer"] == label}:
+            print(f"{label:<22}is there")
+            continue
+        others = [cell for cell in cells if cell["mixer"] != label]
+        cells = others + measure_mixer(costs, name, arguments)
+        save(arguments.output, {"setting": setting, "cells": cells})
 
 
-def measure_lengths(
-    command: Sequence[str], label: str, arguments: argparse.Namespace
-) -> list[Cell]:
-    """Measure one mixer at all lengths, each pass as far as it goes.
+def cells_so_far(path: Path, setting: dict[str, Any]) -> list[Cell]:
+    """Return the cells of an unfinished table; none where there is no file.
 
-    Args:
-        command: see `cell_command`.
-        label: what its cells are named.
-        arguments: with the lengths, the passes and the limits.
+    Raises:
+        ValueError: it was measured with another setting. The memory limit may be another: it
+            follows from what is free, and a cell that does not fit says in what.
     """
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    expected = {**setting, "memory_limit": result["setting"].get("memory_limit")}
+    if result["setting"] != expected:
+        raise ValueError(f"{path}: expected the setting {expected}, got {result['setting']}")
+    return result["cells"]
+
+
+def measure_mixer(costs: Costs, name: str, arguments: Namespace) -> list[Cell]:
+    """Measure one mixer at all lengths, each pass as far as it goes."""
+    label = costs.label(name, arguments)
     cells: list[Cell] = []
     ended: dict[str, Cell] = {}
     for length in sorted(arguments.lengths):
         passes = [each for each in arguments.passes if each not in ended]
-        words = [*command, "--lengths", str(length), "--passes", ",".join(passes)]
-        measured, problem = run_cells(words, arguments) if passes else ({}, None)
+        measured: dict[str, Cell] = {}
+        problem = None
+        if passes:
+            measured, problem = run_cells(costs, name, length, passes, arguments)
         new: list[Cell] = [
             {
                 "mixer": label,
@@ -152,17 +172,17 @@ def measure_lengths(
 
 
 def run_cells(
-    command: Sequence[str], arguments: argparse.Namespace
+    costs: Costs, name: str, length: int, passes: list[str], arguments: Namespace
 ) -> tuple[dict[str, Cell], str | None]:
     """Run the process of a cell; return the figures by pass, and in words why it ended early."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    options = {key: value for key, value in vars(arguments).items() if key != "output"}
+    options |= {"length": length, "passes": passes}
+    done = separately(measure_here, module=costs.module, name=name, options=options)
     measured = {cell["pass_name"]: cell for cell in map(json.loads, done.stdout.splitlines())}
     return measured, problem_of(done, arguments)
 
 
-def problem_of(
-    done: "subprocess.CompletedProcess[str]", arguments: argparse.Namespace
-) -> str | None:
+def problem_of(done: "subprocess.CompletedProcess[str]", arguments: Namespace) -> str | None:
     """Return in words why a process ended before its last pass."""
     if done.returncode == 0:
         return None
@@ -176,12 +196,12 @@ def problem_of(
     return said[-1]
 
 
-def does_not_fit(arguments: argparse.Namespace) -> str:
+def does_not_fit(arguments: Namespace) -> str:
     """Return in words that memory was too little."""
     return f"does not fit in {limit_of(arguments)}"
 
 
-def limit_of(arguments: argparse.Namespace) -> str:
+def limit_of(arguments: Namespace) -> str:
     """Return in words what memory a cell may have."""
     if torch.device(arguments.device).type == "cpu":
         return memory(arguments.memory_limit)
@@ -190,29 +210,35 @@ def limit_of(arguments: argparse.Namespace) -> str:
 
 def words_of(cell: Cell) -> str:
     """Return a cell's figures, or why there are none."""
-    seconds, taken = cell["seconds"], cell["memory"]
-    if not isinstance(seconds, float) or not isinstance(taken, int):
+    if cell["seconds"] is None:
         return str(cell["problem"])
-    return f"{duration(seconds):>10}{memory(taken):>12}"
+    return f"{duration(cell['seconds']):>10}{memory(cell['memory']):>12}"
 
 
-def measure_here(make: Callable[[], CallOf], arguments: argparse.Namespace) -> None:
+def is_end(cell: Cell) -> bool:
+    """Return whether a mixer ended at a cell, which is the first that has a problem."""
+    return bool(cell["problem"]) and not cell["problem"].startswith("not tried")
+
+
+def measure_here(module: str, name: str, options: dict[str, Any]) -> None:
     """Measure the passes over one length in this process; print a line of JSON for each.
 
     Args:
-        make: called under the memory limit; returns what makes a call.
-        arguments: with the length, the passes and the limits.
+        module: of the benchmark.
+        name: of the mixer.
+        options: of the benchmark, with one length.
     """
+    costs: Costs = pkgutil.resolve_name(f"{module}:COSTS")
+    arguments = Namespace(**options)
     offer_to_the_kernel()
     torch.manual_seed(0)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    (length,) = arguments.lengths
     device = torch.device(arguments.device)
     try:
         if device.type == "cpu":
             limit_memory(arguments.memory_limit)
-        call_of = make()
+        call_of = costs.maker(name, arguments.length, arguments)
         warm: list[Call] = []  # kept: what they hold is not there to be used again
         for pass_name in arguments.passes:
             warm.append(call_of(pass_name, SHORT))
@@ -223,7 +249,7 @@ def measure_here(make: Callable[[], CallOf], arguments: argparse.Namespace) -> N
             forget_highest(device)
             # The system ends the process when it comes, whatever code is running then.
             signal.alarm(arguments.time_limit)
-            call = call_of(pass_name, length)
+            call = call_of(pass_name, arguments.length)
             if device.type == "cuda":
                 call()  # it may compile for this length, which can take a second
             seconds = measure(call)

@@ -1,16 +1,16 @@
-"""Print finished runs as a Markdown table, and keep their figures.
+"""What did finished runs reach? Prints a Markdown table, and keeps their figures.
 
-    python -m benchmarks.mixers.summarize_runs NAME RUN [RUN …]
+    python -m benchmarks summarize_runs NAME RUN [RUN …]
 
 Reads RUN/result.json; writes results/NAME.json. A figure of the protocol "published" is the best
 test accuracy over the epochs: it leaks the test set and is for comparison with the paper alone.
 """
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from benchmarks.runner import save
+from benchmarks.runner import RESULTS, save
 
 COLUMNS = ("recipe", "protocol", "seed", "best_epoch", "epochs", "test_accuracy", "paper_accuracy")
 
@@ -20,12 +20,14 @@ def percent(share: float | None, digits: int) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
-def main() -> None:
-    """Read, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("name")
     parser.add_argument("runs", nargs="+", type=Path)
-    arguments = parser.parse_args()
+
+
+def execute(arguments: Namespace) -> None:
+    """Read, print and save."""
     results = [json.loads((run / "result.json").read_text()) for run in arguments.runs]
     results.sort(key=lambda result: (result["recipe"], result["protocol"], result["seed"]))
     print("| recipe | protocol | seed | best epoch | test accuracy, % | paper, % | minutes |")
@@ -36,8 +38,5 @@ def main() -> None:
             f"| `{recipe}` | {protocol} | {seed} | {best} of {epochs} | {percent(accuracy, 2)} | "
             f"{percent(paper, 1)} | {result['seconds'] / 60:.1f} |"
         )
-    print(f"\n{save(arguments.name, {'runs': results})}")
-
-
-if __name__ == "__main__":
-    main()
+    print()
+    save(RESULTS / f"{arguments.name}.json", {"runs": results})

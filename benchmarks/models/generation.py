@@ -1,4 +1,4 @@
-"""Time of a generated token, from the first to the two-thousandth, against a GPT-2 with its cache.
+"""Does a generated token cost the same at the start and after 2,000 others, beside GPT-2's?
 
 A Flowformer and transformers' GPT-2 of the same size (random parameters, one sequence, greedy) each
 continue a prompt token by token, one of ours and one of theirs in turn, so that a disturbance hits
@@ -6,9 +6,8 @@ both. A state of constant size should make the last hundred tokens as fast as th
 keys and values of a softmax cache grow with every token.
 """
 
-import argparse
-import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.runner import pin, save
+from benchmarks.pages import Tables
+from benchmarks.runner import Result, ends, over_rounds, pin, save, share
+from flowformer.compare.table import to_markdown
 from flowformer.generation.steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.models.language.model import LanguageModel
@@ -89,25 +90,20 @@ def generate(sides: dict[str, tuple[Tensor, Step]], tokens: int) -> dict[str, li
 
 def summarize(seconds: list[float], at_ends: int) -> dict[str, float]:
     """Return the medians of the first and the last tokens, their ratio, and tokens per second."""
-    first, last = statistics.median(seconds[:at_ends]), statistics.median(seconds[-at_ends:])
-    return {
-        "first_ms": 1e3 * first,
-        "last_ms": 1e3 * last,
-        "last_over_first": last / first,
-        "tokens_per_second": len(seconds) / sum(seconds),
-    }
+    return ends(seconds, at_ends) | {"tokens_per_second": len(seconds) / sum(seconds)}
 
 
-def main() -> None:
-    """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "generation", rounds=3, threads=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
     parser.add_argument("--preset", default="gpt2", choices=sorted(LANGUAGE_PRESETS))
     parser.add_argument("--mixer", default="flow")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
     pin(arguments.threads)
     tokens, prompt_length = arguments.tokens, arguments.prompt
     at_ends = min(AT_ENDS, tokens // 2)
@@ -137,10 +133,6 @@ def main() -> None:
                 f"{summary['tokens_per_second']:.1f} tokens/s",
                 flush=True,
             )
-    medians = {
-        name: {key: statistics.median(each[key] for each in of) for key in of[0]}
-        for name, of in rounds.items()
-    }
     result = {
         "preset": arguments.preset,
         "mixer": arguments.mixer,
@@ -148,11 +140,30 @@ def main() -> None:
         "prompt": prompt_length,
         "tokens_at_each_end": at_ends,
         "parameters": sizes,
-        "medians": medians,
+        "medians": over_rounds(rounds),
         "rounds": rounds,
     }
-    print(save("generation", result))
+    save(arguments.output, result)
 
 
-if __name__ == "__main__":
-    main()
+def table(result: Result) -> str:
+    """Return the time of a generated token at either end."""
+    names = {
+        "ours": f"`{result['preset']}` with `{result['mixer']}`",
+        "gpt2": "transformers' GPT-2",
+    }
+    ends = result["tokens_at_each_end"]
+    header = ["model", "parameters", f"ms a token, first {ends}", f"last {ends}", "last / first"]
+    rows = [
+        [
+            names[key],
+            f"{result['parameters'][key]:,}",
+            *(f"{of[figure]:.1f}" for figure in ("first_ms", "last_ms")),
+            f"{of['last_over_first']:.2f}",
+        ]
+        for key, of in result["medians"].items()
+    ]
+    return to_markdown(header, rows).rstrip()
+
+
+TABLES: Tables = {"generation": table}

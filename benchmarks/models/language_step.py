@@ -1,6 +1,6 @@
-"""Tokens per second and peak memory of a language model's training step, over the context.
+"""How many tokens a second does a language model train on, over the context?
 
-    python -m benchmarks.models.language_step --contexts 512,4096 --mixers flow,softmax
+    python -m benchmarks language_step --contexts 512,4096 --mixers flow,softmax
 
 The model of the recipe wiki-small with each mixer; every step reads the same number of tokens, cut
 into fewer, longer samples as the context grows: forward, backward, gradient clipping and AdamW in
@@ -8,21 +8,30 @@ float32. At a context the mixers take turns in one process; memory is measured i
 own for each cell, as what the resident memory rises by over a step, model and optimizer included.
 """
 
-import argparse
-import statistics
-import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from benchmarks.runner import ROOT, alternate, medians, pin, ratios, save
-from flowformer.compare.table import memory
-from flowformer.memory import forget_peak, offer_to_the_kernel, peak_memory, resident_memory
+from benchmarks.pages import Tables
+from benchmarks.runner import (
+    Result,
+    alternate,
+    medians,
+    numbers,
+    pin,
+    rise,
+    said_separately,
+    save,
+    share,
+    times_softmax,
+)
+from flowformer.compare.table import memory, to_markdown
+from flowformer.memory import offer_to_the_kernel
 from flowformer.models.language.model import LanguageModel
-from flowformer.nn import MIXERS
 from flowformer.recipes.language import wiki_small
 
 MIXERS_SHOWN = ["flow", "softmax", "linear", "flow-no-competition", "flow-no-allocation"]
@@ -52,72 +61,49 @@ def make_step(mixer: str, context: int, samples: int) -> Callable[[], None]:
     return step
 
 
-def print_peak(mixer: str, context: int, samples: int) -> None:
+def print_peak(mixer: str, context: int, samples: int, threads: int) -> None:
     """Print the bytes that this process's resident memory rises by over two steps."""
+    pin(threads)
     offer_to_the_kernel()
     make_step(mixer, SHORT, 1)()
-    before = resident_memory()
-    assert before is not None, "resident memory is read from /proc, which this system does not have"
-    forget_peak()
-    step = make_step(mixer, context, samples)
-    step()
-    step()
-    print(peak_memory() - before)
+
+    def steps() -> Callable[[], None]:
+        step = make_step(mixer, context, samples)
+        step()
+        step()
+        return step
+
+    print(rise(steps))
 
 
-def peak_of(mixer: str, context: int, arguments: argparse.Namespace) -> int:
-    """Return the peak memory of a step, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.models.language_step", "--cell", mixer]
-    command += ["--contexts", str(context), "--tokens", str(arguments.tokens)]
-    command += ["--threads", str(arguments.threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return int(done.stdout)
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixers", type=lambda text: text.split(","), default=MIXERS_SHOWN)
-    parser.add_argument(
-        "--contexts", type=lambda text: list(map(int, text.split(","))), default=CONTEXTS
-    )
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "language_step", rounds=5, threads=1, mixers=MIXERS_SHOWN)
+    parser.add_argument("--contexts", type=numbers, default=CONTEXTS)
     parser.add_argument("--tokens", type=int, default=8192, help="of a step")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cell", choices=sorted(MIXERS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if unknown := set(arguments.mixers) - set(MIXERS):
-        parser.error(f"unknown mixer {', '.join(unknown)}: choose from {', '.join(MIXERS)}")
-    if wrong := [each for each in arguments.contexts if arguments.tokens % each]:
-        parser.error(
-            f"--tokens must be a multiple of every context, got {arguments.tokens}, {wrong}"
-        )
-    return arguments
 
 
-def main() -> None:
+def execute(arguments: Namespace) -> None:
     """Measure, print, and save after every context."""
-    arguments = parse()
-    pin(arguments.threads)
-    if arguments.cell:
-        (context,) = arguments.contexts
-        print_peak(arguments.cell, context, arguments.tokens // context)
-        return
-    cells: dict[str, dict[str, dict]] = {}
+    tokens, threads = arguments.tokens, arguments.threads
+    if wrong := [each for each in arguments.contexts if tokens % each]:
+        sys.exit(f"--tokens must be a multiple of every context, got {tokens}, {wrong}")
+    pin(threads)
+    cells: dict[str, Result] = {}
     for context in arguments.contexts:
-        samples = arguments.tokens // context
-        peaks = {mixer: peak_of(mixer, context, arguments) for mixer in arguments.mixers}
-        steps = {mixer: make_step(mixer, context, samples) for mixer in arguments.mixers}
-        seconds = alternate(steps, repeats=arguments.repeats)
-        rates = {mixer: arguments.tokens / each for mixer, each in medians(seconds).items()}
+        samples = tokens // context
+        sizes = {"context": context, "samples": samples}
+        peaks = {
+            mixer: int(said_separately(print_peak, mixer=mixer, threads=threads, **sizes))
+            for mixer in arguments.mixers
+        }
+        steps = {mixer: make_step(mixer, **sizes) for mixer in arguments.mixers}
+        seconds = alternate(steps, repeats=arguments.rounds)
+        rates = {mixer: tokens / each for mixer, each in medians(seconds).items()}
         cells[str(context)] = cell = {
             "tokens_per_second": rates,
             "peak_memory": peaks,
-            "over_softmax": {
-                mixer: statistics.median(ratios(seconds["softmax"], seconds[mixer]))
-                for mixer in arguments.mixers
-                if "softmax" in seconds
-            },
+            "over_softmax": times_softmax(seconds) if "softmax" in seconds else {},
             "seconds": seconds,
         }
         for mixer, rate in rates.items():
@@ -126,8 +112,21 @@ def main() -> None:
                 f"{context:>6,}  {mixer:<20}{rate:>9,.0f} tokens/s, {times:5.2f} times softmax's"
                 f"  {memory(peaks[mixer])}"
             )
-        print(save("language_step", {"tokens": arguments.tokens, "contexts": cells}), flush=True)
+        save(arguments.output, {"tokens": tokens, "contexts": cells})
 
 
-if __name__ == "__main__":
-    main()
+def table(result: Result) -> str:
+    """Return tokens per second and peak memory of a training step over the context."""
+    contexts = result["contexts"]
+    header = ["tokens/s (× softmax's), peak memory", *(f"context {int(c):,}" for c in contexts)]
+    names = next(iter(contexts.values()))["tokens_per_second"]
+
+    def figure(name: str, cell: Result) -> str:
+        rate, times = cell["tokens_per_second"][name], cell["over_softmax"][name]
+        return f"{rate:,.0f} ({times:.2f}), {memory(cell['peak_memory'][name])}"
+
+    rows = [[f"`{name}`", *(figure(name, cell) for cell in contexts.values())] for name in names]
+    return to_markdown(header, rows).rstrip()
+
+
+TABLES: Tables = {"language_step": table}

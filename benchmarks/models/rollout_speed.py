@@ -1,6 +1,6 @@
-"""Time of a step of a rollout, from the first to the thousandth: state, cache and window.
+"""Does a step of a rollout cost the same at the start and after 1,000 others?
 
-    python -m benchmarks.models.rollout_speed --threads 1
+    python -m benchmarks rollout_speed --threads 1
 
 The published Decision Flowformer (width 256, 3 layers, 4 heads; random parameters) and the same
 model with softmax each act for one episode of 1,000 steps, once with a state carried on and once
@@ -9,17 +9,17 @@ that a disturbance hits all. It is the model's time alone, with the scaling of w
 observations and rewards are random, of Hopper's sizes, and no environment runs.
 """
 
-import argparse
-import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.runner import RESULTS, pin, save
+from benchmarks.pages import Tables, machine_of
+from benchmarks.runner import Result, ends, over_rounds, pin, save, share
+from flowformer.compare.table import to_markdown
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
@@ -103,13 +103,7 @@ def act(sides: dict[str, Policy], steps: int, batch: int) -> dict[str, list[floa
 
 def summarize(seconds: list[float], batch: int, at_ends: int) -> dict[str, float]:
     """Return the medians of the first and the last steps, their ratio, and steps per second."""
-    first, last = statistics.median(seconds[:at_ends]), statistics.median(seconds[-at_ends:])
-    return {
-        "first_ms": 1e3 * first,
-        "last_ms": 1e3 * last,
-        "last_over_first": last / first,
-        "steps_per_second": batch * len(seconds) / sum(seconds),
-    }
+    return ends(seconds, at_ends) | {"steps_per_second": batch * len(seconds) / sum(seconds)}
 
 
 def measure(
@@ -129,21 +123,18 @@ def measure(
                 f"times), {summary['steps_per_second']:.0f} steps/s",
                 flush=True,
             )
-    return {
-        name: {key: statistics.median(each[key] for each in of) for key in of[0]}
-        for name, of in summaries.items()
-    }
+    return over_rounds(summaries)
 
 
-def main() -> None:
-    """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "rollout_speed", rounds=3, threads=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="episodes at once")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    arguments = parser.parse_args()
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
     pin(arguments.threads)
     config = DecisionModelConfig(max_timestep=arguments.steps)
     result = {
@@ -157,8 +148,38 @@ def main() -> None:
             for batch in arguments.batches
         },
     }
-    print(save("rollout_speed", result, arguments.folder))
+    save(arguments.output, result)
 
 
-if __name__ == "__main__":
-    main()
+def table(result: Result) -> str:
+    """Return the time of a step at either end of an episode, and steps per second."""
+    forms = {
+        "streaming": {"flow": "state carried on", "softmax": "cache carried on, which grows"},
+        "windowed": dict.fromkeys(("flow", "softmax"), f"last {result['context']} steps again"),
+    }
+    ends = result["steps_at_each_end"]
+    header = ["episodes at once", "mixer", "form", "steps/s", f"ms a step, first {ends}"]
+    header += [f"last {ends}", "last / first"]
+    rows = []
+    for batch, sides in result["batches"].items():
+        for name, figures in sides.items():
+            mixer, form = name.split()
+            rows.append(
+                [
+                    batch,
+                    f"`{mixer}`",
+                    f"{form}: {forms[form][mixer]}",
+                    f"{figures['steps_per_second']:,.0f}",
+                    *(f"{figures[figure]:.2f}" for figure in ("first_ms", "last_ms")),
+                    f"{figures['last_over_first']:.2f}",
+                ]
+            )
+    return to_markdown(header, rows).rstrip()
+
+
+def circumstances(result: Result) -> str:
+    """Return what it was measured on, in a sentence."""
+    return f"{machine_of(result)}; medians of {result['rounds']} rounds."
+
+
+TABLES: Tables = {"rollout_speed": table, "rollout_speed_machine": circumstances}

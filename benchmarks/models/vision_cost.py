@@ -1,15 +1,14 @@
-"""Parameters and multiply-adds of the image models, by PyTorch's own counter, beside the paper's.
+"""How many parameters and multiply-adds have the image models, beside the paper's?
 
-usage: .venv/bin/python -m benchmarks.models.vision_cost
-
-Nothing is computed: the models stand on the device "meta". `FlopCounterMode` sees the operators
-that multiply matrices and convolve, neither norms nor activations; half of its operations are
-multiply-adds. The attention is counted in the backend `chunked`, whose products it sees (the CPU
-library is one operator, of which it sees nothing); the equations word for word (`reference`)
-multiply fewer matrices: the flows are sums there, which it does not count. "Layers alone" leaves
-the products inside the attention out, as counters do that look at modules.
+Counted by PyTorch; nothing is computed: the models stand on the device "meta". `FlopCounterMode`
+sees the operators that multiply matrices and convolve, neither norms nor activations; half of its
+operations are multiply-adds. The attention is counted in the backend `chunked`, whose products it
+sees (the CPU library is one operator, of which it sees nothing); the equations word for word
+(`reference`) multiply fewer matrices: the flows are sums there, which it does not count. "Layers
+alone" leaves the products inside the attention out, as counters do that look at modules.
 """
 
+from argparse import Namespace
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ def count(config: VisionModelConfig, *, image_size: int = 224, num_classes: int 
 
 
 def row(name: str, mixer: str) -> str:
-    """The line of the table for a preset with a mixer."""
+    """Return the line of the table for a preset with a mixer."""
     cost = count(replace(VISION_PRESETS[name], mixer=mixer))
     parameters, operations = PAPER.get((name, mixer), ("", ""))
     return (
@@ -67,14 +66,10 @@ def row(name: str, mixer: str) -> str:
     )
 
 
-def main() -> None:
+def execute(_: Namespace) -> None:
     """Print the table, in Markdown."""
     print("| model | mixer | parameters, M | paper | multiply-adds, G | layers alone | paper |")
     print("|---|---|---|---|---|---|---|")
     for name in VISION_PRESETS:
         for mixer in MIXERS:
             print(row(name, mixer))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,13 @@
-"""Latency of DeiT-tiny with each mixer, exported to ONNX and run by onnxruntime on this CPU.
-
-    python -m benchmarks.models.vision_latency
+"""What is the latency of DeiT-tiny with each mixer, exported to ONNX, in onnxruntime on a CPU?
 
 One image, float32, one thread, random parameters; an export for each size of image. The mixers
 take turns in one process, ratios are taken within a round, and their median is reported. The
 logits of onnxruntime are compared with PyTorch's before.
 """
 
-import argparse
-import statistics
+import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from benchmarks.runner import RESULTS, alternate, medians, pin, ratios, save
+from benchmarks.runner import alternate, medians, numbers, pin, save, share, times_softmax
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
 from flowformer.models.images.presets import VISION_PRESETS
@@ -80,9 +78,7 @@ def measure(
             exported = {mixer: export(config, mixer, images, Path(folder)) for mixer in mixers}
         sides = {mixer: partial(call, session, images) for mixer, (session, _) in exported.items()}
         seconds = alternate(sides, repeats=repeats, shortest=shortest)
-        times = {
-            mixer: statistics.median(ratios(seconds["softmax"], seconds[mixer])) for mixer in mixers
-        }
+        times = times_softmax(seconds)
         measured[str(size)] = {
             "milliseconds": {mixer: 1e3 * each for mixer, each in medians(seconds).items()},
             "softmax_over": times,
@@ -97,20 +93,19 @@ def measure(
     return measured
 
 
-def main() -> None:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "vision_latency", mixers=MIXERS, rounds=15)
+    parser.add_argument("--sizes", type=numbers, default=SIZES, help="pixels on a side")
+
+
+def execute(arguments: Namespace) -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixers", type=lambda text: text.split(","), default=MIXERS)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    arguments = parser.parse_args()
     if "softmax" not in arguments.mixers:
-        parser.error(f"--mixers must name softmax, got {','.join(arguments.mixers)}")
+        sys.exit(f"--mixers must name softmax, got {','.join(arguments.mixers)}")
     pin(1)
-    sizes = measure(SIZES, mixers=arguments.mixers, repeats=arguments.repeats, shortest=0.2)
-    result = {"model": "deit-tiny", "onnxruntime": onnxruntime.__version__, "sizes": sizes}
-    print(save("vision_latency", result, arguments.folder))
-
-
-if __name__ == "__main__":
-    main()
+    found = measure(
+        arguments.sizes, mixers=arguments.mixers, repeats=arguments.rounds, shortest=0.2
+    )
+    result = {"model": "deit-tiny", "onnxruntime": onnxruntime.__version__, "sizes": found}
+    save(arguments.output, result)

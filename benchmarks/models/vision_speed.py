@@ -1,6 +1,4 @@
-"""Forward throughput of the hierarchical model with each mixer, against the same with softmax.
-
-    python -m benchmarks.models.vision_speed
+"""How many images a second does the hierarchical model classify with each mixer?
 
 The published body, float32, one thread, with random parameters and images: the whole model at 224
 pixels, and its first two stages (50,176 and 12,544 tokens) at 896, where `encode` stops behind
@@ -9,18 +7,17 @@ ratios are taken within a round, and their median is reported. At 896 pixels sof
 one round is the default.
 """
 
-import argparse
-import statistics
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.runner import RESULTS, Seconds, medians, pin, ratios, save, seconds_of
+from benchmarks.runner import Seconds, medians, one_of, pin, save, seconds_of, share, times_softmax
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
 from flowformer.models.images.presets import VISION_PRESETS
@@ -87,9 +84,7 @@ def measure(
             for mixer, forward in sides.items():
                 seconds[mixer].append(seconds_of(partial(forward, images)))
         rates = {mixer: case.batch / each for mixer, each in medians(seconds).items()}
-        times = {
-            mixer: statistics.median(ratios(seconds["softmax"], seconds[mixer])) for mixer in mixers
-        }
+        times = times_softmax(seconds)
         measured[name] = {
             "batch": case.batch,
             "goal": case.goal,
@@ -102,23 +97,22 @@ def measure(
     return measured
 
 
-def main() -> None:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "vision_speed", mixers=MIXERS, rounds=None)
+    names = one_of("case", CASES)
+    parser.add_argument("cases", nargs="*", type=names, default=list(CASES), metavar="CASE")
+
+
+def execute(arguments: Namespace) -> None:
     """Measure, print, and save after every case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixers", type=lambda text: text.split(","), default=MIXERS)
-    parser.add_argument("--rounds", type=int, help="in every case")
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    arguments = parser.parse_args()
     if "softmax" not in arguments.mixers:
-        parser.error(f"--mixers must name softmax, got {','.join(arguments.mixers)}")
+        sys.exit(f"--mixers must name softmax, got {','.join(arguments.mixers)}")
     pin(1)
     measured: dict[str, dict[str, Any]] = {}
-    for name, case in CASES.items():
+    for name in arguments.cases:
+        case = CASES[name]
         if arguments.rounds is not None:
             case = replace(case, rounds=arguments.rounds)
         measured |= measure({name: case}, mixers=arguments.mixers)
-        print(save("vision_speed", {"cases": measured}, arguments.folder), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        save(arguments.output, {"cases": measured})

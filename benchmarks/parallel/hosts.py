@@ -82,6 +82,17 @@ def run(work: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
     return [found[rank] for rank in range(count)]
 
 
+def enter(name: str) -> None:
+    """Move this process into a network namespace.
+
+    Raises:
+        OSError: the system refuses it.
+    """
+    with Path("/var/run/netns", name).open() as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _NEW_NETWORK):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network of {name}")
+
+
 def sent() -> int:
     """Return the bytes that this host has sent."""
     line = next(
@@ -96,10 +107,7 @@ def _host(
     name: str, rank: int, count: int, results: Any, work: Callable[..., Any], arguments: Any
 ) -> None:
     try:
-        with Path("/var/run/netns", name).open() as namespace:
-            library = ctypes.CDLL(None, use_errno=True)
-            if library.setns(namespace.fileno(), _NEW_NETWORK):
-                raise OSError(ctypes.get_errno(), f"cannot enter the network of {name}")
+        enter(name)
         os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
         torch.set_num_threads(1)
         dist.init_process_group(

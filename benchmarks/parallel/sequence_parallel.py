@@ -1,32 +1,32 @@
-"""What ranks that share a sequence send one another, and a million tokens on four of them.
+"""What do ranks that share a sequence send, and what does a part cost? As root: `make parallel`.
 
-    python -m benchmarks.parallel.sequence_parallel [--only bytes|cost|step|plan]
+    python -m benchmarks sequence_parallel [--only bytes|cost|step|plan]
 
-The ranks are hosts in network namespaces of this machine (benchmarks/parallel/hosts.py; needs root), with
-gloo. `bytes`: one attention, forward and backward, at lengths of 4,096 to 262,144: the bytes that
-it hands to collectives, and those that the network interface of a host counted. `cost`: the
+The ranks are hosts in network namespaces of this machine (hosts.py; needs root), with gloo.
+`bytes`: one attention, forward and backward, at lengths of 4,096 to 262,144: the bytes that it
+hands to collectives, and those that the network interface of a host counted. `cost`: the
 processor's time of one rank's part, beside that of an attention to the same tokens alone. `step`: a
 training step of a language model of one layer, 64 wide, on 1,048,576 tokens. `plan`: calculated
-from the bytes: 16 million tokens on 256 GPUs. Written to results/sequence_parallel.json.
+from the bytes: 16 million tokens on 256 GPUs.
 """
 
-import argparse
-import json
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.attention.cpu.peak_memory import PROC, resident
+from benchmarks.pages import Tables
 from benchmarks.parallel.hosts import run, sent
-from benchmarks.runner import RESULTS, save
+from benchmarks.runner import Result, read, save, share
+from flowformer.compare.table import to_markdown
+from flowformer.memory import forget_peak, peak_memory, resident_memory
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.ops import flow_attention
@@ -159,19 +159,19 @@ def training_step() -> dict[str, Any]:
     model.set_gradient_checkpointing(True)
     model.set_sequence_parallel(group)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    base = resident("VmRSS")
+    base = resident_memory() or 0
     losses: list[float] = []
     result: dict[str, Any] = {}
     for tokens in (STEP_RANKS * 64, TOKENS):
         ids = torch.randint(256, (1, tokens // group.size()))
-        (PROC / "clear_refs").write_text("5")
+        forget_peak()
         start, worked = time.perf_counter(), time.process_time()
         found = section(lambda ids=ids: losses.append(_step(model, optimizer, ids)))
         result = {
             "loss": losses[-1],
             "seconds": time.perf_counter() - start - 2 * SETTLED,
             "processor_seconds": time.process_time() - worked,
-            "peak_bytes": resident("VmHWM") - base,
+            "peak_bytes": peak_memory() - base,
             "sent": found["sent"],
             "tokens": tokens,
         }
@@ -230,31 +230,118 @@ def plan(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, calculate and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, NAME)
     parser.add_argument("--only", choices=("bytes", "cost", "step", "plan"))
-    only = parser.parse_args().only
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, calculate and write."""
     torch.set_num_threads(1)  # before the hosts are forked
-    path = Path(RESULTS, f"{NAME}.json")
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result: Result = read(arguments.output.stem, arguments.output.parent) or {}
     result |= {"heads": HEADS, "width": WIDTH}
-    if only in (None, "bytes"):
-        result["bytes"] = [row for ranks in RANKS for row in largest(run(attention_bytes, ranks))]
-        for row in result["bytes"]:
-            print(row)
-    if only in (None, "cost"):
-        (result["cost"],) = run(attention_cost, 1)
-        print(result["cost"])
-    if only in (None, "step"):
-        result["step"] = run(training_step, STEP_RANKS)
-        print(result["step"])
-    if only in (None, "plan"):
-        result["plan"] = plan(result["bytes"])
-        print(result["plan"])
+    parts: dict[str, Callable[[], Any]] = {
+        "bytes": lambda: [row for n in RANKS for row in largest(run(attention_bytes, n))],
+        "cost": lambda: run(attention_cost, 1)[0],
+        "step": lambda: run(training_step, STEP_RANKS),
+        "plan": lambda: plan(result["bytes"]),
+    }
+    for name in parts if arguments.only is None else [arguments.only]:
+        result[name] = parts[name]()
+        print(f"{name}: {result[name]}")
     result.pop("machine", None)
-    print(save(NAME, result))
+    save(arguments.output, result)
 
 
-if __name__ == "__main__":
-    main()
+def bytes_table(result: Result) -> str:
+    """Return the bytes that a host sends, by form, ranks and length."""
+    rows = result["bytes"]
+    lengths = sorted({row["length"] for row in rows})
+    header = ["form", "ranks", "pass", *(f"{length:,} tokens" for length in lengths)]
+    table = []
+    for form, ranks in dict.fromkeys((row["form"], row["ranks"]) for row in rows):
+        for name in ("forward", "backward"):
+            sent = {
+                row["length"]: row[name]["sent"]
+                for row in rows
+                if (row["form"], row["ranks"]) == (form, ranks)
+            }
+            table.append([form, str(ranks), name, *(f"{sent[length]:,}" for length in lengths)])
+    return to_markdown(header, table).rstrip()
+
+
+def cost_table(result: Result) -> str:
+    """Return the processor's time of a rank's part, beside that of an attention alone."""
+    rows = []
+    for row in result["cost"]:
+        whole, sharded = row["whole"], row["sharded"]
+        for name in ("forward", "backward"):
+            cells = [f"{1e3 * side[name]:,.0f} ms" for side in (whole, sharded)]
+            rows.append([row["form"], name, *cells, f"{sharded[name] / whole[name]:.1f}"])
+    header = ["form", "pass", "`flow_attention`", "the same tokens as a rank's part", "ratio"]
+    return to_markdown(header, rows).rstrip()
+
+
+def circumstances(result: Result) -> str:
+    """Return what it was measured on, in a sentence."""
+    machine = result["machine"]
+    return (
+        f"{machine['processor']} ({machine['vectors']}), {machine['cores']} cores, load "
+        f"{machine['load']} at the end: other work ran beside it, so that seconds of the clock say "
+        f"little; PyTorch {machine['torch']}."
+    )
+
+
+def step_table(result: Result) -> str:
+    """Return what the step of a million tokens took."""
+    ranks = result["step"]
+    header = ["rank", "tokens", "peak memory above the start", "sent", "seconds"]
+    header += ["of a processor", "loss"]
+    rows = [
+        [
+            str(rank),
+            f"{step['tokens'] // len(ranks):,} of {step['tokens']:,}",
+            f"{step['peak_bytes'] / 2**20:,.0f} MiB",
+            f"{step['sent'] / 2**10:,.0f} KiB",
+            f"{step['seconds']:.0f}",
+            f"{step['processor_seconds']:.0f}",
+            f"{step['loss']:.4f}",
+        ]
+        for rank, step in enumerate(ranks)
+    ]
+    return to_markdown(header, rows).rstrip()
+
+
+def plan_table(result: Result) -> str:
+    """Return the calculated plan."""
+    plan = result["plan"]
+    layer = plan["bytes_a_layer"]
+    rows = [
+        ["tokens, GPUs, tokens a GPU", _numbers(plan, "tokens", "gpus", "tokens_a_gpu")],
+        ["layers, heads, width of a head", _numbers(plan, "layers", "heads", "width")],
+        ["assumed: network", f"{plan['network_bytes_a_second'] / 1e9:.0f} GB/s a GPU"],
+        ["assumed: latency of a collective", f"{plan['latency_seconds'] * 1e6:.0f} µs"],
+        ["assumed: computing", f"{plan['operations_a_second'] / 1e12:.0f} TFLOP/s a GPU"],
+        ["sent by a GPU a layer, forward", f"{layer['forward'] / 1e6:.2f} MB"],
+        ["sent by a GPU a layer, backward", f"{layer['backward'] / 1e6:.2f} MB"],
+        ["the same by ring attention, both", f"{plan['ring_bytes_a_layer'] / 1e9:,.0f} GB"],
+        ["sent by a GPU a step", f"{plan['bytes_a_step'] / 1e6:,.0f} MB"],
+        ["collectives a layer", str(plan["collectives_a_layer"])],
+        ["time of sending a step", f"{plan['seconds_sending'] * 1e3:,.0f} ms"],
+        ["time of computing a step", f"{plan['seconds_computing'] * 1e3:,.0f} ms"],
+    ]
+    return to_markdown(["", ""], rows).rstrip()
+
+
+def _numbers(plan: dict[str, Any], *names: str) -> str:
+    return ", ".join(f"{plan[name]:,}" for name in names)
+
+
+TABLES: Tables = {
+    "parallel_bytes": bytes_table,
+    "parallel_cost": cost_table,
+    "parallel_step": step_table,
+    "parallel_machine": circumstances,
+    "parallel_plan": plan_table,
+}

@@ -53,7 +53,7 @@ class Ended:
 
 
 def small_run(folder: Path, *, processes: int = 1, **training: Any) -> LanguageConfig:
-    """A language model of some characters: data preparation, training, checkpoints, a test.
+    """Return a language model of some characters: it prepares data, trains, keeps, and tests.
 
     Args:
         folder: where its text and its prepared data are.
@@ -98,7 +98,7 @@ class Run:
         moment: Moment | None = None,
         command: Sequence[str] = (),
     ) -> None:
-        """Starts its processes."""
+        """Start its processes."""
         self._config, self._folder, self._resume = config, folder, resume
         self._moment, self._command = moment, command
         self._started = time.monotonic()
@@ -107,7 +107,7 @@ class Run:
         self.pids = [self._fork(number) for number in range(config.training.processes)]
 
     def wait(self) -> list[Ended]:
-        """Waits for all processes; those that are stopped are killed once another has ended.
+        """Wait for all processes; those that are stopped are killed once another has ended.
 
         As torchrun does.
         """
@@ -180,7 +180,7 @@ def _free_port() -> int:
 
 
 def at_write(name: str, count: int = 1, *, of: int = 0) -> Moment:
-    """Killed when so many files of a name were to reach the disk; of the last one half is there.
+    """Kill a run when so many files of a name were to reach the disk, half of the last written.
 
     Args:
         name: a part of their paths.
@@ -206,7 +206,7 @@ def at_write(name: str, count: int = 1, *, of: int = 0) -> Moment:
 
 
 def at_rename(name: str, count: int = 1, *, of: int = 0) -> Moment:
-    """Killed when so many files or folders have taken a name, before anything else happens."""
+    """Kill a run when so many files or folders have taken a name, before anything else happens."""
 
     def arm(number: int) -> None:
         calls: list[Path] = []
@@ -229,12 +229,12 @@ def at_rename(name: str, count: int = 1, *, of: int = 0) -> Moment:
 
 
 def at_step(step: int, *, of: int = 0, what: int = signal.SIGKILL) -> Moment:
-    """Meets a signal when so many batches have begun."""
+    """Send a signal when so many batches have begun."""
     return _counted(RecordedTask, "on_train_batch_start", step, of, what, after=False)
 
 
 def after_epoch(epoch: int, *, of: int = 0, what: int = signal.SIGKILL) -> Moment:
-    """Meets a signal when so many epochs have been recorded, before the next one."""
+    """Send a signal when so many epochs have been recorded, before the next one."""
     return _counted(EpochRecorder, "on_train_epoch_end", epoch, of, what, after=True)
 
 
@@ -255,7 +255,7 @@ def _counted(kind: type, name: str, count: int, of: int, what: int, *, after: bo
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves, but for the time that it took."""
+    """Return all that a run leaves, but for the time that it took."""
     result = json.loads((run / "result.json").read_text())
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     keep = [i for i, name in enumerate(rows[0]) if name not in TIMES]
@@ -273,7 +273,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """Returns the digest of a file, or of all files in a folder."""
+    """Return the digest of a file, or of all files in a folder."""
     every = sorted(path.rglob("*")) if path.is_dir() else [path]
     text = hashlib.sha256()
     for each in every:
@@ -283,6 +283,6 @@ def digest(path: Path) -> str:
 
 
 def with_training(config: E, **changes: Any) -> E:
-    """Returns it with other settings of its training."""
+    """Return it with other settings of its training."""
     training: Any = replace(config.training, **changes)
     return replace(config, training=training)

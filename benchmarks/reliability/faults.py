@@ -1,14 +1,13 @@
-"""Every fault that a run has to survive, and what became of it.
+"""What does a run come to that is killed, loses a process, a disk or a number? `make faults`.
 
-    python -m benchmarks.reliability.faults [GROUP ...]
+    python -m benchmarks faults [GROUP ...]
 
 Groups: killed (one process, 20 times), killed-ddp and killed-fsdp (two processes, 10 times each),
-lost (a process dies, hangs, or loses its network), disk, checkpoint, memory, clock, nan. Results go
-to benchmarks/results/faults.json, one entry a group, and a table of all is printed. Linux alone; a
-full disk, a read-only one, another user and a network that goes need root, and are left out else.
+lost (a process dies, hangs, or loses its network), disk, checkpoint, memory, clock, nan. The result
+has an entry a group, and a table of all is printed. Linux alone; a full disk, a read-only one,
+another user and a network that goes need root, and are left out else.
 """
 
-import argparse
 import json
 import os
 import random
@@ -18,11 +17,13 @@ import signal
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import Tables
 from benchmarks.reliability.fault_places import (
     ROOT,
     be_nobody,
@@ -47,16 +48,20 @@ from benchmarks.reliability.fault_runs import (
     small_run,
     with_training,
 )
-from benchmarks.runner import RESULTS, machine
+from benchmarks.runner import Result, machine, one_of, read, share
 
-FILE = RESULTS / "faults.json"
 SEED = 0
+KILLED = {
+    "killed": "one process",
+    "killed-ddp": "two processes, DDP",
+    "killed-fsdp": "two processes, FSDP2",
+}
 
 Row = dict[str, Any]
 
 
 def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row]:
-    """Kills runs at injected moments and at random ones; each goes on by the same command.
+    """Kill runs at injected moments and at random ones; each goes on by the same command.
 
     Where a run has ended before its random moment, another one meets another moment.
     """
@@ -104,7 +109,7 @@ def killed(base: Path, *, processes: int, strategy: str, times: int) -> list[Row
 
 
 def _moments(processes: int, strategy: str) -> list[tuple[str, Moment]]:
-    """Returns the moments at which a run is killed, with what they are called."""
+    """Return the moments at which a run is killed, with what they are called."""
     every = [
         ("half of the first checkpoint", at_write(".last.ckpt")),
         ("half of a later checkpoint", at_write(".last.ckpt", 3)),
@@ -135,7 +140,7 @@ def _moments(processes: int, strategy: str) -> list[tuple[str, Moment]]:
 
 
 def lost(base: Path) -> list[Row]:
-    """A process of two dies, is stopped, or loses its network: the other names it, and goes on."""
+    """Let a process of two die, stop, or lose its network: the other names it, and goes on."""
     rows = []
     cases: dict[str, Moment] = {
         "a process is killed": at_step(5, of=1),
@@ -182,7 +187,7 @@ def _whole(folder: Path, config: Any, place: Moment = lambda _: None) -> dict[st
 
 
 def disk(base: Path) -> list[Row]:
-    """A disk that is full, one that is read-only, and a folder of somebody else."""
+    """Use a disk that is full, one that is read-only, and a folder of somebody else."""
     rows = []
     expected = _whole(base / "whole" / "run", small_run(base / "whole" / "data"))
     if not ROOT:
@@ -218,7 +223,7 @@ def disk(base: Path) -> list[Row]:
 
 
 def checkpoint(base: Path) -> list[Row]:
-    """The last checkpoint is cut short, or an older one; or none can be read."""
+    """Cut the last checkpoint short, take an older one, or damage both."""
     config = small_run(base / "data")
     expected = _whole(base / "whole", config)
     rows = []
@@ -251,7 +256,7 @@ def checkpoint(base: Path) -> list[Row]:
 
 
 def memory(base: Path) -> list[Row]:
-    """A batch that does not fit: what is to be lowered."""
+    """Train on a batch that does not fit: the error says what is to be lowered."""
     config = small_run(base / "data")
     config = replace(config, data=replace(config.data, batch_size=2_000_000, length=24))
 
@@ -267,7 +272,7 @@ def memory(base: Path) -> list[Row]:
 
 
 def clock(base: Path) -> list[Row]:
-    """The clock of the machine jumps by days, to and fro."""
+    """Let the clock of the machine jump by days, to and fro."""
     config = small_run(base / "data")
     expected = _whole(base / "whole", config)
 
@@ -280,7 +285,7 @@ def clock(base: Path) -> list[Row]:
 
 
 def nan(base: Path) -> list[Row]:
-    """A loss that is not a number: it ends the run and is kept, or is left out and counted."""
+    """Make a loss NaN: it ends the run and its batch is kept, or is left out and counted."""
     from flowformer.models.language.model import LanguageModel
 
     def spoil(_: int) -> None:
@@ -315,7 +320,7 @@ def nan(base: Path) -> list[Row]:
 
 
 def _command(config: Any, run: Path, *more: str) -> list[str]:
-    """The command line of the same run."""
+    """Return the command line of the same run."""
     settings = {
         "data.corpus": "text",
         "data.folder": config.data.folder,
@@ -344,12 +349,12 @@ def _told(name: str, ended: Ended, **more: Any) -> Row:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Returns what was left half written."""
+    """Return what was left half written."""
     return [str(path.relative_to(folder)) for path in folder.rglob(".*.unfinished")]
 
 
 def require(holds: bool, message: str) -> None:
-    """Ends the whole with a message, unless something holds."""
+    """End the whole with a message, unless something holds."""
     if not holds:
         raise SystemExit(f"a run that met no fault failed:\n{message}")
 
@@ -367,41 +372,42 @@ GROUPS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
-def main() -> int:
-    """Meets the faults of the groups, writes the results and prints all that there are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("groups", nargs="*", default=list(GROUPS), metavar="GROUP")
-    groups = parser.parse_args().groups
-    if unknown := set(groups) - GROUPS.keys():  # argparse's choices would refuse the default
-        parser.error(f"expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")
-    for name in groups:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "faults")
+    group = one_of("group", GROUPS)
+    parser.add_argument("groups", nargs="*", type=group, default=list(GROUPS), metavar="GROUP")
+
+
+def execute(arguments: Namespace) -> int:
+    """Meet the faults of the groups, write the results and print all that there are."""
+    file: Path = arguments.output
+    results: Result = {}
+    for name in arguments.groups:
         start = time.monotonic()
         base = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
         try:
             rows = GROUPS[name](base)
         finally:
             shutil.rmtree(base, ignore_errors=True)
-        results = json.loads(FILE.read_text()) if FILE.exists() else {}
+        results = read(file.stem, file.parent) or {}
         results[name] = {
             "machine": machine(),
             "seconds": round(time.monotonic() - start, 1),
             "rows": rows,
         }
-        FILE.write_text(json.dumps(results, indent=1) + "\n")
-    results = json.loads(FILE.read_text())
+        file.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(table(results))
     return 0 if all(holds(row) for group in results.values() for row in group["rows"]) else 1
 
 
 def holds(row: Row) -> bool:
-    """Whether what has to hold after a fault does."""
+    """Return whether what has to hold after a fault does."""
     return row.get("same", True) and not row.get("left") and row.get("batch kept", True)
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns a line for each fault."""
+def table(results: Result) -> str:
+    """Return a line for each fault."""
     lines = []
     for name, group in results.items():
         lines.append(f"{name} ({group['seconds']:.0f} s)")
@@ -418,5 +424,30 @@ def _show(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def killed_table(results: Result) -> str:
+    """Return a row for each kind of run that was killed."""
+    lines = ["| run | killed | of these ended the same | left half written |", "|---|---|---|---|"]
+    for name, what in KILLED.items():
+        if name not in results:
+            lines.append(f"| {what} | not run | – | – |")
+            continue
+        rows = [row for row in results[name]["rows"] if row["killed"]]
+        same = sum(row["same"] for row in rows)
+        left = sum(len(row["left"]) for row in rows)
+        lines.append(f"| {what} | {len(rows)} | {same} | {left} |")
+    return "\n".join(lines)
+
+
+def others_table(results: Result) -> str:
+    """Return a row for each other fault: what the run said and came to."""
+    lines = ["| fault | exit code | what it says | gone on with |", "|---|---|---|---|"]
+    for name, group in results.items():
+        for row in [] if name in KILLED else group["rows"]:
+            code = row.get("code", f"{row.get('seconds', 0):.0f} s after its start")
+            said = row["said"].replace("error: ", "").replace("|", "\\|")
+            after = {True: "the same end", False: "**another end**"}.get(row.get("same"), "–")
+            lines.append(f"| {row['fault']} | {code} | {said} | {after} |")
+    return "\n".join(lines)
+
+
+TABLES: Tables = {"faults-killed": killed_table, "faults-others": others_table}

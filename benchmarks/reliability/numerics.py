@@ -1,6 +1,4 @@
-"""Flow-Attention under stress: finite? how far from float64, in outputs and in gradients?
-
-    python -m benchmarks.reliability.numerics
+"""Is attention finite and exact for hard inputs, in every dtype and length? `make numerics`.
 
 Every backend that is available takes the same inputs: nine kinds (`numerics_inputs.py`), five
 scales, four dtypes, both feature maps, with the clamp and without, bidirectional, causal and token
@@ -14,20 +12,21 @@ method has less. Where the exact result itself is beyond the dtype's range, infi
 such elements are left out.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.pages import Tables, machine_of
 from benchmarks.reliability.numerics_inputs import KINDS, Inputs, make_inputs
-from benchmarks.runner import RESULTS, save
+from benchmarks.runner import Result, save, share
 from flowformer import FlowState, flow_attention, flow_attention_step
+from flowformer.compare.table import to_markdown
 from flowformer.ops.backends import available_backends
 
 DTYPES = {
@@ -192,7 +191,7 @@ def measure(case: Case, backend: str) -> Row:
 
 
 def stress_cases() -> Iterator[Case]:
-    """Every kind at every scale."""
+    """Yield every kind at every scale."""
     for form, tokens, scales in (
         ("bidirectional", TOKENS, SCALES),
         ("causal", TOKENS, SCALES),
@@ -205,7 +204,7 @@ def stress_cases() -> Iterator[Case]:
 
 
 def length_cases(tokens: int) -> Iterator[Case]:
-    """A few kinds at a length, and at the longest of all one of them."""
+    """Yield a few kinds at a length, and at the longest of all one of them."""
     dtypes: tuple[str, ...] = tuple(DTYPES)
     kinds: tuple[str, ...] = SOME_KINDS
     settings = SOME_OPTIONS
@@ -276,24 +275,6 @@ def apart(rows: list[Row]) -> float:
     return max(max(row.error, row.gradient_error) for row in both)
 
 
-def main() -> None:
-    """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens")
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    backends = [name for name, reason in available_backends().items() if reason is None]
-    rows = run(stress_cases(), backends)
-    print(f"{len(rows):,} cells over kinds and scales", flush=True)
-    long: list[Row] = []
-    for tokens in (tokens for tokens in LENGTHS if tokens <= arguments.longest):
-        long += run(length_cases(tokens), backends)
-        # After each length: the longest ones take most of the time.
-        path = save("numerics", result_of(rows, long), arguments.folder)
-        print(f"{tokens:,} tokens: {path}", flush=True)
-
-
 def result_of(rows: list[Row], long: list[Row]) -> dict[str, Any]:
     """Return what is kept of the cells over kinds and scales, and of those over lengths."""
     return {
@@ -309,5 +290,89 @@ def result_of(rows: list[Row], long: list[Row]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    main()
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "numerics")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens")
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
+    torch.set_num_threads(1)
+    backends = [name for name, reason in available_backends().items() if reason is None]
+    rows = run(stress_cases(), backends)
+    print(f"{len(rows):,} cells over kinds and scales", flush=True)
+    long: list[Row] = []
+    for tokens in (tokens for tokens in LENGTHS if tokens <= arguments.longest):
+        long += run(length_cases(tokens), backends)
+        print(f"{tokens:,} tokens", flush=True)
+        # After each length: the longest ones take most of the time.
+        save(arguments.output, result_of(rows, long))
+
+
+def _cell(group: Result | None, *, gradient: bool = False) -> str:
+    if group is None:
+        return "–"
+    error, times = f"{group['error']:.1e}", f"{group['times_rounding']:.1f}×"
+    cell = f"{error}, {group['gradient_error']:.1e}" if gradient else f"{error} ({times})"
+    return cell + f", **{group['not_finite']} not finite**" * bool(group["not_finite"])
+
+
+def _by_backend(groups: list[Result], rows: tuple[str, ...], head: list[str]) -> str:
+    """Return a table with a column a backend."""
+    found = {(tuple(one[row] for row in rows), one["backend"]): one for one in groups}
+    keys = list(dict.fromkeys(key for key, _ in found))
+    backends = list(dict.fromkeys(group["backend"] for group in groups))
+    body = [
+        [
+            *(f"{part:,}" if isinstance(part, int) else str(part) for part in key),
+            *(_cell(found.get((key, backend))) for backend in backends),
+        ]
+        for key in keys
+    ]
+    return to_markdown([*head, *backends], body).rstrip()
+
+
+def dtypes_table(result: Result) -> str:
+    """Return the worst over all kinds, scales and options, by form and dtype."""
+    groups = result["by_dtype"]
+    return _by_backend(groups, ("form", "dtype"), ["form", "dtype"])
+
+
+def kinds_table(result: Result) -> str:
+    """Return the worst over backends, forms and options of two dtypes, by kind and scale."""
+    groups = result["by_kind"]
+    found = {(one["dtype"], one["kind"], one["scale"]): one for one in groups}
+    scales = sorted({one["scale"] for one in groups})
+    body = [
+        [kind, dtype, *(_cell(found.get((dtype, kind, scale)), gradient=True) for scale in scales)]
+        for kind in KINDS
+        for dtype in ("float32", "float16")
+    ]
+    header = ["inputs", "dtype", *(f"scale {scale:g}" for scale in scales)]
+    return to_markdown(header, body).rstrip()
+
+
+def lengths_table(result: Result) -> str:
+    """Return the worst over a few kinds and options, by form, dtype and length."""
+    groups = result["by_length"]
+    return _by_backend(groups, ("form", "dtype", "tokens"), ["form", "dtype", "tokens"])
+
+
+def circumstances(result: Result) -> str:
+    """Return what was computed, and how far the stand-in is from the reference, in a sentence."""
+    missing = "; ".join(f"no `{name}`: {why}" for name, why in result["backends"].items() if why)
+    return (
+        f"{result['cells']:,} cells, {len(result['not_finite'])} of them not finite where the "
+        f"exact result is. Where both are computed, `chunked` in float64 is "
+        f"{result['stand_in_apart']:.0e} from `reference`. {machine_of(result, cores=False)}"
+        f"{f' ({missing})' if missing else ''}."
+    )
+
+
+TABLES: Tables = {
+    "numerics-dtypes": dtypes_table,
+    "numerics-kinds": kinds_table,
+    "numerics-lengths": lengths_table,
+    "numerics-run": circumstances,
+}

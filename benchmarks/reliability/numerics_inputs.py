@@ -1,4 +1,4 @@
-"""Inputs that are hard for Flow-Attention, each at any scale and length."""
+"""Inputs that are hard for Flow-Attention, each at any scale and length: see numerics.py."""
 
 from collections.abc import Callable
 from typing import NamedTuple

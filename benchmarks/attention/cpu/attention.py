@@ -1,44 +1,67 @@
-"""Flow-Attention on a CPU against its peers and against the machine's limit: `make bench`.
+"""How fast is attention on a CPU, beside its peers and the machine's limit? `make bench`.
 
 One sequence, 8 heads of width 64, float32, one thread on one core. At each length all peers and
 both passes alternate in one run, beside a product of 1024 x 1024 matrices whose rate the limit is
-made of; ratios are taken within a round, and their median is reported. `attention_goals.py` says
-which ratios are wanted. What cannot be measured stays in the result with the reason.
+made of; ratios are taken within a round, and their median is reported. `goals.py` says which
+ratios are wanted. What cannot be measured stays in the result with the reason.
 """
 
-import argparse
 import os
 import statistics
 import sysconfig
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks.attention.cpu import peak_memory
+from benchmarks.attention.cpu import goals
 from benchmarks.attention.cpu.goals import SGEMM, Measured, fill
 from benchmarks.attention.peers import (
     BOTH,
     CHUNKED,
     COMPILED,
+    FAST,
+    FORWARD,
     OURS,
     PASSES,
+    PUBLISHED,
     SOFTMAX,
     WIDTH,
     Attention,
     Peer,
     forward,
+    forward_backward,
     make_inputs,
     native_or_chunked,
     peers,
 )
-from benchmarks.runner import CORES, RESULTS, Seconds, alternate, machine, medians, pin, save
+from benchmarks.pages import Pictures, Tables, legend, milliseconds, style
+from benchmarks.runner import (
+    CORES,
+    Seconds,
+    alternate,
+    machine,
+    medians,
+    pin,
+    rise,
+    said_separately,
+    save,
+    share,
+)
 from flowformer import FlowState, flow_attention, flow_attention_step
+from flowformer.memory import available_memory
+from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE
+
+NAME = "attention_cpu"
+SHORT = 128  # tokens of the call that loads code and starts threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +270,14 @@ def over_memory(run: Run) -> dict[str, dict[int, int]]:
             reason = memory_reason(peer, peaks[name], length)
             if reason is None:
                 try:
-                    peaks[name][length] = peak_memory.measure(
-                        name, run.backend, length, run.plan.heads
+                    peaks[name][length] = int(
+                        said_separately(
+                            print_peak,
+                            name=name,
+                            backend=run.backend,
+                            length=length,
+                            heads=run.plan.heads,
+                        )
                     )
                 except RuntimeError as error:
                     reason = str(error)
@@ -264,12 +293,34 @@ def memory_reason(peer: Peer, peaks: dict[int, int], length: int) -> str | None:
     """Return why a length is left out: too slow, or too large for this machine."""
     if length > peer.longest[BOTH]:
         return peer.why
-    if peaks:
+    free = available_memory()
+    if peaks and free is not None:
         last, peak = list(peaks.items())[-1]
-        expected, most = peak * length / last, peak_memory.available() / 2
+        expected, most = peak * length / last, free / 2
         if expected > most:
             return f"{expected / 2**30:.0f} GiB expected, half of what is free: {most / 2**30:.0f}"
     return None
+
+
+def print_peak(name: str, backend: str, length: int, heads: int) -> None:
+    """Print the bytes that resident memory rises by in the causal forward and backward pass.
+
+    From before the inputs are made to the highest point while inputs, output and all gradients are
+    held. What is resident counts every allocator and every page, torch's or not. For a fresh
+    process: memory that earlier work freed and the allocator kept would be used again unseen.
+    """
+    pin(1)
+    peer = peers(causal=True, backend=backend)[name]
+    attention = peer.make()
+
+    def both(tokens: int) -> tuple[torch.Tensor, ...]:
+        inputs = make_inputs(tokens, heads, heads_first=peer.heads_first)
+        results = forward_backward(attention, inputs)
+        assert torch.isfinite(results[0][0, -1]).all()
+        return *inputs, *results
+
+    both(SHORT)
+    print(rise(lambda: both(length)))
 
 
 def bandwidth(run: Run) -> float:
@@ -308,13 +359,15 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, NAME, quick=False)
+    backend = native_or_chunked()
+    parser.add_argument("--backend", default=backend, help="what is measured as ours")
+
+
+def execute(arguments: Namespace) -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few seconds: does it run?")
-    parser.add_argument("--backend", default=native_or_chunked(), help="what is measured as ours")
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    arguments = parser.parse_args()
     pin(1)
     run = Run(plan=QUICK if arguments.quick else Plan(), backend=arguments.backend)
     with tempfile.TemporaryDirectory() as cache:
@@ -326,8 +379,125 @@ def main() -> None:
         run.say(f"{row['what']}, against {row['against']}")
         for case in row["cases"]:
             run.say(f"    {case['label']}: {case['said']}")
-    print(save("attention_cpu", result, arguments.folder))
+    save(arguments.output, result)
 
 
-if __name__ == "__main__":
-    main()
+# The palette of Okabe and Ito, as in flowformer.report; ours is the thick one.
+LOOK: dict[str, dict[str, Any]] = {
+    OURS: {"color": BLUE, "linewidth": 2.4, "zorder": 3},
+    SOFTMAX: {"color": ORANGE},
+    PUBLISHED: {"color": GREEN},
+    CHUNKED: {"color": "#56B4E9"},
+    COMPILED: {"color": "#CC79A7"},
+    FAST: {"color": "#E69F00"},
+}
+ONE_HEAD = {"color": BLUE, "linewidth": 1.2, "linestyle": ":", "marker": "o", "markersize": 2.5}
+LIMIT = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Draw time and peak memory over length, all axes logarithmic."""
+    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
+    panels = figure.subplots(2, 2)
+    times, limits = result["seconds_by_length"], result["limit_by_length"]
+    for axes, form, kind, title in (
+        (panels[0, 0], "causal", FORWARD, "Causal, forward"),
+        (panels[0, 1], "causal", BOTH, "Causal, forward and backward"),
+        (panels[1, 0], "bidirectional", FORWARD, "Bidirectional, forward"),
+    ):
+        for name in LOOK:
+            draw_line(axes, name, times[form].get(f"{name}, {kind}", {}), scale=1e3)
+        if kind == FORWARD:
+            lengths, limit = points(limits[form], 1e3)
+            axes.plot(lengths, limit, label="the machine's limit", **LIMIT)
+        if form == "causal" and kind == FORWARD:
+            lengths, alone = points(result["one_head_by_length"], 1e3)
+            axes.plot(lengths, alone, label=f"{OURS}, one head", **ONE_HEAD)
+        panel(axes, title, "ms")
+    memory = panels[1, 1]
+    for name in LOOK:
+        draw_line(memory, name, result["peak_memory_by_length"].get(name, {}), scale=2**-20)
+    lengths, least = points(result["smallest_memory_by_length"], 2**-20)
+    memory.plot(lengths, least, label="inputs, output, gradients", **{**LIMIT, "linestyle": ":"})
+    panel(memory, "Causal, forward and backward: peak memory", "MiB")
+    legend(figure)
+    return figure
+
+
+def points(by_length: Mapping[str, float], scale: float) -> tuple[list[int], list[float]]:
+    """Return lengths and values."""
+    return [int(n) for n in by_length], [scale * value for value in by_length.values()]
+
+
+def draw_line(axes: Axes, name: str, by_length: Mapping[str, float], *, scale: float) -> None:
+    """Draw one peer, where it was measured."""
+    if by_length:
+        look = {"linewidth": 1.4, "marker": "o", "markersize": 2.5, **LOOK[name]}
+        axes.plot(*points(by_length, scale), label=name, **look)
+
+
+def panel(axes: Axes, title: str, unit: str) -> None:
+    """Style a panel."""
+    style(axes, title)
+    axes.xaxis.set_major_locator(LogLocator(base=4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    axes.set_ylabel(unit, fontsize=8)
+
+
+def times(result: dict[str, Any]) -> str:
+    """Return the milliseconds of every peer over length, forward / both passes."""
+    tables = []
+    for form, sides in result["seconds_by_length"].items():
+        lengths = list(result["limit_by_length"][form])
+        names = [name for name in LOOK if f"{name}, {FORWARD}" in sides]
+        head = [f"{form}, tokens", *names, "limit, forward"]
+        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for n in lengths:
+            cells = [
+                " / ".join(milliseconds(sides.get(f"{name}, {kind}", {}).get(n)) for kind in PASSES)
+                for name in names
+            ]
+            limit = milliseconds(result["limit_by_length"][form][n])
+            lines.append(f"| {int(n):,} | {' | '.join(cells)} | {limit} |")
+        tables.append("\n".join(lines))
+    alone = {int(n): seconds for n, seconds in result["one_head_by_length"].items()}
+    tables.append(
+        f"| one head, causal forward, tokens | {' | '.join(f'{n:,}' for n in alone)} |\n"
+        f"|---|{'---|' * len(alone)}\n"
+        f"| ns a token | {' | '.join(f'{1e9 * alone[n] / n:.0f}' for n in alone)} |"
+    )
+    return "\n\n".join(tables)
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    """Return the machine and its rates, and what is missing, as a list."""
+    machine = result["machine"]
+    compiling = ", ".join(f"{name} {s:.0f} s" for name, s in result["compile_seconds"].items())
+    facts = [
+        f"{machine['processor']} ({machine['vectors']}), {machine['cores']} cores, PyTorch "
+        f"{machine['torch']}, Python {machine['python']}; load {result['load_before']} before and "
+        f"{machine['load']} after",
+        f"float32 product of 1024 × 1024 on one thread: {result['sgemm_gflop_per_second']:.0f} "
+        f"GFLOP/s; copy: {result['copy_gb_per_second']:.1f} GB/s read and written",
+        f"measured as flowformer: the backend `{result['backend']}`; all in "
+        f"{result['seconds'] / 60:.0f} minutes",
+        f"compiling {CHUNKED}: {compiling or 'not measured'}",
+        f"fast-transformers is compiled with {result['extension_flags']}, with which this Python "
+        "compiles extensions",
+        *(
+            f"matrix product on two threads: {threads[f'{SGEMM}, 1'] / threads[f'{SGEMM}, 2']:.2f} "
+            "times as fast as on one"
+            for threads in [result["threads"]]
+            if threads
+        ),
+        *(f"left out: {what}: {why}" for what, why in result["missing"].items()),
+    ]
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
+TABLES: Tables = {
+    "attention_cpu": goals.table,
+    "attention_cpu_times": times,
+    "attention_cpu_machine": circumstances,
+}
+PICTURES: Pictures = {"attention-cpu.png": draw}

@@ -1,15 +1,13 @@
-"""Is the compiled backend the faster one everywhere? Its lead over `chunked` over sizes and dtypes.
+"""Where is the compiled backend slower than `chunked`? Its lead over sizes and dtypes."""
 
-.venv/bin/python -m benchmarks.attention.cpu.backend_choice
-"""
-
+from argparse import ArgumentParser, Namespace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 
-from benchmarks.runner import alternate, medians, pin, save
+from benchmarks.runner import alternate, medians, pin, save, share
 from flowformer import flow_attention
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -22,7 +20,7 @@ BACKENDS = ("cpu", "chunked")
 SIZES = ("dtype", "causal", "batch", "tokens", "heads", "width")
 
 
-def leads(dtype: torch.dtype, causal: bool, shape: tuple[int, ...]) -> dict[str, Any]:
+def leads(dtype: torch.dtype, causal: bool, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """Return how many times as fast the compiled backend is, forward and in both passes."""
     inputs = [torch.randn(shape, dtype=dtype).requires_grad_() for _ in range(3)]
     grad = torch.ones(shape, dtype=dtype)
@@ -38,15 +36,23 @@ def leads(dtype: torch.dtype, causal: bool, shape: tuple[int, ...]) -> dict[str,
     found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "causal": causal}
     found["batch"], found["tokens"], found["heads"], found["width"] = shape
     for name, call in (("forward", forward), ("both", both)):
-        times = medians(alternate({b: partial(call, b) for b in BACKENDS}, repeats=5))
+        times = medians(alternate({b: partial(call, b) for b in BACKENDS}, repeats=rounds))
         found[name] = times["chunked"] / times["cpu"]
     return found
 
 
-def main() -> None:
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "backend_choice", rounds=5)
+    most = max(torch.Size(shape).numel() for shape in SHAPES)
+    parser.add_argument("--largest", type=int, default=most, help="numbers in a tensor, at most")
+
+
+def execute(arguments: Namespace) -> None:
     """Measure, print where it is slower, and keep everything."""
     pin(1)
-    cells = [leads(*cell) for cell in product(DTYPES, (False, True), SHAPES)]
+    shapes = [shape for shape in SHAPES if torch.Size(shape).numel() <= arguments.largest]
+    cells = [leads(*cell, arguments.rounds) for cell in product(DTYPES, (False, True), shapes)]
     print(f"{len(cells)} sizes; the compiled backend is slower in these:")
     for cell in cells:
         if min(cell["forward"], cell["both"]) < 1:
@@ -54,8 +60,4 @@ def main() -> None:
                 "  ",
                 {key: value if key in SIZES else round(value, 2) for key, value in cell.items()},
             )
-    print(f"kept in {save('backend_choice', {'cells': cells})}")
-
-
-if __name__ == "__main__":
-    main()
+    save(arguments.output, {"cells": cells})

@@ -7,8 +7,8 @@ of ours to what bounds it otherwise ("at most"). It holds where the median over 
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.attention.cpu.peak_memory import floor
 from benchmarks.attention.peers import BOTH, FAST, FORWARD, OURS, PUBLISHED, SOFTMAX, WIDTH
 from benchmarks.runner import Seconds, medians, ratios
 
@@ -131,6 +131,11 @@ def rows(measured: Measured) -> list[dict]:
     ]
 
 
+def floor(length: int, heads: int) -> int:
+    """Return the bytes of inputs, output and their gradients in float32."""
+    return 8 * 4 * length * heads * WIDTH
+
+
 def over_limit(measured: Measured, length: int) -> list[float]:
     """Return our causal forward over the limit, whose rate is that of the product beside it."""
     times = measured.causal.get(length, {})
@@ -208,3 +213,26 @@ def by_peer(times: dict[int, Seconds]) -> dict[str, dict[int, float]]:
         for side, median in medians(seconds).items():
             table.setdefault(side, {})[length] = median
     return table
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the table of goals; a figure that falls short is bold."""
+    lines = ["| what | against | wanted | measured |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        cases = row["cases"]
+        several = len(cases) > 1
+        what = row["what"] + (f": {' / '.join(c['label'] for c in cases)}" if several else "")
+        wanted = " / ".join(c["goal"] for c in cases)
+        reached = " / ".join(figure(c) for c in cases)
+        lines.append(f"| {what} | {row['against']} | {wanted} | {reached} |")
+    where = result["machine"]
+    lines += ["", f"On {where['processor']} ({where['vectors']}), backend `{result['backend']}`."]
+    return "\n".join(lines)
+
+
+def figure(case: dict[str, Any]) -> str:
+    """Return a ratio, bold where it misses its goal."""
+    if case["ratio"] is None:
+        return "**not measured**"
+    text = f"{case['ratio']:.3g}" if case["ratio"] < 100 else f"{case['ratio']:.0f}"
+    return text if case["holds"] else f"**{text}**"

@@ -1,4 +1,4 @@
-"""Causal Flow-Attention at 1,048,576 tokens: peak memory, and error against float64.
+"""Is a million tokens exact, and in what memory? Causal, against float64: `make long-context`.
 
 One head of width 64, float32. The forward pass runs in a process of its own, whose peak resident
 memory (inputs, output, Python and torch included) is reported. Its output is then compared with the
@@ -6,19 +6,17 @@ same in float64, and so is the sequence streamed token by token. Errors are of a
 vector, relative to its exact norm, at the worst of all tokens.
 """
 
-import argparse
-import resource
-import subprocess
-import sys
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.runner import save
+from benchmarks.runner import said_separately, save, share
 from flowformer import FlowState, flow_attention, flow_attention_step
+from flowformer.memory import peak_memory
 
 WIDTH = 64
 PART = 65_536  # tokens compared at once
@@ -30,15 +28,15 @@ def make_inputs(tokens: int) -> list[Tensor]:
     return [torch.randn(1, tokens, 1, WIDTH, generator=generator) for _ in range(3)]
 
 
-def forward(tokens: int, path: Path) -> None:
+def forward(tokens: int, path: str) -> None:
     """Run the forward pass, print its seconds and the peak memory in bytes, save the output."""
+    torch.set_num_threads(1)
     inputs = make_inputs(tokens)
     with torch.no_grad():
         start = time.perf_counter()
         out = flow_attention(*inputs, causal=True)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(seconds, peak)
+    print(seconds, peak_memory())
     torch.save(out, path)
 
 
@@ -81,21 +79,18 @@ def compare(tokens: int, out: Tensor) -> tuple[float, float, float]:
     return worst_out, worst_stream, streaming / tokens
 
 
-def main() -> None:
-    """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "long_context")
     parser.add_argument("--tokens", type=int, default=2**20)
-    parser.add_argument("--forward-to", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
     torch.set_num_threads(1)
-    if arguments.forward_to:
-        forward(arguments.tokens, arguments.forward_to)
-        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.pt"
-        command = [sys.executable, "-m", "benchmarks.attention.cpu.long_context"]
-        command += ["--tokens", str(arguments.tokens), "--forward-to", str(path)]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        printed = said_separately(forward, tokens=arguments.tokens, path=str(path))
         seconds, peak = map(float, printed.split())
         print(f"forward: {seconds:.1f} s, peak memory {peak / 2**30:.2f} GiB")
         out = torch.load(path, weights_only=True)
@@ -108,8 +103,4 @@ def main() -> None:
         "worst_relative_error_token_by_token": streamed_error,
         "seconds_per_step": step_seconds,
     }
-    print(save("long_context", result))
-
-
-if __name__ == "__main__":
-    main()
+    save(arguments.output, result)

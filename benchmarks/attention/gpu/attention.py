@@ -1,17 +1,17 @@
-"""Flow-Attention on a GPU against its peers and against the card's limits: `make bench-gpu`.
+"""How fast is attention on a GPU, beside its peers and the card's limits? `make bench-gpu`.
 
 16 heads of width 128 and 64, batch × length = 65,536 (batch 1 beyond), short lengths first. At each
 length the sides take turns, timed by CUDA events, and the median over the rounds is reported. What
 does not fit or takes too long is a row that says so. Every length is saved when it is done: stopped
-at any moment, the same command goes on there. `--roofline` prints the estimate that needs no card.
+at any moment, the same command goes on there.
 """
 
-import argparse
 import json
 import os
 import statistics
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,17 +21,39 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.attention.gpu import roofline as gpu_roofline
-from benchmarks.attention.gpu.cards import CARDS
+from benchmarks.attention.cpu import goals
 from benchmarks.attention.gpu.clock import BrokenContextError, Clock, CudaClock, Side, problem_of
-from benchmarks.attention.gpu.peers import fla_missing, inputs_of, make_inputs, peers, steps
+from benchmarks.attention.gpu.goals import rows
+from benchmarks.attention.gpu.peers import (
+    FLA,
+    FLA_SCALED,
+    FLASH,
+    GRAPH,
+    fla_missing,
+    inputs_of,
+    make_inputs,
+    peers,
+    steps,
+)
+from benchmarks.attention.gpu.roofline import CARDS, COST
 from benchmarks.attention.gpu.traffic import Call, Pass, both_passes, forward_passes, step_passes
-from benchmarks.attention.peers import BOTH, FORWARD, OURS, PASSES
-from benchmarks.runner import RESULTS, alternate, machine
+from benchmarks.attention.peers import BOTH, CHUNKED, FORWARD, OURS, PASSES, PUBLISHED
+from benchmarks.pages import Tables, milliseconds
+from benchmarks.runner import Result, alternate, machine, share
+from flowformer.compare.table import memory as memory_in_words
 from flowformer.files import write_atomically
 from flowformer.ops.backends.triton.tuning import Settings, key_of, settings_for
 
 NAME = "attention_gpu"
+UNMEASURED = {
+    "attention_gpu": (
+        "**GPU timings have not been taken yet**: no card was lent to this work. With one, `make "
+        "bench-gpu` takes them and fills in this place; until then docs/gpu.md has an estimate."
+    ),
+    "attention_gpu_details": "No times, memory or decoding yet: see above.",
+}
+PEERS = (OURS, FLASH, FLA, FLA_SCALED, CHUNKED, PUBLISHED)
+DECODERS = (OURS, GRAPH, FLASH, FLA, CHUNKED)
 DECODING = "decoding"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SETTINGS_PASSES: dict[str, Callable[[Call, Settings | None], list[Pass]]] = {
@@ -325,7 +347,7 @@ def resume(run: Run, *, anew: bool) -> None:
     if run.path.exists() and not anew:
         kept = json.loads(run.path.read_text())
         if kept["same"] != same:
-            sys.exit(f"{run.path} is of {kept['same']}, this is {same}: --anew, or --folder")
+            sys.exit(f"{run.path} is of {kept['same']}, this is {same}: --anew, or --output")
         run.result = kept
     else:
         run.result = {"same": same}
@@ -348,36 +370,23 @@ def measure_all(run: Run) -> bool:
     return True
 
 
-def read_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="does it run?")
-    parser.add_argument("--roofline", action="store_true", help="the estimate; needs no card")
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, NAME, quick=False, anew=False, stop_after=float("inf"))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
     parser.add_argument("--backend", default="triton", help="what is measured as ours")
-    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the result goes")
-    parser.add_argument("--anew", action="store_true", help="forget what was measured before")
-    parser.add_argument(
-        "--stop-after", type=float, default=float("inf"), help="seconds, then it is to be gone on"
-    )
-    return parser.parse_args()
 
 
-def main() -> None:
-    """Measure, print and save; or print the estimate."""
-    arguments = read_arguments()
-    if arguments.roofline:
-        print(gpu_roofline.table())
-        return
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
     if not torch.cuda.is_available():
-        sys.exit("no CUDA device: --roofline prints the estimate that needs none")
+        sys.exit("no CUDA device: `python -m benchmarks gpu_roofline` estimates without one")
     run = Run(
         plan=QUICK if arguments.quick else Plan(),
         clock=CudaClock(),
         backend=arguments.backend,
         dtypes=tuple(DTYPES[name] for name in arguments.dtypes),
-        # A quick run is not gone on with, nor reported.
-        path=arguments.folder / f"{NAME}{'_quick' if arguments.quick else ''}.json",
+        path=arguments.output,
         until=time.monotonic() + arguments.stop_after,
     )
     resume(run, anew=arguments.anew)
@@ -387,11 +396,125 @@ def main() -> None:
         print(f"{error}: going on in another process", flush=True)
         rest = [word for word in sys.argv[1:] if word != "--anew"]
         rest += ["--stop-after", str(max(0.0, run.until - time.monotonic()))]
-        os.execv(
-            sys.executable, [sys.executable, "-m", "benchmarks.attention.gpu.attention", *rest]
-        )
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *rest])
     print(run.path if complete else f"{run.path}: not complete, the same command goes on")
 
 
-if __name__ == "__main__":
-    main()
+def goals_table(result: Result) -> str:
+    """Return the table of goals."""
+    same = result["same"]
+    machine = {"processor": same["card"], "vectors": f"torch {same['torch']}"}
+    table = {"rows": rows(result), "machine": machine, "backend": same["backend"]}
+    return goals.table(table)
+
+
+def details(result: Result) -> str:
+    """Return times and memory over length, decoding, the card, and what is missing."""
+    found = list(result["rows"].values())
+    kinds = sorted({(row["dtype"], row["width"]) for row in found}, key=_by_cost)
+    tables = [
+        table
+        for dtype, width in kinds
+        for form in ("causal", "bidirectional")
+        for kind in (FORWARD, BOTH)
+        for table in [times(result, form, dtype, width, kind)]
+        if table
+    ]
+    tables += [table for dtype, width in kinds if (table := decoding(result, dtype, width))]
+    return "\n\n".join([*tables, card(result)])
+
+
+def _by_cost(kind: tuple[str, int]) -> tuple[int, int]:
+    return COST[getattr(torch, kind[0])], -kind[1]
+
+
+def times(result: Result, form: str, dtype: str, width: int, kind: str) -> str | None:
+    """Return the time and peak memory of every peer over length, and our share of the limits."""
+    found = [
+        row
+        for row in result["rows"].values()
+        if (row["form"], row["dtype"], row["width"], row["kind"]) == (form, dtype, width, kind)
+    ]
+    names = [name for name in PEERS if any(row["peer"] == name for row in found)]
+    if not names:
+        return None
+    limits = ["memory, %", "tensor cores, %"]
+    head = [f"{form}, {kind}, {dtype}, width {width}: tokens", *names, *limits]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for length in sorted({row["length"] for row in found}):
+        by_peer = {row["peer"]: row for row in found if row["length"] == length}
+        cells = [cell(by_peer.get(name)) for name in names]
+        lines.append(f"| {length:,} | {' | '.join([*cells, *shares(result, by_peer)])} |")
+    return "\n".join(lines)
+
+
+def cell(row: Row | None) -> str:
+    """Return a row's time and peak memory, or why there are none."""
+    if row is None:
+        return "–"
+    if not row["seconds"]:
+        return str(row["problem"])
+    return f"{milliseconds(statistics.median(row['seconds']))} ms, {memory_in_words(row['memory'])}"
+
+
+def shares(result: Result, by_peer: dict[str, Row]) -> list[str]:
+    """Return our share of a copy's bandwidth and of the tensor cores' rate, in per cent."""
+    row = by_peer.get(OURS)
+    if row is None or not row["seconds"]:
+        return ["–", "–"]
+    taken = statistics.median(row["seconds"])
+    moved = row["moved"] / taken / result["limits"]["bandwidth"]
+    dtype = getattr(torch, row["dtype"])
+    rate = result["datasheet_flop"] or max(result["limits"]["product"].values())
+    return [f"{100 * moved:.0f}", f"{100 * COST[dtype] * row['flop'] / taken / rate:.0f}"]
+
+
+def decoding(result: Result, dtype: str, width: int) -> str | None:
+    """Return the microseconds of a decoded token."""
+    found = [
+        row
+        for row in result["rows"].values()
+        if (row["dtype"], row["width"], row["kind"]) == (dtype, width, DECODING)
+    ]
+    names = [name for name in DECODERS if any(row["peer"] == name for row in found)]
+    if not names:
+        return None
+    head = [f"one token, {dtype}, width {width}: batch", "after tokens", *names]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for batch, length in sorted({(row["batch"], row["length"]) for row in found}):
+        by_peer = {
+            row["peer"]: row for row in found if (row["batch"], row["length"]) == (batch, length)
+        }
+        cells = [step_cell(by_peer.get(name)) for name in names]
+        lines.append(f"| {batch} | {length:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def step_cell(row: Row | None) -> str:
+    """Return the microseconds of a step, or why there are none."""
+    if row is None or not row["seconds"]:
+        return cell(row)
+    return f"{1e6 * statistics.median(row['seconds']):,.0f} µs"
+
+
+def card(result: Result) -> str:
+    """Return the card, its measured rates and the versions, as a list."""
+    same, limits, machine = result["same"], result["limits"], result["machine"]
+    datasheet = result["datasheet_flop"]
+    products = [f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in limits["product"].items()]
+    versions = [f"{name} {same[name]}" for name in ("torch", "triton", "fla") if name in same]
+    rate = "the fastest of these: the card is in no table"
+    if datasheet is not None:
+        rate = f"the datasheet's {datasheet / 1e12:.0f} TFLOP/s"
+    facts = [
+        f"{same['card']}; {', '.join(versions)}; backend `{same['backend']}`; host "
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}",
+        f"the limit of memory is that of a copy: {limits['bandwidth'] / 1e12:.3g} TB/s, read and "
+        "written",
+        f"a product of two square matrices: {', '.join(products)}; the limit of the tensor cores: "
+        f"{rate}",
+    ]
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
+TABLES: Tables = {"attention_gpu": goals_table, "attention_gpu_details": details}

@@ -1,6 +1,6 @@
 """The numbers to reach on a GPU, and what was reached, of the rows of results/attention_gpu.json.
 
-As on a CPU (see attention_goals.py): a ratio is taken within a round, and its median counts. They
+As on a CPU (see ../cpu/goals.py): a ratio is taken within a round, and its median counts. They
 are asked of bfloat16, 16 heads of width 128, batch × length = 65,536, on an H100.
 """
 

@@ -1,21 +1,22 @@
-"""Compile every GPU kernel without a GPU: registers, spills, shared memory, arithmetic intensity.
+"""Do the GPU kernels fit on the cards? Compiles all without one: registers, spills, shared memory.
 
-    python -m benchmarks.attention.gpu.kernels                  # all of it, a quarter of an hour
-    python -m benchmarks.attention.gpu.kernels --widths 64 --dtypes bfloat16 --capabilities 90
-    python -m benchmarks.attention.gpu.report_kernels                # the table of docs/gpu.md
+    python -m benchmarks gpu_kernels                   # all of it, a quarter of an hour
+    python -m benchmarks gpu_kernels --widths 64 --dtypes bfloat16 --capabilities 90
 
 The passes of a forward and backward are run on CPU tensors with Triton's compiler in the place
 of its launcher: each launch is compiled as on a card, for the compute capability asked for, by
 the ptxas that Triton brings. What was compiled before is taken from the file: stopped, it goes on.
 """
 
-import argparse
 import json
 import re
 import subprocess
 import tempfile
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,23 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from benchmarks.runner import RESULTS
+from benchmarks.attention.gpu.traffic import Call, both_passes
+from benchmarks.pages import Tables
+from benchmarks.runner import Result, share
+from flowformer.compare.table import to_markdown
 from flowformer.files import write_atomically
 from flowformer.ops.backends.operators import LINEAR, numbers
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
 from flowformer.ops.features import FlowOptions
 from flowformer.ops.state import FlowState
 
-FILE = RESULTS / "gpu_kernels.json"
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # of a program, by NVIDIA's tables
 PASSES = ("bidirectional", "causal", "linear", "step")
+DETAIL = "sm_90 bfloat16 d128"  # of which each kernel stands on the page
+CALL = {"batch": 16, "length": 4096, "heads": 16, "width": 128, "dtype": torch.bfloat16}
 
 
 class _Driver:
@@ -147,28 +152,79 @@ def measure(name: str, width: int, dtype: str, capability: int) -> dict[str, dic
     return {kernel: resources(compiled, capability) for kernel, compiled in found.items()}
 
 
-def main() -> None:
-    """Compile what is asked for and not in the file yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "gpu_kernels")
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
     parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
     parser.add_argument("--capabilities", type=int, nargs="*", default=CAPABILITIES)
     parser.add_argument("--passes", nargs="*", default=PASSES, choices=PASSES)
-    parser.add_argument("--output", type=Path, default=FILE)
-    asked = parser.parse_args()
-    kept: dict[str, Any] = json.loads(asked.output.read_text()) if asked.output.exists() else {}
-    for capability in asked.capabilities:
-        for width in asked.widths:
-            for dtype in asked.dtypes:
-                for name in asked.passes:
-                    row = f"sm_{capability} {dtype} d{width} {name}"
-                    if row not in kept:
-                        kept[row] = measure(name, width, dtype, capability)
-                        write_atomically(asked.output, json.dumps(kept, indent=1) + "\n")
-                    spilled = sum(one["spilled_bytes"] > 0 for one in kept[row].values())
-                    shared = max(one["shared_bytes"] for one in kept[row].values())
-                    print(f"{row}: {len(kept[row])} kernels, {spilled} spill, {shared:,} B shared")
 
 
-if __name__ == "__main__":
-    main()
+def execute(asked: Namespace) -> None:
+    """Compile what is asked for and not in the file yet."""
+    kept: Result = json.loads(asked.output.read_text()) if asked.output.exists() else {}
+    for cell in product(asked.capabilities, asked.widths, asked.dtypes, asked.passes):
+        capability, width, dtype, name = cell
+        row = f"sm_{capability} {dtype} d{width} {name}"
+        if row not in kept:
+            kept[row] = measure(name, width, dtype, capability)
+            write_atomically(asked.output, json.dumps(kept, indent=1) + "\n")
+        spilled = sum(one["spilled_bytes"] > 0 for one in kept[row].values())
+        shared = max(one["shared_bytes"] for one in kept[row].values())
+        print(f"{row}: {len(kept[row])} kernels, {spilled} spill, {shared:,} B shared")
+
+
+def gpu_kernels(kept: Result) -> str:
+    """Return the worst of all kernels, for each card, dtype and width."""
+    groups = defaultdict(list)
+    for row, kernels in kept.items():
+        card, dtype, width, _ = row.split()
+        groups[card, dtype, width].extend(kernels.values())
+    header = ["card", "dtype", "width", "kernels", "registers, at most", "spilled bytes"]
+    header += ["shared memory, at most", "limit"]
+    order = sorted(groups, key=lambda key: (key[0], key[1], int(key[2][1:])))
+    rows = [
+        [
+            card,
+            dtype,
+            width[1:],
+            str(len(group)),
+            str(max(each["registers"] for each in group)),
+            str(sum(each["spilled_bytes"] for each in group)),
+            f"{max(each['shared_bytes'] for each in group) / 1024:.1f} KiB",
+            f"{SHARED_LIMIT[int(card[3:])] // 1024} KiB",
+        ]
+        for (card, dtype, width), group in ((key, groups[key]) for key in order)
+    ]
+    return to_markdown(header, rows).rstrip()
+
+
+def gpu_kernels_detail(kept: Result) -> str:
+    """Return each kernel of one card, dtype and width, with its arithmetic intensity."""
+    rows = []
+    for causal in (False, True):
+        name = "causal" if causal else "bidirectional"
+        moved, flop = defaultdict(int), defaultdict(int)
+        for each in both_passes(Call(causal=causal, **CALL)):
+            moved[each.name] += each.moved
+            flop[each.name] += each.flop
+        for kernel, figures in kept[f"{DETAIL} {name}"].items():
+            short, *flags = kernel.split()
+            variant = ", ".join(flag.lower() for flag in flags if not flag.startswith("HAS"))
+            rows.append(
+                [
+                    name,
+                    f"`{short}`" + (f" ({variant})" if variant else ""),
+                    str(figures["registers"]),
+                    str(figures["spilled_bytes"]),
+                    f"{figures['shared_bytes'] / 1024:.1f} KiB",
+                    str(32 * figures["warps"]),
+                    f"{flop[short] / moved[short]:.0f}" if flop[short] else "—",
+                ]
+            )
+    header = ["form", "kernel", "registers", "spilled bytes", "shared memory", "threads"]
+    return to_markdown([*header, "operations a byte"], rows).rstrip()
+
+
+TABLES: Tables = {"gpu_kernels": gpu_kernels, "gpu_kernels_detail": gpu_kernels_detail}

@@ -14,9 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.attention import published_attention
 from benchmarks.attention.gpu.traffic import Call
-from benchmarks.attention.peers import CHUNKED, OURS, PUBLISHED, Attention
+from benchmarks.attention.peers import (
+    CHUNKED,
+    OURS,
+    PUBLISHED,
+    Attention,
+    published_bidirectional,
+    published_causal,
+)
 from flowformer import FlowState, flow_attention, flow_attention_step
 
 FLASH, FLA, FLA_SCALED = "FlashAttention", "fla", "fla, rows scaled after"
@@ -80,7 +86,7 @@ def _flash(call: Call, _: torch.device) -> Attention:
 
 def _published(call: Call, device: torch.device) -> Attention:
     """The published equations; half precision as the published code trains: under autocast."""
-    attention = published_attention.causal if call.causal else published_attention.bidirectional
+    attention = published_causal if call.causal else published_bidirectional
     halved = call.dtype != torch.float32
 
     def attend(*inputs: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""How long the GPU kernels take at least, from what they move and multiply: nothing is measured.
+"""How long do the GPU kernels take at least? By what they move and multiply; needs no card.
 
 Each pass takes the longer of two times, that of its bytes at the memory's rate and that of its
 products at the tensor cores', and passes follow each other. Left out, and so a real time is longer:
 arithmetic outside of products, what is read again, launches, what a card lacks of its datasheet.
 """
 
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.attention.gpu.cards import A100, H100, Card
 from benchmarks.attention.gpu.traffic import (
     Call,
     Pass,
@@ -22,6 +22,36 @@ from benchmarks.attention.gpu.traffic import (
     linear_passes,
 )
 from benchmarks.attention.peers import BOTH, FORWARD
+from benchmarks.pages import Tables, milliseconds
+
+# Operations of a product in one of the dtype, in those of bfloat16: the kernels multiply float16,
+# whose range is small, as TensorFloat-32, and float32 as three such products. See launch.py.
+COST = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Bytes a second of its memory, and dense bfloat16 operations a second."""
+
+    bandwidth: float
+    flop: float
+
+    def seconds(self, moved: int, flop: int, dtype: torch.dtype) -> float:
+        """Return the time that a pass takes at least."""
+        return max(moved / self.bandwidth, COST[dtype] * flop / self.flop)
+
+
+# By what the driver calls them. NVIDIA's datasheets, without sparsity.
+CARDS = {
+    "NVIDIA A100-SXM4-40GB": Card(bandwidth=1.555e12, flop=312e12),
+    "NVIDIA A100-SXM4-80GB": Card(bandwidth=2.039e12, flop=312e12),
+    "NVIDIA A100 80GB PCIe": Card(bandwidth=1.935e12, flop=312e12),
+    "NVIDIA H100 80GB HBM3": Card(bandwidth=3.35e12, flop=989e12),
+    "NVIDIA H100 PCIe": Card(bandwidth=2.0e12, flop=756e12),
+    "NVIDIA H200": Card(bandwidth=4.8e12, flop=989e12),
+    "NVIDIA L40S": Card(bandwidth=0.864e12, flop=362e12),
+}
+H100, A100 = CARDS["NVIDIA H100 80GB HBM3"], CARDS["NVIDIA A100-SXM4-80GB"]
 
 TOKENS, HEADS, WIDTH = 65_536, 16, 128
 LENGTHS = (512, 2048, 8192, 32_768, 131_072, 1_048_576)
@@ -64,7 +94,7 @@ def estimate(call: Call, kind: str) -> Estimate:
     )
 
 
-def estimates() -> list[Estimate]:
+def results() -> list[Estimate]:
     """Return the estimates of the table."""
     return list(_estimates())
 
@@ -83,12 +113,6 @@ def _estimates() -> Iterator[Estimate]:
                     dtype=torch.bfloat16,
                 )
                 yield estimate(call, kind)
-
-
-def milliseconds(seconds: float) -> str:
-    """Return three digits, or all of a large number."""
-    value = 1e3 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def goals(found: list[Estimate], bound: int) -> str:
@@ -122,14 +146,13 @@ def goals(found: list[Estimate], bound: int) -> str:
     )
 
 
-def table() -> str:
+def table(found: list[Estimate]) -> str:
     """Return the estimates in Markdown."""
     lines = [
         "| form and pass | tokens | passes | GB | GFLOP | H100, ms | A100, ms "
         "| FlashAttention: GFLOP | H100, ms | A100, ms |",
         "|" + "---|" * 10,
     ]
-    found = estimates()
     for each in found:
         ours, flash = each.seconds, each.flash_seconds
         figures = [
@@ -160,3 +183,11 @@ def table() -> str:
         goals(found, bound),
     ]
     return "\n".join(lines)
+
+
+def execute(_: Namespace) -> None:
+    """Print the estimates."""
+    print(table(results()))
+
+
+TABLES: Tables = {"gpu_roofline": table}

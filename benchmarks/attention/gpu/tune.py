@@ -1,7 +1,7 @@
-"""Find how the GPU kernels are cut best on this card, and keep it for later processes.
+"""How are the GPU kernels cut best on this card? Kept for later processes.
 
-    python -m benchmarks.attention.gpu.tune                               # bfloat16, widths 64 and 128
-    python -m benchmarks.attention.gpu.tune --widths 256 --dtypes float32 --lengths 1024
+    python -m benchmarks tune_gpu                               # bfloat16, widths 64 and 128
+    python -m benchmarks tune_gpu --widths 256 --dtypes float32 --lengths 1024
 
 From the default settings on, one of them is changed at a time, and what makes a forward and
 backward faster is kept, until nothing does. What does not compile, or needs more shared memory
@@ -10,10 +10,10 @@ the next run: stopped, the same command goes on. The kernels of one width and dt
 once, for minutes; other lengths find them in Triton's cache.
 """
 
-import argparse
 import statistics
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -24,6 +24,7 @@ from benchmarks.attention.gpu.clock import BrokenContextError, CudaClock
 from benchmarks.attention.gpu.peers import make_inputs
 from benchmarks.attention.gpu.traffic import Call, fixed_settings
 from benchmarks.attention.peers import forward_backward
+from benchmarks.runner import share
 from flowformer import flow_attention
 from flowformer.ops.backends.triton import tuning
 from flowformer.ops.backends.triton.tuning import (
@@ -116,7 +117,7 @@ def seconds_of(clock: CudaClock, key: Key, settings: Settings) -> float | None:
             return None
 
 
-def asked(arguments: argparse.Namespace) -> Iterator[Key]:
+def asked(arguments: Namespace) -> Iterator[Key]:
     """Yield the keys to tune; those that share kernels follow each other."""
     for dtype in arguments.dtypes:
         for width in arguments.widths:
@@ -156,17 +157,16 @@ def tune(
     return True
 
 
-def main() -> None:
-    """Tune."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, anew=False, stop_after=float("inf"))
     parser.add_argument("--widths", type=int, nargs="+", choices=WIDTHS, default=[128, 64])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 65_536])
-    parser.add_argument("--anew", action="store_true", help="tune again what is tuned")
-    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds")
-    arguments = parser.parse_args()
+
+
+def execute(arguments: Namespace) -> None:
+    """Tune."""
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: there is nothing to time")
     clock = CudaClock()
@@ -177,7 +177,3 @@ def main() -> None:
     except BrokenContextError as error:
         sys.exit(f"{error}: this process cannot use the card any more; run it again")
     print("all are tuned" if complete else "out of time: the same command goes on")
-
-
-if __name__ == "__main__":
-    main()

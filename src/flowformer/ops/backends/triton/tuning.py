@@ -109,8 +109,8 @@ def _tuned(device: str) -> dict[str, Settings]:
         return {name: Settings(**values) for name, values in kept.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} must hold what python -m benchmarks tune_gpu of this version keeps, got {error}: "
-            "delete it, and tune again if you like"
+            f"{path} must hold what python -m benchmarks tune_gpu of this version keeps, got "
+            f"{error}: delete it, and tune again if you like"
         ) from error
 
 
