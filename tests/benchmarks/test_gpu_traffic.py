@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="triton has wheels for Linux alone
 
 from benchmarks.attention.gpu import roofline as gpu_roofline  # noqa: E402
 from benchmarks.attention.gpu import traffic as gpu_traffic  # noqa: E402
-from benchmarks.attention.gpu.cards import H100, Card  # noqa: E402
+from benchmarks.attention.gpu.roofline import H100, Card  # noqa: E402
 from benchmarks.attention.gpu.traffic import Call, Pass  # noqa: E402
 from benchmarks.attention.peers import FORWARD  # noqa: E402
 from flowformer import FlowState  # noqa: E402
