@@ -97,18 +97,9 @@ def test_a_length_that_takes_too_long_says_so_and_longer_ones_are_not_tried():
 
 def test_a_table_goes_on_from_the_mixers_that_it_has(tmp_path: Path):
     path = tmp_path / "cost.json"
-    options = [
-        "arena_cost",
-        "--lengths",
-        "64",
-        "--mixers",
-        "softmax,flow",
-        "--output",
-        str(path),
-        *ONE_THREAD,
-    ]
+    options = ["--lengths", "64", "--mixers", "softmax,flow", "--output", str(path), *ONE_THREAD]
     path.write_text(json.dumps(result_of(cell("softmax", 64, 123.0))))
-    main([*options, "--resume"])
+    main(["arena_cost", *options, "--resume"])
     cells = json.loads(path.read_text())["cells"]
     assert [each["mixer"] for each in cells] == ["softmax", "flow"]
     assert cells[0]["seconds"] == 123.0
@@ -117,19 +108,9 @@ def test_a_table_goes_on_from_the_mixers_that_it_has(tmp_path: Path):
 def test_a_table_of_another_setting_is_not_gone_on_with(tmp_path: Path):
     path = tmp_path / "cost.json"
     path.write_text(json.dumps(RESULT))
-    options = [
-        "arena_cost",
-        "--mixers",
-        "flow",
-        "--output",
-        str(path),
-        *ONE_THREAD,
-        "--resume",
-        "--layers",
-        "2",
-    ]
+    options = ["--mixers", "flow", "--output", str(path), *ONE_THREAD, "--resume", "--layers", "2"]
     with pytest.raises(SystemExit, match=r"expected the setting \{'layers': 2.* got \{'layers': 1"):
-        main(options)
+        main(["arena_cost", *options])
     assert json.loads(path.read_text()) == RESULT
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, listing, load, main, parser_of
-from benchmarks.runner import ROOT, said_separately, separately
+from benchmarks.runner import ROOT, pin, said_separately
 
 
 def test_without_a_name_all_are_listed_with_their_questions(capsys) -> None:
@@ -45,12 +45,6 @@ def test_a_quick_run_is_not_kept_where_the_pages_read(monkeypatch: pytest.Monkey
     assert kept == ["attention_cpu_quick.json", "attention_cpu.json"]
 
 
-def say(text: str) -> None:
-    print(text)
-
-
-def test_a_function_is_called_in_a_process_of_its_own() -> None:
-    assert said_separately(say, text="a") == "a\n"
-    assert separately(say, wrong="a").returncode == 1
-    with pytest.raises(RuntimeError, match="exit status 1: TypeError: .* unexpected keyword"):
-        said_separately(say, wrong="a")
+def test_a_process_of_its_own_that_fails_is_an_error_with_its_last_line() -> None:
+    with pytest.raises(RuntimeError, match=r"exit status 1: TypeError: .* unexpected keyword"):
+        said_separately(pin, wrong="a")

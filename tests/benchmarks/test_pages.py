@@ -1,4 +1,4 @@
-"""The tables and pictures of the pages are those of the results in the repository."""
+"""The tables of the pages are those of the results in the repository."""
 
 from types import ModuleType
 
@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks import pages
 from benchmarks.__main__ import BENCHMARKS, load
-from benchmarks.pages import ASSETS, MARK, with_tables
-from flowformer.report.figures import png_bytes
+from benchmarks.pages import MARK, with_tables
 
 MODULES = [(name, load(name)) for name in BENCHMARKS]
 SHOWN = [pytest.param(name, it, id=name) for name, it in MODULES if hasattr(it, "TABLES")]
@@ -26,13 +25,6 @@ def test_every_table_of_a_page_is_made_by_a_benchmark() -> None:
     made = [table for _, module in MODULES for table in getattr(module, "TABLES", {})]
     assert len(made) == len(set(made))
     assert {mark for path in pages.pages() for mark in MARK.findall(path.read_text())} <= set(made)
-
-
-def test_pictures_are_those_of_the_results() -> None:
-    for name, module in MODULES:
-        for file, draw in getattr(module, "PICTURES", {}).items():
-            drawn = png_bytes(draw(pages.result_of(name, module)))
-            assert drawn[:8] == (ASSETS / file).read_bytes()[:8]
 
 
 def test_a_table_is_made_anew_and_nothing_else() -> None:
