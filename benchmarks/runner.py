@@ -6,6 +6,7 @@ import math
 import os
 import pkgutil
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -213,6 +214,23 @@ def read(name: str, folder: Path = RESULTS) -> Any:
     """Return a result, or None where it has not been measured."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def flowformer(*arguments: str, **environment: str) -> None:
+    """Print a command line of flowformer and run it.
+
+    Args:
+        arguments: of the command.
+        environment: variables beside those of this process.
+
+    Raises:
+        SystemExit: it failed; its code is the command's.
+    """
+    print(f"==> flowformer {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments]
+    done = subprocess.run(command, check=False, env=os.environ | environment, cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def separately(function: Callable[..., None], **arguments: Any) -> subprocess.CompletedProcess[str]:

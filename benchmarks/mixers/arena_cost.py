@@ -51,16 +51,22 @@ OTHERS = {"color": GREY, "linewidth": 0.8, "alpha": 0.45, "markersize": 2, "zord
 
 
 def make_step(
-    config: SequenceModelConfig, length: int, *, batch: int, device: torch.device
+    config: SequenceModelConfig,
+    length: int,
+    *,
+    batch: int,
+    device: torch.device,
+    vocabulary: int = BYTES,
+    classes: int = CLASSES,
 ) -> Call:
-    """Return a training step of a classifier with fresh parameters, on random bytes."""
-    model = SequenceClassifier(config, vocab_size=BYTES, num_classes=CLASSES, max_length=length).to(
-        device
-    )
+    """Return a training step of a classifier with fresh parameters, on random tokens."""
+    model = SequenceClassifier(
+        config, vocab_size=vocabulary, num_classes=classes, max_length=length
+    ).to(device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    inputs = torch.randint(1, BYTES, (batch, length), device=device)
-    labels = torch.randint(CLASSES, (batch,), device=device)
+    inputs = torch.randint(1, vocabulary, (batch, length), device=device)
+    labels = torch.randint(classes, (batch,), device=device)
 
     def step() -> None:
         optimizer.zero_grad()

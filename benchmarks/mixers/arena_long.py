@@ -13,9 +13,6 @@ import csv
 import json
 import shlex
 import statistics
-import subprocess
-import sys
-import time
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -23,10 +20,20 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.mixers.arena_cost import make_step
 from benchmarks.pages import Pictures, Tables
-from benchmarks.runner import ROOT, Result, machine, one_of, read, save, share
+from benchmarks.runner import (
+    ROOT,
+    Result,
+    flowformer,
+    machine,
+    one_of,
+    read,
+    save,
+    seconds_of,
+    share,
+)
 from flowformer.compare.table import duration, to_markdown
-from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.recipes.sequences import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE
 from flowformer.scores.measures import ACCURACY
@@ -53,11 +60,7 @@ def train(name: str) -> dict[str, Any]:
         *shlex.split(f"train {TRAINED[name]} --training.threads 1 --run-dir"),
         *(str(folder.relative_to(ROOT)), "--resume"),
     ]
-    print(f"==> flowformer {shlex.join(arguments)}", flush=True)
-    command = [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments]
-    done = subprocess.run(command, check=False, cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
+    flowformer(*arguments)
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     return {
@@ -71,26 +74,16 @@ def seconds_of_a_step(config: SequenceConfig, vocab_size: int, classes: int) -> 
     """Return the median time of a training step at the recipe's sizes, on one thread."""
     assert config.data.max_length is not None
     torch.set_num_threads(1)
-    model = SequenceClassifier(
+    step = make_step(
         config.model,
-        vocab_size=vocab_size,
-        num_classes=classes,
-        max_length=config.data.max_length,
+        config.data.max_length,
+        batch=config.data.batch_size,
+        device=torch.device("cpu"),
+        vocabulary=vocab_size,
+        classes=classes,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    batch = config.data.batch_size
-    tokens = torch.randint(1, vocab_size, (batch, config.data.max_length))
-    labels = torch.randint(classes, (batch,))
-    seconds = []
-    for _ in range(1 + STEPS):
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        loss = model(tokens, labels=labels).loss
-        assert loss is not None
-        loss.backward()
-        optimizer.step()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    step()
+    return statistics.median(seconds_of(step) for _ in range(STEPS))
 
 
 def draw(result: Result) -> Figure:

@@ -11,11 +11,8 @@ Their tables are kept in results/compare_NAME.csv, returns of episodes in result
 
 import csv
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Iterable
@@ -30,7 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.mixers.cells import Cell
 from benchmarks.mixers.mixer_cost import cells_by_length
 from benchmarks.pages import Pictures, Tables
-from benchmarks.runner import RESULTS, ROOT, Result, one_of, read
+from benchmarks.runner import RESULTS, ROOT, Result, flowformer, one_of, read
 from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.data.standins.packages import fetch_package_data
 from flowformer.files import write_atomically
@@ -123,19 +120,6 @@ def data_of(name: str) -> list[str]:
     return ["--data.folder", str(train.parents[1])]
 
 
-def flowformer(*arguments: str) -> None:
-    """Print a command and run it.
-
-    Raises:
-        SystemExit: it failed; its code is the command's.
-    """
-    print(f"==> flowformer {shlex.join(arguments)}", flush=True)
-    command = [sys.executable, "-c", "from flowformer.cli import main; main()", *arguments]
-    done = subprocess.run(command, check=False, env=os.environ | ALLOCATOR, cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
 def run(name: str) -> None:
     """Run a comparison, or go on with it, and keep its table.
 
@@ -146,8 +130,9 @@ def run(name: str) -> None:
     if name in COLLECTED:
         env, qualities, _ = COLLECTED[name]
         for quality in qualities:  # what is there already is taken
-            flowformer("data", "collect", env, "--quality", quality)
-    flowformer("compare", *COMPARISONS[name], *data_of(name), "--output", str(output))
+            flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
+    arguments = ["compare", *COMPARISONS[name], *data_of(name), "--output", str(output)]
+    flowformer(*arguments, **ALLOCATOR)
     for ending in KEPT:
         kept = RESULTS / f"compare_{name}{ending}"
         shutil.copyfile(output / f"table{ending}", kept)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 NAMES = "flowformer-host"
 BRIDGE = "flowformer-br"
 NETWORK = "10.213.0"
+CABLE = "eth0"  # what joins a host to the bridge
 PORT = 29_513
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
@@ -34,10 +35,10 @@ def hosts(count: int) -> Iterator[list[str]]:
             port = f"flowformer{number}"
             _ip(
                 f"netns add {name}",
-                f"link add {port} type veth peer name eth0 netns {name}",
+                f"link add {port} type veth peer name {CABLE} netns {name}",
                 f"link set {port} master {BRIDGE} up",
-                f"-n {name} address add {NETWORK}.{number + 1}/24 dev eth0",
-                f"-n {name} link set eth0 up",
+                f"-n {name} address add {NETWORK}.{number + 1}/24 dev {CABLE}",
+                f"-n {name} link set {CABLE} up",
                 f"-n {name} link set lo up",
             )
         yield names
@@ -98,7 +99,7 @@ def sent() -> int:
     line = next(
         line
         for line in Path("/proc/self/net/dev").read_text().splitlines()
-        if line.strip().startswith("eth0:")
+        if line.strip().startswith(f"{CABLE}:")
     )
     return int(line.split(":")[1].split()[8])
 
@@ -108,7 +109,7 @@ def _host(
 ) -> None:
     try:
         enter(name)
-        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
+        os.environ["GLOO_SOCKET_IFNAME"] = CABLE
         torch.set_num_threads(1)
         dist.init_process_group(
             "gloo", init_method=f"tcp://{NETWORK}.1:{PORT}", rank=rank, world_size=count

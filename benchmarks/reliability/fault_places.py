@@ -8,44 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parallel.hosts import enter
+from benchmarks.parallel.hosts import CABLE, NAMES, NETWORK, enter
 from flowformer.train.loop.recording import RecordedTask
 
 ROOT = os.name == "posix" and os.geteuid() == 0
-NETWORK = "10.77.0"  # of the two hosts, in namespaces of their own
 NOBODY = 65534
-
-
-@contextmanager
-def two_hosts() -> Iterator[None]:
-    """Make two network namespaces with a cable between them."""
-    commands = [
-        *(f"ip netns add faults{host}" for host in (0, 1)),
-        "ip link add cable0 netns faults0 type veth peer name cable1 netns faults1",
-        *(
-            f"ip -n faults{host} addr add {NETWORK}.{host + 1}/24 dev cable{host}"
-            for host in (0, 1)
-        ),
-        *(
-            f"ip -n faults{host} link set {dev} up"
-            for host in (0, 1)
-            for dev in ("lo", f"cable{host}")
-        ),
-    ]
-    try:
-        for command in commands:
-            subprocess.run(command.split(), check=True)
-        yield
-    finally:
-        for host in (0, 1):
-            subprocess.run(["ip", "netns", "delete", f"faults{host}"], check=False)
 
 
 def join_host(number: int) -> None:
     """Move this process to the host of its number."""
-    enter(f"faults{number}")
+    enter(f"{NAMES}{number}")
     os.environ["MASTER_ADDR"] = f"{NETWORK}.1"
-    os.environ["GLOO_SOCKET_IFNAME"] = f"cable{number}"
+    os.environ["GLOO_SOCKET_IFNAME"] = CABLE
 
 
 def unplug(number: int) -> None:
@@ -55,7 +29,7 @@ def unplug(number: int) -> None:
     def counting(*arguments: Any) -> None:
         calls.append(number)
         if len(calls) == 5 and number == 1:
-            subprocess.run(["ip", "link", "set", "cable1", "down"], check=True)
+            subprocess.run(["ip", "link", "set", CABLE, "down"], check=True)
         original(*arguments)
 
     RecordedTask.on_train_batch_start = counting  # pyright: ignore[reportAttributeAccessIssue]
@@ -63,7 +37,7 @@ def unplug(number: int) -> None:
 
 def plug() -> None:
     """Put it in again."""
-    subprocess.run(["ip", "-n", "faults1", "link", "set", "cable1", "up"], check=True)
+    subprocess.run(["ip", "-n", f"{NAMES}1", "link", "set", CABLE, "up"], check=True)
     time.sleep(2.0)  # until the link is there
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import Tables
+from benchmarks.parallel.hosts import hosts
 from benchmarks.reliability.fault_places import (
     ROOT,
     be_nobody,
@@ -31,7 +32,6 @@ from benchmarks.reliability.fault_places import (
     mount_again,
     mounted,
     plug,
-    two_hosts,
     unplug,
 )
 from benchmarks.reliability.fault_runs import (
@@ -151,7 +151,7 @@ def lost(base: Path) -> list[Row]:
         folder = base / name.replace(" ", "-")
         rows.append(_lose(folder, name, moment))
     if ROOT and shutil.which("ip"):
-        with two_hosts():
+        with hosts(2):
             rows.append(_lose(base / "network", "a process loses its network", unplug, join_host))
     return rows
 
@@ -170,7 +170,7 @@ def _lose(folder: Path, name: str, fault: Moment, place: Moment = lambda _: None
         plug()
     again = Run(config, folder / "run", resume=True, moment=place).wait()
     require(all(each.code == 0 for each in again), again[0].said)
-    said = [line for each in ended for line in each.said.splitlines() if "process" in line]
+    said = [line for each in ended for line in each.said.splitlines() if "error: Process" in line]
     return {
         "fault": name,
         "timeout": config.training.timeout,
