@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.runner import alternate, medians, ratios, save, share
+from benchmarks.runner import alternate, medians, one_of, ratios, save, share
 from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
 
 # name: channels, classes, longest series, shortest series, measured steps
@@ -79,13 +79,16 @@ def measure(channels: int, classes: int, longest: int, shortest: int, repeats: i
 def options(parser: ArgumentParser) -> None:
     """Add the options."""
     share(parser, "training_step", rounds=None, threads=torch.get_num_threads())
+    one = one_of("set", SETS)
+    parser.add_argument("sets", nargs="*", type=one, default=list(SETS), metavar="SET")
 
 
 def execute(arguments: Namespace) -> None:
     """Measure, print and save."""
     torch.set_num_threads(arguments.threads)
     results = {}
-    for name, (*sizes, rounds) in SETS.items():
+    for name in arguments.sets:
+        *sizes, rounds = SETS[name]
         results[name] = measure(*sizes, repeats=arguments.rounds or rounds)
         median = results[name]["median_seconds"]
         print(

@@ -24,10 +24,9 @@ class Clock(Protocol):
 
 
 class CudaClock:
-    """CUDA events, and the caching allocator's high-water mark."""
+    """CUDA events of the current device, and the caching allocator's high-water mark."""
 
     def __init__(self) -> None:
-        """Of the current device."""
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name(self.device)
 
@@ -61,7 +60,6 @@ class Side:
     """A side in its turns; once it does not fit beside the others, it sits out the rest."""
 
     def __init__(self, call: Callable[[], object]) -> None:
-        """Of a call."""
         self.call = call
         self.problem: str | None = None
 
