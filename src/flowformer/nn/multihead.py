@@ -59,6 +59,15 @@ class MultiheadAttention(nn.Module):
             decoder).
         max_length: longest sequence, for an attention of fixed length.
         mixer_options: keywords of that attention's constructor.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import MultiheadAttention
+        >>> attention = MultiheadAttention(64, num_heads=4, batch_first=True)
+        >>> x = torch.randn(2, 100, 64)
+        >>> out, weights = attention(x, x, x)
+        >>> out.shape, weights
+        (torch.Size([2, 100, 64]), None)
     """
 
     in_proj_weight: Tensor

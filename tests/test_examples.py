@@ -1,0 +1,57 @@
+"""The examples in docstrings run, and print what they say that they print."""
+
+import ast
+import doctest
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
+
+# Libraries that an extra brings: an example that imports one is skipped where it is missing.
+EXTRAS = {
+    "aeon",
+    "gymnasium",
+    "lightning",
+    "minari",
+    "sklearn",
+    "timm",
+    "tokenizers",
+    "transformers",
+}
+IMPORTED = re.compile(r"^(?:from|import) (?:flowformer\.integrations\.)?(\w+)", re.MULTILINE)
+
+
+def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and docstrings of a module and of all that it defines."""
+    if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+        yield name, text
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, DOCUMENTED):
+            yield from docstrings(child, f"{name}.{child.name}")
+
+
+EXAMPLES = [
+    pytest.param(text, id=name)
+    for file in sorted(PACKAGE.rglob("*.py"))
+    for name, text in docstrings(
+        ast.parse(file.read_text()), ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    )
+    if ">>>" in text
+]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_example_runs(text, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = doctest.DocTestParser().get_doctest(text, {}, request.node.name, None, None)
+    for library in EXTRAS & set(
+        IMPORTED.findall("".join(part.source for part in example.examples))
+    ):
+        pytest.importorskip(library)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+    assert runner.run(example, out=said.append).failed == 0, "".join(said)
