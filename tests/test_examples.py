@@ -9,28 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
-DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
 # Libraries that an extra brings: an example that imports one is skipped where it is missing.
-EXTRAS = {
-    "aeon",
-    "gymnasium",
-    "lightning",
-    "minari",
-    "sklearn",
-    "timm",
-    "tokenizers",
-    "transformers",
-}
+EXTRAS = {"gymnasium", "lightning", "minari", "sklearn", "timm", "tokenizers", "transformers"}
 IMPORTED = re.compile(r"^(?:from|import) (?:flowformer\.integrations\.)?(\w+)", re.MULTILINE)
 
 
-def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+def docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str
+) -> Iterator[tuple[str, str]]:
     """Yield the names and docstrings of a module and of all that it defines."""
-    if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+    if text := ast.get_docstring(node):
         yield name, text
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, DOCUMENTED):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef):
             yield from docstrings(child, f"{name}.{child.name}")
 
 
@@ -48,9 +40,8 @@ EXAMPLES = [
 def test_example_runs(text, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example = doctest.DocTestParser().get_doctest(text, {}, request.node.name, None, None)
-    for library in EXTRAS & set(
-        IMPORTED.findall("".join(part.source for part in example.examples))
-    ):
+    imported = {name for part in example.examples for name in IMPORTED.findall(part.source)}
+    for library in imported & EXTRAS:
         pytest.importorskip(library)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)

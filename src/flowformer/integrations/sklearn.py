@@ -108,11 +108,13 @@ class FlowformerClassifier(BaseClassifier):
             `max_length_` or with other channels.
 
     Examples:
-        >>> from aeon.datasets import load_japanese_vowels
+        >>> import numpy as np
         >>> from flowformer.integrations.sklearn import FlowformerClassifier
-        >>> classifier = FlowformerClassifier(epochs=20, max_length=29, random_state=0)
-        >>> classifier.fit(*load_japanese_vowels(split="train"))  # doctest: +SKIP
-        >>> classifier.score(*load_japanese_vowels(split="test"))  # doctest: +SKIP
+        >>> series = np.random.default_rng(0).normal(size=(20, 3, 12))  # [case, channel, time]
+        >>> classes = np.repeat(["low", "high"], 10)
+        >>> classifier = FlowformerClassifier(dim=16, num_heads=2, epochs=1, random_state=0)
+        >>> classifier.fit(series, classes).predict(series).shape
+        (20,)
     """
 
     _tags = {  # noqa: RUF012  # aeon reads this class attribute

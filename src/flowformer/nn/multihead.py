@@ -65,9 +65,9 @@ class MultiheadAttention(nn.Module):
         >>> from flowformer.nn import MultiheadAttention
         >>> attention = MultiheadAttention(64, num_heads=4, batch_first=True)
         >>> x = torch.randn(2, 100, 64)
-        >>> out, weights = attention(x, x, x)
-        >>> out.shape, weights
-        (torch.Size([2, 100, 64]), None)
+        >>> out, _ = attention(x, x, x, need_weights=False)
+        >>> out.shape
+        torch.Size([2, 100, 64])
     """
 
     in_proj_weight: Tensor

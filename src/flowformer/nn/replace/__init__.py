@@ -58,7 +58,9 @@ def replace_attention(
             "attention"), an attention has parts that no mixer has, or `role` says that it is the
             cross-attention of a decoder, which this mixer would show its future.
 
-    Example:
+    Examples:
+        >>> from torch import nn
+        >>> from flowformer.nn import replace_attention
         >>> decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2), 1)
         >>> replace_attention(decoder, "linear")
         ['layers.0.self_attn', 'layers.0.multihead_attn']
