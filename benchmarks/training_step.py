@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.published_timeseries import PublishedClassifier
 from benchmarks.runner import alternate, medians, ratios, save
-from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
+from flowformer.models.series.model import TimeSeriesClassifier, TimeSeriesModelConfig
 
 # name: channels, classes, longest series, shortest series, measured steps
 SETS = {

@@ -95,7 +95,7 @@ def test_imports_point_one_way():
         ("flowformer", HEAVY),
         ("flowformer.ops", HEAVY),
         ("flowformer.nn", HEAVY),
-        ("flowformer.models.series.transformer", HEAVY),
+        ("flowformer.models.series.model", HEAVY),
         ("flowformer.recipes", HEAVY | {"torch"}),
         ("flowformer.cli", HEAVY - {"tyro"} | {"torch"}),
     ],

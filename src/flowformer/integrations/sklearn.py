@@ -25,7 +25,7 @@ from flowformer.data import (
 from flowformer.data.randomness import own_randomness
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.serialization import from_plain
 from flowformer.train.config import (
     Accelerator,

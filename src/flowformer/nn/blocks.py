@@ -191,6 +191,15 @@ class TransformerBlock(nn.Module):
             x = self.norm2(x + self._feedforward(x))
         return (x, state) if return_state else x
 
+    def linears(self) -> list[tuple[str, nn.Linear]]:
+        """Return the linear layers of the block and of its mixer, with their names.
+
+        Those inside the attention are left out: it draws its own parameters.
+        """
+        mixer = self.mixer.named_children() if isinstance(self.mixer, nn.Module) else ()
+        children = (*self.named_children(), *mixer)
+        return [(name, child) for name, child in children if isinstance(child, nn.Linear)]
+
     def _feedforward(self, x: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t dim"]:
         hidden = self.linear1(x)
         if self.gate is None:

@@ -16,11 +16,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from flowformer.integrations.timm.modeling import FlowformerImageModel
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
-from flowformer.models.images.presets import VISION_PRESETS
-from flowformer.models.images.published import rename_published
-from flowformer.models.loading import matched
+from flowformer.models.published import matched, rename_images
 from flowformer.train.folder import RunFolder
 from flowformer.train.images.folder import VisionRecord
 
@@ -106,7 +104,7 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
     state: Mapping[str, Tensor] = state_dict.get("model", state_dict)
     body = model.model
     given = (
-        rename_published(state, stages=len(body.config.dims))
+        rename_images(state, stages=len(body.config.dims))
         if "pos_embed" in state
         else {name.removeprefix("model."): (name, value) for name, value in state.items()}
     )

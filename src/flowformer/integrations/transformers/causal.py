@@ -23,11 +23,10 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
-from flowformer.models.inputs import check_range
+from flowformer.models.cross_entropy import token_cross_entropy
+from flowformer.models.inputs import IGNORED, check_range
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.output_layer import chunked_loss
-from flowformer.models.language.targets import shifted
+from flowformer.models.language.output import chunked_loss, shifted
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 

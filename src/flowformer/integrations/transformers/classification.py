@@ -16,8 +16,7 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED
-from flowformer.models.inputs import check_range, last_real
+from flowformer.models.inputs import IGNORED, check_range, last_real
 
 
 class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
