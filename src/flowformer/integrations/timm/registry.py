@@ -15,12 +15,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from flowformer.files import parse_json
 from flowformer.integrations.timm.modeling import FlowformerImageModel
 from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
 from flowformer.models.published import matched, rename_images
-from flowformer.train.folder import RunFolder
-from flowformer.train.images.folder import VisionRecord
+from flowformer.serialization import from_plain
 
 __all__: list[str] = []  # timm adds the names that it registers
 
@@ -136,10 +136,15 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
 
 def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     """Refuse a run's weights in a model that would compute something else with them."""
-    folder = RunFolder(Path(file or "").parent)
-    if file is None or Path(file).name != folder.weights.name or not folder.config.is_file():
+    folder = Path(file or "").parent
+    record = folder / "config.json"
+    if file is None or Path(file).name != "weights.safetensors" or not record.is_file():
         return
-    there = VisionRecord.read(folder).config.model
+    try:
+        there = parse_json(record.read_text(encoding="utf-8"))["config"]["model"]
+        there = from_plain(VisionModelConfig, there)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{record} is not that of a run on images: {error}") from error
     differences = [
         f"{name} is {trained!r} there and {own!r} here"
         for name in ("mixer", "mixer_options", "num_heads")  # the shapes do not tell these
@@ -148,7 +153,7 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     if differences:
         raise ValueError(
             f"{file} is of another architecture: {'; '.join(differences)}. Give "
-            f"config=load_vision_run({str(folder.root)!r}).config.model"
+            f"config=load_vision_run({str(folder)!r}).config.model"
         )
 
 
