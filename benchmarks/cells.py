@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.runner import ROOT
-from flowformer.compare.table import duration, memory
 from flowformer.memory import (
     available_memory,
     forget_peak,
@@ -30,6 +29,7 @@ from flowformer.memory import (
     peak_memory,
     resident_memory,
 )
+from flowformer.report.words import duration, memory
 
 SHORT = 64  # tokens of the call that loads code and starts threads
 LONG_ENOUGH = 1.0  # seconds of a call that is not repeated, and of all repetitions together

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from benchmarks.runner import ROOT, alternate, medians, pin, ratios, save
-from flowformer.compare.table import memory
 from flowformer.memory import forget_peak, offer_to_the_kernel, peak_memory, resident_memory
 from flowformer.models.language.model import LanguageModel
 from flowformer.nn import MIXERS
 from flowformer.recipes.language import wiki_small
+from flowformer.report.words import memory
 
 MIXERS_SHOWN = ["flow", "softmax", "linear", "flow-no-competition", "flow-no-allocation"]
 CONTEXTS = [512, 2048, 4096, 8192]

@@ -18,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.pages import with_tables
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.nn import MIXERS
 from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
+from flowformer.report.words import MISSING, duration, memory, to_markdown
 
 PAGE = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "assets" / "arena-cost.png"

@@ -22,7 +22,7 @@ from benchmarks.pages import with_tables
 from benchmarks.peers import BOTH, CHUNKED, FORWARD, OURS, PUBLISHED
 from benchmarks.report_attention_cpu import goals, milliseconds
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.compare.table import memory
+from flowformer.report.words import memory
 
 RESULT = RESULTS / f"{NAME}.json"
 PAGES = {

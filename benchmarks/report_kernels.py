@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu_traffic import Call, both_passes
 from benchmarks.kernel_table import FILE, SHARED_LIMIT
 from benchmarks.pages import write_pages
-from flowformer.compare.table import to_markdown
+from flowformer.report.words import to_markdown
 
 DETAIL = ("sm_90", "bfloat16", "d128")  # of which each kernel stands on the page
 CALL = {"batch": 16, "length": 4096, "heads": 16, "width": 128, "dtype": torch.bfloat16}

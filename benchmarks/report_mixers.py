@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.pages import write_pages
 from benchmarks.runner import RESULTS
-from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.nn import MIXERS
+from flowformer.report.words import MISSING, duration, memory, to_markdown
 from flowformer.scores.measures import (
     ACCURACY,
     BITS_PER_CHARACTER,

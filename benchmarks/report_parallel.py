@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.pages import write_pages
 from benchmarks.runner import RESULTS
-from flowformer.compare.table import to_markdown
+from flowformer.report.words import to_markdown
 
 
 def _result() -> dict[str, Any]:

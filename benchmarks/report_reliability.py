@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.numerics import KINDS
 from benchmarks.pages import with_tables
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.compare.table import to_markdown
+from flowformer.report.words import to_markdown
 
 Group = dict[str, Any]
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.pages import write_pages
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.compare.table import to_markdown
 from flowformer.report.figures import png_bytes
 from flowformer.report.trajectories import draw_returns
+from flowformer.report.words import to_markdown
 
 PICTURE = ROOT / "docs" / "assets" / "decision-returns.png"
 METHODS = ["flow", "softmax", "linear", "behaviour-cloning"]

@@ -233,7 +233,7 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
 
 
 def _describe(plan: "Plan", jobs: int, limit: int | None) -> str:
-    from flowformer.compare.table import memory
+    from flowformer.report.words import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
     lines = [

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowformer.compare import significance
-from flowformer.compare import table as comparison
 from flowformer.compare.significance import (
     LEVEL,
     PairedTest,
@@ -16,7 +15,10 @@ from flowformer.compare.table import (
     RunOutcome,
     average_over_datasets,
     summarize,
+    to_rows,
+    unfinished_rows,
 )
+from flowformer.report import words
 from flowformer.scores.measures import Measure
 
 
@@ -92,7 +94,7 @@ def to_markdown(compared: Comparison, sections: Sequence[Section]) -> str:
     for section in sections:
         parts.append(f"## {section.title}\n")
         if section.rows:
-            parts.append(comparison.to_markdown(section.header, section.rows))
+            parts.append(words.to_markdown(section.header, section.rows))
         parts += [f"{note}\n" for note in section.notes]
     return "\n".join(parts)
 
@@ -101,7 +103,7 @@ def _figures(compared: Comparison) -> Section:
     cells = compared.cells
     if len(compared.datasets) > 1:
         cells += average_over_datasets(cells)
-    header, rows = comparison.to_rows(cells, compared.measure)
+    header, rows = to_rows(cells, compared.measure)
     name = compared.measure.name
     measured = f"Test {name}" if compared.has_test else f"Validation {name} (no test set)"
     if not compared.measure.higher_is_better:
@@ -129,7 +131,7 @@ def _figures(compared: Comparison) -> Section:
 
 
 def _unfinished(compared: Comparison) -> Iterator[Section]:
-    header, rows = comparison.unfinished_rows(compared.outcomes)
+    header, rows = unfinished_rows(compared.outcomes)
     if rows:
         yield Section(title="Not finished", header=header, rows=rows, numbers_from=len(header))
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flowformer.report.words import MISSING, duration, memory, show
 from flowformer.scores.measures import ACCURACY, Measure
 
 AVERAGE = "average"  # stands where a data set's name does, in the row of a method's mean over all
-MISSING = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,36 +221,6 @@ def unfinished_rows(outcomes: Iterable[RunOutcome]) -> tuple[list[str], list[lis
         if not run.finished
     ]
     return header, rows
-
-
-def to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; what would end a cell early is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def show(value: float | int | None, form: Callable[..., str]) -> str:
-    """Returns a value in a form, or a dash where there is none."""
-    return MISSING if value is None else form(value)
-
-
-def duration(seconds: int | float) -> str:
-    """Seconds with a unit that suits them: 12.3 ms, 4.56 s, 8 min 5 s, 2 h 3 min."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def memory(count: int | float) -> str:
-    """Bytes in MiB, from about 1,000 of them on in GiB."""
-    mebibytes = count / 2**20
-    return f"{mebibytes:.3g} MiB" if mebibytes < 999.5 else f"{mebibytes / 1024:.2f} GiB"
 
 
 def _score(cell: Cell, measure: Measure) -> str:

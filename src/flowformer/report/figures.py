@@ -112,7 +112,7 @@ def learning_curves(
                 label=name,
             )
         axes.axvline(kept, color=GREY, linewidth=0.9, linestyle=":")
-        _plain(axes, title=quantity.capitalize())
+        plain(axes, title=quantity.capitalize())
         axes.set_xlabel(over, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set_ylim(0, 1.15 * loss.get_ylim()[1])  # room for the note above a curve that stays high
@@ -213,8 +213,8 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
     allocation = _draw_strips(bottom, flow.sink_allocation, cmap="cividis")
     colour_bar(allocation, figure.add_subplot(grid[2, 1]))
 
-    _plain(middle, title="Source competition: what each step gives, in even shares")
-    _plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
+    plain(middle, title="Source competition: what each step gives, in even shares")
+    plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
     for axes in (top, middle):
         axes.tick_params(labelbottom=False)
     bottom.set_xlabel("time step", fontsize=8)
@@ -232,7 +232,7 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
 def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axes: Axes) -> None:
     """One line a channel, or a heat map when they are many."""
     steps, channels = series.shape
-    _plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
+    plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
     if channels > MOST_LINES:
         low, high = np.nanpercentile(series, [1, 99])
         image = axes.imshow(
@@ -319,7 +319,8 @@ def colour_bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
     return bar
 
 
-def _plain(axes: Axes, *, title: str) -> None:
+def plain(axes: Axes, title: str) -> None:
+    """Give axes a title at the left and small ticks, without a frame."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

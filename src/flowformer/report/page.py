@@ -4,7 +4,7 @@ Every function returns HTML; text from outside is escaped here and nowhere else.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 CSS = """
@@ -99,6 +99,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from:
     )
     inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table>{inner}</table></div>'
+
+
+def settings(values: Mapping[str, object]) -> str:
+    """Return a table of settings by name, closed until asked for."""
+    rows = [(name, str(value)) for name, value in values.items()]
+    return details("Settings", table(("setting", "value"), rows, numbers_from=2))
 
 
 def details(summary: str, inner: str) -> str:
