@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turns a dataclass into JSON values: dataclass → dict, Path → str, tuple → list."""
+    """Turn a dataclass into JSON values: dataclass → dict, Path → str, tuple → list."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -22,7 +22,7 @@ def to_plain(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names nested values by their dotted path: {"a": {"b": 1}} → {"a.b": 1}."""
+    """Name nested values by their dotted path: {"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         # An empty mapping is a value: there is nothing in it to stand for it.
@@ -34,7 +34,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: Any, where: str = "") -> T:
-    """Builds a dataclass from what `to_plain` made of one.
+    """Build a dataclass from what `to_plain` made of one.
 
     Args:
         kind: the dataclass to build.
@@ -67,7 +67,7 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
 
 
 def check_types(value: Any, where: str = "") -> None:
-    """Refuses a dataclass with a field that is not of the annotated type.
+    """Refuse a dataclass with a field that is not of the annotated type.
 
     Args:
         value: the dataclass.

@@ -56,7 +56,7 @@ USAGE_ERRORS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits with its code."""
+    """Run the command line and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("FLOWFORMER_DEBUG"))
     given = [argument for argument in given if argument != "--debug"]
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Shows what the tasks have to say, on standard error."""
+    """Show what the tasks have to say, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowformer.train")
@@ -89,7 +89,7 @@ def _told() -> Iterator[None]:
 def _shown(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
 ) -> str:
-    """A warning of ours without the place in the code, which says nothing to who runs commands."""
+    """Return a warning of ours without its place in the code, which tells a user nothing."""
     place = (
         "" if category is UserWarning and "/flowformer/" in filename else f" ({filename}:{lineno})"
     )
@@ -97,7 +97,7 @@ def _shown(
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    """Runs a command and returns its code, once what it has printed is written."""
+    """Run a command and return its code, once what it has printed is written."""
     try:
         code = _call(*(arguments or ["--help"]))
         finish_output()
@@ -138,7 +138,7 @@ def _call(name: str, *rest: str) -> int:
 
 
 def describe_error(error: Exception) -> str:
-    """Says in a line what went wrong, with settings as they are given here."""
+    """Say in a line what went wrong, with settings as they are given here."""
     if isinstance(error, OSError) and error.strerror:
         # The system's own words, without its number: NOPE.ts: no such file or directory.
         path = "" if error.filename is None else f"{error.filename}: "
@@ -149,7 +149,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _name_flags(text: str) -> str:
-    """Names settings as they are given here: data.max_length is --data.max-length."""
+    """Name settings as they are given here: data.max_length is --data.max-length."""
     from flowformer.cli.experiments import part_settings
 
     settings = [

@@ -35,7 +35,7 @@ def _json_object(
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """Reads arguments into a dataclass; what is wrong with them ends the process with code 2.
+    """Read arguments into a dataclass; what is wrong with them ends the process with code 2.
 
     Args:
         kind: the dataclass; its docstrings are the help.

@@ -84,7 +84,7 @@ def run_classical(
     missing: MissingPolicy = "error",
     **options: Any,
 ) -> ClassicalOutcome:
-    """Fits a classical method on the training split and predicts the test split.
+    """Fit a classical method on the training split and predict the test split.
 
     Args:
         method: "dtw", "rocket" or "xgboost".
@@ -161,7 +161,7 @@ def _require(module: str, method: str, extra: str) -> ModuleType:
 
 
 def _keep_compiled() -> None:
-    """Gives numba a folder for what it compiles, where it would find none and aeon's code fail.
+    """Give numba a folder for what it compiles, where it would find none and aeon's code fail.
 
     It looks beside the library, which another user may have installed, and in the user's cache: a
     container's user may have none.
@@ -175,7 +175,7 @@ def _keep_compiled() -> None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or in one that has yet to be made."""
+    """Return whether files can be made in a folder, or in one that has yet to be made."""
     there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)
 
@@ -183,7 +183,7 @@ def _is_writable(folder: Path) -> bool:
 def _unequal(
     split: SeriesSplit, preprocessing: Preprocessing, _data: TimeSeriesData
 ) -> list[Float64[np.ndarray, "channels _"]]:
-    """Each series of its own length."""
+    """Return each series of its own length."""
     return [
         # The library's compiled distances want float64, one channel after the other.
         np.ascontiguousarray(preprocessing.apply(each, name=split.place(index)).T, dtype=np.float64)
@@ -194,14 +194,14 @@ def _unequal(
 def _padded(
     split: SeriesSplit, preprocessing: Preprocessing, data: TimeSeriesData
 ) -> Float64[np.ndarray, "n channels time"]:
-    """All series of the length of the longest: zeros, the training mean, follow the shorter."""
+    """Return all series as long as the longest: zeros, the training mean, follow the others."""
     return np.nan_to_num(_with_gaps(split, preprocessing, data))
 
 
 def _flattened(
     split: SeriesSplit, preprocessing: Preprocessing, data: TimeSeriesData
 ) -> Float64[np.ndarray, "n features"]:
-    """All values side by side; where a series has ended they are missing, which trees can ask."""
+    """Return all values side by side, missing after a series' end, which trees can ask about."""
     return _with_gaps(split, preprocessing, data).reshape(len(split), -1)
 
 

@@ -71,7 +71,7 @@ def execute(
     memory_limit: int | None = None,
     show: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Runs what a plan has not finished yet.
+    """Run what a plan has not finished yet.
 
     Killed at any moment and called again, it goes on: finished runs are not repeated, one that was
     stopped goes on where it can, one that failed is tried again.
@@ -148,7 +148,7 @@ def _start(run: PlannedRun, jobs: int, memory_limit: int | None, lock: IO[str]) 
 
 
 def _end(active: _Active) -> RunState:
-    """Returns what became of a run whose process has ended, in words where the process had none."""
+    """Return what became of a run whose process has ended, in words where the process had none."""
     run, code = active.run, active.process.wait()
     assert active.process.stdin is not None
     active.process.stdin.close()
@@ -186,7 +186,7 @@ class _Progress:
                 self._remember(run, state)
 
     def status(self, active: Sequence[_Active], waiting: Sequence[PlannedRun]) -> str:
-        """Returns a line on what is running now."""
+        """Return a line on what is running now."""
         running = ", ".join(
             f"{each.run.name} ({training.round_name} {count_epochs(each.run.folder.root)} of "
             f"{training.rounds})"
@@ -202,7 +202,7 @@ class _Progress:
         active: Sequence[_Active],
         waiting: Sequence[PlannedRun],
     ) -> None:
-        """Says what became of a run."""
+        """Say what became of a run."""
         self._done += 1
         run, text = ended.run, f"{UNFINISHED[state.status]}: {state.error}"
         if state.status == "finished":
@@ -228,7 +228,7 @@ class _Progress:
     def _seconds_left(
         self, active: Sequence[_Active], waiting: Sequence[PlannedRun]
     ) -> float | None:
-        """Estimates from runs of the same method and data, else of the same data, else of all."""
+        """Estimate from runs of the same method and data, else of the same data, else of all."""
         if not active and not waiting:
             return None
         projected = [p for each in active if (p := each.projected) is not None]

@@ -84,12 +84,12 @@ class Section:
 
 
 def find(compared: Comparison) -> list[Section]:
-    """Returns the figures, what is missing from them, then the tests, each with its words."""
+    """Return the figures, what is missing from them, then the tests, each with its words."""
     return [_figures(compared), *_unfinished(compared), *_tests(compared)]
 
 
 def to_markdown(compared: Comparison, sections: Sequence[Section]) -> str:
-    """Returns table.md."""
+    """Return table.md."""
     parts = [f"# {compared.title}\n"]
     for section in sections:
         parts.append(f"## {section.title}\n")

@@ -75,7 +75,7 @@ class MixerCost:
 
     @classmethod
     def read(cls, path: Path) -> "MixerCost":
-        """Reads its JSON file.
+        """Read its JSON file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -95,7 +95,7 @@ class MixerCost:
 
 
 def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | None = None) -> Path:
-    """Writes table.md, table.csv and index.html, each whole or not at all, the page last.
+    """Write table.md, table.csv and index.html, each whole or not at all, the page last.
 
     Args:
         folder: of the comparison.

@@ -76,12 +76,12 @@ class RunState:
     peak_memory: int | None = None
 
     def write(self, path: Path) -> None:
-        """Writes it at once."""
+        """Write it at once."""
         write_json(path, to_plain(self))
 
     @classmethod
     def read(cls, path: Path) -> "RunState":
-        """Reads it.
+        """Read it.
 
         Raises:
             FileNotFoundError: there is none.
@@ -134,7 +134,7 @@ class PlannedRun:
         return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
-        """Returns what became of it; None when it was never started.
+        """Return what became of it; None when it was never started.
 
         Raises:
             ValueError: its state file is damaged.
@@ -142,7 +142,7 @@ class PlannedRun:
         return RunState.read(self.state_file) if self.state_file.exists() else None
 
     def read_digests(self) -> dict[str, str] | None:
-        """Returns digests of what it has read; None of one that does not say it.
+        """Return digests of what it has read; None of one that does not say it.
 
         Raises:
             ValueError: the file is damaged.
@@ -150,7 +150,7 @@ class PlannedRun:
         return read_digests(self.folder)
 
     def read_result(self) -> Result | None:
-        """Returns its figures; None when it has not ended.
+        """Return its figures; None when it has not ended.
 
         Raises:
             ValueError: its result.json is damaged.
@@ -193,7 +193,7 @@ def make_plan(
     seeds: int,
     root: Path,
 ) -> Plan:
-    """Plans a run of every method on every data set with every seed.
+    """Plan a run of every method on every data set with every seed.
 
     The seeds count from that of the experiment. One seed comes after the other, so that every
     method has a figure as early as it can.
@@ -251,13 +251,13 @@ def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> Run
 
 
 def replace_seed(config: Experiment, seed: int) -> Experiment:
-    """Returns the experiment with another seed."""
+    """Return the experiment with another seed."""
     training: Any = replace(config.training, seed=seed)
     return replace(config, training=training)
 
 
 def require_own(root: Path) -> None:
-    """Refuses a folder that holds something else than a comparison.
+    """Refuse a folder that holds something else than a comparison.
 
     Raises:
         FileExistsError: it does.
@@ -273,7 +273,7 @@ def require_own(root: Path) -> None:
 
 
 def require_same(plan: Plan) -> None:
-    """Refuses a plan whose folder holds runs of another configuration.
+    """Refuse a plan whose folder holds runs of another configuration.
 
     How a run shows its progress may differ; anything else would put runs into one table that do not
     compare.
@@ -299,7 +299,7 @@ def require_same(plan: Plan) -> None:
 
 
 def require_data(plan: Plan) -> None:
-    """Refuses to go on where runs have read other data than those there are now.
+    """Refuse to go on where runs have read other data than those there are now.
 
     Raises:
         FileNotFoundError: the data are gone, and a run has not finished.
@@ -331,7 +331,7 @@ def _identity(request: RunRequest) -> dict[str, Any]:
 
 
 def read_comparison(plan: Plan) -> Comparison:
-    """Reads what all runs of a plan came to.
+    """Read what all runs of a plan came to.
 
     Raises:
         ValueError: a file of a run is damaged, or runs on one data set have read different data.
@@ -363,7 +363,7 @@ def read_comparison(plan: Plan) -> Comparison:
 
 
 def count_epochs(run_dir: Path) -> int:
-    """Returns how many epochs a run has recorded so far."""
+    """Return how many epochs a run has recorded so far."""
     metrics = RunFolder(run_dir).metrics
     return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0
 
@@ -399,7 +399,7 @@ def _outcome(run: PlannedRun) -> RunOutcome:
 
 
 def _read_correct(predictions: Path) -> Bool[np.ndarray, " n"] | None:
-    """Returns which test cases were right; None for a run without any."""
+    """Return which test cases were right; None for a run without any."""
     if not predictions.exists():
         return None
     with predictions.open(encoding="utf-8", newline="") as file:
@@ -407,7 +407,7 @@ def _read_correct(predictions: Path) -> Bool[np.ndarray, " n"] | None:
 
 
 def read_history(metrics: Path) -> dict[str, Float[np.ndarray, " epochs"]] | None:
-    """Returns the columns of metrics.csv; None for a method that is not trained by epochs."""
+    """Return the columns of metrics.csv; None for a method that is not trained by epochs."""
     if not metrics.exists():
         return None
     with metrics.open(encoding="utf-8", newline="") as file:

@@ -66,7 +66,7 @@ class PairedTest:
 def compare_over_datasets(
     cells: Sequence[Cell], baseline: str, measure: Measure = ACCURACY
 ) -> list[PairedTest]:
-    """Compares each method with the baseline over data sets: Wilcoxon's signed-rank test.
+    """Compare each method with the baseline over data sets: Wilcoxon's signed-rank test.
 
     A pair is a data set on which both have a figure, the mean over their seeds.
 
@@ -107,7 +107,7 @@ def compare_over_datasets(
 def compare_over_cases(
     outcomes: Sequence[RunOutcome], dataset: str, baseline: str
 ) -> list[PairedTest]:
-    """Compares each method with the baseline on the test cases of one data set.
+    """Compare each method with the baseline on the test cases of one data set.
 
     A pair is a test case; its difference is in how many of the seeds that both have finished each
     got it right. Were the two alike, each difference would be as likely with the other sign, which
@@ -143,7 +143,7 @@ def compare_over_cases(
 
 
 def sign_flip_p(differences: Int[np.ndarray, " n"]) -> float:
-    """Returns P(|Σ ±d_j| ≥ |Σ d_j|), every sign being as likely as the other: exact.
+    """Return P(|Σ ±d_j| ≥ |Σ d_j|), every sign being as likely as the other: exact.
 
     For differences of −1, 0 and 1 it is the p of McNemar's exact test.
 
@@ -163,7 +163,7 @@ def sign_flip_p(differences: Int[np.ndarray, " n"]) -> float:
 
 
 def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
-    """Returns the tests with `corrected` and `smallest` filled in.
+    """Return the tests with `corrected` and `smallest` filled in.
 
     The k-th smallest of m values of p is multiplied by m − k + 1, and is no less than those before
     it. The least that a comparison could give is 2 / 2ⁿ for n pairs, times m at worst.
@@ -184,7 +184,7 @@ def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
 
 
 def to_rows(tests: Sequence[PairedTest], pair: str) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of tests.
+    """Return header and rows of a table of tests.
 
     Args:
         tests: with one baseline; at least one.

@@ -96,7 +96,7 @@ class Cell:
 
 
 def summarize(outcomes: Iterable[RunOutcome]) -> list[Cell]:
-    """Returns a cell for each method on each data set, in the order of their first runs."""
+    """Return a cell for each method on each data set, in the order of their first runs."""
     groups: dict[tuple[str, str], list[RunOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.dataset, outcome.method), []).append(outcome)
@@ -130,7 +130,7 @@ def _cell(dataset: str, method: str, runs: Sequence[RunOutcome]) -> Cell:
 
 
 def average_over_datasets(cells: Sequence[Cell]) -> list[Cell]:
-    """Returns each method's mean over the data sets, as the paper's last row has it.
+    """Return each method's mean over the data sets, as the paper's last row has it.
 
     A method without a figure on one of them gets no mean: one over fewer sets would not compare.
     The spread is left out, since that of a mean over sets is not that of its seeds.
@@ -163,7 +163,7 @@ def average_over_datasets(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def to_csv(cells: Iterable[Cell]) -> str:
-    """Returns the table for programs: fractions, seconds and bytes, an empty cell for no figure."""
+    """Return the table for programs: fractions, seconds and bytes, an empty cell for no figure."""
     text = io.StringIO()
     names = [field.name for field in fields(Cell)]
     writer = csv.writer(text, lineterminator="\n")
@@ -177,7 +177,7 @@ def to_csv(cells: Iterable[Cell]) -> str:
 def to_rows(
     cells: Sequence[Cell], measure: Measure = ACCURACY
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns the table for readers: header and rows.
+    """Return the table for readers: header and rows.
 
     The data set is named where there are several, and the paper's column stands where there is
     something in it. A cell without a figure says why.
@@ -207,7 +207,7 @@ def to_rows(
 
 
 def unfinished_rows(outcomes: Iterable[RunOutcome]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of the runs that have not finished."""
+    """Return header and rows of a table of the runs that have not finished."""
     header = ["method", "data", "seed", "why", "log"]
     rows = [
         [

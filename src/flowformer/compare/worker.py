@@ -30,7 +30,7 @@ from flowformer.serialization import from_plain
 
 
 def main() -> int:
-    """Runs what standard input asks for; returns the exit code."""
+    """Run what standard input asks for; return the exit code."""
     started = time.monotonic()
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run(request: RunRequest, run_dir: Path, limit: int | None) -> RunState:
-    """Does a run and returns what became of it.
+    """Do a run and return what became of it.
 
     Args:
         request: what to do.
@@ -96,7 +96,7 @@ def _peak_memory() -> int:
 
 
 def _shortage(error: BaseException, limit: int | None) -> str:
-    """Says how much was asked for, in few words where torch's own tell it, and of how much."""
+    """Say how much was asked for, in few words where torch's own tell it, and of how much."""
     asked = re.search(r"tried to allocate (\d+) bytes", str(error))
     text = _first_line(error) if asked is None else f"asked for {memory(int(asked[1]))} more"
     return text if limit is None else f"{text}, limit {memory(limit)}"

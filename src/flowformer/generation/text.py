@@ -35,7 +35,7 @@ def generate_text(
     on_text: Callable[[str], object] | None = None,
     **options: Any,
 ) -> str:
-    """The text that continues the prompt, up to a stop token or a stop string.
+    """Return the text that continues the prompt, up to a stop token or a stop string.
 
     Args:
         model: a language model, see `generate`.
@@ -124,7 +124,7 @@ class TextStream:
         self._held = ""  # may be the beginning of a stop string
 
     def add(self, token: int) -> str:
-        """The text that has become certain; nothing once a stop string came."""
+        """Return the text that has become certain; nothing once a stop string came."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
         certain = text.removesuffix(UNFINISHED)
@@ -137,7 +137,7 @@ class TextStream:
         return self._until_stop(piece)
 
     def finish(self) -> str:
-        """What was held back: the text has ended."""
+        """Return the text that was held back, now that it has ended."""
         rest = self._until_stop(self._tokenizer.decode(self._tokens)[self._given :])
         held, self._held = self._held, ""
         return rest + held

@@ -317,7 +317,7 @@ class FlowformerClassifier(BaseClassifier):
         return predict_probabilities(model, dataset, batch_size=self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
-        """The parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
+        """Return the parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
         return {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in self.get_params(deep=False).items()
@@ -363,7 +363,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """Settings for aeon's estimator checks: small, with room for their longest series."""
+        """Return settings for aeon's estimator checks: small, with room for the longest series."""
         del parameter_set
         return {
             "dim": 8,
@@ -379,7 +379,7 @@ class FlowformerClassifier(BaseClassifier):
 
 
 def _as_collection(X: Any, *, fitted: bool) -> np.ndarray | list[np.ndarray]:
-    """Arrays of any kind as aeon takes them, looked at; a matrix or list of rows is univariate."""
+    """Return arrays of any kind as aeon takes them; a matrix or list of rows is univariate."""
     if isinstance(X, list | tuple) or X.dtype == object:
         X = [np.atleast_2d(np.asarray(one)) for one in X]
     series = as_series(np.asarray(X) if isinstance(X, torch.Tensor) else X, name="X")

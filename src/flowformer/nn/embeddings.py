@@ -39,7 +39,6 @@ class PositionalEmbedding(nn.Module):
     weight: Tensor
 
     def __init__(self, kind: Positions, *, dim: int, max_length: int) -> None:
-        """Create the table [max_length, dim]."""
         super().__init__()
         if kind not in KINDS:
             raise ValueError(
@@ -105,12 +104,12 @@ class PositionalEmbedding(nn.Module):
         return x + (vectors if _keeps_float32(x) else vectors.to(x.dtype))
 
     def extra_repr(self) -> str:
-        """The kind and sizes, for print(model)."""
+        """Return the kind and sizes, for print(model)."""
         return f"{self.kind!r}, dim={self.weight.shape[1]}, max_length={self.weight.shape[0]}"
 
 
 def _keeps_float32(x: Tensor) -> bool:
-    """Whether autocast chose the precision of x; otherwise it is that of the parameters."""
+    """Return whether autocast chose the precision of x; otherwise it is that of the parameters."""
     # Mixed precision of FSDP casts parameters, the learned table among them, and no buffers.
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
@@ -118,7 +117,7 @@ def _keeps_float32(x: Tensor) -> bool:
 def sinusoids(
     places: Int[Tensor, "*places"], dim: int, kind: Positions = "sinusoidal"
 ) -> Float[Tensor, "*places dim"]:
-    """The vectors of sinusoidal places, computed in float64 and kept in the default dtype.
+    """Return the vectors of sinusoidal places, computed in float64 and kept in the default dtype.
 
     fairseq computes the angles in float32, which is off by some 1e-5 at place 500.
 

@@ -28,7 +28,7 @@ class Rotation(NamedTuple):
 def rotation(
     places: Int[Tensor, "b t"], head_dim: int, *, dtype: torch.dtype, base: float = BASE
 ) -> Rotation:
-    """The turn of each place (Su et al. 2021, "RoFormer", section 3.2): any place, no table.
+    """Return the turn of each place (Su et al. 2021, "RoFormer", section 3.2): any place, no table.
 
     The angles are computed in float64 (where the device has it): in float32 they are off by
     a tenth at a million tokens.

@@ -83,7 +83,7 @@ def learning_curves(
     held_out: str = "validation",
     target: float | None = None,
 ) -> Figure:
-    """Loss and accuracy over epochs or steps, with the one whose weights were kept.
+    """Draw loss and accuracy over epochs or steps, with the one whose weights were kept.
 
     Args:
         history: columns train_loss, train_accuracy, validation_loss, validation_accuracy, and that
@@ -137,7 +137,7 @@ def learning_curves(
 
 
 def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> Figure:
-    """Counts of [true, predicted] classes; a cell's colour is its share of the true class."""
+    """Draw counts of [true, predicted] classes; a cell's colour is its share of the true class."""
     support = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(support, 1)
     size = float(np.clip(1.4 + 0.32 * len(classes), 2.8, 9.0))
@@ -188,7 +188,7 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
 
 
 def flow_map(flow: SeriesFlowMap) -> Figure:
-    """The series, and under it on the same time axis what each layer's heads made of each step.
+    """Draw a series, and under it on the same time axis each layer's heads at each step.
 
     Competition is drawn on a logarithmic scale around 1, an even share: blue steps lose, red steps
     win. Allocation is drawn over the range it takes.
@@ -230,7 +230,7 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
 
 
 def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axes: Axes) -> None:
-    """One line a channel, or a heat map when they are many."""
+    """Draw one line a channel, or a heat map when they are many."""
     steps, channels = series.shape
     plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
     if channels > MOST_LINES:
@@ -272,7 +272,7 @@ def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axe
 def _draw_strips(
     axes: Axes, values: Float[np.ndarray, "layers time heads"], **colours: Any
 ) -> AxesImage:
-    """One row a head, the layers from top to bottom with a white line between them."""
+    """Draw one row a head, the layers from top to bottom with a white line between them."""
     layers, steps, heads = values.shape
     rows = values.transpose(0, 2, 1).reshape(layers * heads, steps)
     image = axes.imshow(
@@ -295,13 +295,13 @@ def _draw_strips(
 
 
 def share_limit(competition: Float[np.ndarray, "..."]) -> float:
-    """The factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
+    """Return the factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
     distance = np.abs(np.log(np.maximum(competition, 1e-30)))
     return float(np.exp(np.clip(np.percentile(distance, 99), np.log(1.05), np.log(16.1))))
 
 
 def share_ticks(limit: float) -> tuple[list[float], list[str]]:
-    """Ticks of the competition's colour bar at 1 and symmetrically on either side."""
+    """Return ticks of the competition's colour bar at 1 and symmetrically on either side."""
     if limit >= 4:
         inner = 2.0 ** int(np.log2(limit) / 2)
         names = [f"1/{inner**2:.0f}×", f"1/{inner:.0f}×", "1×", f"{inner:.0f}×", f"{inner**2:.0f}×"]
@@ -312,7 +312,7 @@ def share_ticks(limit: float) -> tuple[list[float], list[str]]:
 
 
 def colour_bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
-    """A colour bar in axes of its own."""
+    """Draw a colour bar in axes of its own."""
     bar = Colorbar(axes, image, **options)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)

@@ -142,7 +142,7 @@ def rollout(
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of an episode: episodes of different seeds have nothing in common."""
+    """Return the seed of an episode: episodes of different seeds have nothing in common."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
@@ -166,7 +166,7 @@ class _Environments:
         Bool[np.ndarray, " b"],
         Bool[np.ndarray, " b"],
     ]:
-        """Observations, rewards, and which episodes were terminated and which truncated."""
+        """Return observations, rewards, and which episodes were terminated and which truncated."""
         dtype = self._envs[0].action_space.dtype
         pairs = zip(rows, actions.astype(dtype), strict=True)
         taken = [self._envs[row].step(action) for row, action in pairs]

@@ -27,7 +27,7 @@ class Measure:
     over: str = "epoch"
 
     def show(self, value: float) -> str:
-        """Writes a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
+        """Write a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
         shown = 100 * value if self.unit == "%" else value
         return f"{shown:.{self.digits}f}" if abs(shown) < _LARGE else f"{shown:.3g}"
 
@@ -65,10 +65,10 @@ NORMALIZED_SCORE = Measure(
 
 
 def exp_of(nats: float) -> float:
-    """The perplexity of a mean loss; infinite where a float64 cannot hold it."""
+    """Return the perplexity of a mean loss; infinite where a float64 cannot hold it."""
     return math.exp(nats) if nats < 709 else math.inf
 
 
 def bits_of(nats: float) -> float:
-    """A loss in bits."""
+    """Return a loss in bits."""
     return nats / math.log(2)

@@ -104,7 +104,7 @@ def classification_metrics(
 def top5_accuracy(
     probabilities: Float64[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> float | None:
-    """Returns the fraction with the label among the five likeliest classes; None of five or fewer.
+    """Return the fraction with the label among the five likeliest classes; None of five or fewer.
 
     Args:
         probabilities: of each class.
@@ -117,7 +117,7 @@ def top5_accuracy(
 
 
 def _class_metrics(name: str, *, hits: int, support: int, claims: int) -> ClassMetrics:
-    """`hits` of the `support` cases of the class were found, in `claims` predictions of it."""
+    """Score a class of which `hits` of `support` cases were found in `claims` predictions."""
     return ClassMetrics(
         name=name,
         precision=hits / claims if claims else 0.0,

@@ -177,7 +177,7 @@ class Window(NamedTuple):
 
 
 def sliding_windows(targets: int, length: int, context_window: int) -> Iterator[Window]:
-    """Windows of at most `length` tokens that together score each target once."""
+    """Return windows of at most `length` tokens that together score each target once."""
     scored = length - context_window
     for score in range(0, targets, scored):
         yield Window(max(0, score - context_window), score, min(score + scored, targets))
@@ -204,7 +204,7 @@ class _Text:
     def read(
         self, windows: list[Window], device: torch.device
     ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-        """What the windows read, and the targets, -100 where they only read."""
+        """Return the tokens that the windows read, and their targets, -100 where they only read."""
         rows = torch.stack([self._slice(window.start, window.stop + 1) for window in windows])
         ids, targets = rows[:, :-1], rows[:, 1:].clone()
         for row, window in enumerate(windows):

@@ -75,7 +75,7 @@ class FlowformerImageModel(nn.Module):
         ]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
-        """The logits; without a head the pooled features, without pooling the features."""
+        """Return the logits; without a head the pooled features, without pooling the features."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
@@ -141,7 +141,7 @@ class FlowformerImageModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what comes after the last of these feature maps; returns their indices.
+        """Remove what comes after the last of these feature maps; return their indices.
 
         Args:
             indices: which maps; an int for the last ones.
@@ -166,7 +166,7 @@ class FlowformerImageModel(nn.Module):
         return taken
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.model.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -193,7 +193,7 @@ class FlowformerImageModel(nn.Module):
         self.model.checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which layer, for a learning rate that falls with depth.
+        """Tell which parameters belong to which layer, for a learning rate that falls with depth.
 
         Args:
             coarse: stages rather than blocks.
@@ -208,7 +208,7 @@ class FlowformerImageModel(nn.Module):
         return {"stem": r"^model\.(?:cls$|positions$|downsamples\.0\.)", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the published optimizers do not decay."""
+        """Return the parameters that the published optimizers do not decay."""
         return {"model.positions", "model.cls"}
 
     def _checked_pool(self, global_pool: str | None) -> str:
@@ -218,7 +218,7 @@ class FlowformerImageModel(nn.Module):
         return own if global_pool is None else global_pool
 
     def _points(self) -> list[str]:
-        """The modules after which there is a feature map."""
+        """Return the modules after which there is a feature map."""
         if not self.single:
             return [f"model.stages.{stage}" for stage in range(len(self.model.stages))]
         blocks = self.model.stages[0]
@@ -235,6 +235,6 @@ class FlowformerImageModel(nn.Module):
 
 
 def _taken(points: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """The indices from 0 on, and the last of them."""
+    """Return the indices from 0 on, and the last of them."""
     given = list(indices) if isinstance(indices, Sequence) else indices
     return feature_take_indices(points, given)

@@ -53,25 +53,25 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def flowformer_hierarchical(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters."""
+    """Create the Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters."""
     return _create("flowformer_hierarchical", "hierarchical", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-Ti with Flow-Attention, 5.7M parameters."""
+    """Create DeiT-Ti with Flow-Attention, 5.7M parameters."""
     return _create("flowformer_deit_tiny", "deit-tiny", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-S with Flow-Attention, 22.1M parameters."""
+    """Create DeiT-S with Flow-Attention, 22.1M parameters."""
     return _create("flowformer_deit_small", "deit-small", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-B with Flow-Attention, 86.6M parameters."""
+    """Create DeiT-B with Flow-Attention, 86.6M parameters."""
     return _create("flowformer_deit_base", "deit-base", pretrained, kwargs)
 
 
@@ -91,7 +91,7 @@ def _create(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any])
 
 
 def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict[str, Tensor]:
-    """A file's parameters under the names here, positions for the size of the model.
+    """Return a file's parameters under the names here, positions for the size of the model.
 
     The file is of the published training, of a run of `flowformer train`, or of a model made here.
     What timm itself adapts is left to it: a head of other classes, and the channels of an image.
@@ -162,7 +162,7 @@ _STEM = "downsamples.0.weight"
 
 
 def _resized(table: Tensor, body: VisionClassifier) -> Tensor:
-    """Positions of a square image for the images of a model."""
+    """Resize the positions of a square image for the images of a model."""
     places = len(table) - (body.cls is not None)
     side = math.isqrt(max(places, 0))
     if places < 1 or side**2 != places:

@@ -82,13 +82,13 @@ class _Written(dict[str, Any]):
 
 
 def _record(model: PreTrainedModel) -> dict[str, Any] | None:
-    """What its configuration says of an attention by name; `replace_attention` names none."""
+    """Return the attention that a configuration names; `replace_attention` names none."""
     record = getattr(model.config, KEY, None)
     return record if isinstance(record, dict) and "implementation" in record else None
 
 
 def _saved_implementation(record: dict[str, Any]) -> str:
-    """The name under which this attention is registered, now at the latest.
+    """Return the name under which this attention is registered, now at the latest.
 
     Raises:
         ValueError: another one has that name.
@@ -214,7 +214,7 @@ def _refusal(part: PreTrainedModel, name: str, what: str) -> ValueError:
 
 @cache
 def _has_own_table(module: str) -> bool:
-    """Whether models of this Python module look their attention up in a table of their own."""
+    """Return whether models of this Python module have a table of attentions of their own."""
     try:
         source = inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):
@@ -223,7 +223,7 @@ def _has_own_table(module: str) -> bool:
 
 
 def _is_alone(module: nn.Module) -> bool:
-    """Whether it is an attention with a mask that does not call the interface."""
+    """Return whether it is an attention with a mask that does not call the interface."""
     if not _is_attention(module) or uses_interface(module):
         return False
     masked = any("mask" in name for name in inspect.signature(module.forward).parameters)

@@ -46,7 +46,6 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     }
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         self.model = FlowformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -96,7 +95,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     def from_language_model(
         cls, model: LanguageModel, tokenizer: Any = None
     ) -> "FlowformerForCausalLM":
-        """A copy of one of our models, such as that of a trained run, to save or to push.
+        """Return a copy of one of our models, such as that of a trained run, to save or to push.
 
         Args:
             model: the model.
@@ -120,7 +119,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         return copied.eval()
 
     def to_language_model(self) -> LanguageModel:
-        """The way back: a copy as one of our models."""
+        """Return a copy as one of our models, which is the way back."""
         config = self.config.language_model_config()
         model = LanguageModel(config, vocab_size=self.config.vocab_size)
         output, weights = self.lm_head.weight, self.model.backbone.state_dict()
@@ -206,7 +205,7 @@ def _targets(
     seq_idx: Int[Tensor, "b t"] | None = None,
     **_others: Any,
 ) -> Int[Tensor, "b t"]:
-    """What is to be predicted at each place, as `LanguageModel` has it."""
+    """Return the target of each place, as `LanguageModel` has it."""
     given = labels if targets is None else targets
     assert given is not None
     b, t = hidden.shape[:2]

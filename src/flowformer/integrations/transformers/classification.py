@@ -33,7 +33,6 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides by their number
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         assert config.num_labels is not None  # the configuration has chosen where nobody did
         self.num_labels = config.num_labels
@@ -106,7 +105,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
     def _real(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor
     ) -> Bool[Tensor, "b t"] | None:
-        """Which tokens are real; None where all are."""
+        """Return the mask of the real tokens; None where all are."""
         length = hidden.shape[1]
         if attention_mask is not None:
             past = attention_mask.shape[1] - length  # of its shape, the model has judged already

@@ -114,7 +114,7 @@ class FlowformerConfig(PreTrainedConfig):
         self.language_model_config()
 
     def language_model_config(self) -> LanguageModelConfig:
-        """The same settings as our own models are built from."""
+        """Return the same settings as our own models are built from."""
         return LanguageModelConfig(
             **{
                 field.name: getattr(self, _NAMES.get(field.name, field.name))
@@ -126,7 +126,7 @@ class FlowformerConfig(PreTrainedConfig):
     def from_language_model_config(
         cls, config: LanguageModelConfig, *, vocab_size: int, **others: Any
     ) -> "FlowformerConfig":
-        """The configuration of transformers with the settings of one of ours.
+        """Return the configuration of transformers with the settings of one of ours.
 
         Args:
             config: ours.

@@ -108,7 +108,6 @@ class FlowformerModel(FlowformerPreTrainedModel):
     """
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         # Tied, and so without an output layer: that is the part of FlowformerForCausalLM.
         layers = replace(config.language_model_config(), tie_embeddings=True)
@@ -119,7 +118,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding of the tokens."""
+        """Return the embedding of the tokens."""
         return self.backbone.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -209,7 +208,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         *,
         past: int,
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
-        """The embedded tokens, and which of them are real."""
+        """Return the embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
             check_tokens(input_ids, "input_ids")
             rows, length = input_ids.shape
@@ -230,7 +229,7 @@ def packed_offsets(
     mask: Bool[Tensor, "b t"] | None,
     past: LanguageState | None,
 ) -> Int[Tensor, " n"] | None:
-    """Where packed documents start, of all rows one after the other; None where nothing is packed.
+    """Return the starts of packed documents, all rows joined; None where nothing is packed.
 
     Raises:
         ValueError: the positions are other ones than the model counts.
@@ -263,7 +262,7 @@ def packed_offsets(
 def new_tokens(
     attention_mask: Tensor | None, length: int, *, past: int, rows: int | None = None
 ) -> Bool[Tensor, "b t"] | None:
-    """Which of the new tokens are real.
+    """Return the mask of the real ones among the new tokens.
 
     Args:
         attention_mask: of the new tokens, or of all tokens so far.
