@@ -34,7 +34,8 @@ def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]
 
     Args:
         path: the file to write; its folder is made when missing.
-        before: in the same folder, where what `path` was is kept. A kill may leave it there alone.
+        before: a file in the same folder that keeps the former content of `path`. A kill may leave
+            it there alone.
 
     Raises:
         OSError: it cannot be written; the error names it.
@@ -74,7 +75,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read, be it by another name or through a link.
+    """Refuse to write over a file that is read, by whatever name or link.
 
     Args:
         output: the file to write.
@@ -111,8 +112,8 @@ def locked(
     systems, nothing is held.
 
     Args:
-        path: of the file; made when missing.
-        refusal: what is said to whom the lock was not given, before who has it.
+        path: the file; made when missing.
+        refusal: the words for whoever waits in vain, before the name of the holder.
         patience: seconds to wait for it; None for as long as it takes. A lock that another machine
             has is waited for at least `LEASE_SECONDS`.
         on_wait: told who has it, where it has to be waited for.
@@ -213,7 +214,7 @@ def _read_holder(file: IO[str]) -> tuple[str, bool]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left of `atomic_file` anywhere under a folder."""
+    """Delete all that a killed process left of `atomic_file` anywhere under a folder."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -222,7 +223,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed in a folder last."""
+    """Make the renamings in a folder last."""
     # The rename itself is only durable once the folder is. Windows cannot open a folder.
     if os.name != "posix":
         return
@@ -237,7 +238,7 @@ def parse_json(text: str | bytes) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: it is none, or nested more deeply than Python reads.
+        ValueError: the text is not JSON, or nested more deeply than Python reads.
     """
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and how processes are started beside it."""
+"""The share of the machine that this process may use, and processes beside it."""
 
 import math
 import os

@@ -6,7 +6,7 @@ Linux keeps such accounts; elsewhere a limit is not enforced, and the peak is wh
 import sys
 from pathlib import Path
 
-# What an allocation that failed says where it is no MemoryError: torch on the CPU, CUDA, C++.
+# The words of a failed allocation that is no MemoryError: torch on the CPU, CUDA, C++.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",

@@ -34,7 +34,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: Any, where: str = "") -> T:
-    """Build a dataclass from what `to_plain` made of one.
+    """Build a dataclass from the plain values of `to_plain`.
 
     Args:
         kind: the dataclass to build.
@@ -71,7 +71,7 @@ def check_types(value: Any, where: str = "") -> None:
 
     Args:
         value: the dataclass.
-        where: its own name in the whole, for messages.
+        where: dotted name of the place in the whole, for messages.
 
     Raises:
         ValueError: the message names the field.

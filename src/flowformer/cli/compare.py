@@ -58,7 +58,7 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are none."""
+        """Refuse numbers out of range."""
         for name in ("seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""`flowformer info`: what is here, and why the rest is not."""
+"""`flowformer info`: versions, devices and backends, and why the rest is missing."""
 
 import argparse
 import importlib.metadata
@@ -11,7 +11,7 @@ from flowformer.train.folder import read_versions
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is here."""
+    """Print versions, devices, backends and extras."""
     parser = argparse.ArgumentParser(  # not by tyro, which may be what is missing
         prog="flowformer info",
         description="Show versions, device, backends and extras, and why any is missing.",

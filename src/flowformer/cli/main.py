@@ -1,4 +1,4 @@
-"""Which command was asked for, and what becomes of its errors."""
+"""The choice of a command, and the handling of its errors."""
 
 import difflib
 import logging
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }
-# What is wrong with the request, rather than with a run: a bad value, name, path, or missing extra.
+# Errors of the request, rather than of a run: a bad value, name, path, or missing extra.
 # Not every OSError: a full disk is a failed run.
 USAGE_ERRORS = (
     ValueError,
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Show what the tasks have to say, on standard error."""
+    """Show the messages of the package on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowformer.train")
@@ -130,7 +130,7 @@ def _call(name: str, *rest: str) -> int:
         raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
     try:
         return pkgutil.resolve_name(COMMANDS[name][0])(list(rest))
-    except SystemExit as stop:  # of a parser: --help, or a flag that is none
+    except SystemExit as stop:  # of a parser: --help, or an unknown flag
         if isinstance(stop.code, str):
             sys.stderr.write(f"{stop.code}\n")
             return 1

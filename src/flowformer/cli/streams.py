@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """Make both streams take what is written to them, for the time of the block.
+    """Make both streams take all that is written to them, for the time of the block.
 
     Characters that a stream's encoding has not are replaced. Output that cannot be written (a full
     disk, a pipe whose reader has left, a stream that was closed) raises OSError once, with the
@@ -38,7 +38,7 @@ def usable_streams() -> Iterator[None]:
 
 
 def finish_output() -> None:
-    """See to it that all is written that was printed.
+    """Make sure that all printed text is written.
 
     Raises:
         OSError: it cannot be, or could not and whoever printed it (argparse) said nothing.
@@ -50,7 +50,7 @@ def finish_output() -> None:
 
 
 class _Output(io.FileIO):
-    """What raises once where it cannot be written, and afterwards loses what comes."""
+    """A stream that raises once where it cannot be written, and loses all that comes later."""
 
     error: OSError | None = None
 
@@ -66,7 +66,7 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """What loses that which cannot be written."""
+    """A stream that loses whatever cannot be written."""
 
     def write(self, data: Any, /) -> int | None:
         """Write bytes."""

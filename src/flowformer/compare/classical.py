@@ -40,17 +40,17 @@ _NUMBA = "NUMBA_CACHE_DIR"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassicalOutcome:
-    """What a classical method came to on a data set.
+    """The outcome of a classical method on a data set.
 
     Attributes:
-        method: its name.
+        method: the method's name.
         dataset: the name of the data set.
-        seed: of its random numbers; dtw has none.
-        probabilities: of each class for each test series, in the order of the data set's classes;
-            for dtw and rocket one of them is 1.
+        seed: the seed of its random numbers; dtw has none.
+        probabilities: those of each class for each test series, in the order of the data set's
+            classes; for dtw and rocket one of them is 1.
         labels: the true classes.
-        fit_seconds: of fitting.
-        predict_seconds: of predicting the test split.
+        fit_seconds: time of fitting.
+        predict_seconds: time of predicting the test split.
         peak_memory: the most bytes that the process had resident meanwhile; where the system cannot
             count anew (it can on Linux), since the process began.
     """
@@ -89,9 +89,9 @@ def run_classical(
     Args:
         method: "dtw", "rocket" or "xgboost".
         data: a data set with a test split.
-        seed: of the random convolutions, or of the trees.
-        threads: that the library is told to use.
-        missing: what to do with missing values, see `Preprocessing`.
+        seed: the seed of the random convolutions, or of the trees.
+        threads: the number of threads that the library is told to use.
+        missing: the handling of missing values, see `Preprocessing`.
         options: further keywords of the library's classifier: `distance_params={"window": 0.1}` for
             dtw, `n_kernels` for rocket, `n_estimators` and `max_depth` for xgboost.
 
@@ -214,7 +214,7 @@ def _with_gaps(
     return collection
 
 
-# How each method is made, and what it reads.
+# How each method is made, and its input.
 _METHODS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "dtw": (_dtw, _unequal),
     "rocket": (_rocket, _padded),

@@ -1,4 +1,4 @@
-"""What a comparison found, in tables and words: the content of its Markdown file and its page."""
+"""The findings of a comparison, in tables and words: the content of its Markdown and its page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ from flowformer.scores.measures import Measure
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs of a comparison, and what a reader must know of them.
+    """The runs of a comparison, and all that a reader must know of them.
 
     Attributes:
-        title: what was compared.
-        protocol: what chose the weights: clean or published.
+        title: the subject of the comparison.
+        protocol: how the weights were chosen: clean or published.
         protocol_note: the same in words.
-        measure: what the methods are ranked by.
+        measure: the measure that ranks the methods.
         has_test: whether the figures are of a test set.
         baseline: the method that the others are tested against.
-        outcomes: of all runs.
+        outcomes: the outcomes of all runs.
         paper_source: where the paper's figures are printed.
-        settings: what all runs have in common, by name.
+        settings: the settings common to all runs, by name.
     """
 
     title: str
@@ -66,13 +66,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A table with its heading and what is to be said of it.
+    """A table with its heading and notes.
 
     Attributes:
         title: the heading.
-        notes: what is to be said, a paragraph each.
-        header: of the table.
-        rows: of the table; without any, there is none.
+        notes: the notes, a paragraph each.
+        header: the table's header.
+        rows: the table's rows; without any, there is no table.
         numbers_from: the columns from there on are numbers.
     """
 
@@ -84,7 +84,7 @@ class Section:
 
 
 def find(compared: Comparison) -> list[Section]:
-    """Return the figures, what is missing from them, then the tests, each with its words."""
+    """Return the figures, the runs missing from them, then the tests, each with its words."""
     return [_figures(compared), *_unfinished(compared), *_tests(compared)]
 
 

@@ -33,7 +33,7 @@ class MethodResult(KeptResult):
         return self.test_accuracy
 
     def keep_tested(self, folder: RunFolder, predictions: str) -> None:
-        """Write it, after the predictions that it is of."""
+        """Writes it, after the predictions that it is of."""
         figure = f"the test accuracy is {100 * self.test_accuracy:.2f}"
         self.keep(folder, {folder.predictions: predictions}, figure=figure)
 
@@ -47,7 +47,7 @@ def run_classical(
     resume: bool,
     **options: Any,
 ) -> MethodResult:
-    """Fit a classical method on the whole training set, there being no epoch to choose.
+    """Fits a classical method on the whole training set, there being no epoch to choose.
 
     Args:
         config: the experiment, of which it reads the data, the seed and the threads.

@@ -64,7 +64,7 @@ class MixerCost:
     """A cost measurement of `python -m benchmarks.mixer_cost`.
 
     Attributes:
-        machine: what it was measured on.
+        machine: the machine of the measurement.
         setting: sizes and limits.
         cells: one for each mixer, length and pass.
     """
@@ -98,8 +98,8 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
     """Write table.md, table.csv and index.html, each whole or not at all, the page last.
 
     Args:
-        folder: of the comparison.
-        compared: its runs.
+        folder: the comparison's folder.
+        compared: the comparison.
         cost: time and memory over length, for a part of the page.
 
     Returns:

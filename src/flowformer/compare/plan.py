@@ -27,9 +27,9 @@ from flowformer.train.kinds import Experiment, Result, function_of, kind_of, met
 # and the form of the published Long Range Arena code.
 PUBLISHED_METHODS = ("flow", "flow-heads")
 
-_RUNS = "runs"  # in the folder of a comparison: what its runs leave
+_RUNS = "runs"  # in the folder of a comparison: the folders of its runs
 Status = Literal["started", "finished", "failed", "memory"]
-# What the tables say of a run without a result.
+# The tables' words for a run without a result.
 UNFINISHED: Mapping[Status | None, str] = {
     None: "not run",
     "started": "stopped before its end",
@@ -41,12 +41,12 @@ UNFINISHED: Mapping[Status | None, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a run is asked to do: two requests that are equal ask for the same run.
+    """The request of a run: two requests that are equal ask for the same run.
 
     Attributes:
         method: a mixer or one of `methods_of` its config.
-        function: what trains it, as "module:function".
-        options: its further keywords.
+        function: the function that trains it, as "module:function".
+        options: the function's further keywords.
         config: the experiment, the seed included.
     """
 
@@ -58,13 +58,13 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What became of a run: the file beside its folder.
+    """The state of a run: the file beside its folder.
 
     Attributes:
-        request: what was asked.
+        request: the run's request.
         status: started (and perhaps killed since), finished, failed, or memory: it did not fit.
-        error: what ended it, in a line.
-        seconds: of its last process, with imports and the reading of the data.
+        error: the error that ended it, in a line.
+        seconds: time of its last process, with imports and the reading of the data.
         peak_memory: the most bytes that its process had resident, or had allocated on a GPU; None
             where no process did a whole epoch and the end.
     """
@@ -85,7 +85,7 @@ class RunState:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is not what `write` makes.
+            ValueError: the file is not one of `write`.
         """
         return from_plain(cls, read_json(path), where=str(path))
 
@@ -95,8 +95,8 @@ class PlannedRun:
     """A run of a comparison, and where it lies.
 
     Attributes:
-        request: what it does.
-        dataset: what its data are called in the tables.
+        request: the run's request.
+        dataset: the name of its data in the tables.
         root: folder of the comparison.
     """
 
@@ -111,7 +111,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The run's name in messages."""
         return f"{self.dataset} {self.request.method} seed {self.seed}"
 
     @property
@@ -126,7 +126,7 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What its processes printed."""
+        """The log of all that its processes printed."""
         return self._place.with_name(self._place.name + ".log")
 
     @property
@@ -134,7 +134,7 @@ class PlannedRun:
         return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
-        """Return what became of it; None when it was never started.
+        """Return the run's state; None when it was never started.
 
         Raises:
             ValueError: its state file is damaged.
@@ -142,7 +142,7 @@ class PlannedRun:
         return RunState.read(self.state_file) if self.state_file.exists() else None
 
     def read_digests(self) -> dict[str, str] | None:
-        """Return digests of what it has read; None of one that does not say it.
+        """Return digests of the data that it has read; None for a run that does not tell.
 
         Raises:
             ValueError: the file is damaged.
@@ -168,9 +168,9 @@ class Plan:
 
     Attributes:
         root: folder of the comparison.
-        datasets: their names.
+        datasets: names of the data sets.
         methods: options of each method.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         runs: one for each of them.
     """
 
@@ -201,7 +201,7 @@ def make_plan(
     Args:
         experiments: one a data set; their mixer and its options are those of the methods.
         methods: options of each; the name is one of `methods_of`, or else that of a mixer.
-        seeds: how many.
+        seeds: number of seeds.
         root: folder of the comparison.
 
     Raises:
@@ -331,7 +331,7 @@ def _identity(request: RunRequest) -> dict[str, Any]:
 
 
 def read_comparison(plan: Plan) -> Comparison:
-    """Read what all runs of a plan came to.
+    """Read the outcomes of all runs of a plan.
 
     Raises:
         ValueError: a file of a run is damaged, or runs on one data set have read different data.

@@ -25,14 +25,14 @@ class PairedTest:
     """A method against the baseline.
 
     Attributes:
-        method: what is compared.
-        baseline: what it is compared with.
+        method: the method compared.
+        baseline: the method that it is compared with.
         difference: mean score of the method minus that of the baseline.
         pairs: pairs on which the two differ; the others say nothing about which is better.
         p: probability of a difference as large, were the two alike; two-sided, uncorrected.
         corrected: p after Holm's correction for the comparisons with this baseline.
         smallest: least corrected p that so many pairs and comparisons could have given.
-        measure: what the score is.
+        measure: the measure of the score.
     """
 
     method: str
@@ -73,7 +73,7 @@ def compare_over_datasets(
     Args:
         cells: without the averages.
         baseline: one of the methods.
-        measure: what their figures are.
+        measure: the measure of their figures.
     """
     means = {(cell.method, cell.dataset): cell.mean for cell in cells if cell.mean is not None}
     datasets = list(dict.fromkeys(cell.dataset for cell in cells))
@@ -115,7 +115,7 @@ def compare_over_cases(
     of the models as trained, for other cases of the same kind; not of training again.
 
     Args:
-        outcomes: of all runs.
+        outcomes: the outcomes of all runs.
         dataset: whose test cases.
         baseline: one of the methods.
     """
@@ -148,7 +148,7 @@ def sign_flip_p(differences: Int[np.ndarray, " n"]) -> float:
     For differences of −1, 0 and 1 it is the p of McNemar's exact test.
 
     Args:
-        differences: of the pairs.
+        differences: the differences of the pairs.
     """
     magnitudes = np.abs(differences[differences != 0])
     total = int(magnitudes.sum())
@@ -188,7 +188,7 @@ def to_rows(tests: Sequence[PairedTest], pair: str) -> tuple[list[str], list[lis
 
     Args:
         tests: with one baseline; at least one.
-        pair: what a pair is, in the plural.
+        pair: the noun for a pair, in the plural.
     """
     points = "difference, points" if tests[0].measure.unit == "%" else "difference"
     header = ["method", points, f"{pair} that differ", "p", "p, corrected", "verdict"]

@@ -1,7 +1,6 @@
 """From the runs of a comparison to its table: mean, spread and cost of each method.
 
-What is random between two methods, and whether a difference is more than that, is the business of
-`flowformer.compare.significance`.
+Whether a difference of two methods is more than chance, `flowformer.compare.significance` tells.
 """
 
 import csv
@@ -21,23 +20,23 @@ AVERAGE = "average"  # stands where a data set's name does, in the row of a meth
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What one run of a comparison came to.
+    """The outcome of one run of a comparison.
 
     Attributes:
-        dataset: what it was trained on.
-        method: what was trained.
-        seed: of the run.
-        score: what is measured, on the test set; without one, on the validation part. None when the
-            run has not finished.
+        dataset: the data set of its training.
+        method: the method that was trained.
+        seed: the run's seed.
+        score: the score on the test set; without one, on the validation part. None when the run
+            has not finished.
         problem: why it has not finished, in a few words; None when it has.
-        error: what ended it, in a line.
+        error: the error that ended it, in a line.
         log: the file with all that it said, from the folder of the comparison.
-        paper_score: what the paper prints for this method on this data set, if it does.
+        paper_score: the score that the paper prints for this method and data set, if it does.
         parameters: trainable parameters.
-        seconds: of training, validation included.
+        seconds: time of training, validation included.
         step_seconds: median over the epochs of the mean time of a training step.
         peak_memory: most bytes that its process had resident, or on a GPU had allocated there.
-        correct: which test cases it classified rightly, in the order of the test set.
+        correct: whether each test case was classified rightly, in the order of the test set.
         history: the columns of its metrics.csv.
     """
 
@@ -67,18 +66,18 @@ class Cell:
     """One method on one data set, over its seeds; figures are means over the finished runs.
 
     Attributes:
-        dataset: its name, or `AVERAGE`.
-        method: its name.
+        dataset: name of the data set, or `AVERAGE`.
+        method: name of the method.
         mean: mean score; None without a finished run.
         spread: sample standard deviation (n − 1) over the seeds; None for fewer than two.
         finished: runs that the figures are from.
         planned: runs that were asked for.
         parameters: trainable parameters.
-        seconds: of training a run.
-        step_seconds: of a training step.
+        seconds: time of training a run.
+        step_seconds: time of a training step.
         peak_memory: the largest of the runs, in bytes.
-        paper_score: what the paper prints.
-        problems: what kept the other runs from finishing, each once.
+        paper_score: the score that the paper prints.
+        problems: the reasons why the other runs have not finished, each once.
     """
 
     dataset: str

@@ -30,7 +30,7 @@ from flowformer.serialization import from_plain
 
 
 def main() -> int:
-    """Run what standard input asks for; return the exit code."""
+    """Do the run that standard input asks for; return the exit code."""
     started = time.monotonic()
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
@@ -45,10 +45,10 @@ def main() -> int:
 
 
 def run(request: RunRequest, run_dir: Path, limit: int | None) -> RunState:
-    """Do a run and return what became of it.
+    """Do a run and return its state.
 
     Args:
-        request: what to do.
+        request: the run.
         run_dir: folder of the run; one that was begun there goes on.
         limit: bytes that it may have resident, or allocated on a GPU.
     """

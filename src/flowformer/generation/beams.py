@@ -19,9 +19,9 @@ class _Beams(NamedTuple):
     """Sequences with their scores; `n` of them for each row of the batch.
 
     Attributes:
-        tokens: the new tokens so far; what follows them is padding.
-        log_probs: of these tokens under the model.
-        total: what they are ranked by: the sum of the log-probabilities, penalties included.
+        tokens: the new tokens so far, padding after them.
+        log_probs: log-probabilities of these tokens under the model.
+        total: the sum of the log-probabilities, penalties included, which ranks them.
         length: the number of tokens.
         stopped: whether the last one is a stop token.
     """
@@ -64,7 +64,7 @@ def beam_search(
         max_new_tokens: the length at which all end.
         length_penalty: above 0 favours longer sequences, below 0 shorter ones.
         stops: tokens that end a sequence.
-        pad_id: what fills a row that has ended.
+        pad_id: the token that fills a row that has ended.
     """
     b, k = len(prompt.input_ids), num_beams
     logits = decoder.start(prompt)

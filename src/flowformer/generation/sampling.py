@@ -27,7 +27,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing.
+        """Refuse settings out of range.
 
         Raises:
             ValueError: a value is out of its range, or it only means something with do_sample.

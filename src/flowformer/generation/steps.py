@@ -1,4 +1,4 @@
-"""What greedy decoding, sampling and beam search share: prompts, steps of the model, the result."""
+"""The common ground of greedy decoding, sampling and beam search: prompts, steps, results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ UseCache = bool | Literal["auto"]
 
 @runtime_checkable
 class CausalModel(Protocol):
-    """What is asked of a language model: an `nn.Module` with these properties and this call.
+    """The interface of a language model: an `nn.Module` with these properties and this call.
 
     `model(input_ids, attention_mask, targets=, past_states=, use_cache=, last_logits_only=,
     return_logits=)` returns `logits`, `loss` and `states`, as
@@ -48,10 +48,10 @@ class CausalModel(Protocol):
 
 
 class GenerationOutput(NamedTuple):
-    """What was generated, on the model's device.
+    """The generated tokens, on the model's device.
 
     Attributes:
-        sequences: the prompts and what follows them; a row that has ended is filled with `pad_id`.
+        sequences: the prompts, each with its continuation; `pad_id` fills a row that has ended.
         log_probs: log p(token | what is before it) of each new token under the model itself, before
             any penalty, temperature, top-k or top-p; 0 where a row has ended.
         lengths: the number of new tokens of each row, its stop token included.
@@ -69,7 +69,7 @@ class Prompt(NamedTuple):
 
     Attributes:
         input_ids: the tokens.
-        mask: which of them are real; None when all are.
+        mask: real tokens (True); None when all are.
     """
 
     input_ids: Int[Tensor, "b t"]

@@ -12,12 +12,12 @@ from flowformer.generation.generate import generate
 from flowformer.generation.steps import CausalModel
 
 _NAMED = 10  # parts of a prompt that a message lists
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no character (yet)
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # decoders put it for bytes that are no character (yet)
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What generation asks of a tokenizer."""
+    """The interface of a tokenizer that generation needs."""
 
     def encode(self, text: str, /) -> Sequence[int]: ...  # noqa: D102
 
@@ -39,11 +39,11 @@ def generate_text(
 
     Args:
         model: a language model, see `generate`.
-        tokenizer: encodes the prompt and decodes what follows.
+        tokenizer: encodes the prompt and decodes its continuation.
         prompt: the text to continue, which the result does not repeat.
         max_new_tokens: the most tokens that are generated.
         stop_ids: tokens that end the text; they are no part of it.
-        stop_strings: likewise, texts.
+        stop_strings: texts that end it too.
         on_text: called with each piece of text as soon as it is certain: whole characters, and
             nothing that may be the beginning of a stop string.
         options: further keywords of `generate`.

@@ -48,7 +48,7 @@ except ImportError as error:
 
 _METADATA_KEY = "flowformer.classifier"
 _ROOM = 1.25  # of the longest series seen in fit, for those of unequal lengths
-# What fit leaves beside the model and the preprocessing, all of it plain values.
+# The attributes of fit beside the model and the preprocessing, all of them plain values.
 _FITTED_VALUES = ("max_length_", "best_epoch_", "validation_accuracy_", "metadata_")
 
 
@@ -66,7 +66,7 @@ class FlowformerClassifier(BaseClassifier):
 
     Args:
         mixer: the attention, from `flowformer.nn.MIXERS`.
-        mixer_options: its options; None means as published.
+        mixer_options: the attention's options; None means as published.
         dim: width of the hidden states.
         num_heads: attention heads.
         num_layers: encoder layers.
@@ -88,19 +88,19 @@ class FlowformerClassifier(BaseClassifier):
             fit and, where they are of unequal lengths, a quarter more. Series to predict may not be
             longer, unless pooling is "mean" and positions are "sinusoidal" (with padding "masked"
             and a mixer of any length, as "flow").
-        missing: what to do with missing values (NaN): "error", "interpolate" or "mean".
+        missing: the handling of missing values (NaN): "error", "interpolate" or "mean".
         device: "auto" (a GPU when there is one), "cpu", "gpu" or "mps".
         verbose: show a progress bar in fit.
         random_state: int, `numpy.random.RandomState` or None, as everywhere in scikit-learn.
 
     Attributes:
         classes_: the class labels, sorted.
-        n_classes_: their number.
+        n_classes_: number of classes.
         model_: the fitted `TimeSeriesClassifier`, on the CPU and in evaluation mode.
-        preprocessing_: what was fitted on the training series.
+        preprocessing_: the preprocessing fitted on the training series.
         max_length_: time steps that the model has room for.
         best_epoch_: the epoch, counted from 1, whose weights were kept.
-        validation_accuracy_: of that epoch; None when no part was set aside.
+        validation_accuracy_: accuracy of that epoch; None when no part was set aside.
 
     Raises:
         ValueError: in fit, a parameter out of range, too few series of a class to set a part
@@ -202,7 +202,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def load(cls, path: str | Path) -> "FlowformerClassifier":
-        """Read back what `save` wrote. No code in the file is run: it holds numbers and JSON.
+        """Read an estimator that `save` wrote. No code in it is run: it holds numbers and JSON.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -248,7 +248,7 @@ class FlowformerClassifier(BaseClassifier):
         return estimator
 
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
-        """aeon's own, after our look at arrays: here it is said what was expected in their place.
+        """Do as aeon does, after our look at arrays, which says what is expected in their place.
 
         Data frames are aeon's alone.
         """

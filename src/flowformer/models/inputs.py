@@ -1,7 +1,7 @@
 """The checks of the tokens and labels that models are given, and the last real token of a row.
 
-Values are looked at on the CPU only, where nothing waits for them, and not where there are none to
-see: while a graph is recorded, and under transforms. Elsewhere PyTorch itself refuses them.
+Values are looked at on the CPU only, where nothing waits for them, and not where there are none
+to see: while a graph is recorded, and under transforms. Elsewhere PyTorch itself refuses them.
 """
 
 import torch
@@ -22,7 +22,7 @@ def check_range(
     Args:
         name: the noun for a value, in the message.
         given: the values.
-        count: how many there may be.
+        count: the number of values.
         of: the noun for all of them, in the message.
         also: one more value that may stand there.
 
@@ -88,9 +88,9 @@ def check_mask(
 
     Args:
         mask: the mask; None for none.
-        expected: its shape.
-        of: what it says of, in the message: a token, a place, a step.
-        name: its name, in the message.
+        expected: the shape that it must have.
+        of: the noun for a place that it masks: token, place or step.
+        name: the mask's name, in the message.
 
     Raises:
         ValueError: the message names both.

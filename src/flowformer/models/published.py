@@ -1,7 +1,7 @@
 """Published parameters under the names here: read safely, renamed, and checked all at once.
 
 A model's `load_published_state_dict` takes them from here. Of each parameter the name that it had
-is kept, so that a message names what stands in the file.
+is kept, so that a message names the file's own.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def read_checkpoint(
 
     Args:
         path: the checkpoint.
-        what: who wrote it, for the message.
+        what: the writer of the checkpoint, for the message.
         entry: where the parameters are; None where they are all that the file holds.
 
     Raises:
@@ -76,7 +76,7 @@ def matched(own: Mapping[str, Tensor], given: Renamed, *, what: str) -> dict[str
     Args:
         own: the model's state dict.
         given: the parameters under the model's names, each with the name that it had (`rename`).
-        what: what they should have been, for the message.
+        what: the model whose parameters are expected, for the message.
 
     Raises:
         ValueError: parameters are missing, left over, or of another shape; all are listed.
@@ -186,7 +186,7 @@ def rename_fairseq(state_dict: Mapping[str, Tensor]) -> Renamed:
 
 
 def convert_fairseq_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `rename_fairseq` does, without the names in the file."""
+    """Return the parameters as `rename_fairseq` does, without the names in the file."""
     return {name: value for name, (_, value) in rename_fairseq(state_dict).items()}
 
 
@@ -219,7 +219,7 @@ def rename_images(state_dict: Mapping[str, Tensor], *, stages: int) -> Renamed:
 
     Args:
         state_dict: the parameters; entries that a counter of FLOPs left there are passed over.
-        stages: of the model; with one, `patch_embed` and `blocks` are no lists of stages.
+        stages: the model's stages; with one, `patch_embed` and `blocks` are no lists of stages.
     """
     given = {
         # The first two are the same for all images of a batch.
@@ -253,9 +253,9 @@ _TRAJECTORIES = (
     (".mlp.c_proj.", ".linear2."),
 )
 
-# Heads that no loss ever reached, and an embedding of tokens of which there are none.
+# Heads that no loss ever reached, and an embedding that no token ever used.
 _UNUSED = ("predict_state.", "predict_return.", "transformer.wte.")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, and what stands outside of it
+_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, and the value outside of it
 _TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 

@@ -122,7 +122,7 @@ def sinusoids(
     fairseq computes the angles in float32, which is off by some 1e-5 at place 500.
 
     Args:
-        places: from 0.
+        places: the places, from 0.
         dim: number of features; where it is odd, the layout of Vaswani et al. loses the last
             cosine, and that of fairseq ends with a zero.
         kind: "sinusoidal" or "sinusoidal-fairseq".

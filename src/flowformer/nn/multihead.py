@@ -52,7 +52,7 @@ class MultiheadAttention(nn.Module):
         vdim: width of the values. Default embed_dim.
         batch_first: tensors are [b, t, e], not [t, b, e].
         device: where the parameters are created.
-        dtype: their dtype.
+        dtype: dtype of the parameters.
         mixer: a key of `flowformer.nn.mixers.ATTENTIONS`.
         role: "self" (query and key are one sequence), "cross" (they are two) or "decoder-cross"
             (they are two, and no output may depend on another query, as in an autoregressive

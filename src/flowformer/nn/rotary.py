@@ -36,7 +36,7 @@ def rotation(
     Args:
         places: the place of each token, from 0; b may be 1 where all rows are alike.
         head_dim: width of a head.
-        dtype: of the result; float32 or float64.
+        dtype: dtype of the result, float32 or float64.
         base: the slowest pair turns by about 1 / base per token.
 
     Raises:

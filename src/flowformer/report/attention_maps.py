@@ -1,4 +1,4 @@
-"""Pictures of what an image model attends to: each layer and head over the image itself.
+"""Pictures of an image model's attention: each layer and head over the image itself.
 
 Shown is what the attention does and nothing else: neither the residual connections nor the output
 projections, so no picture here explains a prediction.
@@ -68,15 +68,15 @@ class LayerMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPicture:
-    """One image, and what every layer of one model attends to in it.
+    """One image, and the attention of every layer of one model to it.
 
     Attributes:
-        image: what the model was given, as colours.
-        name: of the image.
-        model: what to call the model, such as its mixer.
+        image: the image that the model was given, as colours.
+        name: name of the image.
+        model: a name for the model, such as its mixer.
         sink: the pixel (row, column) whose token receives; None for the class token.
-        layers: from the first to the last.
-        verdict: what the model takes the image for, if it is to be told.
+        layers: the layers from the first to the last.
+        verdict: the class that the model predicts, if it is to be told.
     """
 
     image: UInt8[np.ndarray, "height width 3"]

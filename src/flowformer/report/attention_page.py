@@ -1,4 +1,4 @@
-"""The pictures of what image models attend to: PNG files, and one page that has them inside."""
+"""The pictures of image models' attention: PNG files, and one page that has them inside."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -35,7 +35,7 @@ MOST_COUNTS = 30  # with more classes than this, a count no longer fits into its
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFlowMap:
-    """What Flow-Attention did with one series, without its padding.
+    """The flows of Flow-Attention in one series, without its padding.
 
     `source_competition` is c_j, how much of an even share (1.0) source j won; `sink_allocation` is
     a_i in (0, 1), how far sink i is opened (docs/math.md).
@@ -90,7 +90,7 @@ def learning_curves(
             of `over`.
         kept: the value of that column whose weights were kept.
         over: epoch or step.
-        held_out: what the validation columns were measured on, for the legend.
+        held_out: the data of the validation columns, for the legend.
         target: an accuracy to draw as a line, such as the paper's.
     """
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")

@@ -1,4 +1,4 @@
-"""The report of a language model's run: its figures, curves, and samples of what it writes."""
+"""The report of a language model's run: its figures, curves, and samples of its texts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,12 +37,12 @@ def write_language_report(
     """Write FOLDER/index.html, one file that stands alone.
 
     Args:
-        folder: of the report.
-        measure: what the run is measured by.
-        result: what result.json holds.
-        config: what config.json holds of the configuration.
+        folder: the report's folder.
+        measure: the measure of the run.
+        result: the content of result.json.
+        config: the configuration in config.json.
         history: the columns of metrics.csv.
-        samples: prompts, and what the model made of each.
+        samples: prompts, and the model's continuation of each.
 
     Returns:
         The page.

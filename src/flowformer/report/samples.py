@@ -1,4 +1,4 @@
-"""Pictures of a data set on one sheet, each with what it is."""
+"""Pictures of a data set on one sheet, each with its label."""
 
 import math
 from collections.abc import Sequence

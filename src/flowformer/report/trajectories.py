@@ -36,9 +36,9 @@ def write_decision_report(
     """Write FOLDER/index.html, one file that stands alone.
 
     Args:
-        folder: of the report.
-        result: what result.json holds.
-        record: what config.json holds.
+        folder: the report's folder.
+        result: the content of result.json.
+        record: the content of config.json.
         history: the columns of metrics.csv.
 
     Returns:
@@ -83,7 +83,7 @@ def returns_figure(
     """Draw returns over target returns, a line a method.
 
     Args:
-        outcomes: of each method, with target, mean and std.
+        outcomes: the outcomes of each method, with target, mean and std.
         behaviour: worst, mean and best return of the data.
     """
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")

@@ -16,7 +16,7 @@ Form = Literal["streaming", "windowed"]
 
 @runtime_checkable
 class DecisionModel(Protocol):
-    """What is asked of a model: an `nn.Module` with this call and, to stream, this step.
+    """The interface of a decision model: an `nn.Module` with this call and, to stream, this step.
 
     `model(returns_to_go, observations, actions, timesteps, mask)` returns an output whose `actions`
     are [b, t, dims], or logits [b, t, n] of discrete ones, and `model.step` the same of one step
@@ -65,8 +65,8 @@ class StreamingPolicy:
         """Return the next action of each episode, as the environment takes it.
 
         Args:
-            observations: what the action answers.
-            returns_to_go: what is still to be collected, unscaled.
+            observations: the observations that the action answers.
+            returns_to_go: the returns still to be collected, unscaled.
 
         Raises:
             ValueError: the model gave NaN or inf.
@@ -145,8 +145,8 @@ def make_policy(
     """Return the policy of that form.
 
     Args:
-        model: in evaluation mode.
-        preprocessing: as in its training.
+        model: the model, in evaluation mode.
+        preprocessing: the preprocessing of its training.
         form: "streaming", or "windowed" as published.
         context: steps that the windowed form reads; None for the other.
 

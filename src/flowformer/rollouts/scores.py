@@ -1,4 +1,4 @@
-"""What rollouts are worth: returns at several targets, over episodes and seeds, and scores."""
+"""The scores of rollouts: returns at several targets, over episodes and seeds, and scores."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ class ReturnSummary:
     """The returns at one target.
 
     Attributes:
-        target_return: that the model was asked for.
-        form: in which it acted; scores of different forms are not the same measurement.
+        target_return: the return that the model was asked for.
+        form: the form in which it acted; scores of different forms are not the same measurement.
         context: steps that it read in the windowed form.
         seeds: number of seeds, each as many episodes, of one model or of several.
-        episodes: of all seeds together.
-        mean: of all episodes.
+        episodes: number of episodes of all seeds.
+        mean: mean return of all episodes.
         episode_std: over all episodes.
-        seed_std: of the means of the seeds, of a sample (n - 1); None of one seed.
+        seed_std: sample deviation (n - 1) of the seeds' means; None for one seed.
         length: mean steps of an episode.
         terminated: part of the episodes that the environment ended.
         score: 100 · (mean - random) / (expert - random) (Fu et al. 2020); None without references.
@@ -93,7 +93,7 @@ def summarize_returns(
     """Mean and spread of rollouts at one target, one for each seed.
 
     Args:
-        rollouts: of one model with several seeds, or of models of several seeds.
+        rollouts: the rollouts of one model with several seeds, or of models of several seeds.
         references: the returns of a random and of an expert policy.
 
     Raises:
@@ -139,8 +139,8 @@ def check_target(target_return: float, data_returns: Float[np.ndarray, " episode
     the worst.
 
     Args:
-        target_return: what the model is asked for.
-        data_returns: of the episodes that it was trained on.
+        target_return: the return that the model is asked for.
+        data_returns: returns of the episodes that it was trained on.
     """
     worst, best = float(data_returns.min()), float(data_returns.max())
     if worst <= target_return <= best + _FAR * abs(best):

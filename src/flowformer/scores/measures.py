@@ -1,4 +1,4 @@
-"""What methods are ranked by. No NumPy here: recipes and the command line start at once."""
+"""The measures that rank methods. No NumPy here: recipes and the command line start at once."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ _LARGE = 1e6  # above, digits after the point say nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What the methods of a comparison are ranked by.
+    """A measure by which the methods of a comparison are ranked.
 
     Attributes:
-        name: in words.
-        unit: how a figure is written: % for a fraction shown in percent, or nothing.
+        name: the measure in words.
+        unit: the unit of a figure: % for a fraction shown in percent, or nothing.
         digits: after the point.
         higher_is_better: whether more is better.
-        column: of metrics.csv, the same on the held-out part after each epoch.
+        column: its column of metrics.csv, measured on the held-out part after each epoch.
         over: column of metrics.csv that curves are drawn over.
     """
 

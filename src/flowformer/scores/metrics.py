@@ -107,7 +107,7 @@ def top5_accuracy(
     """Return the fraction with the label among the five likeliest classes; None of five or fewer.
 
     Args:
-        probabilities: of each class.
+        probabilities: the probabilities of each class.
         labels: indices of the classes.
     """
     classes = np.arange(probabilities.shape[1])

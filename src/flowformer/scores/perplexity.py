@@ -88,12 +88,12 @@ def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
             `loss` is the mean over the targets that are not -100.
         tokens: the text.
         length: the most tokens that a window reads.
-        context_window: how many of them are context.
+        context_window: the number of them that are context.
         batch_size: windows that are read at once.
         start_id: a token that stands before the text, so that its first token is scored too
             (fairseq: the end-of-line token). None: the first token is context only.
         words: the number of words of the scored text.
-        characters: its number of characters.
+        characters: the text's number of characters.
         progress: called with the scored and all tokens after each batch.
 
     Raises:

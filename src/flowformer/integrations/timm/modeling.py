@@ -26,9 +26,9 @@ class FlowformerImageModel(nn.Module):
         drop_rate: dropout of the configuration; None leaves it as it is there.
         drop_path_rate: drop_path of the configuration; None leaves it as it is there.
         mixer: name of another attention than that of the configuration.
-        mixer_options: its options.
+        mixer_options: the options of that attention.
         device: where the parameters stand.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(  # noqa: PLR0913 - timm's keywords
@@ -49,7 +49,7 @@ class FlowformerImageModel(nn.Module):
         """Create the model.
 
         Raises:
-            ValueError: what `VisionClassifier` raises, or another pooling than the architecture's.
+            ValueError: as `VisionClassifier` does, or another pooling than the architecture's.
         """
         super().__init__()
         changes: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class FlowformerImageModel(nn.Module):
         """Pool the features and classify them.
 
         Args:
-            x: what `forward_features` returned.
+            x: the features of `forward_features`.
             pre_logits: stop before the classifier.
 
         Raises:
@@ -115,7 +115,7 @@ class FlowformerImageModel(nn.Module):
 
         Args:
             x: the images.
-            indices: which maps; an int for the last ones, None for all.
+            indices: the maps wanted; an int for the last ones, None for all.
             norm: apply the last layer norm to maps that are as wide as it.
             stop_early: compute nothing after the last of them.
             output_fmt: "NCHW".
@@ -141,10 +141,10 @@ class FlowformerImageModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what comes after the last of these feature maps; return their indices.
+        """Remove all layers after the last of these feature maps; return their indices.
 
         Args:
-            indices: which maps; an int for the last ones.
+            indices: the maps to keep; an int for the last ones.
             prune_norm: remove the last layer norm too.
             prune_head: remove the head and the pooling too.
         """
@@ -189,7 +189,7 @@ class FlowformerImageModel(nn.Module):
         self.model.resize(img_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the blocks anew in the backward pass rather than keep what they hold."""
+        """Compute the blocks anew in the backward pass rather than keep their activations."""
         self.model.checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

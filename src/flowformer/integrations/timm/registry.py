@@ -1,7 +1,7 @@
-"""The names under which timm makes the models, and what it is told about their data.
+"""The names under which timm makes the models, and the data that it is told of.
 
 No parameters are published to download; a checkpoint of the published training, the weights of a
-run of `flowformer train` and what a model made here saved are read with
+run of `flowformer train` and those that a model made here saved are read with
 `pretrained=True, pretrained_cfg_overlay={"file": PATH}`.
 """
 

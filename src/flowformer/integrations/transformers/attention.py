@@ -21,11 +21,11 @@ def register_attention(name: str = "flow", **options: Any) -> None:
     weights are returned.
 
     Args:
-        name: what to call it.
-        options: those of `flowformer.nn.mixers.flow.FlowAttention`: feature_map, clamp, eps, …
+        name: the implementation's name.
+        options: options of `flowformer.nn.mixers.flow.FlowAttention`: feature_map, clamp, eps, …
 
     Raises:
-        ValueError: an option is none of its choices or out of its range.
+        ValueError: an option outside its choices or its range.
     """
     register(name, FlowAttention(**options))
 

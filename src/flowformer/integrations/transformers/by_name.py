@@ -1,4 +1,4 @@
-"""What transformers has no hook for: who may take our attention by name, and that it is kept.
+"""Where transformers has no hook: who may take our attention by name, and that it is kept.
 
 Three methods of `PreTrainedModel` are wrapped when this package is imported. A model that computes
 its attention itself is refused when it chooses ours. One that takes ours writes so into its
@@ -29,7 +29,7 @@ from flowformer.nn.replace.transformers_owner import claim, own_modules, uses_in
 
 KEY = "flowformer_attention"  # in a configuration and in a state dict
 
-ATTENTIONS: dict[str, FlowAttention] = {}  # what was registered, by its name
+ATTENTIONS: dict[str, FlowAttention] = {}  # those registered, by name
 
 
 def register(name: str, attention: FlowAttention) -> None:
@@ -163,7 +163,7 @@ def _adopt(model: PreTrainedModel) -> None:
 
 
 def _write(config: PreTrainedConfig, name: str) -> None:
-    """Write into a configuration what `from_pretrained` is to choose.
+    """Write into a configuration the choice for `from_pretrained`.
 
     transformers itself reads attn_implementation, of which it saves nothing.
     """

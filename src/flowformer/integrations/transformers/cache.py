@@ -19,7 +19,7 @@ from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 
 class FlowformerCache(Cache):
-    """What the model carries from call to call: `LanguageState`, instead of keys and values.
+    """The state that the model carries from call to call: `LanguageState`, not keys and values.
 
     Of constant size for flow and its linear kin, whatever the number of tokens. A new one is empty;
     the model fills it in place. Its rows are reordered, repeated and selected (beam search, several

@@ -99,7 +99,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
 
         Args:
             model: the model.
-            tokenizer: of transformers; the model then knows its special tokens.
+            tokenizer: a tokenizer of transformers; the model then knows its special tokens.
         """
         names = ("pad_token_id", "bos_token_id", "eos_token_id")
         config = FlowformerConfig.from_language_model_config(
@@ -145,9 +145,9 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: see `FlowformerModel.forward`, here and for the next three.
-            attention_mask: likewise.
-            cache: likewise.
-            inputs_embeds: likewise.
+            attention_mask: see there too.
+            cache: see there too.
+            inputs_embeds: see there too.
             labels: the tokens again [b, t], shifted here; -100 counts for nothing, nor does what a
                 padded place would predict, or a document's end of the next one's first token.
             use_cache: see `FlowformerModel.forward`.

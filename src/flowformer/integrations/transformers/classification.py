@@ -56,10 +56,10 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
 
         Args:
             input_ids: see `FlowformerModel.forward`, here and for the next three.
-            attention_mask: likewise. Without one, tokens after the last that is not pad_token_id
-                are padding (and where there is no pad_token_id, none are).
-            cache: likewise.
-            inputs_embeds: likewise.
+            attention_mask: real tokens. Without one, tokens after the last that is not
+                pad_token_id are padding (and where there is no pad_token_id, none are).
+            cache: see there too.
+            inputs_embeds: see there too.
             labels: classes [b] (-100 counts for nothing), or values [b] or [b, num_labels], as
                 problem_type has it (or, where it is None, as transformers guesses it).
             use_cache: see `FlowformerModel.forward`.
@@ -95,7 +95,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         )
 
     def _check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are none of the classes, if classes they are."""
+        """Refuse labels outside the classes, where labels are classes."""
         kind = self.config.problem_type
         if kind is None and self.num_labels > 1 and labels.dtype in (torch.int64, torch.int32):
             kind = "single_label_classification"

@@ -10,7 +10,7 @@ from flowformer.models.language.config import LanguageModelConfig
 from flowformer.nn import MIXERS
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
-# What transformers calls the settings for which it has a name.
+# The names of transformers for settings, where it has one.
 _NAMES = {
     "dim": "hidden_size",
     "num_heads": "num_attention_heads",
@@ -131,7 +131,7 @@ class FlowformerConfig(PreTrainedConfig):
         Args:
             config: ours.
             vocab_size: number of tokens.
-            others: what ours has not: the special tokens, num_labels, …
+            others: settings that ours has not: the special tokens, num_labels, …
         """
         settings = {
             _NAMES.get(field.name, field.name): getattr(config, field.name)

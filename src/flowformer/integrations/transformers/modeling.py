@@ -28,7 +28,7 @@ from flowformer.nn.replace.transformers_owner import check_values, document_offs
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):
-    """What the models have in common: their configuration, and how parameters are drawn."""
+    """The base of the models: their configuration, and how parameters are drawn."""
 
     config: FlowformerConfig
     config_class = FlowformerConfig
@@ -55,7 +55,7 @@ class FlowformerPreTrainedModel(PreTrainedModel):
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def initialize_weights(self) -> None:
-        """Draw what was neither drawn nor loaded so far."""
+        """Draw the parameters that were neither drawn nor loaded so far."""
         for module in self.modules():
             if isinstance(module, LanguageModel):
                 _draw_missing(module)
@@ -63,7 +63,7 @@ class FlowformerPreTrainedModel(PreTrainedModel):
 
 
 def _draw_missing(model: LanguageModel) -> None:
-    """Draw what no file gave, as the constructor does: each mixer has rules of its own."""
+    """Draw the parameters that no file gave, as the constructor does: mixers have their rules."""
     if _is_drawn(model):
         return
     for module in model.modules():
@@ -98,7 +98,7 @@ def _mark_as_drawn(model: LanguageModel) -> None:
 
 
 class FlowformerModel(FlowformerPreTrainedModel):
-    """The blocks and what is below them: hidden states, without an output layer.
+    """The model up to its last block: hidden states, without an output layer.
 
     Args:
         config: the configuration.
@@ -265,7 +265,7 @@ def new_tokens(
     """Return the mask of the real ones among the new tokens.
 
     Args:
-        attention_mask: of the new tokens, or of all tokens so far.
+        attention_mask: the mask of the new tokens, or of all tokens so far.
         length: number of new tokens.
         past: number of tokens before them.
         rows: number of sequences, where it is to be checked.

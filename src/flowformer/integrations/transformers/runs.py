@@ -18,8 +18,8 @@ def convert_run(
 ) -> tuple[FlowformerForCausalLM, PreTrainedTokenizerFast | None]:
     """Return the model and the tokenizer of a run of `flowformer train`; no code in it runs.
 
-    `save_pretrained(folder)` of both, into one folder, is what `from_pretrained` and `pipeline`
-    read and what `push_to_hub` publishes.
+    `save_pretrained(folder)` of both, into one folder, serves `from_pretrained` and `pipeline`, and
+    `push_to_hub` publishes it.
 
     Returns:
         The model, in evaluation mode, and the tokenizer; None of a model of sums.

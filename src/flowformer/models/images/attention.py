@@ -48,7 +48,7 @@ def layer_attentions(
 
     Raises:
         ValueError: the model is in training, the pixel is outside the images, there is no class
-            token, or what `model` itself raises.
+            token, or an error of the model itself.
         NotImplementedError: the mixer's output is not linear in its values.
     """
     if model.training:

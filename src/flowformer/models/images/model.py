@@ -121,7 +121,7 @@ class VisionClassifier(nn.Module):
 
         Raises:
             ValueError: other channels than at construction, a side that is no multiple of the
-                stride, or labels that are none of the classes.
+                stride, or labels outside the classes.
         """
         logits = self.head(self.pool(self.forward_features(images)))
         return classified(logits, labels, soft=True)

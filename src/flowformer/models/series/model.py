@@ -28,7 +28,7 @@ SLOPE = 0.01  # of the leaky ReLU
 
 
 class SeriesClassifier(nn.Module, ABC):
-    """What the classifiers of series share: their sizes, their call and its checks.
+    """The base of the classifiers of series: their sizes, their call and its checks.
 
     Args:
         config: the architecture.
@@ -66,7 +66,7 @@ class SeriesClassifier(nn.Module, ABC):
 
         Raises:
             ValueError: other channels than at construction, a series longer than length_limit, or
-                labels that are none of the classes.
+                labels outside the classes.
         """
         return classified(self._logits(inputs, attention_mask), labels)
 
@@ -300,7 +300,7 @@ class DilatedBlock(nn.Module):
     Args:
         inputs: channels that it reads.
         outputs: channels that it gives.
-        dilation: of both convolutions.
+        dilation: the dilation of both convolutions.
     """
 
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:

@@ -169,8 +169,8 @@ class DecisionTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "b out"], DecisionState]:
         """Predict the action of one more step, at a cost that only a growing state lets grow.
 
-        Reads the action of the step before, then this step's return-to-go and observation: what
-        `forward` gives for the whole episode.
+        Reads the action of the step before, then this step's return-to-go and observation. The
+        results are those of `forward` for the whole episode.
 
         Args:
             returns_to_go: see `forward`, here and for the observations.
@@ -320,11 +320,11 @@ class BehaviourCloning(nn.Module):
         self,
         returns_to_go: Float[Tensor, "b t"],  # noqa: ARG002 - the call of a DecisionTransformer
         observations: Float[Tensor, "b t o"],
-        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],  # noqa: ARG002 - likewise
+        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],  # noqa: ARG002 - as above
         timesteps: Int[Tensor, "b t"],
         mask: Bool[Tensor, "b t"] | None = None,
         *,
-        past_states: DecisionState | None = None,  # noqa: ARG002 - likewise
+        past_states: DecisionState | None = None,  # noqa: ARG002 - as above
         use_cache: bool = False,
     ) -> DecisionOutput:
         """Predict the action of each step; see `DecisionTransformer.forward`."""
@@ -340,7 +340,7 @@ class BehaviourCloning(nn.Module):
         observations: Float[Tensor, "b o"],
         previous_actions: Float[Tensor, "b a"] | Int[Tensor, " b"] | None,  # noqa: ARG002
         timesteps: Int[Tensor, " b"],
-        states: DecisionState | None,  # noqa: ARG002 - likewise
+        states: DecisionState | None,  # noqa: ARG002 - as above
     ) -> tuple[Float[Tensor, "b out"], DecisionState]:
         """Predict the action of one more step; see `DecisionTransformer.step`."""
         expected = (*timesteps.shape, self.observation_dim)

@@ -47,7 +47,7 @@ def replace_attention(
         options: keywords of its attention (`clamp=None`; `max_length=197` for linformer).
         predicate: called with the name and module of each attention found; False leaves it alone.
         role: called likewise, returns "self", "cross" or "decoder-cross" (see
-            `flowformer.nn.MultiheadAttention`), or None for what is said above.
+            `flowformer.nn.MultiheadAttention`), or None for the choice above.
 
     Returns:
         The names of the modules exchanged. Others whose class is one of attention are named in a
@@ -93,7 +93,7 @@ def replace_attention(
 
 
 class _Kind(NamedTuple):
-    """What is done with attentions of one library.
+    """The way to exchange attentions of one library.
 
     Attributes:
         build: makes the attention of a mixer, with its options, for the module.
@@ -111,7 +111,7 @@ class _Found(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is to become of one module; `guessed`: nobody said its role."""
+    """The exchange of one module; `guessed`: nobody told its role."""
 
     names: list[str]
     module: nn.Module

@@ -1,4 +1,4 @@
-"""The two functions of transformers' attention interface: what makes its masks, and what attends.
+"""The two functions of transformers' attention interface: one makes its masks, one attends.
 
 Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tensor, so that a model
 that computes its attention itself fails instead of losing its causal order.
@@ -24,7 +24,7 @@ _NO_TENSOR = (
 
 
 class AttentionMask(NamedTuple):
-    """What `padding_mask` hands to `attend`, by way of the model.
+    """The mask that `padding_mask` hands to `attend`, by way of the model.
 
     Attributes:
         causal: no token sees a later one.
@@ -122,7 +122,7 @@ _STAYS_SOFTMAX = (
     "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
     "options={{'independent_sinks': True}}"
 )
-# What a module may hand over and no mixer has.
+# Arguments that a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
 
