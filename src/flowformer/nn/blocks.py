@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.projected import Mixer
-from flowformer.nn.rotary import Rotation
+from flowformer.nn.positions import Rotation
 from flowformer.ops.features import check_eps
 
 Norm = Literal["pre", "post"]

@@ -1,17 +1,18 @@
-"""Figures of a classification run: arrays in, matplotlib `Figure` out.
+"""Figures of a run and its data: arrays in, matplotlib `Figure` out.
 
 Every figure uses the object interface only, so that nothing here touches pyplot's global state and
 figures can be drawn in any thread. Colours are told apart by readers with any colour vision: lines
 take the palette of M. Okabe and K. Ito (Color Universal Design, 2008), maps differ in lightness.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 try:
     from matplotlib import colormaps
@@ -30,6 +31,7 @@ except ImportError as error:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5f6368"
 PNG_DPI = 200
 MOST_LINES = 16  # more channels than this are drawn as a heat map: lines would cover each other
+SAMPLE_INCHES = 1.6  # of a picture on a contact sheet
 MOST_COUNTS = 30  # with more classes than this, a count no longer fits into its cell
 
 
@@ -317,6 +319,29 @@ def colour_bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
     return bar
+
+
+def contact_sheet(pictures: UInt8[np.ndarray, "n h w"], captions: Sequence[str]) -> Figure:
+    """Draw grey pictures in rows, black at 0, with a caption under each.
+
+    Raises:
+        ValueError: there are no pictures, or not as many captions.
+    """
+    if len(pictures) != len(captions) or not captions:
+        raise ValueError(f"expected a caption a picture, got {len(pictures)} and {len(captions)}")
+    columns = math.ceil(math.sqrt(len(captions)))
+    rows = math.ceil(len(captions) / columns)
+    figure = Figure(
+        figsize=(SAMPLE_INCHES * columns, 1.2 * SAMPLE_INCHES * rows), layout="constrained"
+    )
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_xlabel(caption, fontsize=7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(GREY)
+    return figure
 
 
 def plain(axes: Axes, title: str) -> None:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
-from flowformer.integrations.transformers.by_name import ATTENTIONS
+from flowformer.integrations.transformers.attention import ATTENTIONS
 from flowformer.integrations.transformers.cache import (
     CACHE,
     FlowformerCache,
