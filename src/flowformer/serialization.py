@@ -44,6 +44,13 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
     Raises:
         ValueError: an unknown or missing key, a value of the wrong type, or one that the dataclass
             refuses; the message names the place by its dotted path.
+
+    Examples:
+        >>> from flowformer.models import LanguageModelConfig
+        >>> from flowformer.serialization import from_plain, to_plain
+        >>> plain = to_plain(LanguageModelConfig(dim=64))
+        >>> from_plain(LanguageModelConfig, plain).dim
+        64
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or kind.__name__} must be a mapping, got {values!r}")

@@ -75,6 +75,17 @@ def generate(  # noqa: PLR0913 - the keywords of transformers' generate
             padded elsewhere, outside the vocabulary or longer than the model can read, or the
             model's logits are NaN. All but the last before the first token.
         NotImplementedError: use_cache=True with a mixer that has no state.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.generation.generate import generate
+        >>> from flowformer.models import LanguageModel, LanguageModelConfig
+        >>> config = LanguageModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
+        >>> model = LanguageModel(config, vocab_size=100)
+        >>> prompt = torch.randint(100, (1, 8))
+        >>> generated = generate(model, prompt, max_new_tokens=5, do_sample=True, seed=0)
+        >>> generated.sequences.shape
+        torch.Size([1, 13])
     """
     sampling = Sampling(
         do_sample=do_sample,

@@ -95,6 +95,13 @@ def chunked_cross_entropy(
     Raises:
         ValueError: chunk is not positive.
         RuntimeError: in a backward pass with create_graph=True.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models.cross_entropy import chunked_cross_entropy
+        >>> hidden, weight = torch.randn(2, 50, 16), torch.randn(1000, 16)
+        >>> chunked_cross_entropy(hidden, weight, torch.randint(1000, (2, 50)), chunk=32).shape
+        torch.Size([])
     """
     if chunk is None:
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])

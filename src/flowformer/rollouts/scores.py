@@ -61,11 +61,38 @@ def evaluate_returns(
 ) -> tuple[Rollouts, ...]:
     """Let a model act at each target with each seed, the targets first.
 
-    Every target meets the same episodes. See `rollout` for the arguments and what raises, and
+    Every target meets the same episodes. See `rollout` for the arguments and the errors, and
     `check_target` for targets that the data does not support.
 
     Raises:
         ValueError: there is no target or no seed, or one of them twice.
+
+    Examples:
+        >>> import gymnasium
+        >>> import numpy as np
+        >>> from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+        >>> from flowformer.data.trajectories.records import Space
+        >>> from flowformer.models import DecisionModelConfig, DecisionTransformer
+        >>> from flowformer.rollouts.rollouts import RolloutSettings
+        >>> from flowformer.rollouts.scores import evaluate_returns, summarize_returns
+        >>> config = DecisionModelConfig(dim=16, num_layers=1, num_heads=2)
+        >>> model = DecisionTransformer(config, observation_dim=3, action_dim=1)
+        >>> preprocessing = DecisionPreprocessing(
+        ...     state_mean=np.zeros(3),
+        ...     state_std=np.ones(3),
+        ...     return_scale=1000.0,
+        ...     action_space=Space(shape=(1,), low=-2.0, high=2.0),
+        ... )
+        >>> played = evaluate_returns(
+        ...     model,
+        ...     lambda: gymnasium.make("Pendulum-v1", max_episode_steps=10),
+        ...     targets=[-200.0],
+        ...     seeds=[0, 1],
+        ...     episodes=2,
+        ...     settings=RolloutSettings(preprocessing=preprocessing),
+        ... )
+        >>> summarize_returns(played).episodes
+        4
     """
     for name, given in (("targets", targets), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
@@ -90,7 +117,7 @@ def evaluate_returns(
 def summarize_returns(
     rollouts: Sequence[Rollouts], *, references: References | None = None
 ) -> ReturnSummary:
-    """Mean and spread of rollouts at one target, one for each seed.
+    """Return mean and spread of rollouts at one target, one for each seed.
 
     Args:
         rollouts: the rollouts of one model with several seeds, or of models of several seeds.

@@ -73,6 +73,14 @@ def classification_metrics(
 
     Raises:
         ValueError: no cases, or an index outside `classes`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flowformer.scores.metrics import classification_metrics
+        >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+        >>> metrics = classification_metrics(labels, predicted, ["sit", "walk"])
+        >>> metrics.accuracy, metrics.per_class[1].recall
+        (0.75, 1.0)
     """
     if len(labels) == 0:
         raise ValueError("predictions must hold at least one case, got none")

@@ -53,7 +53,17 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def flowformer_hierarchical(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Create the Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters."""
+    """Create the Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters.
+
+    Examples:
+        >>> import timm
+        >>> import flowformer.integrations.timm
+        >>> from flowformer.models import VisionModelConfig
+        >>> tiny = VisionModelConfig(dims=(16, 32), depths=(1, 1), num_heads=(2, 2))
+        >>> model = timm.create_model("flowformer_hierarchical", config=tiny, num_classes=10)
+        >>> model.num_classes
+        10
+    """
     return _create("flowformer_hierarchical", "hierarchical", pretrained, kwargs)
 
 

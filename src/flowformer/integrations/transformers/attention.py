@@ -56,8 +56,11 @@ def register_attention(name: str = "flow", **options: Any) -> None:
         ValueError: an option outside its choices or its range.
 
     Examples:
+        >>> from transformers import BertConfig, BertModel
         >>> from flowformer.integrations.transformers import register_attention
-        >>> register_attention("flow-unclamped", clamp=None)
+        >>> register_attention("flow", clamp=1.0)  # as the import does it
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = BertModel(BertConfig(**sizes, attn_implementation="flow"))
     """
     register(name, FlowAttention(**options))
 

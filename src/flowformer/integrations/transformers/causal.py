@@ -39,6 +39,14 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     Attributes:
         model: the `FlowformerModel`.
         lm_head: the output layer; its matrix is that of the embedding where they are tied.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.integrations.transformers import FlowformerConfig, FlowformerForCausalLM
+        >>> config = FlowformerConfig(vocab_size=100, dim=16, num_heads=2, num_layers=1)
+        >>> model = FlowformerForCausalLM(config).eval()
+        >>> model.generate(torch.randint(100, (1, 8)), max_new_tokens=5, do_sample=False).shape
+        torch.Size([1, 13])
     """
 
     _tied_weights_keys = {  # noqa: RUF012 - as transformers declares it

@@ -28,6 +28,16 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
     Attributes:
         model: the `FlowformerModel`.
         score: the output layer.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.integrations.transformers import (
+        ...     FlowformerConfig,
+        ...     FlowformerForSequenceClassification,
+        ... )
+        >>> config = FlowformerConfig(vocab_size=100, dim=16, num_heads=2, num_labels=3)
+        >>> FlowformerForSequenceClassification(config)(torch.randint(100, (2, 8))).logits.shape
+        torch.Size([2, 3])
     """
 
     accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides by their number

@@ -50,6 +50,15 @@ def layer_attentions(
         ValueError: the model is in training, the pixel is outside the images, there is no class
             token, or an error of the model itself.
         NotImplementedError: the mixer's output is not linear in its values.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import VisionClassifier, VisionModelConfig
+        >>> from flowformer.models.images.attention import layer_attentions
+        >>> config = VisionModelConfig(dims=(16,), depths=(2,), num_heads=(2,))
+        >>> model = VisionClassifier(config, image_size=32, num_classes=10).eval()
+        >>> [layer.grid for layer in layer_attentions(model, torch.randn(1, 3, 32, 32))]
+        [(8, 8), (8, 8)]
     """
     if model.training:
         raise ValueError("expected a model in evaluation: call model.eval(), for dropout is drawn")
