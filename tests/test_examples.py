@@ -46,3 +46,22 @@ def test_example_runs(text, request, tmp_path, monkeypatch):
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     assert runner.run(example, out=said.append).failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation.generate.generate",
+        "integrations.sklearn.FlowformerClassifier",
+        "models.images.model.VisionClassifier",
+        "models.language.model.LanguageModel",
+        "models.sequences.model.SequenceClassifier",
+        "models.series.model.TimeSeriesClassifier",
+        "models.trajectories.model.DecisionTransformer",
+        "nn.multihead.MultiheadAttention",
+        "nn.replace.__init__.replace_attention",
+        "rollouts.scores.evaluate_returns",
+    ],
+)
+def test_users_call_it_and_find_an_example(name):
+    assert name in {example.id for example in EXAMPLES}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flowformer import models
+
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 SHARED = {"files", "machine", "memory", "serialization"}  # import nothing of the package; no torch
@@ -163,3 +165,9 @@ def test_import_is_light(module, unwanted):
         check=True,
     ).stdout.split()
     assert unwanted & set(loaded) == set()
+
+
+def test_models_have_one_door():
+    assert {name for name in models.__all__ if not hasattr(models, name)} == set()
+    with pytest.raises(AttributeError, match="has no attribute 'Model'"):
+        models.__getattr__("Model")

@@ -255,6 +255,14 @@ class PairClassifier(nn.Module):
         channels: features of a place of continuous input; None for tokens.
         num_classes: number of logits.
         max_length: longest document.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import PairClassifier, SequenceModelConfig
+        >>> config = SequenceModelConfig(dim=16, num_heads=2, feedforward=32)
+        >>> model = PairClassifier(config, vocab_size=257, max_length=100)
+        >>> model(torch.randint(1, 257, (4, 100)), torch.randint(1, 257, (4, 80))).logits.shape
+        torch.Size([4, 2])
     """
 
     def __init__(

@@ -375,7 +375,14 @@ def build_classifier(
         max_length: longest series.
 
     Raises:
-        ValueError: there is no such encoder, or a setting means nothing to it.
+        ValueError: there is no such encoder, or an option that it does not have.
+
+    Examples:
+        >>> from flowformer.models import TimeSeriesModelConfig, build_classifier
+        >>> config = TimeSeriesModelConfig(encoder="lstm", dim=16)
+        >>> model = build_classifier(config, channels=3, num_classes=2, max_length=50)
+        >>> type(model).__name__
+        'LSTMClassifier'
     """
     if config.encoder not in ENCODERS:
         raise ValueError(
