@@ -22,14 +22,14 @@ LIBRARY = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn"},
-    "integrations": {"ops", "nn", "models", *SHARED},
+    "integrations": {"ops", "nn", "models", "files", "serialization"},
 }
 LABORATORY = {
     "data": {"files", "machine"},
-    "scores": {"data", "generation"},
+    "scores": {"generation"},
     "generation": set(),
     "rollouts": {"data"},
-    "report": {"ops", "data", "scores", *SHARED},
+    "report": {"scores", "files", "serialization"},
     "compare": {"data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", *BESIDE},

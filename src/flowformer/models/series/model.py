@@ -246,13 +246,7 @@ class LSTMClassifier(SeriesClassifier):
 
     It is the recurrent one of the paper's table (Hochreiter and Schmidhuber, 1997). Of the
     configuration it reads `dim` (width of the state), `num_layers` and `dropout` (between the
-    layers, and before the last).
-
-    Args:
-        config: the architecture.
-        channels: features of a time step.
-        num_classes: number of logits.
-        max_length: longest series.
+    layers, and before the last). Its arguments are those of `SeriesClassifier`.
     """
 
     def __init__(
@@ -323,13 +317,7 @@ class DilatedConvClassifier(SeriesClassifier):
     trained on the labels, as the paper compares it, and its last linear layer gives the logits. Of
     the configuration it reads `dim` (channels), `num_layers` (blocks before the last, which has
     four times the channels) and `dropout` (before the last layer). Published are 40 channels and
-    10 blocks.
-
-    Args:
-        config: the architecture.
-        channels: features of a time step.
-        num_classes: number of logits.
-        max_length: longest series.
+    10 blocks. Its arguments are those of `SeriesClassifier`.
     """
 
     def __init__(
