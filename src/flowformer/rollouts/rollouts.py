@@ -147,10 +147,9 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 class _Environments:
-    """Environments side by side, of which any may be stepped."""
+    """Environments side by side, of which any may be stepped; whoever made them closes them."""
 
     def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]]) -> None:
-        """Take them; who made them closes them."""
         self._envs = envs
 
     def reset(self, seeds: Sequence[int]) -> Float[np.ndarray, "b f"]:
