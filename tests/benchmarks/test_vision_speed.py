@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import vision_latency, vision_speed
-from benchmarks.vision_speed import CASES, Case
+from benchmarks.models import vision_latency, vision_speed
+from benchmarks.models.vision_speed import CASES, Case
 from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 
 STAGES = VisionModelConfig(patch_size=2, dims=(8, 16, 16), depths=(1, 1, 1), num_heads=(2, 2, 2))

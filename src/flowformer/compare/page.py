@@ -61,7 +61,7 @@ class CostCell:
 
 @dataclass(frozen=True, kw_only=True)
 class MixerCost:
-    """A cost measurement of `python -m benchmarks.mixer_cost`.
+    """A cost measurement of `python -m benchmarks mixer_cost`.
 
     Attributes:
         machine: the machine of the measurement.
@@ -90,7 +90,7 @@ class MixerCost:
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: expected what python -m benchmarks.mixer_cost writes, got {error!r}"
+                f"{path}: expected what python -m benchmarks mixer_cost writes, got {error!r}"
             ) from error
 
 
