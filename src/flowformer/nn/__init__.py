@@ -5,7 +5,6 @@ attentions where torch, timm and transformers have softmax.
 """
 
 from flowformer.nn.blocks import TransformerBlock, build_norm
-from flowformer.nn.embeddings import PositionalEmbedding
 from flowformer.nn.mixers import (
     MIXERS,
     BigBirdMixer,
@@ -41,8 +40,8 @@ from flowformer.nn.mixers.projected import Mixer
 from flowformer.nn.mixers.published import published_mixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.nn.multihead import MultiheadAttention
+from flowformer.nn.positions import PositionalEmbedding, Rotation, rotate, rotation
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.rotary import Rotation, rotate, rotation
 
 __all__ = [
     "MIXERS",

@@ -52,7 +52,7 @@ class MultiheadAttention(nn.Module):
         vdim: width of the values. Default embed_dim.
         batch_first: tensors are [b, t, e], not [t, b, e].
         device: where the parameters are created.
-        dtype: their dtype.
+        dtype: dtype of the parameters.
         mixer: a key of `flowformer.nn.mixers.ATTENTIONS`.
         role: "self" (query and key are one sequence), "cross" (they are two) or "decoder-cross"
             (they are two, and no output may depend on another query, as in an autoregressive
@@ -63,11 +63,11 @@ class MultiheadAttention(nn.Module):
     Examples:
         >>> import torch
         >>> from flowformer.nn import MultiheadAttention
-        >>> attention = MultiheadAttention(16, 2, batch_first=True)
-        >>> x = torch.randn(3, 10, 16)
-        >>> out, weights = attention(x, x, x)
-        >>> out.shape, weights.shape
-        (torch.Size([3, 10, 16]), torch.Size([3, 10, 10]))
+        >>> attention = MultiheadAttention(64, num_heads=4, batch_first=True)
+        >>> x = torch.randn(2, 100, 64)
+        >>> out, _ = attention(x, x, x, need_weights=False)
+        >>> out.shape
+        torch.Size([2, 100, 64])
     """
 
     in_proj_weight: Tensor
@@ -226,7 +226,7 @@ class MultiheadAttention(nn.Module):
     def _masks(
         self, real: Tensor | None, query: Tensor, key: Tensor, causal: bool
     ) -> dict[str, Any]:
-        """The mask argument of the attention: that of both sides where they are one sequence."""
+        """Return the attention's mask argument: one for both sides where they are one sequence."""
         record = self.attention.capabilities
         if self.role != "self" and not causal:
             self.attention.require("cross")
@@ -281,7 +281,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _keep_torch_from_bypassing(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
-    """A hook that does nothing: that there is one is what counts."""
+    """Return a hook that does nothing: that there is one is what counts."""
 
 
 def _say_that_it_is_cross(

@@ -51,7 +51,7 @@ def replace_attention(
         options: keywords of its attention (`clamp=None`; `max_length=197` for linformer).
         predicate: called with the name and module of each attention found; False leaves it alone.
         role: called likewise, returns "self", "cross" or "decoder-cross" (see
-            `flowformer.nn.MultiheadAttention`), or None for what is said above.
+            `flowformer.nn.MultiheadAttention`), or None for the choice above.
 
     Returns:
         The names of the modules exchanged. Others whose class is one of attention are named in a
@@ -97,7 +97,7 @@ def replace_attention(
 
 
 class _Kind(NamedTuple):
-    """What is done with attentions of one library.
+    """The way to exchange attentions of one library.
 
     Attributes:
         build: makes the attention of a mixer, with its options, for the module.
@@ -115,7 +115,7 @@ class _Found(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is to become of one module; `guessed`: nobody said its role."""
+    """The exchange of one module; `guessed`: nobody told its role."""
 
     names: list[str]
     module: nn.Module
@@ -164,7 +164,7 @@ def _like(module: nn.Module, attention: HeadAttention) -> HeadAttention:
 
 
 def _role(model: nn.Module, found: _Found) -> Role:
-    """Return what the layer around it, or failing that its widths and its name, say that it is."""
+    """Return the role that the layer around it tells, or else its widths and its name."""
     name, module, kind = found
     if kind is _TRANSFORMERS:
         return "decoder-cross" if replace_transformers.is_decoders_cross(module) else "self"
@@ -347,7 +347,7 @@ class TimmAttention(nn.Module):
 
 
 def _read_old_names(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The layer once held a mixer, with a projection for each of the three: such dicts load."""
+    """Load dicts of when the layer held a mixer, with a projection for each of the three."""
     old = f"{prefix}mixer."
     for part in ("weight", "bias"):
         names = [f"{old}{each}_projection.{part}" for each in ("query", "key", "value")]
@@ -375,7 +375,7 @@ _KNOWN = (
 
 
 def _kind(module: nn.Module) -> _Kind | None:
-    """Return how it is exchanged; None if it is no attention we know."""
+    """Return how to exchange a module; None if it is no attention that is known here."""
     kind = plain_class(type(module))
     if kind in (nn.MultiheadAttention, MultiheadAttention):  # a subclass may compute otherwise
         return _TORCH

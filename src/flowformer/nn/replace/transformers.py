@@ -79,7 +79,7 @@ def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
 
 
 def is_decoders_cross(module: Any) -> bool:
-    """Whether a supported one is cross-attention: all of those are of autoregressive decoders."""
+    """Return whether a supported attention is the cross-attention of an autoregressive decoder."""
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
 
 
@@ -186,7 +186,7 @@ def _write_calls(model: Any) -> None:
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface, with the attention that is the child.
+    """Attend as a function of transformers' interface, with the attention that is the child.
 
     Raises:
         RuntimeError: there is no child, for the model was made of the configuration of another.

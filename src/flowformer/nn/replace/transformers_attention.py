@@ -1,4 +1,4 @@
-"""The two functions of transformers' attention interface: what makes its masks, and what attends.
+"""The two functions of transformers' attention interface: one makes its masks, one attends.
 
 Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tensor, so that a model
 that computes its attention itself fails instead of losing its causal order.
@@ -23,7 +23,7 @@ _NO_TENSOR = (
 
 
 class AttentionMask(NamedTuple):
-    """What `padding_mask` hands to `attend`, by way of the model.
+    """The mask that `padding_mask` hands to `attend`, by way of the model.
 
     Attributes:
         causal: no token sees a later one.
@@ -62,7 +62,7 @@ def padding_mask(
     attention_mask: Tensor | None = None,
     **_others: Any,
 ) -> AttentionMask:
-    """The mask function of transformers' interface: what is causal, and the padding as it is.
+    """Make a mask as transformers' interface does: whether it is causal, and the padding.
 
     Raises:
         NotImplementedError: the mask is neither causal nor that of padding nor of packed sequences,
@@ -121,7 +121,7 @@ _STAYS_SOFTMAX = (
     "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
     "options={{'independent_sinks': True}}"
 )
-# What a module may hand over and no mixer has.
+# Arguments that a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
 
@@ -232,7 +232,7 @@ def _refuse_packed_context(others: dict[str, Any]) -> None:
 def _offsets(
     module: Any, mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]
 ) -> Tensor | None:
-    """Return where packed documents start, in all rows one after the other; None of padded rows."""
+    """Return the starts of packed documents, all rows joined; None for padded rows."""
     given, keys = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     rows, length = tensors[0].shape[:2]
     whole = length == tensors[1].shape[1]

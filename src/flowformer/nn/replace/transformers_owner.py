@@ -1,4 +1,4 @@
-"""What the attentions inside one model of transformers know of each other, and of its calls."""
+"""The knowledge that the attentions inside one model of transformers share, of its calls too."""
 
 import inspect
 import warnings
@@ -30,7 +30,7 @@ _RUNS_ON = (
 
 @dataclass
 class Owner:
-    """What the attentions inside one model of transformers know of each other.
+    """The knowledge that the attentions inside one model of transformers share.
 
     Attributes:
         name: the class of the model, for messages.
@@ -40,7 +40,7 @@ class Owner:
         rotary: queries and keys are rotated, and their places enter, not their distance alone.
         arguments: the names of those of its call, in their order.
         takes_more: it takes other keywords too, to hand them on.
-        told: what was said of it, once each.
+        told: the warnings given, once each.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Owner:
 
 _OWNER = "flowformer_owner"
 
-# What transformers calls the cache of a model: from 5.24 on the first, before that the second.
+# The name of a model's cache in transformers: from 5.24 on the first, before that the second.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -119,7 +119,7 @@ def _watch(
 
 
 def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
-    """Return where the documents start that positions tell of; None where nothing is packed."""
+    """Return the starts of the documents that positions tell; None where nothing is packed."""
     documents = documents_of(places)
     if documents is None or given.get("cu_seq_lens_q") is not None:
         return None
@@ -134,7 +134,7 @@ def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | No
 
 
 def own_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Return a model of transformers and what is in it, but for models of transformers inside."""
+    """Yield a model of transformers and its modules, but for models of transformers inside."""
     from transformers.modeling_utils import PreTrainedModel
 
     yield model
@@ -212,7 +212,7 @@ def _runs_on(offsets: Any, position_ids: Tensor | None) -> bool:
 
 
 def document_offsets(documents: Tensor) -> Tensor | None:
-    """Return where documents start, [documents + 1], in all rows one after the other.
+    """Return the starts of documents, [documents + 1], all rows joined.
 
     None where each row is one. In compiled code it must be one: shapes cannot depend on it.
 
@@ -259,7 +259,7 @@ def _is_true(flag: Tensor) -> bool:
 
 
 def documents_of(position_ids: Tensor | None) -> Tensor | None:
-    """The number of the document of each token, [b, t]: one starts where positions do not go on."""
+    """Return the document of each token, [b, t]: one starts where positions do not go on."""
     if position_ids is None or position_ids.ndim != 2:
         return None
     first = position_ids[:, :1] - 1
