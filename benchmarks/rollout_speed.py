@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.runner import RESULTS, pin, save
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.models.trajectories.model import DecisionTransformer

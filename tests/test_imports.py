@@ -10,19 +10,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
-SHARED = ["files", "machine", "memory", "serialization"]  # import nothing of the package; no torch
+SHARED = [
+    "files",
+    "machine",
+    "memory",
+    "names",
+    "serialization",
+]  # import nothing of the package; no torch
 CHAIN = ["ops", "nn", "models", "train", "recipes", "cli"]
 BESIDE = ["data", "scores", "generation", "rollouts", "report", "compare"]
 
 # What each part of the package may import, itself aside.
 ALLOWED = {
     "ops": set(),
-    "nn": {"ops"},
+    "nn": {"ops", "names"},
     "models": {"ops", "nn"},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
-    "recipes": {"ops", "nn", "models", "train", *BESIDE},
+    "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "cli": {*CHAIN, *BESIDE, *SHARED, "integrations"},
-    "data": {"files", "machine"},
+    "data": {"files", "machine", "names", "serialization"},
     "scores": {"data", "generation"},
     "generation": set(),
     "rollouts": {"data"},
@@ -32,6 +38,7 @@ ALLOWED = {
     "files": set(),
     "machine": set(),
     "memory": set(),
+    "names": set(),
     "serialization": set(),
     "__main__": {"cli"},
     "__init__": {*CHAIN, *BESIDE, "integrations"} - {"cli"},
@@ -97,6 +104,7 @@ def test_imports_point_one_way():
         ("flowformer.nn", HEAVY),
         ("flowformer.models.series.transformer", HEAVY),
         ("flowformer.recipes", HEAVY | {"torch"}),
+        ("flowformer.data", HEAVY | {"torch"}),
         ("flowformer.cli", HEAVY - {"tyro"} | {"torch"}),
     ],
 )

@@ -22,7 +22,7 @@ from flowformer.data import (
     as_series,
     warn_of_swapped_axes,
 )
-from flowformer.data.randomness import own_randomness
+from flowformer.data.loaders import own_randomness
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.transformer import TimeSeriesClassifier

@@ -6,7 +6,11 @@ from collections import deque
 import numpy as np
 import pytest
 
-from flowformer.data.sequences.pathfinder import generate_pathfinder
+from flowformer.data.sequences.pathfinder import (
+    generate_pathfinder,
+    read_pathfinder,
+    write_pathfinder,
+)
 from flowformer.data.sequences.pathfinder_drawing import (
     DASHES,
     GEOMETRIES,
@@ -14,7 +18,6 @@ from flowformer.data.sequences.pathfinder_drawing import (
     PathfinderCase,
     draw_case,
 )
-from flowformer.data.sequences.pathfinder_files import read_pathfinder, write_pathfinder
 from flowformer.data.sequences.records import SequenceData
 
 KINDS = [(32, "easy"), (32, "medium"), (32, "hard"), (64, "hard"), (128, "hard"), (256, "easy")]

@@ -1,23 +1,18 @@
 """Images with a class each: folders of image files, and Fashion-MNIST."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from flowformer.data.files.folders import (
-    files_below,
-    find_parts,
-    is_hidden,
-    subfolders,
-    warn_of_rest,
-)
+from flowformer.data.arrays import stratified_indices
+from flowformer.data.files import files_below, find_parts, is_hidden, subfolders, warn_of_rest
+from flowformer.data.images.fashion_mnist import FASHION_CLASSES, read_fashion_mnist
 from flowformer.data.images.files import Image, is_image, read_image, require_images
-from flowformer.data.images.idx import FASHION_CLASSES, read_fashion_mnist
-from flowformer.data.order.splits import stratified_indices
+from flowformer.data.options import ImageSetName
 
 _NAMED = 5  # classes that a message lists
 
@@ -156,8 +151,8 @@ def load_fashion_mnist_images(
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey images of 28 × 28 pixels.
 
     Args:
-        folder: see `flowformer.data.images.idx.read_fashion_mnist`.
-        cache: likewise.
+        folder: with the idx files; see `flowformer.data.images.fashion_mnist.read_fashion_mnist`.
+        cache: where the package's files are kept.
 
     Raises:
         FileNotFoundError: what `read_fashion_mnist` raises.
@@ -174,7 +169,7 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Sets a stratified part of the training images aside, where there is no validation part yet.
 
     Raises:
-        ValueError: what `flowformer.data.order.splits.stratified_indices` raises.
+        ValueError: what `flowformer.data.arrays.stratified_indices` raises.
     """
     if data.validation is not None:
         return data
@@ -235,3 +230,16 @@ def _at(images: Sequence[Path], indices: Int64[np.ndarray, " m"]) -> tuple[Path,
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _own_images(path: Path | None) -> ImageData:
+    if path is None:
+        raise ValueError("no images to train on: give data.path, a folder with train/CLASS/IMAGE")
+    return load_image_folder(path)
+
+
+# What reads each set, from a folder or from where the set is fetched.
+IMAGE_SETS: dict[ImageSetName, Callable[[Path | None], ImageData]] = {
+    "folder": _own_images,
+    "fashion-mnist": load_fashion_mnist_images,
+}

@@ -1,8 +1,4 @@
-"""From images to what a model reads: the same way for every use, and with chance in training.
-
-Chance is a function of a key (seed, epoch, index): the order in which images are asked for, the
-process that reads them and a run that was stopped in between change nothing.
-"""
+"""From images to what a model reads: preprocessing, chance in training, and mixing."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +9,14 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+
+from flowformer.data.arrays import centred_only_where_constant
+from flowformer.data.images.records import ImageSplit
+from flowformer.data.loaders import own_randomness
+from flowformer.data.order import EpochSampler
 
 try:
     from PIL import Image
@@ -28,11 +29,10 @@ except ImportError as error:
     raise ImportError(
         "timm and torchvision are needed to train on images: pip install 'flowformer[vision]'"
     ) from error
-
-from flowformer.data.files.arrays import centred_only_where_constant
-from flowformer.data.images.records import ImageSplit
-from flowformer.data.order.epochs import EpochSampler
-from flowformer.data.randomness import own_randomness
+try:
+    from timm.data.mixup import Mixup, mixup_target
+except ImportError as error:
+    raise ImportError("timm is needed to mix images: pip install 'flowformer[vision]'") from error
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same
@@ -328,3 +328,45 @@ def seeded(*key: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
+
+
+class Mixing:
+    """Makes of images and classes mixed images and distributions over the classes.
+
+    Mixup (Zhang et al. 2018) adds two images, CutMix (Yun et al. 2019) puts a rectangle of one into
+    the other; one or the other for a whole batch, whose first image is mixed with its last and so
+    on. What is drawn is a function of a key.
+
+    Args:
+        num_classes: of the labels.
+        mixup: parameter of the Beta distribution of mixup's weights; 0 for none.
+        cutmix: that of the area of CutMix; 0 for none.
+        label_smoothing: probability that is spread over all classes.
+    """
+
+    def __init__(
+        self, num_classes: int, *, mixup: float, cutmix: float, label_smoothing: float
+    ) -> None:
+        """Keeps the settings."""
+        self._num_classes = num_classes
+        self._smoothing = label_smoothing
+        self._mixup = None
+        if mixup > 0 or cutmix > 0:
+            self._mixup = Mixup(
+                mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes
+            )
+
+    def __call__(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], *key: int
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
+        """The batch mixed.
+
+        Args:
+            images: an even number of them, where there is mixup or CutMix; they are left alone.
+            labels: their classes.
+            key: of what is drawn.
+        """
+        if self._mixup is None:
+            return images, mixup_target(labels, self._num_classes, smoothing=self._smoothing)
+        with seeded(*key):
+            return self._mixup(images.clone(), labels)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from flowformer.data.cache import preparing, require_empty, require_same
 from flowformer.data.language.tokenizers import KINDS, Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.language.tokens import (
     META,
@@ -22,7 +23,7 @@ from flowformer.data.language.tokens import (
     open_text,
     read_meta,
 )
-from flowformer.files import locked, write_atomically
+from flowformer.files import write_atomically
 
 # Characters encoded at a time: a list of tokens takes some 40 bytes for each.
 _PIECE = 2**20
@@ -99,8 +100,7 @@ def prepare_text(
         "shard_tokens": shard_tokens,
     }
     if not (folder / META).is_file() or not read_meta(folder).complete:
-        # Beside the folder, which may hold nothing else: who comes second finds the text prepared.
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with preparing(folder):
             _prepare(corpus, folder, settings, tokenizer, given, progress)
     _begin(folder, settings)
     return open_text(folder)
@@ -151,26 +151,12 @@ def _given(tokenizer: str | Path | Tokenizer) -> Tokenizer:
 def _begin(folder: Path, settings: dict[str, Any]) -> Meta:
     """The journal of a folder: what is there already, or a new one."""
     if not (folder / META).is_file():
-        # A process killed in its first write leaves a hidden file.
-        others = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
-        if others:
-            raise FileExistsError(
-                f"expected an empty folder or a prepared text, and {folder} has {others[0]}"
-            )
+        require_empty(folder, instead="a prepared text")
         meta = Meta(settings=settings)
         write_atomically(folder / META, meta.to_json())
         return meta
     meta = read_meta(folder)
-    differences = [
-        f"{name} is {_short(meta.settings.get(name))} there, {_short(value)} asked for"
-        for name, value in settings.items()
-        if meta.settings.get(name) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"{folder} was prepared with other settings: {'; '.join(differences)}. "
-            "Take another folder, or delete this one"
-        )
+    require_same(folder, meta.settings, settings, what="settings")
     return meta
 
 
@@ -253,8 +239,3 @@ def _count(text: str, tokens: NDArray[np.unsignedinteger], unknown: int | None) 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

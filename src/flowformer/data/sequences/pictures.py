@@ -5,8 +5,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from flowformer.data.images.idx import FASHION_CLASSES, read_fashion_mnist
-from flowformer.data.sequences.records import BYTE_VOCAB, SequenceData, SequenceSplit
+from flowformer.data.images.fashion_mnist import FASHION_CLASSES, read_fashion_mnist
+from flowformer.data.sequences.records import (
+    BYTE_VOCAB,
+    SequenceData,
+    SequenceSet,
+    SequenceSplit,
+    folder_of,
+)
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -135,3 +141,21 @@ def _from_torchvision(folder: Path, train: bool, download: bool) -> _Labelled:
 def _join(parts: list[_Labelled]) -> _Labelled:
     pixels, labels = zip(*parts, strict=True)
     return np.concatenate(pixels), np.concatenate(labels)
+
+
+CIFAR10_GREY = SequenceSet(
+    name="cifar10-grey",
+    description="Image: CIFAR-10 as 1,024 grey pixels, 10 classes",
+    source="a folder with cifar-10-batches-bin or cifar-10-batches-py",
+    defaults={"folder": None},
+    read=lambda options: load_cifar10_grey(folder_of(options)),
+    files=("cifar-10-batches-*/*",),
+)
+FASHION_MNIST = SequenceSet(
+    name="fashion-mnist",
+    description="stands in for Image: pictures of clothes, padded to 1,024 grey pixels",
+    source="Debian dataset-fashion-mnist; or a folder with the four idx files",
+    defaults={"folder": None},
+    read=lambda options: load_fashion_mnist(options.folder),
+    files=("**/*-ubyte*",),
+)

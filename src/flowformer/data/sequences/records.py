@@ -1,22 +1,26 @@
-"""Sequences with a label each, or pairs of them: what the tasks of the Long Range Arena are."""
+"""Labelled sequences, or pairs of them, as the Long Range Arena's tasks are; and a set's entry."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int16, Shaped, UInt8
 
-from flowformer.data.files.arrays import map_array
+from flowformer.data.arrays import map_array
+from flowformer.data.options import SequenceOptions
 from flowformer.files import atomic_file, parse_json, write_atomically
 
-PADDING = 0  # the id of no token: batches are filled up with it
+PADDING = 0  # fills up batches; no real token has this id
 FIRST_BYTE = PADDING + 1  # where a token is a byte or a grey value: the id of 0
 BYTE_VOCAB = FIRST_BYTE + 256
 
-_DESCRIPTION = "description.json"  # written last: a folder without it is not whole
+Progress = Callable[[str, int], None]  # a part, and the number of cases that it has so far
+_OF_OWN_FILES = ("folder", "max_length")  # the other options are of what is generated
+GENERATED_PARTS = ("train", "validation", "test")
+DESCRIPTION = "description.json"  # written last: a folder without it is not whole
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class SequenceData:
             "picture": self.picture,
             "splits": {part: list(_arrays(split)) for part, split in self.splits.items()},
         }
-        write_atomically(folder / _DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceData":
@@ -186,7 +190,7 @@ class SequenceData:
             FileNotFoundError: there is no such set there, or not a whole one.
             ValueError: a file is damaged.
         """
-        path = folder / _DESCRIPTION
+        path = folder / DESCRIPTION
         if not path.is_file():
             raise FileNotFoundError(f"expected a prepared data set in {folder}, found none")
         try:
@@ -204,6 +208,94 @@ class SequenceData:
             raise ValueError(
                 f"{folder} holds a damaged data set: delete it, to prepare it anew ({error})"
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSet:
+    """A data set that has a name; it stands beside its reader.
+
+    Attributes:
+        name: in the table of sets.
+        description: one line.
+        source: where it is from.
+        defaults: the options that it takes, and their values where they are not given.
+        read: reads the user's files, or fetches those of a package.
+        generate: makes the set where no folder is given, by so many processes; None for a set that
+            is only read.
+        files: patterns of the user's files, in the folder. None where their content is known.
+    """
+
+    name: str
+    description: str
+    source: str
+    defaults: Mapping[str, Any]
+    read: Callable[[SequenceOptions], SequenceData]
+    generate: Callable[[SequenceOptions, int, Progress | None], SequenceData] | None = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options that it takes."""
+        return tuple(self.defaults)
+
+    @property
+    def max_length(self) -> int | None:
+        """The default longest sequence; None where all are as long."""
+        return self.defaults.get("max_length")
+
+    def require_taken(self, names: Iterable[str], *, own_files: bool = False) -> tuple[str, ...]:
+        """Return the options that it takes, with files of the user or without.
+
+        Raises:
+            ValueError: it does not take one of the names.
+        """
+        takes, when = self.options, ""
+        if own_files and self.generate is not None:
+            takes = tuple(name for name in takes if name in _OF_OWN_FILES)
+            when = " with files of one's own"
+        for name in names:
+            if name not in takes:
+                raise ValueError(f"{self.name}{when} takes {', '.join(takes)}, got {name}")
+        return takes
+
+    def resolve(self, options: SequenceOptions) -> SequenceOptions:
+        """Fill in the defaults; paths become absolute.
+
+        Raises:
+            ValueError: an option is given that the set does not take, or not beside a folder, or
+                the sizes are not three.
+        """
+        given = {
+            field.name: value
+            for field in fields(SequenceOptions)
+            if (value := getattr(options, field.name)) != field.default and field.name != "dataset"
+        }
+        takes = self.require_taken(given, own_files=options.folder is not None)
+        if options.sizes is not None and len(options.sizes) != 3:
+            raise ValueError(
+                f"expected three sizes, of train, validation and test, got {options.sizes}"
+            )
+        if options.folder is not None:
+            given["folder"] = options.folder.expanduser().resolve()
+        values = {name: given.get(name, self.defaults[name]) for name in takes}
+        return SequenceOptions(dataset=self.name, **values)
+
+
+def folder_of(options: SequenceOptions) -> Path:
+    """Return the folder of the user's files.
+
+    Raises:
+        ValueError: none is given.
+    """
+    if options.folder is None:
+        raise ValueError(f"{options.dataset} is read from files of one's own: give their folder")
+    return options.folder
+
+
+def sizes_of(options: SequenceOptions) -> dict[str, int]:
+    """Return the number of cases of each part of a generated set."""
+    assert options.sizes is not None
+    return dict(zip(GENERATED_PARTS, options.sizes, strict=True))
 
 
 def byte_tokens(values: UInt8[np.ndarray, " n"]) -> Int16[np.ndarray, " n"]:

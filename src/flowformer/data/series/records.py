@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from flowformer.data.order.splits import stratified_indices
+from flowformer.data.arrays import stratified_indices
 from flowformer.data.series.ts_format import TsFile, read_ts
 
 
@@ -301,32 +301,6 @@ def encode_labels(
             f"got {_joined(list(unknown))}"
         )
     return np.array([index[label] for label in labels], dtype=np.int64)
-
-
-def require_classes(
-    labels: Int64[np.ndarray, " n"],
-    classes: Sequence[str],
-    *,
-    name: str,
-    what: str = "series",
-) -> None:
-    """Refuse training data of one class, of which every classifier is right, whatever it learns.
-
-    Args:
-        labels: The class of each sample that is trained on.
-        classes: Their names.
-        name: Of the samples together, for messages.
-        what: They are, in the plural.
-
-    Raises:
-        ValueError: The samples are all of one class; the message names it.
-    """
-    occurring = np.unique(labels)
-    if len(occurring) < 2:
-        of = _joined([repr(classes[label]) for label in occurring]) or "none"
-        raise ValueError(
-            f"{name}: expected {what} of at least 2 classes to train on, got {len(labels)} of {of}"
-        )
 
 
 def stratified_split(

@@ -203,7 +203,7 @@ def _say_unknown(tag: str, values: list[str], lines: _Lines) -> None:
     known = [*_TAGS, *(() if values else ("data",))]
     near = difflib.get_close_matches(tag.lower(), known, n=1, cutoff=_ALIKE)
     if near:
-        lines.fail(f"a tag of the format (do you mean @{near[0]}?)", f"'@{_shortened(tag)}'")
+        lines.fail(f"a tag of the format (did you mean @{near[0]}?)", f"'@{_shortened(tag)}'")
     warnings.warn(
         f"{lines.path}, line {lines.number}: skipped the tag '@{_shortened(tag)}', which the "
         "format does not know",

@@ -105,4 +105,4 @@ def _suggestion(name: str) -> str:
     from aeon.datasets.tsc_datasets import tsc_zenodo
 
     close = [] if name in tsc_zenodo else difflib.get_close_matches(name, tsc_zenodo, n=3)
-    return f" (do you mean {' or '.join(close)}?)" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

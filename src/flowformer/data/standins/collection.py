@@ -1,6 +1,5 @@
 """Data sets collected here, at D4RL's qualities, where D4RL's own are not to be had."""
 
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -13,9 +12,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float64
 
-from flowformer.data.files.arrays import read_arrays
+from flowformer.data.arrays import read_arrays
+from flowformer.data.cache import digest, preparing
 from flowformer.data.parallel import Workers, generator_of, require_main
-from flowformer.data.standins.behaviour import (
+from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
+from flowformer.data.standins.search import (
     Progress,
     Search,
     SearchConfig,
@@ -23,7 +24,6 @@ from flowformer.data.standins.behaviour import (
     run_search,
     search_folder,
 )
-from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
 from flowformer.data.trajectories.environments import NOT_D4RL, make_environment, space_of, task_of
 from flowformer.data.trajectories.minari import (
     load_minari,
@@ -32,7 +32,7 @@ from flowformer.data.trajectories.minari import (
     write_minari,
 )
 from flowformer.data.trajectories.records import Trajectories
-from flowformer.files import atomic_file, locked, write_atomically
+from flowformer.files import atomic_file, write_atomically
 
 Quality = Literal["random", "medium", "replay", "expert"]
 
@@ -66,25 +66,35 @@ class Anchors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionConfig:
-    """A data set to be collected.
+class CollectionOptions:
+    """What is collected with the policies of a search.
 
     Attributes:
-        search: that finds the policies.
         quality: random: uniform actions; medium: the search's policy nearest to `medium` of the
             way from a random one to its best; replay: every policy up to that one; expert: the
             best.
         steps: at least so many; the last episode is whole.
-        noise: of the actions: a standard deviation in units of half a box, or the part of discrete
-            actions that are drawn uniformly.
-        medium: part of the way; about a third in D4RL (Fu et al., 2020).
+        noise: noise of the actions: a standard deviation in units of half their range; of discrete
+            actions the part that is drawn uniformly.
+        medium: where the medium policy is, as part of the way; about a third in D4RL (Fu et al.,
+            2020).
     """
 
-    search: SearchConfig
-    quality: Quality
+    quality: Quality = "medium"
     steps: int = 100_000
     noise: float = 0.1
     medium: float = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionConfig(CollectionOptions):
+    """A data set to be collected.
+
+    Attributes:
+        search: finds the policies.
+    """
+
+    search: SearchConfig
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -143,7 +153,7 @@ def collect(
     require_main()
     target = minari_root() / config.name if folder is None else folder
     kept = search_folder(config.search)
-    with locked(kept.with_name(f".{kept.name}.lock")), Workers(workers) as pool:
+    with preparing(kept), Workers(workers) as pool:
         make_environment(config.search.env).close()  # what is wrong with it is said first
         search = run_search(
             config.search, folder=kept, workers=pool, seconds=seconds, progress=progress
@@ -257,8 +267,7 @@ def _rollouts(
 
 
 def _parts(config: CollectionConfig, search: Search, kept: Path) -> Path:
-    known = json.dumps([asdict(config), search.iterations], sort_keys=True)
-    return kept / f"{config.quality}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+    return kept / f"{config.quality}-{digest([asdict(config), search.iterations])}"
 
 
 def _play(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.cache import data_cache, find_cache, find_home
-from flowformer.data.trajectories.d4rl import read_d4rl
+from flowformer.data.trajectories.d4rl import read_d4rl, require_own
 from flowformer.data.trajectories.environments import (
     feature_count,
     make_environment,
@@ -22,7 +22,6 @@ from flowformer.data.trajectories.environments import (
     references_of,
     space_of,
 )
-from flowformer.data.trajectories.hdf5 import require_own
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories, put_inside
 from flowformer.files import parse_json
 

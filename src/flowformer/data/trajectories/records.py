@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from flowformer.data.files.arrays import map_array
+from flowformer.data.arrays import map_array
 from flowformer.files import atomic_file, parse_json, write_atomically
 
 Bound = float | tuple[float, ...] | None

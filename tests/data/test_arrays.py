@@ -1,10 +1,12 @@
+"""Of numpy's files, nothing but numbers is read."""
+
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flowformer.data.files.arrays import map_array, read_arrays
+from flowformer.data.arrays import map_array, read_arrays
 
 
 def test_numbers_are_read(tmp_path: Path) -> None:

@@ -6,24 +6,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from flowformer.data.files.compression import read_bytes
-from flowformer.data.standins.debian import fetch_debian_data
+from flowformer.data.files import read_bytes
+from flowformer.data.standins import fetch_debian_data
 
 FASHION_CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker"),
     *("bag", "ankle boot"),
 )
-
-
 _FASHION_PACKAGE = "dataset-fashion-mnist"
-
-
 _FASHION_FILES = {"train": "train", "test": "t10k"}
-
-
 _IDX_UINT8 = 0x08
-
-
 _MAX_DIMENSIONS = 32
 
 

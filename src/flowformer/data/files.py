@@ -1,9 +1,12 @@
-"""What lies in a folder of one's own: its parts, its files, and what of them was not read."""
+"""Files and folders of data: what lies there, which part it is of, and what is in it."""
 
+import gzip
+import hashlib
 import os
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # The names that folders and files of a part have in data sets in use.
@@ -78,3 +81,78 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         if place not in seen:
             yield root, [name for name in names if not is_hidden(name)]
         seen.add(place)
+
+
+_HELD_OUT = 0.05
+
+
+def shuffle_names(names: Iterable[str]) -> list[str]:
+    """Put names in the order of their SHA-256: always the same one, whatever order they come in."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def split_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Split names: 5 % for validation and 5 % for test, at least one name each.
+
+    Args:
+        names: Distinct ones; at least 3.
+
+    Returns:
+        Names of `train`, `validation` and `test`, each in the order of `shuffle_names`.
+    """
+    order = shuffle_names(names)
+    size = max(1, round(_HELD_OUT * len(order)))
+    return {
+        "train": order[2 * size :],
+        "validation": order[:size],
+        "test": order[size : 2 * size],
+    }
+
+
+def read_text(path: Path) -> str:
+    """A file's text, with "\\n" for any line end.
+
+    Raises:
+        ValueError: It is not UTF-8; the message names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 in {path}: {error}") from error
+
+
+def digest_files(files: Sequence[Path], names: Sequence[Path]) -> str:
+    """SHA-256 of files and their names."""
+    digest = hashlib.sha256()
+    for file, name in zip(files, names, strict=True):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{content} {name.as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+MAX_UNPACKED = 2**31  # bytes; the largest file in use, of EMNIST, has half a gibibyte
+_PIECE = 2**20
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file, unpacked when its name ends in .gz.
+
+    Raises:
+        ValueError: it is damaged, or has more than `MAX_UNPACKED` bytes; the message names it.
+    """
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with path.open("rb") as file:
+        try:
+            with gzip.open(file) as unpacked:
+                # Piece by piece: read(n) makes room for n bytes, whatever there is.
+                pieces, size = [], 0
+                while size <= MAX_UNPACKED and (piece := unpacked.read(_PIECE)):
+                    pieces.append(piece)
+                    size += len(piece)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+    if size > MAX_UNPACKED:
+        raise ValueError(f"{path}: expected at most {MAX_UNPACKED:,} bytes unpacked: a bomb?")
+    return b"".join(pieces)

@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from flowformer.data.files import compression
-from flowformer.data.files.compression import read_bytes
+from flowformer.data import files
+from flowformer.data.files import read_bytes
 
 
 def test_a_small_file_takes_little_memory(tmp_path):
@@ -22,14 +22,14 @@ def test_a_small_file_takes_little_memory(tmp_path):
 
 
 def test_a_file_of_several_pieces_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(compression, "_PIECE", 7)
+    monkeypatch.setattr(files, "_PIECE", 7)
     path = tmp_path / "some.gz"
     path.write_bytes(gzip.compress(bytes(range(200))))
     assert read_bytes(path) == bytes(range(200))
 
 
 def test_a_bomb_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(compression, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(files, "MAX_UNPACKED", 1000)
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(bytes(10_000)))
     with pytest.raises(ValueError, match=r"bomb\.gz: expected at most 1,000 bytes unpacked"):

@@ -1,12 +1,10 @@
-"""Every item of a batch is in the share of one process, whatever the sizes."""
+"""Every process sees its share of a batch."""
 
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from flowformer.data.order.epochs import EpochSampler
-from flowformer.data.order.shares import SharedBatches, share_out, shares_of
-from flowformer.data.order.steps import StepBatches
+from flowformer.data.order import EpochSampler, SharedBatches, StepBatches, share_out, shares_of
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])

@@ -1,6 +1,5 @@
 """Policies that data are collected with: linear ones, found by augmented random search."""
 
-import hashlib
 import json
 import re
 import time
@@ -12,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Float64
 
-from flowformer.data.cache import data_cache
+from flowformer.data.cache import data_cache, digest, require_same
 from flowformer.data.parallel import Workers, generator_of
 from flowformer.data.standins.episodes import (
     LinearPolicy,
@@ -22,7 +21,7 @@ from flowformer.data.standins.episodes import (
     roll_out,
 )
 from flowformer.data.trajectories.environments import feature_count
-from flowformer.files import atomic_file, remove_unfinished, write_atomically
+from flowformer.files import atomic_file, parse_json, remove_unfinished, write_atomically
 
 Progress = Callable[[str], None]
 
@@ -176,8 +175,7 @@ class Search:
 
 def search_folder(config: SearchConfig) -> Path:
     """Where a search is kept by default; one with more iterations goes on with it."""
-    digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
-    return data_cache() / "behaviour" / f"{as_name(config.env)}-{digest[:8]}"
+    return data_cache() / "behaviour" / f"{as_name(config.env)}-{digest(_identity(config))}"
 
 
 def as_name(env: str) -> str:
@@ -292,10 +290,10 @@ def _identity(config: SearchConfig) -> dict[str, object]:
 
 
 def _load(config: SearchConfig, folder: Path) -> Search:
-    settings = json.dumps(_identity(config), indent=1) + "\n"
+    settings = _identity(config)
     path = folder / _SETTINGS
-    if path.is_file() and path.read_text() != settings:
-        raise ValueError(f"{folder} holds another search: {path.read_text()}expected {settings}")
+    if path.is_file():
+        require_same(folder, parse_json(path.read_text()), settings, what="settings of a search")
     if path.is_file() and (folder / _STATE).is_file():
         try:
             with (folder / _STATE).open("rb") as file, np.load(file) as state:
@@ -312,7 +310,7 @@ def _load(config: SearchConfig, folder: Path) -> Search:
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{folder} holds a damaged search: delete it ({error})") from error
     remove_unfinished(folder)
-    write_atomically(path, settings)
+    write_atomically(path, json.dumps(settings, indent=1) + "\n")
     environment, space = environment_of(config.env)
     rows = space.shape[0] if space.n is None else space.n
     features = feature_count(environment.observation_space)
