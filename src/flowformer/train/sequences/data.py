@@ -11,7 +11,7 @@ from flowformer.data.arrays import require_classes, stratified_indices
 from flowformer.data.cache import Patient
 from flowformer.data.options import SequenceOptions
 from flowformer.data.order import StepBatches
-from flowformer.data.sequences.batches import TensorCase, LabelledSequences, collate_sequences
+from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
 from flowformer.data.sequences.preparation import find_sequence_set, prepare_sequences
 from flowformer.data.sequences.records import SequenceData
 from flowformer.models.sequences.config import SequenceModelConfig
