@@ -25,7 +25,7 @@ from flowformer.scores.measures import (
 )
 
 LENGTHS = (1024, 16384, 65536)  # of the README's table
-ARENA = ("listops", "text", "retrieval", "image", "pathfinder")
+ARENA = ("listops", "text", "image", "pathfinder")
 CAUSAL = " (causal)"  # what mixer_cost adds to the name of a mixer that is nothing else
 
 Row = dict[str, str]
