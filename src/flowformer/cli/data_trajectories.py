@@ -11,8 +11,9 @@ import numpy as np
 
 from flowformer.cli.parsing import parse
 from flowformer.data.cache import Patient
+from flowformer.data.options import NOT_D4RL
 from flowformer.data.standins import CollectionConfig, CollectionOptions, collect, search_of
-from flowformer.data.trajectories.environments import NOT_D4RL, references_of
+from flowformer.data.trajectories.environments import references_of
 from flowformer.data.trajectories.minari import minari_folder, open_trajectories
 from flowformer.data.trajectories.records import Space, Trajectories, normalized_score
 from flowformer.machine import available_processors

@@ -8,6 +8,14 @@ TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Difficulty = Literal["easy", "medium", "hard"]
 ImageSetName = Literal["folder", "fashion-mnist"]
 
+# Where policies that learned from D4RL's data can be tried today.
+D4RL_ENVIRONMENTS = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+}
+NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:

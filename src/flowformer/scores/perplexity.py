@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from flowformer.data.language.batches import IGNORED
 from flowformer.generation.steps import CausalModel, device_of, evaluation_mode
 from flowformer.scores.measures import exp_of
-
-IGNORED = -100  # the target that the model's loss leaves out
 
 Progress = Callable[[int, int], object]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowformer.data.language.batches import NO_TARGET
+from flowformer.data.language.batches import IGNORED
 
 VOCAB_SIZE = 10  # a token is a digit
 _MAX_DIGITS = 3  # the problems are listed, all 10^(2·digits) of them
@@ -65,7 +65,7 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
             + [int(one) for one in reversed(f"{a + b:0{width + 1}}")]
         )
         targets = tokens[1:].clone()
-        targets[: 2 * width - 1] = NO_TARGET
+        targets[: 2 * width - 1] = IGNORED
         return {"input_ids": tokens[:-1], "targets": targets}
 
     def prompts(self) -> Tensor:

@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from flowformer.data.language.tokens import TokenArray
 
-# The target of a place that has none: what `torch.nn.functional.cross_entropy` leaves out.
-NO_TARGET = -100
+IGNORED = -100  # the target that a loss leaves out, as torch's cross-entropy does
 
 
 class ContiguousBlocks(Dataset[dict[str, Tensor]]):
@@ -90,7 +89,7 @@ class PackedDocuments(Dataset[dict[str, Tensor]]):
         # Of each token, and of its target: the number of documents that end at or before it.
         document = np.searchsorted(self.ends, places, side="right")
         crosses = np.searchsorted(self.ends, places + 1, side="right") != document
-        item["targets"] = item["targets"].masked_fill(torch.from_numpy(crosses), NO_TARGET)
+        item["targets"] = item["targets"].masked_fill(torch.from_numpy(crosses), IGNORED)
         item["segments"] = torch.from_numpy(document - document[0])
         return item
 

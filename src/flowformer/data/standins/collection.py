@@ -14,6 +14,7 @@ from jaxtyping import Float64
 
 from flowformer.data.arrays import read_arrays
 from flowformer.data.cache import digest, preparing
+from flowformer.data.options import NOT_D4RL
 from flowformer.data.parallel import Workers, generator_of, require_main
 from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
 from flowformer.data.standins.search import (
@@ -24,7 +25,7 @@ from flowformer.data.standins.search import (
     run_search,
     search_folder,
 )
-from flowformer.data.trajectories.environments import NOT_D4RL, make_environment, space_of, task_of
+from flowformer.data.trajectories.environments import make_environment, space_of, task_of
 from flowformer.data.trajectories.minari import (
     load_minari,
     minari_record,

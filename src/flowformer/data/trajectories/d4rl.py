@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL
 from flowformer.data.trajectories.environments import (
-    ENVIRONMENTS,
-    NOT_D4RL,
     options_of,
     references_of,
     task_of,
@@ -167,7 +166,7 @@ def read_d4rl(
     if described_by is not None:
         known = _description(path, described_by)
     elif env is None and (task := task_of(None, path.stem)) is not None:
-        known |= {"env": ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
+        known |= {"env": D4RL_ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
     try:
         space, actions = _actions(
             arrays["actions"], known["action_space"], num_actions, action_bounds, path.stem

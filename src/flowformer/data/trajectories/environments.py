@@ -28,19 +28,12 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "hopper": (-20.272305, 3234.3),
     "walker2d": (1.629008, 4592.3),
 }
-# Where policies that learned from D4RL's data can be tried today.
-ENVIRONMENTS = {
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
-}
 # Wrappers that draw, record or count, and change nothing of what is acted in.
 _SHOWS = (
     "gymnasium.wrappers.rendering:",
     "gymnasium.wrappers.common:RecordEpisodeStatistics",
     "gymnasium.wrappers.common:PassiveEnvChecker",
 )
-NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
 def task_of(env: str | None, name: str) -> str | None:
