@@ -46,15 +46,15 @@ class ShowOptions:
     The sets of the Long Range Arena have more flags: flowformer data show listops --help.
 
     Attributes:
-        name: of a text, to see how it begins; a prepared folder, to see what is in it; or a set of
-            trajectories: a Minari data set, or a file of D4RL's.
+        name: name of a text, to see how it begins; a prepared folder, to see what is in it; or a
+            set of trajectories: a Minari data set, or a file of D4RL's.
         folder: where the files of the text are.
-        part: of a prepared set of labelled sequences.
+        part: the part shown of a prepared set of labelled sequences.
         count: cases of that part that are shown.
         output: the picture that shows them, where they are pictures; NAME-PART.png by default.
-        time_limit: of a file of D4RL's without timeouts: steps after which an episode ends.
-        num_actions: of a file of D4RL's: how many discrete actions there are.
-        action_bounds: of a file of D4RL's: least and greatest value of its actions.
+        time_limit: steps after which an episode ends, of a file of D4RL's without timeouts.
+        num_actions: how many discrete actions a file of D4RL's has.
+        action_bounds: least and greatest value of the actions of a file of D4RL's.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ShowOptions:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the action that the first argument names."""
+    """Run the action that the first argument names."""
     action, *rest = arguments or ["--help"]
     if action in ("-h", "--help"):
         sys.stdout.write(_usage())
@@ -153,7 +153,7 @@ def _show(arguments: list[str]) -> int:
 
 
 def _sequences_name(arguments: list[str]) -> str | None:
-    """The set of the Long Range Arena that is asked for, to know which flags there are."""
+    """Return the set of the Long Range Arena that is asked for, to know which flags there are."""
     from flowformer.data.sequences.preparation import SEQUENCE_SETS
 
     for before, argument in pairwise(["", *arguments]):
@@ -163,7 +163,7 @@ def _sequences_name(arguments: list[str]) -> str | None:
 
 
 def _require_known(name: str) -> None:
-    """Refuses a name that is no text's and no set's of the Long Range Arena; lists those of all.
+    """Refuse a name that is no text's and no set's of the Long Range Arena; list those of all.
 
     Raises:
         ValueError: it is none.

@@ -90,7 +90,7 @@ def show_folder(folder: Path, *, part: str, count: int, output: Path | None) -> 
 
 
 def describe(data: SequenceData, folder: Path) -> str:
-    """A table of the parts: cases, lengths, and how many are of each class."""
+    """Return a table of the parts: cases, lengths, and how many are of each class."""
     columns = [[part, *_numbers(split, data)] for part, split in data.splits.items()]
     names = ["", "cases", "shortest", "median", "longest", *(f"is {one}" for one in data.classes)]
     width = max(map(len, names))

@@ -31,9 +31,9 @@ class CollectFlags(CollectionOptions):
 
     Attributes:
         env: gymnasium's name of the environment: Hopper-v5.
-        iterations: of the search; by default what took minutes for known environments.
+        iterations: iterations of the search; by default what took minutes for known environments.
         seconds: after which the search stops too; how far it comes is a matter of the machine.
-        seed: of the search and of the episodes.
+        seed: seed of the search and of the episodes.
         workers: processes that play; as many as cores by default. The set is the same with any.
         output: folder of the set; by default its name below Minari's folder.
     """
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def is_trajectories(name: str) -> bool:
-    """Whether a set of trajectories goes by that name or lies there."""
+    """Return whether a set of trajectories goes by that name or lies there."""
     path = Path(name)
     if path.suffix in (".hdf5", ".h5"):
         return True
@@ -74,14 +74,14 @@ def is_trajectories(name: str) -> bool:
 
 
 def show(name: str, **options: Any) -> int:
-    """Says what is in a set; options are those of `open_trajectories`."""
+    """Say what is in a set; options are those of `open_trajectories`."""
     data = open_trajectories(name, **options)
     sys.stdout.write(describe(data, minari_folder(name) or Path(name)))
     return 0
 
 
 def describe(data: Trajectories, folder: Path) -> str:
-    """A table of episodes and returns, beside D4RL's where the environment is one of theirs."""
+    """Return a table of episodes and returns, beside D4RL's where the environment is theirs."""
     returns, lengths = data.returns, data.lengths
     rows = [
         ("environment", data.env_options.in_words(data.env or "unknown")),

@@ -11,7 +11,7 @@ _KINDS = "biuf"  # of dtypes: booleans and numbers
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Maps an array of a .npy file into memory.
+    """Map an array of a .npy file into memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -27,7 +27,7 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .npz file by their names.
+    """Read the arrays of a .npz file by their names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -48,7 +48,7 @@ def centred_only_where_constant(
     low: Float[np.ndarray, " n"],
     high: Float[np.ndarray, " n"],
 ) -> Float64[np.ndarray, " n"]:
-    """What standardising divides by: the deviation, and 1 for what does not vary.
+    """Return what standardising divides by: the deviation, and 1 for what does not vary.
 
     Asked of the values, in whose precision they are alike: the rounding of a mean gives what is
     constant a deviation of 1e-17, and a value that is off by little would be off by 1e15.
@@ -82,19 +82,19 @@ def stratified_indices(
     """Choose a part with each class in about its share of the whole.
 
     Args:
-        labels: The class of each sample.
-        fraction: How many of them are chosen, in (0, 1).
-        seed: The same seed gives the same parts.
-        name: Of the samples together, for messages.
-        what: They are, in the plural.
-        classes: The classes' names, for messages; without them they are told by their indices.
+        labels: the class of each sample.
+        fraction: how many of them are chosen, in (0, 1).
+        seed: the same seed gives the same parts.
+        name: name of the samples together, for messages.
+        what: a noun for them, in the plural.
+        classes: the classes' names, for messages; without them they are told by their indices.
 
     Returns:
         The indices of the rest and of the part chosen, both rising.
 
     Raises:
         ImportError: scikit-learn is missing.
-        ValueError: The fraction is outside (0, 1); a class has one sample only; a part would have
+        ValueError: the fraction is outside (0, 1); a class has one sample only; a part would have
             fewer samples than there are classes; or none of a class would be left for training.
     """
     if not 0 < fraction < 1:
@@ -147,13 +147,13 @@ def require_classes(
     """Refuse training data of one class, of which every classifier is right, whatever it learns.
 
     Args:
-        labels: The class of each sample that is trained on.
-        classes: Their names.
-        name: Of the samples together, for messages.
-        what: They are, in the plural.
+        labels: the class of each sample that is trained on.
+        classes: their names.
+        name: name of the samples together, for messages.
+        what: a noun for them, in the plural.
 
     Raises:
-        ValueError: The samples are all of one class; the message names it.
+        ValueError: the samples are all of one class; the message names it.
     """
     occurring = np.unique(labels)
     if len(occurring) < 2:

@@ -20,23 +20,23 @@ _LITTER = {"__macosx", "@eadir", "__pycache__", "thumbs.db", "desktop.ini", "los
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is nobody's data: hidden, or left by a system."""
+    """Return whether a file or folder of this name is no data: hidden, or left by a system."""
     return name.startswith(".") or name.casefold() in _LITTER
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that are not hidden, by name."""
+    """Return the folders in a folder that are not hidden, by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and below it that are not hidden, folder by folder, each by name."""
+    """Yield the files in and below a folder that are not hidden, folder by folder, by name."""
     for root, names in sorted(_walk(folder)):
         yield from (Path(root, name) for name in sorted(names))
 
 
 def find_parts(entries: Iterable[Path]) -> dict[str, Path]:
-    """Which of these files or folders are parts, by their names, whatever their case and suffix.
+    """Return the files or folders that are parts, by their names, whatever case and suffix.
 
     Raises:
         ValueError: two of them are the same part.
@@ -95,7 +95,7 @@ def split_names(names: Iterable[str]) -> dict[str, list[str]]:
     """Split names: 5 % for validation and 5 % for test, at least one name each.
 
     Args:
-        names: Distinct ones; at least 3.
+        names: distinct ones; at least 3.
 
     Returns:
         Names of `train`, `validation` and `test`, each in the order of `shuffle_names`.
@@ -110,10 +110,10 @@ def split_names(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with "\\n" for any line end.
+    """Return a file's text, with "\\n" for any line end.
 
     Raises:
-        ValueError: It is not UTF-8; the message names it.
+        ValueError: it is not UTF-8; the message names it.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -136,7 +136,7 @@ _PIECE = 2**20
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns the content of a file, unpacked when its name ends in .gz.
+    """Return the content of a file, unpacked when its name ends in .gz.
 
     Raises:
         ValueError: it is damaged, or has more than `MAX_UNPACKED` bytes; the message names it.

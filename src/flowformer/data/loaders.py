@@ -25,7 +25,7 @@ class WorkerLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
             RuntimeError: there is too little shared memory for the workers' batches.
@@ -45,7 +45,7 @@ class WorkerLoader(DataLoader):
 
 
 def in_own_words(error: Exception) -> Exception:
-    """Returns what a worker raised, without the traceback that torch has put into its message.
+    """Return what a worker raised, without the traceback that torch has put into its message.
 
     Args:
         error: raised by a DataLoader; one that is none of a worker's is returned itself.

@@ -54,7 +54,7 @@ class SequenceOptions:
             ListOps are below it, and files of longer ListOps are refused.
         min_length: generated ListOps are longer.
         max_depth: depth of generated ListOps.
-        difficulty: of generated Pathfinder: 6, 9 or 14 dashes in a long path.
+        difficulty: difficulty of generated Pathfinder: 6, 9 or 14 dashes in a long path.
         sizes: cases of train, validation and test, of a generated set.
         seed: seed of what is generated, shuffled or drawn, and of parts that the set has not.
     """

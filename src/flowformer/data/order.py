@@ -17,19 +17,19 @@ class EpochSampler(Sampler[int]):
         """Start at the beginning of epoch 0.
 
         Args:
-            size: Number of samples.
-            seed: Of the order.
+            size: number of samples.
+            seed: seed of the order.
         """
         self.size = size
         self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Samples in a whole epoch."""
+        """Return the number of samples in an epoch."""
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        """The order of this epoch."""
+        """Return the order of this epoch."""
         # numpy mixes the pair into one seed; a sum would give (1, 2) and (2, 1) the same order.
         rng = np.random.default_rng([self.seed, self.epoch])
         return iter(rng.permutation(self.size).tolist())
@@ -40,7 +40,7 @@ class EpochSampler(Sampler[int]):
 
 
 def as_it_is(batch: Any) -> Any:
-    """Collates a batch that a data set made at once (`__getitems__`): there is nothing to do."""
+    """Collate a batch that a data set made at once (`__getitems__`): there is nothing to do."""
     return batch
 
 
@@ -61,14 +61,14 @@ class StepBatches(Sampler[list[int]]):
         """Start at a round.
 
         Args:
-            num_items: Of the data set.
-            batch_size: Items of a step.
-            steps_per_round: Steps between two pauses, such as a validation and its checkpoint.
-            seed: Of the order.
-            round: The first one.
+            num_items: items of the data set.
+            batch_size: items of a step.
+            steps_per_round: steps between two pauses, such as a validation and its checkpoint.
+            seed: seed of the order.
+            round: the first one.
 
         Raises:
-            ValueError: A size is below 1, or the round below 0.
+            ValueError: a size is below 1, or the round below 0.
         """
         sizes = {
             "num_items": num_items,
@@ -92,11 +92,11 @@ class StepBatches(Sampler[list[int]]):
         return self
 
     def __len__(self) -> int:
-        """Steps of a round."""
+        """Return the number of steps of a round."""
         return self.steps_per_round
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches of this round."""
+        """Return the batches of this round."""
         first = self.round * self.steps_per_round * self.batch_size
         number, place = divmod(first, self.num_items)
         order = self._order(number)
@@ -134,12 +134,12 @@ class SharedBatches(Sampler[list[Any]]):
         """Keep the batches.
 
         Args:
-            batches: The whole ones: a batch sampler, with a length.
-            process: Of which the shares are.
-            processes: Among which the batches are shared.
+            batches: the whole ones: a batch sampler, with a length.
+            process: the one whose shares these are.
+            processes: how many share the batches.
 
         Raises:
-            ValueError: There is no such process.
+            ValueError: there is no such process.
         """
         if not 0 <= process < processes:
             raise ValueError(f"process must be in [0, {processes}), got {process}")
@@ -154,11 +154,11 @@ class SharedBatches(Sampler[list[Any]]):
         return getattr(self.batches, "sampler", None)
 
     def __len__(self) -> int:
-        """Number of batches, the same for every process."""
+        """Return the number of batches, the same for every process."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """The shares, in the order of the batches."""
+        """Return the shares, in the order of the batches."""
         self._repeated.clear()
         for number, batch in enumerate(self.batches):
             share = batch[self.process :: self.processes]
@@ -167,27 +167,27 @@ class SharedBatches(Sampler[list[Any]]):
             yield share or batch[:1]
 
     def is_repeated(self, number: int) -> bool:
-        """Whether the share of a batch of this pass is another process's item, once more."""
+        """Return whether the share of a batch of this pass is another process's item, once more."""
         return number in self._repeated
 
 
 def shares_of(loader: DataLoader) -> SharedBatches:
-    """Returns the shares that a loader of `share_out` reads."""
+    """Return the shares that a loader of `share_out` reads."""
     batches = loader.batch_sampler
     assert isinstance(batches, SharedBatches)
     return batches
 
 
 def share_out(loader: DataLoader, *, process: int, processes: int) -> DataLoader:
-    """Returns a loader of the shares of one process in the batches of another loader.
+    """Return a loader of the shares of one process in the batches of another loader.
 
     Args:
-        loader: With batches that it makes by a batch sampler.
-        process: Of which the shares are.
-        processes: Among which the batches are shared.
+        loader: a loader whose batches a batch sampler makes.
+        process: the one whose shares these are.
+        processes: how many share the batches.
 
     Raises:
-        ValueError: It has no batch sampler, as one of a stream.
+        ValueError: it has no batch sampler, as one of a stream.
     """
     if loader.batch_sampler is None:
         raise ValueError(f"expected a loader with a batch sampler, got one of {loader.dataset}")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from flowformer.data.options import SequenceOptions
-from flowformer.data.sequences import pictures
-from flowformer.data.sequences import preparation as arena_sets
+from flowformer.data.sequences import pictures, texts
 from flowformer.data.sequences import preparation as module
 from flowformer.data.sequences import records as sequences
 from flowformer.data.sequences.listops import generate_listops, verify_listops
@@ -28,6 +27,7 @@ from flowformer.data.sequences.preparation import (
     sequences_folder,
 )
 from flowformer.data.sequences.records import SequenceData
+from flowformer.data.standins import corpora
 from tests.data.sequences.arena_files import (
     aan_files,
     cifar_files,
@@ -110,8 +110,8 @@ def test_pathfinder_is_drawn_as_asked_for():
 def test_official_files_are_read_and_recorded(name, tmp_path, monkeypatch, made):
     monkeypatch.setattr(pictures, "_BATCH_PICTURES", 2)
     folder = OFFICIAL[name](tmp_path / "files")
-    options = SequenceOptions(folder=folder)
-    data = prepare_sequences(name, options, output=tmp_path / "prepared")
+    options = SequenceOptions(dataset=name, folder=folder)
+    data = prepare_sequences(options, output=tmp_path / "prepared")
     assert {"train", "test"} <= set(data.splits)
     record = read_preparation(tmp_path / "prepared")
     assert record["set"] == name
@@ -119,40 +119,42 @@ def test_official_files_are_read_and_recorded(name, tmp_path, monkeypatch, made)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert record["files"]["count"] == len(files)
     assert record["files"]["bytes"] == sum(path.stat().st_size for path in files)
-    prepare_sequences(name, options, output=tmp_path / "prepared")
+    prepare_sequences(options, output=tmp_path / "prepared")
     assert made == [name]
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "options", "arguments", "keywords"),
+    ("function", "options", "arguments", "keywords"),
     [
-        ("imdb", "load_imdb", SequenceOptions(), (), {"max_length": 1000}),
+        ((texts, "load_imdb"), SequenceOptions(dataset="imdb"), (), {"max_length": 1000}),
         (
-            *("movie-reviews", "load_movie_reviews", SequenceOptions(seed=2, max_length=9)),
+            (corpora, "load_movie_reviews"),
+            SequenceOptions(dataset="movie-reviews", seed=2, max_length=9),
             *((None,), {"max_length": 9, "seed": 2}),
         ),
         (
-            *("manual-pages", "load_manual_pages", SequenceOptions(seed=2)),
+            (corpora, "load_wiki_passages"),
+            SequenceOptions(dataset="wiki-passages", seed=2),
             *((None,), {"max_length": 4000, "seed": 2}),
         ),
     ],
-    ids=["imdb", "movie-reviews", "manual-pages"],
+    ids=["imdb", "movie-reviews", "wiki-passages"],
 )
-def test_options_reach_the_reader(name, function, options, arguments, keywords, monkeypatch):
+def test_options_reach_the_reader(function, options, arguments, keywords, monkeypatch):
     called = []
 
     def read(*given: Any, **named: Any) -> SequenceData:
         called.append((given, named))
         return generate_listops(sizes={"train": 2}, min_length=3, max_length=20)
 
-    monkeypatch.setattr(arena_sets, function, read)
-    prepare_sequences(name, options)
+    monkeypatch.setattr(*function, read)
+    prepare_sequences(options)
     assert called == [(arguments, keywords)]
 
 
 def test_texts_are_cut_and_it_is_said(tmp_path):
-    options = SequenceOptions(folder=aan_files(tmp_path / "files"), max_length=4)
-    data = prepare_sequences("aan", options)
+    folder = aan_files(tmp_path / "files")
+    data = prepare_sequences(SequenceOptions(dataset="aan", folder=folder, max_length=4))
     assert data.splits["train"].inputs.lengths.tolist() == [4, 4]
     assert data.source.endswith(
         "the first 4 bytes; longer were 4 of 4 in train, 0 of 2 in validation, 1 of 2 in test"
@@ -276,7 +278,7 @@ def test_a_damaged_folder_is_named(tmp_path):
 )
 def test_what_a_set_does_not_take_is_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
-        prepare_sequences(name, SequenceOptions(**options))
+        prepare_sequences(SequenceOptions(dataset=name, **options))
 
 
 def test_a_sample_is_generated_without_the_rest_and_kept_nowhere(cache):
@@ -290,7 +292,7 @@ def test_a_sample_is_generated_without_the_rest_and_kept_nowhere(cache):
 def test_progress_is_told(tmp_path):
     told = []
     prepare_sequences(
-        *("pathfinder32", SequenceOptions(sizes=(4, 2, 2))),
+        SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2)),
         output=tmp_path / "prepared",
         progress=lambda part, count: told.append((part, count)),
     )
@@ -298,7 +300,7 @@ def test_progress_is_told(tmp_path):
 
 
 def test_every_set_says_what_it_takes():
-    names = {field.name for field in fields(SequenceOptions)}
+    names = {field.name for field in fields(SequenceOptions)} - {"dataset"}
     for name, of in SEQUENCE_SETS.items():
         assert of.name == name
         assert set(of.options) <= names

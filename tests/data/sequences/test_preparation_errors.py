@@ -88,10 +88,10 @@ def no_folder(folder: Path) -> str:
 )
 def test_what_is_wrong_with_files_is_said_and_nothing_is_prepared(name, damage, tmp_path):
     message = damage(tmp_path / "files")
-    options = SequenceOptions(folder=tmp_path / "files")
+    options = SequenceOptions(dataset=name, folder=tmp_path / "files")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        prepare_sequences(name, options)
-    assert not sequences_folder(name, options).exists()
+        prepare_sequences(options)
+    assert not sequences_folder(options).exists()
 
 
 def test_listops_files_longer_than_allowed_are_refused_with_the_longest(tmp_path):

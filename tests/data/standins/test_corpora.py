@@ -22,7 +22,9 @@ def wiki(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         for n in range(20)
     }
-    first = {f"Lead {n}": f"w{n + 20} is short, w{n + 20} has one pair of passages\n" for n in range(40)}
+    first = {
+        f"Lead {n}": f"w{n + 20} is short, w{n + 20} has one pair of passages\n" for n in range(40)
+    }
     full["Copy"] = full["Article 0"]
     monkeypatch.setattr(corpora, "_fetch_wiki", lambda _: (full, first))
 

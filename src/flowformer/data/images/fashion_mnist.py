@@ -22,7 +22,7 @@ _MAX_DIMENSIONS = 32
 def read_fashion_mnist(
     folder: Path | None = None, *, cache: Path | None = None
 ) -> dict[str, tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]]:
-    """The pictures and labels of Fashion-MNIST's parts, train and test.
+    """Return the pictures and labels of Fashion-MNIST's parts, train and test.
 
     Args:
         folder: with the four idx files, gzipped or not, or with a folder of them; None for those of
@@ -53,7 +53,7 @@ def read_fashion_mnist(
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
-    """Reads a file of bytes in the idx format, gzipped when its name says so.
+    """Read a file of bytes in the idx format, gzipped when its name says so.
 
     Two zero bytes, the type 8 (bytes), the number of dimensions, each of them in four bytes, the
     highest first; then the values.

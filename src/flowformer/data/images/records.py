@@ -24,7 +24,7 @@ class ImageSplit:
     Attributes:
         images: paths of files, which are read as RGB when asked for; or grey values.
         labels: the class of each.
-        name: of the part, for messages.
+        name: name of the part, for messages.
     """
 
     images: tuple[Path, ...] | UInt8[np.ndarray, "n h w"]
@@ -32,11 +32,11 @@ class ImageSplit:
     name: str
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """The image at a place: RGB of a file, grey of an array.
+        """Return the image at a place: RGB of a file, grey of an array.
 
         Raises:
             ValueError: what `read_image` raises.
@@ -45,18 +45,18 @@ class ImageSplit:
         return read_image(image) if isinstance(image, Path) else Image.fromarray(image)
 
     def place(self, index: int) -> str:
-        """What the image at a place is called: its path, or its number."""
+        """Return what the image at a place is called: its path, or its number."""
         image = self.images[index]
         return str(image) if isinstance(image, Path) else f"{self.name}[{index}]"
 
     def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "ImageSplit":
-        """Those at some places, in that order, under another name."""
+        """Return those at some places, in that order, under another name."""
         images = self.images
         chosen = images[indices] if isinstance(images, np.ndarray) else _at(images, indices)
         return ImageSplit(images=chosen, labels=self.labels[indices], name=name)
 
     def require_readable(self) -> None:
-        """Reads every file once.
+        """Read every file once.
 
         Raises:
             ValueError: one is no image, or damaged; the message names it.
@@ -70,9 +70,9 @@ class ImageData:
     """A data set of images.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         classes: what each label means.
-        channels: of every image: 1 for grey, 3 for RGB.
+        channels: channels of every image: 1 for grey, 3 for RGB.
         train: to train on.
         validation: to choose the epoch by, where the set has one beside a test part.
         test: to test on, where there is one.
@@ -87,7 +87,7 @@ class ImageData:
 
 
 def load_image_folder(path: Path) -> ImageData:
-    """Reads which images a folder has: PATH/train/CLASS/*, and val and test likewise.
+    """Read which images a folder has: PATH/train/CLASS/*, and val and test likewise.
 
     The validation part may be called `val`, `valid`, `validation` or `dev`. Of two parts beside
     `train`, it is the validation part and `test` the test part; of one alone, it is the test part:
@@ -134,7 +134,7 @@ def load_image_folder(path: Path) -> ImageData:
 
 
 def load_labelled_images(path: Path, classes: tuple[str, ...]) -> ImageSplit:
-    """Reads which images a folder has of known classes: PATH/CLASS/IMAGE.
+    """Read which images a folder has of known classes: PATH/CLASS/IMAGE.
 
     Raises:
         FileNotFoundError: there is no such folder, it has no classes, or one without images.
@@ -166,7 +166,7 @@ def load_fashion_mnist_images(
 
 
 def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
-    """Sets a stratified part of the training images aside, where there is no validation part yet.
+    """Set a stratified part of the training images aside, where there is no validation part yet.
 
     Raises:
         ValueError: what `flowformer.data.arrays.stratified_indices` raises.

@@ -26,8 +26,8 @@ class ContiguousBlocks(Dataset[dict[str, Tensor]]):
         """Count the blocks.
 
         Args:
-            tokens: The text.
-            length: Of a block.
+            tokens: the text.
+            length: length of a block.
 
         Raises:
             ValueError: `length` is below 1, or the text does not fill a block and its last target.
@@ -44,11 +44,11 @@ class ContiguousBlocks(Dataset[dict[str, Tensor]]):
         self.dropped = (len(tokens) - 1) % length
 
     def __len__(self) -> int:
-        """Number of whole blocks."""
+        """Return the number of whole blocks."""
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A block and its targets."""
+        """Return a block and its targets."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected one of {len(self)} blocks, got {index}")
         start = index * self.length
@@ -68,21 +68,21 @@ class PackedDocuments(Dataset[dict[str, Tensor]]):
         """Count the blocks.
 
         Args:
-            tokens: The text.
-            length: Of a block.
+            tokens: the text.
+            length: length of a block.
 
         Raises:
-            ValueError: What `ContiguousBlocks` raises.
+            ValueError: what `ContiguousBlocks` raises.
         """
         self.blocks = ContiguousBlocks(tokens, length)
         self.ends = tokens.documents[1:]
 
     def __len__(self) -> int:
-        """Number of whole blocks."""
+        """Return the number of whole blocks."""
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A block, its targets and its documents."""
+        """Return a block, its targets and its documents."""
         item = self.blocks[index]
         start = index * self.blocks.length
         places = np.arange(start, start + self.blocks.length)
@@ -98,7 +98,7 @@ def collate_packed(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Put packed blocks behind each other, as one row.
 
     Args:
-        batch: Items of `PackedDocuments`.
+        batch: items of `PackedDocuments`.
 
     Returns:
         `input_ids` and `targets` int64 [1, total], and `cu_seqlens` int32 [documents + 1]: where

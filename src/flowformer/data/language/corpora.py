@@ -56,7 +56,7 @@ class TextFiles:
     folder: Path | None = None
 
     def documents(self, part: str) -> Iterator[str]:
-        """The documents of a part."""
+        """Return the documents of a part."""
         root, files = self._files()
         parts = {} if root.is_file() else _parts(root)
         names = [file.relative_to(root).as_posix() for file in files]
@@ -96,7 +96,7 @@ class TextFiles:
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The file `train.txt` and those beside it, or the folder `train` and those beside it."""
+    """Return the file `train.txt` or the folder `train`, and those beside it."""
     found = find_parts(path for path in root.glob("*.txt") if path.is_file())
     if "train" not in found:
         found = find_parts(subfolders(root))
@@ -134,7 +134,7 @@ def _cut(text: str, part: str) -> str:
 
 
 def _boundary(text: str, start: int, end: int) -> int:
-    """Where to cut: behind a line end, else behind white space, else at the first character."""
+    """Return where to cut: behind a line end, else white space, else at the first character."""
     line = text.find("\n", start, end) + 1
     if line:
         return line
@@ -176,7 +176,7 @@ class WikiText:
         return self.name.endswith("-raw")
 
     def documents(self, part: str) -> Iterator[str]:
-        """The articles of a part."""
+        """Return the articles of a part."""
         if self.folder is None:
             yield from _articles(self._hub_lines(part))
             return
@@ -189,7 +189,7 @@ class WikiText:
                 raise ValueError(f"expected UTF-8 in {path}: {error}") from error
 
     def identity(self) -> dict[str, Any]:
-        """The files, or the name that `datasets` knows it by."""
+        """Return the files, or the name that `datasets` knows it by."""
         if self.folder is None:
             return {"hub": _HUB, "configuration": f"{self.name}-v1"}
         files = [self._file(part) for part in _FILE_PARTS]
@@ -278,11 +278,11 @@ def load_corpus(name: str, *, folder: str | Path | None = None) -> Corpus:
     """Find a corpus by its name; nothing is read or downloaded yet.
 
     Args:
-        name: In `CORPORA`.
-        folder: Where its files are (WikiText, text), or are to be kept (those of packages).
+        name: in `CORPORA`.
+        folder: where its files are (WikiText, text), or are to be kept (those of packages).
 
     Raises:
-        ValueError: No such corpus; the message lists the names.
+        ValueError: no such corpus; the message lists the names.
     """
     corpus = choose(name, CORPORA, "corpus")
     return corpus if folder is None else replace(corpus, folder=Path(folder))

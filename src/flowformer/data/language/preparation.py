@@ -41,11 +41,11 @@ class TextSource(Protocol):
         ...
 
     def documents(self, part: str) -> Iterator[str]:
-        """The documents of a part, always in the same order."""
+        """Return the documents of a part, always in the same order."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What its content follows from, as JSON has it: files with checksums, seeds, versions."""
+        """Return what its content follows from, as JSON: files with checksums, seeds, versions."""
         ...
 
 
@@ -65,19 +65,19 @@ def prepare_text(
     and ends with the same bytes as one that was not.
 
     Args:
-        corpus: Its documents; one without a line end gets one.
-        folder: An empty folder or a new one, or one prepared with the same settings.
-        tokenizer: A kind to train on the training part (see `train_tokenizer`), a file or folder
-            to load (see `load_tokenizer`), or a tokenizer.
-        vocab_size: Of the tokenizer that is trained.
-        min_count: Of the tokenizer that is trained.
-        shard_tokens: A shard ends with the document that fills it.
-        progress: Called with a part and what it holds so far: about once a second, and at its end.
+        corpus: its documents; one without a line end gets one.
+        folder: an empty folder or a new one, or one prepared with the same settings.
+        tokenizer: a kind to train on the training part (see `train_tokenizer`), a file or folder to
+            load (see `load_tokenizer`), or a tokenizer.
+        vocab_size: size of the vocabulary, of a tokenizer that is trained.
+        min_count: least count of a symbol, of a tokenizer that is trained.
+        shard_tokens: a shard ends with the document that fills it.
+        progress: called with a part and what it holds so far: about once a second, and at its end.
 
     Raises:
-        FileExistsError: The folder holds something else.
+        FileExistsError: the folder holds something else.
         ImportError: tokenizers is missing, and subwords are asked for.
-        ValueError: The folder was prepared with other settings, which the message names; a part is
+        ValueError: the folder was prepared with other settings, which the message names; a part is
             empty; `vocab_size` or `min_count` beside a tokenizer that is not trained; or what
             `train_tokenizer`, `load_tokenizer` and `open_text` raise.
     """
@@ -149,7 +149,7 @@ def _given(tokenizer: str | Path | Tokenizer) -> Tokenizer:
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> Meta:
-    """The journal of a folder: what is there already, or a new one."""
+    """Return the journal of a folder: what is there already, or a new one."""
     if not (folder / META).is_file():
         require_empty(folder, instead="a prepared text")
         meta = Meta(settings=settings)
@@ -199,7 +199,7 @@ def _write_part(
 
 
 def _documents(corpus: TextSource, part: str) -> Iterator[str]:
-    """Its documents, less those without a character; each ends with a line end."""
+    """Return its documents, less those without a character; each ends with a line end."""
     for text in corpus.documents(part):
         if text and not text.isspace():
             yield text if text.endswith("\n") else text + "\n"

@@ -36,11 +36,11 @@ class LabelledSequences(Dataset[TensorCase]):
         self.split = split
 
     def __len__(self) -> int:
-        """Number of cases."""
+        """Return the number of cases."""
         return len(self.split)
 
     def __getitem__(self, index: int) -> TensorCase:
-        """A case."""
+        """Return a case."""
         split = self.split
         other = None if split.others is None else _tensor(split.others[index])
         return _tensor(split.inputs[index]), other, int(split.labels[index])
@@ -85,14 +85,14 @@ def read_cases(
     picture: tuple[int, ...] | None,
     max_length: int,
 ) -> SequenceSplit:
-    """Reads unlabelled cases; their labels are 0.
+    """Read unlabelled cases; their labels are 0.
 
     Args:
         path: text with a case on each line, or an image.
-        vocab_size: of the tokens: bytes, or those of ListOps.
+        vocab_size: size of the vocabulary: bytes, or those of ListOps.
         paired: whether a line is two documents with a tab between them.
         picture: height and width of a picture, where cases are pictures.
-        max_length: of the longest sequence.
+        max_length: length of the longest sequence.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -80,7 +80,7 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
     workers: int = 1,
     progress: Progress | None = None,
 ) -> SequenceData:
-    """Generates the data set with the grammar and the defaults of the Long Range Arena.
+    """Generate the data set with the grammar and the defaults of the Long Range Arena.
 
     An expression is an operator (`[MIN`, `[MAX`, `[MED`: the median, cut to an integer, or `[SM`:
     the sum modulo 10), 2 to `max_arguments` arguments and `]`. An argument is an expression with
@@ -96,11 +96,11 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
         sizes: cases of each part.
         min_length: a length is above this, counted in tokens: each operator, digit and `]` is one.
         max_length: a length is below this.
-        max_depth: of a digit.
-        max_arguments: of an operator.
+        max_depth: depth of a digit.
+        max_arguments: arguments of an operator.
         balanced: as many cases of each value as of any other, up to one. LRA does not balance: 0
             and 9 are about twice as frequent there as the others (False gives its distribution).
-        seed: of everything.
+        seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
         progress: called with a part and the number of cases that it has so far.
 
@@ -140,7 +140,7 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
 
 
 def listops_data(source: str, splits: Mapping[str, SequenceSplit]) -> SequenceData:
-    """The set of these parts."""
+    """Return the set of these parts."""
     return SequenceData(
         name="listops",
         source=source,
@@ -171,7 +171,7 @@ def _choose(
     seen: set[bytes],
     progress: Callable[[int], None] | None,
 ) -> list[_Case]:
-    """Takes the first candidates that are new and of a value whose quota is not filled."""
+    """Take the first candidates that are new and of a value whose quota is not filled."""
     chosen: list[_Case] = []
     left = list(quota)
     idle = 0
@@ -197,7 +197,7 @@ def _choose(
 
 
 def _block(number: int, *, part: str, seed: int, grammar: _Grammar) -> list[_Case]:
-    """Draws a block of expressions and keeps those of a right length."""
+    """Draw a block of expressions and keep those of a right length."""
     levels = _grow(generator_of(seed, part, number), grammar)
     widths, values = _fold(levels)
     lengths = widths[0]
@@ -211,8 +211,8 @@ class _Level(NamedTuple):
     """The operations at one depth of all expressions of a block, and their arguments.
 
     Attributes:
-        kinds: of the operations [n].
-        counts: of their arguments [n], which stand one after the other.
+        kinds: kinds of the operations [n].
+        counts: counts of their arguments [n], which stand one after the other.
         nested: which arguments are operations, those of the next level [m].
         digits: what the others are [m].
     """
@@ -229,7 +229,7 @@ class _Level(NamedTuple):
 
 
 def _grow(rng: np.random.Generator, grammar: _Grammar) -> list[_Level]:
-    """Draws the expressions of a block, all at once, from the outermost operators down."""
+    """Draw the expressions of a block, all at once, from the outermost operators down."""
     levels: list[_Level] = []
     lengths = np.ones(_BLOCK, int)
     owner = np.arange(_BLOCK)  # the expression that an operation belongs to
@@ -250,7 +250,7 @@ def _grow(rng: np.random.Generator, grammar: _Grammar) -> list[_Level]:
 
 
 def _fold(levels: list[_Level]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Returns how many tokens the operations of each level have, and the expressions' values."""
+    """Return how many tokens the operations of each level have, and the expressions' values."""
     widths: list[np.ndarray] = []
     width = values = np.array([], int)
     for level in reversed(levels):
@@ -269,7 +269,7 @@ def _argument_widths(level: _Level, below: np.ndarray) -> np.ndarray:
 
 
 def _apply(level: _Level, arguments: np.ndarray) -> np.ndarray:
-    """The value of each operation [n], from those of all arguments [m]."""
+    """Return the value of each operation [n], from those of all arguments [m]."""
     starts, counts = level.starts, level.counts
     operation = np.repeat(np.arange(len(counts)), counts)
     ranked = np.sort(10 * operation + arguments) % 10  # each operation's arguments, sorted
@@ -280,7 +280,7 @@ def _apply(level: _Level, arguments: np.ndarray) -> np.ndarray:
 
 
 def _write(levels: list[_Level], widths: list[np.ndarray]) -> np.ndarray:
-    """The tokens of all expressions, one after the other."""
+    """Return the tokens of all expressions, one after the other."""
     tokens = np.empty(widths[0].sum(), np.uint8)
     begin = np.cumsum(widths[0]) - widths[0]
     for level, width, below in zip(levels, widths, [*widths[1:], np.array([], int)], strict=True):
@@ -295,7 +295,7 @@ def _write(levels: list[_Level], widths: list[np.ndarray]) -> np.ndarray:
 
 
 def evaluate_listops(tokens: Iterable[int]) -> int:
-    """The value of an expression, by a machine with a stack that reads it once.
+    """Return the value of an expression, by a machine with a stack that reads it once.
 
     It shares nothing with the generator, to which it is a check.
 
@@ -343,7 +343,7 @@ def _reduce(operator: str, arguments: list[int]) -> int:
 
 
 def verify_listops(data: SequenceData) -> None:
-    """Evaluates every expression and compares with its label.
+    """Evaluate every expression and compare it with its label.
 
     Raises:
         ValueError: one is not whole, or its label is another than its value; says which.
@@ -370,7 +370,7 @@ _IDS = {token.encode(): PADDING + 1 + i for i, token in enumerate(LISTOPS_TOKENS
 
 
 def read_listops(folder: str | Path) -> SequenceData:
-    """Reads the three files of the release.
+    """Read the three files of the release.
 
     Args:
         folder: where they are.
@@ -394,7 +394,7 @@ def read_listops(folder: str | Path) -> SequenceData:
 
 
 def write_listops(data: SequenceData, folder: str | Path) -> None:
-    """Writes the files that `read_listops` reads; each appears when it is whole.
+    """Write the files that `read_listops` reads; each appears when it is whole.
 
     Raises:
         ValueError: the parts are not train, validation and test.
@@ -448,7 +448,7 @@ def _case(row: bytes) -> tuple[bytes, int]:
 
 
 def parse_listops(source: bytes) -> UInt8[np.ndarray, " t"]:
-    """Reads an expression as the release writes it: its tokens, brackets that only group left out.
+    """Read an expression as the release writes it: its tokens, brackets that only group left out.
 
     Raises:
         ValueError: an unknown token, or not one whole expression.
@@ -464,7 +464,7 @@ def parse_listops(source: bytes) -> UInt8[np.ndarray, " t"]:
 
 
 def _require_whole(tokens: np.ndarray) -> None:
-    """Refuses what is not one operation with all its ends."""
+    """Refuse what is not one operation with all its ends."""
     opens, ends = tokens < _END, tokens == _END
     depth = np.cumsum(opens.astype(int) - ends)
     if not len(tokens) or not opens[0]:
@@ -483,7 +483,7 @@ def _excerpt(text: bytes) -> str:
 
 
 def _bracketed(tokens: list[int]) -> str:
-    """The expression in LRA's binary brackets: `( ( ( [MAX 4 ) 3 ) ] )` for `[MAX 4 3 ]`."""
+    """Return the expression in LRA's binary brackets: `( ( ( [MAX 4 ) 3 ) ] )` for `[MAX 4 3 ]`."""
     words: list[str] = []
     open_at: list[int] = []  # where the operators stand that have no end yet
     counts: list[int] = []  # how many brackets open before each of them

@@ -49,7 +49,7 @@ def generate_pathfinder(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> SequenceData:
-    """Draws the data set.
+    """Draw the data set.
 
     A case follows from the seed, the name of its part and its number alone; half of each part are
     positive. It is not LRA's release: the pictures are drawn by another program, without its single
@@ -59,7 +59,7 @@ def generate_pathfinder(
         sizes: cases of each part.
         size: height and width of a picture: 32, 64, 128 or 256.
         difficulty: "easy", "medium" or "hard": 6, 9 or 14 dashes in a long path.
-        seed: of everything.
+        seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
         progress: called with a part and the number of cases that it has so far.
 
@@ -95,7 +95,7 @@ def generate_pathfinder(
 
 
 def pathfinder_data(source: str, splits: Mapping[str, SequenceSplit], *, size: int) -> SequenceData:
-    """The set of these parts."""
+    """Return the set of these parts."""
     return SequenceData(
         name=f"pathfinder{size}",
         source=source,
@@ -121,7 +121,7 @@ _FOLDER_PICTURES = 1000  # pictures in a folder
 
 
 def read_pathfinder(folder: str | Path) -> SequenceData:
-    """Reads the pictures of one size and difficulty.
+    """Read the pictures of one size and difficulty.
 
     The parts are LRA's: the first 80 % for training, and 10 % each for validation and test, in the
     order of the metadata by number. (LRA's own order is that of a shuffle by TensorFlow.) The
@@ -168,7 +168,7 @@ def read_pathfinder(folder: str | Path) -> SequenceData:
 
 
 def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
-    """Writes pictures and metadata that `read_pathfinder` reads.
+    """Write pictures and metadata that `read_pathfinder` reads.
 
     Raises:
         ValueError: the parts are not 80, 10 and 10 %, as which they would be read, or the sequences
@@ -238,7 +238,7 @@ def _text(file: Path) -> str:
 
 
 def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Reads the grey values of a picture.
+    """Read the grey values of a picture.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -279,7 +279,7 @@ def _pillow() -> Any:
 
 
 def _bounds(count: int) -> list[int]:
-    """Where the parts begin and end."""
+    """Return where the parts begin and end."""
     return [count * tenths // 10 for tenths in np.cumsum([0, *_TENTHS]).tolist()]
 
 

@@ -85,7 +85,7 @@ def load_fashion_mnist(folder: Path | None = None, *, cache: Path | None = None)
 
 
 def to_grey(colours: UInt8[np.ndarray, "n 3 pixels"]) -> UInt8[np.ndarray, "n pixels"]:
-    """Makes pictures grey: 0.2989 red + 0.5870 green + 0.1140 blue, rounded as TensorFlow does.
+    """Make pictures grey: 0.2989 red + 0.5870 green + 0.1140 blue, rounded as TensorFlow does.
 
     In float32, with values in [0, 1], times 255.5 and rounded down.
     """
@@ -107,7 +107,7 @@ def _pictures(
 
 
 def _read_cifar_file(path: Path) -> _Labelled:
-    """Reads records of a label and 3 × 1,024 pixels, first the red ones."""
+    """Read records of a label and 3 × 1,024 pixels, first the red ones."""
     if not path.is_file():
         raise FileNotFoundError(f"expected {path.name} in {path.parent}, found none")
     content = np.frombuffer(path.read_bytes(), np.uint8)

@@ -104,7 +104,7 @@ def sample_sequences(options: SequenceOptions, *, part: str, count: int) -> Sequ
 
     Args:
         options: the set, and the options that it takes.
-        part: of which at least `count` cases are generated, and one of each other.
+        part: the part of which at least `count` cases are generated, and one of each other.
         count: cases wanted.
 
     Raises:
@@ -121,7 +121,7 @@ def sample_sequences(options: SequenceOptions, *, part: str, count: int) -> Sequ
 
 
 def holds_sequences(folder: Path) -> bool:
-    """Whether a folder is of `prepare_sequences`, be it whole or not, or of `SequenceData.save`."""
+    """Return whether a folder is of `prepare_sequences`, whole or not, or `SequenceData.save`."""
     return any((folder / name).is_file() for name in (PREPARATION, DESCRIPTION))
 
 
@@ -162,7 +162,7 @@ def _write(data: SequenceData, folder: Path, made_from: Mapping[str, Any]) -> No
 
 
 def _is_prepared(folder: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether the set is there; refuses a folder that is of something else."""
+    """Return whether the set is there; refuse a folder that is of something else."""
     if not (folder / PREPARATION).is_file():
         require_empty(folder, instead="a prepared set")
         return False

@@ -36,7 +36,7 @@ class Sequences:
     offsets: Int[np.ndarray, " n_plus_1"]
 
     def __post_init__(self) -> None:
-        """Checks that the offsets are of these values.
+        """Check that the offsets are of these values.
 
         Raises:
             ValueError: they are not.
@@ -56,7 +56,7 @@ class Sequences:
 
     @classmethod
     def of(cls, sequences: Iterable[np.ndarray]) -> "Sequences":
-        """Joins arrays of one kind; at least one is expected.
+        """Join arrays of one kind; at least one is expected.
 
         Raises:
             ValueError: there are none.
@@ -68,11 +68,11 @@ class Sequences:
         return cls(np.concatenate(arrays), np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one, as a view: [t] or [t, c].
+        """Return one, as a view: [t] or [t, c].
 
         Raises:
             IndexError: there is none of that number.
@@ -102,7 +102,7 @@ class SequenceSplit:
     others: Sequences | None = None
 
     def __post_init__(self) -> None:
-        """Checks that the parts are as many.
+        """Check that the parts are as many.
 
         Raises:
             ValueError: they are not.
@@ -118,13 +118,13 @@ class SequenceSplit:
     def of_pictures(
         cls, pictures: UInt8[np.ndarray, "n h w"], labels: Shaped[np.ndarray, " n"]
     ) -> "SequenceSplit":
-        """Takes the grey values of each picture, row by row, as tokens (`byte_tokens`)."""
+        """Take the grey values of each picture, row by row, as tokens (`byte_tokens`)."""
         offsets = np.arange(len(pictures) + 1) * (pictures.shape[1] * pictures.shape[2])
         values = byte_tokens(pictures.reshape(-1))
         return cls(Sequences(values, offsets), labels.astype(np.int64))
 
     def __len__(self) -> int:
-        """Number of cases."""
+        """Return the number of cases."""
         return len(self.labels)
 
 
@@ -133,7 +133,7 @@ class SequenceData:
     """A data set of labelled sequences.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         source: where it is from, in words; and in what it differs from the set of a paper.
         classes: what each label means.
         vocab_size: token ids are below this, and `PADDING` is none of them; None for features.
@@ -149,7 +149,7 @@ class SequenceData:
     picture: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Checks labels and tokens against what they are said to be.
+        """Check labels and tokens against what they are said to be.
 
         Raises:
             ValueError: a label or a token is out of range; the message says where.
@@ -167,7 +167,7 @@ class SequenceData:
         return any(split.others is not None for split in self.splits.values())
 
     def save(self, folder: Path) -> None:
-        """Writes it; a kill leaves a folder that `load` refuses, never half a set."""
+        """Write it; a kill leaves a folder that `load` refuses, never half a set."""
         for part, split in self.splits.items():
             for name, array in _arrays(split).items():
                 with atomic_file(folder / f"{part}-{name}.npy") as file:
@@ -184,7 +184,7 @@ class SequenceData:
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceData":
-        """Reads what `save` wrote: looks through the arrays once, and leaves them on the disk.
+        """Read what `save` wrote: look through the arrays once, and leave them on the disk.
 
         Raises:
             FileNotFoundError: there is no such set there, or not a whole one.

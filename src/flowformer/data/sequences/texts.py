@@ -30,10 +30,10 @@ def from_texts(
     *,
     max_length: int | None,
 ) -> SequenceData:
-    """Makes a data set of texts: a token is a byte, id = byte + 1, as in Long Range Arena.
+    """Make a data set of texts: a token is a byte, id = byte + 1, as in Long Range Arena.
 
     Args:
-        name: of the set.
+        name: name of the set.
         source: in words; how many texts were cut is added to it.
         classes: what each label means.
         parts: the cases of each part, which may be read one by one; each part has at least one,
@@ -98,7 +98,7 @@ _AAN_CLASSES = ("unrelated", "cites")
 
 
 def read_aan(folder: Path, *, max_length: int | None = RETRIEVAL_BYTES) -> SequenceData:
-    """Reads the pairs of the ACL Anthology Network from Long Range Arena's release.
+    """Read the pairs of the ACL Anthology Network from Long Range Arena's release.
 
     Each line has a label (0 or 1), the papers' two numbers and their two texts, between tabs; no
     line names the columns and nothing is quoted.
@@ -203,12 +203,12 @@ def load_imdb(*, max_length: int | None = IMDB_BYTES) -> SequenceData:
 def load_reviews(
     path: Path, *, held_out: int, seed: int = 0, max_length: int | None = IMDB_BYTES
 ) -> SequenceData:
-    """Texts of one's own, in the format of `read_reviews`, some held out as the test part.
+    """Return texts of one's own, in the format of `read_reviews`, some held out as the test part.
 
     Args:
-        path: of the CSV file.
+        path: path of the CSV file.
         held_out: texts of the test part.
-        seed: of their order.
+        seed: seed of their order.
         max_length: bytes kept of a text; None for all of them.
 
     Raises:
@@ -223,10 +223,10 @@ def load_reviews(
 
 
 def read_reviews(path: Path, *, where: Mapping[str, str] | None = None) -> list[Review]:
-    """Reads a CSV file in UTF-8 whose first line names its columns, `text` and `label` among them.
+    """Read a CSV file in UTF-8 whose first line names its columns, `text` and `label` among them.
 
     Args:
-        path: of the file.
+        path: path of the file.
         where: values of columns, to take only the rows that have them.
 
     Raises:

@@ -22,11 +22,11 @@ class Preprocessing:
     """Fill missing values, then z = (x - mean) / std in each channel.
 
     Attributes:
-        mean: Mean of each channel over all time steps of all training series, missing values left
+        mean: mean of each channel over all time steps of all training series, missing values left
             out.
-        std: Standard deviation likewise, of the population (divided by the count); 1 for a channel
+        std: standard deviation likewise, of the population (divided by the count); 1 for a channel
             that is constant.
-        missing: What becomes of a missing value. "error" raises. "mean" puts the training mean, so
+        missing: what becomes of a missing value. "error" raises. "mean" puts the training mean, so
             z = 0. "interpolate" is linear in time between the neighbours in the same series, holds
             the first and the last value at the ends, and puts the training mean where a series has
             no value in a channel.
@@ -40,7 +40,7 @@ class Preprocessing:
         """Refuse statistics that no data gives, as from a damaged file.
 
         Raises:
-            ValueError: An unknown policy, no channel, different numbers of means and stds, a number
+            ValueError: an unknown policy, no channel, different numbers of means and stds, a number
                 that is not finite, or a std that is not positive.
         """
         if self.missing not in MISSING_POLICIES:
@@ -62,11 +62,11 @@ class Preprocessing:
         """Take the statistics from a split: the training split, and no other.
 
         Args:
-            split: The training split.
-            missing: The policy for missing values, here and in `apply`.
+            split: the training split.
+            missing: the policy for missing values, here and in `apply`.
 
         Raises:
-            ValueError: A value is missing and the policy is "error", a channel has no value in the
+            ValueError: a value is missing and the policy is "error", a channel has no value in the
                 whole split, or the values are too large for float64 statistics.
         """
         if missing == "error":
@@ -92,11 +92,11 @@ class Preprocessing:
         """Fill and normalise one series, and turn it to time first, as models read it.
 
         Args:
-            series: The series.
-            name: What errors call it.
+            series: the series.
+            name: what errors call it.
 
         Raises:
-            ValueError: The series has other channels than the training data, misses a value and the
+            ValueError: the series has other channels than the training data, misses a value and the
                 policy is "error", or lies too far from the training data for float32.
         """
         if len(series) != len(self.mean):
@@ -119,18 +119,18 @@ class Preprocessing:
         return scores
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them; `from_dict` gives an equal object back."""
+        """Return the fields as JSON can hold them; `from_dict` gives an equal object back."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`.
+        """Return the inverse of `to_dict`.
 
         Args:
-            fields: What `to_dict` gave, as a rule through a JSON file.
+            fields: what `to_dict` gave, as a rule through a JSON file.
 
         Raises:
-            ValueError: A field is missing or too many, or the statistics are not valid.
+            ValueError: a field is missing or too many, or the statistics are not valid.
         """
         expected = {"mean", "std", "missing"}
         if set(fields) != expected:
@@ -162,10 +162,10 @@ def require_complete(split: SeriesSplit) -> None:
     """Refuse a split with missing values; nothing else of it is looked at.
 
     Args:
-        split: The split.
+        split: the split.
 
     Raises:
-        ValueError: A value is missing; the message says where.
+        ValueError: a value is missing; the message says where.
     """
     for index, series in enumerate(split.series):
         _refuse_missing(series, split.place(index))
@@ -192,11 +192,11 @@ class SeriesDataset(Dataset[tuple[Tensor, int]]):
         """Preprocess every series.
 
         Args:
-            split: The split.
-            preprocessing: Fitted on the training split.
+            split: the split.
+            preprocessing: fitted on the training split.
 
         Raises:
-            ValueError: What `Preprocessing.apply` raises, naming the series as `split.place` does.
+            ValueError: what `Preprocessing.apply` raises, naming the series as `split.place` does.
         """
         self.series = [
             torch.from_numpy(preprocessing.apply(series, name=split.place(index)))
@@ -205,11 +205,11 @@ class SeriesDataset(Dataset[tuple[Tensor, int]]):
         self.labels = split.labels.tolist()
 
     def __len__(self) -> int:
-        """Number of series."""
+        """Return the number of series."""
         return len(self.series)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """The series at a place, and its label."""
+        """Return the series at a place, and its label."""
         return self.series[index], self.labels[index]
 
 
@@ -219,15 +219,15 @@ def collate(
     """Pad series with zeros at their end and stack them.
 
     Args:
-        batch: Series and labels, as `SeriesDataset` gives them.
-        pad_to: The length of the result; by default that of the longest series in the batch.
+        batch: series and labels, as `SeriesDataset` gives them.
+        pad_to: the length of the result; by default that of the longest series in the batch.
 
     Returns:
         `inputs` float32 [b, t, c], `attention_mask` bool [b, t] with True at real time steps, and
         `labels` int64 [b].
 
     Raises:
-        ValueError: A series is longer than `pad_to`.
+        ValueError: a series is longer than `pad_to`.
     """
     series, labels = zip(*batch, strict=True)
     lengths = torch.tensor([len(one) for one in series])

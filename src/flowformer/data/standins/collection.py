@@ -98,7 +98,7 @@ class CollectionConfig(CollectionOptions):
     search: SearchConfig
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
+        """Check the ranges.
 
         Raises:
             ValueError: the quality is unknown, or a number out of range.
@@ -128,15 +128,15 @@ def collect(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Trajectories, Path]:
-    """Searches for the policies, plays the episodes and writes a Minari data set.
+    """Search for the policies, play the episodes and write a Minari data set.
 
     The search is kept, so that another quality takes the same; it and the episodes go on where a
     killed collection stopped, and end the same. Its references are the mean returns of uniform
     actions and of the best policy without noise.
 
     Args:
-        config: of the set.
-        folder: of the set; by default its name below Minari's root.
+        config: config of the set.
+        folder: folder of the set; by default its name below Minari's root.
         workers: processes that play; the set does not depend on them. More than one needs the
             usual `if __name__ == "__main__":` in a script.
         seconds: after which the search stops too.
@@ -189,7 +189,7 @@ def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
 
 
 def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers) -> Anchors:
-    """Plays uniform actions and the search's best policies anew, once."""
+    """Play uniform actions and the search's best policies anew, once."""
     path = kept / f"references-{search.iterations}.json"
     if not path.is_file():
         candidates = search.ranked(_CANDIDATES)
@@ -208,7 +208,7 @@ def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers
 
 
 def _require_apart(config: CollectionConfig, search: Search, anchors: Anchors) -> None:
-    """Refuses policies that are no better than chance; random actions need none, but for a score.
+    """Refuse policies that are no better than chance; random actions need none, but for a score.
 
     Raises:
         ValueError: the search has found nothing better.
@@ -238,7 +238,7 @@ def _returns(
 
 
 def _last_policy(config: CollectionConfig, search: Search, anchors: Anchors) -> int | None:
-    """The iteration whose policy acts, or acts last; None for uniform actions."""
+    """Return the iteration whose policy acts, or acts last; None for uniform actions."""
     if config.quality == "random":
         return None
     if config.quality == "expert":
@@ -279,7 +279,7 @@ def _play(
     pool: Workers,
     progress: Progress | None,
 ) -> Iterator[Episode]:
-    """Yields episodes until there are steps enough; those of a killed collection are read."""
+    """Yield episodes until there are steps enough; those of a killed collection are read."""
     folder = _parts(config, search, kept)
     number = steps = 0
     for path in sorted(folder.glob("[!.]*.npz")):

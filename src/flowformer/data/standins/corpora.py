@@ -87,7 +87,7 @@ class WikiSmall:
     folder: Path | None = None
 
     def documents(self, part: str) -> Iterator[str]:
-        """The articles and leads of a part, shuffled."""
+        """Return the articles and leads of a part, shuffled."""
         kinds = _fetch_wiki(self.folder)
         chosen = {title: texts[title] for texts in kinds for title in split_names(texts)[part]}
         for title in shuffle_names(chosen):
@@ -95,7 +95,7 @@ class WikiSmall:
             yield text if self.name.endswith("-raw") else separate_words(text)
 
     def identity(self) -> dict[str, Any]:
-        """Releases and digests."""
+        """Return the releases and their digests."""
         return _identity(ARTICLES, LEADS)
 
 
@@ -118,18 +118,18 @@ class Shakespeare:
     folder: Path | None = None
 
     def documents(self, part: str) -> Iterator[str]:
-        """The plays of a part."""
+        """Return the plays of a part."""
         plays = {file.name: file for file in PLAYS.fetch(self.folder)}
         for name in split_names(plays)[part]:
             yield plain_play(read_text(plays[name]))
 
     def identity(self) -> dict[str, Any]:
-        """Release and digest."""
+        """Return the release and its digest."""
         return _identity(PLAYS)
 
 
 def plain_play(markdown: str) -> str:
-    """A play without its Markdown: `**HAMLET**` becomes `HAMLET:`, `_Exit_` becomes `[Exit]`."""
+    """Remove a play's Markdown: `**HAMLET**` becomes `HAMLET:`, `_Exit_` becomes `[Exit]`."""
     text = re.sub(r"^#+ *", "", markdown, flags=re.MULTILINE)
     text = re.sub(r"\\([^\w\s])", r"\1", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
@@ -145,7 +145,7 @@ def _fetch_wiki(folder: Path | None) -> tuple[Mapping[str, str], Mapping[str, st
 
 @lru_cache(maxsize=1)
 def _read_wiki(articles: Path, leads: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Articles and leads by title. Read once: a preparation asks for every part."""
+    """Return articles and leads by title. Read once: a preparation asks for every part."""
     full = {title: text for title, text in read_dump(articles) if text}
     known = {title.casefold() for title in full}
     content = json.loads(leads.read_text(encoding="utf-8"))
@@ -285,7 +285,7 @@ def _pairs(articles: list[list[bytes]], rng: random.Random) -> list[Case]:
 
 
 def fetch_photographs(cache: Path | None = None) -> list[Path]:
-    """Five photographs, one of them grey.
+    """Return five photographs, one of them grey.
 
     Args:
         cache: where they are kept; by default `data_cache()`.

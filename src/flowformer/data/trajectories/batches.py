@@ -27,7 +27,7 @@ class DecisionPreprocessing:
         state_mean: subtracted from observations.
         state_std: that divides them then.
         return_scale: that divides returns, 1,000 in the published runs.
-        action_space: of the environment.
+        action_space: action space of the environment.
     """
 
     state_mean: Float64[np.ndarray, " _features"]
@@ -36,7 +36,7 @@ class DecisionPreprocessing:
     action_space: Space
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Check the numbers.
 
         Raises:
             ValueError: mean and deviation differ in shape, or are no finite numbers; a deviation or
@@ -63,7 +63,7 @@ class DecisionPreprocessing:
         return_scale: float,
         constant_features: ConstantFeatures = "centred",
     ) -> "DecisionPreprocessing":
-        """Takes mean and deviation from all steps of a data set.
+        """Take mean and deviation from all steps of a data set.
 
         Args:
             trajectories: the data set.
@@ -89,15 +89,15 @@ class DecisionPreprocessing:
         return len(self.state_mean)
 
     def states(self, observations: Float[np.ndarray, "*b f"]) -> Float32[np.ndarray, "*b f"]:
-        """Observations as the model reads them: (observation - mean) / deviation."""
+        """Return observations as the model reads them: (observation - mean) / deviation."""
         return ((observations - self.state_mean) / self.state_std).astype(np.float32)
 
     def returns(self, returns: Float[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
-        """Returns as the model reads them."""
+        """Return returns as the model reads them."""
         return (returns / self.return_scale).astype(np.float32)
 
     def to_model(self, actions: Actions) -> Actions:
-        """The environment's actions as the model has them.
+        """Return the environment's actions as the model has them.
 
             2 · (action - low) / (high - low) - 1
 
@@ -109,7 +109,7 @@ class DecisionPreprocessing:
         return 2 * (actions - low) / (high - low) - 1
 
     def to_environment(self, actions: Actions) -> Actions:
-        """The model's actions as the environment takes them, clipped to its bounds.
+        """Return the model's actions as the environment takes them, clipped to its bounds.
 
         The other way of `to_model`.
         """
@@ -121,7 +121,7 @@ class DecisionPreprocessing:
         return np.clip(actions, low, high)
 
     def record(self) -> dict[str, Any]:
-        """Its values, as JSON can hold them."""
+        """Return its values, as JSON can hold them."""
         return {
             "state_mean": self.state_mean.tolist(),
             "state_std": self.state_std.tolist(),
@@ -131,7 +131,7 @@ class DecisionPreprocessing:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "DecisionPreprocessing":
-        """Reads what `record` gave, after a way through JSON."""
+        """Read what `record` gave, after a way through JSON."""
         return cls(
             state_mean=np.array(record["state_mean"], np.float64),
             state_std=np.array(record["state_std"], np.float64),
@@ -167,7 +167,7 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
 
         Args:
             trajectories: the data set.
-            preprocessing: of its numbers.
+            preprocessing: how its numbers become the model's.
             context: steps of a window.
             episodes: those to take; None for all.
             stride: steps between the beginnings of two windows of an episode.
@@ -192,15 +192,15 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
         self._begins, self._ends = starts[episode], ends[episode]
 
     def __len__(self) -> int:
-        """Number of windows."""
+        """Return the number of windows."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A batch of one."""
+        """Return a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch of these windows."""
+        """Return a batch of these windows."""
         chosen = np.asarray(indices)
         first, last = self.places[chosen], self._ends[chosen]
         length = int(min(self._context, (last - first).max()))
@@ -219,7 +219,7 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
 
 
 def returns_to_go(trajectories: Trajectories) -> Float32[np.ndarray, " steps"]:
-    """What each episode still collects from each step on, that step's reward included."""
+    """Return what each episode still collects from each step on, that step's reward included."""
     total = np.cumsum(trajectories.rewards[::-1], dtype=np.float64)[::-1]
     # What lies behind the end of a step's episode: the total at the next one's start.
     behind = np.append(total[trajectories.starts[1:]], 0.0)
@@ -229,12 +229,12 @@ def returns_to_go(trajectories: Trajectories) -> Float32[np.ndarray, " steps"]:
 def split_episodes(
     trajectories: Trajectories, fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-    """Draws the episodes that are not trained on; both parts in the order of the set.
+    """Draw the episodes that are not trained on; both parts in the order of the set.
 
     Args:
         trajectories: the data set.
-        fraction: of the episodes; at least one is drawn.
-        seed: of the drawing.
+        fraction: fraction of the episodes; at least one is drawn.
+        seed: seed of the drawing.
 
     Raises:
         ValueError: there is one episode only.

@@ -32,7 +32,7 @@ _KINDS = "biuf"  # of dtypes: booleans and numbers
 
 
 def read_numbers(file: "h5py.File", name: str) -> np.ndarray:
-    """Reads an array of booleans or numbers.
+    """Read an array of booleans or numbers.
 
     Raises:
         ValueError: there is none of that name in this file itself, its values are no numbers, or
@@ -50,7 +50,7 @@ def read_numbers(file: "h5py.File", name: str) -> np.ndarray:
 
 
 def read_words(file: "h5py.File", name: str) -> bytes:
-    """Reads a single text of fixed length.
+    """Read a single text of fixed length.
 
     Raises:
         ValueError: there is none of that name in this file itself.
@@ -65,7 +65,7 @@ def read_words(file: "h5py.File", name: str) -> bytes:
 
 
 def require_own(group: "h5py.Group") -> None:
-    """Refuses a file with links, values in others or of variable length, or more than it can hold.
+    """Refuse a file with links, values in others or of variable length, or more than it can hold.
 
     Raises:
         ValueError: it is one.
@@ -121,7 +121,7 @@ def read_d4rl(
     num_actions: int | None = None,
     action_bounds: tuple[float, float] | None = None,
 ) -> Trajectories:
-    """Reads a file with observations, actions, rewards, terminals and mostly timeouts.
+    """Read a file with observations, actions, rewards, terminals and mostly timeouts.
 
     An episode ends at a terminal or a timeout; what follows the last one is an episode that was
     cut off. Arrays beside these (next_observations, infos, metadata) are not read. Actions that
@@ -133,8 +133,8 @@ def read_d4rl(
             named after, if it is hopper, halfcheetah or walker2d.
         action_space: by default as the values say: discrete for whole numbers, else a box.
         time_limit: steps after which an episode ends, for a file without timeouts.
-        num_actions: of discrete actions; by default one more than the highest of the file.
-        action_bounds: of a box; by default -1 and 1, as of all of D4RL's own.
+        num_actions: number of discrete actions; by default one more than the highest of the file.
+        action_bounds: least and greatest action of a box; by default -1 and 1, as in D4RL's own.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -191,7 +191,7 @@ def read_d4rl(
 
 
 def write_d4rl(trajectories: Trajectories, path: Path) -> None:
-    """Writes a file that `read_d4rl`, and D4RL's own readers, read.
+    """Write a file that `read_d4rl`, and D4RL's own readers, read.
 
     An episode that the environment did not end is marked with a timeout, and so is the last one.
     What D4RL's files do not hold (name, source, environment, spaces) stands beside the arrays.
@@ -253,7 +253,7 @@ def _description(path: Path, text: bytes) -> dict[str, Any]:
 def _episodes(
     arrays: dict[str, np.ndarray], time_limit: int | None
 ) -> tuple[Int64[np.ndarray, " episodes"], Bool[np.ndarray, " episodes"]]:
-    """Where each episode begins, and whether the environment ended it."""
+    """Return where each episode begins, and whether the environment ended it."""
     for name in ("terminals", "timeouts"):
         if name in arrays and not np.isin(arrays[name], (0, 1)).all():
             raise ValueError(f"expected 0 and 1 in {name}, got other values")
@@ -294,7 +294,7 @@ def _actions(
     bounds: tuple[float, float] | None,
     name: str,
 ) -> tuple[Space, np.ndarray]:
-    """The space of actions, and the actions as they are kept."""
+    """Return the space of actions, and the actions as they are kept."""
     if sum(each is not None for each in (space, number, bounds)) > 1:
         raise ValueError(
             "expected one of an action space (which a file may have of its own), a number of "
@@ -340,7 +340,7 @@ def _space_of(values: np.ndarray, number: int | None, bounds: tuple[float, float
 
 
 def _option(name: str, value: str) -> str:
-    """How something is said, on the command line and in Python."""
+    """Return how something is said, on the command line and in Python."""
     return f"--data.{name} {value} ({name.replace('-', '_')} in Python)"
 
 

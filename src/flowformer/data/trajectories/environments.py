@@ -37,7 +37,7 @@ _SHOWS = (
 
 
 def task_of(env: str | None, name: str) -> str | None:
-    """Which of D4RL's environments a set is of, by its environment or its name; None of none.
+    """Return which of D4RL's environments a set is of, by its environment or name, or None.
 
     "Hopper-v5" and "hopper_medium-v2" are "hopper".
     """
@@ -57,7 +57,7 @@ def references_of(env: str | None, name: str) -> tuple[float, float] | None:
 def make_environment(
     env: str, *, options: EnvironmentOptions | None = None, render_mode: str | None = None
 ) -> "gymnasium.Env":
-    """Makes an environment whose observations are a box and whose actions are supported.
+    """Make an environment whose observations are a box and whose actions are supported.
 
     Args:
         env: gymnasium's name.
@@ -102,7 +102,7 @@ def make_environment(
 
 
 def _wrapped(env: "gymnasium.Env", options: WrapperOptions) -> "gymnasium.Env":
-    """Puts gymnasium's own wrapper around an environment, or one whose module is imported already.
+    """Put gymnasium's own wrapper around an environment, or one whose module is imported already.
 
     A set of data names it: no code is loaded for that.
     """
@@ -124,7 +124,7 @@ def _wrapped(env: "gymnasium.Env", options: WrapperOptions) -> "gymnasium.Env":
 
 
 def options_of(spec: Mapping[str, Any]) -> EnvironmentOptions:
-    """What gymnasium's record of an environment says beyond its name: how it differs from that.
+    """Return how gymnasium's record of an environment differs from what its name says.
 
     What only draws or records is left out.
 
@@ -150,7 +150,7 @@ def options_of(spec: Mapping[str, Any]) -> EnvironmentOptions:
 
 
 def _registered(env: str | None) -> tuple[Mapping[str, Any], int | None]:
-    """The keyword arguments and the time limit of a name, where gymnasium knows it."""
+    """Return the keyword arguments and the time limit of a name, where gymnasium knows it."""
     try:
         import gymnasium
     except ImportError:
@@ -163,12 +163,12 @@ def _registered(env: str | None) -> tuple[Mapping[str, Any], int | None]:
 
 
 def _plain(value: object) -> object:
-    """A value as it comes back from JSON."""
+    """Return a value as it comes back from JSON."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def space_of(space: "gymnasium.Space") -> Space:
-    """A space of actions without gymnasium.
+    """Return a space of actions without gymnasium.
 
     Raises:
         NotImplementedError: it is neither a box with one axis nor discrete values from 0 on.
@@ -188,7 +188,7 @@ def space_of(space: "gymnasium.Space") -> Space:
 
 
 def feature_count(space: "gymnasium.Space") -> int:
-    """Features of an observation, flattened.
+    """Return the number of features of an observation, flattened.
 
     Raises:
         NotImplementedError: it is no box, or one of pictures.
@@ -204,7 +204,7 @@ def feature_count(space: "gymnasium.Space") -> int:
 
 
 def _log_mujoco(env: str) -> None:
-    """Takes the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is.
+    """Take the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is.
 
     Raises:
         ImportError: the library that it is to draw with is missing.

@@ -36,7 +36,7 @@ _RECORD = "flowformer"  # what is ours in it
 
 
 def is_d4rl(name: str | Path) -> bool:
-    """Whether a name is taken for a file of D4RL's."""
+    """Return whether a name is taken for a file of D4RL's."""
     path = Path(name)
     return path.is_file() or path.suffix in (".hdf5", ".h5")
 
@@ -49,12 +49,12 @@ def open_trajectories(
     num_actions: int | None = None,
     action_bounds: tuple[float, float] | None = None,
 ) -> Trajectories:
-    """Opens a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
+    """Open a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
 
     Args:
         name: a path, or the name of a Minari data set.
         download: whether a Minari data set that is not here is fetched.
-        time_limit: of D4RL's file; see `read_d4rl`.
+        time_limit: time limit of D4RL's file; see `read_d4rl`.
         num_actions: likewise.
         action_bounds: likewise.
 
@@ -80,11 +80,11 @@ def open_trajectories(
 
 
 def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
-    """Reads a Minari data set.
+    """Read a Minari data set.
 
     Args:
-        name: of a set below `$MINARI_DATASETS_PATH` (by default Minari's own folder), or any folder
-            in Minari's format.
+        name: name of a set below `$MINARI_DATASETS_PATH` (by default Minari's own folder), or any
+            folder in Minari's format.
         download: whether a set that is not here is fetched.
 
     Returns:
@@ -139,7 +139,7 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
 
 
 def _open(folder: Path) -> Any:
-    """Opens a set by Minari, if it need not make the environment that the set names.
+    """Open a set by Minari, if it need not make the environment that the set names.
 
     It would run whatever code a set without spaces names.
     """
@@ -153,7 +153,7 @@ def _open(folder: Path) -> Any:
 
 
 def _environment(metadata: Mapping[str, Any]) -> tuple[str | None, EnvironmentOptions]:
-    """The environment to evaluate in: that for it, else that of the collection."""
+    """Return the environment to evaluate in: that for it, else that of the collection."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = {} if text is None else json.loads(text)
     env = metadata.get(_RECORD, {}).get("env")  # ours, with the module that knows it
@@ -164,7 +164,7 @@ def _environment(metadata: Mapping[str, Any]) -> tuple[str | None, EnvironmentOp
 
 
 def _require_own(path: Path) -> None:
-    """Refuses an HDF5 file that names others; Minari's other format has no such file."""
+    """Refuse an HDF5 file that names others; Minari's other format has no such file."""
     if not path.is_file():
         return
     import h5py
@@ -174,7 +174,7 @@ def _require_own(path: Path) -> None:
 
 
 def minari_folder(name: str | Path) -> Path | None:
-    """Where a set is: a folder itself, or one below Minari's root; None where it is not."""
+    """Return where a set is: a folder itself, or one below Minari's root; None where it is not."""
     root = find_minari_root()
     for folder in (Path(name), *(() if root is None else (root / name,))):
         if (folder / "data" / _METADATA).is_file():
@@ -183,18 +183,18 @@ def minari_folder(name: str | Path) -> Path | None:
 
 
 def minari_root() -> Path:
-    """The folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it.
+    """Return the folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it.
 
     Without a home directory it is `minari` in `data_cache()`.
 
     Raises:
-        FileNotFoundError: There is none, and none can be made.
+        FileNotFoundError: there is none, and none can be made.
     """
     return find_minari_root() or data_cache() / "minari"
 
 
 def find_minari_root() -> Path | None:
-    """The folder of local Minari data sets, to look into; None where there can be none."""
+    """Return the folder of local Minari data sets, to look into; None where there can be none."""
     if (given := os.environ.get(_ROOT)) is not None:
         return Path(given)
     cache = find_cache()
@@ -202,7 +202,7 @@ def find_minari_root() -> Path | None:
 
 
 def local_minari() -> list[str]:
-    """Names of the sets below `minari_root`."""
+    """Return names of the sets below `minari_root`."""
     root = find_minari_root()
     if root is None or not root.is_dir():
         return []
@@ -219,11 +219,12 @@ def write_minari(
     folder: Path | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a Minari data set; a kill leaves none.
+    """Write a Minari data set; a kill leaves none.
 
     Args:
         trajectories: the set; its name is the data set's, and ends in a version such as -v0.
-        last_observations: of each episode, after its last action: Minari keeps them too.
+        last_observations: last observations of each episode, after its last action: Minari keeps
+            them too.
         algorithm: what acted, in words.
         folder: the new folder; by default the set's name below `minari_root`.
         record: more to keep in its metadata, under "flowformer".
@@ -273,13 +274,13 @@ def write_minari(
 
 
 def minari_record(folder: Path) -> Mapping[str, Any]:
-    """What `write_minari` was told to keep; empty for a set of somebody else's."""
+    """Return what `write_minari` was told to keep; empty for a set of somebody else's."""
     return _open(folder).storage.metadata.get(_RECORD, {})
 
 
 @contextmanager
 def _root_at(folder: Path) -> Iterator[None]:
-    """Lets Minari write below a folder: it takes no path, only a variable of the environment."""
+    """Let Minari write below a folder: it takes no path, only a variable of the environment."""
     before = os.environ.get(_ROOT)
     os.environ[_ROOT] = str(folder)
     try:
