@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.files import parse_json
+from flowformer.serialization import from_plain
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -126,29 +127,15 @@ def read_meta(folder: Path) -> Meta:
 
 def _read_meta(content: dict[str, Any]) -> Meta:
     listed = content.pop("shards")
-    shards: dict[str, list[Shard]] = {
-        part: [_read_shard(shard) for shard in listed[part]] for part in PARTS
-    }
-    meta = Meta(**content, shards=shards)
-    _require_types(meta.vocab_size, meta.complete, meta.settings)
+    meta = from_plain(Meta, {**content, "shards": {}})
+    meta.shards = {part: [from_plain(Shard, one) for one in listed[part]] for part in PARTS}
+    for shard in (shard for shards in meta.shards.values() for shard in shards):
+        if Path(shard.file).name != shard.file:  # in the folder, and nowhere else
+            raise ValueError(f"expected the name of a file, got {shard.file!r}")
+        for count in asdict(shard.counts).values():
+            if not 0 <= count < _MOST:
+                raise ValueError(f"expected a count, got {count!r}")
     return meta
-
-
-def _read_shard(values: dict[str, Any]) -> Shard:
-    shard = Shard(**{**values, "counts": Counts(**values["counts"])})
-    # In the folder, and nowhere else.
-    if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
-        raise ValueError(f"expected the name of a file, got {shard.file!r}")
-    for count in asdict(shard.counts).values():
-        if type(count) is not int or not 0 <= count < _MOST:
-            raise ValueError(f"expected a count, got {count!r}")
-    return shard
-
-
-def _require_types(vocab_size: object, complete: object, settings: object) -> None:
-    known = type(vocab_size) is int and type(complete) is bool and type(settings) is dict
-    if not known:
-        raise ValueError(f"got {vocab_size=}, {complete=} and settings {type(settings).__name__}")
 
 
 _REMEDY = "delete the folder and prepare the text again"

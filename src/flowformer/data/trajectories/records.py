@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
 from flowformer.data.arrays import map_array
 from flowformer.files import atomic_file, parse_json, write_atomically
+from flowformer.serialization import from_plain, to_plain
 
 Bound = float | tuple[float, ...] | None
 
@@ -84,15 +85,11 @@ class Space:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Space":
         """Read what `record` gave, after a way through JSON."""
-        low, high = (
-            tuple(bound) if isinstance(bound, list) else bound
-            for bound in (record["low"], record["high"])
-        )
-        return cls(shape=tuple(record["shape"]), low=low, high=high, n=record["n"])
+        return from_plain(cls, record)
 
     def record(self) -> dict[str, Any]:
         """Return its values, as JSON can hold them."""
-        return {"shape": list(self.shape), "low": self.low, "high": self.high, "n": self.n}
+        return to_plain(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,32 +135,13 @@ class EnvironmentOptions:
         Raises:
             ValueError: a value is of another kind.
         """
-        limit, kwargs = record.get("max_episode_steps"), record.get("kwargs", {})
-        wrappers = record.get("wrappers", [])
-        if not (
-            (limit is None or isinstance(limit, int))
-            and isinstance(kwargs, Mapping)
-            and isinstance(wrappers, list)
-            and all(isinstance(each, Mapping) and "entry_point" in each for each in wrappers)
-        ):
-            raise ValueError(f"expected what an environment is made with, got {record}")
-        return cls(
-            kwargs=kwargs,
-            max_episode_steps=limit,
-            wrappers=tuple(
-                WrapperOptions(entry_point=str(each["entry_point"]), kwargs=each.get("kwargs"))
-                for each in wrappers
-            ),
-        )
+        return from_plain(cls, record, where="environment")
 
     def record(self) -> dict[str, Any]:
         """Return its values, as JSON can hold them; empty where all is as its name says."""
-        values: dict[str, Any] = {
-            "kwargs": dict(self.kwargs),
-            "max_episode_steps": self.max_episode_steps,
-            "wrappers": [vars(each) for each in self.wrappers],
+        return {
+            name: value for name, value in to_plain(self).items() if value not in (None, {}, [])
         }
-        return {name: value for name, value in values.items() if value not in (None, {}, [])}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
