@@ -7,6 +7,8 @@ from typing import Literal
 TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Difficulty = Literal["easy", "medium", "hard"]
 ImageSetName = Literal["folder", "fashion-mnist"]
+MissingPolicy = Literal["error", "interpolate", "mean"]
+ConstantFeatures = Literal["centred", "published"]
 
 # Where policies that learned from D4RL's data can be tried today.
 D4RL_ENVIRONMENTS = {

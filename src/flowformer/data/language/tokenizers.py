@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from flowformer.data.options import TokenizerKind
 from flowformer.files import parse_json, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
 
-Kind = Literal["char", "byte", "word", "bpe"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = get_args(TokenizerKind)
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
 # The end of a document, by the names that files in use have; the first is ours and GPT-2's.

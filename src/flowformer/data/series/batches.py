@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowformer.data.arrays import centred_only_where_constant
+from flowformer.data.options import MissingPolicy
 from flowformer.data.series.records import SeriesSplit
 
-MissingPolicy = Literal["error", "interpolate", "mean"]
 MISSING_POLICIES: tuple[MissingPolicy, ...] = get_args(MissingPolicy)
 
 

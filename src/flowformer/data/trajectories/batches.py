@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowformer.data.arrays import centred_only_where_constant
+from flowformer.data.options import ConstantFeatures
 from flowformer.data.trajectories.records import Space, Trajectories
 
 _LEAST_STD = 1e-6  # added to every deviation, as published
 
-ConstantFeatures = Literal["centred", "published"]
 Actions = Float[np.ndarray, "*batch dims"] | Int64[np.ndarray, " *batch"]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL
+from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL, ConstantFeatures
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.scores.measures import NORMALIZED_SCORE, Measure
 from flowformer.serialization import check_types
@@ -40,7 +40,7 @@ class DecisionDataConfig:
     num_actions: int | None = None
     action_bounds: tuple[float, float] | None = None
     return_scale: float = 1000.0
-    constant_features: Literal["centred", "published"] = "centred"
+    constant_features: ConstantFeatures = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
 
