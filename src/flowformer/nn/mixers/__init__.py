@@ -1,8 +1,8 @@
 """The table of mixers, and how one is built from its name."""
 
+import difflib
 from typing import Any
 
-from flowformer.names import did_you_mean
 from flowformer.nn.mixers.attention import (
     HeadAttention,
     Sizes,
@@ -147,7 +147,8 @@ def independent_choices() -> str:
 def _check_name(name: str, noun: str, names: list[str]) -> None:
     if name in names:
         return
-    hint = did_you_mean(name, names)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"unknown {noun} {name!r}: {hint}expected one of {', '.join(names)}")
 
 
