@@ -104,7 +104,7 @@ def test_show_gives_the_beginning_of_a_text(flowformer, book):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lists"], "unknown action 'lists': did you mean list? choose from list, prepare, collect, show"),
+        (["lists"], "unknown action 'lists': did you mean list? choose from list, prepare, coll"),
         (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': did you mean wiki-small?"),
         (["prepare", "text"], "the corpus text is files of your own: give one, or a folder"),
     ],
