@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from flowformer.machine import library
+
 _KINDS = "biuf"  # of dtypes: booleans and numbers
 
 
@@ -99,12 +101,12 @@ def stratified_indices(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"expected a fraction between 0 and 1, got {fraction}")
-    try:
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "scikit-learn is needed for a stratified split: pip install 'flowformer[train]'"
-        ) from error
+    sklearn = library(
+        "sklearn.model_selection",
+        "for a stratified split",
+        extra="train",
+        package="scikit-learn",
+    )
     occurring, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
@@ -119,7 +121,7 @@ def stratified_indices(
             f"the {len(occurring)} classes, got {fraction} of {len(labels)} {what}, which leaves "
             f"{smaller}"
         )
-    rest, chosen = train_test_split(
+    rest, chosen = sklearn.train_test_split(
         np.arange(len(labels)), test_size=chosen_size, random_state=seed, stratify=labels
     )
     lost = np.setdiff1d(occurring, labels[rest])

@@ -21,6 +21,7 @@ from flowformer.data.order import EpochSampler
 try:
     from PIL import Image
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.data.mixup import Mixup, mixup_target
     from timm.data.transforms_factory import create_transform
     from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
     from torchvision.transforms import functional as F
@@ -29,10 +30,6 @@ except ImportError as error:
     raise ImportError(
         "timm and torchvision are needed to train on images: pip install 'flowformer[vision]'"
     ) from error
-try:
-    from timm.data.mixup import Mixup, mixup_target
-except ImportError as error:
-    raise ImportError("timm is needed to mix images: pip install 'flowformer[vision]'") from error
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same

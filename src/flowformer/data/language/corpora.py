@@ -18,6 +18,7 @@ from flowformer.data.files import (
     warn_of_rest,
 )
 from flowformer.data.standins import Shakespeare, WikiSmall
+from flowformer.machine import library
 from flowformer.names import choose
 
 _SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst"}
@@ -206,13 +207,8 @@ class WikiText:
         )
 
     def _hub_lines(self, part: str) -> Iterator[str]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ImportError(
-                f"datasets is needed to download {self.name}: pip install 'flowformer[language]', "
-                "or give a folder with its files"
-            ) from error
+        need, instead = f"to download {self.name}", ", or give a folder with its files"
+        datasets = library("datasets", need, extra="language", instead=instead)
         try:
             rows: Any = datasets.load_dataset(_HUB, f"{self.name}-v1", split=part)
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from flowformer.data.options import TokenizerKind
 from flowformer.files import parse_json, write_atomically
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import tokenizers
@@ -211,9 +212,9 @@ class SubwordTokenizer(Tokenizer):
             ImportError: tokenizers is missing.
             ValueError: the library does not read it.
         """
-        library = _import_tokenizers()
+        tokenizers = library("tokenizers", "for subwords", extra="language")
         with _named("the tokenizers library cannot read this"):
-            self._tokenizer = library.Tokenizer.from_str(text)
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # those that a text spells out, as text
@@ -386,13 +387,13 @@ def _from_json(content: dict[str, Any]) -> Tokenizer:
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> SubwordTokenizer:
-    library = _import_tokenizers()
-    tokenizer = _byte_level(library.models.BPE())
-    trainer = library.trainers.BpeTrainer(
+    tokenizers = library("tokenizers", "for subwords", extra="language")
+    tokenizer = _byte_level(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_count,
         special_tokens=[END_OF_DOCUMENT[0]],
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -400,10 +401,10 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> Subword
 
 
 def _load_pair(vocabulary: Path, merges: Path) -> SubwordTokenizer:
-    library = _import_tokenizers()
+    tokenizers = library("tokenizers", "for subwords", extra="language")
     with _named(f"{vocabulary} and {merges.name} are no tokenizer"):
         _require_own_numbers(vocabulary)
-        tokenizer = _byte_level(library.models.BPE.from_file(str(vocabulary), str(merges)))
+        tokenizer = _byte_level(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
         ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
         tokenizer.add_special_tokens(ends[:1])
         return SubwordTokenizer(tokenizer.to_str())
@@ -433,18 +434,8 @@ def _require_own_numbers(vocabulary: Path) -> None:
 
 
 def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
-    library = _import_tokenizers()
-    tokenizer = library.Tokenizer(model)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
+    tokenizers = library("tokenizers", "for subwords", extra="language")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
-
-
-def _import_tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "tokenizers is needed for subwords: pip install 'flowformer[language]'"
-        ) from error
-    return tokenizers

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,6 +33,7 @@ from flowformer.data.sequences.records import (
     sizes_of,
 )
 from flowformer.files import write_atomically
+from flowformer.machine import library
 
 PATHFINDER_CLASSES = ("not connected", "connected")
 PATHFINDER_SIZES = {"train": 160_000, "validation": 20_000, "test": 20_000}  # LRA's
@@ -184,7 +185,7 @@ def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
         raise ValueError(f"expected parts of 80, 10 and 10 %: {expected}, got {counts}")
     if data.picture is None:
         raise ValueError(f"expected pictures, got sequences that are none: {data.name}")
-    library = _pillow()
+    pillow = library("PIL.Image", "for Pathfinder's pictures", extra="arena", package="pillow")
     lines: list[str] = []
     splits = [data.splits[part] for part in GENERATED_PARTS]
     cases = ((split.inputs[i], split.labels[i]) for split in splits for i in range(len(split)))
@@ -192,7 +193,7 @@ def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
         batch, within = divmod(number, _FOLDER_PICTURES)
         content = io.BytesIO()
         pixels = (np.asarray(tokens) - FIRST_BYTE).astype(np.uint8)
-        library.fromarray(pixels.reshape(data.picture)).save(content, format="png")
+        pillow.fromarray(pixels.reshape(data.picture)).save(content, format="png")
         name = f"sample_{within}.png"
         write_atomically(folder / "imgs" / f"{batch}" / name, content.getvalue())
         lines.append(f"imgs/{batch} {name} {within} {label}\n")
@@ -245,12 +246,12 @@ def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
         ValueError: it is damaged, or no picture.
         ImportError: Pillow is missing.
     """
-    library = _pillow()
+    pillow = library("PIL.Image", "for Pathfinder's pictures", extra="arena", package="pillow")
     try:
         with warnings.catch_warnings():
             # Of a size between Pillow's bound and twice that; above, it refuses.
-            warnings.simplefilter("ignore", library.DecompressionBombWarning)
-            with library.open(path) as image:
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+            with pillow.open(path) as image:
                 return np.asarray(image.convert("L"))
     except FileNotFoundError:
         raise
@@ -266,16 +267,6 @@ def _read_picture(row: _Row) -> np.ndarray:
             f"got {picture.shape[1]} × {picture.shape[0]} pixels"
         )
     return picture
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "pillow is needed for Pathfinder's pictures: pip install 'flowformer[arena]'"
-        ) from error
-    return Image
 
 
 def _bounds(count: int) -> list[int]:

@@ -13,6 +13,7 @@ from flowformer.data.sequences.records import (
     SequenceSplit,
     folder_of,
 )
+from flowformer.machine import library
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -119,16 +120,15 @@ def _read_cifar_file(path: Path) -> _Labelled:
 
 
 def _from_torchvision(folder: Path, train: bool, download: bool) -> _Labelled:
-    try:
-        from torchvision.datasets import CIFAR10
-    except ImportError as error:
-        raise ImportError(
-            "torchvision is needed to read cifar-10-batches-py: pip install 'flowformer[arena]', "
-            "or unpack CIFAR-10's version for C programs (cifar-10-batches-bin)"
-        ) from error
+    torchvision = library(
+        "torchvision.datasets",
+        "to read cifar-10-batches-py",
+        extra="arena",
+        instead=", or unpack CIFAR-10's version for C programs (cifar-10-batches-bin)",
+    )
     try:
         # The files are pickles; torchvision compares their MD5 before it opens them.
-        data = CIFAR10(folder, train=train, download=download)
+        data = torchvision.CIFAR10(folder, train=train, download=download)
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"expected cifar-10-batches-bin or cifar-10-batches-py in {folder}: {error}"

@@ -17,6 +17,7 @@ from flowformer.data.sequences.records import (
     byte_tokens,
     folder_of,
 )
+from flowformer.machine import library
 
 # A label, and the text or the two texts that it is of.
 Case = tuple[int, bytes] | tuple[int, bytes, bytes]
@@ -178,12 +179,7 @@ def load_imdb(*, max_length: int | None = IMDB_BYTES) -> SequenceData:
         FileNotFoundError: it cannot be loaded.
         ValueError: it is another number of reviews.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "datasets is needed to load IMDb: pip install 'flowformer[arena]'"
-        ) from error
+    datasets = library("datasets", "to load IMDb", extra="arena")
     parts = {}
     for part in ("train", "test"):
         try:

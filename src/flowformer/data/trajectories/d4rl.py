@@ -22,6 +22,7 @@ from flowformer.data.trajectories.records import (
     refuse_pictures,
 )
 from flowformer.files import atomic_file, parse_json
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import h5py
@@ -146,7 +147,7 @@ def read_d4rl(
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of D4RL's, found none: {path}")
-    h5py = _h5py()
+    h5py = library("h5py", "for D4RL's files", extra="rl")
     try:
         with h5py.File(path, "r") as file:
             arrays, described_by = _read_arrays(file)
@@ -205,7 +206,10 @@ def write_d4rl(trajectories: Trajectories, path: Path) -> None:
     terminals[ends] = trajectories.terminated
     timeouts[ends] = ~trajectories.terminated
     # By its name: HDF5 reads while it writes, and the open file is for writing alone.
-    with atomic_file(path) as target, _h5py().File(target.name, "w") as file:
+    with (
+        atomic_file(path) as target,
+        library("h5py", "for D4RL's files", extra="rl").File(target.name, "w") as file,
+    ):
         file["observations"] = trajectories.observations
         file["actions"] = trajectories.actions
         file["rewards"] = trajectories.rewards
@@ -353,13 +357,3 @@ def _flat(observations: np.ndarray) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
         return observations.reshape(len(observations), -1).astype(np.float32)
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "h5py is needed for D4RL's files: pip install 'flowformer[rl]'"
-        ) from error
-    return h5py

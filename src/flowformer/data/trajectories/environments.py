@@ -15,6 +15,7 @@ from flowformer.data.trajectories.records import (
     WrapperOptions,
     refuse_pictures,
 )
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import gymnasium
@@ -70,12 +71,7 @@ def make_environment(
         NotImplementedError: its observations or actions are of another kind.
         ValueError: gymnasium has no such environment, or it takes no such options.
     """
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError(
-            "gymnasium is needed for environments: pip install 'flowformer[rl]'"
-        ) from error
+    gymnasium = library("gymnasium", "for environments", extra="rl")
     _log_mujoco(env)
     options = EnvironmentOptions() if options is None else options
     given: dict[str, Any] = {**options.kwargs}

@@ -24,6 +24,7 @@ from flowformer.data.trajectories.environments import (
 )
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories, put_inside
 from flowformer.files import parse_json
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -96,7 +97,7 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         NotImplementedError: observations are no box, or actions neither a box nor discrete.
         ValueError: the set is damaged, an episode is empty, or a value is not finite.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     folder = minari_folder(name)
     if folder is None:
         if not download:
@@ -143,7 +144,7 @@ def _open(folder: Path) -> Any:
 
     It would run whatever code a set without spaces names.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     path = folder / "data" / _METADATA
     metadata = parse_json(path.read_text()) if path.is_file() else {}
     for name in ("observation_space", "action_space"):
@@ -237,7 +238,7 @@ def write_minari(
         ImportError: minari is not installed.
         ValueError: Minari takes no such name.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     target = minari_root() / trajectories.name if folder is None else folder
     if target.exists():
         raise FileExistsError(f"expected a new folder, and {target} is there")
@@ -347,13 +348,3 @@ def _box(space: Space) -> "spaces.Space":
         return spaces.Discrete(space.n)
     low, high = space.bounds
     return spaces.Box(low, high, dtype=np.float32)
-
-
-def _minari() -> Any:
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError(
-            "minari is needed for its data sets: pip install 'flowformer[rl]'"
-        ) from error
-    return minari
