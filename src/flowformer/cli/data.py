@@ -110,7 +110,8 @@ def _prepare(arguments: list[str]) -> int:
     from flowformer.train.language.data import load_text
 
     own = {one.name: getattr(options, one.name) for one in fields(TextOptions)}
-    sys.stdout.write(_describe(load_text(TextDataConfig(**own), options.output)))
+    text = load_text(TextDataConfig(**own, cache=options.output))
+    sys.stdout.write(_describe(text))
     return 0
 
 

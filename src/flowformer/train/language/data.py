@@ -24,7 +24,7 @@ from flowformer.models.language.model import LanguageModel
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.serialization import to_plain
-from flowformer.train.language.config import ADDITION, LanguageConfig
+from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +59,11 @@ def open_source(config: LanguageConfig) -> "Text | Addition":
     """
     if config.data.corpus == ADDITION:
         return Addition(config)
-    return Text(config, load_text(config.data, config.data.cache))
+    return Text(config, load_text(config.data))
 
 
-def load_text(config: TextOptions, folder: Path | None = None) -> PreparedText:
-    """Fetch and tokenise a text, or open what is there already; raises as `open_source`.
-
-    Args:
-        config: which text, and how it is tokenised.
-        folder: of the tokenised text; by default one under the user's cache.
-    """
+def load_text(config: TextDataConfig) -> PreparedText:
+    """Fetch and tokenise a text, or open what is there already; raise as `open_source`."""
     vocab_size = config.vocab_size
     tokenizer: str | Tokenizer = config.tokenizer
     if config.tokenizer_file is not None:
@@ -78,7 +73,7 @@ def load_text(config: TextOptions, folder: Path | None = None) -> PreparedText:
     corpus = load_corpus(config.corpus, folder=config.folder)
     return prepare_text(
         corpus,
-        folder or _default_cache(config, corpus, tokenizer),
+        config.cache or _default_cache(config, corpus, tokenizer),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         min_count=config.min_count,
@@ -86,7 +81,7 @@ def load_text(config: TextOptions, folder: Path | None = None) -> PreparedText:
     )
 
 
-def _default_cache(config: TextOptions, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
+def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
     """Returns the folder of a tokenised text that was given none.
 
     It is named after the settings and the content, so that a text that was edited is tokenised
