@@ -168,7 +168,7 @@ def execute(arguments: Namespace) -> None:
 def results() -> Result:
     """Return the rows of all comparisons, the returns of episodes, and the costs of mixers."""
     result: Result = {"mixer_cost": read("mixer_cost")}
-    for name in COMPARISONS:
+    for name in (*MEASURES, *ARENA):
         with (RESULTS / f"compare_{name}.csv").open(newline="") as file:
             result[name] = list(csv.DictReader(file))
     return result | {f"returns_{name}": read(f"returns_{name}") for name in COLLECTED}
