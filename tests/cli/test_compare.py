@@ -12,7 +12,7 @@ import pytest
 
 from flowformer.compare.plan import RunState
 from flowformer.train import kinds
-from tests.compare.test_comparison import FAKES
+from tests.compare.comparison_methods import FAKES
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.dim", 16, "--model.num-heads", 2, "--model.num-layers", 1]
@@ -181,7 +181,7 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
         "from flowformer.cli import main; from flowformer.train import kinds; "
-        "from tests.compare.test_comparison import FAKES; "
+        "from tests.compare.comparison_methods import FAKES; "
         "kinds.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]
