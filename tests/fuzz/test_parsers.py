@@ -18,7 +18,7 @@ from tests.fuzz.run import fuzz, runnable
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = 30
+EXAMPLES = 15
 
 
 @pytest.mark.parametrize("half", [0, 1])  # for two test processes
