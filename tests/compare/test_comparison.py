@@ -22,6 +22,9 @@ from flowformer.serialization import to_plain
 from flowformer.train import kinds
 from flowformer.train.kinds import METHODS
 from tests.compare.comparison_methods import FAKES, HERE, experiment
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 MakePlan = Callable[..., Plan]
@@ -90,6 +93,7 @@ def test_methods_and_mixers_have_different_names():
         assert not set(methods) & set(MIXERS)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_classical_method_stands_beside_the_models(tmp_path, tiny_config, waves, write_ts):
     config = tiny_config(progress="auto")
     data = replace(
