@@ -1,5 +1,6 @@
 """The checks that every public attention function makes of its tensors."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, reduce
 from operator import or_
@@ -18,6 +19,8 @@ from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -342,6 +345,16 @@ def _autocasts(device: str) -> bool:
     return _knows_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result  # torch 2.10 and 2.11 cannot trace it
+def constant_in_graphs(function: _Function) -> _Function:
+    """Mark a function whose result ``torch.compile`` takes for a constant.
+
+    What ``torch.compiler.assume_constant_result`` does: that imports the compiler first, which
+    takes as long as to import torch.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_in_graphs  # torch 2.10 and 2.11 cannot trace it
 def _knows_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
