@@ -20,12 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowformer.ops.backends.operators import LINEAR_OPTIONS, numbers
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes, launch, tuning
 from flowformer.ops.backends.triton.tuning import Settings
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
 
-PUBLISHED = FlowOptions(
-    feature_map="sigmoid", clamp=1.0, eps=1e-6, competition="sources", allocation=True
-)
+PUBLISHED = FlowOptions()
 PASSES_OVER_MEMORY = 8  # the bidirectional forward reads and writes a tensor this often
 _ALLOCATE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 _VIEW = ("detach", "alias", "_unsafe_view", "_reshape_alias")

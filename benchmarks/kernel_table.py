@@ -30,7 +30,7 @@ from benchmarks.runner import RESULTS
 from flowformer.files import write_atomically
 from flowformer.ops.backends.operators import LINEAR, numbers
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
 
 FILE = RESULTS / "gpu_kernels.json"
@@ -94,7 +94,7 @@ def compiling(capability: int) -> Iterator[dict[str, Any]]:
 def run_pass(name: str, width: int, dtype: torch.dtype) -> None:
     """Call what launches the kernels of a pass, forward and backward, on 300 tokens."""
     query, key, value, grad = (torch.randn(1, 300, 2, width).to(dtype) for _ in range(4))
-    options = numbers(FlowOptions("sigmoid", 1.0, 1e-6, "sources", True))
+    options = numbers(FlowOptions())
     if name == "bidirectional":
         none = (None,) * 4
         out, *kept = bidirectional_passes.forward(query, key, value, *none, *options, True)

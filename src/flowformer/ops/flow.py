@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,14 +11,7 @@ from torch import Tensor
 
 from flowformer.ops.backends import choose_backend, reference
 from flowformer.ops.backends.operators import is_kept
-from flowformer.ops.features import (
-    Competition,
-    FeatureMap,
-    FlowOptions,
-    features,
-    masked,
-    resolve_options,
-)
+from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
@@ -37,28 +30,22 @@ from flowformer.ops.nonfinite import (
     stained_state,
     without,
 )
-from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
+from flowformer.ops.options import (
+    Competition,
+    FlowKeywords,
+    FlowOptions,
+    check_causal_options,
+    resolve_options,
+    spells_out,
+)
+from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, batch_size, resolve_batch
 from flowformer.ops.state import FlowState
 
 
-class FlowArguments(TypedDict, total=False):
+class FlowArguments(FlowKeywords, BatchKeywords, total=False):
     """The keyword arguments of :func:`flow_attention`, for type checkers."""
 
-    causal: bool
-    feature_map: FeatureMap
-    clamp: float | None
-    eps: float
-    competition: Competition | None
-    allocation: bool
-    independent_sinks: bool
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
     initial_state: FlowState | None
-    backend: str | None
-    layout: Layout
 
 
 @overload
@@ -120,18 +107,16 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         key: ``[b, s, g, d]`` where g divides h; fewer heads are repeated (grouped heads).
         value: ``[b, s, g, m]``; the width m is free.
         causal: Whether token t sees the tokens up to t only. Needs l = s.
-        feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6 (long-range arena).
-        clamp: Bound of ±Ô before the competition: 1 as in the paper's code, 5 (language), 10
-            (reinforcement learning), None for no bound (long-range arena, time series).
+        feature_map: φ: ``"sigmoid"`` or ``"relu"``. :class:`FlowOptions` says more of this option
+            and the next four, and which values the published code has.
+        clamp: the bound of ±Ô before the competition, or None.
         eps: ε > 0.
-        competition: Softmax of Ô over ``"sources"``; over ``"heads"`` as the published
-            long-range-arena code has it (bidirectional only; its output grows with s); None for
-            the paper's ablation without competition.
-        allocation: False for the paper's ablation without allocation.
-        independent_sinks: True leaves out both, whatever they say: O and Ô sum over the queries,
-            I does not, so that each output depends on its own query and on the context alone. It is
-            the form for the cross-attention of a decoder: in any other, an earlier output knows the
-            later queries.
+        competition: whether the softmax of Ô runs over ``"sources"``, over ``"heads"``
+            (bidirectional only), or not at all (None).
+        allocation: False leaves out the sigmoid.
+        independent_sinks: True leaves out both, whatever they say, so that each output depends on
+            its own query and on the context alone: the form for a decoder's cross-attention. In
+            any other, an earlier output knows the later queries.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
@@ -162,16 +147,16 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    batch = Batch(
+    batch = resolve_batch(
+        query,
+        key,
+        causal=causal,
+        mask=mask,
         query_mask=query_mask,
         key_mask=key_mask,
         cu_seqlens=cu_seqlens,
         cu_seqlens_k=cu_seqlens_k,
     )
-    check_batch(batch)
     module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
@@ -253,33 +238,17 @@ def _attend_contained(
     return stained(out, seen, mask), state
 
 
-def check_causal_options(options: FlowOptions) -> None:
-    """Refuse what has no causal form.
-
-    Raises:
-        ValueError: the competition is one over heads.
-    """
-    if options.competition == "heads":
-        raise ValueError(
-            "competition='heads' has no causal form: use competition='sources', or causal=False"
-        )
-
-
 @takes_layouts("query", "key", "value")
-def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+@spells_out
+def flow_attention_step(
     query: Float[Tensor, "b 1 h d"],
     key: Float[Tensor, "b 1 g d"],
     value: Float[Tensor, "b 1 g m"],
     state: FlowState | None,
     *,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     backend: str | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """Attend with one more token: causal :func:`flow_attention` with l = 1, at constant cost.
 
@@ -291,14 +260,9 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         key: ``[b, 1, g, d]``, g dividing h.
         value: ``[b, 1, g, m]``.
         state: The state after the earlier tokens, or None for the first one.
-        feature_map: As in :func:`flow_attention`, and so are the following.
-        clamp: Bound of ±Ô.
-        eps: ε > 0.
-        competition: ``"sources"`` or None.
-        allocation: Whether sinks are allocated.
-        independent_sinks: True for neither of the two.
         backend: As in :func:`flow_attention`; those in PyTorch share one recurrence.
         layout: As in :func:`flow_attention`. The state is the same in both.
+        options: those of :class:`FlowOptions`; no competition over heads, which is not causal.
 
     Returns:
         ``[b, 1, h, m]`` in the value's dtype, and the state after this token.
@@ -308,15 +272,8 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         TypeError: The state is no :class:`FlowState`.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
-    check_causal_options(options)
+    resolved = resolve_options(**options)
+    check_causal_options(resolved)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
@@ -329,7 +286,7 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         check_state(state, FlowState, sizes, query.device)
     module = choose_backend(backend, query, key, value, *(state or ()))
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=options, state=state)
+        return module.step(query, key, value, options=resolved, state=state)
 
 
 class FlowMap(NamedTuple):
@@ -345,21 +302,17 @@ class FlowMap(NamedTuple):
 
 
 @takes_layouts("query", "key", warns=True)
-def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+@spells_out
+def flow_map(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     *,
     causal: bool = False,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> FlowMap:
     """Return source_competition c and sink_allocation a of :func:`flow_attention`.
 
@@ -371,16 +324,11 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         key: ``[b, s, g, d]``, g dividing h.
         causal: Whether the sums run up to each token only; c_t is then the weight of source t
             when it arrives.
-        feature_map: As in :func:`flow_attention`, and so are the following.
-        clamp: Bound of ±Ô.
-        eps: ε > 0.
-        competition: ``"sources"``, ``"heads"`` or None (then c = 1).
-        allocation: False makes a = 1.
-        independent_sinks: True makes c = a = 1.
         mask: ``[b, l]``, both sides.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
         layout: As in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
+        options: those of :class:`FlowOptions`; c = 1 without competition, a = 1 without allocation.
 
     Returns:
         Both, in float32 (float64 for float64), zero at padded tokens.
@@ -389,31 +337,24 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
         ValueError: As :func:`flow_attention`.
         TypeError: A mask is not boolean.
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
+    resolved = resolve_options(**options)
     query, key, _ = check_tensors(query, key)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
     with exact_arithmetic(query):
-        q = features(query, query_mask, feature_map)
-        k = features(key, key_mask, feature_map)
+        q = features(query, query_mask, resolved.feature_map)
+        k = features(key, key_mask, resolved.feature_map)
         if causal:
             check_causal(query, key, sums_over_sinks=True)
-            check_causal_options(options)
+            check_causal_options(resolved)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
-                q, k, options=options, mask=key_mask, state=state
+                q, k, options=resolved, mask=key_mask, state=state
             )
         else:
             _, competed, allocated = reference.conserve(
-                q, k, options=options, query_mask=query_mask, key_mask=key_mask
+                q, k, options=resolved, query_mask=query_mask, key_mask=key_mask
             )
     if key_mask is not None:
         competed = torch.where(key_mask[..., None], competed, 0)

@@ -2,7 +2,7 @@
 
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,27 +16,18 @@ from flowformer.ops.inputs import (
     check_strided,
     check_tensors,
     exact_arithmetic,
-    resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
-from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
+from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, batch_size, resolve_batch
 from flowformer.ops.state import LinearState
 
 
-class LinearArguments(TypedDict, total=False):
+class LinearArguments(BatchKeywords, total=False):
     """The keyword arguments of :func:`linear_attention`, for type checkers."""
 
-    causal: bool
     row_scale: Tensor | None
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
     initial_state: LinearState | None
-    backend: str | None
-    layout: Layout
 
 
 @overload
@@ -116,16 +107,16 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
                 f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
                 f"{list(row_scale.shape)}"
             )
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    batch = Batch(
+    batch = resolve_batch(
+        query,
+        key,
+        causal=causal,
+        mask=mask,
         query_mask=query_mask,
         key_mask=key_mask,
         cu_seqlens=cu_seqlens,
         cu_seqlens_k=cu_seqlens_k,
     )
-    check_batch(batch)
     module = choose_backend(backend, query, key, value, row_scale, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flowformer.ops.backends import choose_backend
 from flowformer.ops.backends.reference import compete
-from flowformer.ops.features import FeatureMap, FlowOptions, check_options, features, masked
-from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.features import FeatureMap, features, masked
+from flowformer.ops.inputs import check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.packing import Batch, attend_batch, check_batch
+from flowformer.ops.options import FlowOptions, resolve_options
+from flowformer.ops.packing import Batch, attend_batch, resolve_batch
 from flowformer.ops.state import LinearState
 
 
@@ -70,23 +71,20 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         TypeError: The mask is not boolean, or offsets are no integers.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition="sources" if competition else None,
         allocation=allocation,
     )
-    check_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
             "Mobile-Attention exchanges flows between the heads of one token: it needs as many "
             f"queries as keys, got L={query.shape[1]} and S={key.shape[1]}"
         )
-    mask, _ = resolve_masks(query, key, causal=False, mask=mask, query_mask=None, key_mask=None)
-    batch = Batch(query_mask=mask, key_mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=None)
-    check_batch(batch)
+    batch = resolve_batch(query, key, causal=False, mask=mask, cu_seqlens=cu_seqlens)
     module = choose_backend(backend, query, key, value, *batch)
     with exact_arithmetic(query):
         attend = partial(_attend, module, options, normalize)

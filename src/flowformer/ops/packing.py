@@ -7,13 +7,14 @@ doubles the work, whatever the lengths, and memory stays linear in ``total``.
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import is_transformed, resolve_masks
+from flowformer.ops.layout import Layout
 from flowformer.ops.state import FlowState, LinearState
 
 State = TypeVar("State", FlowState, LinearState)
@@ -33,6 +34,19 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
             f"{'…' if len(offsets) > 8 else ''} ending at {offsets[-1]}"
         )
     return lengths
+
+
+class BatchKeywords(TypedDict, total=False):
+    """The keywords that every attention over a batch takes, for type checkers."""
+
+    causal: bool
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    backend: str | None
+    layout: Layout
 
 
 class Batch(NamedTuple):
@@ -96,6 +110,31 @@ def check_batch(batch: Batch) -> None:
     masked = batch.query_mask is not None or batch.key_mask is not None
     if batch.cu_seqlens is not None and masked:
         raise ValueError("packed sequences have no padding: give cu_seqlens or a mask")
+
+
+def resolve_batch(
+    query: Tensor,
+    key: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+) -> Batch:
+    """Return what the masks and offsets of a call say, checked.
+
+    Raises:
+        ValueError: they contradict each other, or one is of another shape.
+        TypeError: a mask is not boolean, or offsets are no integers.
+    """
+    masks = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    batch = Batch(*masks, cu_seqlens, cu_seqlens_k)
+    check_batch(batch)
+    return batch
 
 
 def batch_size(batch: Batch, query: Tensor) -> int:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.step import step as step  # the recurrence, for one token
-from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
+from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState, flow_state, linear_state
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.backends import chunked
-from flowformer.ops.features import FlowOptions
 from flowformer.ops.inputs import is_transformed
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, LinearState
 

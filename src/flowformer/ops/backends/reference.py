@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.step import step as step  # the recurrence, for one token
-from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.features import features, masked
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState, carry_dtype, flow_state, linear_state
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowformer.ops.features import FlowOptions, apply_feature_map, compute_dtype
+from flowformer.ops.features import apply_feature_map, compute_dtype
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, flow_state
 
 

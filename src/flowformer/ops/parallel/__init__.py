@@ -5,7 +5,7 @@ whatever the length. So what ranks send does not grow with the sequence.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,17 +15,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.ops.backends import choose_backend
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, resolve_options
-from flowformer.ops.flow import check_causal_options
-from flowformer.ops.inputs import (
-    check_causal,
-    check_state,
-    check_tensors,
-    exact_arithmetic,
-    resolve_masks,
-)
+from flowformer.ops.flow import FlowArguments
+from flowformer.ops.inputs import check_causal, check_state, check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.packing import Batch, batch_size, check_batch
+from flowformer.ops.options import (
+    FlowKeywords,
+    FlowOptions,
+    check_causal_options,
+    resolve_options,
+    spells_out,
+)
+from flowformer.ops.packing import Batch, batch_size, resolve_batch
 from flowformer.ops.parallel import packed as parallel_packed
 from flowformer.ops.parallel.collectives import (
     gather_ranks,
@@ -37,25 +37,10 @@ from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
 from flowformer.ops.state import FlowState, carry_dtype, select_rows
 
 
-class ParallelArguments(TypedDict, total=False):
+class ParallelArguments(FlowArguments, total=False):
     """The keyword arguments of :func:`sequence_parallel_flow_attention`, for type checkers."""
 
-    causal: bool
-    feature_map: FeatureMap
-    clamp: float | None
-    eps: float
-    competition: Competition | None
-    allocation: bool
-    independent_sinks: bool
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
-    initial_state: FlowState | None
-    backend: str | None
     head_groups: int
-    layout: Layout
 
 
 @overload
@@ -79,6 +64,7 @@ def sequence_parallel_flow_attention(
     **arguments: Unpack[ParallelArguments],
 ) -> tuple[Tensor, FlowState]: ...
 @takes_layouts("query", "key", "value")
+@spells_out
 def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -86,12 +72,6 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     *,
     mesh: DeviceMesh | ProcessGroup,
     causal: bool = False,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -102,6 +82,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     backend: str | None = None,
     head_groups: int = 1,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
     """:func:`flow_attention` on sequences of which each rank holds a part, in the order of ranks.
 
@@ -119,13 +100,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         key: ``[b, s, g, d]`` where g divides h. Queries and keys may be cut at different places.
         value: ``[b, s, g, m]``.
         mesh: The ranks that share the sequences: one dimension of a mesh, or a group.
-        causal: As in :func:`flow_attention`, and so are the following.
-        feature_map: φ.
-        clamp: Bound of ±Ô. Without one, bidirectional ranks find a maximum first: one more sum.
-        eps: ε > 0.
-        competition: ``"sources"``, ``"heads"`` or None.
-        allocation: False makes a = 1.
-        independent_sinks: True for neither of the two.
+        causal: as in :func:`flow_attention`.
         mask: ``[b, l]``, of this rank's part, and so are the next two.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
@@ -139,7 +114,8 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
             alone. The bidirectional one is products of matrices in PyTorch.
         head_groups: In how many groups of heads the causal form is computed: while the sums of one
             are sent, the next one is computed. A group has messages of its own.
-        layout: As in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`.
+        options: those of :class:`FlowOptions`.
 
     Returns:
         ``[b, l, h, m]``, and with ``return_state`` the :class:`FlowState` of whole sequences.
@@ -149,32 +125,30 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         TypeError: A mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
         RuntimeError: The backend asked for is not available; the message says why.
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
+    resolved = resolve_options(**options)
     group = resolve_group(mesh)
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    batch = resolve_batch(
+        query,
+        key,
+        causal=causal,
+        mask=mask,
+        query_mask=query_mask,
+        key_mask=key_mask,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
     )
-    batch = Batch(query_mask, key_mask, cu_seqlens, cu_seqlens_k)
-    check_batch(batch)
     length, lengths = query.shape[1], None
     if cu_seqlens is not None:
         lengths = gather_ranks(torch.tensor([length, key.shape[1]], device=query.device), group)
-    query_mask, query = _filled(query_mask, query)
-    key_mask, key, value = _filled(key_mask, key, value)
+    query_mask, query = _filled(batch.query_mask, query)
+    key_mask, key, value = _filled(batch.key_mask, key, value)
     batch = batch._replace(query_mask=query_mask, key_mask=key_mask)
     query, key, value = check_tensors(query, key, value)
     # A wrong name raises for every form.
     choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
-        check_causal_options(options)
+        check_causal_options(resolved)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     if not 1 <= head_groups <= query.shape[2]:
@@ -182,7 +156,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     if initial_state is not None:
         sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
         check_state(initial_state, FlowState, sizes, query.device)
-    call = _Call(options, batch, lengths, group, initial_state, backend, head_groups)
+    call = _Call(resolved, batch, lengths, group, initial_state, backend, head_groups)
     with exact_arithmetic(query):
         if not causal:
             return _bidirectional(query, key, value, call)[:, :length]

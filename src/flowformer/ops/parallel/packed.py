@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from flowformer.ops.features import FlowOptions
 from flowformer.ops.flow import flow_attention
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import sequence_lengths
 from flowformer.ops.parallel.collectives import largest_of_ranks, sum_ranks
 from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal

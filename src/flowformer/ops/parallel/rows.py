@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from flowformer.ops.backends.prefix import LARGEST_EXPONENT
-from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.features import features, masked
 from flowformer.ops.flow import flow_attention
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.parallel.collectives import RankSums, log_sum_exp
 from flowformer.ops.state import FlowState, carry_dtype
 

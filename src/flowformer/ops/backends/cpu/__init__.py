@@ -12,8 +12,8 @@ from torch import Tensor
 from flowformer.ops.backends.chunked import linear_bidirectional
 from flowformer.ops.backends.cpu.operators import OPERATORS, causal_kernel
 from flowformer.ops.backends.operators import CAUSAL_TENSORS, LINEAR_OPTIONS, is_kept, numbers
-from flowformer.ops.features import FlowOptions
 from flowformer.ops.inputs import is_plain
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState
 
 PACKS_SEQUENCES = True

@@ -20,7 +20,7 @@ from flowformer.ops.backends import chunked
 from flowformer.ops.backends.operators import LINEAR_OPTIONS, is_kept, numbers
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.sequences import LARGEST_PACKED_EXPONENT
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, LinearState, flow_state
 
