@@ -17,7 +17,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowformer.ops.backends.operators import LINEAR_OPTIONS, numbers
+from flowformer.ops.backends.arguments import (
+    LINEAR_OPTIONS,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalInputs,
+    BidirectionalResults,
+    BidirectionalSaved,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalInputs,
+    CausalResults,
+    CausalSaved,
+    StateGradients,
+    numbers,
+)
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes, launch, tuning
 from flowformer.ops.backends.triton.tuning import Settings
 from flowformer.ops.options import FlowOptions
@@ -93,16 +107,20 @@ def _passes(run: Callable[[], object], settings: Settings | None) -> list[Pass]:
 
 def run_both(call: Call, inputs: list[Tensor]) -> None:
     """Run a forward and a backward; the inputs are query, key, value and the output's gradient."""
-    _backward(call, inputs, _forward(call, inputs, keep=True))
+    _backward(inputs, _forward(call, inputs, keep=True))
 
 
 def run_linear(inputs: list[Tensor]) -> None:
     """Run a forward and a backward of causal linear attention, on inputs as above."""
-    *tensors, grad = inputs
-    nothing, options = (None,) * 10, LINEAR_OPTIONS
-    kept = causal_passes.forward(*tensors, *nothing, *options, True, False)
-    rest = *nothing, *kept[8:], *options, False
-    causal_passes.backward(grad, *(None,) * 6, kept[0], *tensors, *rest)
+    query, key, value, grad = inputs
+    tensors = CausalInputs(query, key, value)
+    results = causal_passes.forward(
+        CausalArguments(tensors, LINEAR_OPTIONS, keep=True, return_state=False)
+    )
+    saved = CausalSaved(results.out, tensors, results.kept)
+    causal_passes.backward(
+        CausalBackwardArguments(grad, StateGradients(), saved, LINEAR_OPTIONS, state_gradient=False)
+    )
 
 
 def flash_flop(call: Call, *, backward: bool) -> int:
@@ -305,20 +323,25 @@ def _inputs(call: Call) -> list[Tensor]:
     return [torch.empty(shape, dtype=call.dtype, device="meta") for _ in range(4)]
 
 
-def _forward(call: Call, inputs: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
-    rest = numbers(PUBLISHED)
+def _forward(
+    call: Call, inputs: list[Tensor], *, keep: bool
+) -> CausalResults | BidirectionalResults:
+    options = numbers(PUBLISHED)
     if call.causal:
-        return causal_passes.forward(*inputs[:3], *(None,) * 10, *rest, keep, False)
-    return bidirectional_passes.forward(*inputs[:3], *(None,) * 4, *rest, keep)
+        arguments = CausalArguments(CausalInputs(*inputs[:3]), options, keep, return_state=False)
+        return causal_passes.forward(arguments)
+    tensors = BidirectionalInputs(*inputs[:3])
+    return bidirectional_passes.forward(BidirectionalArguments(tensors, options, keep))
 
 
-def _backward(call: Call, inputs: list[Tensor], kept: tuple[Tensor, ...]) -> None:
+def _backward(inputs: list[Tensor], results: CausalResults | BidirectionalResults) -> None:
     *tensors, grad = inputs
-    rest = numbers(PUBLISHED)
-    if call.causal:
-        nothing = (None,) * 10
+    options = numbers(PUBLISHED)
+    if isinstance(results, CausalResults):
+        saved = CausalSaved(results.out, CausalInputs(*tensors), results.kept)
         causal_passes.backward(
-            grad, *(None,) * 6, kept[0], *tensors, *nothing, *kept[8:], *rest, False
+            CausalBackwardArguments(grad, StateGradients(), saved, options, state_gradient=False)
         )
     else:
-        bidirectional_passes.backward(grad, kept[0], *tensors, *(None,) * 4, *kept[1:], *rest)
+        kept = BidirectionalSaved(results.out, BidirectionalInputs(*tensors), results.kept)
+        bidirectional_passes.backward(BidirectionalBackwardArguments(grad, kept, options))

@@ -9,8 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention
+from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.cpu.operators import OPERATORS
-from flowformer.ops.backends.operators import numbers
 from flowformer.ops.options import FlowOptions
 from tests.ops.cases import FORMS, gradients, needs_library, qkv
 

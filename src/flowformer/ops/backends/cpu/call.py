@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.cpu.library import load_library
-from flowformer.ops.backends.operators import Numbers
 from flowformer.ops.packing import sequence_lengths
 
 CHUNK = 64  # of csrc/api.h

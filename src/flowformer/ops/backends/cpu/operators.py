@@ -5,6 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalKept,
+    BidirectionalResults,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalGradients,
+    CausalInputs,
+    CausalResults,
+    PastState,
+)
 from flowformer.ops.backends.cpu.call import (
     Gradients,
     Inputs,
@@ -17,10 +30,8 @@ from flowformer.ops.backends.cpu.call import (
     sequences,
 )
 from flowformer.ops.backends.operators import (
-    LINEAR,
-    SUMS,
     Kernels,
-    Numbers,
+    causal_gradients,
     causal_results,
     define_operators,
 )
@@ -62,24 +73,22 @@ def _allocate_bidirectional(inputs: Inputs, keep: bool) -> tuple[Tensor, Kept]:
     return _output(inputs), kept
 
 
-def _bidirectional(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    inputs, options, keep = Inputs(query, key, value, *rest[:4]), Numbers(*rest[4:9]), rest[9]
-    inputs = readable(inputs)
-    out, kept = _allocate_bidirectional(inputs, keep)
-    call("flowformer_bidirectional_forward", inputs, options, out=out, kept=kept)
-    return (out, *_outputs(kept, keep, out))
+def _bidirectional_results(out: Tensor, kept: Kept, keep: bool) -> BidirectionalResults:
+    """Return the output and what is kept, or as many empty tensors."""
+    tensors = (each if keep and each is not None else out.new_empty(0) for each in kept)
+    return BidirectionalResults(out, BidirectionalKept(*tensors))
 
 
-def _outputs(kept: Kept, keep: bool, out: Tensor) -> tuple[Tensor, ...]:
-    """Return what is kept, or as many empty tensors."""
-    return tuple(tensor if keep and tensor is not None else out.new_empty(0) for tensor in kept)
+def _bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
+    inputs = readable(Inputs(*arguments.inputs))
+    out, kept = _allocate_bidirectional(inputs, arguments.keep)
+    call("flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=kept)
+    return _bidirectional_results(out, kept, arguments.keep)
 
 
-def _fake_bidirectional(
-    query: Tensor, key: Tensor, value: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    out, kept = _allocate_bidirectional(Inputs(query, key, value, *rest[:4]), rest[9])
-    return (out, *_outputs(kept, rest[9], out))
+def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
+    out, kept = _allocate_bidirectional(Inputs(*arguments.inputs), arguments.keep)
+    return _bidirectional_results(out, kept, arguments.keep)
 
 
 def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,24 +99,36 @@ def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _bidirectional_backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    inputs, kept, options = readable(Inputs(*rest[1:8])), Kept(*rest[8:11]), Numbers(*rest[11:])
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    inputs = readable(Inputs(*arguments.saved.inputs))
     grads = _input_gradients(inputs)
     call(
         "flowformer_bidirectional_backward",
         inputs,
-        options,
-        kept=kept,
-        gradients=Gradients(features_together(grad_out), *grads),
+        arguments.options,
+        kept=Kept(*arguments.saved.kept),
+        gradients=Gradients(features_together(arguments.grad_out), *grads),
     )
     return tuple(grad.to(inputs.query.dtype) for grad in grads)
 
 
-def _fake_bidirectional_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[2:5])
+def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
 
 
 # Causal
+
+
+def _library_inputs(inputs: CausalInputs) -> Inputs:
+    return Inputs(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        query_mask=inputs.mask,
+        key_mask=inputs.mask,
+        cu_seqlens=inputs.cu_seqlens,
+        row_scale=inputs.row_scale,
+    )
 
 
 def _allocate_causal(inputs: Inputs, linear: bool, keep: bool) -> tuple[Tensor, Kept]:
@@ -126,23 +147,16 @@ def _allocate_state(inputs: Inputs, linear: bool) -> list[Tensor | None]:
     return [inputs.query.new_empty((b,), dtype=torch.int64), *fields]
 
 
-def _causal_inputs(tensors: tuple[Any, ...]) -> Inputs:
-    query, key, value, mask, cu_seqlens, row_scale = tensors
-    return Inputs(query, key, value, mask, mask, cu_seqlens, None, row_scale)
-
-
-def causal_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    """Run the causal forward; the arguments are those of the operator."""
-    inputs, before = readable(_causal_inputs(arguments[:6])), arguments[6:13]
-    options, (keep, return_state) = Numbers(*arguments[13:18]), arguments[18:]
-    linear = options.feature_map == LINEAR
-    out, kept = _allocate_causal(inputs, linear, keep)
-    state = _allocate_state(inputs, linear) if return_state else []
-    before = [contiguous(field) for field in before]
+def _causal(arguments: CausalArguments) -> CausalResults:
+    inputs = readable(_library_inputs(arguments.inputs))
+    linear = arguments.options.feature_map == LINEAR
+    out, kept = _allocate_causal(inputs, linear, arguments.keep)
+    state = _allocate_state(inputs, linear) if arguments.return_state else []
+    before = [contiguous(field) for field in arguments.inputs.past]
     call(
         "flowformer_causal_forward",
         inputs,
-        options,
+        arguments.options,
         out=out,
         states=(before, state, (), ()),
         kept=kept,
@@ -150,79 +164,66 @@ def causal_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     return causal_results(out, state, kept.query_stats, kept.sums, _real(out))
 
 
-def _fake_causal(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, linear = _causal_inputs(arguments[:6]), arguments[13] == LINEAR
-    out, kept = _allocate_causal(inputs, linear, arguments[18])
-    state = _allocate_state(inputs, linear) if arguments[19] else []
+def _fake_causal(arguments: CausalArguments) -> CausalResults:
+    inputs, linear = _library_inputs(arguments.inputs), arguments.options.feature_map == LINEAR
+    out, kept = _allocate_causal(inputs, linear, arguments.keep)
+    state = _allocate_state(inputs, linear) if arguments.return_state else []
     return causal_results(out, state, kept.query_stats, kept.sums, _real(out))
 
 
 def _allocate_causal_gradients(
-    inputs: Inputs, linear: bool, state_gradient: bool
+    inputs: Inputs, arguments: CausalBackwardArguments
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, list[Tensor | None]]:
     row_scale = None if inputs.row_scale is None else torch.empty_like(inputs.row_scale)
-    state = _allocate_state(inputs, linear)[1:] if state_gradient else []
-    return _input_gradients(inputs), row_scale, state
+    linear = arguments.options.feature_map == LINEAR
+    past = _allocate_state(inputs, linear)[1:] if arguments.state_gradient else []
+    return _input_gradients(inputs), row_scale, past
 
 
 def _causal_gradients(
     inputs: Inputs,
     grads: tuple[Tensor, ...],
     row_scale: Tensor | None,
-    state: list[Tensor | None],
-) -> tuple[Tensor, ...]:
-    empty = inputs.query.new_empty
-    narrow = (grad.to(inputs.query.dtype) for grad in grads)
-    fields = (
-        empty(0, dtype=torch.float64) if field is None else field for field in state or [None] * 6
-    )
-    if row_scale is None:
-        row_scale = empty(0, dtype=_real(inputs.query))
-    return (*narrow, row_scale, *fields)
+    past: list[Tensor | None],
+) -> CausalGradients:
+    query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
+    return causal_gradients((query, key, value), row_scale, past, _real(inputs.query))
 
 
-def _causal_backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    after = [contiguous(field) for field in rest[:6]]
-    inputs, tokens = readable(_causal_inputs(rest[7:13])), contiguous(rest[13])
-    stats, sums, *options, state_gradient = rest[20:]
-    options = Numbers(*options)
-    linear = options.feature_map == LINEAR
-    grads, row_scale, state = _allocate_causal_gradients(inputs, linear, state_gradient)
+def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    saved = arguments.saved
+    inputs, tokens = readable(_library_inputs(saved.inputs)), contiguous(saved.inputs.past.tokens)
+    grads, row_scale, past = _allocate_causal_gradients(inputs, arguments)
     call(
         "flowformer_causal_backward",
         inputs,
-        options,
+        arguments.options,
         states=(
-            (tokens, *(None for _ in SUMS)),
+            PastState(tokens),
             (),
-            [None, *state] if state else (),
-            [None, *after],
+            [None, *past] if past else (),
+            [None, *(contiguous(field) for field in arguments.grad_state)],
         ),
-        kept=Kept(query_stats=stats, sums=sums),
-        gradients=Gradients(features_together(grad_out), *grads, row_scale),
+        kept=Kept(query_stats=saved.kept.stats, sums=saved.kept.sums),
+        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
     )
-    return _causal_gradients(inputs, grads, row_scale, state)
+    return _causal_gradients(inputs, grads, row_scale, past)
 
 
-def _fake_causal_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    rest = arguments[1:]
-    inputs = _causal_inputs(rest[7:13])
-    grads, row_scale, state = _allocate_causal_gradients(inputs, rest[22] == LINEAR, rest[27])
-    return _causal_gradients(inputs, grads, row_scale, state)
+def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    inputs = _library_inputs(arguments.saved.inputs)
+    return _causal_gradients(inputs, *_allocate_causal_gradients(inputs, arguments))
 
 
-OPERATORS = define_operators(
-    "",
-    Kernels(
-        bidirectional=_bidirectional,
-        bidirectional_backward=_bidirectional_backward,
-        causal=causal_kernel,
-        causal_backward=_causal_backward,
-        fake_bidirectional=_fake_bidirectional,
-        fake_bidirectional_backward=_fake_bidirectional_backward,
-        fake_causal=_fake_causal,
-        fake_causal_backward=_fake_causal_backward,
-        keeps_output=False,
-    ),
-    "CPU",
+KERNELS = Kernels(
+    bidirectional=_bidirectional,
+    bidirectional_backward=_bidirectional_backward,
+    causal=_causal,
+    causal_backward=_causal_backward,
+    fake_bidirectional=_fake_bidirectional,
+    fake_bidirectional_backward=_fake_bidirectional_backward,
+    fake_causal=_fake_causal,
+    fake_causal_backward=_fake_causal_backward,
+    keeps_output=False,
 )
+OPERATORS = define_operators("", KERNELS, "CPU")

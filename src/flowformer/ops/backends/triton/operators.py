@@ -5,33 +5,119 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Kernels, define_operators
-from flowformer.ops.backends.triton import shapes
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalKept,
+    BidirectionalResults,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalGradients,
+    CausalInputs,
+    CausalResults,
+    Numbers,
+)
+from flowformer.ops.backends.operators import (
+    Kernels,
+    causal_gradients,
+    causal_results,
+    define_operators,
+)
+from flowformer.ops.backends.triton.layout import chunk_bound
+from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
 from flowformer.ops.state import FlowState
 
 
-def _bidirectional(*arguments: Any) -> tuple[Tensor, ...]:
+def _bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
     from flowformer.ops.backends.triton import bidirectional_passes
 
-    return bidirectional_passes.forward(*arguments)
+    return bidirectional_passes.forward(arguments)
 
 
-def _bidirectional_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
     from flowformer.ops.backends.triton import bidirectional_passes
 
-    return bidirectional_passes.backward(*arguments)
+    return bidirectional_passes.backward(arguments)
 
 
-def _causal(*arguments: Any) -> tuple[Tensor, ...]:
+def _causal(arguments: CausalArguments) -> CausalResults:
     from flowformer.ops.backends.triton import causal_passes
 
-    return causal_passes.forward(*arguments)
+    return causal_passes.forward(arguments)
 
 
-def _causal_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
     from flowformer.ops.backends.triton import causal_passes
 
-    return causal_passes.backward(*arguments)
+    return causal_passes.backward(arguments)
+
+
+# Shapes of what these return, while a graph is traced: no kernel, no triton.
+
+
+def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
+    query, key, value, _, _, offsets, _ = arguments.inputs
+    out = value.new_empty((*query.shape[:3], value.shape[3]))
+    if not arguments.keep:
+        return BidirectionalResults(out, BidirectionalKept(*(out.new_empty(0) for _ in range(3))))
+    _, _, h, d = query.shape
+
+    def stats(x: Tensor) -> Tensor:
+        return x.new_empty((2, x.shape[0], h, x.shape[1]), dtype=torch.float32)
+
+    shape = (_sequences(query, offsets), h, d * (VECTORS + value.shape[3]))
+    sums = query.new_empty(shape, dtype=torch.float32)
+    return BidirectionalResults(out, BidirectionalKept(stats(query), stats(key), sums))
+
+
+def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+
+
+def _fake_causal(arguments: CausalArguments) -> CausalResults:
+    query, value = arguments.inputs.query, arguments.inputs.value
+    b, t, h, d = query.shape
+    out = value.new_empty((b, t, h, value.shape[3]))
+    state = _fake_state(arguments.inputs, arguments.options) if arguments.return_state else []
+    stats = sums = None
+    if arguments.keep and arguments.options.feature_map != LINEAR:
+        stats = query.new_empty((VECTORS, b, h, t), dtype=torch.float32)
+        chunks = _chunk_bound(query, value, arguments.inputs.cu_seqlens)
+        sums = query.new_empty((VECTORS, chunks, h, d), dtype=torch.float32)
+    return causal_results(out, state, stats, sums, torch.float32)
+
+
+def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    inputs = arguments.saved.inputs
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
+    scale = inputs.row_scale
+    if scale is not None:
+        scale = inputs.query.new_empty(scale.shape, dtype=torch.float32)
+    past = _fake_state(inputs, arguments.options)[1:]
+    return causal_gradients((query, key, value), scale, past, torch.float32)
+
+
+def _sequences(query: Tensor, cu_seqlens: Tensor | None) -> Any:
+    return query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+
+
+def _chunk_bound(query: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Return the number of chunks that a call has room for: it depends on shapes alone."""
+    size = settings_of(query, value, causal=True).size
+    if cu_seqlens is None:
+        return query.shape[0] * -(-query.shape[1] // size)
+    return chunk_bound(query.shape[1], len(cu_seqlens) - 1, size)
+
+
+def _fake_state(inputs: CausalInputs, options: Numbers) -> list[Tensor | None]:
+    query, rows = inputs.query, _sequences(inputs.query, inputs.cu_seqlens)
+    h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
+    shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
+    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
+    if options.feature_map == LINEAR:
+        return [None] * 6 + sums[5:]
+    return [query.new_empty((rows,), dtype=torch.int64), *sums]
 
 
 OPERATORS = define_operators(
@@ -41,10 +127,10 @@ OPERATORS = define_operators(
         bidirectional_backward=_bidirectional_backward,
         causal=_causal,
         causal_backward=_causal_backward,
-        fake_bidirectional=shapes.bidirectional,
-        fake_bidirectional_backward=shapes.bidirectional_backward,
-        fake_causal=shapes.causal,
-        fake_causal_backward=shapes.causal_backward,
+        fake_bidirectional=_fake_bidirectional,
+        fake_bidirectional_backward=_fake_bidirectional_backward,
+        fake_causal=_fake_causal,
+        fake_causal_backward=_fake_causal_backward,
         keeps_output=True,
     ),
     "CUDA",

@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Numbers
+from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.triton import INTERPRETED
 from flowformer.ops.backends.triton.layout import Layout, dense_layout, packed_layout
 from flowformer.ops.backends.triton.tuning import Settings, padded
