@@ -326,22 +326,25 @@ def _inputs(call: Call) -> list[Tensor]:
 def _forward(
     call: Call, inputs: list[Tensor], *, keep: bool
 ) -> CausalResults | BidirectionalResults:
+    query, key, value, _ = inputs
     options = numbers(PUBLISHED)
     if call.causal:
-        arguments = CausalArguments(CausalInputs(*inputs[:3]), options, keep, return_state=False)
+        arguments = CausalArguments(
+            CausalInputs(query, key, value), options, keep, return_state=False
+        )
         return causal_passes.forward(arguments)
-    tensors = BidirectionalInputs(*inputs[:3])
+    tensors = BidirectionalInputs(query, key, value)
     return bidirectional_passes.forward(BidirectionalArguments(tensors, options, keep))
 
 
 def _backward(inputs: list[Tensor], results: CausalResults | BidirectionalResults) -> None:
-    *tensors, grad = inputs
+    query, key, value, grad = inputs
     options = numbers(PUBLISHED)
     if isinstance(results, CausalResults):
-        saved = CausalSaved(results.out, CausalInputs(*tensors), results.kept)
+        saved = CausalSaved(results.out, CausalInputs(query, key, value), results.kept)
         causal_passes.backward(
             CausalBackwardArguments(grad, StateGradients(), saved, options, state_gradient=False)
         )
     else:
-        kept = BidirectionalSaved(results.out, BidirectionalInputs(*tensors), results.kept)
+        kept = BidirectionalSaved(results.out, BidirectionalInputs(query, key, value), results.kept)
         bidirectional_passes.backward(BidirectionalBackwardArguments(grad, kept, options))
