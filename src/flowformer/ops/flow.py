@@ -38,7 +38,7 @@ from flowformer.ops.options import (
     resolve_options,
     spells_out,
 )
-from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, batch_size, resolve_batch
+from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState
 
 
@@ -106,26 +106,26 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
         key: ``[b, s, g, d]`` where g divides h; fewer heads are repeated (grouped heads).
         value: ``[b, s, g, m]``; the width m is free.
-        causal: Whether token t sees the tokens up to t only. Needs l = s.
+        causal: whether token t sees the tokens up to t only. Needs l = s.
         feature_map: φ: ``"sigmoid"`` or ``"relu"``. :class:`FlowOptions` says more of this option
             and the next four, and which values the published code has.
         clamp: the bound of ±Ô before the competition, or None.
         eps: ε > 0.
         competition: whether the softmax of Ô runs over ``"sources"``, over ``"heads"``
             (bidirectional only), or not at all (None).
-        allocation: False leaves out the sigmoid.
-        independent_sinks: True leaves out both, whatever they say, so that each output depends on
+        allocation: false leaves out the sigmoid.
+        independent_sinks: true leaves out both, whatever they say, so that each output depends on
             its own query and on the context alone: the form for a decoder's cross-attention. In
             any other, an earlier output knows the later queries.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        cu_seqlens_k: The same for key and value where they differ (cross-attention).
-        initial_state: The state after earlier tokens (causal only), one row a sequence.
-        return_state: Whether to return the state after the last token too (causal only).
+        cu_seqlens_k: the same for key and value where they differ (cross-attention).
+        initial_state: the state after earlier tokens (causal only), one row a sequence.
+        return_state: whether to return the state after the last token too (causal only).
         backend: ``"reference"``, ``"chunked"``, ``"cpu"``, ``"triton"``, or None to choose.
-        layout: Where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
+        layout: where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
             for ``[b, h, t, d]`` (packed: ``[1, h, total, d]``), which costs no copy; the output is
             a transposed view. Masks, offsets and states are the same in both.
 
@@ -134,9 +134,9 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         with ``return_state``, a pair of it and the :class:`FlowState`.
 
     Raises:
-        ValueError: An argument does not fit the others; the message says what was expected.
-        TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: the backend asked for is not available; the message says why.
     """
     options = resolve_options(
         feature_map=feature_map,
@@ -147,25 +147,15 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    batch = resolve_batch(
-        query,
-        key,
-        causal=causal,
-        mask=mask,
-        query_mask=query_mask,
-        key_mask=key_mask,
-        cu_seqlens=cu_seqlens,
-        cu_seqlens_k=cu_seqlens_k,
-    )
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    batch = resolve_batch(query, key, *given, causal=causal)
     module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
-    if initial_state is not None:
-        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
-        check_state(initial_state, FlowState, sizes, query.device)
+    check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
     with exact_arithmetic(query):
         attend = partial(_attend_causal, module, options, return_state)
         attend = attend if causal else partial(_attend, module, options)
@@ -259,18 +249,18 @@ def flow_attention_step(
         query: ``[b, 1, h, d]``.
         key: ``[b, 1, g, d]``, g dividing h.
         value: ``[b, 1, g, m]``.
-        state: The state after the earlier tokens, or None for the first one.
-        backend: As in :func:`flow_attention`; those in PyTorch share one recurrence.
-        layout: As in :func:`flow_attention`. The state is the same in both.
+        state: the state after the earlier tokens, or None for the first one.
+        backend: as in :func:`flow_attention`; those in PyTorch share one recurrence.
+        layout: as in :func:`flow_attention`. The state is the same in both.
         options: those of :class:`FlowOptions`; no competition over heads, which is not causal.
 
     Returns:
         ``[b, 1, h, m]`` in the value's dtype, and the state after this token.
 
     Raises:
-        ValueError: More than one token, or what :func:`flow_attention` raises.
-        TypeError: The state is no :class:`FlowState`.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: more than one token, or what :func:`flow_attention` raises.
+        TypeError: the state is no :class:`FlowState`.
+        RuntimeError: the backend asked for is not available; the message says why.
     """
     resolved = resolve_options(**options)
     check_causal_options(resolved)
@@ -281,16 +271,14 @@ def flow_attention_step(
             "flow_attention(causal=True, initial_state=state, return_state=True); tensors whose "
             "heads come first need layout='bhtd'"
         )
-    if state is not None:
-        sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
-        check_state(state, FlowState, sizes, query.device)
+    check_state(state, FlowState, query, value, query.shape[0])
     module = choose_backend(backend, query, key, value, *(state or ()))
     with exact_arithmetic(query):
         return module.step(query, key, value, options=resolved, state=state)
 
 
 class FlowMap(NamedTuple):
-    """What Flow-Attention does to each token, as pictures show it.
+    """The effect of Flow-Attention on each token, as pictures show it.
 
     Attributes:
         source_competition: c, the weight of each source; 1 is its fair share. ``[b, s, h]``.
@@ -322,20 +310,20 @@ def flow_map(
     Args:
         query: ``[b, l, h, d]``.
         key: ``[b, s, g, d]``, g dividing h.
-        causal: Whether the sums run up to each token only; c_t is then the weight of source t
+        causal: whether the sums run up to each token only; c_t is then the weight of source t
             when it arrives.
         mask: ``[b, l]``, both sides.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
-        layout: As in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
+        layout: as in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
         options: those of :class:`FlowOptions`; c = 1 without competition, a = 1 without allocation.
 
     Returns:
         Both, in float32 (float64 for float64), zero at padded tokens.
 
     Raises:
-        ValueError: As :func:`flow_attention`.
-        TypeError: A mask is not boolean.
+        ValueError: as :func:`flow_attention`.
+        TypeError: a mask is not boolean.
     """
     resolved = resolve_options(**options)
     query, key, _ = check_tensors(query, key)

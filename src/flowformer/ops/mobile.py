@@ -53,23 +53,23 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
             cross-attention, and no causal form.
         value: ``[b, t, g, m]``.
         feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6.
-        clamp: Bound of ±Ô before the softmax, or None.
+        clamp: bound of ±Ô before the softmax, or None.
         eps: ε > 0.
-        competition: False leaves the softmax out.
-        allocation: False leaves the sigmoid out.
-        normalize: Divide by S, so that the output does not grow (ours, not published).
+        competition: false leaves the softmax out.
+        allocation: false leaves the sigmoid out.
+        normalize: divide by S, so that the output does not grow (ours, not published).
         mask: ``[b, t]``, True = a real token.
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        backend: Which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
-        layout: As in :func:`flow_attention`.
+        backend: which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`.
 
     Returns:
         ``[b, t, h, m]`` in the value's dtype, zero at padded tokens.
 
     Raises:
-        ValueError: An argument does not fit the others; the message says what was expected.
-        TypeError: The mask is not boolean, or offsets are no integers.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: the mask is not boolean, or offsets are no integers.
+        RuntimeError: the backend asked for is not available; the message says why.
     """
     options = resolve_options(
         feature_map=feature_map,
@@ -84,7 +84,7 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
             "Mobile-Attention exchanges flows between the heads of one token: it needs as many "
             f"queries as keys, got L={query.shape[1]} and S={key.shape[1]}"
         )
-    batch = resolve_batch(query, key, causal=False, mask=mask, cu_seqlens=cu_seqlens)
+    batch = resolve_batch(query, key, mask, None, None, cu_seqlens, None, causal=False)
     module = choose_backend(backend, query, key, value, *batch)
     with exact_arithmetic(query):
         attend = partial(_attend, module, options, normalize)

@@ -7,7 +7,7 @@ doubles the work, whatever the lengths, and memory stays linear in ``total``.
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,18 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
             f"{'…' if len(offsets) > 8 else ''} ending at {offsets[-1]}"
         )
     return lengths
+
+
+def check_same_count(queries: int, keys: int) -> None:
+    """Refuse packed keys that are of other sequences than the queries.
+
+    Raises:
+        ValueError: there are more of one than of the other.
+    """
+    if queries != keys:
+        raise ValueError(
+            f"cu_seqlens and cu_seqlens_k must hold as many sequences, got {queries} and {keys}"
+        )
 
 
 class BatchKeywords(TypedDict, total=False):
@@ -115,13 +127,13 @@ def check_batch(batch: Batch) -> None:
 def resolve_batch(
     query: Tensor,
     key: Tensor,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     *,
     causal: bool,
-    mask: Tensor | None,
-    query_mask: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
 ) -> Batch:
     """Return what the masks and offsets of a call say, checked.
 
@@ -137,9 +149,9 @@ def resolve_batch(
     return batch
 
 
-def batch_size(batch: Batch, query: Tensor) -> int:
-    """Return the number of sequences."""
-    return query.shape[0] if batch.cu_seqlens is None else len(batch.cu_seqlens) - 1
+def sequence_count(query: Tensor, cu_seqlens: Tensor | None) -> Any:
+    """Return the number of sequences, which may be a symbol: the batch, or the packed ones."""
+    return query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
 
 
 def attend_batch(
@@ -186,11 +198,7 @@ def _attend_packed(
     else:
         name = "cu_seqlens_k"
     key_lengths = sequence_lengths(cu_seqlens_k, keys[0].shape[1], name)
-    if len(query_lengths) != len(key_lengths):
-        raise ValueError(
-            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(query_lengths)} and {len(key_lengths)}"
-        )
+    check_same_count(len(query_lengths), len(key_lengths))
 
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, pair in enumerate(zip(query_lengths, key_lengths, strict=True)):

@@ -73,7 +73,7 @@ def test_schemas_that_are_made_of_the_names_stay_what_saved_programs_call(prefix
 )
 def test_what_is_laid_out_is_picked_up_again(kind):
     names = [name for _, name in declared(kind)]
-    record = reader(kind)(iter(names))
+    record = reader(kind)(names)
     assert flat(record) == names
     for name in ("query", "past", "options", "keep"):  # some that stand on the first floor
         if name in kind._fields and name in names:
@@ -82,7 +82,7 @@ def test_what_is_laid_out_is_picked_up_again(kind):
 
 def test_names_lead_to_the_place_of_their_own():
     names = [name for _, name in declared(CausalBackwardArguments)]
-    record = reader(CausalBackwardArguments)(iter(names))
+    record = reader(CausalBackwardArguments)(names)
     assert record.saved.inputs.past.competition == "competition"
     assert record.saved.kept.stats == "stats"
     assert record.grad_state.grad_key_flow == "grad_key_flow"

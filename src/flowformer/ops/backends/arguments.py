@@ -3,20 +3,20 @@
 An operator of torch takes and returns tensors and numbers one after another. Here they are named
 tuples, some inside others: :func:`flat` lays them out in the order of their fields, and a
 :func:`reader` picks them up again at the door of each kernel. So a field that is added here is
-known to every schema, and moves none of the others' readers.
+known to every schema, and moves none of the others' readers. A result that is None is an empty
+tensor between the two, for an operator returns tensors only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from torch import Tensor
 
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.state import FlowState
 
 Record = TypeVar("Record", bound=tuple)
 
+NOTHING: Any = None  # of a forward that keeps nothing; a backward is given tensors
 LINEAR = 2  # in the place of a feature map: linear attention, without flows
 
 _FEATURE_MAPS = {"sigmoid": 0, "relu": 1}
@@ -81,22 +81,22 @@ class BidirectionalArguments(NamedTuple):
 
 
 class BidirectionalKept(NamedTuple):
-    """What a bidirectional forward keeps for its backward, in a form of the backend's own."""
+    """Tensors that a bidirectional forward keeps for its backward, in a form of the backend's."""
 
-    query_stats: Tensor
-    key_stats: Tensor
-    sums: Tensor
+    query_stats: Tensor = NOTHING
+    key_stats: Tensor = NOTHING
+    sums: Tensor = NOTHING
 
 
 class BidirectionalResults(NamedTuple):
-    """What a bidirectional call returns."""
+    """The results of a bidirectional call."""
 
     out: Tensor
-    kept: BidirectionalKept
+    kept: BidirectionalKept = BidirectionalKept()
 
 
 class BidirectionalSaved(NamedTuple):
-    """What autograd holds between a bidirectional forward and its backward."""
+    """Tensors that autograd holds between a bidirectional forward and its backward."""
 
     out: Tensor | None  # None unless the backward of the backend reads it
     inputs: BidirectionalInputs
@@ -111,7 +111,7 @@ class BidirectionalBackwardArguments(NamedTuple):
     options: Numbers
 
 
-class PastState(NamedTuple):
+class StateFields(NamedTuple):
     """The fields of a ``FlowState``, or None for all; of a linear one the last alone is there."""
 
     tokens: Tensor | None = None
@@ -143,7 +143,7 @@ class CausalInputs(NamedTuple):
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     row_scale: Tensor | None = None
-    past: PastState = PastState()
+    past: StateFields = StateFields()
 
 
 class CausalArguments(NamedTuple):
@@ -156,22 +156,22 @@ class CausalArguments(NamedTuple):
 
 
 class CausalKept(NamedTuple):
-    """What a causal forward keeps for its backward, in a form of the backend's own."""
+    """Tensors that a causal forward keeps for its backward, in a form of the backend's."""
 
-    stats: Tensor
-    sums: Tensor
+    stats: Tensor = NOTHING
+    sums: Tensor = NOTHING
 
 
 class CausalResults(NamedTuple):
-    """What a causal call returns; what was not asked for is an empty tensor."""
+    """The results of a causal call."""
 
     out: Tensor
-    state: FlowState
-    kept: CausalKept
+    state: StateFields = StateFields()
+    kept: CausalKept = CausalKept()
 
 
 class CausalSaved(NamedTuple):
-    """What autograd holds between a causal forward and its backward."""
+    """Tensors that autograd holds between a causal forward and its backward."""
 
     out: Tensor | None  # None unless the backward of the backend reads it
     inputs: CausalInputs
@@ -189,13 +189,13 @@ class CausalBackwardArguments(NamedTuple):
 
 
 class CausalGradients(NamedTuple):
-    """What a causal backward returns; what is not there is an empty tensor."""
+    """The gradients of a causal call's tensors."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    row_scale: Tensor
-    past: StateGradients
+    row_scale: Tensor | None = None
+    past: StateGradients = StateGradients()
 
 
 def flat(record: Iterable[Any]) -> list[Any]:
@@ -209,15 +209,24 @@ def flat(record: Iterable[Any]) -> list[Any]:
     return found
 
 
-def reader(kind: type[Record]) -> Callable[[Iterator[Any]], Record]:
-    """Return the inverse of :func:`flat`: it takes what a named tuple holds off an iterator."""
-    inside = [
-        reader(hint) if hasattr(hint, "_fields") else None for hint in get_type_hints(kind).values()
-    ]
-    size = len(inside)
-    if not any(inside):
-        return lambda values: kind(*islice(values, size))
-    return lambda values: kind(*[next(values) if read is None else read(values) for read in inside])
+def reader(kind: type[Record]) -> Callable[[Sequence[Any]], Record]:
+    """Return the inverse of :func:`flat`; it leaves alone what comes after."""
+    return _reader(kind, 0)[0]
+
+
+def _reader(kind: Any, start: int) -> tuple[Callable[[Sequence[Any]], Any], int]:
+    """Return what reads a named tuple from its first place on, and the place after its last."""
+    parts: list[tuple[Callable[[Sequence[Any]], Any] | None, int]] = []
+    end = start
+    for hint in get_type_hints(kind).values():
+        read, after = _reader(hint, end) if hasattr(hint, "_fields") else (None, end + 1)
+        parts.append((read, end))
+        end = after
+    if not any(read for read, _ in parts):
+        return lambda values: kind._make(values[start:end]), end
+    return lambda values: kind._make(
+        [values[at] if read is None else read(values) for read, at in parts]
+    ), end
 
 
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool", float: "float"}

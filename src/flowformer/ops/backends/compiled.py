@@ -1,4 +1,4 @@
-"""What the compiled backends have in common: a call is named, and handed to an operator of torch.
+"""The functions that compiled backends share: they name a call, and hand it to an operator.
 
 Packed sequences need no padding here. Where no past is given a state is not needed either: None
 stands for it, and no memory is set to zero for it.
@@ -17,7 +17,7 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalInputs,
     CausalResults,
-    PastState,
+    StateFields,
     flat,
     numbers,
     reader,
@@ -64,7 +64,7 @@ class CompiledBackend:
         arguments = BidirectionalArguments(inputs, numbers(options), keep)
         if self._direct is not None and not keep and is_plain(*inputs):
             return self._direct.bidirectional(arguments).out
-        return _read_bidirectional(iter(self._operators.bidirectional(*flat(arguments)))).out
+        return _read_bidirectional(self._operators.bidirectional(*flat(arguments))).out
 
     def causal(
         self,
@@ -79,16 +79,25 @@ class CompiledBackend:
         cu_seqlens: Int[Tensor, " n"] | None = None,
     ) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
         """Causal Flow-Attention."""
-        past = PastState() if state is None else PastState(*state)
+        past = StateFields() if state is None else StateFields(*state)
         inputs = CausalInputs(query, key, value, mask, cu_seqlens, past=past)
         keep = is_kept(query, key, value, *past)
         results = self._causal(CausalArguments(inputs, numbers(options), keep, return_state))
         if not return_state:
             return results.out, None
-        after = results.state
+        fields: Any = results.state
+        after = FlowState(*fields)
         if options.competition is None and state is not None:  # it passes by
             after = after._replace(competition=state.competition)
         return results.out, after
+
+    def step(
+        self, query: Tensor, key: Tensor, value: Tensor, *, options: FlowOptions, state: Any
+    ) -> tuple[Tensor, FlowState]:
+        """One token of causal Flow-Attention."""
+        out, after = self.causal(query, key, value, options=options, mask=None, state=state)
+        assert after is not None
+        return out, after
 
     def linear_causal(
         self,
@@ -103,14 +112,15 @@ class CompiledBackend:
     ) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
         """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
         key_value = None if state is None else state.key_value
-        past = PastState(key_value=key_value)
+        past = StateFields(key_value=key_value)
         inputs = CausalInputs(q, k, v, None, cu_seqlens, row_scale, past)
         keep = is_kept(q, k, v, row_scale, key_value)
         results = self._causal(CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state))
-        return results.out, LinearState(results.state.key_value) if return_state else None
+        after: Any = results.state.key_value
+        return results.out, LinearState(after) if return_state else None
 
     def _causal(self, arguments: CausalArguments) -> CausalResults:
-        direct: Any = None if arguments.keep else self._direct
-        if direct is not None and is_plain(*flat(arguments.inputs)):
-            return direct.causal(arguments)
-        return _read_causal(iter(self._operators.causal(*flat(arguments))))
+        inputs = arguments.inputs
+        if self._direct is not None and not arguments.keep and is_plain(*inputs[:-1], *inputs.past):
+            return self._direct.causal(arguments)
+        return _read_causal(self._operators.causal(*flat(arguments)))

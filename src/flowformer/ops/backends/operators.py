@@ -22,19 +22,19 @@ from flowformer.ops.backends.arguments import (
     CausalBackwardArguments,
     CausalGradients,
     CausalInputs,
-    CausalKept,
     CausalResults,
     CausalSaved,
     Numbers,
-    PastState,
+    StateFields,
     StateGradients,
     declared,
     flat,
     flow_options,
     reader,
 )
+from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import is_transformed
-from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
 # Of each operator what it takes, and what its schema says that it returns.
@@ -64,7 +64,7 @@ def is_kept(*tensors: Tensor | None) -> bool:
 
 
 class Kernels(NamedTuple):
-    """The functions of a backend, and their fakes, which return the shapes alone.
+    """The functions of a backend, and fakes of the forwards, which return the shapes alone.
 
     Attributes:
         keeps_output: whether the backward reads the output; otherwise it gets None.
@@ -75,9 +75,7 @@ class Kernels(NamedTuple):
     causal: Callable[[CausalArguments], CausalResults]
     causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
-    fake_bidirectional_backward: Callable[[BidirectionalBackwardArguments], tuple[Tensor, ...]]
     fake_causal: Callable[[CausalArguments], CausalResults]
-    fake_causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
     keeps_output: bool
 
 
@@ -90,13 +88,19 @@ class Operators(NamedTuple):
 
 def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
     """Define flowformer::{prefix}bidirectional and {prefix}causal, with gradients, for devices."""
+    fakes = {
+        "bidirectional": kernels.fake_bidirectional,
+        "bidirectional_backward": _fake_bidirectional_backward,
+        "causal": kernels.fake_causal,
+        "causal_backward": _fake_causal_backward,
+    }
     for name, (arguments, results) in _OPERATORS.items():
         given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
         _LIBRARY.define(f"{prefix}{name}({given}) -> ({results})")
         kernel = _door(arguments, getattr(kernels, name))
         for device in devices:
             _LIBRARY.impl(f"{prefix}{name}", kernel, device)
-        fake = _door(arguments, getattr(kernels, f"fake_{name}"))
+        fake = _door(arguments, fakes[name])
         torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
     defined = {
         name: getattr(torch.ops.flowformer, f"{prefix}{name}").default for name in _OPERATORS
@@ -108,41 +112,41 @@ def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
 
 
 def _door(kind: type[tuple], kernel: Callable[[Any], tuple]) -> Callable[..., tuple[Tensor, ...]]:
+    """Return a kernel as torch calls it: an operator has no results that are None."""
     read = reader(kind)
-    return lambda *arguments: tuple(flat(kernel(read(iter(arguments)))))
+
+    def call(*arguments: Any) -> tuple[Tensor, ...]:
+        empty = arguments[0].new_empty
+        results = flat(kernel(read(arguments)))
+        return tuple(empty(0) if each is None else each for each in results)
+
+    return call
 
 
-def causal_results(
-    out: Tensor,
-    state: Sequence[Tensor | None],
-    stats: Tensor | None,
-    sums: Tensor | None,
-    dtype: torch.dtype,
-) -> CausalResults:
-    """Return what the causal operator does; an operator has no results that are None."""
-    empty = out.new_empty
-    fields = [
-        empty(0, dtype=torch.int64 if i == 0 else torch.float64) if field is None else field
-        for i, field in enumerate(state or PastState())
-    ]
-    kept = [empty(0, dtype=dtype) if tensor is None else tensor for tensor in (stats, sums)]
-    return CausalResults(out, FlowState(*fields), CausalKept(*kept))
+def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
+    """Return room for the fields of a state; of linear attention only for its last."""
+    query, rows = inputs.query, sequence_count(inputs.query, inputs.cu_seqlens)
+    h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
+    shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
+    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
+    if options.feature_map == LINEAR:
+        return StateFields(key_value=sums[5])
+    return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
 
 
-def causal_gradients(
-    found: tuple[Tensor, Tensor, Tensor],
-    row_scale: Tensor | None,
-    past: Sequence[Tensor | None],
-    dtype: torch.dtype,
-) -> CausalGradients:
-    """Return what the causal backward does, given the gradients of query, key and value first."""
-    empty = found[0].new_empty
-    row_scale = empty(0, dtype=dtype) if row_scale is None else row_scale
-    fields = [
-        empty(0, dtype=torch.float64) if field is None else field
-        for field in past or StateGradients()
-    ]
-    return CausalGradients(*found, row_scale, StateGradients(*fields))
+def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+
+
+def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
+    if scale is not None:
+        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    past = StateGradients()
+    if arguments.state_gradient:
+        past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
+    return CausalGradients(query, key, value, scale, past)
 
 
 _read_bidirectional = reader(BidirectionalArguments)
@@ -151,9 +155,11 @@ _read_bidirectional_saved = reader(BidirectionalSaved)
 
 
 def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
+    unused = (None,) * len(declared(BidirectionalArguments)[3:])
+
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments = _read_bidirectional(iter(inputs))
-        results = _read_bidirectional_results(iter(output))
+        arguments = _read_bidirectional(inputs)
+        results = _read_bidirectional_results(output)
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*results.kept)
@@ -162,13 +168,13 @@ def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> No
 
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         # Read once: under torch's checkpoint they exist for one reading.
-        saved = _read_bidirectional_saved(iter(ctx.saved_tensors))
+        saved = _read_bidirectional_saved(ctx.saved_tensors)
         found: Sequence[Tensor | None] = (None, None, None)
         if grad_out is not None and _in_pytorch(ctx, grad_out):
             found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
         elif grad_out is not None:
             found = backward(*flat(BidirectionalBackwardArguments(grad_out, saved, ctx.options)))
-        return (*found, *(None for _ in declared(BidirectionalArguments)[3:]))
+        return (*found, *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
@@ -183,8 +189,10 @@ _read_causal_gradients = reader(CausalGradients)
 
 
 def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
+    unused = (None,) * (len(declared(CausalArguments)) - len(declared(CausalInputs)))
+
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments, results = _read_causal(iter(inputs)), _read_causal_results(iter(output))
+        arguments, results = _read_causal(inputs), _read_causal_results(output)
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
         constants = [results.state.tokens, *results.kept]
@@ -195,24 +203,23 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         ctx.save_for_backward(*flat(CausalSaved(out, arguments.inputs, results.kept)))
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        saved = _read_causal_saved(iter(ctx.saved_tensors))  # once, see above
-        after = _read_causal_results(iter(grads))
+        saved = _read_causal_saved(ctx.saved_tensors)  # once, see above
+        after = _read_causal_results(grads)
         grad_out, grad_state = after.out, StateGradients(*after.state[1:])
-        unused = (None for _ in declared(CausalArguments)[len(declared(CausalInputs)) :])
         if _in_pytorch(ctx, grad_out, *grad_state):
             return (*_chunked_causal(saved.inputs, ctx.options, grad_out, grad_state), *unused)
         query, value = saved.inputs.query, saved.inputs.value
         if grad_out is None:
             grad_out = value.new_zeros((*query.shape[:3], value.shape[3]))
-        wanted = _read_causal_inputs(iter(ctx.needs_input_grad))
+        wanted = _read_causal_inputs(ctx.needs_input_grad)
         arguments = CausalBackwardArguments(
             grad_out, grad_state, saved, ctx.options, any(wanted.past)
         )
-        found = _read_causal_gradients(iter(backward(*flat(arguments))))
-        past = PastState(None, *found.past)
+        found = _read_causal_gradients(backward(*flat(arguments)))
+        past = StateFields(None, *found.past)
         inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        kept = zip(flat(inputs), flat(wanted), strict=True)
-        return (*(grad if want else None for grad, want in kept), *unused)
+        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
+        return (*(grad if want else None for grad, want in pairs), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
@@ -286,7 +293,7 @@ def _chunked_causal(
         )
 
     def forward(*tensors: Any) -> tuple[Tensor, ...]:
-        given = _read_causal_inputs(iter(tensors))
+        given = _read_causal_inputs(tensors)
         queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
         fields: Any = given.past
         past: Any = None

@@ -24,7 +24,7 @@ from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.sequences import LARGEST_PACKED_EXPONENT
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
-from flowformer.ops.state import FlowState, flow_state
+from flowformer.ops.state import FlowState, state_before
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
@@ -95,7 +95,7 @@ def step(
     state: FlowState | None,
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """One token of causal Flow-Attention: one kernel, or with gradients the recurrence itself."""
-    before = flow_state(state, query, value)
+    before = state_before(FlowState, state, query, value)
     if is_kept(query, key, value, *before):
         return chunked.step(query, key, value, options=options, state=before)
     out, *fields = one_token(query, key, value, *before, *numbers(options))

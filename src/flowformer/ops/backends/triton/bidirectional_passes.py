@@ -20,6 +20,7 @@ from flowformer.ops.backends.prefix import LARGEST_EXPONENT
 from flowformer.ops.backends.triton import launch, sequences
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
+from flowformer.ops.packing import check_same_count
 
 
 def _sides(inputs: BidirectionalInputs, options: Numbers) -> tuple[Side, Side]:
@@ -27,11 +28,8 @@ def _sides(inputs: BidirectionalInputs, options: Numbers) -> tuple[Side, Side]:
     offsets, offsets_k = inputs.cu_seqlens, inputs.cu_seqlens_k
     name = "cu_seqlens (cu_seqlens_k is not given)" if offsets_k is None else "cu_seqlens_k"
     offsets_k = offsets if offsets_k is None else offsets_k
-    if offsets is not None and offsets_k is not None and len(offsets) != len(offsets_k):
-        raise ValueError(
-            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(offsets) - 1} and {len(offsets_k) - 1}"
-        )
+    if offsets is not None and offsets_k is not None:
+        check_same_count(len(offsets) - 1, len(offsets_k) - 1)
     queries = side_of(inputs.query, inputs.query_mask, offsets, options, settings)
     return queries, side_of(inputs.key, inputs.key_mask, offsets_k, options, settings, name)
 
@@ -78,7 +76,7 @@ def forward(arguments: BidirectionalArguments) -> BidirectionalResults:
             allocation=allocation,
         )
     if not arguments.keep:
-        return BidirectionalResults(out, BidirectionalKept(*(out.new_empty(0) for _ in range(3))))
+        return BidirectionalResults(out)
     conserved = incoming if conserved is None else conserved
     logits = outgoing if logits is None else logits
     vectors = torch.stack((sums[0], key_flow, sums[1], query_flow), 2)

@@ -13,10 +13,12 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalBackwardArguments,
     CausalGradients,
+    CausalKept,
     CausalResults,
     Numbers,
+    StateFields,
+    StateGradients,
 )
-from flowformer.ops.backends.operators import causal_gradients, causal_results
 from flowformer.ops.backends.triton import launch, sequences
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import settings_of
@@ -35,8 +37,8 @@ def forward(arguments: CausalArguments) -> CausalResults:
             before, total, _ = launch.states(side, key, value, start=past.key_value, prefix=True)
             assert before is not None
             out, _ = launch.output(side, query, key, value, before, causal=True, row_scale=scale)
-            state = [None] * 6 + [total] if arguments.return_state else []
-            return causal_results(out, state, None, None, torch.float32)
+            after = StateFields(key_value=total) if arguments.return_state else StateFields()
+            return CausalResults(out, after)
         count, last = sequences.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
         parts = launch.weighted_sum(side, key, None, 0.0)
@@ -65,17 +67,18 @@ def forward(arguments: CausalArguments) -> CausalResults:
         out, _ = launch.output(
             side, query, key, value, before, causal=True, row_scale=scale, weight=weight
         )
-    state: list[Tensor | None] = []
+    state, kept = StateFields(), CausalKept()
     if arguments.return_state:
         # Without competition it passes by: a copy, since an operator returns none of its inputs.
         competition = competition.clone(memory_format=torch.contiguous_format)
-        sums = (key_sum, query_sum, key_flow, query_flow, competition, key_value)
-        state = [last.clone(), *sums]
-    stats = vectors = None
+        fields = key_sum, query_sum, key_flow, query_flow, competition, key_value
+        state = StateFields(last.clone(), *fields)
     if arguments.keep:
-        stats = torch.stack((incoming, outgoing, sink, source))
-        vectors = torch.stack((keys, key_flows, queries, query_flows))
-    return causal_results(out, state, stats, vectors, torch.float32)
+        kept = CausalKept(
+            stats=torch.stack((incoming, outgoing, sink, source)),
+            sums=torch.stack((keys, key_flows, queries, query_flows)),
+        )
+    return CausalResults(out, state, kept)
 
 
 def _prefix(
@@ -142,8 +145,7 @@ def backward(arguments: CausalBackwardArguments) -> CausalGradients:
         settings = settings_of(query, value, causal=True)
         side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
         if options.feature_map == LINEAR:
-            scale = _scalars(inputs.row_scale)
-            return _linear_backward(side, tensors, scale, past.key_value, after.grad_key_value)
+            return _linear_backward(side, tensors, arguments)
         incoming, outgoing, sink, source = saved.kept.stats
         count, _ = sequences.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
@@ -205,20 +207,26 @@ def backward(arguments: CausalBackwardArguments) -> CausalGradients:
     assert grad_key is not None
     if grad_competition is None:
         grad_competition = torch.zeros_like(grad_key_sum[..., 0])
-    fields = [grad_key_sum, grad_query_sum, grad_key_flow, grad_query_flow, grad_competition]
-    found = grad_query, grad_key, grad_value
-    return causal_gradients(found, None, [*fields, grad_key_value], torch.float32)
+    before = StateGradients()
+    if arguments.state_gradient:
+        before = StateGradients(
+            grad_key_sum,
+            grad_query_sum,
+            grad_key_flow,
+            grad_query_flow,
+            grad_competition,
+            grad_key_value,
+        )
+    return CausalGradients(grad_query, grad_key, grad_value, None, before)
 
 
 def _linear_backward(
-    side: Side,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    row_scale: Tensor | None,
-    start: Tensor | None,
-    grad_end: Tensor | None,
+    side: Side, tensors: tuple[Tensor, Tensor, Tensor, Tensor], arguments: CausalBackwardArguments
 ) -> CausalGradients:
     query, key, value, grad = tensors
-    matrix, _, _ = launch.states(side, key, value, start=start, prefix=True)
+    inputs, grad_end = arguments.saved.inputs, arguments.grad_state.grad_key_value
+    row_scale = _scalars(inputs.row_scale)
+    matrix, _, _ = launch.states(side, key, value, start=inputs.past.key_value, prefix=True)
     grad_matrix, grad_start, _ = launch.states(
         side, query, grad, weight=row_scale, start=grad_end, prefix=True, reverse=True
     )
@@ -232,5 +240,7 @@ def _linear_backward(
     )
     if grad_scale is not None:
         grad_scale = grad_scale.transpose(1, 2).contiguous()
-    found = grad_query, grad_key, grad_value
-    return causal_gradients(found, grad_scale, [None] * 5 + [grad_start], torch.float32)
+    before = StateGradients()
+    if arguments.state_gradient:
+        before = StateGradients(grad_key_value=grad_start)
+    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, before)

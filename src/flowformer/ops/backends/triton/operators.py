@@ -14,18 +14,18 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalBackwardArguments,
     CausalGradients,
-    CausalInputs,
+    CausalKept,
     CausalResults,
-    Numbers,
+    StateFields,
 )
 from flowformer.ops.backends.operators import (
     Kernels,
-    causal_gradients,
-    causal_results,
     define_operators,
+    room_for_state,
 )
 from flowformer.ops.backends.triton.layout import chunk_bound
 from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
+from flowformer.ops.packing import sequence_count
 from flowformer.ops.state import FlowState
 
 
@@ -60,46 +60,30 @@ def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResul
     query, key, value, _, _, offsets, _ = arguments.inputs
     out = value.new_empty((*query.shape[:3], value.shape[3]))
     if not arguments.keep:
-        return BidirectionalResults(out, BidirectionalKept(*(out.new_empty(0) for _ in range(3))))
+        return BidirectionalResults(out)
     _, _, h, d = query.shape
 
     def stats(x: Tensor) -> Tensor:
         return x.new_empty((2, x.shape[0], h, x.shape[1]), dtype=torch.float32)
 
-    shape = (_sequences(query, offsets), h, d * (VECTORS + value.shape[3]))
+    shape = (sequence_count(query, offsets), h, d * (VECTORS + value.shape[3]))
     sums = query.new_empty(shape, dtype=torch.float32)
     return BidirectionalResults(out, BidirectionalKept(stats(query), stats(key), sums))
-
-
-def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
 
 
 def _fake_causal(arguments: CausalArguments) -> CausalResults:
     query, value = arguments.inputs.query, arguments.inputs.value
     b, t, h, d = query.shape
     out = value.new_empty((b, t, h, value.shape[3]))
-    state = _fake_state(arguments.inputs, arguments.options) if arguments.return_state else []
-    stats = sums = None
+    state, kept = StateFields(), CausalKept()
+    if arguments.return_state:
+        state = room_for_state(arguments.inputs, arguments.options)
     if arguments.keep and arguments.options.feature_map != LINEAR:
         stats = query.new_empty((VECTORS, b, h, t), dtype=torch.float32)
         chunks = _chunk_bound(query, value, arguments.inputs.cu_seqlens)
         sums = query.new_empty((VECTORS, chunks, h, d), dtype=torch.float32)
-    return causal_results(out, state, stats, sums, torch.float32)
-
-
-def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs = arguments.saved.inputs
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    scale = inputs.row_scale
-    if scale is not None:
-        scale = inputs.query.new_empty(scale.shape, dtype=torch.float32)
-    past = _fake_state(inputs, arguments.options)[1:]
-    return causal_gradients((query, key, value), scale, past, torch.float32)
-
-
-def _sequences(query: Tensor, cu_seqlens: Tensor | None) -> Any:
-    return query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        kept = CausalKept(stats, sums)
+    return CausalResults(out, state, kept)
 
 
 def _chunk_bound(query: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -110,16 +94,6 @@ def _chunk_bound(query: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> int
     return chunk_bound(query.shape[1], len(cu_seqlens) - 1, size)
 
 
-def _fake_state(inputs: CausalInputs, options: Numbers) -> list[Tensor | None]:
-    query, rows = inputs.query, _sequences(inputs.query, inputs.cu_seqlens)
-    h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
-    shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
-    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
-    if options.feature_map == LINEAR:
-        return [None] * 6 + sums[5:]
-    return [query.new_empty((rows,), dtype=torch.int64), *sums]
-
-
 OPERATORS = define_operators(
     "triton_",
     Kernels(
@@ -128,9 +102,7 @@ OPERATORS = define_operators(
         causal=_causal,
         causal_backward=_causal_backward,
         fake_bidirectional=_fake_bidirectional,
-        fake_bidirectional_backward=_fake_bidirectional_backward,
         fake_causal=_fake_causal,
-        fake_causal_backward=_fake_causal_backward,
         keeps_output=True,
     ),
     "CUDA",

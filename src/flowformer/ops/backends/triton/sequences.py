@@ -39,7 +39,7 @@ def counts(side: "Side", before: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _rows(side: "Side") -> Tensor:
-    """The sequence of each token of a packed batch."""
+    """Return the sequence of each token of a packed batch."""
     ends = side.layout.ends
     assert ends is not None
     steps = torch.arange(side.shape[1], device=side.device)
@@ -47,7 +47,7 @@ def _rows(side: "Side") -> Tensor:
 
 
 def real(side: "Side") -> Tensor | None:
-    """The mask of numbers a token, [b, 1, t]."""
+    """Return the mask of numbers a token, [b, 1, t]."""
     return None if side.mask is None else side.mask[:, None]
 
 
