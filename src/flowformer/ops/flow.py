@@ -137,6 +137,15 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         ValueError: an argument does not fit the others; the message says what was expected.
         TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
         RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = (torch.randn(2, 100, 4, 16) for _ in range(3))
+        >>> flow_attention(query, key, value).shape
+        torch.Size([2, 100, 4, 16])
+        >>> _, state = flow_attention(query, key, value, causal=True, return_state=True)
+        >>> state.key_value.shape  # constant, whatever the length
+        torch.Size([2, 4, 16, 16])
     """
     options = resolve_options(
         feature_map=feature_map,
@@ -261,6 +270,15 @@ def flow_attention_step(
         ValueError: more than one token, or what :func:`flow_attention` raises.
         TypeError: the state is no :class:`FlowState`.
         RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> state = None
+        >>> for _ in range(3):  # a token at a time, at constant cost
+        ...     query, key, value = (torch.randn(2, 1, 4, 16) for _ in range(3))
+        ...     out, state = flow_attention_step(query, key, value, state)
+        >>> out.shape, state.tokens
+        (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
     resolved = resolve_options(**options)
     check_causal_options(resolved)
@@ -324,6 +342,13 @@ def flow_map(
     Raises:
         ValueError: as :func:`flow_attention`.
         TypeError: a mask is not boolean.
+
+    Example:
+        >>> import torch
+        >>> query, key = torch.randn(2, 100, 4, 16), torch.randn(2, 100, 4, 16)
+        >>> competition, allocation = flow_map(query, key)
+        >>> competition.shape, competition.mean().round(decimals=3).item()
+        (torch.Size([2, 100, 4]), 1.0)
     """
     resolved = resolve_options(**options)
     query, key, _ = check_tensors(query, key)
