@@ -29,7 +29,6 @@ from triton.runtime.jit import JITFunction
 from benchmarks.attention.gpu.traffic import Call, both_passes
 from benchmarks.pages import Tables
 from benchmarks.runner import Result, share
-from flowformer.compare.table import to_markdown
 from flowformer.files import write_atomically
 from flowformer.ops.backends.arguments import (
     LINEAR,
@@ -47,6 +46,7 @@ from flowformer.ops.backends.arguments import (
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
+from flowformer.report.words import to_markdown
 
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
