@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention
+from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.cpu.operators import OPERATORS
-from flowformer.ops.backends.operators import numbers
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from tests.ops.cases import FORMS, gradients, needs_library, qkv
 
 pytestmark = needs_library
 
-OPTIONS = FlowOptions("sigmoid", 1.0, 1e-6, "sources", True)
+OPTIONS = FlowOptions()
 # Tokens, and widths of keys and values: whole tiles and vectors, one more, one less, tiny.
 SHAPES = {"t1": (1, 1, 1), "t63": (63, 17, 5), "t64": (64, 64, 64), "t200": (200, 33, 40)}
 

@@ -382,7 +382,7 @@ def test_what_a_machine_with_a_card_lacks_is_said(monkeypatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.usefixtures("shape_checks_off")
 def test_the_operators_hold_what_torch_asks_of_them():
-    from flowformer.ops.backends.operators import numbers
+    from flowformer.ops.backends.arguments import numbers
     from flowformer.ops.backends.triton.operators import OPERATORS
     from tests.ops.backends.test_cpu import OPTIONS
 
@@ -395,7 +395,7 @@ def test_the_operators_hold_what_torch_asks_of_them():
 
 @pytest.mark.usefixtures("shape_checks_off")
 def test_results_have_the_strides_that_torch_is_told_whatever_those_of_the_state():
-    from flowformer.ops.backends.operators import numbers
+    from flowformer.ops.backends.arguments import numbers
     from flowformer.ops.backends.triton.operators import OPERATORS, one_token
     from tests.ops.backends.test_cpu import OPTIONS
 
