@@ -89,6 +89,7 @@ def test_dots_are_the_brightest_and_the_two_long_paths_begin_near_each_other(siz
         assert all(len(path) == DASHES["easy"] // 3 for path in case.paths[2:])
 
 
+@pytest.mark.slow  # evidence of the generator, which draws the same as long as a seed does
 @pytest.mark.parametrize("difficulty", ["easy", "medium"])
 def test_the_distance_between_the_dots_does_not_tell_the_label(difficulty):
     """A histogram of it, made of half of the cases, guesses the others no better than a coin."""
