@@ -1,17 +1,40 @@
-"""Methods for the tests of a comparison: they start in a moment, and fail in every way there is."""
+"""Methods for the tests of a comparison: they start in a moment, and fail in every way there is.
+
+Processes import this module: it leaves torch and pytest out.
+"""
 
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowformer.compare.methods import MethodResult
 from flowformer.files import write_atomically
-from flowformer.train.config import TimeSeriesConfig
+from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
 from flowformer.train.folder import RunFolder
 
 COUNT = 20  # test cases
+HERE = __name__
+FAKES = {
+    TimeSeriesConfig: {
+        "quick": f"{HERE}:quick",
+        "other": f"{HERE}:quick",
+        "broken": f"{HERE}:broken",
+        "greedy": f"{HERE}:greedy",
+        "killed": f"{HERE}:killed",
+        "crashing": f"{HERE}:crashing",
+    }
+}
+
+
+def experiment(dataset: str = "Vowels", **training: Any) -> TimeSeriesConfig:
+    return TimeSeriesConfig(
+        name="fake",
+        data=TimeSeriesDataConfig(dataset=dataset),
+        training=replace(TrainingConfig(epochs=1, accelerator="cpu"), **training),
+    )
 
 
 def quick(

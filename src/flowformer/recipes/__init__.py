@@ -1,8 +1,8 @@
 """Experiments: one function each, giving its configuration and the published result."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
+from flowformer.names import choose
 from flowformer.recipes import images, language, sequences, series, trajectories
 from flowformer.train.kinds import Experiment
 
@@ -21,8 +21,4 @@ def build_recipe(name: str) -> Experiment:
     Raises:
         ValueError: there is no such recipe; the message lists those there are.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown recipe {name!r}: {hint}choose from {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return choose(name, RECIPES, "recipe")()

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from flowformer.data.options import MissingPolicy
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
 
 Protocol = Literal["clean", "published"]
-Missing = Literal["error", "interpolate", "mean"]
 OptimizerName = Literal["radam", "adam", "adamw"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -53,7 +53,7 @@ class TimeSeriesDataConfig:
     train_file: Path | None = None
     test_file: Path | None = None
     max_length: int | None = None
-    missing: Missing = "error"
+    missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
     batch_size: int = 16
 

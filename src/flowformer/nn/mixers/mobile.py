@@ -6,7 +6,8 @@ from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import mobile_attention
-from flowformer.ops.features import FeatureMap, FlowOptions, check_options
+from flowformer.ops.features import FeatureMap
+from flowformer.ops.options import resolve_options
 
 
 class MobileAttention(HeadAttention):
@@ -34,11 +35,10 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        """Hold the options; a wrong one raises here."""
         super().__init__()
+        resolve_options(feature_map=feature_map, clamp=clamp, eps=eps)  # a wrong one raises
         self.feature_map: FeatureMap = feature_map
         self.clamp, self.eps, self.normalize = clamp, eps, normalize
-        check_options(FlowOptions(feature_map, clamp, eps, competition="sources", allocation=True))
 
     def arguments(self) -> dict[str, Any]:
         """Return the options, and the layout, which its function warns of where nobody says it."""

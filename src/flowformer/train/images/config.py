@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
@@ -26,7 +27,7 @@ class ImageDataConfig:
         workers: processes that read images; they change nothing but the time.
     """
 
-    dataset: Literal["folder", "fashion-mnist"] = "folder"
+    dataset: ImageSetName = "folder"
     path: Path | None = None
     image_size: int = 224
     validation_fraction: float = 0.1

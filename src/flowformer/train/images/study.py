@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader
 
-from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import ImageData
+from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain

@@ -12,7 +12,7 @@ except ImportError as error:
         "timm is needed to train on images: pip install 'flowformer[vision]'"
     ) from error
 
-from flowformer.data.images.mixing import Mixing
+from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.train.classification import ClassificationTask
 

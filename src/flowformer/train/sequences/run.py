@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from flowformer.data.sequences.batches import LabelledSequences, collate_sequences
-from flowformer.data.sequences.cases import read_cases
+from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.report.classifier import write_report
 from flowformer.scores.metrics import classification_metrics

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flowformer.data.options import NOT_D4RL
 from flowformer.train.folder import KeptRecord, KeptResult
-from flowformer.train.trajectories.config import NOT_D4RL, DecisionConfig, d4rl_note
+from flowformer.train.trajectories.config import DecisionConfig, d4rl_note
 
 EPISODES = "episodes.csv"  # in the run folder: a row for each that the model was tested by
 

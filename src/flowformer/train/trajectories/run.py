@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.compare.plan import read_history
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions
 from flowformer.report.trajectories import write_decision_report
 from flowformer.rollouts.scores import evaluate_returns

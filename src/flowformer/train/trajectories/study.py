@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, Trajectories, normalized_score
 from flowformer.rollouts.rollouts import Rollouts, rollout
 from flowformer.rollouts.scores import (
