@@ -27,7 +27,7 @@ from benchmarks.runner import RESULTS, ROOT, machine, save
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.recipes.sequences import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE, png_bytes
-from flowformer.train.sequences.config import SequenceConfig
+from flowformer.train.sequences.config import SequencesConfig
 
 NAME = "arena_long"
 PICTURE = ROOT / "docs" / "assets" / "arena-long.png"
@@ -65,7 +65,7 @@ def train(name: str) -> dict[str, Any]:
     }
 
 
-def seconds_of_a_step(config: SequenceConfig, vocab_size: int, classes: int) -> float:
+def seconds_of_a_step(config: SequencesConfig, vocab_size: int, classes: int) -> float:
     """Return the median time of a training step at the recipe's sizes, on one thread."""
     assert config.data.max_length is not None
     torch.set_num_threads(1)

@@ -8,14 +8,14 @@ from typing import Any
 
 from flowformer.compare.methods import MethodResult
 from flowformer.files import write_atomically
-from flowformer.train.config import TimeSeriesConfig
 from flowformer.train.folder import RunFolder
+from flowformer.train.series.config import SeriesConfig
 
 COUNT = 20  # test cases
 
 
 def quick(
-    config: TimeSeriesConfig,
+    config: SeriesConfig,
     run_dir: Path,
     *,
     resume: bool,

@@ -20,14 +20,15 @@ from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.serialization import to_plain
 from flowformer.train import kinds
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
-from flowformer.train.kinds import METHODS
+from flowformer.train.config import EpochsConfig
+from flowformer.train.kinds import METHODS, TRAIN
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.compare.comparison_methods"
 FAKE_METHODS = ("quick", "broken", "greedy", "killed", "crashing")
 FAKES = {
-    TimeSeriesConfig: {
+    "series": {
         **{name: f"{HERE}:{name}" for name in FAKE_METHODS},
         "other": f"{HERE}:quick",
     }
@@ -36,11 +37,11 @@ FAKES = {
 MakePlan = Callable[..., Plan]
 
 
-def experiment(dataset: str = "Vowels", **training: Any) -> TimeSeriesConfig:
-    return TimeSeriesConfig(
+def experiment(dataset: str = "Vowels", **training: Any) -> SeriesConfig:
+    return SeriesConfig(
         name="fake",
-        data=TimeSeriesDataConfig(dataset=dataset),
-        training=replace(TrainingConfig(epochs=1, accelerator="cpu"), **training),
+        data=SeriesDataConfig(dataset=dataset),
+        training=replace(EpochsConfig(epochs=1, accelerator="cpu"), **training),
     )
 
 
@@ -80,7 +81,7 @@ def test_a_plan_has_a_run_for_each_data_set_seed_and_method_in_this_order(plan):
 
 def test_a_mixer_is_a_setting_of_the_model_and_another_method_a_function(plan):
     mixer, method = plan({"linformer": {"rank": 4}, "quick": {"wrong": 2}}).runs
-    assert mixer.request.function == "flowformer.train.series.study:train"
+    assert mixer.request.function == TRAIN
     assert mixer.request.config.model.mixer == "linformer"
     assert mixer.request.config.model.mixer_options == {"rank": 4}
     assert mixer.request.options == {}
@@ -96,7 +97,7 @@ def test_a_mixer_without_options_has_those_that_the_model_gives_it(plan):
 def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):
     made = make_plan([experiment()], {"lstm": {}}, seeds=1, root=tmp_path)
     (run,) = made.runs
-    assert run.request.function == "flowformer.train.series.study:train"
+    assert run.request.function == TRAIN
     assert to_plain(run.request.config.model)["encoder"] == "lstm"
     with pytest.raises(ValueError, match="lstm has no options of its own"):
         make_plan([experiment()], {"lstm": {"width": 3}}, seeds=1, root=tmp_path)

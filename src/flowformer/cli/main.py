@@ -153,7 +153,9 @@ def _name_flags(text: str) -> str:
     from flowformer.cli.experiments import part_settings
 
     settings = [
-        rf"{part}\.{setting}" for kind in KINDS for part, setting in part_settings(kind.config)
+        rf"{part}\.{setting}"
+        for kind in KINDS.values()
+        for part, setting in part_settings(kind.config)
     ]
     # Inside a longer name it is a place in a file: RUN/config.json.config.data.max_length.
     pattern = rf"(?<![\w./-])(?:{'|'.join(settings)})\b"

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from flowformer.recipes import RECIPES, images, language, sequences, series
-from flowformer.train.config import TrainingConfig
+from flowformer.train.config import EpochsConfig
 from flowformer.train.kinds import Experiment
-from flowformer.train.sequences.config import SequenceConfig
+from flowformer.train.sequences.config import SequencesConfig
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     for name, build in RECIPES.items():
         config = build()
         figure = config.paper_score
-        if isinstance(config, SequenceConfig):  # whose files may come later
+        if isinstance(config, SequencesConfig):  # whose files may come later
             figure = config.paper_accuracy
         paper = "" if figure is None else config.measure.show(figure)
         what = (build.__doc__ or "").strip()
@@ -46,6 +46,6 @@ def main(arguments: list[str]) -> int:
 
 def _length(config: Experiment) -> str:
     training = config.training
-    if isinstance(training, TrainingConfig):
+    if isinstance(training, EpochsConfig):
         return f"{training.epochs} epochs"
     return f"{training.steps:,} steps"

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flowformer.train.config import TimeSeriesConfig
-from flowformer.train.folder import KeptResult, RunFolder, holds_folder, keep_digests
+from flowformer.train.folder import RunFolder, holds_folder, keep_digests
+from flowformer.train.records import Outcome
+from flowformer.train.series.config import SeriesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodResult(KeptResult):
+class MethodResult(Outcome):
     """What result.json holds of a method that is not trained by epochs.
 
     Attributes:
@@ -32,28 +33,32 @@ class MethodResult(KeptResult):
         """The test accuracy."""
         return self.test_accuracy
 
+    @property
+    def in_words(self) -> str:
+        """The test accuracy in percent."""
+        return f"the test accuracy is {100 * self.test_accuracy:.2f}"
+
     def keep_tested(self, folder: RunFolder, predictions: str) -> None:
-        """Writes it, after the predictions that it is of."""
-        figure = f"the test accuracy is {100 * self.test_accuracy:.2f}"
-        self.keep(folder, {folder.predictions: predictions}, figure=figure)
+        """Write it, after the predictions that it is of."""
+        self.keep(folder, {folder.predictions.name: predictions})
 
 
 @holds_folder
 def run_classical(
-    config: TimeSeriesConfig,
+    config: SeriesConfig,
     run_dir: Path,
     *,
     method: Literal["dtw", "rocket", "xgboost"],
     resume: bool,
     **options: Any,
 ) -> MethodResult:
-    """Fits a classical method on the whole training set, there being no epoch to choose.
+    """Fit a classical method on the whole training set, there being no epoch to choose.
 
     Args:
         config: the experiment, of which it reads the data, the seed and the threads.
         run_dir: folder of the run.
         method: its name.
-        resume: of no matter: it starts anew.
+        resume: ignored; the fit always starts over.
         options: further keywords of the library's classifier.
 
     Raises:
@@ -63,13 +68,12 @@ def run_classical(
     """
     del resume
     from flowformer.compare import classical
-    from flowformer.train.digests import digest_series
     from flowformer.train.prediction import format_predictions
-    from flowformer.train.series.data import load_data
+    from flowformer.train.series.data import digest_data, load_data
 
     folder = RunFolder(run_dir)
     data = load_data(config.data)
-    keep_digests(folder, digest_series(config, data))
+    keep_digests(folder, digest_data(config, data))
     outcome = classical.run_classical(
         method,
         data,

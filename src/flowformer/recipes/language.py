@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.presets import LANGUAGE_PRESETS
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.language.config import (
     LanguageConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
-from flowformer.train.schedule import ScheduledOptimizerConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
 

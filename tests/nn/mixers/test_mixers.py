@@ -10,7 +10,7 @@ from flowformer.nn.mixers import ATTENTIONS
 from flowformer.nn.mixers.attention import HeadAttention, implied_weights, option_names
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops import flow_attention
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.config import ScheduledOptimizerConfig
 
 FIXED_LENGTH = [name for name, kind in ATTENTIONS.items() if not kind.capabilities.variable_length]
 

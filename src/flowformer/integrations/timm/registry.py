@@ -22,7 +22,7 @@ from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.models.images.published import rename_published
 from flowformer.models.loading import matched
 from flowformer.train.folder import RunFolder
-from flowformer.train.images.folder import VisionRecord
+from flowformer.train.images.config import ImagesRecord
 
 __all__: list[str] = []  # timm adds the names that it registers
 
@@ -141,7 +141,7 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     folder = RunFolder(Path(file or "").parent)
     if file is None or Path(file).name != folder.weights.name or not folder.config.is_file():
         return
-    there = VisionRecord.read(folder).config.model
+    there = ImagesRecord.read(folder).config.model
     differences = [
         f"{name} is {trained!r} there and {own!r} here"
         for name in ("mixer", "mixer_options", "num_heads")  # the shapes do not tell these
@@ -150,7 +150,7 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     if differences:
         raise ValueError(
             f"{file} is of another architecture: {'; '.join(differences)}. Give "
-            f"config=load_vision_run({str(folder.root)!r}).config.model"
+            f"config=load_run({str(folder.root)!r}).config.model"
         )
 
 

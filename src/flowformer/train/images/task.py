@@ -19,7 +19,7 @@ from flowformer.train.classification import ClassificationTask
 AVERAGE = "average.module."  # of the averaged parameters' names in a checkpoint
 
 
-class VisionTask(ClassificationTask):
+class ImagesTask(ClassificationTask):
     """Cross-entropy training of a classifier of images.
 
     The training accuracy is that on the mixed images, with the class that has most of each.
@@ -42,7 +42,6 @@ class VisionTask(ClassificationTask):
         mixing: Mixing,
         average: float | None,
     ) -> None:
-        """Keeps its parts."""
         super().__init__(model, build_optimizer, seed=seed)
         self._mixing = mixing
         # A module of this one, so that checkpoints have it.
@@ -59,7 +58,7 @@ class VisionTask(ClassificationTask):
         return self.model if self.average is None else self.average.module
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean loss of a batch that was mixed.
+        """Return the mean loss of a batch that was mixed.
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
@@ -72,11 +71,11 @@ class VisionTask(ClassificationTask):
         return super().training_step({"images": images, "labels": labels}, batch_idx)
 
     def on_train_start(self) -> None:
-        """Takes the number of steps that were averaged before."""
+        """Take the number of steps that were averaged before."""
         self._averaged_at = self.global_step
 
     def on_train_batch_end(self, *_arguments: Any, **_options: Any) -> None:
-        """Averages, where the batch ended a step of the optimizer."""
+        """Average, where the batch ended a step of the optimizer."""
         if self.average is not None and self.global_step != self._averaged_at:
             self._averaged_at = self.global_step
             self.average.update(self.model, step=self.global_step)

@@ -18,7 +18,7 @@ from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, 
 from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
-from flowformer.data.language.tokens import Counts, PreparedText
+from flowformer.data.language.tokens import Counts, PreparedText, read_meta
 from flowformer.data.order.steps import StepBatches
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
@@ -26,6 +26,7 @@ from flowformer.models.language.model import LanguageModel
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.serialization import to_plain
+from flowformer.train.digests import Digests, digest_values
 from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataConfig
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Score:
         value: as the configuration's measure has it.
         loss: nats a token.
         perplexity: per word, whatever a token is; None of sums.
-        bits_per_character: likewise.
+        bits_per_character: of the text; None of sums.
     """
 
     value: float
@@ -55,7 +56,7 @@ class Score:
 
 
 def open_source(config: LanguageConfig) -> "Text | Addition":
-    """Returns what a configuration names: fetched and tokenised, or as it lies there already.
+    """Open what a configuration names: fetched and tokenised, or as it lies there already.
 
     Raises:
         ValueError: there is no such corpus, a part is shorter than a sample, or a file is damaged.
@@ -68,7 +69,7 @@ def open_source(config: LanguageConfig) -> "Text | Addition":
 
 
 def load_text(config: TextDataConfig) -> PreparedText:
-    """Fetches and tokenises a text, or opens what is there already; raises as `open_source`."""
+    """Fetch and tokenise a text, or open what is there already; raise as `open_source`."""
     vocab_size = config.vocab_size
     tokenizer: str | Tokenizer = config.tokenizer
     if config.tokenizer_file is not None:
@@ -86,8 +87,23 @@ def load_text(config: TextDataConfig) -> PreparedText:
     )
 
 
+def digest_data(config: LanguageConfig, text: PreparedText | None = None) -> Digests:
+    """Return digests of each part of a tokenised text; of sums, which nobody reads, none."""
+    own = config.data
+    if own.corpus == ADDITION:
+        return {}
+    if text is None:
+        text = load_text(own)
+    name = own.corpus if own.folder is None else str(own.folder)
+    # Those of the shards were compared with the files when these were opened.
+    return {
+        f"{name} ({part})": digest_values([shard.sha256 for shard in shards])
+        for part, shards in read_meta(text.folder).shards.items()
+    }
+
+
 def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
-    """Returns the folder of a tokenised text that was given none.
+    """Return the folder of a tokenised text that was given none.
 
     It is named after the settings and the content, so that a text that was edited is tokenised
     anew, beside what runs on the earlier one read.
@@ -109,12 +125,11 @@ class Text:
     """A tokenised text.
 
     Args:
-        config: of the run.
+        config: the experiment.
         text: its text.
     """
 
     def __init__(self, config: LanguageConfig, text: PreparedText) -> None:
-        """Cuts the parts into samples; one that is shorter than a sample raises ValueError."""
         self._config = config
         self._text = text
         self._packed = config.data.packing == "documents"
@@ -128,17 +143,17 @@ class Text:
 
     @property
     def text(self) -> PreparedText:
-        """What was tokenised."""
+        """The tokenised text."""
         return self._text
 
     @property
     def vocab_size(self) -> int:
-        """Of the tokenizer."""
+        """Entries of the vocabulary."""
         return self._text.tokenizer.vocab_size
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the text."""
+        """The tokenizer of the text."""
         return self._text.tokenizer
 
     @property
@@ -152,12 +167,12 @@ class Text:
         return self._config.data.length
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
-        """Returns the batches of one round, and those of the validation part."""
+        """Return the batches of one round, and those of the validation part."""
         collate = collate_packed if self._packed else None
         return _loaders(self._config, self._train, self._validation, collate)
 
     def score_of(self, loss: float) -> float:
-        """Bits per character, or perplexity per word, of a loss in nats a token.
+        """Return bits per character, or perplexity per word, of a loss in nats a token.
 
         With the tokens to a word of the whole validation part: of its beginning alone
         (validation_tokens) it is an estimate.
@@ -168,7 +183,7 @@ class Text:
         return exp_of(loss * counts.tokens / counts.words)
 
     def test(self, model: LanguageModel) -> Score:
-        """Scores the test part with the sliding context of the configuration.
+        """Score the test part with the sliding context of the configuration.
 
         The token that ends a line or document stands before the text, as fairseq has it; without
         one (characters, bytes) the first token is not scored.
@@ -195,7 +210,7 @@ class Text:
         )
 
     def stream(self, model: LanguageModel) -> Perplexity:
-        """Scores the test part after all that came before, in one pass, by the model's state."""
+        """Score the test part after all that came before, in one pass, by the model's state."""
         counts = self._text.counts["test"]
         return streaming_perplexity(
             model,
@@ -210,14 +225,14 @@ class Addition:
     """Sums of two numbers.
 
     Args:
-        config: of the run.
+        config: the experiment.
     """
 
     vocab_size = VOCAB_SIZE
     tokenizer = text = None
 
     def __init__(self, config: LanguageConfig) -> None:
-        """Holds back some of the training problems to choose the step by."""
+        # Some of the training problems are held back, to choose the step by.
         problems = AdditionProblems("train", digits=config.data.digits)
         held_back = min(ADDITION_VALIDATION, len(problems) // 5)
         self._config = config
@@ -240,15 +255,15 @@ class Addition:
         return 3 * self._config.data.digits
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
-        """Returns the batches of one round, and those of the validation part."""
+        """Return the batches of one round, and those of the validation part."""
         return _loaders(self._config, self._train, self._validation, None)
 
     def score_of(self, loss: float) -> None:
-        """Nothing: right sums are counted."""
+        """Return nothing: right sums are counted."""
         del loss
 
     def test(self, model: LanguageModel) -> Score:
-        """Lets the model add, and counts the sums that are right to the last digit."""
+        """Let the model add, and count the sums that are right to the last digit."""
         device = next(model.parameters()).device
 
         def add(prompts: Any, width: int) -> Any:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flowformer.models.language.model import LanguageModel
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.loop.optimizers import build_scheduled
 from flowformer.train.loop.recording import RecordedTask, Row
-from flowformer.train.schedule import ScheduledOptimizerConfig
 
 # From a mean loss on the validation part, in nats a token, to what the run is measured by; None
 # where that is the part of the samples with every target right.
@@ -22,8 +22,8 @@ class LanguageTask(RecordedTask):
     Args:
         model: called with a batch as keyword arguments; gives the `loss`.
         optimizer: how its parameters move.
-        steps: of the optimizer, all together.
-        seed: of the dropout.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
         column: name of the score in metrics.csv.
         score_of: gives it from the validation loss, see ScoreOf.
     """
@@ -38,7 +38,6 @@ class LanguageTask(RecordedTask):
         column: str,
         score_of: ScoreOf,
     ) -> None:
-        """Keeps its parts."""
         super().__init__(seed=seed)
         self.model = model
         self._optimizer = optimizer
@@ -48,7 +47,7 @@ class LanguageTask(RecordedTask):
         self._right: list[Tensor] = []
 
     def configure_optimizers(self) -> Any:
-        """Builds Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
+        """Build Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
         return build_scheduled(
             self.model.parameter_groups(self._optimizer.weight_decay),
             self._optimizer,
@@ -56,7 +55,7 @@ class LanguageTask(RecordedTask):
         )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean loss over the targets of a batch.
+        """Return the mean loss over the targets of a batch.
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
@@ -64,7 +63,7 @@ class LanguageTask(RecordedTask):
         return self._step(batch, batch_idx, "train")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the validation loss.
+        """Add a batch to the validation loss.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
@@ -74,7 +73,7 @@ class LanguageTask(RecordedTask):
         self._step(batch, batch_idx, "validation")
 
     def figures(self) -> Row:
-        """Returns the mean losses, in nats a token, and the score on the validation part."""
+        """Return the mean losses, in nats a token, and the score on the validation part."""
         metrics = self.trainer.callback_metrics
         loss = float(metrics["validation_loss"])
         score = self._score_of(loss)
@@ -89,11 +88,11 @@ class LanguageTask(RecordedTask):
         }
 
     def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Ranks by the validation loss."""
+        """Rank by the validation loss."""
         return (-row["validation_loss"],)
 
     def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Returns the losses and the score, by the step."""
+        """Return the losses and the score, by the step."""
         score = self._column.removeprefix("validation_").replace("_", " ")
         return (
             f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "

@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from flowformer.train.config import OptimizerConfig
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.config import OptimizerConfig, ScheduledOptimizerConfig
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "radam": torch.optim.RAdam,

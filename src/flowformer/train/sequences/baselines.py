@@ -12,16 +12,15 @@ from jaxtyping import Float32
 
 from flowformer.compare.methods import MethodResult
 from flowformer.data.sequences.records import Sequences, SequenceSplit
-from flowformer.train.digests import digest_sequences
 from flowformer.train.folder import RunFolder, holds_folder, keep_digests
 from flowformer.train.prediction import format_predictions
-from flowformer.train.sequences.config import SequenceConfig
-from flowformer.train.sequences.data import load_sequences, part_sequences
+from flowformer.train.sequences.config import SequencesConfig
+from flowformer.train.sequences.data import digest_data, load_sequences, part_sequences
 
 
 @holds_folder
 def bag_of_tokens(
-    config: SequenceConfig, run_dir: Path, *, resume: bool, **options: Any
+    config: SequencesConfig, run_dir: Path, *, resume: bool, **options: Any
 ) -> MethodResult:
     """Gradient-boosted trees on how often each token occurs; of pairs, in either document.
 
@@ -43,7 +42,7 @@ def bag_of_tokens(
 
 
 @holds_folder
-def chance(config: SequenceConfig, run_dir: Path, *, resume: bool, **options: Any) -> MethodResult:
+def chance(config: SequencesConfig, run_dir: Path, *, resume: bool, **options: Any) -> MethodResult:
     """The class that is most frequent in training, whatever the sequence.
 
     Args:
@@ -62,9 +61,9 @@ def chance(config: SequenceConfig, run_dir: Path, *, resume: bool, **options: An
     return _fit(DummyClassifier(**settings), config, run_dir)
 
 
-def _fit(model: Any, config: SequenceConfig, run_dir: Path) -> MethodResult:
+def _fit(model: Any, config: SequencesConfig, run_dir: Path) -> MethodResult:
     data, folder = load_sequences(config.data), RunFolder(run_dir)
-    keep_digests(folder, digest_sequences(config, data))
+    keep_digests(folder, digest_data(config, data))
     if data.vocab_size is None:
         raise ValueError(f"{data.name} has features, and a bag of tokens needs tokens")
     parts = part_sequences(config, data)

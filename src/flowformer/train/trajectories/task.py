@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.loop.optimizers import build_scheduled
 from flowformer.train.loop.recording import RecordedTask, Row
-from flowformer.train.schedule import ScheduledOptimizerConfig
 
 
-class DecisionTask(RecordedTask):
+class TrajectoriesTask(RecordedTask):
     """Actions are learned from those of the data. An epoch lies between two measurements.
 
     Args:
         model: called as a `DecisionTransformer`.
         optimizer: how its parameters move.
-        steps: of the optimizer, all together.
-        seed: of the dropout.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
         score: lets the model act in its environment; gives the normalised score.
     """
 
@@ -33,7 +33,6 @@ class DecisionTask(RecordedTask):
         seed: int,
         score: Callable[[nn.Module], float],
     ) -> None:
-        """Keeps its parts."""
         super().__init__(seed=seed)
         self.model = model
         self._optimizer = optimizer
@@ -42,11 +41,11 @@ class DecisionTask(RecordedTask):
         self._scored = 0.0
 
     def configure_optimizers(self) -> Any:
-        """Builds the optimizer, weight decay on all parameters as published, and the schedule."""
+        """Build the optimizer, weight decay on all parameters as published, and the schedule."""
         return build_scheduled(self.model.parameters(), self._optimizer, steps=self._steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean loss of the actions of a batch.
+        """Return the mean loss of the actions of a batch.
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
@@ -54,7 +53,7 @@ class DecisionTask(RecordedTask):
         return self._step(batch, batch_idx, "train")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the validation loss.
+        """Add a batch to the validation loss.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
@@ -62,21 +61,21 @@ class DecisionTask(RecordedTask):
         self._step(batch, batch_idx, "validation")
 
     def on_validation_epoch_end(self) -> None:
-        """Lets the model act."""
+        """Let the model act."""
         self._scored = self._score(self.model)
 
     def figures(self) -> Row:
-        """Returns the mean losses, and the score of some episodes."""
+        """Return the mean losses, and the score of some episodes."""
         metrics = self.trainer.callback_metrics
         losses = {name: float(metrics[name]) for name in ("train_loss", "validation_loss")}
         return {**losses, "validation_score": self._scored}
 
     def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Ranks by the step: a score would choose by the environment that is tested in."""
+        """Rank by the step: a score would choose by the environment that is tested in."""
         return (float(row["step"]),)
 
     def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Returns the losses and the score, by the step."""
+        """Return the losses and the score, by the step."""
         return (
             f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
             f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
@@ -93,9 +92,10 @@ def action_loss(
     actions: Float[Tensor, "b t out"] | Int[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
 ) -> Float[Tensor, ""]:
-    """Mean over the real steps: squared error of a box's actions, cross-entropy of discrete ones.
+    """Return the mean loss over the real steps.
 
-    It is 0 where no step is real.
+    It is the squared error of the actions of a box, the cross-entropy of discrete ones, and 0 where
+    no step is real.
 
     Args:
         predicted: actions in the model's scale, or logits.
