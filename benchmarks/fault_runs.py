@@ -22,9 +22,10 @@ from flowformer.cli.main import main as command_line
 from flowformer.recipes.language import char_shakespeare
 from flowformer.train.kinds import Experiment
 from flowformer.train.language.config import LanguageConfig, TextDataConfig
+from flowformer.train.language.study import Language  # noqa: F401 - imported once here, too
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask
 from flowformer.train.processes.group import ShareDoneError, joined
-from flowformer.train.run import train as train_language  # noqa: F401 - likewise
+from flowformer.train.run import train
 
 E = TypeVar("E", bound=Experiment)
 Moment = Callable[[int], None]  # is given the number of the process, before it trains

@@ -288,11 +288,12 @@ def test_the_papers_figure_stands_beside_the_published_method_alone(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from flowformer.train import comparison, kinds
+from flowformer.train import kinds
 from tests.compare.test_comparison import FAKES, experiment
 kinds.METHODS = FAKES
 from flowformer.compare.execution import execute
-plan = comparison.make_plan(
+from flowformer.compare.plan import make_plan
+plan = make_plan(
     [experiment()],
     {"quick": {"seconds": 0.8, "calls": sys.argv[2]}},
     seeds=4,

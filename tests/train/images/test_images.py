@@ -22,8 +22,9 @@ from flowformer.train.images.config import (
     ImagesRecord,
 )
 from flowformer.train.images.data import load_images, parameter_groups, part_images
+from flowformer.train.images.study import Images
 from flowformer.train.loop.checkpoints import read_checkpoint
-from flowformer.train.run import evaluate, load_run, predict, train, write_report
+from flowformer.train.run import evaluate, predict, train, write_report
 from tests.train.small_images import plain, tiny_vision, write_images
 
 

@@ -167,9 +167,9 @@ def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, cap
 def test_a_run_of_another_kind_is_named_with_what_reads_it(tmp_path):
     (tmp_path / "config.json").write_text('{"task": "images"}')
     with pytest.raises(
-        ValueError, match=r"a run on images, .*flowformer\.tasks\.vision_run\.load_run reads"
+        ValueError, match=r"a run on images, .*flowformer\.train\.run\.load_run reads runs of every"
     ):
-        load_run(tmp_path)
+        Series.load(tmp_path)
 
 
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
