@@ -68,22 +68,6 @@ class ClassificationTask(RecordedTask):
         """Build the optimizer, with its schedule if it has one."""
         return self._build_optimizer(self.model)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch.
-
-        Raises:
-            NonFiniteLossError: it is NaN or infinite.
-        """
-        return self._step(batch, batch_idx, "train")
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to the epoch's validation figures.
-
-        Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
-        """
-        self._step(batch, batch_idx, "validation")
-
     def on_train_epoch_end(self) -> None:
         """Log the accuracies; the last validation of the epoch is over by now."""
         for stage in STAGES:
@@ -117,7 +101,8 @@ class ClassificationTask(RecordedTask):
         """The module that the validation measures."""
         return self.model
 
-    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the loss of a batch, and count what is right."""
         logits, loss = (self.model if stage == "train" else self.measured)(**batch)
         labels = batch["labels"]
         loss, count = self.take(loss, len(labels), batch, stage, batch_idx)

@@ -74,6 +74,7 @@ class ExperimentConfig:
     fields, `name` first, with the types of its own parts; their order is that of config.json.
 
     Attributes:
+        papers: the field of `data` by which the data of the paper's figure are known, if any.
         name: name of the recipe that the experiment came from.
         data: which data, and how they are prepared.
         model: the configuration of the model.
@@ -86,6 +87,8 @@ class ExperimentConfig:
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    papers: ClassVar[str] = ""
+
     name: str
     data: Any
     model: Any
@@ -103,17 +106,12 @@ class ExperimentConfig:
         """
         check_types(self.model, "model")
         # Here, so that no way to change the data (`replace`, the command line) can forget it.
-        if not self.is_papers:
+        if self.papers and getattr(self.data, self.papers) != self.paper_dataset:
             figure = ("paper_dataset", "paper_accuracy", "paper_perplexity", "paper_source")
             for name in {field.name for field in fields(self)}.intersection(figure):
                 object.__setattr__(self, name, None)
         if self.paper_accuracy is not None:
             require("paper_accuracy", self.paper_accuracy, *SHARE)
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the data are those that the paper's figure is for."""
-        return True
 
     @property
     @abstractmethod

@@ -23,8 +23,8 @@ class Kind:
     """A kind of experiment: the folder flowformer.train.NAME, which has the same names in each.
 
     config.py, without torch, has NameConfig, the configuration; NameRecord, what config.json holds;
-    and NameResult, what result.json holds. data.py has digest_data(config), the digests of what an
-    experiment reads. study.py has Name, the `Study`: what trains, tests, shows and uses a model.
+    and NameResult, what result.json holds. data.py has digest_data(config, data), the digests of
+    the data. study.py has Name, the `Study`: what trains, tests, shows and uses a model.
 
     Attributes:
         name: of the folder; what config.json calls the kind, in a phrase: a run on series.
@@ -56,9 +56,9 @@ class Kind:
         """The class of its studies; imports what trains."""
         return self._find("study", "")
 
-    def digest(self, config: ExperimentConfig) -> Digests:
-        """Read the data of an experiment, and return digests of them."""
-        return pkgutil.resolve_name(f"flowformer.train.{self.name}.data:digest_data")(config)
+    def digest(self, config: ExperimentConfig, data: Any = None) -> Digests:
+        """Return digests of the data of an experiment, which are read where they are not given."""
+        return pkgutil.resolve_name(f"flowformer.train.{self.name}.data:digest_data")(config, data)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -89,8 +89,8 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "dilated-conv": TRAIN,
     },
     "sequences": {
-        "bag-of-tokens": "flowformer.train.sequences.baselines:bag_of_tokens",
-        "chance": "flowformer.train.sequences.baselines:chance",
+        "bag-of-tokens": "flowformer.compare.methods:bag_of_tokens",
+        "chance": "flowformer.compare.methods:chance",
     },
     "trajectories": {"behaviour-cloning": TRAIN},
 }

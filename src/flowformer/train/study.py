@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder
+from flowformer.train.kinds import KINDS
 from flowformer.train.loop.fit import describe_device
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask, count_parameters
 from flowformer.train.prediction import choose_device
@@ -25,15 +26,22 @@ class Trained:
     Attributes:
         model: in evaluation mode, on the CPU.
         record: the record of its training.
+        preprocessing: what is to be done to everything that it reads; None of texts and sequences.
     """
 
     model: Any
     record: Any
+    preprocessing: Any = None
 
     @property
     def config(self) -> Any:
         """The configuration of its training."""
         return self.record.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of a classifier."""
+        return self.record.classes
 
     def to_device(self) -> Any:
         """Return the model, moved to the device that it was trained on."""
@@ -74,6 +82,7 @@ class Study(ABC):
         labelled: what `evaluate` is given in place of the run's own test set, if anything.
         use: of runs that classify nothing, the command that uses them, after {run}.
         config: the experiment, as the run records it.
+        data: the data that were read.
         record: what config.json holds.
         weights: how the names of the parameters that are kept begin in a checkpoint.
     """
@@ -83,6 +92,7 @@ class Study(ABC):
     use: ClassVar[str] = ""
 
     config: Any
+    data: Any
     record: Any
     weights: str = "model."
 
@@ -90,9 +100,9 @@ class Study(ABC):
     def __init__(self, config: Any, *, data: Any = None, begun: RunFolder | None = None) -> None:
         """Read the data, and write nothing."""
 
-    @abstractmethod
     def digests(self) -> Digests:
         """Return digests of the data."""
+        return KINDS[type(self).__name__.lower()].digest(self.config, self.data)
 
     @abstractmethod
     def describe(self) -> str:

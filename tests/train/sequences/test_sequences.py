@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowformer.compare.methods import bag_of_tokens, chance, count_tokens
 from flowformer.data.sequences.listops import LISTOPS_TOKENS
 from flowformer.train.classification import ClassificationTask
 from flowformer.train.config import ScheduledOptimizerConfig
@@ -20,7 +21,6 @@ from flowformer.train.kinds import KINDS, kind_of_run
 from flowformer.train.language.config import LanguageRecord
 from flowformer.train.records import ClassifierResult
 from flowformer.train.run import evaluate, load_run, predict, train, write_report
-from flowformer.train.sequences.baselines import bag_of_tokens, chance, count_tokens
 from flowformer.train.sequences.config import (
     SequenceDataConfig,
     SequencesConfig,

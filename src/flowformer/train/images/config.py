@@ -1,6 +1,6 @@
 """The configuration, record and result of a run on images; no torch here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -150,18 +150,10 @@ class ImagesOptimizerConfig(Checked):
             steps_per_epoch: steps of the optimizer.
             images: images of a step.
         """
-        scale = 1.0 if self.reference_batch is None else images / self.reference_batch
-        return ScheduledOptimizerConfig(
-            name=self.name,
-            learning_rate=scale * self.learning_rate,
-            schedule=self.schedule,
-            warmup=round(self.warmup_epochs * steps_per_epoch),
-            warmup_from=self.warmup_from,
-            floor=self.floor,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            gradient_clip=self.gradient_clip,
-        )
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        reference, epochs = own.pop("reference_batch"), own.pop("warmup_epochs")
+        own["learning_rate"] *= 1.0 if reference is None else images / reference
+        return ScheduledOptimizerConfig(warmup=round(epochs * steps_per_epoch), **own)
 
 
 @dataclass(frozen=True, kw_only=True)

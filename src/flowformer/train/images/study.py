@@ -1,14 +1,21 @@
 """Image classification: the parts of a run, and the use of a finished one."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float64
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+try:
+    from timm.utils.model_ema import ModelEmaV3
+except ImportError as error:
+    raise ImportError(
+        "timm is needed to train on images: pip install 'flowformer[vision]'"
+    ) from error
 
 from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import ImageSplit, load_labelled_images
@@ -16,14 +23,12 @@ from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
-from flowformer.train.classification import Classifier, Tested
+from flowformer.train.classification import ClassificationTask, Classifier, Tested
 from flowformer.train.config import HELD_OUT
-from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
     build_vision_model,
-    digest_data,
     load_images,
     load_start,
     parameter_groups,
@@ -32,38 +37,73 @@ from flowformer.train.images.data import (
     test_loader,
     train_loader,
 )
-from flowformer.train.images.task import AVERAGE, ImagesTask
-from flowformer.train.loop.optimizers import build_scheduled
+from flowformer.train.loop.recording import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.study import Trained
 
+AVERAGE = "average.module."  # of the averaged parameters' names in a checkpoint
 
-@dataclass(frozen=True, kw_only=True)
-class ImagesRun(Trained):
-    """A trained classifier of images and what is needed to use it.
 
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        record: the record of its training.
-        preprocessing: to be applied to every image.
+class ImagesTask(ClassificationTask):
+    """Cross-entropy training of a classifier of images.
+
+    The training accuracy is that on the mixed images, with the class that has most of each.
+
+    Args:
+        model: gives `logits` and `loss` for `images` and `labels`.
+        build_optimizer: gives what `configure_optimizers` returns, from the model.
+        seed: of the dropout, and of what is mixed.
+        mixing: of the images and labels that are trained on.
+        average: decay of a moving average of the parameters; None for none. Step t has
+            min(decay, 1 - t^(-2/3)), so that a short training is averaged too.
     """
 
-    model: VisionClassifier
-    record: ImagesRecord
-    preprocessing: ImagePreprocessing
+    def __init__(
+        self,
+        model: VisionClassifier,
+        build_optimizer: Callable[[nn.Module], Any],
+        *,
+        seed: int,
+        mixing: Mixing,
+        average: float | None,
+    ) -> None:
+        super().__init__(model, build_optimizer, seed=seed)
+        self._mixing = mixing
+        # A module of this one, so that checkpoints have it.
+        self.average = None
+        if average is not None:
+            self.average = ModelEmaV3(model, decay=average, use_warmup=True)
+            self.average.requires_grad_(False)  # nobody has a gradient of them, nor waits for one
+            self.average.train()  # like the model beside it: the loop turns both to evaluation
+        self._averaged_at = 0
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self.record.classes
+    def measured(self) -> nn.Module:
+        """The averaged parameters, where there are any."""
+        return self.model if self.average is None else self.average.module
 
-    def probabilities(self, split: ImageSplit) -> Float64[np.ndarray, "n classes"]:
-        """Return the probability of each class for each image.
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch that was mixed.
 
         Raises:
-            ValueError: a file is no image, or damaged; the message names it.
+            NonFiniteLossError: it is NaN or infinite.
         """
-        return classify(self.to_device(), batches_of(self.record.config, split, self.preprocessing))
+        # Each process mixes its own share; the first one draws what one alone does.
+        key = [self._seed, self.current_epoch, batch_idx]
+        if self.global_rank:
+            key.append(self.global_rank)
+        images, labels = self._mixing(batch["images"], batch["labels"], *key)
+        return super().training_step({"images": images, "labels": labels}, batch_idx)
+
+    def on_train_start(self) -> None:
+        """Take the number of steps that were averaged before."""
+        self._averaged_at = self.global_step
+
+    def on_train_batch_end(self, *_arguments: Any, **_options: Any) -> None:
+        """Average, where the batch ended a step of the optimizer."""
+        if self.average is not None and self.global_step != self._averaged_at:
+            self._averaged_at = self.global_step
+            self.average.update(self.model, step=self.global_step)
 
 
 class Images(Classifier):
@@ -99,10 +139,6 @@ class Images(Classifier):
     def paper(self) -> tuple[float | None, str | None]:
         """The paper's accuracy, where the data have as many classes, and where it prints it."""
         return super().paper if len(self.classes) == self.config.paper_classes else (None, None)
-
-    def digests(self) -> Digests:
-        """Return digests of the images."""
-        return digest_data(self.config, self.data)
 
     def describe(self) -> str:
         """Return how many images there are."""
@@ -170,18 +206,18 @@ class Images(Classifier):
         )
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> ImagesRun:
+    def load(cls, run_dir: str | Path) -> Trained:
         """Read back what training left in a folder; no code in it runs."""
         folder = RunFolder(Path(run_dir))
         record = ImagesRecord.read(folder)
-        return ImagesRun(
+        return Trained(
             model=load_weights(build_vision_model(record), folder).eval(),
             record=record,
             preprocessing=read_preprocessing(folder),
         )
 
     @classmethod
-    def retest(cls, run: ImagesRun, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
+    def retest(cls, run: Trained, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
         """Test a finished run again, on its own test images or on a folder of them."""
         if file is not None:
             split, source = load_labelled_images(file, run.classes), str(file)
@@ -197,7 +233,7 @@ class Images(Classifier):
                     f"{', '.join(data.classes)}"
                 )
             split, source = data.test, f"the test images of {data.name}"
-        return source, _tested(run.probabilities(split), split)
+        return source, _tested(_classify(run, split), split)
 
     @classmethod
     def predict(cls, run_dir: str | Path, *files: Path) -> str:
@@ -206,7 +242,7 @@ class Images(Classifier):
         unknown = np.zeros(len(files), dtype=np.int64)
         split = ImageSplit(images=tuple(files), labels=unknown, name="images")
         paths = [str(file) for file in files]
-        return format_predictions(run.probabilities(split), run.classes, files=paths)
+        return format_predictions(_classify(run, split), run.classes, files=paths)
 
 
 def batches_of(
@@ -215,6 +251,10 @@ def batches_of(
     """Return batches of all images of a part, in their order, without chance."""
     size, workers = config.data.batch_size, config.data.workers
     return test_loader(split, preprocessing, batch_size=size, workers=workers)
+
+
+def _classify(run: Trained, split: ImageSplit) -> Float64[np.ndarray, "n classes"]:
+    return classify(run.to_device(), batches_of(run.config, split, run.preprocessing))
 
 
 def _tested(probabilities: Float64[np.ndarray, "n classes"], split: ImageSplit) -> Tested:

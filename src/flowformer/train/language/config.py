@@ -114,6 +114,8 @@ class LanguageConfig(ExperimentConfig):
         paper_source: where it prints it.
     """
 
+    papers: ClassVar[str] = "corpus"
+
     name: str
     data: TextDataConfig = field(default_factory=TextDataConfig)
     model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -135,11 +137,6 @@ class LanguageConfig(ExperimentConfig):
                 "training.context_window must be below data.length, got "
                 f"{self.training.context_window} and {self.data.length}"
             )
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the text is that of the paper's figure."""
-        return self.data.corpus == self.paper_dataset
 
     @property
     def dataset_name(self) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,45 +125,30 @@ class Text:
 
     Args:
         config: the experiment.
-        text: its text.
+        text: the text; a part that is shorter than a sample raises ValueError.
+
+    Attributes:
+        text: the text.
+        tokenizer: from text to tokens and back.
+        vocab_size: entries of the vocabulary.
+        sizes: tokens of each part.
+        length: tokens of a sample.
     """
 
     def __init__(self, config: LanguageConfig, text: PreparedText) -> None:
         self._config = config
-        self._text = text
+        self.text, self.tokenizer = text, text.tokenizer
+        self.vocab_size = text.tokenizer.vocab_size
+        self.sizes = {part: counts.tokens for part, counts in text.counts.items()}
+        self.length = config.data.length
         self._packed = config.data.packing == "documents"
         kind = PackedDocuments if self._packed else ContiguousBlocks
-        self._train = kind(text.train, config.data.length)
-        validation = kind(text.validation, config.data.length)
+        self._train = kind(text.train, self.length)
+        validation = kind(text.validation, self.length)
         limit = config.training.validation_tokens
-        count = len(validation) if limit is None else max(1, limit // config.data.length)
+        count = len(validation) if limit is None else max(1, limit // self.length)
         # The first ones, so that every measurement is of the same text.
         self._validation = Subset(validation, range(min(count, len(validation))))
-
-    @property
-    def text(self) -> PreparedText:
-        """The tokenised text."""
-        return self._text
-
-    @property
-    def vocab_size(self) -> int:
-        """Entries of the vocabulary."""
-        return self._text.tokenizer.vocab_size
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the text."""
-        return self._text.tokenizer
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Tokens of each part."""
-        return {part: counts.tokens for part, counts in self._text.counts.items()}
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sample."""
-        return self._config.data.length
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of one round, and those of the validation part."""
@@ -177,7 +161,7 @@ class Text:
         With the tokens to a word of the whole validation part: of its beginning alone
         (validation_tokens) it is an estimate.
         """
-        counts = self._text.counts["validation"]
+        counts = self.text.counts["validation"]
         if self._config.by_character:
             return bits_of(loss) * counts.tokens / counts.characters
         return exp_of(loss * counts.tokens / counts.words)
@@ -188,10 +172,10 @@ class Text:
         The token that ends a line or document stands before the text, as fairseq has it; without
         one (characters, bytes) the first token is not scored.
         """
-        counts = self._text.counts["test"]
+        counts = self.text.counts["test"]
         scored = evaluate_perplexity(
             model,
-            self._text.test,
+            self.text.test,
             length=self.length,
             context_window=self._config.training.context_window,
             batch_size=self._config.data.batch_size,
@@ -211,10 +195,10 @@ class Text:
 
     def stream(self, model: LanguageModel) -> Perplexity:
         """Score the test part after all that came before, in one pass, by the model's state."""
-        counts = self._text.counts["test"]
+        counts = self.text.counts["test"]
         return streaming_perplexity(
             model,
-            self._text.test,
+            self.text.test,
             start_id=self.tokenizer.end_id,
             words=counts.words,
             characters=counts.characters,
@@ -226,33 +210,26 @@ class Addition:
 
     Args:
         config: the experiment.
+
+    Attributes:
+        sizes: problems of each part.
+        length: digits that are read of a problem and its sum.
     """
 
     vocab_size = VOCAB_SIZE
     tokenizer = text = None
 
     def __init__(self, config: LanguageConfig) -> None:
-        # Some of the training problems are held back, to choose the step by.
         problems = AdditionProblems("train", digits=config.data.digits)
+        # Some of the training problems are held back, to choose the step by.
         held_back = min(ADDITION_VALIDATION, len(problems) // 5)
         self._config = config
         self._train = Subset(problems, range(len(problems) - held_back))
         self._validation = Subset(problems, range(len(problems) - held_back, len(problems)))
         self._test = AdditionProblems("test", digits=config.data.digits)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Problems of each part."""
-        return {
-            "train": len(self._train),
-            "validation": len(self._validation),
-            "test": len(self._test),
-        }
-
-    @property
-    def length(self) -> int:
-        """Digits that are read of a problem and its sum."""
-        return 3 * self._config.data.digits
+        parts = {"train": self._train, "validation": self._validation, "test": self._test}
+        self.sizes = {name: len(part) for name, part in parts.items()}
+        self.length = 3 * config.data.digits
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of one round, and those of the validation part."""

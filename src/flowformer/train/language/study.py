@@ -4,11 +4,13 @@ import hashlib
 import math
 import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
@@ -17,12 +19,11 @@ from flowformer.models.language.model import LanguageModel
 from flowformer.report.language import write_language_report
 from flowformer.scores.perplexity import Perplexity
 from flowformer.serialization import to_plain
-from flowformer.train.digests import Digests
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.language.config import LanguageConfig, LanguageRecord, LanguageResult
-from flowformer.train.language.data import Score, Text, digest_data, open_source
-from flowformer.train.language.task import LanguageTask
-from flowformer.train.loop.recording import EpochRecorder
+from flowformer.train.language.data import Score, Text, open_source
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
 from flowformer.train.records import read_history
 from flowformer.train.study import Evaluation, Study, Trained
@@ -37,13 +38,9 @@ class LanguageRun(Trained):
     """A trained language model and what is needed to use it.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
-        record: the record of its training.
         tokenizer: from text to tokens and back; None of a model of sums.
     """
 
-    model: LanguageModel
-    record: LanguageRecord
     tokenizer: Tokenizer | None
 
     @property
@@ -118,6 +115,89 @@ class LanguageEvaluation(Evaluation):
         return "\n".join(lines) + "\n"
 
 
+# From a mean loss on the validation part, in nats a token, to what the run is measured by; None
+# where that is the part of the samples with every target right.
+ScoreOf = Callable[[float], float | None]
+
+
+class LanguageTask(RecordedTask):
+    """Next-token cross-entropy. An epoch is what lies between two measurements.
+
+    Args:
+        model: called with a batch as keyword arguments; gives the `loss`.
+        optimizer: how its parameters move.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
+        column: name of the score in metrics.csv.
+        score_of: gives it from the validation loss, see ScoreOf.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: ScheduledOptimizerConfig,
+        *,
+        steps: int,
+        seed: int,
+        column: str,
+        score_of: ScoreOf,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.model = model
+        self._optimizer = optimizer
+        self._steps = steps
+        self._column = column
+        self._score_of = score_of
+        self._right: list[Tensor] = []
+
+    def configure_optimizers(self) -> Any:
+        """Build Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
+        return build_scheduled(
+            self.model.parameter_groups(self._optimizer.weight_decay),
+            self._optimizer,
+            steps=self._steps,
+        )
+
+    def figures(self) -> Row:
+        """Return the mean losses, in nats a token, and the score on the validation part."""
+        metrics = self.trainer.callback_metrics
+        loss = float(metrics["validation_loss"])
+        score = self._score_of(loss)
+        if score is None:
+            right = torch.cat(self._right) if self._right else torch.zeros(0)
+            known, asked = self.across_processes(int(right.sum()), len(right))
+            score = known / asked
+        return {
+            "train_loss": float(metrics["train_loss"]),
+            "validation_loss": loss,
+            self._column: score,
+        }
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        """Rank by the validation loss."""
+        return (-row["validation_loss"],)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        """Return the losses and the score, by the step."""
+        score = self._column.removeprefix("validation_").replace("_", " ")
+        return (
+            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
+            f"{held_out}: loss {row['validation_loss']:.4f}, {score} {row[self._column]:.4g}"
+        )
+
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the loss of a batch, and keep which samples are right where these are counted."""
+        if stage == "validation" and batch_idx == 0:
+            self._right = []
+        scores = stage == "validation" and self._score_of(0.0) is None
+        logits, loss, _ = self.model(**batch, return_logits=scores)
+        targets = batch["targets"]
+        loss, count = self.take(loss, int((targets >= 0).sum()), batch, stage, batch_idx)
+        if scores and count:
+            self._right.append(((logits.argmax(-1) == targets) | (targets < 0)).all(-1))
+        return loss
+
+
 class Language(Study):
     """Language modelling, on a text or on sums."""
 
@@ -128,6 +208,7 @@ class Language(Study):
     ) -> None:
         del data, begun
         self.config, self.source = config, open_source(config)
+        self.data = self.source.text
         tokenizer = self.source.tokenizer
         digest = None
         if tokenizer is not None:
@@ -140,10 +221,6 @@ class Language(Study):
             sizes=dict(self.source.sizes),
             tokenizer=digest,
         )
-
-    def digests(self) -> Digests:
-        """Return digests of each part of the text."""
-        return digest_data(self.config, self.source.text)
 
     def describe(self) -> str:
         """Return how large the text and its vocabulary are."""

@@ -128,6 +128,8 @@ class SequencesConfig(ExperimentConfig):
         paper_length: longest sequence there.
     """
 
+    papers: ClassVar[str] = "dataset"
+
     name: str
     data: SequenceDataConfig = field(default_factory=SequenceDataConfig)
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
@@ -137,11 +139,6 @@ class SequencesConfig(ExperimentConfig):
     paper_accuracy: float | None = None
     paper_source: str | None = None
     paper_length: int | None = None
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the data are of the set that the paper's figure is for."""
-        return self.data.dataset == self.paper_dataset
 
     @property
     def is_benchmark(self) -> bool:

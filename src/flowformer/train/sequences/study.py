@@ -1,6 +1,6 @@
 """Classification of long sequences: the parts of a run, and the use of a finished one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -11,14 +11,12 @@ from flowformer.data.sequences.cases import read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.classification import ClassificationTask, Classifier, Tested
 from flowformer.train.config import HELD_OUT
-from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder, read_versions
-from flowformer.train.loop.optimizers import build_scheduled
+from flowformer.train.loop.recording import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.sequences.config import SequencesConfig, SequencesRecord
 from flowformer.train.sequences.data import (
     build_sequence_model,
-    digest_data,
     load_sequences,
     part_sequences,
     room_for,
@@ -26,19 +24,6 @@ from flowformer.train.sequences.data import (
     train_loader,
 )
 from flowformer.train.study import Trained
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequencesRun(Trained):
-    """A trained classifier of sequences or of pairs of them.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        record: the record of its training.
-    """
-
-    model: SequenceClassifier | PairClassifier
-    record: SequencesRecord
 
 
 class Sequences(Classifier):
@@ -70,10 +55,6 @@ class Sequences(Classifier):
             },
             picture=self.data.picture,
         )
-
-    def digests(self) -> Digests:
-        """Return digests of each part of the set."""
-        return digest_data(self.config, self.data)
 
     def describe(self) -> str:
         """Return what the data are, and how many cases there are."""
@@ -114,17 +95,15 @@ class Sequences(Classifier):
         return Tested(probabilities=probabilities, labels=self.parts.test_labels)
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> SequencesRun:
+    def load(cls, run_dir: str | Path) -> Trained:
         """Read back what training left in a folder; no code in it runs."""
         folder = RunFolder(Path(run_dir))
         record = SequencesRecord.read(folder)
         model = build_sequence_model(record.config.model, record)
-        return SequencesRun(model=load_weights(model, folder).eval(), record=record)
+        return Trained(model=load_weights(model, folder).eval(), record=record)
 
     @classmethod
-    def retest(
-        cls, run: SequencesRun, run_dir: str | Path, file: Path | None
-    ) -> tuple[str, Tested]:
+    def retest(cls, run: Trained, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
         """Test a finished run again, on the test part of its own data."""
         if file is not None:
             raise ValueError(

@@ -98,6 +98,8 @@ class SeriesConfig(ExperimentConfig):
         paper_source: where it prints it.
     """
 
+    papers: ClassVar[str] = "dataset"
+
     name: str
     data: SeriesDataConfig
     model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
@@ -106,11 +108,6 @@ class SeriesConfig(ExperimentConfig):
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the data are the set that the paper's figure is for."""
-        return self.data.dataset == self.paper_dataset
 
     @property
     def dataset_name(self) -> str:

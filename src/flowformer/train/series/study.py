@@ -1,6 +1,6 @@
 """Time-series classification: the parts of a run, and the use of a finished one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,39 +31,17 @@ from flowformer.train.classification import (
     report_classifier,
 )
 from flowformer.train.config import HELD_OUT
-from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
-from flowformer.train.loop.optimizers import build_constant
+from flowformer.train.loop.recording import build_constant
 from flowformer.train.prediction import format_predictions, load_weights
 from flowformer.train.series.config import SeriesConfig, SeriesRecord
 from flowformer.train.series.data import (
-    digest_data,
     load_again,
     load_data,
     predict_probabilities,
     prepare,
 )
 from flowformer.train.study import Trained
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesRun(Trained):
-    """A trained classifier of series and what is needed to use it.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        record: the record of its training.
-        preprocessing: to be applied to every series.
-    """
-
-    model: SeriesClassifier
-    record: SeriesRecord
-    preprocessing: Preprocessing
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self.record.classes
 
 
 class Series(Classifier):
@@ -102,10 +80,6 @@ class Series(Classifier):
                 "test": 0 if data.test is None else len(data.test),
             },
         )
-
-    def digests(self) -> Digests:
-        """Return digests of the training and the test series."""
-        return digest_data(self.config, self.data)
 
     def describe(self) -> str:
         """Return how many series there are."""
@@ -150,19 +124,19 @@ class Series(Classifier):
         return Tested(probabilities=probabilities, labels=self.data.test.labels)
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> SeriesRun:
+    def load(cls, run_dir: str | Path) -> Trained:
         """Read back what training left in a folder; no code in it runs."""
         folder = RunFolder(Path(run_dir))
         record = SeriesRecord.read(folder)
         path = folder.preprocessing
-        return SeriesRun(
+        return Trained(
             model=load_weights(build_model(record), folder).eval(),
             record=record,
             preprocessing=from_plain(Preprocessing, read_json(path), where=str(path)),
         )
 
     @classmethod
-    def retest(cls, run: SeriesRun, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
+    def retest(cls, run: Trained, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
         """Test a finished run again, on its own test set or on a labelled `.ts` file."""
         if file is not None:
             split, source = _read_labelled(file, run), str(file)
@@ -225,7 +199,7 @@ def build_model(record: SeriesRecord) -> SeriesClassifier:
     )
 
 
-def _read_labelled(file: Path, run: SeriesRun) -> SeriesSplit:
+def _read_labelled(file: Path, run: Trained) -> SeriesSplit:
     read = read_ts(file)
     if read.labels is None:
         raise ValueError(f"{file} has no labels to test against: flowformer predict needs none")
@@ -233,7 +207,7 @@ def _read_labelled(file: Path, run: SeriesRun) -> SeriesSplit:
     return SeriesSplit(series=read.series, labels=labels, name=str(file))
 
 
-def _probabilities(run: SeriesRun, split: SeriesSplit) -> np.ndarray:
+def _probabilities(run: Trained, split: SeriesSplit) -> np.ndarray:
     limit = run.model.length_limit
     for index, length in enumerate(split.lengths):
         if limit is not None and length > limit:
@@ -246,7 +220,7 @@ def _probabilities(run: SeriesRun, split: SeriesSplit) -> np.ndarray:
     return predict_probabilities(run.to_device(), series, batch_size=size)
 
 
-def _flow_maps(run: SeriesRun, data: TimeSeriesData, count: int) -> list[SeriesFlowMap]:
+def _flow_maps(run: Trained, data: TimeSeriesData, count: int) -> list[SeriesFlowMap]:
     assert isinstance(run.model, TimeSeriesClassifier)
     if data.test is None:
         return []

@@ -9,18 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, normalized_score
+from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.report.trajectories import write_decision_report
 from flowformer.rollouts.rollouts import Rollouts, RolloutSettings, rollout
 from flowformer.rollouts.scores import check_target, evaluate_returns, summarize_returns
 from flowformer.serialization import to_plain
-from flowformer.train.digests import Digests
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder, write_json
-from flowformer.train.loop.recording import EpochRecorder
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
 from flowformer.train.records import read_history
 from flowformer.train.study import Evaluation, Study, Trained
@@ -37,33 +40,16 @@ from flowformer.train.trajectories.data import (
     build_decision_model,
     decision_loaders,
     decision_record,
-    digest_data,
     environment_maker,
     load_trajectories,
     read_preprocessing,
     rollout_settings,
 )
-from flowformer.train.trajectories.task import TrajectoriesTask
 
 logger = logging.getLogger(__name__)
 
 # The episodes of the curve are others than those of the end.
 _CURVE_SEED = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrajectoriesRun(Trained):
-    """A trained decision model and what is needed to use it.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        record: the record of its training.
-        preprocessing: of the numbers of its environment.
-    """
-
-    model: DecisionNetwork
-    record: TrajectoriesRecord
-    preprocessing: DecisionPreprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +92,65 @@ class TrajectoriesEvaluation(Evaluation):
         return "\n".join(lines) + "\n"
 
 
+class TrajectoriesTask(RecordedTask):
+    """Actions are learned from those of the data. An epoch lies between two measurements.
+
+    Args:
+        model: called as a `DecisionTransformer`.
+        optimizer: how its parameters move.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
+        score: lets the model act in its environment; gives the normalised score.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: ScheduledOptimizerConfig,
+        *,
+        steps: int,
+        seed: int,
+        score: Callable[[nn.Module], float],
+    ) -> None:
+        super().__init__(seed=seed)
+        self.model = model
+        self._optimizer = optimizer
+        self._steps = steps
+        self._score = score
+        self._scored = 0.0
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, weight decay on all parameters as published, and the schedule."""
+        return build_scheduled(self.model.parameters(), self._optimizer, steps=self._steps)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the model act."""
+        self._scored = self._score(self.model)
+
+    def figures(self) -> Row:
+        """Return the mean losses, and the score of some episodes."""
+        metrics = self.trainer.callback_metrics
+        losses = {name: float(metrics[name]) for name in ("train_loss", "validation_loss")}
+        return {**losses, "validation_score": self._scored}
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        """Rank by the step: a score would choose by the environment that is tested in."""
+        return (float(row["step"]),)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        """Return the losses and the score, by the step."""
+        return (
+            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
+            f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
+        )
+
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the mean loss of the actions of a batch."""
+        mask = batch["mask"]
+        loss = action_loss(self.model(**batch).actions, batch["actions"], mask)
+        return self.take(loss, int(mask.sum()), batch, stage, batch_idx)[0]
+
+
 class Trajectories(Study):
     """Offline reinforcement learning: the actions of the data are learned, and then acted on."""
 
@@ -145,10 +190,6 @@ class Trajectories(Study):
     def settings(self) -> RolloutSettings:
         """How the model acts."""
         return rollout_settings(self.config, self.preprocessing)
-
-    def digests(self) -> Digests:
-        """Return a digest of the episodes."""
-        return digest_data(self.config, self.data)
 
     def describe(self) -> str:
         """Return what the data are, where the model acts, and how many episodes there are."""
@@ -236,14 +277,14 @@ class Trajectories(Study):
         return result, {EPISODES: format_episodes(played)}
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> TrajectoriesRun:
+    def load(cls, run_dir: str | Path) -> Trained:
         """Read back what training left in a folder; no code in it runs."""
         folder = RunFolder(Path(run_dir))
         record = TrajectoriesRecord.read(folder)
         preprocessing = read_preprocessing(folder)
         model = build_decision_model(record, preprocessing.action_space)
         model = load_weights(model, folder).eval()
-        return TrajectoriesRun(model=model, record=record, preprocessing=preprocessing)
+        return Trained(model=model, record=record, preprocessing=preprocessing)
 
     @classmethod
     def evaluate(cls, run_dir: str | Path, file: Path | None = None) -> TrajectoriesEvaluation:
@@ -323,3 +364,24 @@ def format_episodes(played: Sequence[Rollouts]) -> str:
         for number, (value, length, ended) in enumerate(rows):
             writer.writerow((each.target_return, number, float(value), int(length), bool(ended)))
     return text.getvalue()
+
+
+def action_loss(
+    predicted: Float[Tensor, "b t out"],
+    actions: Float[Tensor, "b t out"] | Int[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+) -> Float[Tensor, ""]:
+    """Return the mean loss over the real steps.
+
+    It is the squared error of the actions of a box, the cross-entropy of discrete ones, and 0 where
+    no step is real.
+
+    Args:
+        predicted: actions in the model's scale, or logits.
+        actions: those taken.
+        mask: real steps (True).
+    """
+    if actions.is_floating_point():
+        wanted = actions[mask]
+        return F.mse_loss(predicted[mask], wanted, reduction="sum") / max(1, wanted.numel())
+    return class_cross_entropy(predicted[mask], actions[mask])
