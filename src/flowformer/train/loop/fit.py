@@ -27,13 +27,18 @@ from flowformer.data.randomness import own_randomness
 from flowformer.files import write_atomically
 from flowformer.train.config import ComputeConfig, Progress
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.checkpoints import AtomicCheckpointIO, choose_checkpoint, read_checkpoint
+from flowformer.train.loop.checkpoints import (
+    AtomicCheckpointIO,
+    choose_checkpoint,
+    read_checkpoint,
+    read_rest,
+    read_whole,
+)
 from flowformer.train.loop.recording import (
     EpochRecorder,
     NonFiniteLossError,
     RecordedTask,
 )
-from flowformer.train.loop.shards import read_rest, read_whole
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
