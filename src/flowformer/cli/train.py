@@ -38,7 +38,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Trains, writes the report, and prints the result beside the paper's."""
+    """Train, write the report, and print the result beside the paper's."""
     if not arguments or arguments[0] in ("-h", "--help"):
         (sys.stdout if arguments else sys.stderr).write(_usage())
         return 0 if arguments else 2
@@ -162,7 +162,7 @@ def _unused(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> Ru
 
 
 def _choose_folder(config: Experiment) -> RunFolder:
-    """Makes a new folder: who starts at the same moment takes another."""
+    """Make a new folder: who starts at the same moment takes another."""
     stem = f"{config.name}-{config.protocol}-seed{config.training.seed}"
     number, folder = 1, RunFolder(_RUNS / stem)
     while True:
@@ -175,7 +175,7 @@ def _choose_folder(config: Experiment) -> RunFolder:
 
 
 def _leave_none_empty(folder: RunFolder | None) -> None:
-    """Removes the folder that was made for a run which then did not begin."""
+    """Remove the folder that was made for a run which then did not begin."""
     if folder is not None and is_first():
         with suppress(OSError):  # there is something in it
             folder.root.rmdir()

@@ -16,7 +16,7 @@ RECIPES: Mapping[str, Callable[[], Experiment]] = {
 
 
 def build_recipe(name: str) -> Experiment:
-    """Returns the configuration of a recipe by its name.
+    """Return the configuration of a recipe by its name.
 
     Raises:
         ValueError: there is no such recipe; the message lists those there are.

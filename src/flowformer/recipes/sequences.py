@@ -164,7 +164,7 @@ def pathfinder_small() -> SequencesConfig:
 
 
 def _published(build: Callable[[], SequencesConfig]) -> Callable[[], SequencesConfig]:
-    """Returns the recipe in the form of the published code."""
+    """Return the recipe in the form of the published code."""
 
     def published() -> SequencesConfig:
         config = build()
@@ -183,7 +183,7 @@ def _published(build: Callable[[], SequencesConfig]) -> Callable[[], SequencesCo
 def _small(
     name: str, data: SequenceDataConfig, *, steps: int, num_layers: int = 1, **model: Any
 ) -> SequencesConfig:
-    """Returns a recipe of ours: one width and schedule for all tasks, no dropout."""
+    """Return a recipe of ours: one width and schedule for all tasks, no dropout."""
     sizes = {"dim": 64, "num_heads": 4, "num_layers": num_layers, "feedforward": 128}
     return SequencesConfig(
         name=name,

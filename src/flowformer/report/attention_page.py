@@ -63,7 +63,7 @@ def attention_parts(
 
 
 def write_attention_page(folder: Path, images: Sequence[Sequence[AttentionPicture]]) -> Path:
-    """Writes FOLDER/index.html, which stands alone, and the pictures beside it as PNG.
+    """Write FOLDER/index.html, which stands alone, and the pictures beside it as PNG.
 
     Args:
         folder: made when missing; PNG files of an earlier page in it are removed.

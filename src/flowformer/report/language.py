@@ -25,7 +25,7 @@ def write_language_report(
     history: Mapping[str, Float[np.ndarray, " rounds"]],
     samples: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """Writes FOLDER/index.html, one file that stands alone.
+    """Write FOLDER/index.html, one file that stands alone.
 
     Args:
         folder: of the report.

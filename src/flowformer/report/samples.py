@@ -13,7 +13,7 @@ _INCHES = 1.6  # of a picture
 
 
 def contact_sheet(pictures: UInt8[np.ndarray, "n h w"], captions: Sequence[str]) -> Figure:
-    """Draws grey pictures in rows, black at 0, with a caption under each.
+    """Draw grey pictures in rows, black at 0, with a caption under each.
 
     Raises:
         ValueError: there are no pictures, or not as many captions.

@@ -25,7 +25,7 @@ def write_decision_report(
     record: Mapping[str, Any],
     history: Mapping[str, Float[np.ndarray, " rounds"]],
 ) -> Path:
-    """Writes FOLDER/index.html, one file that stands alone.
+    """Write FOLDER/index.html, one file that stands alone.
 
     Args:
         folder: of the report.
@@ -92,7 +92,7 @@ def draw_returns(
     *,
     behaviour: tuple[float, float, float],
 ) -> None:
-    """Draws returns over target returns, a line a method, as :func:`returns_figure` takes them."""
+    """Draw returns over target returns, a line a method, as :func:`returns_figure` takes them."""
     worst, mean, best = behaviour
     axes.axhspan(worst, best, color="0.93", zorder=0)
     axes.axhline(mean, color="0.6", linewidth=1, zorder=1)

@@ -24,7 +24,9 @@ from flowformer.train.run import train
 
 
 def main() -> None:
-    config = from_plain(KINDS[sys.argv[3]].config, json.loads(Path(sys.argv[1]).read_text()))
+    kind = KINDS[sys.argv[3]]
+    assert kind.study  # imported once, here
+    config = from_plain(kind.config, json.loads(Path(sys.argv[1]).read_text()))
     base = Path(sys.argv[2])
     assert run(config, base / "uninterrupted") == 0
     for name, kill_at in [("write", kill_at_sync), ("step", kill_at_step)]:

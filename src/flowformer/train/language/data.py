@@ -273,7 +273,7 @@ def _loaders(
 
 
 class _Patient:
-    """Says how far the tokenising is, not more often than every few seconds."""
+    """Say how far the tokenising is, not more often than every few seconds."""
 
     def __init__(self) -> None:
         self._said = time.monotonic()

@@ -187,7 +187,7 @@ def build_sequence_model(
 
 
 class _Patient:
-    """Says how far the generating is, not more often than every few seconds."""
+    """Say how far the generating is, not more often than every few seconds."""
 
     def __init__(self) -> None:
         self._said = time.monotonic()

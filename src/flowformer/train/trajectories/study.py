@@ -181,7 +181,7 @@ class Trajectories(Study):
 
     @cached_property
     def make_env(self) -> Callable[[], Any]:
-        """Makes the environment that the model acts in."""
+        """The maker of the environment that the model acts in."""
         return environment_maker(
             self.record.env, self.env_options, preprocessing=self.preprocessing
         )
