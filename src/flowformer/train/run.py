@@ -30,13 +30,9 @@ def train(
     what lies between two measurements.
 
     Example:
-        ```python
-        from flowformer.recipes import build_recipe
-        from flowformer.train.run import load_run, train
-
-        result = train(build_recipe("japanese-vowels"), "runs/vowels")
-        print(result.test_accuracy, load_run("runs/vowels").model)
-        ```
+        >>> from flowformer.recipes import build_recipe
+        >>> result = train(build_recipe("japanese-vowels"), "runs/vowels")  # doctest: +SKIP
+        >>> result.test_accuracy, load_run("runs/vowels").model  # doctest: +SKIP
 
     Args:
         config: the experiment.
