@@ -56,13 +56,15 @@ def train(
         ShareDoneError: in all processes but the first, once the training has ended.
         ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
             of that run or of the data is damaged.
+        TypeError: `data` for an experiment on something else than series.
     """
     folder, group, kind = RunFolder(Path(run_dir)), current(), kind_of(config)
     started = group.agree(lambda: folder.begin(resume=resume))
     training = config.training
     device = choose_device(training.accelerator)
+    given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
-        study = kind.study(config, data=data, begun=folder if started else None)
+        study = kind.study(config, begun=folder if started else None, **given)
     digests = group.agree(study.digests)
     if started and has_ended(folder, study.record, digests):
         return kind.result.read(folder)

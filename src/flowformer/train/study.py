@@ -74,7 +74,6 @@ class Study(ABC):
 
     Args:
         config: the experiment.
-        data: the data, in place of those that `config.data` names; of series alone.
         begun: the folder of the run, where it began already.
 
     Attributes:
@@ -97,8 +96,8 @@ class Study(ABC):
     weights: str = "model."
 
     @abstractmethod
-    def __init__(self, config: Any, *, data: Any = None, begun: RunFolder | None = None) -> None:
-        """Read the data, and write nothing."""
+    def __init__(self, config: Any, *, begun: RunFolder | None = None, **data: Any) -> None:
+        """Read the data, or take what is given of them; write nothing."""
 
     def digests(self) -> Digests:
         """Return digests of the data."""

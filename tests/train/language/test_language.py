@@ -251,3 +251,9 @@ def test_an_unknown_corpus_lists_those_there_are(tmp_path, tiny_language):
     config = replace(config, data=TextDataConfig(corpus="wiki"))
     with pytest.raises(ValueError, match=r"unknown corpus 'wiki'.*choose from"):
         train(config, tmp_path / "run")
+
+
+def test_data_given_in_python_are_for_series_alone(tmp_path, tiny_language, waves):
+    with pytest.raises(TypeError, match="data"):
+        train(tiny_language(), tmp_path / "run", data=waves)
+    assert not (tmp_path / "run").exists()

@@ -113,10 +113,8 @@ class Images(Classifier):
     labelled = "FOLDER"
     unit = "images"
 
-    def __init__(
-        self, config: ImagesConfig, *, data: None = None, begun: RunFolder | None = None
-    ) -> None:
-        del data, begun
+    def __init__(self, config: ImagesConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
         self.config, self.data = config, load_images(config.data)
         self.parts = part_images(config, self.data)
         self.classes, self.note = self.data.classes, self.parts.note

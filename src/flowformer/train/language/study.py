@@ -203,10 +203,8 @@ class Language(Study):
 
     use = 'generate {run} "PROMPT"'
 
-    def __init__(
-        self, config: LanguageConfig, *, data: None = None, begun: RunFolder | None = None
-    ) -> None:
-        del data, begun
+    def __init__(self, config: LanguageConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
         self.config, self.source = config, open_source(config)
         self.data = self.source.text
         tokenizer = self.source.tokenizer

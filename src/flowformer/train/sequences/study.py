@@ -32,10 +32,8 @@ class Sequences(Classifier):
     reads = "FILE"
     unit = "cases"
 
-    def __init__(
-        self, config: SequencesConfig, *, data: None = None, begun: RunFolder | None = None
-    ) -> None:
-        del data, begun
+    def __init__(self, config: SequencesConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
         if not config.is_benchmark:
             config = replace(config, paper_dataset=None)  # and with it the figure, of other data
         self.config, self.data = config, load_sequences(config.data)

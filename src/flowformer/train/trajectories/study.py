@@ -156,10 +156,7 @@ class Trajectories(Study):
 
     use = "rollout {run}"
 
-    def __init__(
-        self, config: TrajectoriesConfig, *, data: None = None, begun: RunFolder | None = None
-    ) -> None:
-        del data
+    def __init__(self, config: TrajectoriesConfig, *, begun: RunFolder | None = None) -> None:
         self.config, self.begun = config, begun
         self.data = load_trajectories(config.data)
         self.record = decision_record(config, self.data)
