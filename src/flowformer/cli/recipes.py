@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from flowformer.recipes import RECIPES, images, language, sequences, series
+from flowformer.recipes import FIGURES, RECIPES
 from flowformer.train.config import EpochsConfig
 from flowformer.train.kinds import Experiment
 from flowformer.train.sequences.config import SequencesConfig
 
 
 def main(arguments: list[str]) -> int:
-    """Lists the recipes."""
+    """List the recipes."""
     # Not by tyro: what there is can be seen without the extras.
     argparse.ArgumentParser(
         prog="flowformer recipes",
@@ -30,14 +30,7 @@ def main(arguments: list[str]) -> int:
         )
     lines += [
         "",
-        f"paper: of series, test accuracy in percent, {series.SOURCE};",
-        f"average {100 * series.PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
-        "--training.protocol published measures.",
-        f"Of text, test perplexity of words, {language.SOURCE}.",
-        f"Of long sequences, test accuracy in percent, {sequences.SOURCE},",
-        f"average {100 * sequences.PAPER_AVERAGE:.2f}, on that benchmark's own files "
-        "(--data.folder).",
-        f"Of images, test accuracy in percent, {images.SOURCE}.",
+        *FIGURES,
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -21,6 +21,7 @@ from flowformer.train.images.config import (
 )
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), ImageNet-1K table"
+FIGURES = (f"Of images, test accuracy in percent, {SOURCE}.",)
 PHOTOGRAPHS = AugmentationConfig(
     rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, label_smoothing=0.1
 )

@@ -19,6 +19,7 @@ from flowformer.train.language.config import (
 )
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
+FIGURES = (f"Of text, test perplexity of words, {SOURCE}.",)
 
 
 def wikitext_103() -> LanguageConfig:
