@@ -24,7 +24,7 @@ from flowformer.train.images.config import (
 from flowformer.train.images.data import load_images, parameter_groups, part_images
 from flowformer.train.images.study import Images
 from flowformer.train.loop.checkpoints import read_checkpoint
-from flowformer.train.run import evaluate, predict, train, write_report
+from flowformer.train.run import predict, train, write_report
 from tests.train.small_images import plain, tiny_vision, write_images
 
 
@@ -104,7 +104,7 @@ def test_without_test_images_there_is_no_test_figure(tmp_path):
     assert result.test_accuracy is None
     assert "there is no test set" in result.protocol_note
     with pytest.raises(ValueError, match="was trained without test images"):
-        evaluate(tmp_path / "run")
+        Images.evaluate(tmp_path / "run")
     with pytest.raises(ValueError, match="the published protocol needs test images"):
         train(tiny_vision(folder, protocol="published"), tmp_path / "other")
 
@@ -229,16 +229,16 @@ def test_what_a_run_cannot_start_from_is_told(tmp_path, folder):
 
 def test_a_finished_run_is_tested_again_on_its_own_and_on_other_images(tmp_path, folder):
     result = train(tiny_vision(folder), tmp_path / "run")
-    again = evaluate(tmp_path / "run")
+    again = Images.evaluate(tmp_path / "run")
     assert again.metrics.accuracy == result.test_accuracy
     assert not again.differs
     assert "the test images of images, 10 images" in again.describe()
     assert "top5_accuracy" not in again.to_dict()
-    other = evaluate(tmp_path / "run", folder / "train")
+    other = Images.evaluate(tmp_path / "run", folder / "train")
     assert (other.metrics.count, other.own_test_set) == (24, False)
     wrong = write_images(tmp_path / "wrong", {"val": 2}, classes=("blue", "red"))
     with pytest.raises(ValueError, match="green missing, blue new"):
-        evaluate(tmp_path / "run", wrong / "val")
+        Images.evaluate(tmp_path / "run", wrong / "val")
 
 
 def test_images_are_classified_by_name_as_in_the_test(tmp_path, folder):
@@ -377,7 +377,7 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     data = replace(config.data, dataset="fashion-mnist", image_size=32)
     result = train(replace(config, data=data), tmp_path / "run")
     assert result.test_top5 is not None
-    again = evaluate(tmp_path / "run")
+    again = Images.evaluate(tmp_path / "run")
     assert again.top5 == result.test_top5
     assert result.test_top5 >= again.metrics.accuracy
     image = tmp_path / "a.png"

@@ -22,8 +22,9 @@ from flowformer.train.language.config import (
     LanguageTrainingConfig,
     TextDataConfig,
 )
+from flowformer.train.language.study import Language
 from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.run import evaluate, load_run, train, write_report
+from flowformer.train.run import load_run, train, write_report
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -65,14 +66,14 @@ def test_word_level_perplexity_is_exp_of_the_loss_a_word(tmp_path, tiny_language
     config = replace(config, data=replace(config.data, tokenizer="word", length=12))
     result = train(config, tmp_path / "run")
     assert result.measure == "perplexity"
-    evaluation = evaluate(tmp_path / "run")
+    evaluation = Language.evaluate(tmp_path / "run")
     assert not evaluation.differs
     assert result.test_perplexity == pytest.approx(math.exp(result.test_loss), rel=1e-9)
 
 
 def test_a_run_is_evaluated_again_with_the_same_score_and_streamed(tmp_path, tiny_language):
     train(tiny_language(), tmp_path / "run")
-    evaluation = evaluate(tmp_path / "run")
+    evaluation = Language.evaluate(tmp_path / "run")
     assert not evaluation.differs
     assert evaluation.streaming is not None
     assert evaluation.streaming.bits_per_character is not None
@@ -125,7 +126,7 @@ def test_sums_are_measured_by_how_many_are_exact(tmp_path, tiny_language):
     assert 0 <= result.test_score <= 1
     assert result.test_perplexity is None
     assert rows(tmp_path / "run")[0]["validation_exact"]
-    assert not evaluate(tmp_path / "run").differs
+    assert not Language.evaluate(tmp_path / "run").differs
 
 
 def test_a_loss_that_is_none_ends_the_run_and_keeps_the_batch(tmp_path, tiny_language):
@@ -243,7 +244,7 @@ def test_a_run_is_not_evaluated_on_another_text(tmp_path, tiny_language):
         file.write("one more line\n")
     shutil.rmtree(tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"is of a text of .* tokens, which now is"):
-        evaluate(tmp_path / "run")
+        Language.evaluate(tmp_path / "run")
 
 
 def test_an_unknown_corpus_lists_those_there_are(tmp_path, tiny_language):

@@ -20,7 +20,7 @@ from flowformer.train.folder import DEFAULT_TASK, RunFolder
 from flowformer.train.kinds import KINDS, kind_of_run
 from flowformer.train.language.config import LanguageRecord
 from flowformer.train.records import ClassifierResult
-from flowformer.train.run import evaluate, load_run, predict, train, write_report
+from flowformer.train.run import load_run, predict, train, write_report
 from flowformer.train.sequences.config import (
     SequenceDataConfig,
     SequencesConfig,
@@ -28,6 +28,7 @@ from flowformer.train.sequences.config import (
     SequencesTrainingConfig,
 )
 from flowformer.train.sequences.data import load_sequences, part_sequences
+from flowformer.train.sequences.study import Sequences
 from tests.data.sequences.arena_files import (
     aan_files,
     fashion_files,
@@ -194,7 +195,7 @@ class TestParts:
 class TestRunsReadBack:
     def test_its_accuracy_is_found_again(self, tmp_path, tiny_sequences):
         result = train(tiny_sequences(), tmp_path / "run")
-        evaluation = evaluate(tmp_path / "run")
+        evaluation = Sequences.evaluate(tmp_path / "run")
         assert evaluation.metrics.accuracy == result.test_accuracy
         assert not evaluation.differs
         assert "30 cases" in evaluation.describe()
@@ -206,7 +207,7 @@ class TestRunsReadBack:
         test = folder / "basic_test.tsv"
         test.write_text("\n".join(test.read_text().splitlines()[:-1]) + "\n")
         with pytest.raises(ValueError, match="is of other data"):
-            evaluate(tmp_path / "run")
+            Sequences.evaluate(tmp_path / "run")
 
     def test_its_report_counts_steps(self, tmp_path, tiny_sequences):
         result = train(tiny_sequences(), tmp_path / "run")

@@ -22,7 +22,7 @@ from flowformer.train.config import OptimizerConfig
 from flowformer.train.folder import RunFolder
 from flowformer.train.loop.recording import NonFiniteLossError
 from flowformer.train.records import ClassifierResult
-from flowformer.train.run import evaluate, load_run, predict, train, write_report
+from flowformer.train.run import load_run, predict, train, write_report
 from flowformer.train.series.config import SeriesDataConfig
 from flowformer.train.series.data import predict_probabilities
 from flowformer.train.series.study import Series, choose_series
@@ -77,7 +77,7 @@ def test_series_are_classified_whether_their_labels_are_known_or_not(
     assert all(row["predicted"] in waves.classes for row in rows)
     if "slow" in labels:
         with pytest.raises(ValueError, match="series 0: expected a label, got an unknown one"):
-            evaluate(tmp_path / "run", tmp_path / "new.ts")
+            Series.evaluate(tmp_path / "run", tmp_path / "new.ts")
 
 
 @pytest.mark.parametrize("seeds_equal", [True, False], ids=["same-seed", "other-seed"])
@@ -146,7 +146,9 @@ def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
         config = tiny_config(epochs=1, protocol=protocol)
         config = replace(config, data=replace(config.data, **files))
         train(config, tmp_path / protocol)
-        own, other = (evaluate(tmp_path / protocol, file) for file in (None, files["test_file"]))
+        own, other = (
+            Series.evaluate(tmp_path / protocol, file) for file in (None, files["test_file"])
+        )
         assert "95% interval" in other.describe()
         assert ("95% interval" in own.describe()) is (protocol == "clean")
         assert (own.to_dict()["accuracy_interval"] is None) is (protocol == "published")
@@ -295,14 +297,14 @@ def test_a_run_on_series_given_in_python_takes_no_named_ones_for_them(
     assert load_run(run).config.data == SeriesDataConfig(max_length=29)
     given = "run was trained on series given in Python"
     with pytest.raises(ValueError, match=f"{given}: give a labelled"):
-        evaluate(run)
+        Series.evaluate(run)
     with pytest.raises(ValueError, match=f"{given}: give them here too"):
         write_report(run)
     with pytest.raises(ValueError, match=f"{given}: give them again"):
         train(load_run(run).config, run, resume=True)
     with pytest.raises(ValueError, match=r"data\.dataset was None, got JapaneseVowels"):
         train(config, run, resume=True)
-    assert evaluate(run, write_ts(waves, "TEST")).metrics.count == 13
+    assert Series.evaluate(run, write_ts(waves, "TEST")).metrics.count == 13
     assert write_report(run, data=waves).exists()
     assert write_report(run, num_series=0).exists()
 
