@@ -49,7 +49,7 @@ def experiment(dataset: str = "Vowels", **training: Any) -> SeriesConfig:
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     """`plan({"quick": {"wrong": 2}})`: of methods that only tests know."""
     monkeypatch.setattr(kinds, "METHODS", FAKES)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
     def make(
         methods: Mapping[str, Mapping[str, Any]],
@@ -306,7 +306,9 @@ execute(plan)
 def test_killed_at_any_moment_it_goes_on_without_repeating_what_is_finished(tmp_path):
     root, calls = tmp_path / "comparison", tmp_path / "calls"
     command = [sys.executable, "-c", KILLED, str(root), str(calls)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
     before: set[str] = set()
     # Into the middle of a run, right after one, and before anything was started.
     for seconds_after_a_call in (0.4, 1.0, 0.0):
@@ -337,7 +339,8 @@ def test_workers_die_with_a_comparison_that_is_killed(tmp_path):
     code = KILLED.replace("0.8", "600.0")
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(root), str(calls)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
     )
     deadline = time.monotonic() + 120

@@ -33,7 +33,11 @@ def runs(tmp_path_factory):
         [sys.executable, "-W", "ignore", RUNS, folder],
         check=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     return folder, json.loads((folder / "said.json").read_text())
 
