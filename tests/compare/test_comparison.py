@@ -239,7 +239,7 @@ def test_jobs_run_at_the_same_time_and_share_the_threads(plan, monkeypatch):
 
 
 def test_the_time_left_is_estimated_from_the_runs_before(plan, caplog):
-    caplog.set_level("INFO", "flowformer.train")
+    caplog.set_level("INFO", "flowformer.compare")
     execute(plan({"quick": {"seconds": 0.5}}, seeds=2))
     first, last = caplog.messages
     assert first.startswith("[1/2] Vowels quick seed 0: 100.0% in ")

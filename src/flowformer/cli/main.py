@@ -74,16 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Shows what the tasks have to say, on standard error."""
+    """Show what trainings and comparisons have to say, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("flowformer.train")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _shown(
