@@ -19,7 +19,7 @@ from flowformer.data import (
     require_complete,
     stratified_split,
 )
-from flowformer.models.series.classifiers import SeriesClassifier
+from flowformer.models.series.model import SeriesClassifier
 from flowformer.train.digests import Digests, digest_values
 from flowformer.train.prediction import classify
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig

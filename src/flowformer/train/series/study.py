@@ -20,8 +20,7 @@ from flowformer.data import (
     labels_of,
     read_ts,
 )
-from flowformer.models.series.classifiers import SeriesClassifier, build_classifier
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import SeriesClassifier, TimeSeriesClassifier, build_classifier
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.serialization import from_plain
 from flowformer.train.classification import (
