@@ -12,9 +12,6 @@ from flowformer.train.digests import Digests
 from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_task
 from flowformer.train.records import Record, Result
 
-if TYPE_CHECKING:
-    from flowformer.train.study import Study
-
 TRAIN = "flowformer.train.run:train"
 
 
@@ -52,8 +49,8 @@ class Kind:
         return self._find("config", "Result")
 
     @property
-    def study(self) -> "type[Study]":
-        """The class of its studies; imports what trains."""
+    def study(self) -> Any:
+        """The class of its studies, a `Study`; imports what trains."""
         return self._find("study", "")
 
     def digest(self, config: ExperimentConfig, data: Any = None) -> Digests:

@@ -13,7 +13,7 @@ from flowformer.train.loop.fit import fit, keep_best, torch_settings
 from flowformer.train.loop.recording import count_parameters
 from flowformer.train.prediction import choose_device
 from flowformer.train.processes.group import current
-from flowformer.train.study import Evaluation
+from flowformer.train.study import Evaluation, Study
 
 logger = logging.getLogger("flowformer.train")
 
@@ -64,7 +64,7 @@ def train(
     device = choose_device(training.accelerator)
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
-        study = kind.study(config, begun=folder if started else None, **given)
+        study: Study = kind.study(config, begun=folder if started else None, **given)
     digests = group.agree(study.digests)
     if started and has_ended(folder, study.record, digests):
         return kind.result.read(folder)
