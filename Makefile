@@ -8,6 +8,8 @@ BIN := .venv/bin
 DEMO := runs/demo
 
 export PYTHON
+# Tests and checks start many processes, which are to find compiled what they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -30,7 +32,8 @@ demo: environment-timeseries
 # What fails fastest comes first; pytest comes last, so that its summary is what is left on the screen.
 test: lint types docs package environment-dev
 	@echo "==> Tests, $(WORKERS) at a time"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
+	@# worksteal: neighbours stay together, so that what the tests of a module share is made once
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 	@echo "==> Everything passed. Next: 'make demo' trains a classifier, 'make test-slow' runs the tests that take minutes"
 
 test-slow: environment-dev
@@ -47,7 +50,7 @@ test-timm: environment-dev
 
 test-triton: environment-dev
 	@echo "==> The GPU kernels under Triton's interpreter, all of the tests, about 10 minutes"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/backends/test_triton.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/ops/backends/test_triton.py
 
 test-lowest:
 	@echo "==> The tests with the lowest releases that pyproject.toml allows: an environment of their own, then half an hour"

@@ -29,7 +29,21 @@ def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in BLOCK.findall(page.read_text()):
-        exec(block, namespace)
+        if EXPORT not in block:
+            exec(block, namespace)
+
+
+# Of a model of twelve blocks, in seconds; tests/models/images/test_export.py exports small ones.
+EXPORT = "torch.onnx.export("
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shape_checks_off")
+def test_code_of_a_page_that_exports_runs_with_the_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pages = [page.read_text() for page in DOCS.rglob("*.md")]
+    (exporting,) = [text for text in pages if any(EXPORT in code for code in BLOCK.findall(text))]
+    exec("\n".join(BLOCK.findall(exporting)), {})
 
 
 def test_recipes_of_the_paper_stand_in_the_table_with_their_accuracy():

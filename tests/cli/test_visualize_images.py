@@ -25,11 +25,6 @@ def runs(tmp_path_factory, images) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-@pytest.fixture(autouse=True)
-def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowformer.report.figures.PNG_DPI", 40)
-
-
 @pytest.fixture
 def image(images) -> Path:
     return images / "val" / "red" / "0.png"

@@ -20,29 +20,14 @@ from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.serialization import to_plain
 from flowformer.train import kinds
-from flowformer.train.config import EpochsConfig
 from flowformer.train.kinds import METHODS, TRAIN
-from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from tests.compare.comparison_methods import FAKES, HERE, experiment
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
-HERE = "tests.compare.comparison_methods"
-FAKE_METHODS = ("quick", "broken", "greedy", "killed", "crashing")
-FAKES = {
-    "series": {
-        **{name: f"{HERE}:{name}" for name in FAKE_METHODS},
-        "other": f"{HERE}:quick",
-    }
-}
-
 MakePlan = Callable[..., Plan]
-
-
-def experiment(dataset: str = "Vowels", **training: Any) -> SeriesConfig:
-    return SeriesConfig(
-        name="fake",
-        data=SeriesDataConfig(dataset=dataset),
-        training=replace(EpochsConfig(epochs=1, accelerator="cpu"), **training),
-    )
 
 
 @pytest.fixture
@@ -108,6 +93,7 @@ def test_methods_and_mixers_have_different_names():
         assert not set(methods) & set(MIXERS)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_classical_method_stands_beside_the_models(tmp_path, tiny_config, waves, write_ts):
     config = tiny_config(progress="auto")
     data = replace(
@@ -288,11 +274,11 @@ def test_the_papers_figure_stands_beside_the_published_method_alone(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from flowformer.train import kinds
-from tests.compare.test_comparison import FAKES, experiment
-kinds.METHODS = FAKES
 from flowformer.compare.execution import execute
 from flowformer.compare.plan import make_plan
+from flowformer.train import kinds
+from tests.compare.comparison_methods import FAKES, experiment
+kinds.METHODS = FAKES
 plan = make_plan(
     [experiment()],
     {"quick": {"seconds": 0.8, "calls": sys.argv[2]}},
@@ -345,6 +331,7 @@ def test_workers_die_with_a_comparison_that_is_killed(tmp_path):
     )
     deadline = time.monotonic() + 120
     while not _lines(calls):
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -1,6 +1,9 @@
 """Options do what they say, and bad arguments get a message that says what was expected."""
 
+import doctest
+import importlib
 import logging
+from inspect import Parameter, signature
 from typing import Any
 
 import pytest
@@ -16,7 +19,11 @@ from flowformer import (
     linear_attention,
     mobile_attention,
 )
+from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.flow_variants import FlowHeadsAttention
 from flowformer.ops import backends, baselines
+from flowformer.ops.options import DEFAULTS, FlowKeywords, FlowOptions
+from flowformer.ops.parallel import sequence_parallel_flow_attention
 from tests.ops.cases import BACKENDS, CAUSAL, FORMS, needs_library, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.
@@ -140,6 +147,54 @@ BAD_CALLS = {
 def test_bad_arguments(inputs, options, message):
     with pytest.raises(ValueError, match=message):
         flow_attention(*inputs, **options)
+
+
+def _keywords(function: Any) -> dict[str, Parameter]:
+    parameters = signature(function).parameters
+    return {name: each for name, each in parameters.items() if name in DEFAULTS}
+
+
+def test_the_options_and_their_defaults_are_the_same_everywhere():
+    assert [*FlowKeywords.__annotations__] == [*FlowOptions._fields, "independent_sinks"]
+    for function in (
+        flow_attention,
+        flow_attention_step,
+        flow_map,
+        sequence_parallel_flow_attention,
+        FlowAttention,
+    ):
+        found = _keywords(function)
+        assert {name: each.default for name, each in found.items()} == DEFAULTS
+        assert {name: each.annotation for name, each in found.items()} == (
+            FlowKeywords.__annotations__
+        )
+        assert {each.kind for each in found.values()} == {Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", ["flow", "linear", "mobile"])
+def test_examples_of_the_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(f"flowformer.ops.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_a_misspelt_option_is_told_its_name():
+    calls: list[Any] = [
+        lambda **options: flow_attention_step(q[:, :1], k[:, :1], v[:, :1], None, **options),
+        lambda **options: flow_map(q, k, **options),
+        FlowAttention,
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"'alocation' \(did you mean allocation\?\): the opt"):
+            call(alocation=False)
+        with pytest.raises(TypeError, match="'window': the options of Flow-Attention are feature_"):
+            call(window=3)
+
+
+def test_a_variant_takes_no_option_that_it_fixes():
+    assert set(_keywords(FlowHeadsAttention)) == {"eps"}
+    with pytest.raises(TypeError, match="FlowHeadsAttention fixes clamp, competition: leave it"):
+        FlowHeadsAttention(clamp=2.0, competition=None)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
@@ -31,9 +30,21 @@ from benchmarks.attention.gpu.traffic import Call, both_passes
 from benchmarks.pages import Tables
 from benchmarks.runner import Result, share
 from flowformer.files import write_atomically
-from flowformer.ops.backends.operators import LINEAR, numbers
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalInputs,
+    BidirectionalSaved,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalInputs,
+    CausalSaved,
+    StateGradients,
+    numbers,
+)
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
 from flowformer.report.words import to_markdown
 
@@ -99,24 +110,27 @@ def compiling(capability: int) -> Iterator[dict[str, Any]]:
 def run_pass(name: str, width: int, dtype: torch.dtype) -> None:
     """Call what launches the kernels of a pass, forward and backward, on 300 tokens."""
     query, key, value, grad = (torch.randn(1, 300, 2, width).to(dtype) for _ in range(4))
-    options = numbers(FlowOptions("sigmoid", 1.0, 1e-6, "sources", True))
+    options = numbers(FlowOptions())
     if name == "bidirectional":
-        none = (None,) * 4
-        out, *kept = bidirectional_passes.forward(query, key, value, *none, *options, True)
-        bidirectional_passes.backward(grad, out, query, key, value, *none, *kept, *options)
+        inputs = BidirectionalInputs(query, key, value)
+        results = bidirectional_passes.forward(BidirectionalArguments(inputs, options, keep=True))
+        saved = BidirectionalSaved(results.out, inputs, results.kept)
+        bidirectional_passes.backward(BidirectionalBackwardArguments(grad, saved, options))
         return
     if name == "step":
         state = FlowState.initial(1, 2, width, width, query.device)
         one = (x[:, :1] for x in (query, key, value))
         torch.ops.flowformer.triton_step(*one, *state, *options)
         return
-    row_scale = None
+    inputs = CausalInputs(query, key, value)
     if name == "linear":
-        options, row_scale = options._replace(feature_map=LINEAR), torch.rand(1, 300, 2)
-    rest: tuple[Tensor | None, ...] = (None, None, row_scale, *(None,) * 7)
-    out, *results = causal_passes.forward(query, key, value, *rest, *options, True, True)
-    ends = (None,) * 6
-    causal_passes.backward(grad, *ends, out, query, key, value, *rest, *results[7:], *options, True)
+        options = options._replace(feature_map=LINEAR)
+        inputs = inputs._replace(row_scale=torch.rand(1, 300, 2))
+    results = causal_passes.forward(CausalArguments(inputs, options, keep=True, return_state=True))
+    saved = CausalSaved(results.out, inputs, results.kept)
+    causal_passes.backward(
+        CausalBackwardArguments(grad, StateGradients(), saved, options, state_gradient=True)
+    )
 
 
 def resources(compiled: Any, capability: int) -> dict[str, int]:

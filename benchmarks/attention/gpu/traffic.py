@@ -17,15 +17,27 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowformer.ops.backends.operators import LINEAR_OPTIONS, numbers
+from flowformer.ops.backends.arguments import (
+    LINEAR_OPTIONS,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalInputs,
+    BidirectionalResults,
+    BidirectionalSaved,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalInputs,
+    CausalResults,
+    CausalSaved,
+    StateGradients,
+    numbers,
+)
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes, launch, tuning
 from flowformer.ops.backends.triton.tuning import Settings
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
 
-PUBLISHED = FlowOptions(
-    feature_map="sigmoid", clamp=1.0, eps=1e-6, competition="sources", allocation=True
-)
+PUBLISHED = FlowOptions()
 PASSES_OVER_MEMORY = 8  # the bidirectional forward reads and writes a tensor this often
 _ALLOCATE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 _VIEW = ("detach", "alias", "_unsafe_view", "_reshape_alias")
@@ -95,16 +107,20 @@ def _passes(run: Callable[[], object], settings: Settings | None) -> list[Pass]:
 
 def run_both(call: Call, inputs: list[Tensor]) -> None:
     """Run a forward and a backward; the inputs are query, key, value and the output's gradient."""
-    _backward(call, inputs, _forward(call, inputs, keep=True))
+    _backward(inputs, _forward(call, inputs, keep=True))
 
 
 def run_linear(inputs: list[Tensor]) -> None:
     """Run a forward and a backward of causal linear attention, on inputs as above."""
-    *tensors, grad = inputs
-    nothing, options = (None,) * 10, LINEAR_OPTIONS
-    kept = causal_passes.forward(*tensors, *nothing, *options, True, False)
-    rest = *nothing, *kept[8:], *options, False
-    causal_passes.backward(grad, *(None,) * 6, kept[0], *tensors, *rest)
+    query, key, value, grad = inputs
+    tensors = CausalInputs(query, key, value)
+    results = causal_passes.forward(
+        CausalArguments(tensors, LINEAR_OPTIONS, keep=True, return_state=False)
+    )
+    saved = CausalSaved(results.out, tensors, results.kept)
+    causal_passes.backward(
+        CausalBackwardArguments(grad, StateGradients(), saved, LINEAR_OPTIONS, state_gradient=False)
+    )
 
 
 def flash_flop(call: Call, *, backward: bool) -> int:
@@ -307,20 +323,28 @@ def _inputs(call: Call) -> list[Tensor]:
     return [torch.empty(shape, dtype=call.dtype, device="meta") for _ in range(4)]
 
 
-def _forward(call: Call, inputs: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
-    rest = numbers(PUBLISHED)
+def _forward(
+    call: Call, inputs: list[Tensor], *, keep: bool
+) -> CausalResults | BidirectionalResults:
+    query, key, value, _ = inputs
+    options = numbers(PUBLISHED)
     if call.causal:
-        return causal_passes.forward(*inputs[:3], *(None,) * 10, *rest, keep, False)
-    return bidirectional_passes.forward(*inputs[:3], *(None,) * 4, *rest, keep)
+        arguments = CausalArguments(
+            CausalInputs(query, key, value), options, keep, return_state=False
+        )
+        return causal_passes.forward(arguments)
+    tensors = BidirectionalInputs(query, key, value)
+    return bidirectional_passes.forward(BidirectionalArguments(tensors, options, keep))
 
 
-def _backward(call: Call, inputs: list[Tensor], kept: tuple[Tensor, ...]) -> None:
-    *tensors, grad = inputs
-    rest = numbers(PUBLISHED)
-    if call.causal:
-        nothing = (None,) * 10
+def _backward(inputs: list[Tensor], results: CausalResults | BidirectionalResults) -> None:
+    query, key, value, grad = inputs
+    options = numbers(PUBLISHED)
+    if isinstance(results, CausalResults):
+        saved = CausalSaved(results.out, CausalInputs(query, key, value), results.kept)
         causal_passes.backward(
-            grad, *(None,) * 6, kept[0], *tensors, *nothing, *kept[8:], *rest, False
+            CausalBackwardArguments(grad, StateGradients(), saved, options, state_gradient=False)
         )
     else:
-        bidirectional_passes.backward(grad, kept[0], *tensors, *(None,) * 4, *kept[1:], *rest)
+        kept = BidirectionalSaved(results.out, BidirectionalInputs(query, key, value), results.kept)
+        bidirectional_passes.backward(BidirectionalBackwardArguments(grad, kept, options))

@@ -1,6 +1,5 @@
 """The choice of a command, and the handling of its errors."""
 
-import difflib
 import logging
 import os
 import pkgutil
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
+from flowformer.names import choose
 from flowformer.train.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
@@ -126,12 +126,9 @@ def _call(name: str, *rest: str) -> int:
     if name == "--version":
         sys.stdout.write(f"flowformer {__version__}\n")
         return 0
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
+    command, _ = choose(name, COMMANDS, "command")
     try:
-        return pkgutil.resolve_name(COMMANDS[name][0])(list(rest))
+        return pkgutil.resolve_name(command)(list(rest))
     except SystemExit as stop:  # of a parser: --help, or an unknown flag
         if isinstance(stop.code, str):
             sys.stderr.write(f"{stop.code}\n")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 try:
     import tyro
@@ -14,6 +14,8 @@ except ImportError as error:
 Positional = tyro.conf.Positional  # of a setting with a default, given without its name
 
 T = TypeVar("T")
+# A field that the command line calls name, and takes without a flag where it has no default.
+Named = Annotated[T, tyro.conf.arg(name="name")]
 
 _registry = tyro.constructors.ConstructorRegistry()
 

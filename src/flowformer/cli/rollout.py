@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import parse
-from flowformer.data.trajectories.environments import NOT_D4RL, task_of
+from flowformer.data.options import NOT_D4RL
+from flowformer.data.trajectories.environments import task_of
 
 
 @dataclass(frozen=True, kw_only=True)

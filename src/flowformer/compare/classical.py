@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +30,7 @@ from flowformer.data import (
     TimeSeriesData,
     require_classes,
 )
+from flowformer.machine import library
 from flowformer.memory import forget_peak, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
@@ -151,13 +151,7 @@ def _xgboost(seed: int, threads: int, options: dict[str, Any]) -> Any:
 
 def _require(module: str, method: str, extra: str) -> ModuleType:
     _keep_compiled()
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"{package} is needed for {method}: pip install 'flowformer[{extra}]'"
-        ) from error
+    return library(module, f"for {method}", extra=extra)
 
 
 def _keep_compiled() -> None:

@@ -36,7 +36,7 @@ from flowformer.train.folder import say_held
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flowformer.train")  # whose lines the command line shows
 
 WORKER = "flowformer.compare.worker"
 POLL_SECONDS = 0.2

@@ -22,14 +22,15 @@ from flowformer.data import (
     as_series,
     warn_of_swapped_axes,
 )
-from flowformer.data.randomness import own_randomness
+from flowformer.data.loaders import own_randomness
+from flowformer.data.options import MissingPolicy
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.serialization import from_plain
 from flowformer.train.config import Accelerator, EpochsConfig, OptimizerConfig, OptimizerName
 from flowformer.train.prediction import choose_device
-from flowformer.train.series.config import Missing, SeriesConfig, SeriesDataConfig
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 from flowformer.train.series.data import predict_probabilities
 
 try:
@@ -141,7 +142,7 @@ class FlowformerClassifier(BaseClassifier):
         gradient_clip: float | None = 4.0,
         validation_fraction: float | None = 0.2,
         max_length: int | None = None,
-        missing: Missing = "error",
+        missing: MissingPolicy = "error",
         device: Accelerator = "auto",
         verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,

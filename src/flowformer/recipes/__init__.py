@@ -4,10 +4,10 @@ The file of each kind of experiment has its RECIPES, and in FIGURES, where a pap
 its figures are.
 """
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 
+from flowformer.names import choose
 from flowformer.train.kinds import KINDS, Experiment
 
 _FILES = [importlib.import_module(f"{__name__}.{kind}") for kind in KINDS]
@@ -23,8 +23,4 @@ def build_recipe(name: str) -> Experiment:
     Raises:
         ValueError: there is no such recipe; the message lists those there are.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown recipe {name!r}: {hint}choose from {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return choose(name, RECIPES, "recipe")()

@@ -10,6 +10,7 @@ score here is the first's. The paper prints an average of 73.5 ± 2.9 over all n
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from flowformer.data.options import D4RL_ENVIRONMENTS
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.train.config import ScheduledOptimizerConfig, StepsConfig
 from flowformer.train.trajectories.config import (
@@ -26,11 +27,6 @@ TARGETS = {
     "halfcheetah": (12000.0, 6000.0),
     "hopper": (3600.0, 1800.0),
     "walker2d": (5000.0, 2500.0),
-}
-ENVIRONMENTS = {  # where a model is tested, of gymnasium's today
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
 }
 QUALITIES = ("medium-expert", "medium", "medium-replay")
 
@@ -59,7 +55,7 @@ def _published(env: str, quality: str) -> TrajectoriesConfig:
         name=f"{env}-{quality}",
         optimizer=_adamw(1e-3, warmup=10_000),
         training=StepsConfig(steps=100_000, evaluate_every=10_000),
-        evaluation=TrajectoriesEvaluationConfig(env=ENVIRONMENTS[env], targets=TARGETS[env]),
+        evaluation=TrajectoriesEvaluationConfig(env=D4RL_ENVIRONMENTS[env], targets=TARGETS[env]),
     )
 
 
@@ -99,7 +95,7 @@ def _recipe(env: str, quality: str) -> Callable[[], TrajectoriesConfig]:
 
 RECIPES: Mapping[str, Callable[[], TrajectoriesConfig]] = {
     "decision": decision,
-    **{f"{env}-{quality}": _recipe(env, quality) for quality in QUALITIES for env in ENVIRONMENTS},
+    **{f"{env}-{quality}": _recipe(env, quality) for quality in QUALITIES for env in TARGETS},
     "decision-small": decision_small,
     "decision-small-long": decision_small_long,
 }

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from flowformer.data.trajectories.preprocessing import Actions, DecisionPreprocessing
+from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
 
 Form = Literal["streaming", "windowed"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from flowformer.data.trajectories.preprocessing import Actions, DecisionPreprocessing
+from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
 from flowformer.rollouts.policy import DecisionModel, Form, make_policy
 
 try:

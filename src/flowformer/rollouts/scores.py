@@ -70,7 +70,7 @@ def evaluate_returns(
     Examples:
         >>> import gymnasium
         >>> import numpy as np
-        >>> from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+        >>> from flowformer.data.trajectories.batches import DecisionPreprocessing
         >>> from flowformer.data.trajectories.records import Space
         >>> from flowformer.models import DecisionModelConfig, DecisionTransformer
         >>> from flowformer.rollouts.rollouts import RolloutSettings

@@ -19,7 +19,6 @@ from flowformer.generation.steps import CausalModel, device_of, evaluation_mode
 from flowformer.scores.measures import exp_of
 
 IGNORED = -100  # the target that the model's loss leaves out
-
 Progress = Callable[[int, int], object]
 
 

@@ -25,6 +25,9 @@ from flowformer.train.language.config import (
 from flowformer.train.language.study import Language
 from flowformer.train.loop.recording import NonFiniteLossError
 from flowformer.train.run import load_run, train, write_report
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -141,6 +144,7 @@ def test_a_loss_that_is_none_ends_the_run_and_keeps_the_batch(tmp_path, tiny_lan
     assert set(load_file(tmp_path / "run" / "nan_batch.safetensors")) == {"input_ids", "targets"}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_mixers_are_compared_by_bits_per_character(tmp_path, tiny_language):
     plan = make_plan(
         [tiny_language()], {"flow": {}, "softmax": {}}, seeds=1, root=tmp_path / "comparison"

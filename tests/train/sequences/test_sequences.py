@@ -313,7 +313,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            (SequenceDataConfig(dataset="listop"), "do you mean listops"),
+            (SequenceDataConfig(dataset="listop"), "did you mean listops"),
             (replace(LISTOPS, difficulty="easy"), "takes .*, got difficulty"),
             (SequenceDataConfig(dataset="aan"), "give their folder"),
         ],

@@ -9,7 +9,8 @@ from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.ops import mobile_attention
-from flowformer.ops.features import FeatureMap, FlowOptions, check_options
+from flowformer.ops.features import FeatureMap
+from flowformer.ops.options import resolve_options
 
 
 class MobileAttention(HeadAttention):
@@ -36,11 +37,10 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        """Hold the options; a wrong one raises here."""
         super().__init__()
+        resolve_options(feature_map=feature_map, clamp=clamp, eps=eps)  # a wrong one raises
         self.feature_map: FeatureMap = feature_map
         self.clamp, self.eps, self.normalize = clamp, eps, normalize
-        check_options(FlowOptions(feature_map, clamp, eps, competition="sources", allocation=True))
 
     def forward(
         self,

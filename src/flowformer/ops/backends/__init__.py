@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from flowformer.ops.backends import chunked, cpu, reference, triton
 from flowformer.ops.backends.cpu.library import why_unavailable
-from flowformer.ops.inputs import is_for_any_length, is_transformed
+from flowformer.ops.inputs import constant_in_graphs, is_for_any_length, is_transformed
 
 logger = logging.getLogger("flowformer")
 
@@ -78,12 +77,12 @@ def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> M
     return backend.module
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _reason(name: str) -> str | None:
     return BACKENDS[name].unavailable()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def fastest(device: str) -> str:
     """Return the backend for tensors on a kind of device; it is logged once.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.train.config import (
     AT_LEAST_0,
@@ -44,7 +45,7 @@ class ImageDataConfig(Checked):
         "validation_fraction": FRACTION,
     }
 
-    dataset: Literal["folder", "fashion-mnist"] = "folder"
+    dataset: ImageSetName = "folder"
     path: Path | None = None
     image_size: int = 224
     validation_fraction: float = 0.1

@@ -8,13 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flowformer.data.images.records import (
-    ImageData,
-    ImageSplit,
-    load_fashion_mnist_images,
-    load_image_folder,
-    with_validation,
-)
+from flowformer.data.arrays import require_classes
+from flowformer.data.images.records import IMAGE_SETS, ImageData, ImageSplit, with_validation
 from flowformer.data.images.transforms import (
     EpochKeys,
     GreyDataset,
@@ -24,8 +19,7 @@ from flowformer.data.images.transforms import (
     strong_transform,
 )
 from flowformer.data.loaders import WorkerLoader
-from flowformer.data.order.steps import as_it_is
-from flowformer.data.series.records import require_classes
+from flowformer.data.order import as_it_is
 from flowformer.models.images.model import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.train.digests import Digests, digest_files, digest_values
@@ -71,11 +65,7 @@ def load_images(config: ImageDataConfig) -> ImageData:
         FileNotFoundError: a folder or file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
-    if config.dataset == "fashion-mnist":
-        return load_fashion_mnist_images(config.path)
-    if config.path is None:
-        raise ValueError("no images to train on: give data.path, a folder with train/CLASS/IMAGE")
-    return load_image_folder(config.path)
+    return IMAGE_SETS[config.dataset](config.path)
 
 
 def digest_data(config: ImagesConfig, data: ImageData | None = None) -> Digests:

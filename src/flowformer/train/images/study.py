@@ -17,9 +17,8 @@ except ImportError as error:
         "timm is needed to train on images: pip install 'flowformer[vision]'"
     ) from error
 
-from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import ImageSplit, load_labelled_images
-from flowformer.data.images.transforms import ImagePreprocessing
+from flowformer.data.images.transforms import ImagePreprocessing, Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain

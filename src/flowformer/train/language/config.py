@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from flowformer.data.options import TextOptions
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.scores.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
 from flowformer.serialization import check_types
@@ -18,7 +19,6 @@ from flowformer.train.config import (
 )
 from flowformer.train.records import Lines, Record, Result
 
-TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Packing = Literal["contiguous", "documents"]
 
 ADDITION = "addition"  # the corpus that is no text: sums, generated
@@ -26,20 +26,10 @@ PROTOCOL_NOTE = "the validation part chose the step; the test part was read once
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextDataConfig:
+class TextDataConfig(TextOptions):
     """Which text to train on, and how it becomes batches of tokens.
 
     Attributes:
-        corpus: name of a text (`flowformer data list`), text for files of your own, or addition for
-            sums.
-        folder: where its files are: a folder in the corpus's own layout, or for text a file or a
-            folder of files; by default it is fetched.
-        tokenizer: characters (char), bytes (byte), words at white space (word), or byte-level
-            byte-pair encoding trained on the training part (bpe).
-        tokenizer_file: a tokenizer to use in place of a new one: a tokenizer.json, or the folder of
-            encoder.json and vocab.bpe.
-        vocab_size: entries of a trained vocabulary; None for all (8,192 of bpe).
-        min_count: least number of times that a word or character of the vocabulary occurs.
         length: tokens of a training sample.
         packing: contiguous cuts the text every `length` tokens, over the ends of documents, as
             published; documents keeps a sample's documents apart.
@@ -48,12 +38,6 @@ class TextDataConfig:
         digits: of the numbers of addition.
     """
 
-    corpus: str = "text"
-    folder: Path | None = None
-    tokenizer: TokenizerKind = "bpe"
-    tokenizer_file: Path | None = None
-    vocab_size: int | None = None
-    min_count: int = 1
     length: int = 512
     packing: Packing = "contiguous"
     batch_size: int = 4

@@ -1,24 +1,22 @@
 """From a language model's configuration to what it learns from: a tokenised text, or sums."""
 
-import hashlib
-import json
 import logging
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from flowformer.data.cache import data_cache
+from flowformer.data.cache import Patient, data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText, read_meta
-from flowformer.data.order.steps import StepBatches
+from flowformer.data.options import TextOptions
+from flowformer.data.order import StepBatches
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
@@ -30,11 +28,8 @@ from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataC
 
 logger = logging.getLogger(__name__)
 
-SAY_SECONDS = 5.0
 BPE_VOCAB_SIZE = 8192  # of a vocabulary that is trained and whose size nobody gave
 ADDITION_VALIDATION = 500  # problems held back from training, to choose the step
-# What makes two preparations of a corpus differ.
-_SETTINGS = ("corpus", "folder", "tokenizer", "tokenizer_file", "vocab_size", "min_count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +77,7 @@ def load_text(config: TextDataConfig) -> PreparedText:
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         min_count=config.min_count,
-        progress=_Patient(),
+        progress=Patient(_say_progress),
     )
 
 
@@ -107,7 +102,7 @@ def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Toke
     It is named after the settings and the content, so that a text that was edited is tokenised
     anew, beside what runs on the earlier one read.
     """
-    values = {name: getattr(config, name) for name in _SETTINGS}
+    values = {field.name: getattr(config, field.name) for field in fields(TextOptions)}
     # A path means the same from any folder: the command line makes some absolute, Python none.
     settings = {
         name: to_plain(value.resolve() if isinstance(value, Path) else value)
@@ -116,8 +111,7 @@ def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Toke
     settings["text"] = to_plain(corpus.identity())
     if isinstance(tokenizer, Tokenizer):
         settings["tokens"] = tokenizer.to_json()
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest[:8]}"
+    return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest(settings)}"
 
 
 class Text:
@@ -272,13 +266,5 @@ def _loaders(
     )
 
 
-class _Patient:
-    """Say how far the tokenising is, not more often than every few seconds."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, part: str, counts: Counts) -> None:
-        if time.monotonic() - self._said > SAY_SECONDS:
-            self._said = time.monotonic()
-            logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")
+def _say_progress(part: str, counts: Counts) -> None:
+    logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from flowformer.data.options import SequenceOptions
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.scores.measures import ACCURACY_BY_STEP, Measure
 from flowformer.serialization import check_types
@@ -25,20 +26,10 @@ PROTOCOL_NOTES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceDataConfig:
+class SequenceDataConfig(SequenceOptions):
     """Which sequences to train on, and how they become batches.
 
     Attributes:
-        dataset: name of a set (`flowformer data list`).
-        folder: your files, in the layout of the set; by default it is generated or fetched.
-        max_length: longest sequence that the model has room for. Texts are cut to it, and the run
-            says how many were; of ListOps it bounds what is generated, and longer files are
-            refused.
-        min_length: generated ListOps are longer.
-        max_depth: of generated ListOps.
-        difficulty: of generated Pathfinder.
-        sizes: cases of train, validation and test, of a generated set.
-        seed: of what is generated, and of the parts where the set itself has none.
         validation_fraction: part of the training set that chooses the step under the clean
             protocol, where the set has no validation part of its own.
         batch_size: cases in one training step.
@@ -46,14 +37,6 @@ class SequenceDataConfig:
         workers: processes that generate; by default all cores.
     """
 
-    dataset: str = "listops"
-    folder: Path | None = None
-    max_length: int | None = None
-    min_length: int | None = None
-    max_depth: int | None = None
-    difficulty: Literal["easy", "medium", "hard"] | None = None
-    sizes: tuple[int, ...] | None = None
-    seed: int = 0
     validation_fraction: float = 0.1
     batch_size: int = 32
     cache: Path | None = None

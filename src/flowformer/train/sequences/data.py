@@ -1,19 +1,19 @@
 """From the configuration of a classifier of sequences to its data and its model."""
 
 import logging
-import time
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
-from flowformer.data.order.splits import stratified_indices
-from flowformer.data.order.steps import StepBatches
-from flowformer.data.sequences.batches import Case, LabelledSequences, collate_sequences
-from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, prepare_arena
+from flowformer.data.arrays import require_classes, stratified_indices
+from flowformer.data.cache import Patient
+from flowformer.data.options import SequenceOptions
+from flowformer.data.order import StepBatches
+from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
+from flowformer.data.sequences.preparation import find_sequence_set, prepare_sequences
 from flowformer.data.sequences.records import SequenceData
-from flowformer.data.series.records import require_classes
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.digests import Digests, digest_values
@@ -25,7 +25,6 @@ from flowformer.train.sequences.config import (
 
 logger = logging.getLogger(__name__)
 
-SAY_SECONDS = 5.0
 GENERATED = {"min_length", "max_depth", "difficulty", "sizes"}
 
 
@@ -37,21 +36,20 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
         FileNotFoundError: a file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
-    of = find_arena_set(config.dataset)
+    of = find_sequence_set(config.dataset)
     # A picture has nothing to cut, and a set with parts of its own nothing to draw.
-    names = {"folder"} | ({"max_length", "seed"} & set(of.options))
+    names = {"dataset", "folder"} | ({"max_length", "seed"} & set(of.options))
     if of.generate is not None and config.folder is not None:
         names.remove("seed")  # nor do files that stand in for what is generated
         _say_unused(config)
     else:
         names |= GENERATED
     values = {name: getattr(config, name) for name in names}
-    return prepare_arena(
-        config.dataset,
-        ArenaOptions(**values),
+    return prepare_sequences(
+        SequenceOptions(**values),
         output=config.cache,
         workers=config.workers,
-        progress=_Patient(),
+        progress=Patient(_say_progress),
     )
 
 
@@ -82,9 +80,9 @@ def _say_unused(config: SequenceDataConfig) -> None:
 class Parts(NamedTuple):
     """What the loop trains and validates on, and what is tested at the end."""
 
-    train: Subset[Case]
-    validation: Subset[Case]
-    test: Subset[Case]
+    train: Subset[TensorCase]
+    validation: Subset[TensorCase]
+    test: Subset[TensorCase]
     test_labels: Int64[np.ndarray, " n"]
 
 
@@ -135,7 +133,7 @@ def _drawn(
     return np.sort(np.random.default_rng(seed).permutation(places)[:count])
 
 
-def train_loader(config: SequencesConfig, cases: Subset[Case]) -> DataLoader:
+def train_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
     """Return the batches of one measurement's steps."""
     training = config.training
     batches = StepBatches(
@@ -147,7 +145,7 @@ def train_loader(config: SequencesConfig, cases: Subset[Case]) -> DataLoader:
     return DataLoader(cases, batch_sampler=batches, collate_fn=collate_sequences)
 
 
-def test_loader(config: SequencesConfig, cases: Subset[Case]) -> DataLoader:
+def test_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
     """Return batches of all cases, in their order."""
     return DataLoader(cases, config.data.batch_size, collate_fn=collate_sequences)
 
@@ -164,7 +162,7 @@ def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
         for sequences in (split.inputs, split.others)
         if sequences is not None and len(sequences)
     )
-    room = config.max_length or find_arena_set(config.dataset).max_length or longest
+    room = config.max_length or find_sequence_set(config.dataset).max_length or longest
     if room < longest:
         raise ValueError(
             f"data.max_length must be at least {longest}, the longest sequence of {data.name}, "
@@ -186,13 +184,5 @@ def build_sequence_model(
     )
 
 
-class _Patient:
-    """Say how far the generating is, not more often than every few seconds."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, part: str, cases: int) -> None:
-        if time.monotonic() - self._said > SAY_SECONDS:
-            self._said = time.monotonic()
-            logger.info("generating the %s part: %s cases so far", part, f"{cases:,}")
+def _say_progress(part: str, cases: int) -> None:
+    logger.info("generating the %s part: %s cases so far", part, f"{cases:,}")

@@ -6,8 +6,7 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader
 
-from flowformer.data.sequences.batches import LabelledSequences, collate_sequences
-from flowformer.data.sequences.cases import read_cases
+from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.classification import ClassificationTask, Classifier, Tested
 from flowformer.train.config import HELD_OUT

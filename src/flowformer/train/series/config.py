@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from flowformer.data.options import MissingPolicy
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import (
     AT_LEAST_1,
@@ -16,8 +17,6 @@ from flowformer.train.config import (
     OptimizerConfig,
 )
 from flowformer.train.records import ClassifierResult, Record
-
-Missing = Literal["error", "interpolate", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class SeriesDataConfig(Checked):
     train_file: Path | None = None
     test_file: Path | None = None
     max_length: int | None = None
-    missing: Missing = "error"
+    missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
     batch_size: int = 16
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL, ConstantFeatures
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.scores.measures import NORMALIZED_SCORE, Measure
 from flowformer.serialization import check_types
@@ -21,10 +22,7 @@ from flowformer.train.config import (
 )
 from flowformer.train.records import Lines, Record, Result
 
-# As `flowformer.data.trajectories.environments` says it; here without what that imports.
-D4RL_TASKS = ("halfcheetah", "hopper", "walker2d")
 EPISODES = "episodes.csv"  # in the run folder: a row for each that a model was tested by
-NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class DecisionDataConfig:
     num_actions: int | None = None
     action_bounds: tuple[float, float] | None = None
     return_scale: float = 1000.0
-    constant_features: Literal["centred", "published"] = "centred"
+    constant_features: ConstantFeatures = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
 
@@ -194,7 +192,7 @@ def d4rl_note(*names: str | None) -> str:
     Args:
         names: names of environments and data sets.
     """
-    known = any(task in (name or "").lower() for task in D4RL_TASKS for name in names)
+    known = any(task in (name or "").lower() for task in D4RL_ENVIRONMENTS for name in names)
     return f". {NOT_D4RL.rstrip('.')}" if known else ""
 
 

@@ -10,11 +10,14 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.order.steps import StepBatches, as_it_is
-from flowformer.data.trajectories.batches import DecisionWindows, split_episodes
+from flowformer.data.order import StepBatches, as_it_is
+from flowformer.data.trajectories.batches import (
+    DecisionPreprocessing,
+    DecisionWindows,
+    split_episodes,
+)
 from flowformer.data.trajectories.environments import make_environment
 from flowformer.data.trajectories.minari import is_d4rl, open_trajectories
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories
 from flowformer.models.trajectories.config import BehaviourCloningConfig
 from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, normalized_score
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.report.trajectories import write_decision_report

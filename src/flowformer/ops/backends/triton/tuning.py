@@ -1,4 +1,4 @@
-"""How the kernels are cut: sizes of chunks and blocks, warps, splits."""
+"""The cut of the kernels: sizes of chunks and blocks, warps, splits."""
 
 import json
 import os
@@ -16,7 +16,7 @@ CACHE = Path(os.path.expanduser("~/.cache/flowformer/triton"))  # noqa: PTH111
 
 
 class Settings(NamedTuple):
-    """Of the kernels of one call.
+    """The settings of the kernels of one call.
 
     Attributes:
         size: tokens of a chunk.
@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What settings depend on: never the exact length, which would tune anew for each."""
+    """The sizes that settings depend on; not the exact length, which would tune for each."""
 
     width: int
     value_width: int
@@ -51,7 +51,7 @@ class Key(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it stands in the file."""
+        """The key's name in the file."""
         form = "causal" if self.causal else "bidirectional"
         return f"{form} d{self.width} m{self.value_width} {self.dtype} L{self.length}"
 
