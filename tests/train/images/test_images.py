@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.data.images.fashion_mnist import load_fashion_mnist_images
-from flowformer.data.images.records import load_image_folder
+from flowformer.data.images.records import load_fashion_mnist_images, load_image_folder
 from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.train.folder import RunFolder
