@@ -37,7 +37,7 @@ from flowformer.recipes.sequences import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE
 from flowformer.report.words import duration, to_markdown
 from flowformer.scores.measures import ACCURACY
-from flowformer.train.sequences.config import SequenceConfig
+from flowformer.train.sequences.config import SequencesConfig
 
 NAME = "arena_long"
 STEPS = 3
@@ -70,7 +70,7 @@ def train(name: str) -> dict[str, Any]:
     }
 
 
-def seconds_of_a_step(config: SequenceConfig, vocab_size: int, classes: int) -> float:
+def seconds_of_a_step(config: SequencesConfig, vocab_size: int, classes: int) -> float:
     """Return the median time of a training step at the recipe's sizes, on one thread."""
     assert config.data.max_length is not None
     torch.set_num_threads(1)

@@ -7,7 +7,6 @@ do. What happens to it is a function that is called in each child before it trai
 import hashlib
 import json
 import os
-import pkgutil
 import signal
 import socket
 import sys
@@ -21,11 +20,12 @@ import torch.utils.tensorboard  # noqa: F401 - what a run imports late, imported
 
 from flowformer.cli.main import main as command_line
 from flowformer.recipes.language import char_shakespeare
-from flowformer.train.kinds import Experiment, kind_of
+from flowformer.train.kinds import Experiment
 from flowformer.train.language.config import LanguageConfig, TextDataConfig
-from flowformer.train.language.study import train as train_language  # noqa: F401 - likewise
+from flowformer.train.language.study import Language  # noqa: F401 - imported once here, too
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask
 from flowformer.train.processes.group import ShareDoneError, joined
+from flowformer.train.run import train
 
 E = TypeVar("E", bound=Experiment)
 Moment = Callable[[int], None]  # is given the number of the process, before it trains
@@ -161,7 +161,6 @@ class Run:
             except SystemExit as stop:
                 return int(stop.code or 0)
         try:
-            train = pkgutil.resolve_name(kind_of(self._config).train)
             with joined(self._config.training):
                 train(self._config, self._folder, resume=self._resume)
         except ShareDoneError:

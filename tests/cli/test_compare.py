@@ -23,7 +23,7 @@ TINY += ["--model.feedforward", 32, "--training.epochs", 1, "--training.accelera
 def compare(flowformer, monkeypatch, tmp_path):
     """`compare("japanese-vowels", ...)`, with the methods that only tests know."""
     monkeypatch.setattr(kinds, "METHODS", FAKES)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: flowformer("compare", *arguments)
 
@@ -198,7 +198,8 @@ def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_whe
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
     )
     err = stop_when_there(process, tmp_path / "calls", stop)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.train.images.study import train
+from flowformer.train.run import train
 from tests.compare.in_process import in_this_process
 from tests.train.small_images import tiny_vision, write_images
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from flowformer.compare.methods import MethodResult
 from flowformer.files import write_atomically
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.config import EpochsConfig
 from flowformer.train.folder import RunFolder
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 COUNT = 20  # test cases
 HERE = __name__
 FAKES = {
-    TimeSeriesConfig: {
+    "series": {
         "quick": f"{HERE}:quick",
         "other": f"{HERE}:quick",
         "broken": f"{HERE}:broken",
@@ -29,16 +30,16 @@ FAKES = {
 }
 
 
-def experiment(dataset: str = "Vowels", **training: Any) -> TimeSeriesConfig:
-    return TimeSeriesConfig(
+def experiment(dataset: str = "Vowels", **training: Any) -> SeriesConfig:
+    return SeriesConfig(
         name="fake",
-        data=TimeSeriesDataConfig(dataset=dataset),
-        training=replace(TrainingConfig(epochs=1, accelerator="cpu"), **training),
+        data=SeriesDataConfig(dataset=dataset),
+        training=replace(EpochsConfig(epochs=1, accelerator="cpu"), **training),
     )
 
 
 def quick(
-    config: TimeSeriesConfig,
+    config: SeriesConfig,
     run_dir: Path,
     *,
     resume: bool,

@@ -103,16 +103,18 @@ def make_weights(folder: Path) -> None:
 
 
 def record(folder: Path) -> object:
-    from flowformer.train.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder
+    from flowformer.train.series.config import SeriesRecord
 
-    return RunRecord.read(RunFolder(folder))
+    return SeriesRecord.read(RunFolder(folder))
 
 
 def make_record(folder: Path) -> None:
     from flowformer.recipes.series import RECIPES
-    from flowformer.train.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder
+    from flowformer.train.series.config import SeriesRecord
 
-    RunRecord(
+    SeriesRecord(
         recipe="some",
         config=next(iter(RECIPES.values()))(),
         versions={"python": "3"},

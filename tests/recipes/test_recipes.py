@@ -12,7 +12,7 @@ from flowformer.nn.mixers.building import mixer_options
 from flowformer.recipes import RECIPES, build_recipe, series
 from flowformer.recipes.series import PAPER_AVERAGE
 from flowformer.serialization import from_plain, to_plain
-from flowformer.train.config import TimeSeriesDataConfig
+from flowformer.train.series.config import SeriesDataConfig
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.
 PUBLISHED = {
@@ -87,9 +87,9 @@ def test_recipes_and_the_command_line_import_no_heavy_library():
 @pytest.mark.parametrize(
     "data",
     [
-        TimeSeriesDataConfig(dataset="BasicMotions"),
-        TimeSeriesDataConfig(train_file=Path("TRAIN.ts")),
-        TimeSeriesDataConfig(),
+        SeriesDataConfig(dataset="BasicMotions"),
+        SeriesDataConfig(train_file=Path("TRAIN.ts")),
+        SeriesDataConfig(),
     ],
     ids=["other-dataset", "files", "given-in-python"],
 )

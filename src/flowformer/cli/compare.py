@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiments import options_for, parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.train.config import TimeSeriesConfig
 from flowformer.train.kinds import Experiment
+from flowformer.train.series.config import SeriesConfig
 
 if TYPE_CHECKING:
     from flowformer.compare.plan import Plan
@@ -98,7 +98,7 @@ def _parse(
     names = _split(options.datasets)
     if not names:
         return options, [experiment]
-    if not isinstance(experiment, TimeSeriesConfig):
+    if not isinstance(experiment, SeriesConfig):
         raise ValueError(f"--datasets names sets of the UEA archive, and {config.name} has no part")
     return options, [
         replace(experiment, data=replace(experiment.data, dataset=name)) for name in names

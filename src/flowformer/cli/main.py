@@ -77,13 +77,15 @@ def _told() -> Iterator[None]:
     """Show the messages of the package on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("flowformer.train")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _shown(
@@ -150,7 +152,9 @@ def _name_flags(text: str) -> str:
     from flowformer.cli.experiments import part_settings
 
     settings = [
-        rf"{part}\.{setting}" for kind in KINDS for part, setting in part_settings(kind.config)
+        rf"{part}\.{setting}"
+        for kind in KINDS.values()
+        for part, setting in part_settings(kind.config)
     ]
     # Inside a longer name it is a place in a file: RUN/config.json.config.data.max_length.
     pattern = rf"(?<![\w./-])(?:{'|'.join(settings)})\b"

@@ -5,7 +5,6 @@ runs needs none of their memory.
 """
 
 import csv
-import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,8 @@ from flowformer.compare.table import RunOutcome
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.train.digests import require_same_data
 from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
-from flowformer.train.kinds import Experiment, Result, function_of, kind_of, methods_of
+from flowformer.train.kinds import TRAIN, Experiment, function_of, kind_of, methods_of
+from flowformer.train.records import Result, read_history
 
 # The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,
 # and the form of the published Long Range Arena code.
@@ -149,7 +149,7 @@ class PlannedRun:
         """
         return read_digests(self.folder)
 
-    def read_result(self) -> Result | None:
+    def read_result(self) -> Result | MethodResult | None:
         """Return its figures; None when it has not ended.
 
         Raises:
@@ -157,9 +157,8 @@ class PlannedRun:
         """
         if not self.folder.result.exists():
             return None
-        kind = kind_of(self.request.config)
-        result = kind.result if self.request.function == kind.train else MethodResult
-        return result.read(self.folder)
+        own = kind_of(self.request.config).result
+        return (own if self.request.function == TRAIN else MethodResult).read(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +232,8 @@ def make_plan(
 
 
 def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> RunRequest:
-    train, function = kind_of(config).train, function_of(method, config)
-    if function != train:
+    function = function_of(method, config)
+    if function != TRAIN:
         return RunRequest(method=method, function=function, options=dict(options), config=config)
     if method in methods_of(config):
         if options:
@@ -246,7 +245,7 @@ def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> Run
     # replace() of a union is not typed: the parts of either kind have these fields.
     model: Any = replace(config.model, **changes)
     return RunRequest(
-        method=method, function=train, options={}, config=replace(config, model=model)
+        method=method, function=TRAIN, options={}, config=replace(config, model=model)
     )
 
 
@@ -312,7 +311,7 @@ def require_data(plan: Plan) -> None:
             continue
         config = runs[0].request.config
         try:
-            now = pkgutil.resolve_name(kind_of(config).digest)(config)
+            now = kind_of(config).digest(config)
         except FileNotFoundError:
             if any(run.read_result() is None for run in runs):
                 raise
@@ -326,7 +325,7 @@ def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
 
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
-    del flat["config.training.progress"]
+    del flat["config.training.progress"], flat["function"]  # which the method says
     return {key: value for key, value in flat.items() if value != {}}  # no options, so no names
 
 
@@ -379,7 +378,8 @@ def _outcome(run: PlannedRun) -> RunOutcome:
             error=None if state is None else state.error,
             log=str(run.log.relative_to(run.root)) if run.log.exists() else None,
         )
-    history = read_history(run.folder.metrics)
+    # A method that is not trained by epochs has none.
+    history = read_history(run.folder) if run.folder.metrics.exists() else None
     return RunOutcome(
         dataset=run.dataset,
         method=run.request.method,
@@ -404,16 +404,6 @@ def _read_correct(predictions: Path) -> Bool[np.ndarray, " n"] | None:
         return None
     with predictions.open(encoding="utf-8", newline="") as file:
         return np.array([row["label"] == row["predicted"] for row in csv.DictReader(file)])
-
-
-def read_history(metrics: Path) -> dict[str, Float[np.ndarray, " epochs"]] | None:
-    """Return the columns of metrics.csv; None for a method that is not trained by epochs."""
-    if not metrics.exists():
-        return None
-    with metrics.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = rows[0] if rows else ()
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
 
 
 def _step_seconds(history: Mapping[str, Float[np.ndarray, " epochs"]]) -> float | None:

@@ -28,15 +28,10 @@ from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.serialization import from_plain
-from flowformer.train.config import (
-    Accelerator,
-    OptimizerConfig,
-    OptimizerName,
-    TimeSeriesConfig,
-    TimeSeriesDataConfig,
-    TrainingConfig,
-)
-from flowformer.train.prediction import choose_device, load_run, predict_probabilities
+from flowformer.train.config import Accelerator, EpochsConfig, OptimizerConfig, OptimizerName
+from flowformer.train.prediction import choose_device
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.series.data import predict_probabilities
 
 try:
     from aeon.classification import BaseClassifier
@@ -274,7 +269,8 @@ class FlowformerClassifier(BaseClassifier):
 
     def _fit(self, X: Any, y: Any) -> None:
         # Lightning takes seconds to import: a loaded estimator that only predicts is spared them.
-        from flowformer.train.series.study import train
+        from flowformer.train.run import train
+        from flowformer.train.series.study import Series
 
         labels = np.searchsorted(self.classes_, y).astype(np.int64)
         series = SeriesSplit(series=as_series(X, name="X"), labels=labels, name="X")
@@ -289,10 +285,10 @@ class FlowformerClassifier(BaseClassifier):
         with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, own_randomness():
             run_dir = Path(folder) / "run"
             result = train(self._config(data), run_dir, data=data)
-            run = load_run(run_dir)
+            run = Series.load(run_dir)
         self.model_ = run.model
         self.preprocessing_ = run.preprocessing
-        self.max_length_ = run.max_length
+        self.max_length_ = run.record.max_length
         self.best_epoch_ = result.best_epoch
         self.validation_accuracy_ = None if whole else result.validation_accuracy
 
@@ -330,19 +326,19 @@ class FlowformerClassifier(BaseClassifier):
         # Strictly: a width of 2.5 is named here, and not where torch or Lightning fails of it.
         return from_plain(TimeSeriesModelConfig, {name: settings[name] for name in names})
 
-    def _config(self, series: TimeSeriesData) -> TimeSeriesConfig:
+    def _config(self, series: TimeSeriesData) -> SeriesConfig:
         settings = self._settings()
         room = settings["max_length"]
         if room is None and len(set(series.train.lengths)) > 1:
             room = math.ceil(_ROOM * series.max_length)
-        data = TimeSeriesDataConfig(
+        data = SeriesDataConfig(
             max_length=room,
             missing=settings["missing"],
             batch_size=settings["batch_size"],
         )
         fraction = settings["validation_fraction"]
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        return TimeSeriesConfig(
+        return SeriesConfig(
             name="FlowformerClassifier",
             data=data if fraction is None else replace(data, validation_fraction=fraction),
             model=self._model_config(),
@@ -352,7 +348,7 @@ class FlowformerClassifier(BaseClassifier):
                 weight_decay=settings["weight_decay"],
                 gradient_clip=settings["gradient_clip"],
             ),
-            training=TrainingConfig(
+            training=EpochsConfig(
                 epochs=settings["epochs"],
                 protocol="published" if fraction is None else "clean",
                 seed=int(seed),

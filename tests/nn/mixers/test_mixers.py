@@ -12,7 +12,7 @@ from flowformer.nn.mixers.attention import HeadAttention, implied_weights, optio
 from flowformer.nn.mixers.building import mixer_options
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops import flow_attention
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.config import ScheduledOptimizerConfig
 
 FIXED_LENGTH = [name for name, kind in ATTENTIONS.items() if not kind.capabilities.variable_length]
 

@@ -10,7 +10,7 @@ from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.train.folder import RunFolder
 from flowformer.train.loop.checkpoints import read_checkpoint
 from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.series.study import train
+from flowformer.train.run import train
 
 
 @pytest.fixture

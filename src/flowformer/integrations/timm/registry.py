@@ -163,7 +163,7 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     if differences:
         raise ValueError(
             f"{file} is of another architecture: {'; '.join(differences)}. Give "
-            f"config=load_vision_run({str(folder)!r}).config.model"
+            f"config=load_run({str(folder)!r}).config.model"
         )
 
 

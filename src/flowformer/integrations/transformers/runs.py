@@ -10,7 +10,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
 from flowformer.integrations.transformers.causal import FlowformerForCausalLM
-from flowformer.train.language.run import load_language_run
+from flowformer.train.language.study import Language
 
 
 def convert_run(
@@ -28,7 +28,7 @@ def convert_run(
         FileNotFoundError: there is no run, or it has not ended.
         ValueError: it is that of a classifier, or a file is damaged.
     """
-    run = load_language_run(run_dir)
+    run = Language.load(run_dir)
     tokenizer = None if run.tokenizer is None else convert_tokenizer(run.tokenizer)
     model = FlowformerForCausalLM.from_language_model(run.model, tokenizer)
     # A line's end is a token of words, but no reason to stop.

@@ -16,8 +16,12 @@ from flowformer.data.sequences.preparation import find_sequence_set, prepare_seq
 from flowformer.data.sequences.records import SequenceData
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.train.sequences.config import SequenceConfig, SequenceDataConfig
-from flowformer.train.sequences.folder import SequenceRecord
+from flowformer.train.digests import Digests, digest_values
+from flowformer.train.sequences.config import (
+    SequenceDataConfig,
+    SequencesConfig,
+    SequencesRecord,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,7 @@ GENERATED = {"min_length", "max_depth", "difficulty", "sizes"}
 
 
 def load_sequences(config: SequenceDataConfig) -> SequenceData:
-    """Prepares the set that a configuration names, or opens what is there already.
+    """Prepare the set that a configuration names, or open what is there already.
 
     Raises:
         ValueError: there is no such set, it does not take an option, or a file is damaged.
@@ -49,6 +53,19 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
     )
 
 
+def digest_data(config: SequencesConfig, data: SequenceData | None = None) -> Digests:
+    """Return digests of each part of a set of labelled sequences."""
+    if data is None:
+        data = load_sequences(config.data)
+    name = data.name if config.data.folder is None else str(config.data.folder)
+    found = {}
+    for part, split in data.splits.items():
+        read = [split.inputs] if split.others is None else [split.inputs, split.others]
+        arrays = [array for each in read for array in (each.offsets, each.values)]
+        found[f"{name} ({part})"] = digest_values([data.classes, split.labels, *arrays])
+    return found
+
+
 def _say_unused(config: SequenceDataConfig) -> None:
     # No error, as data prepare has it: they may be those of the recipe, which is for either.
     unused = [name for name in sorted(GENERATED) if getattr(config, name) is not None]
@@ -69,8 +86,8 @@ class Parts(NamedTuple):
     test_labels: Int64[np.ndarray, " n"]
 
 
-def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
-    """Parts the data as the protocol says.
+def part_sequences(config: SequencesConfig, data: SequenceData) -> Parts:
+    """Part the data as the protocol says.
 
     Under "clean" the validation part is the set's own, or else cut from its training part; under
     "published" it is the test part.
@@ -110,14 +127,14 @@ def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
 def _drawn(
     places: Int64[np.ndarray, " n"], count: int | None, seed: int
 ) -> Int64[np.ndarray, " m"]:
-    """Returns so many of them: drawn, since the files of a user may be sorted."""
+    """Return so many of them: drawn, since the files of a user may be sorted."""
     if count is None or count >= len(places):
         return places
     return np.sort(np.random.default_rng(seed).permutation(places)[:count])
 
 
-def train_loader(config: SequenceConfig, cases: Subset[TensorCase]) -> DataLoader:
-    """Returns the batches of one measurement's steps."""
+def train_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
+    """Return the batches of one measurement's steps."""
     training = config.training
     batches = StepBatches(
         len(cases),
@@ -128,13 +145,13 @@ def train_loader(config: SequenceConfig, cases: Subset[TensorCase]) -> DataLoade
     return DataLoader(cases, batch_sampler=batches, collate_fn=collate_sequences)
 
 
-def test_loader(config: SequenceConfig, cases: Subset[TensorCase]) -> DataLoader:
-    """Returns batches of all cases, in their order."""
+def test_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
+    """Return batches of all cases, in their order."""
     return DataLoader(cases, config.data.batch_size, collate_fn=collate_sequences)
 
 
 def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
-    """Returns the longest sequence that the model has room for.
+    """Return the longest sequence that the model has room for.
 
     Raises:
         ValueError: the data have a longer one.
@@ -155,9 +172,9 @@ def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
 
 
 def build_sequence_model(
-    config: SequenceModelConfig, record: SequenceRecord
+    config: SequenceModelConfig, record: SequencesRecord
 ) -> SequenceClassifier | PairClassifier:
-    """Builds the classifier of single sequences or of pairs, whichever the data are."""
+    """Build the classifier of single sequences or of pairs, whichever the data are."""
     kind = PairClassifier if record.paired else SequenceClassifier
     return kind(
         config,
