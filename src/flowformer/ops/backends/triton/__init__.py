@@ -22,6 +22,7 @@ from flowformer.ops.backends.compiled import CompiledBackend
 from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.sequences import LARGEST_PACKED_EXPONENT
+from flowformer.ops.backends.triton.tuning import INTERPRETED
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, state_before
@@ -29,8 +30,6 @@ from flowformer.ops.state import FlowState, state_before
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 
 
 @cache

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowformer.ops.backends.arguments import Numbers
-from flowformer.ops.backends.triton import INTERPRETED
 from flowformer.ops.backends.triton.layout import Layout, dense_layout, packed_layout
-from flowformer.ops.backends.triton.tuning import Settings, padded
+from flowformer.ops.backends.triton.tuning import INTERPRETED, Settings, padded
 from flowformer.ops.packing import sequence_lengths
 
 Scalars = Float[Tensor, "_b _h _t"]  # one number a token, float32

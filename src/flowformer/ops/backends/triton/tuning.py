@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 VECTORS = 4  # a chunk or sequence, and numbers a token, that a forward keeps for its backward
 
 # Not Path.expanduser, which raises where there is no home directory: at the import of flowformer.
