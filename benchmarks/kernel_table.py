@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernel_table                  # all of it, a quarter of an hour
     python -m benchmarks.kernel_table --widths 64 --dtypes bfloat16 --capabilities 90
-    python -m benchmarks.report_kernels                # the table of docs/gpu.md
+    python -m benchmarks.report_kernels                # the table of docs/attention/gpu.md
 
 The passes of a forward and backward are run on CPU tensors with Triton's compiler in the place
 of its launcher: each launch is compiled as on a card, for the compute capability asked for, by

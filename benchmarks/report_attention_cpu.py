@@ -1,4 +1,4 @@
-"""Draw results/attention_cpu.json and write its tables into README.md and docs/performance.md.
+"""Draw results/attention_cpu.json and write its tables into docs/attention/performance.md.
 
     python -m benchmarks.report_attention_cpu
 
@@ -22,9 +22,13 @@ from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE, png_bytes
 
 RESULT = RESULTS / "attention_cpu.json"
 PICTURE = ROOT / "docs" / "assets" / "attention-cpu.png"
+SHORT_PICTURE = ROOT / "docs" / "assets" / "attention-length.png"  # the README's
 PAGES = {
-    "README.md": ("attention_cpu",),
-    "docs/performance.md": ("attention_cpu", "attention_cpu_times", "attention_cpu_machine"),
+    "docs/attention/performance.md": (
+        "attention_cpu",
+        "attention_cpu_times",
+        "attention_cpu_machine",
+    ),
 }
 
 # The palette of Okabe and Ito, as in flowformer.report; ours is the thick one.
@@ -37,6 +41,7 @@ LOOK: dict[str, dict[str, Any]] = {
     FAST: {"color": "#E69F00"},
 }
 ONE_HEAD = {"color": BLUE, "linewidth": 1.2, "linestyle": ":", "marker": "o", "markersize": 2.5}
+PAIR = {OURS: "Flow-Attention", SOFTMAX: "softmax"}
 KINDS = (FORWARD, BOTH)
 LIMIT = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 1.2}
 
@@ -79,6 +84,46 @@ def draw(result: dict[str, Any]) -> Figure:
         frameon=False,
         fontsize=8,
     )
+    return figure
+
+
+def draw_short(result: dict[str, Any]) -> Figure:
+    """Draw the time of causal attention over length, ours and softmax, with the measured ratios."""
+    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, title, row in zip(
+        panels,
+        KINDS,
+        ("Causal attention, forward", "Causal attention, forward and backward"),
+        result["rows"],
+        strict=False,
+    ):
+        sides = {name: result["seconds_by_length"]["causal"][f"{name}, {kind}"] for name in PAIR}
+        for name, by_length in sides.items():
+            draw_line(axes, name, by_length, scale=1e3)
+            length, slowest = list(by_length)[-1], 1e3 * list(by_length.values())[-1]
+            place = {"textcoords": "offset points", "xytext": (6, 0), "va": "center"}
+            look = {"color": LOOK[name]["color"], "fontsize": 8.5}
+            axes.annotate(
+                PAIR[name], (int(length), slowest), annotation_clip=False, **place, **look
+            )
+        for case in row["cases"]:
+            length = case["label"].split()[0].replace(",", "")
+            ours, theirs = (1e3 * sides[name][length] for name in (OURS, SOFTMAX))
+            axes.plot([int(length)] * 2, [ours, theirs], color=GREY, linewidth=0.8, zorder=1)
+            middle, below = (ours * theirs) ** 0.5, case["ratio"] < 5  # no room between the lines
+            axes.annotate(
+                f"{case['ratio']:.3g} ×",
+                (int(length), ours if below else middle),
+                xytext=(13, -7) if below else (0, 0),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            )
+        plain(axes, title=title, unit="ms")
+        axes.set(xlim=(90, 45_000), ylim=(0.2, 9_000))
     return figure
 
 
@@ -202,13 +247,14 @@ TABLES = {
 def main() -> None:
     """Draw and write."""
     result = json.loads(RESULT.read_text())
-    PICTURE.write_bytes(png_bytes(draw(result)))
+    for picture, figure in ((PICTURE, draw(result)), (SHORT_PICTURE, draw_short(result))):
+        picture.write_bytes(png_bytes(figure))
+        print(picture.relative_to(ROOT))
     for name, names in PAGES.items():
         path: Path = ROOT / name
         tables = {name: TABLES[name](result) for name in names}
         path.write_text(with_tables(path.read_text(), tables))
         print(name)
-    print(PICTURE.relative_to(ROOT))
 
 
 if __name__ == "__main__":

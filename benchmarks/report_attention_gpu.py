@@ -1,9 +1,9 @@
-"""Write the tables of results/attention_gpu.json into README.md and docs/gpu.md.
+"""Write the tables of results/attention_gpu.json into docs/attention/gpu.md.
 
     python -m benchmarks.report_attention_gpu
 
-Without the result the pages say that no timings were taken; the roofline needs none. A test holds
-the pages to this.
+Without the result the page says that no timings were taken; the roofline needs none. A test holds
+the page to this.
 """
 
 import json
@@ -26,14 +26,13 @@ from flowformer.compare.table import memory
 
 RESULT = RESULTS / f"{NAME}.json"
 PAGES = {
-    "README.md": ("attention_gpu",),
-    "docs/gpu.md": ("attention_gpu", "attention_gpu_details", "gpu_roofline"),
+    "docs/attention/gpu.md": ("attention_gpu", "attention_gpu_details", "gpu_roofline"),
 }
 NOT_TAKEN = (
-    "**GPU timings have not been taken yet**: no card was lent to this work. With one, "
-    "`make bench-gpu` takes them and fills in this place; until then docs/gpu.md has an estimate."
+    "**GPU timings are missing.** `make bench-gpu` on a machine with a card takes them and fills "
+    "in this place."
 )
-NO_DETAILS = "No times, memory or decoding yet: see above."
+NO_DETAILS = "Times, memory and decoding are missing too."
 PEERS = (OURS, FLASH, FLA, FLA_SCALED, CHUNKED, PUBLISHED)
 DECODERS = (OURS, GRAPH, FLASH, FLA, CHUNKED)
 

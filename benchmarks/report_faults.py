@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, from what `benchmarks.faults` found.
+"""The table of docs/runs/reliability.md, from what `benchmarks.faults` found.
 
 python -m benchmarks.report_faults
 """
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.pages import with_tables
 from benchmarks.runner import ROOT
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "runs" / "reliability.md"
 FILE = ROOT / "benchmarks" / "results" / "faults.json"
 KILLED = {
     "killed": "one process",

@@ -1,4 +1,4 @@
-"""Write the tables of compiled GPU kernels into docs/gpu.md.
+"""Write the tables of compiled GPU kernels into docs/attention/gpu.md.
 
     python -m benchmarks.report_kernels
 
@@ -86,7 +86,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_kernels": gpu_kernels,
     "gpu_kernels_detail": gpu_kernels_detail,
 }
-PAGES = {"docs/gpu.md": tuple(TABLES)}
+PAGES = {"docs/attention/gpu.md": tuple(TABLES)}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from flowformer.scores.measures import (
     Measure,
 )
 
-LENGTHS = (1024, 16384, 65536)  # of the README's table
+LENGTHS = (1024, 16384, 65536)  # of the table of all mixers
 ARENA = ("listops", "text", "retrieval", "image", "pathfinder")
 CAUSAL = " (causal)"  # what mixer_cost adds to the name of a mixer that is nothing else
 
@@ -51,7 +51,7 @@ def score(row: Row | None, measure: Measure) -> str:
 
 
 def mixers() -> str:
-    """Return the README's table: quality on two tasks, time and memory, of every mixer."""
+    """Return the table of every mixer: quality on two tasks, time and memory."""
     accuracy = {row["method"]: row for row in read_csv("scp1")}
     characters = {row["method"]: row for row in read_csv("characters")}
     cells = cost_cells("training")
@@ -226,9 +226,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "generation": generation,
 }
 PAGES = {
-    "README.md": ("mixers",),
-    "docs/vision.md": ("compare_fashion",),
-    "docs/offline-rl.md": ("compare_hopper", "compare_hopper-replay", "compare_cheetah"),
+    "docs/kinds/images.md": ("compare_fashion",),
+    "docs/kinds/trajectories.md": ("compare_hopper", "compare_hopper-replay", "compare_cheetah"),
 }
 _ELSEWHERE = {name for names in PAGES.values() for name in names}
 PAGES["docs/results.md"] = tuple(name for name in TABLES if name not in _ELSEWHERE)

@@ -1,4 +1,4 @@
-"""Write the tables of sequences over many ranks into docs/parallel.md.
+"""Write the tables of sequences over many ranks into docs/attention/parallel.md.
 
     python -m benchmarks.report_parallel
 
@@ -110,7 +110,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parallel_machine": parallel_machine,
     "parallel_plan": parallel_plan,
 }
-PAGES = {"docs/parallel.md": tuple(TABLES)}
+PAGES = {"docs/attention/parallel.md": tuple(TABLES)}
 
 
 def main() -> None:

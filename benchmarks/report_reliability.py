@@ -1,4 +1,4 @@
-"""Write the tables of docs/reliability.md from the results of `make numerics` and `make fuzz`.
+"""Write the tables of docs/runs/reliability.md from the results of `make numerics` and `make fuzz`.
 
     python -m benchmarks.report_reliability
 
@@ -134,7 +134,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fuzz": fuzz,
     "fuzz-run": fuzz_run,
 }
-PAGES = {"docs/reliability.md": tuple(TABLES)}
+PAGES = {"docs/runs/reliability.md": tuple(TABLES)}
 
 
 def table(name: str) -> str:

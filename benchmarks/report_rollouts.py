@@ -1,4 +1,4 @@
-"""Write the tables and the picture of rollouts into docs/offline-rl.md.
+"""Write the tables and the picture of rollouts into docs/kinds/trajectories.md.
 
     python -m benchmarks.report_rollouts
 
@@ -121,7 +121,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rollout_speed_machine": rollout_speed_machine,
     "decision_returns": decision_returns,
 }
-PAGES = {"docs/offline-rl.md": tuple(TABLES)}
+PAGES = {"docs/kinds/trajectories.md": tuple(TABLES)}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The form that is not causal: the passes of its forward and of its backward.
 
-docs/gpu.md derives the backward. The arguments are those of torch's operators.
+docs/attention/gpu.md derives the backward. The arguments are those of torch's operators.
 """
 
 from dataclasses import replace
@@ -105,7 +105,7 @@ def _key_value(
 
 
 def backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Four passes over either side: see docs/gpu.md."""
+    """Four passes over either side: see docs/attention/gpu.md."""
     query, key, value, grad, out = map(together, (*rest[:3], grad_out, out))
     options, eps = Numbers(*rest[10:]), rest[14]
     (incoming, conserved), (outgoing, logits), kept = rest[7:10]

@@ -1,6 +1,6 @@
 """The causal form, and causal linear attention: the passes of a forward and of a backward.
 
-docs/gpu.md derives the backward. The arguments are those of torch's operators.
+docs/attention/gpu.md derives the backward. The arguments are those of torch's operators.
 """
 
 from typing import Any, NamedTuple
@@ -123,7 +123,7 @@ def _state_grads(empty: Any, found: list[Tensor | None]) -> list[Tensor]:
 
 
 def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Four dependent suffixes: see docs/gpu.md."""
+    """Four dependent suffixes: see docs/attention/gpu.md."""
     grad_state = list(rest[:6])
     query, key, value, grad, out = map(together, (*rest[7:10], grad_out, rest[6]))
     mask, cu_seqlens, row_scale, tokens, *past = rest[10:20]
