@@ -1,4 +1,4 @@
-"""The code of the README and on the pages of the guide runs, and what they say of the code holds."""
+"""The code of the README and of the pages runs, and what they say of the code holds."""
 
 import json
 import re
