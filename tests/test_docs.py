@@ -1,13 +1,18 @@
 """The code of the README and of the pages runs, and what they say of the code holds."""
 
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowformer.nn import MIXERS
+from flowformer.nn.mixers import ATTENTIONS
 from flowformer.recipes.series import RECIPES
+from flowformer.train.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -18,7 +23,34 @@ PAGES = {
     for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
     if BLOCK.search(page.read_text())
 }
+FILE = re.compile(r"# src/(flowformer/[\w/]+\.py)\n")  # the first line of a block
 SLOW = ("docs/integrations/sklearn.md",)  # it trains, for minutes where every core is busy
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Give a function that writes a module of the package where a page puts one, until the end."""
+    tables: tuple[Any, ...] = (MIXERS, ATTENTIONS, KINDS)
+    before = [dict(table) for table in tables]
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        folder = path.parent
+        while importlib.util.find_spec(".".join(folder.relative_to(tmp_path).parts)) is None:
+            folder = folder.parent
+        package = importlib.import_module(".".join(folder.relative_to(tmp_path).parts))
+        if str(folder) not in package.__path__:
+            monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+
+    yield write
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # a page may export, with symbols for integers
@@ -29,11 +61,14 @@ SLOW = ("docs/integrations/sklearn.md",)  # it trains, for minutes where every c
         for name, page in PAGES.items()
     ],
 )
-def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, written):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in BLOCK.findall(page.read_text()):
-        exec(block, namespace)
+        if file := FILE.match(block):
+            written(file[1], block)
+        else:
+            exec(block, namespace)
 
 
 def test_readme_stays_short():
