@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.vision_cost import PAPER, count, row
+from benchmarks.models.vision_cost import PAPER, count, row
 from flowformer.models.images.presets import VISION_PRESETS
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import vision_latency, vision_speed
-from benchmarks.vision_speed import CASES, Case
+from benchmarks.models import vision_latency, vision_speed
+from benchmarks.models.vision_speed import CASES, Case
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.presets import VISION_PRESETS
 

@@ -196,7 +196,7 @@ def test_a_cost_measurement_becomes_a_part_of_the_page(tmp_path: Path):
 def test_what_is_no_cost_measurement_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "cost.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"expected what python -m benchmarks\.mixer_cost writes"):
+    with pytest.raises(ValueError, match=r"expected what python -m benchmarks mixer_cost writes"):
         MixerCost.read(path)
 
 

@@ -42,7 +42,7 @@ class Options:
         memory_limit: what a run may take, for example 8G; by default its share of what is there.
         datasets: sets of the archive, with commas between, in place of the recipe's.
         output: folder of the comparison; by default comparisons/RECIPE-PROTOCOL.
-        cost: result of python -m benchmarks.mixer_cost, for the page.
+        cost: result of python -m benchmarks mixer_cost, for the page.
         dry_run: show the plan and do nothing.
     """
 

@@ -24,7 +24,7 @@ from flowformer.report.page import details, heading, headline, page, paragraph, 
 
 @dataclass(frozen=True, kw_only=True)
 class MixerCost:
-    """A cost measurement of `python -m benchmarks.mixer_cost`.
+    """A cost measurement of `python -m benchmarks mixer_cost`.
 
     Attributes:
         machine: what it was measured on.
@@ -53,7 +53,7 @@ class MixerCost:
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: expected what python -m benchmarks.mixer_cost writes, got {error!r}"
+                f"{path}: expected what python -m benchmarks mixer_cost writes, got {error!r}"
             ) from error
 
 

@@ -418,7 +418,7 @@ def test_a_compiled_model_holds_the_operators():
 
 def test_a_default_of_every_kernel_compiles_without_a_card_and_without_spills(tmp_path):
     """All widths, dtypes and cards: benchmarks/results/gpu_kernels.json, by the same command."""
-    command = [sys.executable, "-m", "benchmarks.kernel_table", "--widths", "64"]
+    command = [sys.executable, "-m", "benchmarks", "gpu_kernels", "--widths", "64"]
     command += ["--dtypes", "bfloat16", "--capabilities", "80", "--passes", "causal"]
     command += ["--output", str(tmp_path / "kernels.json")]
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

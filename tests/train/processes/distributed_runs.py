@@ -16,7 +16,7 @@ import numpy as np
 import sklearn.model_selection  # noqa: F401 - what a run imports late, imported once here
 import torch
 
-from benchmarks.fault_runs import Run, at_step, at_write, small_run, with_training
+from benchmarks.reliability.fault_runs import Run, at_step, at_write, small_run, with_training
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig

@@ -87,9 +87,9 @@ def _reason(name: str) -> str | None:
 def fastest(device: str) -> str:
     """Return the backend for tensors on a kind of device; it is logged once.
 
-    The compiled kernels on a CPU: of the 558 sizes of benchmarks/backend_choice.py they are slower
-    than ``chunked`` in about ten, bidirectional ones of one token or of one head 256 wide. Those in
-    Triton on a GPU. Elsewhere, and without them, ``chunked``.
+    The compiled kernels on a CPU: of the 558 sizes of `python -m benchmarks backend_choice` they
+    are slower than ``chunked`` in about ten, bidirectional ones of one token or of one head 256
+    wide. Those in Triton on a GPU. Elsewhere, and without them, ``chunked``.
     """
     return _fastest(device)
 

@@ -70,7 +70,7 @@ def padded(width: int) -> int:
 
 
 def default_settings(key: Key) -> Settings:
-    """Return what needs no tuning; `benchmarks/kernel_table.py` shows that nothing spills.
+    """Return what needs no tuning; `python -m benchmarks gpu_kernels` shows that nothing spills.
 
     float32 and float16 are multiplied as (three or one) TensorFloat-32: twice the registers.
     """
@@ -109,8 +109,8 @@ def _tuned(device: str) -> dict[str, Settings]:
         return {name: Settings(**values) for name, values in kept.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} must hold what benchmarks.tune_gpu of this version keeps, got {error}: delete "
-            "it, and tune again if you like"
+            f"{path} must hold what python -m benchmarks tune_gpu of this version keeps, got "
+            f"{error}: delete it, and tune again if you like"
         ) from error
 
 
