@@ -25,11 +25,11 @@ from benchmarks.mixers import cells
 from benchmarks.mixers.cells import Call, CallOf, Cell, Costs
 from benchmarks.pages import Pictures, Tables, digits, legend, machine_of, style
 from benchmarks.runner import Result
-from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS
 from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE
+from flowformer.report.words import MISSING, duration, memory, to_markdown
 
 BYTES = 1 + 256  # padding, and the values of a byte
 CLASSES = 2

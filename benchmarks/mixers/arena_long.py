@@ -33,9 +33,9 @@ from benchmarks.runner import (
     seconds_of,
     share,
 )
-from flowformer.compare.table import duration, to_markdown
 from flowformer.recipes.sequences import RECIPES
 from flowformer.report.figures import BLUE, GREY, ORANGE
+from flowformer.report.words import duration, to_markdown
 from flowformer.scores.measures import ACCURACY
 from flowformer.train.sequences.config import SequenceConfig
 

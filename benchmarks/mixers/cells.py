@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from benchmarks.runner import save, separately, share, some_of
-from flowformer.compare.table import duration, memory
 from flowformer.memory import (
     available_memory,
     forget_peak,
@@ -35,6 +34,7 @@ from flowformer.memory import (
     peak_memory,
     resident_memory,
 )
+from flowformer.report.words import duration, memory
 
 SHORT = 64  # tokens of the call that loads code and starts threads
 LONG_ENOUGH = 1.0  # seconds of a call that is not repeated, and of all repetitions together

@@ -28,11 +28,11 @@ from benchmarks.mixers.cells import Cell
 from benchmarks.mixers.mixer_cost import cells_by_length
 from benchmarks.pages import Pictures, Tables
 from benchmarks.runner import RESULTS, ROOT, Result, flowformer, one_of, read
-from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.data.standins.packages import fetch_package_data
 from flowformer.files import write_atomically
 from flowformer.nn import MIXERS
 from flowformer.report.trajectories import draw_returns
+from flowformer.report.words import MISSING, duration, memory, to_markdown
 from flowformer.scores.measures import (
     ACCURACY,
     BITS_PER_CHARACTER,

@@ -21,8 +21,8 @@ from benchmarks.mixers import cells
 from benchmarks.mixers.cells import SHORT, Call, CallOf, Cell, Costs
 from benchmarks.pages import Tables
 from benchmarks.runner import Result
-from flowformer.compare.table import MISSING, duration, memory, to_markdown
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer
+from flowformer.report.words import MISSING, duration, memory, to_markdown
 
 CAUSAL = " (causal)"  # after the name of a mixer that is measured in its causal form
 

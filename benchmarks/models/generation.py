@@ -18,11 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.pages import Tables
 from benchmarks.runner import Result, ends, over_rounds, pin, save, share
-from flowformer.compare.table import to_markdown
 from flowformer.generation.steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
+from flowformer.models.language.config import LANGUAGE_PRESETS
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.presets import LANGUAGE_PRESETS
+from flowformer.report.words import to_markdown
 
 VOCABULARY = 50_257
 AT_ENDS = 100  # tokens over which the median at either end is taken

@@ -29,10 +29,10 @@ from benchmarks.runner import (
     share,
     times_softmax,
 )
-from flowformer.compare.table import memory, to_markdown
 from flowformer.memory import offer_to_the_kernel
 from flowformer.models.language.model import LanguageModel
 from flowformer.recipes.language import wiki_small
+from flowformer.report.words import memory, to_markdown
 
 MIXERS_SHOWN = ["flow", "softmax", "linear", "flow-no-competition", "flow-no-allocation"]
 CONTEXTS = [512, 2048, 4096, 8192]

@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.pages import Tables, machine_of
 from benchmarks.runner import Result, ends, over_rounds, pin, save, share
-from flowformer.compare.table import to_markdown
 from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.models.trajectories.model import DecisionTransformer
+from flowformer.report.words import to_markdown
 from flowformer.rollouts.policy import Form, Policy, make_policy
 
 FEATURES, ACTIONS = 11, 3  # Hopper's

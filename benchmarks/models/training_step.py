@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.runner import alternate, medians, one_of, ratios, save, share
-from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
+from flowformer.models.series.model import TimeSeriesClassifier, TimeSeriesModelConfig
 
 # name: channels, classes, longest series, shortest series, measured steps
 SETS = {

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
-from flowformer.models.images.presets import VISION_PRESETS
 
 MIXERS = ("flow", "mobile", "linear", "softmax")
 

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner import alternate, medians, numbers, pin, save, share, times_softmax
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
-from flowformer.models.images.presets import VISION_PRESETS
 
 MIXERS = ["mobile", "flow", "softmax"]
 SIZES = [224, 512]

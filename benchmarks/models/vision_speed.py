@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner import Seconds, medians, one_of, pin, save, seconds_of, share, times_softmax
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
-from flowformer.models.images.presets import VISION_PRESETS
 
 MIXERS = ["flow", "softmax"]
 

@@ -25,12 +25,12 @@ import torch.distributed as dist
 from benchmarks.pages import Tables
 from benchmarks.parallel.hosts import run, sent
 from benchmarks.runner import Result, read, save, share
-from flowformer.compare.table import to_markdown
 from flowformer.memory import forget_peak, peak_memory, resident_memory
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.ops import flow_attention
 from flowformer.ops.parallel import sequence_parallel_flow_attention
+from flowformer.report.words import to_markdown
 
 NAME = "sequence_parallel"
 HEADS, WIDTH = 2, 32

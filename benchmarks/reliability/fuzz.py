@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.pages import Tables, machine_of
 from benchmarks.runner import Result, save, share
-from flowformer.compare.table import to_markdown
+from flowformer.report.words import to_markdown
 from tests.fuzz.run import Outcome, fuzz, runnable
 
 

@@ -26,8 +26,8 @@ from benchmarks.pages import Tables, machine_of
 from benchmarks.reliability.numerics_inputs import KINDS, Inputs, make_inputs
 from benchmarks.runner import Result, save, share
 from flowformer import FlowState, flow_attention, flow_attention_step
-from flowformer.compare.table import to_markdown
 from flowformer.ops.backends import available_backends
+from flowformer.report.words import to_markdown
 
 DTYPES = {
     "float16": torch.float16,

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and how processes are started beside it."""
+"""The share of the machine that this process may use, and processes beside it."""
 
 import math
 import os
@@ -11,7 +11,7 @@ _SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html#cm
 
 
 def python(*arguments: str) -> list[str]:
-    """Returns the command of a Python process that imports nothing from the current folder.
+    """Return the command of a Python process that imports nothing from the current folder.
 
     There a file called random.py may lie, or lightning.py: it would take the place of the module.
     """
@@ -20,7 +20,7 @@ def python(*arguments: str) -> list[str]:
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Lets Python processes that start within the block import nothing from the current folder.
+    """Let Python processes that start within the block import nothing from the current folder.
 
     For those that a library starts, by a command of its own: see `python`.
     """
@@ -38,7 +38,7 @@ def safe_path() -> Iterator[None]:
 def available_processors(
     *, groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Returns how many processors this process may use, at least 1.
+    """Return how many processors this process may use, at least 1.
 
     Not how many there are: it may be bound to some (taskset, Slurm), and a container has a quota of
     time. A part of one counts as a whole.
@@ -56,7 +56,7 @@ def available_processors(
 
 
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
-    """Yields the processors' worth of time that each control group over this process may take."""
+    """Yield the processors' worth of time that each control group over this process may take."""
     for line in _read(groups).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -86,7 +86,7 @@ def _quota_of_1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """The quota in periods; None where there is none: "max", -1, or no such file."""
+    """Return the quota in periods; None where there is none: "max", -1, or no such file."""
     if not (quota.isdigit() and period.isdigit()) or int(period) == 0:
         return None
     return int(quota) / int(period)

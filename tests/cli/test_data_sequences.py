@@ -15,7 +15,7 @@ from flowformer.data.sequences.preparation import (
     prepare_arena,
 )
 from flowformer.data.sequences.records import SequenceData
-from flowformer.report.samples import contact_sheet
+from flowformer.report.figures import contact_sheet
 
 LISTOPS = ("--min-length", "4", "--max-length", "30", "--max-depth", "4")
 PAIR = b"1\tA\tB\tattention is\tall you need\n"

@@ -21,7 +21,7 @@ from flowformer.data.standins import wikipedia
 from flowformer.data.standins.wikipedia import read_dump
 from flowformer.data.trajectories.records import Space
 from flowformer.files import parse_json
-from flowformer.models.language.published import read_fairseq_checkpoint
+from flowformer.models.published import read_fairseq_checkpoint
 from flowformer.serialization import from_plain
 from flowformer.train.loop.checkpoints import read_checkpoint
 from tests.data.sequences.arena_files import aan_files

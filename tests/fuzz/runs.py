@@ -49,7 +49,7 @@ def make_prepared(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> object:
-    from flowformer.models.language.published import (
+    from flowformer.models.published import (
         convert_fairseq_state_dict,
         read_fairseq_checkpoint,
     )

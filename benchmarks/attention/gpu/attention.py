@@ -40,9 +40,9 @@ from benchmarks.attention.gpu.traffic import Call, Pass, both_passes, forward_pa
 from benchmarks.attention.peers import BOTH, CHUNKED, FORWARD, OURS, PASSES, PUBLISHED
 from benchmarks.pages import Tables, milliseconds
 from benchmarks.runner import Result, alternate, machine, share
-from flowformer.compare.table import memory as memory_in_words
 from flowformer.files import write_atomically
 from flowformer.ops.backends.triton.tuning import Settings, key_of, settings_for
+from flowformer.report.words import memory as memory_in_words
 
 NAME = "attention_gpu"
 UNMEASURED = {

@@ -30,12 +30,12 @@ from triton.runtime.jit import JITFunction
 from benchmarks.attention.gpu.traffic import Call, both_passes
 from benchmarks.pages import Tables
 from benchmarks.runner import Result, share
-from flowformer.compare.table import to_markdown
 from flowformer.files import write_atomically
 from flowformer.ops.backends.operators import LINEAR, numbers
 from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
 from flowformer.ops.features import FlowOptions
 from flowformer.ops.state import FlowState
+from flowformer.report.words import to_markdown
 
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")

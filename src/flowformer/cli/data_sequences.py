@@ -220,8 +220,7 @@ def _texts(data: SequenceData, split: SequenceSplit, case: int) -> list[str]:
 
 
 def _write_pictures(data: SequenceData, part: str, chosen: list[int], output: Path) -> None:
-    from flowformer.report.figures import png_bytes
-    from flowformer.report.samples import contact_sheet
+    from flowformer.report.figures import contact_sheet, png_bytes
 
     split = data.splits[part]
     assert data.picture is not None

@@ -35,13 +35,13 @@ def _json_object(
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """Reads arguments into a dataclass; what is wrong with them ends the process with code 2.
+    """Read arguments into a dataclass; an error in them ends the process with code 2.
 
     Args:
         kind: the dataclass; its docstrings are the help.
-        arguments: what follows the command.
-        prog: how the help calls the command.
-        default: values of what is not given.
+        arguments: the words after the command.
+        prog: the command's name in the help.
+        default: the values of arguments that are not given.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     with _registry:

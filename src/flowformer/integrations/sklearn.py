@@ -25,7 +25,7 @@ from flowformer.data import (
 from flowformer.data.randomness import own_randomness
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.serialization import from_plain
 from flowformer.train.config import (
     Accelerator,
@@ -48,7 +48,7 @@ except ImportError as error:
 
 _METADATA_KEY = "flowformer.classifier"
 _ROOM = 1.25  # of the longest series seen in fit, for those of unequal lengths
-# What fit leaves beside the model and the preprocessing, all of it plain values.
+# The attributes of fit beside the model and the preprocessing, all of them plain values.
 _FITTED_VALUES = ("max_length_", "best_epoch_", "validation_accuracy_", "metadata_")
 
 
@@ -66,7 +66,7 @@ class FlowformerClassifier(BaseClassifier):
 
     Args:
         mixer: the attention, from `flowformer.nn.MIXERS`.
-        mixer_options: its options; None means as published.
+        mixer_options: the attention's options; None means as published.
         dim: width of the hidden states.
         num_heads: attention heads.
         num_layers: encoder layers.
@@ -88,19 +88,19 @@ class FlowformerClassifier(BaseClassifier):
             fit and, where they are of unequal lengths, a quarter more. Series to predict may not be
             longer, unless pooling is "mean" and positions are "sinusoidal" (with padding "masked"
             and a mixer of any length, as "flow").
-        missing: what to do with missing values (NaN): "error", "interpolate" or "mean".
+        missing: the handling of missing values (NaN): "error", "interpolate" or "mean".
         device: "auto" (a GPU when there is one), "cpu", "gpu" or "mps".
         verbose: show a progress bar in fit.
         random_state: int, `numpy.random.RandomState` or None, as everywhere in scikit-learn.
 
     Attributes:
         classes_: the class labels, sorted.
-        n_classes_: their number.
+        n_classes_: number of classes.
         model_: the fitted `TimeSeriesClassifier`, on the CPU and in evaluation mode.
-        preprocessing_: what was fitted on the training series.
+        preprocessing_: the preprocessing fitted on the training series.
         max_length_: time steps that the model has room for.
         best_epoch_: the epoch, counted from 1, whose weights were kept.
-        validation_accuracy_: of that epoch; None when no part was set aside.
+        validation_accuracy_: accuracy of that epoch; None when no part was set aside.
 
     Raises:
         ValueError: in fit, a parameter out of range, too few series of a class to set a part
@@ -108,11 +108,13 @@ class FlowformerClassifier(BaseClassifier):
             `max_length_` or with other channels.
 
     Examples:
-        >>> from aeon.datasets import load_japanese_vowels
+        >>> import numpy as np
         >>> from flowformer.integrations.sklearn import FlowformerClassifier
-        >>> classifier = FlowformerClassifier(epochs=20, max_length=29, random_state=0)
-        >>> classifier.fit(*load_japanese_vowels(split="train"))  # doctest: +SKIP
-        >>> classifier.score(*load_japanese_vowels(split="test"))  # doctest: +SKIP
+        >>> series = np.random.default_rng(0).normal(size=(20, 3, 12))  # [case, channel, time]
+        >>> classes = np.repeat(["low", "high"], 10)
+        >>> classifier = FlowformerClassifier(dim=16, num_heads=2, epochs=1, random_state=0)
+        >>> classifier.fit(series, classes).predict(series).shape
+        (20,)
     """
 
     _tags = {  # noqa: RUF012  # aeon reads this class attribute
@@ -200,7 +202,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def load(cls, path: str | Path) -> "FlowformerClassifier":
-        """Read back what `save` wrote. No code in the file is run: it holds numbers and JSON.
+        """Read an estimator that `save` wrote. No code in it is run: it holds numbers and JSON.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -246,7 +248,7 @@ class FlowformerClassifier(BaseClassifier):
         return estimator
 
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
-        """aeon's own, after our look at arrays: here it is said what was expected in their place.
+        """Do as aeon does, after our look at arrays, which says what is expected in their place.
 
         Data frames are aeon's alone.
         """
@@ -315,7 +317,7 @@ class FlowformerClassifier(BaseClassifier):
         return predict_probabilities(model, dataset, batch_size=self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
-        """The parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
+        """Return the parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
         return {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in self.get_params(deep=False).items()
@@ -361,7 +363,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """Settings for aeon's estimator checks: small, with room for their longest series."""
+        """Return settings for aeon's estimator checks: small, with room for the longest series."""
         del parameter_set
         return {
             "dim": 8,
@@ -377,7 +379,7 @@ class FlowformerClassifier(BaseClassifier):
 
 
 def _as_collection(X: Any, *, fitted: bool) -> np.ndarray | list[np.ndarray]:
-    """Arrays of any kind as aeon takes them, looked at; a matrix or list of rows is univariate."""
+    """Return arrays of any kind as aeon takes them; a matrix or list of rows is univariate."""
     if isinstance(X, list | tuple) or X.dtype == object:
         X = [np.atleast_2d(np.asarray(one)) for one in X]
     series = as_series(np.asarray(X) if isinstance(X, torch.Tensor) else X, name="X")

@@ -17,7 +17,7 @@ def check_sizes(config: Any, *names: str) -> None:
 
 
 def check_choices(config: Any, *names: str) -> None:
-    """Refuse a value that is none of those in its field's `Literal`.
+    """Refuse a value that its field's `Literal` does not list.
 
     Raises:
         ValueError: there is one; the message lists the choices.

@@ -6,7 +6,6 @@ such an attention is; `flow.py`, `mobile.py` and `baselines/` have one file for 
 """
 
 from flowformer.nn.blocks import TransformerBlock, build_norm
-from flowformer.nn.embeddings import PositionalEmbedding
 from flowformer.nn.mixers import MIXERS, build_mixer
 from flowformer.nn.mixers.bigbird import BigBirdMixer
 from flowformer.nn.mixers.capabilities import Capabilities
@@ -33,8 +32,8 @@ from flowformer.nn.mixers.sparse import SparseMixer
 from flowformer.nn.mixers.synthesizer import SynthesizerMixer, SynthesizerMixtureMixer
 from flowformer.nn.mixers.yoso import YosoMixer
 from flowformer.nn.multihead import MultiheadAttention
+from flowformer.nn.positions import PositionalEmbedding, Rotation, rotate, rotation
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.rotary import Rotation, rotate, rotation
 
 __all__ = [
     "MIXERS",

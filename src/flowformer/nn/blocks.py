@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.projected import Mixer
-from flowformer.nn.rotary import Rotation
+from flowformer.nn.positions import Rotation
 from flowformer.ops.features import check_eps
 
 Norm = Literal["pre", "post"]
@@ -190,6 +190,15 @@ class TransformerBlock(nn.Module):
             x = self.norm1(x)
             x = self.norm2(x + self._feedforward(x))
         return (x, state) if return_state else x
+
+    def linears(self) -> list[tuple[str, nn.Linear]]:
+        """Return the linear layers of the block and of its mixer, with their names.
+
+        Those inside the attention are left out: it draws its own parameters.
+        """
+        mixer = self.mixer.named_children() if isinstance(self.mixer, nn.Module) else ()
+        children = (*self.named_children(), *mixer)
+        return [(name, child) for name, child in children if isinstance(child, nn.Linear)]
 
     def _feedforward(self, x: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t dim"]:
         hidden = self.linear1(x)

@@ -10,8 +10,7 @@ was best on the validation images, as `protocol="published"` measures.
 
 from collections.abc import Callable, Mapping
 
-from flowformer.models.images.config import VisionModelConfig
-from flowformer.models.images.presets import VISION_PRESETS
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.train.images.config import (
     AugmentationConfig,
     ImageDataConfig,

@@ -9,8 +9,7 @@ parameters, here it is of the matrices.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from flowformer.models.language.config import LanguageModelConfig
-from flowformer.models.language.presets import LANGUAGE_PRESETS
+from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.train.language.config import (
     LanguageConfig,
     LanguageTrainingConfig,

@@ -73,7 +73,7 @@ class FinishedRun:
 
 
 def count_of(config: Mapping[str, Any]) -> str:
-    """Returns what the training of a config.json counts: epoch or step."""
+    """Return what the training of a config.json counts: epoch or step."""
     return "step" if "steps" in config["config"].get("training", {}) else "epoch"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flowformer.data import Preprocessing, SeriesDataset, collate
-from flowformer.models.series.classifiers import SeriesClassifier, build_classifier
+from flowformer.models.series.model import SeriesClassifier, build_classifier
 from flowformer.serialization import from_plain
 from flowformer.train.config import TimeSeriesConfig
 from flowformer.train.folder import RunFolder, RunRecord, read_json

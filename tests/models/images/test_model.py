@@ -10,13 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import (
     VisionClassifier,
     load_published_vision_model,
     resize_positions,
 )
-from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.mixers.projected import ProjectedMixer

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowformer.models.language.config import LanguageModelConfig
+from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.presets import LANGUAGE_PRESETS
 from flowformer.nn import MIXERS, TransformerBlock
 from flowformer.serialization import from_plain, to_plain
 

@@ -337,7 +337,7 @@ class TestPairs:
         ((torch.tensor([[0, 1, 2]]),), "must begin at place 0.*pad at the right"),
         (
             (tokens(1, 9), torch.ones(1, 8).bool()),
-            r"mask \(1, 9\) of bool.*got \(1, 8\)",
+            r"mask \[1, 9\] of bool.*got \[1, 8\]",
         ),
         ((tokens(1, 9), torch.ones(1, 9)), "of bool.*float32"),
         ((features(1, 9, 5),), r"expected tokens \[b, t\], integers, got \(1, 9, 5\)"),

@@ -16,10 +16,10 @@ from flowformer.train.language.run import load_language_run
 def convert_run(
     run_dir: str | Path,
 ) -> tuple[FlowformerForCausalLM, PreTrainedTokenizerFast | None]:
-    """The model and the tokenizer of a run of `flowformer train`; no code in it runs.
+    """Return the model and the tokenizer of a run of `flowformer train`; no code in it runs.
 
-    `save_pretrained(folder)` of both, into one folder, is what `from_pretrained` and `pipeline`
-    read and what `push_to_hub` publishes.
+    `save_pretrained(folder)` of both, into one folder, serves `from_pretrained` and `pipeline`, and
+    `push_to_hub` publishes it.
 
     Returns:
         The model, in evaluation mode, and the tokenizer; None of a model of sums.
@@ -38,7 +38,7 @@ def convert_run(
 
 
 def convert_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """One of our tokenizers for transformers: the same tokens of a text.
+    """Return one of our tokenizers for transformers: the same tokens of a text.
 
     Text that ends is padded by the token with which it ends (or by the first token, where there is
     none): as with GPT-2, the attention mask says what is padding.

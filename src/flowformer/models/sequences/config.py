@@ -60,7 +60,7 @@ class SequenceModelConfig:
         """Check the sizes and the choices; the mixer is looked up when the model is built.
 
         Raises:
-            ValueError: A size below 1, heads that do not divide qkv_dim, a dropout outside [0, 1),
+            ValueError: a size below 1, heads that do not divide qkv_dim, a dropout outside [0, 1),
                 or an unknown choice.
         """
         optional = [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.models.checks import check_sizes, options_or_unclamped
+from flowformer.models.checks import check_choices, check_sizes, options_or_unclamped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,13 @@ class TimeSeriesModelConfig:
     padding: Literal["masked", "published"] = "masked"
 
     def __post_init__(self) -> None:
-        """Check the sizes; the names are checked where they are looked up.
+        """Check the sizes and the choices; the model looks up all other names.
 
         Raises:
-            ValueError: A size below 1, or a dropout outside [0, 1).
+            ValueError: a size below 1, a dropout outside [0, 1), or an unknown choice.
         """
         check_sizes(self, "dim", "num_heads", "num_layers", "feedforward")
+        check_choices(self, "pooling", "padding")
 
     @property
     def resolved_mixer_options(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class DecisionModelConfig:
         """Check the sizes and the choices; the mixer is looked up when the model is built.
 
         Raises:
-            ValueError: A size below 1, a context longer than the longest episode, a dropout
+            ValueError: a size below 1, a context longer than the longest episode, a dropout
                 outside [0, 1), or an unknown activation.
         """
         names = ["dim", "num_layers", "num_heads", "context", "max_timestep"]
@@ -102,6 +102,6 @@ class BehaviourCloningConfig:
         """Check the sizes.
 
         Raises:
-            ValueError: A size below 1, or a dropout outside [0, 1).
+            ValueError: a size below 1, or a dropout outside [0, 1).
         """
         check_sizes(self, "dim", "num_layers")

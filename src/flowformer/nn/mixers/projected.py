@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_row, make_attention
 from flowformer.nn.mixers.capabilities import Capabilities
-from flowformer.nn.rotary import Rotation, check_head_dim, rotate
+from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
 from flowformer.ops.packing import Batch, attend_batch, check_batch
 

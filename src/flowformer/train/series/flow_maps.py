@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 
 from flowformer.data import SeriesDataset, TimeSeriesData
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.report.classifier import write_report
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.train.folder import holds_folder

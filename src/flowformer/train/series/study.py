@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from flowformer.data import EpochSampler, SeriesDataset, TimeSeriesData, collate
-from flowformer.models.series.classifiers import SeriesClassifier, build_classifier
+from flowformer.models.series.model import SeriesClassifier, build_classifier
 from flowformer.train.classification import ClassificationTask, Tested, write_outcome
 from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, TimeSeriesConfig
 from flowformer.train.digests import digest_series

@@ -9,12 +9,12 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from flowformer.models.language import output_layer
+from flowformer.models.language import output
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.output_layer import chunked_loss
+from flowformer.models.language.output import chunked_loss
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from tests.models.test_cross_entropy import Largest
 
 VOCABULARY = 31
@@ -73,7 +73,7 @@ def merge(model: LanguageModel) -> LanguageModel:
 def test_an_adapter_counts_before_it_is_merged_and_gets_its_gradient(
     tied: bool, logits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_layer, "_VOCABULARY", output_layer.CHUNK_ELEMENTS // 4)
+    monkeypatch.setattr(output, "_VOCABULARY", output.CHUNK_ELEMENTS // 4)
     model, ids = build(tie_embeddings=tied), tokens(3, 9)
     name = "embedding" if tied else "head"
     adapted = LowRank(getattr(model, name))
@@ -162,7 +162,7 @@ def test_the_logits_of_all_tokens_never_exist_for_a_layer_that_is_called() -> No
 
 
 @pytest.mark.parametrize("logits", [True, False], ids=["logits", "chunks"])
-def test_hooks_of_the_output_layer_see_each_token_once(logits: bool) -> None:
+def test_hooks_of_the_output_see_each_token_once(logits: bool) -> None:
     model, ids, seen = build(tie_embeddings=False), tokens(3, 9), []
     assert model.head is not None
     model.head.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[:2].numel()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.models.series.transformer import TimeSeriesClassifier, TimeSeriesModelConfig
+from flowformer.models.series.model import TimeSeriesClassifier, TimeSeriesModelConfig
 from flowformer.nn import MIXERS, FlowMixer
 
 SMALL = TimeSeriesModelConfig(dim=16, num_heads=4, feedforward=24)

@@ -1,14 +1,14 @@
-"""The output layer of a language model: called as the module that it is, also by chunks of tokens.
+"""The targets and the output layer of a language model, which is called by chunks of tokens too.
 
-A layer is more than its weight. It may be one of LoRA, quantised, sharded over ranks or kept on
-another device until it is called, or have hooks. So its weight is read only where it is known that
-nothing else can be meant.
+An output layer is more than its weight. It may be one of LoRA, quantised, sharded over ranks or
+kept on another device until it is called, or have hooks. So its weight is read only where it is
+known that nothing else can be meant.
 """
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook  # torch has no public name for it
@@ -16,29 +16,62 @@ from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.cross_entropy import (
     CHUNK_ELEMENTS,
-    IGNORED,
     chunked_cross_entropy,
     token_cross_entropy,
 )
+from flowformer.models.inputs import IGNORED, last_real
+from flowformer.models.shards import SequenceShards
 from flowformer.ops.inputs import is_transformed
 
 OutputLayer = nn.Module | Float[Tensor, "vocab dim"]  # a module to call, or a matrix
 
-_VOCABULARY = 2**16  # of a layer that does not tell
+_VOCABULARY = 2**16  # taken for a layer that does not tell its own
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def shifted(
+    labels: Int[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"] | None,
+    cu_seqlens: Int[Tensor, " offsets"] | None,
+    shards: SequenceShards | None,
+) -> Int[Tensor, "b t"]:
+    """Return labels as targets: the label of token t + 1 stands at t, in the same document."""
+    if mask is not None:
+        labels = labels.masked_fill(~mask, IGNORED)
+    if cu_seqlens is not None:
+        starts = cu_seqlens.to(labels.device).long()
+        if shards is not None:
+            starts = starts - shards.before(torch.tensor([labels.shape[1]], device=labels.device))
+        starts = starts[(starts >= 0) & (starts < labels.shape[1])]
+        labels = labels.index_fill(1, starts, IGNORED)
+    if shards is not None:
+        following = shards.first_of_next(labels)
+        return torch.cat((labels, following), 1)[:, 1:]
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def last_hidden(
+    hidden: Float[Tensor, "b t dim"],
+    mask: Bool[Tensor, "b t"] | None,
+    shards: SequenceShards | None,
+) -> Float[Tensor, "b 1 dim"]:
+    """Return the hidden state of the last real token in each row."""
+    if shards is not None:
+        return shards.last_real(hidden, mask)
+    return last_real(hidden, mask)[:, None]
 
 
 def tied_matrix(
     embedding: nn.Module, vocab_size: int, device: torch.device
 ) -> Float[Tensor, "vocab dim"]:
-    """The matrix of an output layer that is tied to the embedding of the tokens.
+    """Return the matrix of an output layer that is tied to the embedding of the tokens.
 
-    That is what the embedding gives for every token: of a plain one its weight.
+    It holds the vectors that the embedding gives for all tokens: a plain embedding's weight.
 
     Args:
-        embedding: of the tokens.
+        embedding: the tokens' embedding.
         vocab_size: number of tokens.
-        device: where tokens are.
+        device: the device of the tokens.
     """
     if type(embedding) is nn.Embedding and _is_own(embedding):
         return embedding.weight
@@ -46,7 +79,7 @@ def tied_matrix(
 
 
 def logits_of(hidden: Float[Tensor, "*tokens dim"], output: OutputLayer) -> Tensor:
-    """The logits [*tokens, vocab]."""
+    """Return the logits [*tokens, vocab]."""
     return F.linear(hidden, output) if isinstance(output, Tensor) else output(hidden)
 
 
@@ -58,19 +91,19 @@ def chunked_loss(
     chunk: int | None = None,
     count: Tensor | int | float | None = None,
 ) -> Float[Tensor, ""]:
-    """As `chunked_cross_entropy`, whatever the output layer is.
+    """Return what `chunked_cross_entropy` does, whatever the output layer is.
 
-    Of a plain `nn.Linear` without a bias, parametrizations and hooks it takes the weight. Every
-    other layer it calls with some tokens at a time, and again in the backward pass: not where it
-    has hooks, which are to see each token once, and with all tokens at a time where there are
-    several processes, which may have to call it equally often.
+    From a plain `nn.Linear` without a bias, parametrizations and hooks it takes the weight. It
+    calls every other layer with some tokens at a time, and again in the backward pass: not where
+    the layer has hooks, which are to see each token once, and with all tokens at a time where there
+    are several processes, which may have to call it equally often.
 
     Args:
         hidden: hidden states.
         output: the output layer.
         targets: the token to be predicted at each; -100 counts for nothing.
         chunk: tokens at a time; None for about 2²⁴ logits at a time.
-        count: what the sum is divided by; None for the number of targets that count here.
+        count: the divisor of the sum; None for the number of targets that count here.
 
     Raises:
         ValueError: chunk is not positive.
@@ -96,7 +129,7 @@ def chunked_loss(
 
 
 def _time_of_chunk(hidden: Tensor, output: OutputLayer, chunk: int | None) -> int:
-    """How many places of each row are called at a time."""
+    """Return how many places of each row are called at a time."""
     width: int = getattr(output, "out_features", _VOCABULARY)
     tokens = max(1, CHUNK_ELEMENTS // width) if chunk is None else chunk
     if tokens < 1:
@@ -108,7 +141,7 @@ def _time_of_chunk(hidden: Tensor, output: OutputLayer, chunk: int | None) -> in
 
 
 def _plain_weight(output: nn.Module) -> Tensor | None:
-    """The weight of a linear layer that is nothing but it; None for every other."""
+    """Return the weight of a plain linear layer; None for every other layer."""
     if not isinstance(output, nn.Linear) or type(output) is not nn.Linear:
         return None
     plain = output.bias is None and _is_own(output) and not _has_hooks(output)
@@ -116,7 +149,7 @@ def _plain_weight(output: nn.Module) -> Tensor | None:
 
 
 def _is_own(layer: nn.Linear | nn.Embedding) -> bool:
-    """Whether it has the call of its class and an ordinary weight."""
+    """Return whether a layer has the call of its class and an ordinary weight."""
     return "forward" not in vars(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
