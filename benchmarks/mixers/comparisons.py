@@ -103,7 +103,7 @@ for _name, (_env, _qualities, _targets) in COLLECTED.items():
         " --training.threads 1 --training.steps 1000 --training.evaluate-every 500"
     )
 
-# What glibc frees it gives back to the system, and takes anew, page by page: see docs/compare.md.
+# glibc gives freed memory back to the system and takes it anew, page by page: docs/runs/compare.md.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 

@@ -307,7 +307,7 @@ def test_independent_sinks_know_their_own_query_and_the_context_alone(backend):
     key_mask = torch.rand(2, 9) < 0.8
     offsets = {"cu_seqlens": torch.tensor([0, 2, 5]), "cu_seqlens_k": torch.tensor([0, 8, 9])}
     options = {"independent_sinks": True, "backend": backend}
-    # Alone, with the formula of docs/math.md, and beside queries that are not finite.
+    # Alone, with the formula of docs/attention/math.md, and beside queries that are not finite.
     features = query.sigmoid(), key.sigmoid() * key_mask[..., None, None]
     incoming = ((features[0] + 1e-6) * (features[1].sum(1, keepdim=True) + 1e-6)).sum(-1)
     weights = torch.einsum("blhd,bshd->blsh", *features) / incoming[:, :, None]

@@ -392,6 +392,7 @@ LOOK: dict[str, dict[str, Any]] = {
     FAST: {"color": "#E69F00"},
 }
 ONE_HEAD = {"color": BLUE, "linewidth": 1.2, "linestyle": ":", "marker": "o", "markersize": 2.5}
+PAIR = {OURS: "Flow-Attention", SOFTMAX: "softmax"}
 LIMIT = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 1.2}
 
 
@@ -421,6 +422,46 @@ def draw(result: dict[str, Any]) -> Figure:
     memory.plot(lengths, least, label="inputs, output, gradients", **{**LIMIT, "linestyle": ":"})
     panel(memory, "Causal, forward and backward: peak memory", "MiB")
     legend(figure)
+    return figure
+
+
+def draw_short(result: dict[str, Any]) -> Figure:
+    """Draw the time of causal attention over length, ours and softmax, with the measured ratios."""
+    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, title, row in zip(
+        panels,
+        PASSES,
+        ("Causal attention, forward", "Causal attention, forward and backward"),
+        result["rows"],
+        strict=False,
+    ):
+        sides = {name: result["seconds_by_length"]["causal"][f"{name}, {kind}"] for name in PAIR}
+        for name, by_length in sides.items():
+            draw_line(axes, name, by_length, scale=1e3)
+            length, slowest = list(by_length)[-1], 1e3 * list(by_length.values())[-1]
+            place = {"textcoords": "offset points", "xytext": (6, 0), "va": "center"}
+            look = {"color": LOOK[name]["color"], "fontsize": 8.5}
+            axes.annotate(
+                PAIR[name], (int(length), slowest), annotation_clip=False, **place, **look
+            )
+        for case in row["cases"]:
+            length = case["label"].split()[0].replace(",", "")
+            ours, theirs = (1e3 * sides[name][length] for name in (OURS, SOFTMAX))
+            axes.plot([int(length)] * 2, [ours, theirs], color=GREY, linewidth=0.8, zorder=1)
+            middle, below = (ours * theirs) ** 0.5, case["ratio"] < 5  # no room between the lines
+            axes.annotate(
+                f"{case['ratio']:.3g} ×",
+                (int(length), ours if below else middle),
+                xytext=(13, -7) if below else (0, 0),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            )
+        panel(axes, title, "ms")
+        axes.set(xlim=(90, 45_000), ylim=(0.2, 9_000))
     return figure
 
 
@@ -500,4 +541,4 @@ TABLES: Tables = {
     "attention_cpu_times": times,
     "attention_cpu_machine": circumstances,
 }
-PICTURES: Pictures = {"attention-cpu.png": draw}
+PICTURES: Pictures = {"attention-cpu.png": draw, "attention-length.png": draw_short}

@@ -47,10 +47,10 @@ from flowformer.report.words import memory as memory_in_words
 NAME = "attention_gpu"
 UNMEASURED = {
     "attention_gpu": (
-        "**GPU timings have not been taken yet**: no card was lent to this work. With one, `make "
-        "bench-gpu` takes them and fills in this place; until then docs/gpu.md has an estimate."
+        "**GPU timings are missing.** `make bench-gpu` on a machine with a card takes them and "
+        "fills in this place."
     ),
-    "attention_gpu_details": "No times, memory or decoding yet: see above.",
+    "attention_gpu_details": "Times, memory and decoding are missing too.",
 }
 PEERS = (OURS, FLASH, FLA, FLA_SCALED, CHUNKED, PUBLISHED)
 DECODERS = (OURS, GRAPH, FLASH, FLA, CHUNKED)

@@ -100,7 +100,8 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         Î_i = (q_i + ε)·(Σ_j k_j/O_j + ε)        Ô_j = (k_j + ε)·(Σ_i q_i/I_i + ε)
         out_i = sigmoid(Î_i·L/S) / I_i · q_i Σ_j k_jᵀ (S · softmax_j(clamp(Ô_j)) · v_j)
 
-    The causal form has running sums instead (docs/math.md); it is not this form under a mask.
+    The causal form has running sums instead (docs/attention/math.md): it is not this form under a
+    mask.
 
     Args:
         query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.

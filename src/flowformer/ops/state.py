@@ -41,8 +41,9 @@ def reorder_state(self: _State, index: Int[Tensor, " n"]) -> _State:
 class FlowState(NamedTuple):
     """The state of causal Flow-Attention after some tokens: constant size, whatever their number.
 
-    With φ the feature map, n the number of real tokens, and I, O, Ô, c as in docs/math.md, the
-    fields are, for each batch row and **query** head (grouped key heads save nothing here):
+    With φ the feature map, n the number of real tokens, and I, O, Ô, c as in
+    docs/attention/math.md, the fields are, for each batch row and **query** head (grouped key
+    heads save nothing here):
 
     Attributes:
         tokens: n, the number of real tokens. Shape ``[b]``, int64.

@@ -3,7 +3,7 @@
 Settings on ImageNet: those of the published training, which are DeiT's (Touvron et al. 2021)
 without erasing and repeated augmentation: AdamW, 5e-4 for 512 images, weight decay 0.05, cosine
 after 5 epochs of warm-up, 300 epochs, RandAugment 9, mixup 0.8, CutMix 1, label smoothing 0.1,
-gradient norm at most 1. What is not published is in docs/vision.md. Accuracies:
+gradient norm at most 1. What is not published is in docs/kinds/images.md. Accuracies:
 Flowformer (ICML 2022), the table of ImageNet-1K. The paper's figures are those of the epoch that
 was best on the validation images, as `protocol="published"` measures.
 """

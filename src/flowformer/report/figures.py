@@ -40,7 +40,7 @@ class SeriesFlowMap:
     """The flows of Flow-Attention in one series, without its padding.
 
     `source_competition` is c_j, how much of an even share (1.0) source j won; `sink_allocation` is
-    a_i in (0, 1), how far sink i is opened (docs/math.md).
+    a_i in (0, 1), how far sink i is opened (docs/attention/math.md).
 
     Raises:
         ValueError: the arrays do not agree on time, layers or heads, or one of them is empty.

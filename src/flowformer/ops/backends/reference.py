@@ -1,4 +1,4 @@
-"""The equations of docs/math.md, word for word: the oracle that every other backend is held to.
+"""The equations of docs/attention/math.md, word for word: the oracle of every other backend.
 
 Written to be read beside the paper; nothing here is fast, and the causal form is quadratic. Sums
 run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.

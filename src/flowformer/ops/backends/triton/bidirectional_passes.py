@@ -1,6 +1,6 @@
 """The form that is not causal: the passes of its forward and of its backward.
 
-docs/gpu.md derives the backward.
+docs/attention/gpu.md derives the backward.
 """
 
 from dataclasses import replace
@@ -113,7 +113,7 @@ def _key_value(
 
 
 def backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
-    """Four passes over either side: see docs/gpu.md."""
+    """Four passes over either side: see docs/attention/gpu.md."""
     inputs, kept, options = arguments.saved.inputs, arguments.saved.kept, arguments.options
     assert arguments.saved.out is not None, "the operators of this backend keep the output"
     query, key, value = map(together, inputs[:3])

@@ -1,6 +1,6 @@
 """The causal form, and causal linear attention: the passes of a forward and of a backward.
 
-docs/gpu.md derives the backward.
+docs/attention/gpu.md derives the backward.
 """
 
 from typing import NamedTuple
@@ -134,7 +134,7 @@ class _Competed(NamedTuple):
 
 
 def backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    """Four dependent suffixes: see docs/gpu.md."""
+    """Four dependent suffixes: see docs/attention/gpu.md."""
     saved, options, after = arguments.saved, arguments.options, arguments.grad_state
     assert saved.out is not None, "the operators of this backend keep the output"
     inputs, past = saved.inputs, saved.inputs.past
