@@ -18,7 +18,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class FlowOptions(NamedTuple):
-    """The options of Flow-Attention, as a backend receives them; docs/math.md has the symbols.
+    """The options of Flow-Attention, as a backend receives them.
+
+    docs/attention/math.md has the symbols.
 
     Attributes:
         feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6 (long-range arena).

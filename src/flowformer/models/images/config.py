@@ -13,7 +13,7 @@ class VisionModelConfig:
 
     Attributes:
         mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
-            form (b in docs/mixers.md).
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults.
         patch_size: Pixels on a side of a patch, which is a token of the first stage.
         dims: Width of the hidden states, for each stage.

@@ -15,7 +15,7 @@ class LanguageModelConfig:
 
     Attributes:
         mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
-            form (c in docs/mixers.md).
+            form (c in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults, which for flow are those
             of the published GPT module (the conserved source clamped to ±1).
         dim: Width of the hidden states.

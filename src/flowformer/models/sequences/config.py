@@ -14,7 +14,7 @@ class SequenceModelConfig:
 
     Attributes:
         mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
-            form (b in docs/mixers.md).
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means for flow the paper's equations (no clamp of
             the conserved source), for another mixer its own defaults. Projections have no bias, as
             published, unless asked for.

@@ -17,7 +17,7 @@ class TimeSeriesModelConfig:
         encoder: What reads the series: blocks around an attention (transformer), an LSTM, or
             dilated convolutions.
         mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
-            form (b in docs/mixers.md).
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means as published: for flow no clamp of the
             conserved source, for another mixer its own defaults.
         dim: Width of the hidden states.

@@ -16,7 +16,7 @@ class DecisionModelConfig:
         encoder: transformer, blocks around an attention; or behaviour-cloning, layers with relu
             from one observation to its action, of these settings only dim, num_layers and dropout.
         mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
-            form (c in docs/mixers.md).
+            form (c in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means as published: for flow the conserved
             source clamped to ±10, for softmax dropped weights as in GPT-2, for another mixer its
             own defaults.
