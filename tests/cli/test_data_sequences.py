@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from flowformer.data.options import SequenceOptions
-from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops, write_listops
+from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
 from flowformer.data.sequences.preparation import (
     SEQUENCE_SETS,
     prepare_sequences,
@@ -15,6 +15,7 @@ from flowformer.data.sequences.preparation import (
 )
 from flowformer.data.sequences.records import SequenceData
 from flowformer.report.figures import contact_sheet
+from tests.data.sequences.arena_files import write_listops
 
 LISTOPS = ("--min-length", "4", "--max-length", "30", "--max-depth", "4")
 PAIR = b"1\tA\tB\tattention is\tall you need\n"

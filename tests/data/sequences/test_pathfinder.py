@@ -6,11 +6,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from flowformer.data.sequences.pathfinder import (
-    generate_pathfinder,
-    read_pathfinder,
-    write_pathfinder,
-)
+from flowformer.data.sequences.pathfinder import generate_pathfinder, read_pathfinder
 from flowformer.data.sequences.pathfinder_drawing import (
     DASHES,
     GEOMETRIES,
@@ -19,6 +15,7 @@ from flowformer.data.sequences.pathfinder_drawing import (
     draw_case,
 )
 from flowformer.data.sequences.records import SequenceData
+from tests.data.sequences.arena_files import write_pathfinder
 
 KINDS = [(32, "easy"), (32, "medium"), (32, "hard"), (64, "hard"), (128, "hard"), (256, "easy")]
 
@@ -190,8 +187,3 @@ class TestFiles:
     def test_no_metadata_are_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"expected metadata/0.npy and so on"):
             read_pathfinder(tmp_path)
-
-    def test_other_parts_than_tenths_are_not_written(self, tmp_path):
-        data = generate_pathfinder(sizes={"train": 4, "validation": 4, "test": 2})
-        with pytest.raises(ValueError, match="expected parts of 80, 10 and 10 %"):
-            write_pathfinder(data, tmp_path)

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from flowformer.data.options import SequenceOptions
-from flowformer.data.sequences.pathfinder import generate_pathfinder, write_pathfinder
+from flowformer.data.sequences.pathfinder import generate_pathfinder
 from flowformer.data.sequences.preparation import prepare_sequences, sequences_folder
 from tests.data.sequences.arena_files import (
     aan_files,
     fashion_files,
     listops_files,
     pathfinder_files,
+    write_pathfinder,
 )
 
 

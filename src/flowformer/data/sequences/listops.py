@@ -32,7 +32,6 @@ from flowformer.data.sequences.records import (
     folder_of,
     sizes_of,
 )
-from flowformer.files import atomic_file
 
 # The operators stand in the order of `_apply`. A token's id is its place here, counted from 1.
 LISTOPS_TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *map(str, range(10)))
@@ -393,22 +392,6 @@ def read_listops(folder: str | Path) -> SequenceData:
     )
 
 
-def write_listops(data: SequenceData, folder: str | Path) -> None:
-    """Write the files that `read_listops` reads; each appears when it is whole.
-
-    Raises:
-        ValueError: the parts are not train, validation and test.
-    """
-    if set(data.splits) != set(_FILES):
-        raise ValueError(f"expected the parts {', '.join(_FILES)}, got {', '.join(data.splits)}")
-    for part, split in data.splits.items():
-        with atomic_file(Path(folder) / _FILES[part]) as file:
-            file.write(_HEADER + b"\r\n")
-            for number, label in enumerate(split.labels.tolist()):
-                source = _bracketed(split.inputs[number].tolist())
-                file.write(f"{source}\t{label}\r\n".encode())
-
-
 def _read(path: Path) -> SequenceSplit:
     tokens = bytearray()
     offsets, labels = [0], []
@@ -480,29 +463,6 @@ def _require_whole(tokens: np.ndarray) -> None:
 def _excerpt(text: bytes) -> str:
     shown = text.decode(errors="replace")
     return shown if len(shown) <= 40 else f"{shown[:40]}…"
-
-
-def _bracketed(tokens: list[int]) -> str:
-    """Return the expression in LRA's binary brackets: `( ( ( [MAX 4 ) 3 ) ] )` for `[MAX 4 3 ]`."""
-    words: list[str] = []
-    open_at: list[int] = []  # where the operators stand that have no end yet
-    counts: list[int] = []  # how many brackets open before each of them
-    for token in tokens:
-        word = LISTOPS_TOKENS[token - PADDING - 1]
-        if word.startswith("["):
-            open_at.append(len(words))
-            counts.append(1)
-            words.append(word)
-            continue
-        words.append(word)
-        if word == "]":
-            start = open_at.pop()
-            words[start] = "( " * counts.pop() + words[start]
-            words.append(")")
-        if counts:
-            counts[-1] += 1
-            words.append(")")
-    return " ".join(words)
 
 
 def _read_checked(options: SequenceOptions) -> SequenceData:

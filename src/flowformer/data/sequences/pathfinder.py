@@ -8,7 +8,6 @@ and, despite their names, text files `metadata/0.npy` … with a line a picture:
 its number, its label, and settings of the program that drew it, of which none is needed here.
 """
 
-import io
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -23,7 +22,6 @@ from flowformer.data.parallel import Workers
 from flowformer.data.sequences.pathfinder_drawing import check_kind, draw_case
 from flowformer.data.sequences.records import (
     BYTE_VOCAB,
-    FIRST_BYTE,
     GENERATED_PARTS,
     Progress,
     SequenceData,
@@ -32,7 +30,6 @@ from flowformer.data.sequences.records import (
     folder_of,
     sizes_of,
 )
-from flowformer.files import write_atomically
 from flowformer.machine import library
 
 PATHFINDER_CLASSES = ("not connected", "connected")
@@ -118,7 +115,6 @@ def _block(
 
 
 _TENTHS = (8, 1, 1)  # LRA's parts
-_FOLDER_PICTURES = 1000  # pictures in a folder
 
 
 def read_pathfinder(folder: str | Path) -> SequenceData:
@@ -166,41 +162,6 @@ def read_pathfinder(folder: str | Path) -> SequenceData:
         },
         size=size,
     )
-
-
-def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
-    """Write pictures and metadata that `read_pathfinder` reads.
-
-    Raises:
-        ValueError: the parts are not 80, 10 and 10 %, as which they would be read, or the sequences
-            are no pictures.
-        ImportError: Pillow is missing.
-    """
-    folder = Path(folder)
-    counts = {part: len(split) for part, split in data.splits.items()}
-    expected = dict(
-        zip(GENERATED_PARTS, np.diff(_bounds(sum(counts.values()))).tolist(), strict=True)
-    )
-    if counts != expected:
-        raise ValueError(f"expected parts of 80, 10 and 10 %: {expected}, got {counts}")
-    if data.picture is None:
-        raise ValueError(f"expected pictures, got sequences that are none: {data.name}")
-    pillow = library("PIL.Image", "for Pathfinder's pictures", extra="arena", package="pillow")
-    lines: list[str] = []
-    splits = [data.splits[part] for part in GENERATED_PARTS]
-    cases = ((split.inputs[i], split.labels[i]) for split in splits for i in range(len(split)))
-    for number, (tokens, label) in enumerate(cases):
-        batch, within = divmod(number, _FOLDER_PICTURES)
-        content = io.BytesIO()
-        pixels = (np.asarray(tokens) - FIRST_BYTE).astype(np.uint8)
-        pillow.fromarray(pixels.reshape(data.picture)).save(content, format="png")
-        name = f"sample_{within}.png"
-        write_atomically(folder / "imgs" / f"{batch}" / name, content.getvalue())
-        lines.append(f"imgs/{batch} {name} {within} {label}\n")
-    # Last, so that there are no metadata of pictures that are not there.
-    for batch, begin in enumerate(range(0, len(lines), _FOLDER_PICTURES)):
-        content = "".join(lines[begin : begin + _FOLDER_PICTURES])
-        write_atomically(folder / "metadata" / f"{batch}.npy", content)
 
 
 class _Row(NamedTuple):
