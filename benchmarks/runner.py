@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flowformer.memory import forget_peak, peak_memory, resident_memory
+from flowformer.machine import forget_peak, peak_memory, resident_memory
 from flowformer.nn import MIXERS
 
 ROOT = Path(__file__).parents[1]

@@ -15,14 +15,14 @@ from flowformer import models
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Import nothing of the package; no torch.
-SHARED = {"files", "machine", "memory", "names", "serialization"}
+SHARED = {"files", "machine", "names", "serialization"}
 BESIDE = {"data", "scores", "generation", "rollouts", "report", "compare"}
 
 # What each room may import, itself aside. The library never imports the laboratory.
 LIBRARY = {
     "ops": {"names"},
     "nn": {"ops", "names"},
-    "models": {"ops", "nn"},
+    "models": {"ops", "nn", "names"},
     "integrations": {"ops", "nn", "models", "files", "serialization"},
 }
 LABORATORY = {

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.runner import save, separately, share, some_of
-from flowformer.memory import (
+from flowformer.machine import (
     available_memory,
     forget_peak,
     is_out_of_memory,

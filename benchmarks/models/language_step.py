@@ -29,7 +29,7 @@ from benchmarks.runner import (
     share,
     times_softmax,
 )
-from flowformer.memory import offer_to_the_kernel
+from flowformer.machine import offer_to_the_kernel
 from flowformer.models.language.model import LanguageModel
 from flowformer.recipes.language import wiki_small
 from flowformer.report.words import memory, to_markdown

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from benchmarks.pages import Tables
 from benchmarks.parallel.hosts import run, sent
 from benchmarks.runner import Result, read, save, share
-from flowformer.memory import forget_peak, peak_memory, resident_memory
+from flowformer.machine import forget_peak, peak_memory, resident_memory
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.ops import flow_attention

@@ -261,7 +261,7 @@ def memory(base: Path) -> list[Row]:
     config = replace(config, data=replace(config.data, batch_size=2_000_000, length=24))
 
     def limit(_: int) -> None:
-        from flowformer.memory import limit_memory, resident_memory
+        from flowformer.machine import limit_memory, resident_memory
 
         limit_memory((resident_memory() or 0) + 2**28)
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from flowformer.data.cache import Patient, digest, preparing, require_empty, require_same
+from flowformer.data.files import Patient, digest, preparing, require_empty, require_same
 
 
 def test_a_folder_of_other_values_is_refused_with_each_of_them(tmp_path):

@@ -57,7 +57,7 @@ from benchmarks.runner import (
     share,
 )
 from flowformer import FlowState, flow_attention, flow_attention_step
-from flowformer.memory import available_memory
+from flowformer.machine import available_memory
 from flowformer.report.figures import BLUE, GREEN, GREY, ORANGE
 
 NAME = "attention_cpu"

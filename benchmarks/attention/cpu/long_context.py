@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.runner import said_separately, save, share
 from flowformer import FlowState, flow_attention, flow_attention_step
-from flowformer.memory import peak_memory
+from flowformer.machine import peak_memory
 
 WIDTH = 64
 PART = 65_536  # tokens compared at once

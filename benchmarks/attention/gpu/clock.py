@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from flowformer.memory import is_out_of_memory
+from flowformer.machine import is_out_of_memory
 
 
 class Clock(Protocol):

@@ -223,7 +223,7 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
                 f"memory_limit must be a size such as 512M or 8G, got {options.memory_limit!r}"
             )
         return int(float(match[1]) * _UNITS[match[2]])
-    from flowformer.memory import available_memory
+    from flowformer.machine import available_memory
     from flowformer.train.prediction import choose_device
 
     available = available_memory()

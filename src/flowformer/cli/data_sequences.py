@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from flowformer.cli.parsing import Named, parse
-from flowformer.data.cache import Patient
+from flowformer.data.files import Patient
 from flowformer.data.options import SequenceOptions
 from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
 from flowformer.data.sequences.preparation import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowformer.cli.parsing import parse
-from flowformer.data.cache import Patient
+from flowformer.data.files import Patient
 from flowformer.data.options import NOT_D4RL
 from flowformer.data.standins import CollectionConfig, CollectionOptions, collect, search_of
 from flowformer.data.trajectories.environments import references_of

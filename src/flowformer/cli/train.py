@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.cli.experiments import parse_experiment
-from flowformer.memory import is_out_of_memory
+from flowformer.machine import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import Experiment, Kind, kind_of, kind_of_run

@@ -30,8 +30,7 @@ from flowformer.data import (
     TimeSeriesData,
     require_classes,
 )
-from flowformer.machine import library
-from flowformer.memory import forget_peak, peak_memory
+from flowformer.machine import forget_peak, library, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
 

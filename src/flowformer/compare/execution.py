@@ -27,8 +27,7 @@ from flowformer.compare.plan import (
     require_same,
 )
 from flowformer.files import locked
-from flowformer.machine import available_processors, python
-from flowformer.memory import is_out_of_memory
+from flowformer.machine import available_processors, is_out_of_memory, python
 from flowformer.report.words import duration
 from flowformer.serialization import to_plain
 from flowformer.train.folder import say_held

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowformer.data.cache import data_cache, find_cache
+from flowformer.data.files import data_cache, find_cache
 from flowformer.data.standins import fetching
 from flowformer.data.standins.corpora import PHOTOGRAPHS, fetch_photographs
 from flowformer.data.standins.fetching import (

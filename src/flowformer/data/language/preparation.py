@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from flowformer.data.cache import preparing, require_empty, require_same
+from flowformer.data.files import preparing, require_empty, require_same
 from flowformer.data.language.tokenizers import KINDS, Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.language.tokens import (
     META,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.data import standins
-from flowformer.data.cache import data_cache, digest, preparing, require_empty, require_same
+from flowformer.data.files import data_cache, digest, preparing, require_empty, require_same
 from flowformer.data.options import SequenceOptions
 from flowformer.data.parallel import require_main
 from flowformer.data.sequences.listops import LISTOPS

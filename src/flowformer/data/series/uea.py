@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from flowformer.data.cache import data_cache, find_cache, find_home
+from flowformer.data.files import data_cache, find_cache, find_home
 from flowformer.data.series.records import TimeSeriesData, load_ts_files
 
 

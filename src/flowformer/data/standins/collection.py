@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from flowformer.data.arrays import read_arrays
-from flowformer.data.cache import digest, preparing
+from flowformer.data.files import digest, preparing
 from flowformer.data.options import NOT_D4RL
 from flowformer.data.parallel import Workers, generator_of, require_main
 from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out

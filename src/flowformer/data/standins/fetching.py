@@ -17,7 +17,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
-from flowformer.data.cache import data_cache, find_cache
+from flowformer.data.files import data_cache, find_cache
 from flowformer.machine import python
 
 MAX_FILES = 100_000

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Float64
 
-from flowformer.data.cache import data_cache, digest, require_same
+from flowformer.data.files import data_cache, digest, require_same
 from flowformer.data.parallel import Workers, generator_of
 from flowformer.data.standins.episodes import (
     LinearPolicy,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from flowformer.data.cache import data_cache, find_cache, find_home
+from flowformer.data.files import data_cache, find_cache, find_home
 from flowformer.data.trajectories.d4rl import read_d4rl, require_own
 from flowformer.data.trajectories.environments import (
     feature_count,

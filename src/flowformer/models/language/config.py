@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.models.checks import check_choices, check_sizes
+from flowformer.names import check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)

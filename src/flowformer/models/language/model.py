@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from flowformer.models.cross_entropy import token_cross_entropy
 from flowformer.models.inputs import (
     IGNORED,
+    SequenceShards,
     check_integers,
     check_mask,
     check_range,
@@ -22,14 +23,15 @@ from flowformer.models.inputs import (
 )
 from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.models.language.output import (
+    LanguageState,
     OutputLayer,
     chunked_loss,
     last_hidden,
     logits_of,
     shifted,
     tied_matrix,
+    token_places,
 )
-from flowformer.models.language.state import LanguageState, token_places
 from flowformer.models.published import (
     FAIRSEQ_EMBEDDING,
     matched,
@@ -37,7 +39,6 @@ from flowformer.models.published import (
     rename_fairseq,
     rename_gpt,
 )
-from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     MIXERS,
     Capabilities,

@@ -11,9 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.models.cross_entropy import ClassifierOutput, classified
-from flowformer.models.inputs import check_mask, check_range, check_tokens
+from flowformer.models.inputs import SequenceShards, check_mask, check_range, check_tokens
 from flowformer.models.sequences.config import SequenceModelConfig
-from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     PositionalEmbedding,
     TransformerBlock,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from flowformer.models.checks import check_sizes
+from flowformer.names import check_sizes
 
 _Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu"]
 

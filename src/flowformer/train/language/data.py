@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from flowformer.data.cache import Patient, data_cache, digest
+from flowformer.data.files import Patient, data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.corpora import Corpus, load_corpus

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
 from flowformer.data.arrays import require_classes, stratified_indices
-from flowformer.data.cache import Patient
+from flowformer.data.files import Patient
 from flowformer.data.options import SequenceOptions
 from flowformer.data.order import StepBatches
 from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
