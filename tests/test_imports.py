@@ -29,7 +29,7 @@ LABORATORY = {
     "data": {"files", "machine", "names", "serialization"},
     "scores": {"generation"},
     "generation": set(),
-    "rollouts": {"data"},
+    "rollouts": {"data", "names"},
     "report": {"scores", "files", "serialization"},
     "compare": {"data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},

@@ -32,16 +32,25 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
+def require_positive(**sizes: int | None) -> None:
+    """Refuse a size below 1; None is passed over.
+
+    Raises:
+        ValueError: the message names the size.
+    """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
 def check_sizes(config: Any, *names: str) -> None:
-    """Refuse a size below 1, or a dropout outside [0, 1).
+    """Refuse a setting below 1, or a dropout, where there is one, outside [0, 1).
 
     Raises:
         ValueError: one of these; the message names it.
     """
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if not 0 <= config.dropout < 1:
+    require_positive(**{name: getattr(config, name) for name in names})
+    if not 0 <= getattr(config, "dropout", 0) < 1:
         raise ValueError(f"dropout must be in [0, 1), got {config.dropout}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiments import options_for, parse_experiment
+from flowformer.names import check_sizes
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
@@ -58,10 +59,7 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "seeds", "jobs")
 
 
 def main(arguments: list[str]) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from flowformer.names import require_positive
+
 
 class EpochSampler(Sampler[int]):
     """A shuffled order that depends on the seed and the epoch only.
@@ -25,11 +27,9 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Return the number of samples in an epoch."""
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        """Return the order of this epoch."""
         # numpy mixes the pair into one seed; a sum would give (1, 2) and (2, 1) the same order.
         rng = np.random.default_rng([self.seed, self.epoch])
         return iter(rng.permutation(self.size).tolist())
@@ -70,14 +70,9 @@ class StepBatches(Sampler[list[int]]):
         Raises:
             ValueError: a size is below 1, or the round below 0.
         """
-        sizes = {
-            "num_items": num_items,
-            "batch_size": batch_size,
-            "steps_per_round": steps_per_round,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        require_positive(
+            num_items=num_items, batch_size=batch_size, steps_per_round=steps_per_round
+        )
         if round < 0:
             raise ValueError(f"round must be at least 0, got {round}")
         self.num_items = num_items
@@ -92,11 +87,9 @@ class StepBatches(Sampler[list[int]]):
         return self
 
     def __len__(self) -> int:
-        """Return the number of steps of a round."""
         return self.steps_per_round
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Return the batches of this round."""
         first = self.round * self.steps_per_round * self.batch_size
         number, place = divmod(first, self.num_items)
         order = self._order(number)
@@ -158,7 +151,6 @@ class SharedBatches(Sampler[list[Any]]):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Return the shares, in the order of the batches."""
         self._repeated.clear()
         for number, batch in enumerate(self.batches):
             share = batch[self.process :: self.processes]

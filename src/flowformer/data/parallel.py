@@ -35,11 +35,6 @@ class Workers:
     """
 
     def __init__(self, number: int) -> None:
-        """Start nothing yet.
-
-        Raises:
-            ValueError: fewer than one.
-        """
         if number < 1:
             raise ValueError(f"expected at least 1 worker, got {number}")
         self._number = number
@@ -47,7 +42,6 @@ class Workers:
         self._entered = ExitStack()
 
     def __enter__(self) -> "Workers":
-        """Return itself."""
         if self._number > 1:
             self._entered.enter_context(safe_path())
             self._pool = ProcessPoolExecutor(

@@ -123,7 +123,6 @@ class SequenceShards:
     """
 
     def __init__(self, mesh: DeviceMesh | ProcessGroup) -> None:
-        """Hold the group; raise as `resolve_group` does."""
         self.group = resolve_group(mesh)
         self.rank = self.group.rank()
 

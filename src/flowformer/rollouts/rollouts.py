@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
+from flowformer.names import check_sizes
 from flowformer.rollouts.policy import DecisionModel, Form, make_policy
 
 try:
@@ -44,14 +45,7 @@ class RolloutSettings:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Check the sizes; the form is looked up when a rollout begins.
-
-        Raises:
-            ValueError: one is below 1.
-        """
-        for name in ("parallel", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "parallel", "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

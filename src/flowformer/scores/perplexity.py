@@ -26,9 +26,9 @@ Progress = Callable[[int, int], object]
 class Tokens(Protocol):
     """A text as token ids: a tensor, an array, or a memory map that slices give arrays of."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, places: slice, /) -> Any: ...  # noqa: D105
+    def __getitem__(self, places: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)

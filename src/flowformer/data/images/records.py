@@ -32,7 +32,6 @@ class ImageSplit:
     name: str
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:

@@ -192,7 +192,6 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self._seed = seed
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self._split)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
@@ -229,7 +228,6 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         shift: int | None,
         seed: int = 0,
     ) -> None:
-        """Put black around the images."""
         images, size = split.images, preprocessing.image_size
         assert isinstance(images, np.ndarray)
         self._shift, self._flips = shift or 0, shift is not None
@@ -246,7 +244,6 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         self._labels = torch.from_numpy(split.labels)
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self._labels)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
@@ -289,15 +286,12 @@ class EpochKeys(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        """Start at the beginning of epoch 0."""
         self._order = EpochSampler(size, seed)
 
     def __len__(self) -> int:
-        """Return the number of images in an epoch."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Return the keys of this epoch."""
         return ((self._order.epoch, index) for index in self._order)
 
     def set_epoch(self, epoch: int) -> None:

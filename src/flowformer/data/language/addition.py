@@ -53,7 +53,6 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
         self.problems = torch.stack([chosen // 10**digits, chosen % 10**digits], dim=1)
 
     def __len__(self) -> int:
-        """Return the number of problems."""
         return len(self.problems)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -44,11 +44,9 @@ class ContiguousBlocks(Dataset[dict[str, Tensor]]):
         self.dropped = (len(tokens) - 1) % length
 
     def __len__(self) -> int:
-        """Return the number of whole blocks."""
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return a block and its targets."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected one of {len(self)} blocks, got {index}")
         start = index * self.length
@@ -78,7 +76,6 @@ class PackedDocuments(Dataset[dict[str, Tensor]]):
         self.ends = tokens.documents[1:]
 
     def __len__(self) -> int:
-        """Return the number of whole blocks."""
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -168,7 +168,6 @@ class TokenArray:
         return {**self.__dict__, "_maps": None}
 
     def __len__(self) -> int:
-        """Return how many tokens there are."""
         return int(self._starts[-1])
 
     @overload

@@ -36,11 +36,9 @@ class LabelledSequences(Dataset[TensorCase]):
         self.split = split
 
     def __len__(self) -> int:
-        """Return the number of cases."""
         return len(self.split)
 
     def __getitem__(self, index: int) -> TensorCase:
-        """Return a case."""
         split = self.split
         other = None if split.others is None else _tensor(split.others[index])
         return _tensor(split.inputs[index]), other, int(split.labels[index])

@@ -29,7 +29,7 @@ _INK = 0.75  # brightness of a path; a dot has 1
 _GROWING = 96  # paths that grow at once, of which one is taken
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Geometry:
     """Measures of the pictures of one size, in pixels; a path is measured in its middle.
 
@@ -72,46 +72,14 @@ class Geometry:
 # Near LRA's settings of the published generator (paddle length and margin, thickness, marker
 # radius, seed distance, distractors); the gap is wider by what a dash's round ends take of it.
 GEOMETRIES = {
-    32: Geometry(
-        size=32,
-        dash=1.5,
-        gap=1.4,
-        thickness=0.8,
-        dot=1.5,
-        seed_distance=7.0,
-        max_turn=0.7,
-        distractor_dashes=20,
-    ),
-    64: Geometry(
-        size=64,
-        dash=3.5,
-        gap=2.5,
-        thickness=1.0,
-        dot=2.5,
-        seed_distance=12.0,
-        max_turn=0.7,
-        distractor_dashes=22,
-    ),
-    128: Geometry(
-        size=128,
-        dash=4.5,
-        gap=3.0,
-        thickness=1.5,
-        dot=3.0,
-        seed_distance=20.0,
-        max_turn=0.6,
-        distractor_dashes=35,
-    ),
-    256: Geometry(
-        size=256,
-        dash=5.0,
-        gap=4.0,
-        thickness=2.0,
-        dot=5.0,
-        seed_distance=27.0,
-        max_turn=0.5,
-        distractor_dashes=30,
-    ),
+    size: Geometry(size, *measures)
+    for size, measures in {
+        # dash, gap, thickness, dot, seed_distance, max_turn, distractor_dashes
+        32: (1.5, 1.4, 0.8, 1.5, 7.0, 0.7, 20),
+        64: (3.5, 2.5, 1.0, 2.5, 12.0, 0.7, 22),
+        128: (4.5, 3.0, 1.5, 3.0, 20.0, 0.6, 35),
+        256: (5.0, 4.0, 2.0, 5.0, 27.0, 0.5, 30),
+    }.items()
 }
 DASHES = {"easy": 6, "medium": 9, "hard": 14}  # of a long path: LRA's contour lengths
 

@@ -36,11 +36,6 @@ class Sequences:
     offsets: Int[np.ndarray, " n_plus_1"]
 
     def __post_init__(self) -> None:
-        """Check that the offsets are of these values.
-
-        Raises:
-            ValueError: they are not.
-        """
         offsets = self.offsets
         if (
             offsets.ndim != 1
@@ -68,7 +63,6 @@ class Sequences:
         return cls(np.concatenate(arrays), np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
-        """Return the number of sequences."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -102,11 +96,6 @@ class SequenceSplit:
     others: Sequences | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts are as many.
-
-        Raises:
-            ValueError: they are not.
-        """
         counts = {"labels": len(self.labels)}
         if self.others is not None:
             counts["others"] = len(self.others)
@@ -124,7 +113,6 @@ class SequenceSplit:
         return cls(Sequences(values, offsets), labels.astype(np.int64))
 
     def __len__(self) -> int:
-        """Return the number of cases."""
         return len(self.labels)
 
 

@@ -205,11 +205,9 @@ class SeriesDataset(Dataset[tuple[Tensor, int]]):
         self.labels = split.labels.tolist()
 
     def __len__(self) -> int:
-        """Return the number of series."""
         return len(self.series)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return the series at a place, and its label."""
         return self.series[index], self.labels[index]
 
 

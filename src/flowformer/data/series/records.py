@@ -55,7 +55,6 @@ class SeriesSplit:
                 )
 
     def __len__(self) -> int:
-        """Return the number of series."""
         return len(self.series)
 
     @property
@@ -109,11 +108,6 @@ class TimeSeriesData:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a test split with other channels than the training split.
-
-        Raises:
-            ValueError: the splits differ in channels.
-        """
         if self.test is not None and self.test.channels != self.train.channels:
             raise ValueError(
                 f"{self.name}: expected {self.train.channels} channels in {self.test.name}, as in "

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,6 +34,7 @@ from flowformer.data.trajectories.minari import (
 )
 from flowformer.data.trajectories.records import Trajectories
 from flowformer.files import atomic_file, write_atomically
+from flowformer.names import check_choices, check_sizes
 
 Quality = Literal["random", "medium", "replay", "expert"]
 
@@ -98,17 +99,8 @@ class CollectionConfig(CollectionOptions):
     search: SearchConfig
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: the quality is unknown, or a number out of range.
-        """
-        if self.quality not in get_args(Quality):
-            raise ValueError(
-                f"quality must be one of {', '.join(get_args(Quality))}, got {self.quality!r}"
-            )
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_choices(self, "quality")
+        check_sizes(self, "steps")
         if self.noise < 0:
             raise ValueError(f"noise must be at least 0, got {self.noise}")
         if not 0 < self.medium <= 1:

@@ -22,6 +22,7 @@ from flowformer.data.standins.episodes import (
 )
 from flowformer.data.trajectories.environments import feature_count
 from flowformer.files import atomic_file, parse_json, remove_unfinished, write_atomically
+from flowformer.names import check_sizes
 
 Progress = Callable[[str], None]
 
@@ -62,14 +63,7 @@ class SearchConfig:
     evaluations: int = 8
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
-        for name in ("iterations", "directions", "top", "evaluate_every", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "iterations", "directions", "top", "evaluate_every", "evaluations")
         for name in ("step_size", "noise"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

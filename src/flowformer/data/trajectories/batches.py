@@ -192,15 +192,12 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
         self._begins, self._ends = starts[episode], ends[episode]
 
     def __len__(self) -> int:
-        """Return the number of windows."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a batch of these windows."""
         chosen = np.asarray(indices)
         first, last = self.places[chosen], self._ends[chosen]
         length = int(min(self._context, (last - first).max()))

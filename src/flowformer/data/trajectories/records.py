@@ -195,7 +195,6 @@ class Trajectories:
             )
 
     def __len__(self) -> int:
-        """Return the number of episodes."""
         return len(self.starts)
 
     @property

@@ -44,7 +44,6 @@ class FlowformerCache(Cache):
         return 0 if self.state is None else len(self.state.layers)
 
     def __repr__(self) -> str:
-        """Return the number of layers and places."""
         return f"{type(self).__name__}(layers={len(self)}, length={self._length})"
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - of all layers alike

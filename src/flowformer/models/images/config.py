@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flowformer.names import check_choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionModelConfig:
@@ -62,8 +64,7 @@ class VisionModelConfig:
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling must be one of mean, cls, got {self.pooling!r}")
+        check_choices(self, "pooling")
         if self.pooling == "cls" and len(self.dims) > 1:
             raise ValueError(
                 f"pooling='cls' needs a model of one stage, got {len(self.dims)}: a class token "

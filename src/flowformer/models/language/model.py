@@ -39,6 +39,7 @@ from flowformer.models.published import (
     rename_fairseq,
     rename_gpt,
 )
+from flowformer.names import require_positive
 from flowformer.nn import (
     MIXERS,
     Capabilities,
@@ -110,8 +111,7 @@ class LanguageModel(nn.Module):
             NotImplementedError: the mixer has no causal form.
         """
         super().__init__()
-        if vocab_size < 1:
-            raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+        require_positive(vocab_size=vocab_size)
         self.config = config
         self._vocab_size = vocab_size
         self.gradient_checkpointing = False

@@ -61,10 +61,8 @@ class SequenceModelConfig:
             ValueError: a size below 1, heads that do not divide qkv_dim, a dropout outside [0, 1),
                 or an unknown choice.
         """
-        optional = [
-            name for name in ("qkv_dim", "classifier_dim") if getattr(self, name) is not None
-        ]
-        check_sizes(self, "dim", "num_heads", "num_layers", "feedforward", *optional)
+        sizes = ("dim", "num_heads", "num_layers", "feedforward", "qkv_dim", "classifier_dim")
+        check_sizes(self, *sizes)
         check_choices(self, "positions", "norm", "pooling", "padding", "interaction")
         if self.qkv_dim is not None and self.qkv_dim % self.num_heads:
             raise ValueError(

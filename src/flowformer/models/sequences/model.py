@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flowformer.models.cross_entropy import ClassifierOutput, classified
 from flowformer.models.inputs import SequenceShards, check_mask, check_range, check_tokens
 from flowformer.models.sequences.config import SequenceModelConfig
+from flowformer.names import require_positive
 from flowformer.nn import (
     PositionalEmbedding,
     TransformerBlock,
@@ -55,8 +56,7 @@ class SequenceEncoder(nn.Module):
             NotImplementedError: the mixer has no bidirectional form.
         """
         super().__init__()
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {max_length}")
+        require_positive(max_length=max_length)
         self.config = config
         self.vocab_size, self.channels = vocab_size, channels
         self.max_length = max_length
@@ -185,7 +185,34 @@ class SequenceEncoder(nn.Module):
             )
 
 
-class SequenceClassifier(nn.Module):
+class _EncodedClassifier(nn.Module):
+    def __init__(
+        self,
+        config: SequenceModelConfig,
+        *,
+        vocab_size: int | None = None,
+        channels: int | None = None,
+        num_classes: int = 2,
+        max_length: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = SequenceEncoder(
+            config, vocab_size=vocab_size, channels=channels, max_length=max_length
+        )
+        width = config.classifier_dim or config.feedforward
+        self.head = _build_head(*self._hidden(config, width), num_classes)
+
+    @staticmethod
+    def _hidden(config: SequenceModelConfig, width: int) -> tuple[int, ...]:
+        """Return the widths before the logits: of what the head reads, and of its layers."""
+        raise NotImplementedError
+
+    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
+        """Do as `SequenceEncoder.set_sequence_parallel`."""
+        self.encoder.set_sequence_parallel(mesh)
+
+
+class SequenceClassifier(_EncodedClassifier):
     """An encoder, a layer with relu, and a linear layer to the classes.
 
     Args:
@@ -206,22 +233,9 @@ class SequenceClassifier(nn.Module):
         torch.Size([4, 2])
     """
 
-    def __init__(
-        self,
-        config: SequenceModelConfig,
-        *,
-        vocab_size: int | None = None,
-        channels: int | None = None,
-        num_classes: int,
-        max_length: int,
-    ) -> None:
-        """Create the layers; raise as `SequenceEncoder` does."""
-        super().__init__()
-        self.encoder = SequenceEncoder(
-            config, vocab_size=vocab_size, channels=channels, max_length=max_length
-        )
-        width = config.classifier_dim or config.feedforward
-        self.head = _build_head(config.dim, width, num_classes)
+    @staticmethod
+    def _hidden(config: SequenceModelConfig, width: int) -> tuple[int, ...]:
+        return config.dim, width
 
     def forward(
         self,
@@ -238,12 +252,8 @@ class SequenceClassifier(nn.Module):
         """
         return classified(self.head(self.encoder(inputs, attention_mask)), labels)
 
-    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
-        """Do as `SequenceEncoder.set_sequence_parallel`."""
-        self.encoder.set_sequence_parallel(mesh)
 
-
-class PairClassifier(nn.Module):
+class PairClassifier(_EncodedClassifier):
     """Two documents, one encoder for both, and a classifier of the two vectors (Retrieval).
 
     The classifier reads [x₁, x₂, x₁ · x₂, x₁ - x₂] with `interaction="nli"`, and [x₁, x₂] with
@@ -266,23 +276,9 @@ class PairClassifier(nn.Module):
         torch.Size([4, 2])
     """
 
-    def __init__(
-        self,
-        config: SequenceModelConfig,
-        *,
-        vocab_size: int | None = None,
-        channels: int | None = None,
-        num_classes: int = 2,
-        max_length: int,
-    ) -> None:
-        """Create the layers; raise as `SequenceEncoder` does."""
-        super().__init__()
-        self.encoder = SequenceEncoder(
-            config, vocab_size=vocab_size, channels=channels, max_length=max_length
-        )
-        features = config.dim * (4 if config.interaction == "nli" else 2)
-        width = config.classifier_dim or config.feedforward
-        self.head = _build_head(features, width, max(width // 2, 1), num_classes)
+    @staticmethod
+    def _hidden(config: SequenceModelConfig, width: int) -> tuple[int, ...]:
+        return config.dim * (4 if config.interaction == "nli" else 2), width, max(width // 2, 1)
 
     def forward(
         self,
@@ -307,10 +303,6 @@ class PairClassifier(nn.Module):
             features += [one * other, one - other]
         return classified(self.head(torch.cat(features, dim=-1)), labels)
 
-    def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
-        """Do as `SequenceEncoder.set_sequence_parallel`."""
-        self.encoder.set_sequence_parallel(mesh)
-
 
 def _build_embedding(
     dim: int, *, vocab_size: int | None, channels: int | None
@@ -320,9 +312,7 @@ def _build_embedding(
             "expected vocab_size (tokens) or channels (continuous input), one of them, got "
             f"{vocab_size=} and {channels=}"
         )
-    for name, size in (("vocab_size", vocab_size), ("channels", channels)):
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+    require_positive(vocab_size=vocab_size, channels=channels)
     return nn.Linear(channels, dim) if channels else nn.Embedding(vocab_size or 0, dim)
 
 

@@ -1,11 +1,9 @@
 """Configurations of the decision models, without torch: the command line starts at once."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from flowformer.names import check_sizes
-
-_Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu"]
+from flowformer.names import check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class DecisionModelConfig:
     num_layers: int = 3
     num_heads: int = 4
     feedforward: int | None = None
-    activation: _Activation = "relu"
+    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = "relu"
     dropout: float = 0.1
     context: int = 20
     max_timestep: int = 1000
@@ -51,8 +49,8 @@ class DecisionModelConfig:
             ValueError: a size below 1, a context longer than the longest episode, a dropout
                 outside [0, 1), or an unknown activation.
         """
-        names = ["dim", "num_layers", "num_heads", "context", "max_timestep"]
-        check_sizes(self, *names, *([] if self.feedforward is None else ["feedforward"]))
+        names = ["dim", "num_layers", "num_heads", "context", "max_timestep", "feedforward"]
+        check_sizes(self, *names)
         if self.context > self.max_timestep:
             raise ValueError(
                 f"context must be at most max_timestep, got {self.context} and {self.max_timestep}"
@@ -61,11 +59,7 @@ class DecisionModelConfig:
             raise ValueError(
                 f"encoder must be 'transformer' or 'behaviour-cloning', got {self.encoder!r}"
             )
-        if self.activation not in get_args(_Activation):
-            raise ValueError(
-                f"activation must be one of {', '.join(get_args(_Activation))}, "
-                f"got {self.activation!r}"
-            )
+        check_choices(self, "activation")
 
     @property
     def resolved_feedforward(self) -> int:
@@ -88,9 +82,4 @@ class BehaviourCloningConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the sizes.
-
-        Raises:
-            ValueError: a size below 1, or a dropout outside [0, 1).
-        """
         check_sizes(self, "dim", "num_layers")

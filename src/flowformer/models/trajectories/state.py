@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowformer.names import require_positive
 from flowformer.nn.mixers.attention import State
 
 
@@ -64,12 +65,9 @@ def action_width(*, observation_dim: int, action_dim: int | None, num_actions: i
             "expected action_dim (a box) or num_actions (discrete), one of them, got "
             f"{action_dim=} and {num_actions=}"
         )
-    sizes = {"observation_dim": observation_dim} | (
-        {"num_actions": num_actions} if action_dim is None else {"action_dim": action_dim}
+    require_positive(
+        observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
     )
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
     return action_dim or num_actions or 0
 
 

@@ -41,7 +41,6 @@ class AttentionMask(NamedTuple):
         raise AttributeError(f"no {name}: {_NO_TENSOR}")
 
     def __getitem__(self, key: Any) -> Any:
-        """Return one of its three parts."""
         if not isinstance(key, int):
             raise TypeError(_NO_TENSOR)
         return tuple.__getitem__(self, key)
