@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from flowformer.data.loaders import WorkerLoader, in_own_words
-from flowformer.data.order import share_out
+from flowformer.data.loaders import WorkerLoader, in_own_words, share_out
 
 
 class OwnError(Exception):

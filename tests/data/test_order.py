@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from flowformer.data.order import EpochSampler, SharedBatches, StepBatches, share_out, shares_of
+from flowformer.data.loaders import EpochSampler, SharedBatches, StepBatches, share_out, shares_of
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])

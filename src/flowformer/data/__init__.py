@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flowformer.data.language.preparation import prepare_text
     from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
     from flowformer.data.language.tokens import Counts, PreparedText, TokenArray, open_text
-    from flowformer.data.order import EpochSampler, StepBatches
+    from flowformer.data.loaders import EpochSampler, StepBatches
     from flowformer.data.series.batches import (
         MISSING_POLICIES,
         MissingPolicy,
@@ -81,7 +81,7 @@ __all__ = [
 ]
 
 _MODULES = (
-    *("arrays", "order", "series.records", "series.ts_format", "series.uea", "series.batches"),
+    *("arrays", "loaders", "series.records", "series.ts_format", "series.uea", "series.batches"),
     *("language.tokenizers", "language.tokens", "language.corpora", "language.preparation"),
     *("language.batches", "language.addition"),
 )

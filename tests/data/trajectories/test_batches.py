@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from flowformer.data.order import as_it_is
+from flowformer.data.loaders import as_it_is
 from flowformer.data.trajectories.batches import (
     DecisionPreprocessing,
     DecisionWindows,

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from flowformer.data.arrays import centred_only_where_constant
 from flowformer.data.images.records import ImageSplit
-from flowformer.data.loaders import own_randomness
-from flowformer.data.order import EpochSampler
+from flowformer.data.loaders import EpochSampler, own_randomness
 
 try:
     from PIL import Image

@@ -21,9 +21,11 @@ from transformers.models.auto import modeling_auto as _tables
 
 from flowformer.integrations.transformers.attention import register_attention
 from flowformer.integrations.transformers.cache import FlowformerCache
-from flowformer.integrations.transformers.causal import FlowformerForCausalLM
-from flowformer.integrations.transformers.classification import FlowformerForSequenceClassification
 from flowformer.integrations.transformers.configuration import FlowformerConfig
+from flowformer.integrations.transformers.heads import (
+    FlowformerForCausalLM,
+    FlowformerForSequenceClassification,
+)
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
     FlowformerPreTrainedModel,

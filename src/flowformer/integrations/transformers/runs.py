@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
-from flowformer.integrations.transformers.causal import FlowformerForCausalLM
+from flowformer.integrations.transformers.heads import FlowformerForCausalLM
 from flowformer.train.language.study import Language
 
 

@@ -18,8 +18,7 @@ from flowformer.data.images.transforms import (
     light_transform,
     strong_transform,
 )
-from flowformer.data.loaders import WorkerLoader
-from flowformer.data.order import as_it_is
+from flowformer.data.loaders import WorkerLoader, as_it_is
 from flowformer.models.images.model import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
 from flowformer.train.digests import Digests, digest_files, digest_values

@@ -15,8 +15,8 @@ from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText, read_meta
+from flowformer.data.loaders import StepBatches
 from flowformer.data.options import TextOptions
-from flowformer.data.order import StepBatches
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel

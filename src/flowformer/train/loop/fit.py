@@ -22,8 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
-from flowformer.data.loaders import own_randomness
-from flowformer.data.order import share_out, shares_of
+from flowformer.data.loaders import own_randomness, share_out, shares_of
 from flowformer.files import write_atomically
 from flowformer.train.config import ComputeConfig, Progress
 from flowformer.train.folder import RunFolder

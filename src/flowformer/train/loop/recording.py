@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
-from flowformer.data.order import SharedBatches
+from flowformer.data.loaders import SharedBatches
 from flowformer.files import write_atomically
 from flowformer.train.config import OptimizerConfig, ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Subset
 
 from flowformer.data.arrays import require_classes, stratified_indices
 from flowformer.data.files import Patient
+from flowformer.data.loaders import StepBatches
 from flowformer.data.options import SequenceOptions
-from flowformer.data.order import StepBatches
 from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
 from flowformer.data.sequences.preparation import find_sequence_set, prepare_sequences
 from flowformer.data.sequences.records import SequenceData

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.order import StepBatches, as_it_is
+from flowformer.data.loaders import StepBatches, as_it_is
 from flowformer.data.trajectories.batches import (
     DecisionPreprocessing,
     DecisionWindows,
