@@ -23,11 +23,11 @@ LIBRARY = {
     "ops": {"names"},
     "nn": {"ops", "names"},
     "models": {"ops", "nn", "names"},
-    "integrations": {"ops", "nn", "models", "files", "serialization"},
+    "integrations": {"ops", "nn", "models", "names", "files", "serialization"},
 }
 LABORATORY = {
     "data": {"files", "machine", "names", "serialization"},
-    "scores": {"generation"},
+    "scores": {"generation", "names"},
     "generation": set(),
     "rollouts": {"data", "names"},
     "report": {"scores", "files", "serialization"},

@@ -7,6 +7,8 @@ from typing import Any, TypeVar, get_args
 
 T = TypeVar("T")
 
+IGNORED = -100  # the label or target that counts for nothing, as in torch and transformers
+
 
 def choose(name: str, table: Mapping[str, T], noun: str) -> T:
     """Return what a table has under a name.

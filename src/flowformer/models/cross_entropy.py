@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.models.inputs import IGNORED, check_labels
+from flowformer.models.inputs import check_labels
+from flowformer.names import IGNORED
 
 CHUNK_ELEMENTS = 2**24  # logits alive at once: 64 MiB in float32
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowformer.names import IGNORED
 from flowformer.ops.inputs import has_values
 from flowformer.ops.parallel.collectives import gather_ranks, resolve_group, sum_ranks
 
-IGNORED = -100  # the label that counts for nothing, as in torch and transformers
 _NO_TOKEN = -101  # the first label of a rank without tokens
 _INTEGERS = (torch.int64, torch.int32)  # that an embedding takes
 

@@ -16,9 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flowformer.generation.steps import CausalModel, device_of, evaluation_mode
+from flowformer.names import IGNORED
 from flowformer.scores.measures import exp_of
 
-IGNORED = -100  # the target that the model's loss leaves out
 Progress = Callable[[int, int], object]
 
 

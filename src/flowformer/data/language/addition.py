@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowformer.data.language.batches import IGNORED
+from flowformer.names import IGNORED
 
 VOCAB_SIZE = 10  # a token is a digit
 _MAX_DIGITS = 3  # the problems are listed, all 10^(2·digits) of them

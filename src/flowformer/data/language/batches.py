@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowformer.data.language.tokens import TokenArray
-
-IGNORED = -100  # the target that a loss leaves out, as torch's cross-entropy does
+from flowformer.names import IGNORED
 
 
 class ContiguousBlocks(Dataset[dict[str, Tensor]]):

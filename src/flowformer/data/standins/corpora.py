@@ -67,15 +67,11 @@ _SHARES = (0.7, 0.8)  # of the articles: where those to train on, and to validat
 
 
 @dataclass(frozen=True, kw_only=True)
-class WikiSmall:
-    """Whole articles of Wikipedia, and the first paragraphs of others: a small WikiText.
-
-    Articles and leads are split apart, 5 % of each for validation and 5 % for test, by a digest of
-    the title. A lead whose article is there in full is left out. A document begins with its
-    title, `= Title =`, and has one line a paragraph.
+class _Packaged:
+    """A text in the files of packages.
 
     Attributes:
-        name: in the table of corpora; with -raw, words and punctuation are not separated.
+        name: in the table of corpora.
         description: one line.
         source: where it is from.
         folder: where the files of the packages are kept; None for `data_cache()`.
@@ -83,8 +79,21 @@ class WikiSmall:
 
     name: str
     description: str
-    source: str = f"PyPI {ARTICLES.release}, {LEADS.release}"
+    source: str
     folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikiSmall(_Packaged):
+    """Whole articles of Wikipedia, and the first paragraphs of others: a small WikiText.
+
+    Articles and leads are split apart, 5 % of each for validation and 5 % for test, by a digest of
+    the title. A lead whose article is there in full is left out. A document begins with its
+    title, `= Title =`, and has one line a paragraph. Where the name ends in -raw, words and
+    punctuation are not separated.
+    """
+
+    source: str = f"PyPI {ARTICLES.release}, {LEADS.release}"
 
     def documents(self, part: str) -> Iterator[str]:
         """Return the articles and leads of a part, shuffled."""
@@ -100,22 +109,13 @@ class WikiSmall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shakespeare:
+class Shakespeare(_Packaged):
     """The plays: a speaker's name and what is said, stage directions in brackets.
 
     Split by play: 2 for validation and 2 for test, by a digest of the file's name.
-
-    Attributes:
-        name: in the table of corpora.
-        description: one line.
-        source: where it is from.
-        folder: where the files of the package are kept; None for `data_cache()`.
     """
 
-    name: str
-    description: str
     source: str = f"PyPI {PLAYS.release}"
-    folder: Path | None = None
 
     def documents(self, part: str) -> Iterator[str]:
         """Return the plays of a part."""

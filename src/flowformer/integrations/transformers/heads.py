@@ -24,9 +24,10 @@ from flowformer.integrations.transformers.modeling import (
     new_tokens,
 )
 from flowformer.models.cross_entropy import token_cross_entropy
-from flowformer.models.inputs import IGNORED, check_range, last_real
+from flowformer.models.inputs import check_range, last_real
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.language.output import chunked_loss, shifted
+from flowformer.names import IGNORED
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 
@@ -167,14 +168,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: as `FlowformerModel.forward`, and for labels of another shape.
         """
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **others,
-        )
+        out = self.model(input_ids, attention_mask, cache, inputs_embeds, use_cache, **others)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden, logits, loss = out.last_hidden_state[:, keep], None, None
         targets = others.pop("shift_labels", None)
@@ -307,14 +301,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         Raises:
             ValueError: as `FlowformerModel.forward`.
         """
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **others,
-        )
+        out = self.model(input_ids, attention_mask, cache, inputs_embeds, use_cache, **others)
         hidden = out.last_hidden_state
         real = self._real(input_ids, attention_mask, hidden)
         logits = self.score(self.dropout(last_real(hidden, real)))

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from flowformer.models.cross_entropy import token_cross_entropy
 from flowformer.models.inputs import (
-    IGNORED,
     SequenceShards,
     check_integers,
     check_mask,
@@ -39,7 +38,7 @@ from flowformer.models.published import (
     rename_fairseq,
     rename_gpt,
 )
-from flowformer.names import require_positive
+from flowformer.names import IGNORED, require_positive
 from flowformer.nn import (
     MIXERS,
     Capabilities,

@@ -20,7 +20,8 @@ from flowformer.models.cross_entropy import (
     chunked_cross_entropy,
     token_cross_entropy,
 )
-from flowformer.models.inputs import IGNORED, SequenceShards, last_real
+from flowformer.models.inputs import SequenceShards, last_real
+from flowformer.names import IGNORED
 from flowformer.nn.mixers.attention import State
 from flowformer.ops.inputs import is_transformed
 from flowformer.ops.packing import Batch, check_batch
