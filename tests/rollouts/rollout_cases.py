@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
-from flowformer.models.trajectories.model import DecisionTransformer
-from flowformer.models.trajectories.state import DecisionOutput
+from flowformer.models.trajectories.model import DecisionOutput, DecisionTransformer
 from flowformer.rollouts.rollouts import RolloutSettings
 
 BOX = Space(shape=(1,), low=-2.0, high=4.0)

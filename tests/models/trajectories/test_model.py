@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.trajectories.model import BehaviourCloning
-from flowformer.models.trajectories.state import DecisionState
+from flowformer.models.trajectories.model import BehaviourCloning, DecisionState
 from flowformer.nn import MIXERS
 from tests.conformance.cases import CASES, Case
 from tests.models.trajectories.cases import (

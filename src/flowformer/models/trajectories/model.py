@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,19 +16,57 @@ from flowformer.models.published import (
     rename_trajectories,
 )
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.trajectories.state import (
-    DecisionOutput,
-    DecisionState,
-    action_width,
-    check_shape,
-    real_steps,
-)
+from flowformer.names import require_positive
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
 from flowformer.nn.mixers.attention import State
 from flowformer.nn.mixers.building import mixer_options
 
 TOKENS = 3  # of a step: return-to-go, observation, action
 INITIAL_STD = 0.02
+
+
+class DecisionState(NamedTuple):
+    """The state that the model carries from one call to the next.
+
+    Attributes:
+        layers: the state of each block's mixer; of constant size for flow and its linear kin.
+        pending: time steps of the steps whose action is still to be read, shape ``[b]``; None
+            where all actions have been read.
+    """
+
+    layers: tuple[State, ...]
+    pending: Int[Tensor, " b"] | None
+
+    def to(self, device: torch.device | str) -> "DecisionState":
+        """Return the state on another device."""
+        pending = None if self.pending is None else self.pending.to(device)
+        return DecisionState(tuple(layer.to(device) for layer in self.layers), pending)
+
+    def detach(self) -> "DecisionState":
+        """Return the state without its history of gradients."""
+        return DecisionState(tuple(layer.detach() for layer in self.layers), self.pending)
+
+    def reorder(self, index: Int[Tensor, " n"]) -> "DecisionState":
+        """Return the rows `index` of the batch: episodes that have ended are left out."""
+        pending = None if self.pending is None else self.pending.index_select(0, index)
+        return DecisionState(tuple(layer.reorder(index) for layer in self.layers), pending)
+
+
+# A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
+torch.serialization.add_safe_globals([DecisionState])
+
+
+class DecisionOutput(NamedTuple):
+    """The output of a decision model.
+
+    Attributes:
+        actions: the action predicted at each step, in (-1, 1) where actions are bounded; for
+            discrete actions their logits. Zero at padded steps.
+        states: the states that continue the episodes; None if they were not asked for.
+    """
+
+    actions: Float[Tensor, "b t a"]
+    states: DecisionState | None
 
 
 class DecisionTransformer(nn.Module):
@@ -79,7 +118,7 @@ class DecisionTransformer(nn.Module):
             NotImplementedError: the mixer has no causal form.
         """
         super().__init__()
-        width = action_width(
+        width = _action_width(
             observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
         )
         self.config = config
@@ -138,7 +177,7 @@ class DecisionTransformer(nn.Module):
         """
         batch = tuple(timesteps.shape)
         self._check(returns_to_go, observations, actions, batch)
-        check_shape("timesteps", timesteps, batch, floating=False)
+        _check_shape("timesteps", timesteps, batch, floating=False)
         check_mask(mask, batch, of="step")
         if past_states is not None and past_states.pending is not None:
             raise ValueError(
@@ -146,18 +185,18 @@ class DecisionTransformer(nn.Module):
                 "whole steps"
             )
         # NaN there would reach the gradients of the first layers, any number the tables.
-        place = self._place(real_steps(timesteps, mask))
+        place = self._place(_real_steps(timesteps, mask))
         tokens = torch.stack(
             (
-                self.return_embedding(real_steps(returns_to_go, mask).unsqueeze(-1)) + place,
-                self.observation_embedding(real_steps(observations, mask)) + place,
-                self._embed_actions(real_steps(actions, mask)) + place,
+                self.return_embedding(_real_steps(returns_to_go, mask).unsqueeze(-1)) + place,
+                self.observation_embedding(_real_steps(observations, mask)) + place,
+                self._embed_actions(_real_steps(actions, mask)) + place,
             ),
             dim=2,
         ).flatten(1, 2)
         token_mask = None if mask is None else mask.repeat_interleave(TOKENS, dim=1)
         x, layers = self._mix(tokens, token_mask, past_states, use_cache=use_cache)
-        predicted = real_steps(self._predict(x[:, 1::TOKENS]), mask)
+        predicted = _real_steps(self._predict(x[:, 1::TOKENS]), mask)
         return DecisionOutput(predicted, DecisionState(layers, None) if use_cache else None)
 
     def step(
@@ -238,7 +277,7 @@ class DecisionTransformer(nn.Module):
             raise ValueError(
                 f"the states must be of {len(self.blocks)} layers, got those of {len(states)}"
             )
-        x = real_steps(self.dropout(self.embedding_norm(tokens)), mask)
+        x = _real_steps(self.dropout(self.embedding_norm(tokens)), mask)
         layers = []
         for block, state in zip(self.blocks, states, strict=True):
             x = block(x, causal=True, mask=mask, state=state, return_state=use_cache)
@@ -263,11 +302,11 @@ class DecisionTransformer(nn.Module):
     def _check(
         self, returns: Tensor, observations: Tensor, actions: Tensor | None, batch: tuple[int, ...]
     ) -> None:
-        check_shape("returns_to_go", returns, batch, floating=True)
-        check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
+        _check_shape("returns_to_go", returns, batch, floating=True)
+        _check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
         if actions is not None:
             width = () if self.action_dim is None else (self.action_dim,)
-            check_shape("actions", actions, (*batch, *width), floating=bool(width))
+            _check_shape("actions", actions, (*batch, *width), floating=bool(width))
 
 
 class BehaviourCloning(nn.Module):
@@ -303,7 +342,7 @@ class BehaviourCloning(nn.Module):
             ValueError: neither or both of action_dim and num_actions, or a size below 1.
         """
         super().__init__()
-        width = action_width(
+        width = _action_width(
             observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
         )
         self.config = config
@@ -330,9 +369,9 @@ class BehaviourCloning(nn.Module):
     ) -> DecisionOutput:
         """Predict the action of each step; see `DecisionTransformer.forward`."""
         batch = tuple(timesteps.shape)
-        check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
+        _check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
         check_mask(mask, batch, of="step")
-        predicted = real_steps(self.layers(real_steps(observations, mask)), mask)
+        predicted = _real_steps(self.layers(_real_steps(observations, mask)), mask)
         return DecisionOutput(predicted, DecisionState((), None) if use_cache else None)
 
     def step(
@@ -345,7 +384,7 @@ class BehaviourCloning(nn.Module):
     ) -> tuple[Float[Tensor, "b out"], DecisionState]:
         """Predict the action of one more step; see `DecisionTransformer.step`."""
         expected = (*timesteps.shape, self.observation_dim)
-        check_shape("observations", observations, expected, floating=True)
+        _check_shape("observations", observations, expected, floating=True)
         return self.layers(observations), DecisionState((), timesteps)
 
 
@@ -375,6 +414,43 @@ def load_published_decision_model(
     )
     model.load_published_state_dict(state)
     return model
+
+
+def _action_width(*, observation_dim: int, action_dim: int | None, num_actions: int | None) -> int:
+    """Return how many numbers are predicted for an action.
+
+    Raises:
+        ValueError: neither or both of action_dim and num_actions, or a size below 1.
+    """
+    if (action_dim is None) == (num_actions is None):
+        raise ValueError(
+            "expected action_dim (a box) or num_actions (discrete), one of them, got "
+            f"{action_dim=} and {num_actions=}"
+        )
+    require_positive(
+        observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
+    )
+    return action_dim or num_actions or 0
+
+
+def _check_shape(name: str, given: Tensor, expected: tuple[int, ...], *, floating: bool) -> None:
+    """Refuse a tensor of another shape, or integers for numbers and the other way round.
+
+    Raises:
+        ValueError: the message names both.
+    """
+    if tuple(given.shape) != expected or given.is_floating_point() != floating:
+        raise ValueError(
+            f"expected {name} {list(expected)}, {'floating-point' if floating else 'integers'}, "
+            f"got {list(given.shape)} of {given.dtype}"
+        )
+
+
+def _real_steps(given: Tensor, mask: Bool[Tensor, "b t"] | None) -> Tensor:
+    """Return the tensor [b, t, ...] with zeros at padded steps."""
+    if mask is None:
+        return given
+    return given.masked_fill(~mask.reshape(*mask.shape, *[1] * (given.ndim - 2)), 0)
 
 
 def _build_block(config: DecisionModelConfig) -> TransformerBlock:
