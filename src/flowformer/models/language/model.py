@@ -357,16 +357,9 @@ class LanguageModel(nn.Module):
         places = token_places(embedded, mask, past_states, cu_seqlens, before)
         x, turn = self._place(embedded, mask, places)
         layers = []
+        shared = {"mask": mask, "return_state": use_cache, "turn": turn, "cu_seqlens": cu_seqlens}
         for block, state in zip(self.blocks, past, strict=True):
-            call = partial(
-                block,
-                causal=True,
-                mask=mask,
-                state=state,
-                return_state=use_cache,
-                turn=turn,
-                cu_seqlens=cu_seqlens,
-            )
+            call = partial(block, causal=True, state=state, **shared)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False)
             else:
