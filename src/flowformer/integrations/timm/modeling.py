@@ -52,15 +52,9 @@ class FlowformerImageModel(nn.Module):
             ValueError: as `VisionClassifier` does, or another pooling than the architecture's.
         """
         super().__init__()
-        changes: dict[str, Any] = {}
-        if drop_rate is not None:
-            changes["dropout"] = drop_rate
-        if drop_path_rate is not None:
-            changes["drop_path"] = drop_path_rate
-        if mixer is not None:
-            changes |= {"mixer": mixer, "mixer_options": None}
-        if mixer_options is not None:
-            changes["mixer_options"] = mixer_options
+        given = {"dropout": drop_rate, "drop_path": drop_path_rate, "mixer_options": mixer_options}
+        changes: dict[str, Any] = {} if mixer is None else {"mixer": mixer, "mixer_options": None}
+        changes |= {name: value for name, value in given.items() if value is not None}
         config = replace(config, **changes)
         self.model = VisionClassifier(
             config, image_size=img_size, channels=in_chans, num_classes=num_classes
