@@ -258,14 +258,8 @@ class PairClassifier(_EncodedClassifier):
 
     The classifier reads [x₁, x₂, x₁ · x₂, x₁ - x₂] with `interaction="nli"`, and [x₁, x₂] with
     "concat", as in the published runs, whose scripts leave the interaction out. It has two layers
-    with relu, the second half as wide, and a linear one to the classes.
-
-    Args:
-        config: the architecture.
-        vocab_size: number of tokens, that of padding (0) included; None for continuous input.
-        channels: features of a place of continuous input; None for tokens.
-        num_classes: number of logits.
-        max_length: longest document.
+    with relu, the second half as wide, and a linear one to the classes. Its arguments are those of
+    `SequenceClassifier`, max_length being that of the longest document.
 
     Examples:
         >>> import torch

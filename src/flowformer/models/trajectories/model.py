@@ -314,14 +314,7 @@ class BehaviourCloning(nn.Module):
 
     It is called as a `DecisionTransformer` is, and passes over returns, past actions and time. The
     Decision Transformer's code stacks the last 20 observations; here it is one, which tells all
-    of a Markovian environment.
-
-    Args:
-        config: the architecture.
-        observation_dim: numbers of an observation.
-        action_dim: numbers of an action; None for discrete actions.
-        num_actions: discrete actions, from 0; None for actions of numbers.
-        bounded: whether actions of numbers lie in [-1, 1]; without, there is no tanh.
+    of a Markovian environment. Its arguments are those of `DecisionTransformer`.
     """
 
     has_state = True
@@ -336,11 +329,7 @@ class BehaviourCloning(nn.Module):
         num_actions: int | None = None,
         bounded: bool = True,
     ) -> None:
-        """Create the layers.
-
-        Raises:
-            ValueError: neither or both of action_dim and num_actions, or a size below 1.
-        """
+        """Create the layers; raise as `DecisionTransformer` does."""
         super().__init__()
         width = _action_width(
             observation_dim=observation_dim, action_dim=action_dim, num_actions=num_actions
