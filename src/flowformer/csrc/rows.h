@@ -31,6 +31,7 @@ class Arena {
     return piece;
   }
   size_t used() const { return used_; }
+  bool holds_memory() const { return memory_ != 0; }
 
  private:
   uintptr_t memory_;
