@@ -375,8 +375,9 @@ template <class T> int bidirectional_forward(const Call& call) {
   Arena counted(nullptr);
   BidirectionalForward<T>(call, counted, cache);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
   if (together) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
       const Row row(call, task);
@@ -398,7 +399,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
   bool done = true;
   for (int level = SUMS; done && level <= OUTPUT; ++level) {
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
       const Row row(call, task / segments);
@@ -413,7 +414,7 @@ template <class T> int bidirectional_forward(const Call& call) {
     for (int64_t i = 0; done && level < OUTPUT && i < rows * segments; ++i)
       add_segment<T>(call, Level(level), added[i], totals[i / segments], totals[i / segments]);
     if (done && level == COMPETITION && call.competition == HEADS)
-      done = parallel_for(call.threads, call.batch, 1, [&](char*, int64_t sequence) {
+      done = parallel_for(team, call.batch, [&](char*, int64_t sequence) {
         compete_over_heads<T>(call, Row(call, sequence * call.heads));
       });
   }

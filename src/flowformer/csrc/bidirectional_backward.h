@@ -241,8 +241,9 @@ template <class T> int bidirectional_backward(const Call& call) {
   BidirectionalBackward<T>(call, counted, cache);
   counted.take<double>(s.sums());
   counted.take<T>(call.queries + call.keys);
+  Team team(call.threads, counted.used());
   if (together) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task);
@@ -268,7 +269,7 @@ template <class T> int bidirectional_backward(const Call& call) {
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
   bool done = true;
   for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task / segments);

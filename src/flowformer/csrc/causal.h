@@ -378,11 +378,12 @@ template <class T> int causal_forward(const Call& call) {
   Arena counted(nullptr);
   CausalForward<T>(call, counted);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
   const auto chunk_at = [](int64_t chunks, int64_t segment, int64_t segments) { return chunks * segment / segments; };
 
   const int64_t segments = segments_of(call, (call.keys + CHUNK - 1) / CHUNK);
   if (segments == 1) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalForward<T> forward(call, arena);
       Carry carry;
@@ -408,7 +409,7 @@ template <class T> int causal_forward(const Call& call) {
   bool done = true;
   for (int level = call.feature_map == IDENTITY ? KEY_VALUE : SUMS; done && level <= OUTPUT; ++level) {
     if (level == COMPETITION && call.competition == NO_COMPETITION) continue;
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalForward<T> forward(call, arena);
       const Row row(call, task / segments);

@@ -269,10 +269,11 @@ template <class T> int causal_backward(const Call& call) {
   Arena counted(nullptr);
   CausalBackward<T>(call, counted);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
 
   const int64_t segments = segments_of(call, (call.keys + CHUNK - 1) / CHUNK);
   if (segments == 1) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalBackward<T> backward(call, arena);
       BackCarry carry;
@@ -295,7 +296,7 @@ template <class T> int causal_backward(const Call& call) {
   bool done = true;
   for (int level = OUTER; done && level <= GRADIENT; ++level) {
     if (call.feature_map == IDENTITY && level != OUTER && level != GRADIENT) continue;
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalBackward<T> backward(call, arena);
       const Row row(call, task / segments);
