@@ -8,6 +8,8 @@ BIN := .venv/bin
 DEMO := runs/demo
 
 export PYTHON
+# Tests and checks start many processes, which are to find compiled what they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -30,7 +32,8 @@ demo: environment-timeseries
 # What fails fastest comes first; pytest comes last, so that its summary is what is left on the screen.
 test: lint types docs package environment-dev
 	@echo "==> Tests, $(WORKERS) at a time"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
+	@# worksteal: neighbours stay together, so that what the tests of a module share is made once
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 	@echo "==> Everything passed. Next: 'make demo' trains a classifier, 'make test-slow' runs the tests that take minutes"
 
 test-slow: environment-dev
@@ -47,7 +50,7 @@ test-timm: environment-dev
 
 test-triton: environment-dev
 	@echo "==> The GPU kernels under Triton's interpreter, all of the tests, about 10 minutes"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/ops/backends/test_triton.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/ops/backends/test_triton.py
 
 test-lowest:
 	@echo "==> The tests with the lowest releases that pyproject.toml allows: an environment of their own, then half an hour"
@@ -55,44 +58,44 @@ test-lowest:
 
 bench: environment-dev
 	@echo "==> Attention on a CPU against its peers and the machine's limit, about 10 minutes; leave the machine alone"
-	$(BIN)/python -m benchmarks.attention_cpu
-	$(BIN)/python -m benchmarks.report_attention_cpu
+	$(BIN)/python -m benchmarks attention_cpu
+	$(BIN)/python -m benchmarks attention_cpu --report
 	@echo "==> A training step against the published model's, about 4 minutes"
-	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks training_step
 
 bench-peers: environment-dev
 	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"
-	$(BIN)/python -m benchmarks.fast_transformers
+	$(BIN)/python -m benchmarks fast_transformers
 
 bench-gpu: environment-dev
 	@echo "==> Attention on a GPU against its peers and the card's limits; stopped, it goes on"
-	$(BIN)/python -m benchmarks.attention_gpu
-	$(BIN)/python -m benchmarks.report_attention_gpu
+	$(BIN)/python -m benchmarks attention_gpu
+	$(BIN)/python -m benchmarks attention_gpu --report
 
 long-context: environment-dev
 	@echo "==> A million tokens: memory, and error against float64; about 3 minutes"
-	$(BIN)/python -m benchmarks.long_context
+	$(BIN)/python -m benchmarks long_context
 
 # The ranks are hosts in network namespaces, which only root can make.
 parallel: environment-dev
 	@echo "==> One sequence over ranks: bytes sent, and a step of a million tokens; as root, about 3 minutes"
-	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sequence_parallel
-	$(BIN)/python -m benchmarks.report_parallel
+	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks sequence_parallel
+	$(BIN)/python -m benchmarks sequence_parallel --report
 
 faults: environment-dev
 	@echo "==> Faults: kills, lost processes, full disks, damaged checkpoints; as root all of them. Up to half an hour"
-	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
-	$(BIN)/python -m benchmarks.report_faults
+	TORCH_CPP_LOG_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults
+	$(BIN)/python -m benchmarks faults --report
 
 numerics: environment-dev
 	@echo "==> Every backend under stress, about 10 minutes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.numerics
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks numerics
 
 # atheris is no part of the environment: it has wheels for fewer systems.
 fuzz: environment-dev
 	@echo "==> Every reader of a file on damaged ones, half an hour"
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
 
 lint: environment-dev
 	@echo "==> Lint"

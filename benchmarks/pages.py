@@ -1,40 +1,145 @@
-"""Tables of a page, each between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+"""Tables and pictures of the pages, made from results.
+
+A table stands between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` of README.md or of
+a page of docs/. A benchmark's module has its tables in `TABLES`, by these names, and may have
+pictures in `PICTURES`, by their files in docs/assets: functions of its result, which is
+results/NAME.json or what the module's `results` returns. Without a result, a table says so: in the
+words that the module's `UNMEASURED` has for it, if any.
+"""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from benchmarks.runner import ROOT
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.runner import RESULTS, ROOT, read
+from flowformer.report.figures import png_bytes
+
+ASSETS = ROOT / "docs" / "assets"
+MARK = re.compile(r"<!-- ([\w-]+):begin -->\n")
+
+Tables = dict[str, Callable[[Any], str]]
+Pictures = dict[str, Callable[[Any], Figure]]
+
+
+def pages() -> list[Path]:
+    """Return the pages that tables may stand on."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def with_tables(page: str, tables: Mapping[str, str]) -> str:
-    """Return a page with those tables made anew, and nothing else changed.
+    """Return a page with those tables made anew that stand on it, and nothing else changed.
 
     Args:
         page: its text.
         tables: by the name in the comments, in Markdown.
 
     Raises:
-        ValueError: the page lacks the comments of a table.
+        ValueError: a table's comments stand there twice, or lack their end.
     """
-    for name, table in tables.items():
+    for name in MARK.findall(page):
+        if name not in tables:
+            continue
         between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         found = len(between.findall(page))
         if found != 1:
             raise ValueError(f"expected <!-- {name}:begin --> and :end once, found them {found}×")
+        table = tables[name]
         page = between.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", page)
     return page
 
 
-def write_pages(
-    pages: Mapping[str, Sequence[str]], tables: Mapping[str, Callable[[], str]]
-) -> None:
-    """Make the tables of some pages anew, and say which pages.
+def result_of(name: str, module: ModuleType, folder: Path = RESULTS) -> Any:
+    """Return what the tables of a benchmark are made from, or None where it was not measured."""
+    return module.results() if hasattr(module, "results") else read(name, folder)
 
-    Args:
-        pages: the names of their tables, by path in the repository.
-        tables: what makes each.
+
+def tables_of(name: str, module: ModuleType, folder: Path = RESULTS) -> dict[str, str]:
+    """Return the tables of a benchmark by their names, in Markdown."""
+    result = result_of(name, module, folder)
+    if result is None:
+        missing = f"*Not run yet: `python -m benchmarks {name}`.*"
+        return dict.fromkeys(module.TABLES, missing) | getattr(module, "UNMEASURED", {})
+    return {table: make(result) for table, make in module.TABLES.items()}
+
+
+def write(name: str, module: ModuleType) -> Iterator[Path]:
+    """Make the tables and pictures of a benchmark anew; yield the files that have them.
+
+    Raises:
+        ValueError: a table stands on no page.
     """
-    for name, names in pages.items():
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(), {each: tables[each]() for each in names}))
-        print(name)
+    tables = tables_of(name, module)
+    missing = set(tables)
+    for path in pages():
+        text = path.read_text()
+        here = tables.keys() & MARK.findall(text)
+        if here:
+            path.write_text(with_tables(text, tables))
+            missing -= here
+            yield path.relative_to(ROOT)
+    if missing:
+        raise ValueError(f"expected a page with <!-- {min(missing)}:begin -->, found none")
+    result = result_of(name, module)
+    for file, draw in getattr(module, "PICTURES", {}).items():
+        if result is not None:
+            (ASSETS / file).write_bytes(png_bytes(draw(result)))
+            yield (ASSETS / file).relative_to(ROOT)
+
+
+def digits(value: float | None) -> str:
+    """Return three digits, or all of a large number; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return a time in milliseconds; a dash for None."""
+    return digits(None if seconds is None else 1e3 * seconds)
+
+
+def machine_of(result: Mapping[str, Any], *, cores: bool = True) -> str:
+    """Return in words what a result was measured on."""
+    machine = result["machine"]
+    of_cores = f", {machine['threads']} of {machine['cores']} cores" * cores
+    return (
+        f"{machine['processor']} ({machine['vectors']}){of_cores}, load {machine['load']} at the "
+        f"end; PyTorch {machine['torch']}"
+    )
+
+
+def style(axes: Axes, title: str) -> None:
+    """Style a panel over tokens as the figures of flowformer.report are styled, on two log axes."""
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_xlabel("tokens", fontsize=8)
+    axes.grid(color="#dadce0", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7.5)
+
+
+def legend(figure: Figure, order: tuple[str, ...] = ()) -> None:
+    """Explain the lines of all panels above them, each label once."""
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = [label for label in order or handles if label in handles]
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )

@@ -15,7 +15,7 @@ from flowformer.compare import execution
 from flowformer.compare.plan import make_plan
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.parallel import Workers
-from flowformer.data.standins import packages
+from flowformer.data.standins import fetching
 from flowformer.machine import available_processors, python, safe_path
 from flowformer.train.processes.launch import launch
 from tests.train.small_trajectories import tiny_decisions
@@ -131,9 +131,9 @@ def test_pip_is_started_so(monkeypatch, tmp_path):
         commands.append(command)
         return SimpleNamespace(returncode=1, stderr="no network")
 
-    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.setattr(fetching.subprocess, "run", run)
     with pytest.raises(FileNotFoundError, match="no network"):
-        packages._download("some", "1", tmp_path, tmp_path)
+        fetching._download_wheel("some", "1", tmp_path, tmp_path)
     assert commands[0][:4] == [sys.executable, "-P", "-m", "pip"]
 
 

@@ -213,7 +213,9 @@ def test_a_connection_would_be_seen(tmp_path: Path) -> None:
     ]
 
 
-def test_importing_everything_reaches_for_nothing(tmp_path: Path) -> None:
+def test_importing_everything_and_a_run_on_data_that_is_here_reach_for_nothing(
+    tmp_path: Path,
+) -> None:
     code = """
         import importlib, pkgutil, warnings
         warnings.simplefilter("ignore")
@@ -222,15 +224,7 @@ def test_importing_everything_reaches_for_nothing(tmp_path: Path) -> None:
             if "libflowformer" not in module.name:  # a library in C, and no module
                 importlib.import_module(module.name)
                 print(module.name)
-    """
-    out, blocked = run_without_network(code, tmp_path)
-    assert blocked == ""
-    assert "flowformer.data.trajectories.minari" in out
 
-
-def test_a_run_on_data_that_is_here_reaches_for_nothing(tmp_path: Path) -> None:
-    code = """
-        import warnings
         from flowformer.cli import main
 
         tiny = "--model.dim 16 --model.num-heads 2 --model.num-layers 1 --model.feedforward 32"
@@ -250,6 +244,7 @@ def test_a_run_on_data_that_is_here_reaches_for_nothing(tmp_path: Path) -> None:
     """
     out, blocked = run_without_network(code, tmp_path)
     assert blocked == ""
+    assert "flowformer.data.trajectories.minari" in out
     assert "japanese-vowels" in out
     assert (tmp_path / "run" / "report" / "index.html").is_file()
 

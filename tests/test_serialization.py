@@ -7,17 +7,17 @@ import pytest
 
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.serialization import flatten, from_plain, to_plain
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
-CONFIG = TimeSeriesConfig(
+CONFIG = SeriesConfig(
     name="own",
-    data=TimeSeriesDataConfig(train_file=Path("a/TRAIN.ts"), test_file=Path("a/TEST.ts")),
+    data=SeriesDataConfig(train_file=Path("a/TRAIN.ts"), test_file=Path("a/TEST.ts")),
     model=TimeSeriesModelConfig(mixer_options={"clamp": 1.0, "competition": None}),
 )
 
 
 def test_a_configuration_comes_back_equal_through_json():
-    assert from_plain(TimeSeriesConfig, json.loads(json.dumps(to_plain(CONFIG)))) == CONFIG
+    assert from_plain(SeriesConfig, json.loads(json.dumps(to_plain(CONFIG)))) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -45,26 +45,26 @@ def test_a_wrong_value_is_named_by_its_path(path, value, message):
         place = place[parent]
     place[last] = value
     with pytest.raises(ValueError, match=message):
-        from_plain(TimeSeriesConfig, plain)
+        from_plain(SeriesConfig, plain)
 
 
 def test_a_missing_key_is_named():
     plain = to_plain(CONFIG)
     del plain["name"]
-    with pytest.raises(ValueError, match="missing key name of TimeSeriesConfig"):
-        from_plain(TimeSeriesConfig, plain)
+    with pytest.raises(ValueError, match="missing key name of SeriesConfig"):
+        from_plain(SeriesConfig, plain)
 
 
 def test_a_key_with_a_default_may_be_left_out():
     plain = to_plain(CONFIG)
     del plain["training"]
-    assert from_plain(TimeSeriesConfig, plain) == CONFIG
+    assert from_plain(SeriesConfig, plain) == CONFIG
 
 
 def test_an_integer_stands_for_a_float():
     plain = to_plain(CONFIG)
     plain["optimizer"]["learning_rate"] = 1
-    assert from_plain(TimeSeriesConfig, plain).optimizer.learning_rate == 1.0
+    assert from_plain(SeriesConfig, plain).optimizer.learning_rate == 1.0
 
 
 def test_nested_values_are_named_by_their_path_and_an_empty_mapping_is_a_value():

@@ -26,7 +26,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @contextmanager
 def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]:
-    """Opens a binary file whose content appears under `path` at once when the block ends.
+    """Open a binary file whose content appears under `path` at once when the block ends.
 
     The bytes go to a hidden file in the same folder (a rename is atomic within one file system
     only), reach the disk, and replace `path` in one step. When the block raises, `path` keeps its
@@ -34,7 +34,8 @@ def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]
 
     Args:
         path: the file to write; its folder is made when missing.
-        before: in the same folder, where what `path` was is kept. A kill may leave it there alone.
+        before: a file in the same folder that keeps the former content of `path`. A kill may leave
+            it there alone.
 
     Raises:
         OSError: it cannot be written; the error names it.
@@ -59,7 +60,7 @@ def atomic_file(path: Path, *, before: Path | None = None) -> Iterator[BinaryIO]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    r"""Writes a whole file at once; text is encoded as UTF-8. See `atomic_file`.
+    r"""Write a whole file at once; text is encoded as UTF-8. See `atomic_file`.
 
     What of a file's name is no UTF-8 stands there as `\udcff`, which JSON reads back. A device or a
     pipe, as /dev/null, is written to and stays what it is.
@@ -74,7 +75,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuses to write over what is read, be it by another name or through a link.
+    """Refuse to write over a file that is read, by whatever name or link.
 
     Args:
         output: the file to write.
@@ -102,7 +103,7 @@ def locked(
     patience: float | None = None,
     on_wait: Callable[[str], None] = lambda _: None,
 ) -> Iterator[IO[str]]:
-    """Holds a file as a lock, which other processes wait for; children that inherit it hold it too.
+    """Hold a file as a lock, which other processes wait for; children that inherit it hold it too.
 
     It is the system that holds it, and lets go of it when the last process that has it has ended,
     however that was. Over NFS the server does, also for a machine that is gone: after its lease.
@@ -111,8 +112,8 @@ def locked(
     systems, nothing is held.
 
     Args:
-        path: of the file; made when missing.
-        refusal: what is said to whom the lock was not given, before who has it.
+        path: the file; made when missing.
+        refusal: the words for whoever waits in vain, before the name of the holder.
         patience: seconds to wait for it; None for as long as it takes. A lock that another machine
             has is waited for at least `LEASE_SECONDS`.
         on_wait: told who has it, where it has to be waited for.
@@ -163,7 +164,7 @@ def _take(
 
 
 def _flock(file: IO[str], path: Path) -> bool:
-    """Locks a file; False where there are no locks.
+    """Lock a file; False where there are no locks.
 
     Raises:
         BlockingIOError: somebody else has it.
@@ -187,7 +188,7 @@ def _flock(file: IO[str], path: Path) -> bool:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether a path still leads to an open file: who had it may have removed it since."""
+    """Return whether a path still leads to an open file: who had it may have removed it since."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -213,7 +214,7 @@ def _read_holder(file: IO[str]) -> tuple[str, bool]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what a killed process left of `atomic_file` anywhere under a folder."""
+    """Delete all that a killed process left of `atomic_file` anywhere under a folder."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -222,7 +223,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes what was renamed in a folder last."""
+    """Make the renamings in a folder last."""
     # The rename itself is only durable once the folder is. Windows cannot open a folder.
     if os.name != "posix":
         return
@@ -234,10 +235,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Reads JSON.
+    """Read JSON.
 
     Raises:
-        ValueError: it is none, or nested more deeply than Python reads.
+        ValueError: the text is not JSON, or nested more deeply than Python reads.
     """
     try:
         return json.loads(text)

@@ -1,17 +1,19 @@
-"""What this process may use of the machine, and how processes are started beside it."""
+"""The share of the machine that this process may use, libraries, and processes beside it."""
 
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 _SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html#cmdoption-P
 
 
 def python(*arguments: str) -> list[str]:
-    """Returns the command of a Python process that imports nothing from the current folder.
+    """Return the command of a Python process that imports nothing from the current folder.
 
     There a file called random.py may lie, or lightning.py: it would take the place of the module.
     """
@@ -20,7 +22,7 @@ def python(*arguments: str) -> list[str]:
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Lets Python processes that start within the block import nothing from the current folder.
+    """Let Python processes that start within the block import nothing from the current folder.
 
     For those that a library starts, by a command of its own: see `python`.
     """
@@ -35,10 +37,34 @@ def safe_path() -> Iterator[None]:
             os.environ[_SAFE_PATH] = before
 
 
+def library(
+    module: str, need: str, *, extra: str, package: str | None = None, instead: str = ""
+) -> Any:
+    """Import a module of a library that an extra brings.
+
+    Args:
+        module: its name.
+        need: what it is needed for, in words: "for environments", "to read images".
+        extra: the extra of flowformer that has it.
+        package: what the library is called, where the module has another name.
+        instead: what else can be done, for the message.
+
+    Raises:
+        ImportError: it is missing; the message says how to get it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = package or module.partition(".")[0]
+        raise ImportError(
+            f"{name} is needed {need}: pip install 'flowformer[{extra}]'{instead}"
+        ) from error
+
+
 def available_processors(
     *, groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Returns how many processors this process may use, at least 1.
+    """Return how many processors this process may use, at least 1.
 
     Not how many there are: it may be bound to some (taskset, Slurm), and a container has a quota of
     time. A part of one counts as a whole.
@@ -56,7 +82,7 @@ def available_processors(
 
 
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
-    """Yields the processors' worth of time that each control group over this process may take."""
+    """Yield the processors' worth of time that each control group over this process may take."""
     for line in _read(groups).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -86,7 +112,7 @@ def _quota_of_1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """The quota in periods; None where there is none: "max", -1, or no such file."""
+    """Return the quota in periods; None where there is none: "max", -1, or no such file."""
     if not (quota.isdigit() and period.isdigit()) or int(period) == 0:
         return None
     return int(quota) / int(period)

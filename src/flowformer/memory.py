@@ -6,7 +6,7 @@ Linux keeps such accounts; elsewhere a limit is not enforced, and the peak is wh
 import sys
 from pathlib import Path
 
-# What an allocation that failed says where it is no MemoryError: torch on the CPU, CUDA, C++.
+# The words of a failed allocation that is no MemoryError: torch on the CPU, CUDA, C++.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = (
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that this process has had resident (VmHWM)."""
+    """Return the most bytes that this process has had resident (VmHWM)."""
     status = _status()
     if "VmHWM" in status:
         # Not ru_maxrss, which starts at the parent's: a child shares its memory until it executes.
@@ -29,7 +29,7 @@ def peak_memory() -> int:
 
 
 def forget_peak() -> None:
-    """Makes Linux forget the most bytes so far, so that `peak_memory` counts anew; elsewhere no."""
+    """Make Linux forget the most bytes so far, so that `peak_memory` counts anew; elsewhere no."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -37,12 +37,12 @@ def forget_peak() -> None:
 
 
 def resident_memory() -> int | None:
-    """Returns the bytes that this process has resident now; None where no count is kept."""
+    """Return the bytes that this process has resident now; None where no count is kept."""
     return _status().get("VmRSS")
 
 
 def available_memory() -> int | None:
-    """Returns the bytes that can be had now, the control group's limit considered; None if unknown.
+    """Return the bytes that can be had now, the control group's limit considered; None if unknown.
 
     What the group's own page cache holds counts as taken, so under a group this is a little less
     than what can be had.
@@ -59,7 +59,7 @@ def available_memory() -> int | None:
 
 
 def limit_memory(limit: int) -> bool:
-    """Makes allocations fail that would take this process beyond `limit` resident bytes.
+    """Make allocations fail that would take this process beyond `limit` resident bytes.
 
     Call it after the imports. What counts is RLIMIT_DATA, the writable memory that is asked for,
     and not RLIMIT_AS: libraries that are mapped and never read would fill that. What the process
@@ -82,14 +82,14 @@ def limit_memory(limit: int) -> bool:
 
 
 def offer_to_the_kernel() -> None:
-    """Makes this process the first that the kernel kills when the machine runs out of memory."""
+    """Make this process the first that the kernel kills when the machine runs out of memory."""
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
         score.write_text("1000")
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an error, or the last words of a process, say that memory could not be had.
+    """Return whether an error, or the last words of a process, say that memory could not be had.
 
     MemoryError (NumPy's too), torch.OutOfMemoryError, torch's RuntimeError of the CPU allocator,
     and C++'s std::bad_alloc.
@@ -105,7 +105,7 @@ def _status() -> dict[str, int]:
 
 
 def _read_kilobytes(path: Path) -> dict[str, int]:
-    """Reads lines such as `VmRSS:   1024 kB`, in bytes."""
+    """Read lines such as `VmRSS:   1024 kB`, in bytes."""
     values = {}
     for line in path.read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -115,7 +115,7 @@ def _read_kilobytes(path: Path) -> dict[str, int]:
 
 
 def _read_number(path: Path) -> int | None:
-    """Reads a file of one number; None where there is no such file, or it says `max`."""
+    """Read a file of one number; None where there is no such file, or it says `max`."""
     if not path.exists():
         return None
     text = path.read_text().strip()

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turns a dataclass into JSON values: dataclass → dict, Path → str, tuple → list."""
+    """Turn a dataclass into JSON values: dataclass → dict, Path → str, tuple → list."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -22,7 +22,7 @@ def to_plain(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names nested values by their dotted path: {"a": {"b": 1}} → {"a.b": 1}."""
+    """Name nested values by their dotted path: {"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         # An empty mapping is a value: there is nothing in it to stand for it.
@@ -34,7 +34,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: Any, where: str = "") -> T:
-    """Builds a dataclass from what `to_plain` made of one.
+    """Build a dataclass from the plain values of `to_plain`.
 
     Args:
         kind: the dataclass to build.
@@ -44,6 +44,13 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
     Raises:
         ValueError: an unknown or missing key, a value of the wrong type, or one that the dataclass
             refuses; the message names the place by its dotted path.
+
+    Examples:
+        >>> from flowformer.models import LanguageModelConfig
+        >>> from flowformer.serialization import from_plain, to_plain
+        >>> plain = to_plain(LanguageModelConfig(dim=64))
+        >>> from_plain(LanguageModelConfig, plain).dim
+        64
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or kind.__name__} must be a mapping, got {values!r}")
@@ -67,11 +74,11 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
 
 
 def check_types(value: Any, where: str = "") -> None:
-    """Refuses a dataclass with a field that is not of the annotated type.
+    """Refuse a dataclass with a field that is not of the annotated type.
 
     Args:
         value: the dataclass.
-        where: its own name in the whole, for messages.
+        where: dotted name of the place in the whole, for messages.
 
     Raises:
         ValueError: the message names the field.

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import report_arena
-from benchmarks.arena_cost import BIDIRECTIONAL, main, make_step, measure_mixer, parse
-from benchmarks.pages import with_tables
+from benchmarks.__main__ import main, parser_of
+from benchmarks.mixers import arena_cost
+from benchmarks.mixers.arena_cost import COSTS, make_step
+from benchmarks.mixers.cells import measure_mixer
+from benchmarks.pages import tables_of
 from flowformer.compare.page import MixerCost
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
@@ -31,7 +33,8 @@ def cell(mixer: str, length: int, seconds: float | None, problem: str | None = N
 
 
 def measured(name: str, *options: str) -> list[dict[str, Any]]:
-    return measure_mixer(name, parse([*options, *ONE_THREAD]))
+    parser = parser_of("arena_cost", arena_cost)
+    return measure_mixer(COSTS, name, parser.parse_args([*options, *ONE_THREAD]))
 
 
 def result_of(*cells: dict) -> dict[str, Any]:
@@ -52,7 +55,7 @@ RESULT = result_of(
 )
 
 
-@pytest.mark.parametrize("mixer", BIDIRECTIONAL)
+@pytest.mark.parametrize("mixer", COSTS.mixers)
 def test_a_step_trains_every_layer(mixer: str, monkeypatch: pytest.MonkeyPatch):
     made: list[SequenceClassifier] = []
 
@@ -60,7 +63,7 @@ def test_a_step_trains_every_layer(mixer: str, monkeypatch: pytest.MonkeyPatch):
         made.append(SequenceClassifier(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr("benchmarks.arena_cost.SequenceClassifier", build)
+    monkeypatch.setattr("benchmarks.mixers.arena_cost.SequenceClassifier", build)
     torch.manual_seed(0)
     # From the mean: of one vector the last Longformer layer's local projections learn nothing.
     config = SequenceModelConfig(mixer=mixer, pooling="mean", dim=16, num_heads=2, feedforward=32)
@@ -86,6 +89,7 @@ def test_every_length_has_time_and_the_memory_of_a_model_and_its_optimizer(tmp_p
     assert len(MixerCost.read(path).cells) == 2
 
 
+@pytest.mark.slow  # the cells are those of test_mixer_cost.py, which ends one that takes too long
 def test_a_length_that_takes_too_long_says_so_and_longer_ones_are_not_tried():
     first, second = measured("softmax", "--lengths", "65536,131072", "--time-limit", "1")
     assert first["problem"] == "over 1 s"
@@ -96,7 +100,7 @@ def test_a_table_goes_on_from_the_mixers_that_it_has(tmp_path: Path):
     path = tmp_path / "cost.json"
     options = ["--lengths", "64", "--mixers", "softmax,flow", "--output", str(path), *ONE_THREAD]
     path.write_text(json.dumps(result_of(cell("softmax", 64, 123.0))))
-    main([*options, "--resume"])
+    main(["arena_cost", *options, "--resume"])
     cells = json.loads(path.read_text())["cells"]
     assert [each["mixer"] for each in cells] == ["softmax", "flow"]
     assert cells[0]["seconds"] == 123.0
@@ -107,19 +111,19 @@ def test_a_table_of_another_setting_is_not_gone_on_with(tmp_path: Path):
     path.write_text(json.dumps(RESULT))
     options = ["--mixers", "flow", "--output", str(path), *ONE_THREAD, "--resume", "--layers", "2"]
     with pytest.raises(SystemExit, match=r"expected the setting \{'layers': 2.* got \{'layers': 1"):
-        main(options)
+        main(["arena_cost", *options])
     assert json.loads(path.read_text()) == RESULT
 
 
 def test_a_mixer_without_a_bidirectional_form_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        parse(["--mixers", "flow,gla"])
+        parser_of("arena_cost", arena_cost).parse_args(["--mixers", "flow,gla"])
     assert "unknown mixer gla: choose from flow" in capsys.readouterr().err
 
 
 def test_tables_show_steps_memory_and_why_a_mixer_ended(tmp_path: Path):
     (tmp_path / "arena_cost.json").write_text(json.dumps(RESULT))
-    tables = report_arena.tables(tmp_path)
+    tables = tables_of("arena_cost", arena_cost, tmp_path)
     steps = tables["arena_cost_steps"].splitlines()
     assert steps[0] == "| steps/s (× softmax's) | 1,024 | 2,048 | 4,096 |"
     assert steps[2] == "| `flow` | 4 (2.00) | 2.5 | 0.1 |"
@@ -127,21 +131,14 @@ def test_tables_show_steps_memory_and_why_a_mixer_ended(tmp_path: Path):
     assert "| `flow` | 1.00 GiB (1.00) | 2.00 GiB | 4.00 GiB |" in tables["arena_cost_memory"]
     assert tables["arena_cost_unfinished"] == "- 2,048 tokens, over 20 s: `softmax`"
     assert "1 layer of 256 with 4 heads" in tables["arena_cost_setting"]
-    assert report_arena.tables(tmp_path / "empty") == {}
+    (unmeasured,) = set(tables_of("arena_cost", arena_cost, tmp_path / "empty").values())
+    assert unmeasured == "*Not run yet: `python -m benchmarks arena_cost`.*"
 
 
 def test_picture_has_a_line_for_each_mixer_as_far_as_it_went():
-    for axes in report_arena.draw(RESULT).axes:
+    for axes in arena_cost.draw(RESULT).axes:
         points = {
             line.get_label(): np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()
         }
         assert points == {"flow": [1024, 2048, 4096], "softmax": [1024]}
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-
-
-def test_page_holds_the_tables_of_the_results_that_are_there():
-    text = report_arena.PAGE.read_text()
-    assert with_tables(text, report_arena.tables()) == text
-    unmade = {name for section in report_arena.SECTIONS.values() for name in section}
-    unmade -= report_arena.tables().keys()
-    assert not [name for name in unmade if f"<!-- {name}:begin -->" in text]

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import published_attention, report_attention_cpu
-from benchmarks.attention_goals import SGEMM, Measured, case, rows
-from benchmarks.peak_memory import floor
-from benchmarks.peers import BOTH, FORWARD, OURS, SOFTMAX
+from benchmarks.attention import peers
+from benchmarks.attention.cpu import attention as attention_cpu
+from benchmarks.attention.cpu.goals import SGEMM, Measured, case, floor, rows
+from benchmarks.attention.peers import BOTH, FORWARD, OURS, SOFTMAX
 from benchmarks.runner import ROOT, alternate
 from flowformer import flow_attention
 
@@ -20,7 +20,7 @@ from flowformer import flow_attention
 def test_published_peer_computes_flow_attention(form, length):
     inputs = torch.randn(3, 2, length, 3, 16, generator=torch.Generator().manual_seed(length))
     expected = flow_attention(*inputs, causal=form == "causal", backend="reference")
-    out = getattr(published_attention, form)(*inputs.transpose(2, 3)).transpose(1, 2)
+    out = getattr(peers, f"published_{form}")(*inputs.transpose(2, 3)).transpose(1, 2)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -94,14 +94,15 @@ def test_ratios_are_those_that_the_table_names():
 
 
 def test_quick_run_leaves_a_result_that_can_be_drawn_and_tabled(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.attention_cpu", "--quick"]
-    subprocess.run([*command, "--folder", tmp_path], check=True, cwd=ROOT, capture_output=True)
-    result = json.loads((tmp_path / "attention_cpu.json").read_text())
+    command = [sys.executable, "-m", "benchmarks", "attention_cpu", "--quick", "--output"]
+    path = tmp_path / "attention_cpu.json"
+    subprocess.run([*command, path], check=True, cwd=ROOT, capture_output=True)
+    result = json.loads(path.read_text())
     assert len(result["rows"]) == 11
     first = result["rows"][0]["cases"]
     assert first[0]["ratio"] > 0
     assert first[-1]["said"] == "not measured"
-    figure = report_attention_cpu.draw(result)
+    figure = attention_cpu.draw(result)
     assert [len(axes.get_lines()) > 1 for axes in figure.axes] == [True] * 4
-    tables = [make(result) for make in report_attention_cpu.TABLES.values()]
+    tables = [make(result) for make in attention_cpu.TABLES.values()]
     assert all("flowformer" in table or "wanted" in table for table in tables)

@@ -11,13 +11,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
-from benchmarks import attention_gpu, gpu_peers, report_attention_gpu
-from benchmarks.attention_gpu import DECODING, Group, Plan, Run
-from benchmarks.gpu_clock import BrokenContextError
-from benchmarks.gpu_goals import rows
-from benchmarks.gpu_peers import FLA, FLASH, GRAPH
-from benchmarks.gpu_traffic import Call
-from benchmarks.peers import BOTH, CHUNKED, FORWARD, OURS, PUBLISHED
+from benchmarks import pages
+from benchmarks.attention.gpu import attention as attention_gpu
+from benchmarks.attention.gpu import peers as gpu_peers
+from benchmarks.attention.gpu.attention import DECODING, Group, Plan, Run
+from benchmarks.attention.gpu.clock import BrokenContextError
+from benchmarks.attention.gpu.goals import rows
+from benchmarks.attention.gpu.peers import FLA, FLASH, GRAPH
+from benchmarks.attention.gpu.traffic import Call
+from benchmarks.attention.peers import BOTH, CHUNKED, FORWARD, OURS, PUBLISHED
 
 PLAN = Plan(
     heads=1,
@@ -222,14 +224,14 @@ def test_far_faster_than_flash_attention_is_asked_at_32768_tokens():
 
 def test_report_shows_times_shares_and_what_did_not_fit():
     result = made_up(**{OURS: 2e-3, FLASH: 24e-3})
-    table = report_attention_gpu.details(result)
+    table = attention_gpu.details(result)
     assert (
         "| 32,768 | 2 ms, 1.00 GiB | 24 ms, 1.00 GiB | does not fit in the card's memory" in table
     )
     # 1 GB in 2 ms of 2 TB/s; 10¹² operations in 2 ms of 10¹⁵ a second.
     assert "| 25 | 50 |" in table
     assert "a copy: 2 TB/s" in table
-    assert "On a card (torch 2), backend `triton`." in report_attention_gpu.goals_table(result)
+    assert "On a card (torch 2), backend `triton`." in attention_gpu.goals_table(result)
 
 
 def test_report_shows_the_microseconds_of_a_token():
@@ -237,17 +239,17 @@ def test_report_shows_the_microseconds_of_a_token():
     call = Call(causal=True, batch=64, length=1000, heads=16, width=128, dtype=torch.bfloat16)
     row = Group(call=call, kind=DECODING).row(OURS, seconds=[3e-5], memory=0, moved=1, flop=0)
     result["rows"]["a step"] = row
-    assert "| 64 | 1,000 | 30 µs |" in report_attention_gpu.details(result)
+    assert "| 64 | 1,000 | 30 µs |" in attention_gpu.details(result)
 
 
 def test_without_a_result_the_pages_say_that_none_was_taken(tmp_path):
-    result = report_attention_gpu.load(tmp_path / "attention_gpu.json")
-    assert "GPU timings have not been taken yet" in report_attention_gpu.goals_table(result)
-    assert "see above" in report_attention_gpu.details(result)
+    tables = pages.tables_of("attention_gpu", attention_gpu, tmp_path)
+    assert "GPU timings have not been taken yet" in tables["attention_gpu"]
+    assert "see above" in tables["attention_gpu_details"]
 
 
 def test_measured_result_can_be_reported(tmp_path):
     attention_gpu.measure_all(run_in(tmp_path))
-    result = report_attention_gpu.load(tmp_path / "attention_gpu.json")
-    assert f"| {OURS} |" in report_attention_gpu.details(result)
-    assert "not measured" in report_attention_gpu.goals_table(result)
+    tables = pages.tables_of("attention_gpu", attention_gpu, tmp_path)
+    assert f"| {OURS} |" in tables["attention_gpu_details"]
+    assert "not measured" in tables["attention_gpu"]

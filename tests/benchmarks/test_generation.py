@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.generation import (
+from benchmarks.models.generation import (
     VOCABULARY,
     generate,
     our_steps,

@@ -10,10 +10,11 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
-from benchmarks import gpu_roofline, gpu_traffic  # noqa: E402
-from benchmarks.gpu_cards import H100, Card  # noqa: E402
-from benchmarks.gpu_traffic import Call, Pass  # noqa: E402
-from benchmarks.peers import FORWARD  # noqa: E402
+from benchmarks.attention.gpu import roofline as gpu_roofline  # noqa: E402
+from benchmarks.attention.gpu import traffic as gpu_traffic  # noqa: E402
+from benchmarks.attention.gpu.roofline import H100, Card  # noqa: E402
+from benchmarks.attention.gpu.traffic import Call, Pass  # noqa: E402
+from benchmarks.attention.peers import FORWARD  # noqa: E402
 from flowformer import FlowState  # noqa: E402
 from flowformer.ops.backends.triton import launch  # noqa: E402
 from flowformer.ops.backends.triton.tuning import Settings  # noqa: E402

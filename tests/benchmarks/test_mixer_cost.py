@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mixer_cost import measure_mixer, parse
+from benchmarks.__main__ import parser_of
+from benchmarks.mixers import mixer_cost
+from benchmarks.mixers.cells import measure_mixer
 from flowformer.compare.page import MixerCost
 
 SMALL = ["--dim", "16", "--heads", "2", "--threads", "1"]
@@ -14,7 +16,8 @@ LARGE = ["--lengths", "65536,131072", "--passes", "forward", "--threads", "1"]
 
 
 def cells_of(name: str, *options: str) -> list[dict[str, Any]]:
-    return measure_mixer(name, parse(["--mixers", name, *options]))
+    arguments = parser_of("mixer_cost", mixer_cost).parse_args(["--mixers", name, *options])
+    return measure_mixer(mixer_cost.COSTS, name, arguments)
 
 
 def test_every_length_and_pass_has_time_and_memory_and_the_page_reads_them(tmp_path: Path):
@@ -55,5 +58,5 @@ def test_a_length_that_takes_too_long_says_so():
 
 def test_a_mixer_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit):
-        parse(["--mixers", "flow,fluw"])
+        parser_of("mixer_cost", mixer_cost).parse_args(["--mixers", "flow,fluw"])
     assert "unknown mixer fluw: choose from flow" in capsys.readouterr().err

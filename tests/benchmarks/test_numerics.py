@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import numerics
-from benchmarks.numerics import (
+from benchmarks.reliability import numerics
+from benchmarks.reliability.numerics import (
     DTYPES,
     Case,
     apart,
@@ -20,7 +20,7 @@ from benchmarks.numerics import (
     stress_cases,
     summarize,
 )
-from benchmarks.numerics_inputs import KINDS, make_inputs
+from benchmarks.reliability.numerics_inputs import KINDS, make_inputs
 
 CASE = Case(
     form="causal", dtype="float32", kind="normal", scale=1.0, options="relu, no clamp", tokens=7

@@ -1,78 +1,53 @@
 """The tables of the pages are those of the results in the repository."""
 
-import json
-from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
-from benchmarks import (
-    report_attention_cpu,
-    report_attention_gpu,
-    report_kernels,
-    report_mixers,
-    report_parallel,
-    report_reliability,
-    report_rollouts,
-)
-from benchmarks.pages import with_tables
-from benchmarks.runner import ROOT
+from benchmarks import pages
+from benchmarks.__main__ import BENCHMARKS, load
+from benchmarks.pages import MARK, with_tables
+
+MODULES = [(name, load(name)) for name in BENCHMARKS]
+SHOWN = [pytest.param(name, it, id=name) for name, it in MODULES if hasattr(it, "TABLES")]
 
 
-def _attention(name: str) -> str:
-    result = json.loads(report_attention_cpu.RESULT.read_text())
-    return report_attention_cpu.TABLES[name](result)
+@pytest.mark.parametrize(("name", "module"), SHOWN)
+def test_pages_hold_the_tables_of_the_results(name: str, module: ModuleType) -> None:
+    tables = pages.tables_of(name, module)
+    texts = [path.read_text() for path in pages.pages()]
+    assert set(tables) <= {mark for text in texts for mark in MARK.findall(text)}
+    for text in texts:
+        assert with_tables(text, tables) == text
 
 
-def _attention_gpu(name: str) -> str:
-    return report_attention_gpu.TABLES[name](report_attention_gpu.load())
-
-
-def _kernels(name: str) -> str:
-    return report_kernels.TABLES[name]()
-
-
-def _mixers(name: str) -> str:
-    return report_mixers.TABLES[name]()
-
-
-def _rollouts(name: str) -> str:
-    return report_rollouts.TABLES[name]()
-
-
-def _reliability(name: str) -> str:
-    return report_reliability.table(name)
-
-
-def _parallel(name: str) -> str:
-    return report_parallel.TABLES[name]()
-
-
-@pytest.mark.parametrize(
-    ("page", "names", "table"),
-    [
-        *((page, names, _attention) for page, names in report_attention_cpu.PAGES.items()),
-        *((page, names, _attention_gpu) for page, names in report_attention_gpu.PAGES.items()),
-        *((page, names, _kernels) for page, names in report_kernels.PAGES.items()),
-        *((page, names, _mixers) for page, names in report_mixers.PAGES.items()),
-        *((page, names, _rollouts) for page, names in report_rollouts.PAGES.items()),
-        *((page, names, _reliability) for page, names in report_reliability.PAGES.items()),
-        *((page, names, _parallel) for page, names in report_parallel.PAGES.items()),
-    ],
-)
-def test_page_holds_the_tables_of_the_results(
-    page: str, names: tuple[str, ...], table: Callable[[str], str]
-) -> None:
-    text = (ROOT / page).read_text()
-    assert with_tables(text, {name: table(name) for name in names}) == text
+def test_every_table_of_a_page_is_made_by_a_benchmark() -> None:
+    made = [table for _, module in MODULES for table in getattr(module, "TABLES", {})]
+    assert len(made) == len(set(made))
+    assert {mark for path in pages.pages() for mark in MARK.findall(path.read_text())} <= set(made)
 
 
 def test_a_table_is_made_anew_and_nothing_else() -> None:
     page = "a\n<!-- t:begin -->\nold\n<!-- t:end -->\nb\n"
-    assert with_tables(page, {"t": "new \\1"}) == (
+    assert with_tables(page, {"t": "new \\1", "elsewhere": ""}) == (
         "a\n<!-- t:begin -->\n\nnew \\1\n\n<!-- t:end -->\nb\n"
     )
 
 
-def test_page_without_a_place_for_a_table_is_an_error() -> None:
+def test_a_table_without_its_end_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected <!-- t:begin --> and :end once, found them 0×"):
-        with_tables("# A page\n", {"t": ""})
+        with_tables("<!-- t:begin -->\n", {"t": ""})
+
+
+def test_a_table_that_stands_on_no_page_is_an_error(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a:begin -->\n<!-- a:end -->\n")
+    monkeypatch.setattr(pages, "pages", lambda: [page])
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    module = ModuleType("made_up")
+    module.__dict__.update(TABLES={"a": str, "b": str}, results=lambda: 1)
+    with pytest.raises(ValueError, match="expected a page with <!-- b:begin -->, found none"):
+        list(pages.write("made_up", module))
+    assert page.read_text() == "<!-- a:begin -->\n\n1\n\n<!-- a:end -->\n"

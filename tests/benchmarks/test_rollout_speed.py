@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import rollout_speed
-from benchmarks.rollout_speed import FEATURES, SIDES, act, measure, policies, summarize
+from benchmarks.models import rollout_speed
+from benchmarks.models.rollout_speed import FEATURES, SIDES, act, measure, policies, summarize
 from flowformer.models.trajectories.config import DecisionModelConfig
 
 CONFIG = DecisionModelConfig(dim=16, num_layers=1, num_heads=2, context=4, max_timestep=6)

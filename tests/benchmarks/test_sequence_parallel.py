@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.sequence_parallel import FORMS, HEADS, PLAN_HEADS, PLAN_WIDTH, WIDTH, counted, plan
+from benchmarks.parallel.sequence_parallel import (
+    FORMS,
+    HEADS,
+    PLAN_HEADS,
+    PLAN_WIDTH,
+    WIDTH,
+    counted,
+    plan,
+)
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 from tests.distributed_run import alone
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton has wheels for Linux alone")
 
-from benchmarks import tune_gpu
+from benchmarks.attention.gpu import tune as tune_gpu
 from flowformer.ops.backends.triton import tuning
 from flowformer.ops.backends.triton.tuning import (
     Key,
@@ -99,7 +99,7 @@ def test_settings_of_another_version_are_refused_by_the_name_of_their_file(tmp_p
     monkeypatch.setattr(tuning, "CACHE", tmp_path)
     (tmp_path / "card.json").write_text('{"causal d64": {"tokens": 64}}')
     with pytest.raises(
-        ValueError, match=r"card\.json must hold what benchmarks\.tune_gpu .* delete"
+        ValueError, match=r"card\.json must hold what python -m benchmarks tune_gpu .* delete"
     ):
         tuning._tuned("card")
 

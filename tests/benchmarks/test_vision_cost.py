@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.vision_cost import PAPER, count, row
-from flowformer.models.images.presets import VISION_PRESETS
+from benchmarks.models.vision_cost import PAPER, count, row
+from flowformer.models.images.config import VISION_PRESETS
 
 
 @pytest.mark.parametrize(

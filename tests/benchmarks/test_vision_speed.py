@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import vision_latency, vision_speed
-from benchmarks.vision_speed import CASES, Case
-from flowformer.models.images.config import VisionModelConfig
-from flowformer.models.images.presets import VISION_PRESETS
+from benchmarks.models import vision_latency, vision_speed
+from benchmarks.models.vision_speed import CASES, Case
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 
 STAGES = VisionModelConfig(patch_size=2, dims=(8, 16, 16), depths=(1, 1, 1), num_heads=(2, 2, 2))
 DEIT = replace(STAGES, dims=(16,), depths=(1,), num_heads=(2,), layer_scale=None, pooling="cls")

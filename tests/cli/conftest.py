@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,14 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _coarse_figures() -> Iterator[None]:
+    """Drawing is most of a small run's time, and no test looks at single pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowformer.report.figures.PNG_DPI", 40)
+        yield
 
 
 @pytest.fixture

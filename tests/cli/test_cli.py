@@ -18,7 +18,8 @@ import pytest
 from flowformer.cli import main
 from flowformer.cli.train import _choose_folder, _leave_none_empty
 from flowformer.recipes import RECIPES
-from flowformer.train.folder import RunFolder, RunRecord
+from flowformer.train.folder import RunFolder
+from flowformer.train.series.config import SeriesRecord
 
 TINY = ["--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "1"]
 TINY += ["--model.feedforward", "32"]
@@ -80,6 +81,25 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
     out = flowformer("train", "pems-sf", "--help").out
     assert "(default: 400)" in out
     assert "PEMS-SF)" in out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "form"),
+    [
+        ("heartbeat", "bidirectional"),
+        ("fashion-mnist", "bidirectional"),
+        ("listops", "bidirectional"),
+        ("adder", "causal"),
+        ("decision", "causal"),
+    ],
+)
+def test_the_help_of_the_mixer_names_those_of_the_table_that_have_the_form(
+    flowformer, recipe, form
+):
+    from flowformer.nn.mixers.registry import able
+
+    out = re.sub(r"[│\s]+", " ", flowformer("train", recipe, "--help").out)
+    assert f"--model.mixer STR Name of the attention: {', '.join(able(form))}. (default" in out
 
 
 @pytest.mark.parametrize(
@@ -287,7 +307,7 @@ def test_overrides_reach_the_run(flowformer, trained, tmp_path):
     options = ["--model.mixer-options", '{"clamp": 1.0}', "--optimizer.gradient-clip", "None"]
     options += ["--optimizer.name", "adamw", "--data.validation-fraction", 0.4]
     assert flowformer(*_own_data(files, "--run-dir", tmp_path / "run", *options)).code == 0
-    record = RunRecord.read(RunFolder(tmp_path / "run"))
+    record = SeriesRecord.read(RunFolder(tmp_path / "run"))
     assert record.config.model.mixer_options == {"clamp": 1.0}
     assert record.config.optimizer.gradient_clip is None
     assert record.config.optimizer.name == "adamw"
@@ -408,7 +428,7 @@ def test_the_accuracy_is_told_where_there_is_no_room_for_the_report(
     def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
 
-    monkeypatch.setattr("flowformer.train.series.flow_maps.write_report", fail)
+    monkeypatch.setattr("flowformer.train.classification.write_report", fail)
     _, files = trained
     outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run"))
     assert outcome.code == 1
@@ -480,7 +500,7 @@ def test_where_memory_is_short_it_says_what_to_lower(flowformer, trained, tmp_pa
     def fail(*_arguments, **_options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes")
 
-    monkeypatch.setattr("flowformer.train.series.study.fit", fail)
+    monkeypatch.setattr("flowformer.train.run.fit", fail)
     _, files = trained
     outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run", "--data.max-length", 40))
     assert outcome.code == 1
@@ -507,7 +527,7 @@ def test_stopped_before_its_folder_a_run_is_not_to_be_gone_on_with(
     trained, tmp_path, monkeypatch, capsys
 ):
     _, files = trained
-    monkeypatch.setattr("flowformer.train.series.study.train", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("flowformer.train.run.train", Mock(side_effect=KeyboardInterrupt))
     arguments = [str(a) for a in _own_data(files, "--run-dir", tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"^130$"):
         main(arguments)

@@ -12,7 +12,7 @@ import pytest
 
 from flowformer.compare.plan import RunState
 from flowformer.train import kinds
-from tests.compare.test_comparison import FAKES
+from tests.compare.comparison_methods import FAKES
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.dim", 16, "--model.num-heads", 2, "--model.num-layers", 1]
@@ -23,7 +23,7 @@ TINY += ["--model.feedforward", 32, "--training.epochs", 1, "--training.accelera
 def compare(flowformer, monkeypatch, tmp_path):
     """`compare("japanese-vowels", ...)`, with the methods that only tests know."""
     monkeypatch.setattr(kinds, "METHODS", FAKES)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: flowformer("compare", *arguments)
 
@@ -177,11 +177,18 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
     assert "quick-seed0 was run otherwise: --training.epochs was 100, got 7" in outcome.err
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "stop",
+    # Ctrl-C as of any command: test_cli.py stops a training by it.
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, id="sigterm"),
+    ],
+)
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
         "from flowformer.cli import main; from flowformer.train import kinds; "
-        "from tests.compare.test_comparison import FAKES; "
+        "from tests.compare.comparison_methods import FAKES; "
         "kinds.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]
@@ -191,7 +198,8 @@ def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_whe
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
     )
     err = stop_when_there(process, tmp_path / "calls", stop)

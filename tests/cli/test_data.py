@@ -104,8 +104,8 @@ def test_show_gives_the_beginning_of_a_text(flowformer, book):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lists"], "unknown action 'lists': choose from list, prepare, collect, show"),
-        (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': do you mean wiki-small?"),
+        (["lists"], "unknown action 'lists': did you mean list? choose from list, prepare, coll"),
+        (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': did you mean wiki-small?"),
         (["prepare", "text"], "the corpus text is files of your own: give one, or a folder"),
     ],
     ids=["action", "corpus", "no-files"],
@@ -127,7 +127,7 @@ def test_a_mistyped_name_lists_the_sets_of_every_kind(flowformer, monkeypatch, t
     assert f"trajectories, in {tmp_path}: hopper-v5-medium-v0" in said
     assert "texts: wikitext-103, " in said
     assert "Long Range Arena: listops, " in said
-    assert ("do you mean" in said) is (name != "nothing")
+    assert ("did you mean" in said) is (name != "nothing")
     prepared = flowformer("data", "prepare", "hopper-v5-medium-v0").err
     assert "a set of trajectories, which needs no preparation" in prepared
 

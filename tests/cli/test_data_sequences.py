@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
-from flowformer.data.sequences.listops_files import write_listops
+from flowformer.data.options import SequenceOptions
+from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops, write_listops
 from flowformer.data.sequences.preparation import (
-    ARENA_SETS,
-    ArenaOptions,
-    arena_folder,
-    prepare_arena,
+    SEQUENCE_SETS,
+    prepare_sequences,
+    sequences_folder,
 )
 from flowformer.data.sequences.records import SequenceData
-from flowformer.report.samples import contact_sheet
+from flowformer.report.figures import contact_sheet
 
 LISTOPS = ("--min-length", "4", "--max-length", "30", "--max-depth", "4")
 PAIR = b"1\tA\tB\tattention is\tall you need\n"
@@ -41,7 +40,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def test_list_names_every_set_and_its_source(flowformer):
     out = flowformer("data", "list").out
-    for name, of in ARENA_SETS.items():
+    for name, of in SEQUENCE_SETS.items():
         assert f"{name} " in out
         assert of.description in out
         assert of.source in out
@@ -50,8 +49,8 @@ def test_list_names_every_set_and_its_source(flowformer):
 def test_prepare_generates_the_set_that_training_finds_and_says_what_is_in_it(flowformer):
     outcome = flowformer("data", "prepare", "listops", *LISTOPS, "--sizes", 40, 10, 20)
     assert outcome.code == 0
-    options = ArenaOptions(min_length=4, max_length=30, max_depth=4, sizes=(40, 10, 20))
-    folder = arena_folder("listops", options)
+    options = SequenceOptions(min_length=4, max_length=30, max_depth=4, sizes=(40, 10, 20))
+    folder = sequences_folder(options)
     assert f"listops, in {folder}" in outcome.out
     data = SequenceData.load(folder)
     assert data.source in outcome.out
@@ -130,7 +129,9 @@ def test_a_sheet_has_each_picture_with_its_caption():
 
 def test_show_of_a_prepared_folder_has_its_table_and_its_cases(flowformer, tmp_path):
     folder = tmp_path / "prepared"
-    data = prepare_arena("pathfinder32", ArenaOptions(sizes=(6, 2, 4)), output=folder)
+    data = prepare_sequences(
+        SequenceOptions(dataset="pathfinder32", sizes=(6, 2, 4)), output=folder
+    )
     out = flowformer("data", "show", folder, "--part", "train", "--count", 9).out
     assert f"pathfinder32, in {folder}\n{data.source}" in out
     assert "is connected           3 (50.0%)" in out
@@ -159,7 +160,7 @@ def test_help_has_the_flags_of_the_set(flowformer, arguments, taken, others):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "pathfinder23"], "do you mean pathfinder32?"),
+        (["prepare", "pathfinder23"], "did you mean pathfinder32?"),
         (["prepare", "listops", "--difficulty", "easy"], "seed, got difficulty"),
         (["prepare", "imdb", "--seed=3"], "imdb takes max_length, got seed"),
         (["prepare", "aan"], "aan is read from files of one's own: give their folder"),
@@ -177,7 +178,7 @@ def test_what_was_asked_for_wrongly_is_said(flowformer, arguments, message):
 
 
 def test_a_truncated_file_is_named(flowformer, tmp_path):
-    data = prepare_arena("listops", ArenaOptions(min_length=4, max_length=30, sizes=(9, 3, 3)))
+    data = prepare_sequences(SequenceOptions(min_length=4, max_length=30, sizes=(9, 3, 3)))
     write_listops(data, tmp_path / "files")
     file = tmp_path / "files" / "basic_train.tsv"
     file.write_bytes(file.read_bytes()[:-8])

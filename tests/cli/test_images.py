@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.train.images.study import train
+from flowformer.train.run import train
+from tests.compare.in_process import in_this_process
 from tests.train.small_images import tiny_vision, write_images
+
+__all__ = ["in_this_process"]  # a fixture
 
 SMALL = [
     *("--data.image-size", 16, "--data.batch-size", 4, "--data.validation-fraction", 0.25),
@@ -72,6 +75,7 @@ def test_what_there_is_none_of_is_told_in_the_words_of_the_command_line(flowform
     assert "has no folder train" in outcome.err
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_mixers_are_compared_on_images(flowformer, images, tmp_path):
     small = [word for word in SMALL if word not in ("--training.progress", "none")]
     outcome = flowformer(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flowformer.train.trajectories.study import train
+from flowformer.train.run import train
 from tests.train.small_trajectories import random_trajectories, tiny_decisions
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.train.images.study import train
+from flowformer.train.run import train
 from tests.train.small_images import tiny_vision, write_images
 
 
@@ -23,11 +23,6 @@ def runs(tmp_path_factory, images) -> dict[str, Path]:
         model = replace(config.model, mixer=mixer)
         train(replace(config, model=model), folder / mixer)
     return {path.name: path for path in folder.iterdir()}
-
-
-@pytest.fixture(autouse=True)
-def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowformer.report.figures.PNG_DPI", 40)
 
 
 @pytest.fixture

@@ -1,21 +1,45 @@
-"""Methods for the tests of a comparison: they start in a moment, and fail in every way there is."""
+"""Methods for the tests of a comparison: they start in a moment, and fail in every way there is.
+
+Processes import this module: it leaves torch and pytest out.
+"""
 
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowformer.compare.methods import MethodResult
 from flowformer.files import write_atomically
-from flowformer.train.config import TimeSeriesConfig
+from flowformer.train.config import EpochsConfig
 from flowformer.train.folder import RunFolder
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 COUNT = 20  # test cases
+HERE = __name__
+FAKES = {
+    "series": {
+        "quick": f"{HERE}:quick",
+        "other": f"{HERE}:quick",
+        "broken": f"{HERE}:broken",
+        "greedy": f"{HERE}:greedy",
+        "killed": f"{HERE}:killed",
+        "crashing": f"{HERE}:crashing",
+    }
+}
+
+
+def experiment(dataset: str = "Vowels", **training: Any) -> SeriesConfig:
+    return SeriesConfig(
+        name="fake",
+        data=SeriesDataConfig(dataset=dataset),
+        training=replace(EpochsConfig(epochs=1, accelerator="cpu"), **training),
+    )
 
 
 def quick(
-    config: TimeSeriesConfig,
+    config: SeriesConfig,
     run_dir: Path,
     *,
     resume: bool,

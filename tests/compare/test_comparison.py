@@ -18,37 +18,24 @@ from flowformer.compare.execution import execute
 from flowformer.compare.plan import Plan, RunState, make_plan, read_comparison
 from flowformer.files import locked
 from flowformer.nn import MIXERS
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.serialization import to_plain
 from flowformer.train import kinds
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
-from flowformer.train.kinds import METHODS
+from flowformer.train.kinds import METHODS, TRAIN
+from tests.compare.comparison_methods import FAKES, HERE, experiment
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
-HERE = "tests.compare.comparison_methods"
-FAKE_METHODS = ("quick", "broken", "greedy", "killed", "crashing")
-FAKES = {
-    TimeSeriesConfig: {
-        **{name: f"{HERE}:{name}" for name in FAKE_METHODS},
-        "other": f"{HERE}:quick",
-    }
-}
-
 MakePlan = Callable[..., Plan]
-
-
-def experiment(dataset: str = "Vowels", **training: Any) -> TimeSeriesConfig:
-    return TimeSeriesConfig(
-        name="fake",
-        data=TimeSeriesDataConfig(dataset=dataset),
-        training=replace(TrainingConfig(epochs=1, accelerator="cpu"), **training),
-    )
 
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     """`plan({"quick": {"wrong": 2}})`: of methods that only tests know."""
     monkeypatch.setattr(kinds, "METHODS", FAKES)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
     def make(
         methods: Mapping[str, Mapping[str, Any]],
@@ -80,7 +67,7 @@ def test_a_plan_has_a_run_for_each_data_set_seed_and_method_in_this_order(plan):
 
 def test_a_mixer_is_a_setting_of_the_model_and_another_method_a_function(plan):
     mixer, method = plan({"linformer": {"rank": 4}, "quick": {"wrong": 2}}).runs
-    assert mixer.request.function == "flowformer.train.series.study:train"
+    assert mixer.request.function == TRAIN
     assert mixer.request.config.model.mixer == "linformer"
     assert mixer.request.config.model.mixer_options == {"rank": 4}
     assert mixer.request.options == {}
@@ -90,13 +77,13 @@ def test_a_mixer_is_a_setting_of_the_model_and_another_method_a_function(plan):
 
 def test_a_mixer_without_options_has_those_that_the_model_gives_it(plan):
     (run,) = plan({"flow": {}}).runs
-    assert run.request.config.model.resolved_mixer_options == {"clamp": None}
+    assert mixer_options(run.request.config.model, "series") == {"clamp": None}
 
 
 def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):
     made = make_plan([experiment()], {"lstm": {}}, seeds=1, root=tmp_path)
     (run,) = made.runs
-    assert run.request.function == "flowformer.train.series.study:train"
+    assert run.request.function == TRAIN
     assert to_plain(run.request.config.model)["encoder"] == "lstm"
     with pytest.raises(ValueError, match="lstm has no options of its own"):
         make_plan([experiment()], {"lstm": {"width": 3}}, seeds=1, root=tmp_path)
@@ -107,6 +94,7 @@ def test_methods_and_mixers_have_different_names():
         assert not set(methods) & set(MIXERS)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_classical_method_stands_beside_the_models(tmp_path, tiny_config, waves, write_ts):
     config = tiny_config(progress="auto")
     data = replace(
@@ -238,7 +226,7 @@ def test_jobs_run_at_the_same_time_and_share_the_threads(plan, monkeypatch):
 
 
 def test_the_time_left_is_estimated_from_the_runs_before(plan, caplog):
-    caplog.set_level("INFO", "flowformer.train")
+    caplog.set_level("INFO", "flowformer.compare")
     execute(plan({"quick": {"seconds": 0.5}}, seeds=2))
     first, last = caplog.messages
     assert first.startswith("[1/2] Vowels quick seed 0: 100.0% in ")
@@ -287,11 +275,12 @@ def test_the_papers_figure_stands_beside_the_published_method_alone(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from flowformer.train import comparison, kinds
-from tests.compare.test_comparison import FAKES, experiment
-kinds.METHODS = FAKES
 from flowformer.compare.execution import execute
-plan = comparison.make_plan(
+from flowformer.compare.plan import make_plan
+from flowformer.train import kinds
+from tests.compare.comparison_methods import FAKES, experiment
+kinds.METHODS = FAKES
+plan = make_plan(
     [experiment()],
     {"quick": {"seconds": 0.8, "calls": sys.argv[2]}},
     seeds=4,
@@ -304,7 +293,9 @@ execute(plan)
 def test_killed_at_any_moment_it_goes_on_without_repeating_what_is_finished(tmp_path):
     root, calls = tmp_path / "comparison", tmp_path / "calls"
     command = [sys.executable, "-c", KILLED, str(root), str(calls)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
     before: set[str] = set()
     # Into the middle of a run, right after one, and before anything was started.
     for seconds_after_a_call in (0.4, 1.0, 0.0):
@@ -335,11 +326,13 @@ def test_workers_die_with_a_comparison_that_is_killed(tmp_path):
     code = KILLED.replace("0.8", "600.0")
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(root), str(calls)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
     )
     deadline = time.monotonic() + 120
     while not _lines(calls):
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowformer.compare.figures import (
-    CostCell,
-    cost_over_length,
-    learning_curves,
-    score_against_cost,
-)
 from flowformer.compare.findings import Comparison
-from flowformer.compare.page import MixerCost, write_comparison
+from flowformer.compare.page import (
+    CostCell,
+    MixerCost,
+    cost_over_length,
+    score_against_cost,
+    write_comparison,
+)
 from flowformer.compare.table import RunOutcome
+from flowformer.report.curves import method_curves
 from flowformer.scores.measures import ACCURACY, PERPLEXITY
 
 CASES = 200
@@ -196,14 +197,14 @@ def test_a_cost_measurement_becomes_a_part_of_the_page(tmp_path: Path):
 def test_what_is_no_cost_measurement_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "cost.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"expected what python -m benchmarks\.mixer_cost writes"):
+    with pytest.raises(ValueError, match=r"expected what python -m benchmarks mixer_cost writes"):
         MixerCost.read(path)
 
 
 def test_curves_are_the_mean_over_the_seeds():
     runs = [outcome("flow", seed, accuracy) for seed, accuracy in enumerate((0.8, 0.9))]
     histories = [run.history for run in runs if run.history is not None]
-    figure = learning_curves({"flow": histories}, held_out="validation", target=0.95)
+    figure = method_curves({"flow": histories}, held_out="validation", target=0.95)
     _, accuracy = figure.axes
     curve, target = accuracy.lines
     assert curve.get_ydata() == pytest.approx(0.85 - 0.1 / np.arange(1, 4))

@@ -10,14 +10,12 @@ from flowformer.compare.table import (
     Cell,
     RunOutcome,
     average_over_datasets,
-    duration,
-    memory,
     summarize,
     to_csv,
-    to_markdown,
     to_rows,
     unfinished_rows,
 )
+from flowformer.report.words import duration, memory, to_markdown
 
 
 def run(

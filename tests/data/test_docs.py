@@ -1,4 +1,4 @@
-"""What docs/data.md says goes wrong, goes wrong with the messages it prints."""
+"""What docs/kinds/series.md says goes wrong, goes wrong with the messages it prints."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from flowformer.data import TsFormatError, read_ts
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "kinds" / "series.md").read_text()
 
 
 @pytest.mark.parametrize(

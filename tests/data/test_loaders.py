@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from flowformer.data.loaders import WorkerLoader, in_own_words
-from flowformer.data.order.shares import share_out
+from flowformer.data.order import share_out
 
 
 class OwnError(Exception):

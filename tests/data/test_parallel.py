@@ -30,9 +30,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
 def test_a_script_without_a_guard_ends_with_an_error_and_does_not_wait_for_itself(tmp_path: Path):
     (tmp_path / "script.py").write_text(
         "from pathlib import Path\n"
-        "from flowformer.data.sequences.preparation import ArenaOptions, prepare_arena\n"
-        "options = ArenaOptions(sizes=(40, 10, 10), min_length=5, max_length=30)\n"
-        f"prepare_arena('listops', options, output=Path({str(tmp_path / 'set')!r}), workers=2)\n"
+        "from flowformer.data.options import SequenceOptions\n"
+        "from flowformer.data.sequences.preparation import prepare_sequences\n"
+        "options = SequenceOptions(sizes=(40, 10, 10), min_length=5, max_length=30)\n"
+        f"prepare_sequences(options, output=Path({str(tmp_path / 'set')!r}), workers=2)\n"
     )
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py")],

@@ -87,7 +87,7 @@ def sequences(folder: Path) -> object:
 
 
 def make_sequences(folder: Path) -> None:
-    from flowformer.data.sequences.byte_texts import from_texts
+    from flowformer.data.sequences.texts import from_texts
 
     cases = [(0, b"some", b"more"), (1, b"text", b"here")]
     parts = {"train": cases, "test": cases}
@@ -114,7 +114,7 @@ def make_part(folder: Path) -> None:
 
 
 def idx(name: str, folder: Path) -> object:
-    from flowformer.data.images.idx import read_idx
+    from flowformer.data.images.fashion_mnist import read_idx
 
     return read_idx(folder / name)
 
@@ -126,13 +126,13 @@ def image(folder: Path) -> object:
 
 
 def grey(folder: Path) -> object:
-    from flowformer.data.sequences.pathfinder_files import read_grey
+    from flowformer.data.sequences.pathfinder import read_grey
 
     return read_grey(folder / "x.png")
 
 
 def pathfinder(folder: Path) -> object:
-    from flowformer.data.sequences.pathfinder_files import read_pathfinder
+    from flowformer.data.sequences.pathfinder import read_pathfinder
 
     return read_pathfinder(folder)
 

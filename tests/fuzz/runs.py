@@ -49,7 +49,7 @@ def make_prepared(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> object:
-    from flowformer.models.language.published import (
+    from flowformer.models.published import (
         convert_fairseq_state_dict,
         read_fairseq_checkpoint,
     )
@@ -103,16 +103,18 @@ def make_weights(folder: Path) -> None:
 
 
 def record(folder: Path) -> object:
-    from flowformer.train.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder
+    from flowformer.train.series.config import SeriesRecord
 
-    return RunRecord.read(RunFolder(folder))
+    return SeriesRecord.read(RunFolder(folder))
 
 
 def make_record(folder: Path) -> None:
     from flowformer.recipes.series import RECIPES
-    from flowformer.train.folder import RunFolder, RunRecord
+    from flowformer.train.folder import RunFolder
+    from flowformer.train.series.config import SeriesRecord
 
-    RunRecord(
+    SeriesRecord(
         recipe="some",
         config=next(iter(RECIPES.values()))(),
         versions={"python": "3"},
@@ -124,7 +126,7 @@ def make_record(folder: Path) -> None:
 
 
 def fitted(folder: Path) -> object:
-    from flowformer.data.series.preprocessing import Preprocessing
+    from flowformer.data.series.batches import Preprocessing
     from flowformer.serialization import from_plain
     from flowformer.train.folder import read_json
 
@@ -133,7 +135,7 @@ def fitted(folder: Path) -> object:
 
 
 def wheel(folder: Path) -> object:
-    from flowformer.data.files.archives import unpack_zip
+    from flowformer.data.standins.fetching import unpack_zip
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     unpack_zip(folder / "x.whl", ["*"], folder / "in")
@@ -145,7 +147,7 @@ def make_wheel(folder: Path) -> None:
 
 
 def tar(folder: Path) -> object:
-    from flowformer.data.files.archives import unpack_tar
+    from flowformer.data.standins.fetching import unpack_tar
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     with (folder / "data.tar").open("rb") as stream:
@@ -159,11 +161,11 @@ def tar(folder: Path) -> object:
 
 
 def deb(folder: Path) -> object:
-    from flowformer.data.standins.debian import _unpack
+    from flowformer.data.standins.fetching import _unpack_deb
 
     shutil.rmtree(folder / "in", ignore_errors=True)
     try:
-        _unpack(folder / "x.deb", ["usr/share/*"], folder / "in")
+        _unpack_deb(folder / "x.deb", ["usr/share/*"], folder / "in")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error  # it names the archive without its folder
     finally:

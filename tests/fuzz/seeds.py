@@ -34,22 +34,6 @@ CASES = b"( [MAX 4 3 ] )\n[MIN 1 2 ]\n[SM 1 [MED 2 3 4 ] ]\n"
 WIKITEXT = (
     b" \n = First = \n \n Some <unk> text . \n \n = = Section = = \n \n More . \n \n = Next = \n"
 )
-ROFF = rb""".TH OPEN 2
-.SH NAME
-open \- open a file
-.SH DESCRIPTION
-.BR open (2)
-\fItakes\fP a \(lqpath\(rq and \s-1FLAGS\s0
-.TS
-l l.
-a	b
-.TE
-.de XX
-..
-.SH SEE ALSO
-.BR close (2),
-.BR read (2)
-"""
 DUMP = b"""<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/"><page><title>A</title><ns>0</ns>
 <revision><text>'''A''' is {{convert|1|to|2|km}} [[link|linked]]<ref>r</ref> &amp;lt; <!-- c -->
 == History ==
@@ -141,13 +125,13 @@ def debian_package(path: Path, data: bytes) -> None:
     subprocess.run(["dpkg-deb", "--fsys-tarfile", path], check=True, stdout=subprocess.DEVNULL)
 
 
-def some_pages() -> bytes:
-    """A tar archive of two pages, one a link to the other, and a folder."""
+def some_files() -> bytes:
+    """A tar archive of two files and a folder."""
     return tarred(
         [
             member("./usr/share/some", tarfile.DIRTYPE),
             member("./usr/share/some/a.txt"),
-            member("./usr/share/some/b.txt", tarfile.SYMTYPE, "a.txt"),
+            member("./usr/share/some/b.txt"),
         ]
     )
 

@@ -64,17 +64,6 @@ TARGETS: dict[str, Target] = {
         read=partial(texts.dump, "x.bz2"),
         make=put("x.bz2", seeds.bzipped(seeds.DUMP)),
     ),
-    "manual-pages": Target(
-        file="man2/open.2",
-        read=texts.pages,
-        make=partial(texts.make_pages, "man2/open.2", seeds.ROFF),
-        tokens=(b".SH ", b".so man2/close.2", b".TS", b".de", b"\\f[", b"\\s-", b"\\(", b"\\*["),
-    ),
-    "manual-pages-gz": Target(
-        file="man2/open.2.gz",
-        read=texts.pages,
-        make=partial(texts.make_pages, "man2/open.2.gz", seeds.gzipped(seeds.ROFF)),
-    ),
     "hdf5": Target(
         file="hopper-x-v0.hdf5",
         read=arrays.d4rl,
@@ -187,13 +176,13 @@ TARGETS: dict[str, Target] = {
     "tar": Target(
         file="data.tar",
         read=runs.tar,
-        make=put("data.tar", seeds.some_pages()),
+        make=put("data.tar", seeds.some_files()),
         tokens=(b"../", b"ustar", b"././@LongLink"),
     ),
     "deb": Target(
         file="x.deb",
         read=runs.deb,
-        make=lambda folder: seeds.debian_package(folder / "x.deb", seeds.some_pages()),
+        make=lambda folder: seeds.debian_package(folder / "x.deb", seeds.some_files()),
         tokens=(b"../", b"data.tar.xz", b"data.tar.zst"),
     ),
 }

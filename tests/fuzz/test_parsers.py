@@ -18,12 +18,11 @@ from tests.fuzz.run import fuzz, runnable
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = 30
+EXAMPLES = 15
 
 
-@pytest.mark.parametrize("half", [0, 1])  # for two test processes
-def test_damaged_files_are_refused_by_name(half: int, tmp_path: Path) -> None:
-    names = runnable()[half::2]
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    names = runnable()
     outcomes = fuzz(names, tmp_path, engine="hypothesis", examples=EXAMPLES)
     assert {name: list(outcome.findings) for name, outcome in outcomes.items()} == {
         name: [] for name in names
@@ -110,8 +109,14 @@ def test_a_finding_is_made_small_and_the_search_goes_on(
     monkeypatch.setitem(TARGETS, "made-up", made_up)
     fuzzer = Fuzzer("made-up", tmp_path / "report.json")
     child.by_hypothesis(fuzzer, 1e9, 600, 0)
-    found = {name.split()[0]: one["content"] for name, one in fuzzer.findings.items()}
-    assert found == {"KeyError": b"!".hex(), "ZeroDivisionError": ""}
+    found = {
+        name.split()[0]: bytes.fromhex(one["content"]) for name, one in fuzzer.findings.items()
+    }
+    assert found.keys() == {"KeyError", "ZeroDivisionError"}
+    # How small, hypothesis decides by the constants of all modules that others have imported.
+    assert b"!" in found["KeyError"]
+    assert len(found["KeyError"]) <= 2
+    assert found["ZeroDivisionError"] == b""
     assert fuzzer.executions >= 600
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tests.fuzz import seeds
-from tests.fuzz.target import put
 
 
 def ts(folder: Path) -> object:
@@ -13,7 +12,7 @@ def ts(folder: Path) -> object:
 
 
 def listops(folder: Path) -> object:
-    from flowformer.data.sequences.listops_files import read_listops
+    from flowformer.data.sequences.listops import read_listops
 
     return read_listops(folder)
 
@@ -24,7 +23,7 @@ def make_listops(folder: Path) -> None:
 
 
 def aan(folder: Path) -> object:
-    from flowformer.data.sequences.retrieval import read_aan
+    from flowformer.data.sequences.texts import read_aan
 
     return read_aan(folder)
 
@@ -35,13 +34,13 @@ def make_aan(folder: Path) -> None:
 
 
 def reviews(folder: Path) -> object:
-    from flowformer.data.sequences.reviews import read_reviews
+    from flowformer.data.sequences.texts import read_reviews
 
     return read_reviews(folder / "x.csv")
 
 
 def cases(folder: Path) -> object:
-    from flowformer.data.sequences.cases import read_cases
+    from flowformer.data.sequences.batches import read_cases
 
     for vocabulary, paired in ((16, False), (257, True)):
         try:
@@ -59,14 +58,14 @@ def cases(folder: Path) -> object:
 
 
 def wikitext(folder: Path) -> object:
-    from flowformer.data.language.wikitext import WikiText
+    from flowformer.data.language.corpora import WikiText
 
     corpus = WikiText(name="wikitext-2", description="", folder=folder)
     return list(corpus.documents("train"))
 
 
 def texts(folder: Path) -> object:
-    from flowformer.data.language.files import TextFiles
+    from flowformer.data.language.corpora import TextFiles
 
     return [list(TextFiles(folder=folder).documents(part)) for part in ("train", "test")]
 
@@ -75,14 +74,3 @@ def dump(name: str, folder: Path) -> object:
     from flowformer.data.standins.wikipedia import read_dump, separate_words
 
     return [separate_words(text) for _, text in read_dump(folder / name)]
-
-
-def pages(folder: Path) -> object:
-    from flowformer.data.standins.manual_pages import read_manual_pages
-
-    return read_manual_pages([folder])
-
-
-def make_pages(name: str, content: bytes, folder: Path) -> None:
-    put("man2/close.2", seeds.ROFF)(folder)
-    put(name, content)(folder)

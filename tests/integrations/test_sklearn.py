@@ -22,7 +22,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from flowformer.integrations.sklearn import FlowformerClassifier
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import OptimizerConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.config import EpochsConfig, OptimizerConfig
+from flowformer.train.series.config import SeriesDataConfig
 
 # Of scikit-learn's checks, those that aeon's base class answers in its own way.
 AEON_DIFFERS = {
@@ -219,10 +220,10 @@ def test_other_mixers_are_one_word_away(waves, mixer):
 
 def test_defaults_are_those_of_the_configurations():
     params = FlowformerClassifier().get_params()
-    training = TrainingConfig()
+    training = EpochsConfig()
     configured = {
         **asdict(TimeSeriesModelConfig()),
-        **asdict(TimeSeriesDataConfig()),
+        **asdict(SeriesDataConfig()),
         **asdict(OptimizerConfig()),
         "epochs": training.epochs,
         "device": training.accelerator,

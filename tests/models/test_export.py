@@ -16,8 +16,8 @@ from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.models.series.classifiers import build_classifier
 from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.models.series.model import build_classifier
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
 from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer
 from tests.tracing import trace
@@ -155,7 +155,9 @@ def test_a_model_traced_at_one_row_serves_many_rows_of_any_length(case: Case) ->
 
 
 STRICT = ("language-last", "sequences", "series")  # dynamo reads the same code: some are enough
-SLOW = ("language", "language-padded", "language-no-clamp", "decisions")  # others export as much
+# Others export as much, and test_export.py of the images both kinds of image models.
+SLOW = ("language", "language-padded", "language-no-clamp", "decisions", "images", "deit")
+SLOW += ("series-published", "sequences-mean")
 
 
 def exports() -> Iterator[Any]:

@@ -14,8 +14,8 @@ from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.models.series.classifiers import build_classifier
 from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.models.series.model import build_classifier
 
 pytestmark = pytest.mark.usefixtures("shape_checks_off")
 

@@ -1,4 +1,4 @@
-// The library against the equations of docs/math.md written plainly, without Python: for processors that only an emulator has.
+// The library against the equations of docs/attention/math.md written plainly, without Python: for processors that only an emulator has.
 // `make native-check` runs it for Arm where qemu is; anything but exit code 0 is a failure, and what differs is printed.
 #include <algorithm>
 #include <cmath>

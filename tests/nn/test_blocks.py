@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowformer.nn import FlowMixer, PositionalEmbedding, TransformerBlock, build_mixer
 from flowformer.nn.blocks import DropPath
-from flowformer.nn.embeddings import Positions
+from flowformer.nn.positions import Positions
 
 
 def block(**options) -> TransformerBlock:

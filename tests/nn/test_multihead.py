@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flowformer.nn.mixers.record import MixerRecord
+from flowformer.nn.mixers.building import MixerRecord
 from flowformer.nn.multihead import ROLES, MultiheadAttention
 from flowformer.nn.replace import replace_attention
 from flowformer.ops import flow_attention

@@ -1,6 +1,9 @@
 """Options do what they say, and bad arguments get a message that says what was expected."""
 
+import doctest
+import importlib
 import logging
+from inspect import Parameter, signature
 from typing import Any
 
 import pytest
@@ -16,7 +19,15 @@ from flowformer import (
     linear_attention,
     mobile_attention,
 )
-from flowformer.ops import backends, baselines
+from flowformer.nn.mixers.cosformer import cosformer_attention
+from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.flow_variants import FlowHeadsAttention
+from flowformer.nn.mixers.linear import elu_attention
+from flowformer.nn.mixers.performer import performer_attention
+from flowformer.nn.mixers.rfa import gated_rfa_attention, rfa_attention
+from flowformer.ops import backends
+from flowformer.ops.options import DEFAULTS, FlowKeywords, FlowOptions
+from flowformer.ops.parallel import sequence_parallel_flow_attention
 from tests.ops.cases import BACKENDS, CAUSAL, FORMS, needs_library, qkv
 
 # jaxtyping would refuse some of these first, with its own words; a user runs without it.
@@ -142,6 +153,54 @@ def test_bad_arguments(inputs, options, message):
         flow_attention(*inputs, **options)
 
 
+def _keywords(function: Any) -> dict[str, Parameter]:
+    parameters = signature(function).parameters
+    return {name: each for name, each in parameters.items() if name in DEFAULTS}
+
+
+def test_the_options_and_their_defaults_are_the_same_everywhere():
+    assert [*FlowKeywords.__annotations__] == [*FlowOptions._fields, "independent_sinks"]
+    for function in (
+        flow_attention,
+        flow_attention_step,
+        flow_map,
+        sequence_parallel_flow_attention,
+        FlowAttention,
+    ):
+        found = _keywords(function)
+        assert {name: each.default for name, each in found.items()} == DEFAULTS
+        assert {name: each.annotation for name, each in found.items()} == (
+            FlowKeywords.__annotations__
+        )
+        assert {each.kind for each in found.values()} == {Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", ["flow", "linear", "mobile"])
+def test_examples_of_the_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(f"flowformer.ops.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_a_misspelt_option_is_told_its_name():
+    calls: list[Any] = [
+        lambda **options: flow_attention_step(q[:, :1], k[:, :1], v[:, :1], None, **options),
+        lambda **options: flow_map(q, k, **options),
+        FlowAttention,
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"'alocation' \(did you mean allocation\?\): the opt"):
+            call(alocation=False)
+        with pytest.raises(TypeError, match="'window': the options of Flow-Attention are feature_"):
+            call(window=3)
+
+
+def test_a_variant_takes_no_option_that_it_fixes():
+    assert set(_keywords(FlowHeadsAttention)) == {"eps"}
+    with pytest.raises(TypeError, match="FlowHeadsAttention fixes clamp, competition: leave it"):
+        FlowHeadsAttention(clamp=2.0, competition=None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -248,7 +307,7 @@ def test_independent_sinks_know_their_own_query_and_the_context_alone(backend):
     key_mask = torch.rand(2, 9) < 0.8
     offsets = {"cu_seqlens": torch.tensor([0, 2, 5]), "cu_seqlens_k": torch.tensor([0, 8, 9])}
     options = {"independent_sinks": True, "backend": backend}
-    # Alone, with the formula of docs/math.md, and beside queries that are not finite.
+    # Alone, with the formula of docs/attention/math.md, and beside queries that are not finite.
     features = query.sigmoid(), key.sigmoid() * key_mask[..., None, None]
     incoming = ((features[0] + 1e-6) * (features[1].sum(1, keepdim=True) + 1e-6)).sum(-1)
     weights = torch.einsum("blhd,bshd->blsh", *features) / incoming[:, :, None]
@@ -288,13 +347,11 @@ EPS = {
     "step": lambda eps: flow_attention_step(q[:, :1], k[:, :1], v[:, :1], None, eps=eps),
     "map": lambda eps: flow_map(q, k, eps=eps),
     "mobile": lambda eps: mobile_attention(q, k, v, eps=eps),
-    "elu": lambda eps: baselines.elu_attention(q, k, v, eps=eps),
-    "performer": lambda eps: baselines.performer_attention(q, k, v, directions=q[0, 0], eps=eps),
-    "cosformer": lambda eps: baselines.cosformer_attention(q, k, v, max_length=9, eps=eps),
-    "rfa": lambda eps: baselines.rfa_attention(
-        q, k, v, directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
-    ),
-    "rfa-gated": lambda eps: baselines.gated_rfa_attention(
+    "elu": lambda eps: elu_attention(q, k, v, eps=eps),
+    "performer": lambda eps: performer_attention(q, k, v, directions=q[0, 0], eps=eps),
+    "cosformer": lambda eps: cosformer_attention(q, k, v, max_length=9, eps=eps),
+    "rfa": lambda eps: rfa_attention(q, k, v, directions=q[0, :2, :, :], scale=q[0, 0], eps=eps),
+    "rfa-gated": lambda eps: gated_rfa_attention(
         q, k, v, gate=q[..., 0], directions=q[0, :2, :, :], scale=q[0, 0], eps=eps
     ),
 }

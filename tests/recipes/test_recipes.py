@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.recipes import RECIPES, build_recipe, series
 from flowformer.recipes.series import PAPER_AVERAGE
 from flowformer.serialization import from_plain, to_plain
-from flowformer.train.config import TimeSeriesDataConfig
+from flowformer.train.series.config import SeriesDataConfig
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.
 PUBLISHED = {
@@ -47,7 +48,7 @@ def test_a_recipe_has_the_published_settings(name):
         4,
     )
     assert (optimizer.weight_decay, training.protocol) == (0, "clean")
-    assert (model.mixer, model.resolved_mixer_options) == ("flow", {"clamp": None})
+    assert (model.mixer, mixer_options(model, "series")) == ("flow", {"clamp": None})
     assert (model.dim, model.num_heads, model.num_layers, model.feedforward) == (512, 8, 2, 2048)
     assert (model.dropout, model.positions, model.norm, model.pooling) == (
         0.1,
@@ -86,9 +87,9 @@ def test_recipes_and_the_command_line_import_no_heavy_library():
 @pytest.mark.parametrize(
     "data",
     [
-        TimeSeriesDataConfig(dataset="BasicMotions"),
-        TimeSeriesDataConfig(train_file=Path("TRAIN.ts")),
-        TimeSeriesDataConfig(),
+        SeriesDataConfig(dataset="BasicMotions"),
+        SeriesDataConfig(train_file=Path("TRAIN.ts")),
+        SeriesDataConfig(),
     ],
     ids=["other-dataset", "files", "given-in-python"],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.recipes import sequences
 
 # Data, layers, width, width of queries, heads, feed-forward, dropout, longest sequence, batch,
@@ -56,7 +57,7 @@ def test_the_clean_form_is_the_papers_equations(name):
         "masked",
         "clean",
     )
-    assert config.model.resolved_mixer_options["clamp"] is None
+    assert mixer_options(config.model, "sequences")["clamp"] is None
     assert config.model.interaction == "nli"
 
 

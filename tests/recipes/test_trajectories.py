@@ -1,10 +1,10 @@
 """The experiments on trajectories as they were published, and the small ones."""
 
-from flowformer.data.trajectories import environments
+from flowformer.data.options import D4RL_ENVIRONMENTS
+from flowformer.data.trajectories.environments import REFERENCES
 from flowformer.models.trajectories.model import DecisionTransformer
 from flowformer.recipes import RECIPES, trajectories
 from flowformer.train.loop.recording import count_parameters
-from flowformer.train.trajectories import config as decision_config
 
 
 def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
@@ -27,15 +27,13 @@ def test_there_is_a_recipe_for_each_of_the_nine_published_sets():
         assert (own.form, own.episodes, own.env) == (
             "windowed",
             100,
-            environments.ENVIRONMENTS[name.partition("-")[0]],
+            D4RL_ENVIRONMENTS[name.partition("-")[0]],
         )
     assert trajectories.RECIPES["hopper-medium"]().evaluation.targets == (3600.0, 1800.0)
 
 
-def test_what_is_said_without_gymnasium_is_what_the_data_say():
-    assert trajectories.ENVIRONMENTS == environments.ENVIRONMENTS
-    assert decision_config.NOT_D4RL == environments.NOT_D4RL
-    assert tuple(environments.REFERENCES) == decision_config.D4RL_TASKS
+def test_every_environment_of_d4rl_has_references_and_targets():
+    assert set(REFERENCES) == set(D4RL_ENVIRONMENTS) == set(trajectories.TARGETS)
 
 
 def test_every_recipe_of_trajectories_is_listed_under_its_name():

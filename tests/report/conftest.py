@@ -1,15 +1,13 @@
-"""A run folder as a training run leaves it, without a training run."""
+"""What a training run of a classifier leaves, without a training run."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import numpy as np
 import pytest
 
+from flowformer.report.classifier import FinishedRun
 from flowformer.report.figures import SeriesFlowMap
 
 EPOCHS = 30
@@ -36,7 +34,7 @@ RESULT = {
     "seconds": 171.4,
 }
 
-WriteRun = Callable[..., Path]
+MakeRun = Callable[..., FinishedRun]
 
 
 @pytest.fixture(autouse=True)
@@ -54,28 +52,26 @@ def without_shape_checks() -> Iterator[None]:
 
 
 @pytest.fixture
-def write_run(tmp_path: Path) -> WriteRun:
-    def write(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Path:
-        """Write a run folder; `changes` replace entries of result.json."""
-        run_dir = tmp_path / "run"
-        run_dir.mkdir(exist_ok=True)
+def make_run() -> MakeRun:
+    def make(classes: tuple[str, ...] = CLASSES, **changes: Any) -> FinishedRun:
+        """A run on series; `changes` replace entries of its result."""
         versions = {"python": "3.11.2", "flowformer": "0.1.0", "torch": "2.14.1"}
-        config = {
-            "recipe": RESULT["recipe"],
-            "config": CONFIG,
-            "versions": versions,
-            "classes": classes,
-            "channels": 12,
-            "max_length": 29,
-        }
-        (run_dir / "config.json").write_text(json.dumps(config))
-        correct, count = _write_predictions(run_dir / "predictions.csv", classes)
-        result = {**RESULT, "test_accuracy": correct / count, **changes}
-        (run_dir / "result.json").write_text(json.dumps(result))
-        _write_metrics(run_dir / "metrics.csv")
-        return run_dir
+        record = {"recipe": RESULT["recipe"], "config": CONFIG, "versions": versions}
+        record |= {"classes": classes, "channels": 12, "max_length": 29}
+        # Every 46th prediction is wrong.
+        labels = np.arange(370) % len(classes)
+        predicted = (labels + (np.arange(370) % 46 == 45)) % len(classes)
+        accuracy = float(np.mean(labels == predicted))
+        result = {**RESULT, "test_accuracy": accuracy, **changes}
+        return FinishedRun(
+            record=record,
+            result=result,
+            history=_history(),
+            test=None if result["test_accuracy"] is None else (labels, predicted),
+            kept=result["best_epoch"],
+        )
 
-    return write
+    return make
 
 
 @pytest.fixture
@@ -99,32 +95,14 @@ def make_flow_map() -> Callable[..., SeriesFlowMap]:
     return make
 
 
-def _write_predictions(path: Path, classes: tuple[str, ...], count: int = 370) -> tuple[int, int]:
-    """Every 46th prediction is wrong."""
-    columns = ["index", "label", "predicted", *(f"probability_{name}" for name in classes)]
-    correct = 0
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for index in range(count):
-            label = index % len(classes)
-            predicted = (label + (index % 46 == 45)) % len(classes)
-            correct += label == predicted
-            probabilities = np.full(len(classes), 0.02)
-            probabilities[predicted] = 1 - 0.02 * (len(classes) - 1)
-            writer.writerow([index, classes[label], classes[predicted], *probabilities])
-    return correct, count
-
-
-def _write_metrics(path: Path) -> None:
+def _history() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    losses = "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "step", *losses, "learning_rate", "seconds"])
-        for epoch in range(1, EPOCHS + 1):
-            left = np.exp(-epoch / 5)
-            noise = 0.01 * rng.random()
-            train = 2.2 * left + noise, 1 - 0.8 * left - noise
-            validation = 2.1 * left + 0.1 + 3 * noise, 0.98 - 0.8 * left - noise
-            writer.writerow([epoch, 14 * epoch, *train, *validation, 0.001, 5.7])
+    epochs = np.arange(1.0, EPOCHS + 1)
+    left, noise = np.exp(-epochs / 5), 0.01 * rng.random(EPOCHS)
+    return {
+        "epoch": epochs,
+        "train_loss": 2.2 * left + noise,
+        "train_accuracy": 1 - 0.8 * left - noise,
+        "validation_loss": 2.1 * left + 0.1 + 3 * noise,
+        "validation_accuracy": 0.98 - 0.8 * left - noise,
+    }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
+from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import Space
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.models.trajectories.model import DecisionTransformer

@@ -10,27 +10,27 @@ import pytest
 from flowformer.data import TimeSeriesData, from_arrays
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.config import EpochsConfig, ScheduledOptimizerConfig
 from flowformer.train.language.config import (
     LanguageConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 TINY_MODEL = TimeSeriesModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
 
 
 @pytest.fixture
-def tiny_config() -> Callable[..., TimeSeriesConfig]:
-    """`tiny_config(epochs=3)`: fields of TrainingConfig by keyword, on data given to train()."""
+def tiny_config() -> Callable[..., SeriesConfig]:
+    """`tiny_config(epochs=3)`: fields of EpochsConfig by keyword, on data given to train()."""
 
-    def build(model: TimeSeriesModelConfig = TINY_MODEL, **training: object) -> TimeSeriesConfig:
-        config = TimeSeriesConfig(
+    def build(model: TimeSeriesModelConfig = TINY_MODEL, **training: object) -> SeriesConfig:
+        config = SeriesConfig(
             name="tiny",
-            data=TimeSeriesDataConfig(batch_size=8),
+            data=SeriesDataConfig(batch_size=8),
             model=model,
-            training=TrainingConfig(epochs=2, accelerator="cpu", threads=1, progress="none"),
+            training=EpochsConfig(epochs=2, accelerator="cpu", threads=1, progress="none"),
             paper_accuracy=0.9,
             paper_source="nowhere",
         )

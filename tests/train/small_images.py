@@ -11,9 +11,9 @@ from flowformer.models.images.config import VisionModelConfig
 from flowformer.train.images.config import (
     AugmentationConfig,
     ImageDataConfig,
-    VisionConfig,
-    VisionOptimizerConfig,
-    VisionTrainingConfig,
+    ImagesConfig,
+    ImagesOptimizerConfig,
+    ImagesTrainingConfig,
 )
 
 COLOURS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
@@ -34,10 +34,10 @@ def write_images(
     return folder
 
 
-def tiny_vision(path: Path, **training: Any) -> VisionConfig:
-    """`tiny_vision(folder, epochs=3)`: fields of VisionTrainingConfig by keyword."""
+def tiny_vision(path: Path, **training: Any) -> ImagesConfig:
+    """`tiny_vision(folder, epochs=3)`: fields of ImagesTrainingConfig by keyword."""
     settings: dict[str, Any] = {"epochs": 2, "average": 0.9, **training}
-    return VisionConfig(
+    return ImagesConfig(
         name="tiny",
         data=ImageDataConfig(path=path, image_size=16, batch_size=4, validation_fraction=0.25),
         augmentation=AugmentationConfig(
@@ -46,15 +46,15 @@ def tiny_vision(path: Path, **training: Any) -> VisionConfig:
         model=VisionModelConfig(
             dims=(8, 16), depths=(1, 1), num_heads=(2, 2), layer_scale=None, drop_path=0.1
         ),
-        optimizer=VisionOptimizerConfig(
+        optimizer=ImagesOptimizerConfig(
             learning_rate=3e-3, reference_batch=None, warmup_epochs=0.5
         ),
-        training=VisionTrainingConfig(
+        training=ImagesTrainingConfig(
             **{"accelerator": "cpu", "threads": 1, "progress": "none", **settings}
         ),
     )
 
 
-def plain(config: VisionConfig) -> VisionConfig:
+def plain(config: ImagesConfig) -> ImagesConfig:
     """Without mixing and random parts, which make two colours hard to learn in few steps."""
     return replace(config, augmentation=AugmentationConfig(crop="shift"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from flowformer.models.sequences.config import SequenceModelConfig
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.sequences.config import (
-    SequenceConfig,
     SequenceDataConfig,
-    SequenceTrainingConfig,
+    SequencesConfig,
+    SequencesTrainingConfig,
 )
 
 LISTOPS = SequenceDataConfig(
@@ -26,20 +26,20 @@ LISTOPS = SequenceDataConfig(
 
 
 @pytest.fixture
-def tiny_sequences(tmp_path: Path) -> Callable[..., SequenceConfig]:
-    """`tiny_sequences(steps=4)`: fields of SequenceTrainingConfig by keyword; or `data`."""
+def tiny_sequences(tmp_path: Path) -> Callable[..., SequencesConfig]:
+    """`tiny_sequences(steps=4)`: fields of SequencesTrainingConfig by keyword; or `data`."""
 
     def build(
         data: SequenceDataConfig = LISTOPS, mixer: str = "flow", **training: object
-    ) -> SequenceConfig:
-        config = SequenceConfig(
+    ) -> SequencesConfig:
+        config = SequencesConfig(
             name="tiny",
             data=replace(data, cache=tmp_path / "prepared"),
             model=SequenceModelConfig(
                 mixer=mixer, dim=16, num_heads=2, feedforward=32, dropout=0.0
             ),
             optimizer=ScheduledOptimizerConfig(learning_rate=3e-3),
-            training=SequenceTrainingConfig(
+            training=SequencesTrainingConfig(
                 steps=4, evaluate_every=2, accelerator="cpu", threads=1, progress="none"
             ),
             paper_dataset="listops",

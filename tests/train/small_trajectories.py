@@ -8,11 +8,11 @@ import numpy as np
 
 from flowformer.data.trajectories.records import Space, Trajectories
 from flowformer.models.trajectories.config import DecisionModelConfig
-from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.config import ScheduledOptimizerConfig, StepsConfig
 from flowformer.train.trajectories.config import (
-    DecisionConfig,
     DecisionDataConfig,
-    DecisionEvaluationConfig,
+    TrajectoriesConfig,
+    TrajectoriesEvaluationConfig,
 )
 
 
@@ -57,10 +57,10 @@ def random_trajectories(
     )
 
 
-def tiny_decisions(path: Path, *, evaluation: Any = None, **model: Any) -> DecisionConfig:
+def tiny_decisions(path: Path, *, evaluation: Any = None, **model: Any) -> TrajectoriesConfig:
     """`tiny_decisions(folder, mixer="softmax")`: fields of DecisionModelConfig by keyword."""
     sizes: dict[str, Any] = {"dim": 8, "num_layers": 1, "num_heads": 2, "context": 4}
-    return DecisionConfig(
+    return TrajectoriesConfig(
         name="decision",
         data=DecisionDataConfig(path=path, batch_size=4, return_scale=10.0),
         model=DecisionModelConfig(**{**sizes, "max_timestep": 12, **model}),
@@ -68,7 +68,7 @@ def tiny_decisions(path: Path, *, evaluation: Any = None, **model: Any) -> Decis
         training=StepsConfig(
             steps=4, evaluate_every=2, accelerator="cpu", threads=1, progress="none"
         ),
-        evaluation=DecisionEvaluationConfig(
+        evaluation=TrajectoriesEvaluationConfig(
             **{"episodes": 3, "validation_episodes": 1, **(evaluation or {})}
         ),
     )

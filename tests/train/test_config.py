@@ -5,23 +5,19 @@ from pathlib import Path
 import pytest
 
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import (
-    OptimizerConfig,
-    TimeSeriesConfig,
-    TimeSeriesDataConfig,
-    TrainingConfig,
-)
+from flowformer.train.config import EpochsConfig, OptimizerConfig
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TrainingConfig(epochs=0), "epochs must be at least 1, got 0"),
-        (lambda: TrainingConfig(seed=-1), r"seed must be in \[0, 2\*\*32\), got -1"),
-        (lambda: TrainingConfig(seed=2**32), r"seed must be in \[0, 2\*\*32\), got 4294967296"),
+        (lambda: EpochsConfig(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: EpochsConfig(seed=-1), r"seed must be in \[0, 2\*\*32\), got -1"),
+        (lambda: EpochsConfig(seed=2**32), r"seed must be in \[0, 2\*\*32\), got 4294967296"),
         (
-            lambda: TrainingConfig(epochs=2.5),  # pyright: ignore[reportArgumentType]
+            lambda: EpochsConfig(epochs=2.5),  # pyright: ignore[reportArgumentType]
             r"epochs must be of type int, got 2\.5",
         ),
         (
@@ -29,20 +25,20 @@ from flowformer.train.config import (
             "learning_rate must be of type float, got '1'",
         ),
         (
-            lambda: TimeSeriesDataConfig(batch_size=True),
+            lambda: SeriesDataConfig(batch_size=True),
             "batch_size must be of type int, got True",
         ),
         (
-            lambda: TimeSeriesConfig(
+            lambda: SeriesConfig(
                 name="own",
-                data=TimeSeriesDataConfig(),
+                data=SeriesDataConfig(),
                 model=TimeSeriesModelConfig(dim=2.5),  # pyright: ignore[reportArgumentType]
             ),
             r"model\.dim must be of type int, got 2\.5",
         ),
-        (lambda: TrainingConfig(threads=0), "threads must be at least 1, got 0"),
+        (lambda: EpochsConfig(threads=0), "threads must be at least 1, got 0"),
         (
-            lambda: TrainingConfig(protocol="fair"),  # pyright: ignore[reportArgumentType]
+            lambda: EpochsConfig(protocol="fair"),  # pyright: ignore[reportArgumentType]
             "protocol must be one of 'clean', 'published', got 'fair'",
         ),
         (
@@ -52,19 +48,19 @@ from flowformer.train.config import (
         (lambda: OptimizerConfig(learning_rate=0.0), r"learning_rate must be above 0, got 0\.0"),
         (lambda: OptimizerConfig(weight_decay=-1.0), "weight_decay must be at least 0"),
         (lambda: OptimizerConfig(gradient_clip=0.0), r"gradient_clip must be above 0, got 0\.0"),
-        (lambda: TimeSeriesDataConfig(batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: TimeSeriesDataConfig(max_length=0), "max_length must be at least 1, got 0"),
-        (lambda: TimeSeriesDataConfig(validation_fraction=1.0), r"must be in \(0, 1\), got 1\.0"),
+        (lambda: SeriesDataConfig(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: SeriesDataConfig(max_length=0), "max_length must be at least 1, got 0"),
+        (lambda: SeriesDataConfig(validation_fraction=1.0), r"must be in \(0, 1\), got 1\.0"),
         (
-            lambda: TimeSeriesDataConfig(dataset="A", train_file=Path("b.ts")),
+            lambda: SeriesDataConfig(dataset="A", train_file=Path("b.ts")),
             r"give dataset or train_file, not both: got A and b\.ts",
         ),
         (
-            lambda: TimeSeriesDataConfig(test_file=Path("b.ts")),
+            lambda: SeriesDataConfig(test_file=Path("b.ts")),
             r"test_file needs train_file beside it, got only b\.ts",
         ),
         (
-            lambda: TimeSeriesDataConfig(folder=Path("b")),
+            lambda: SeriesDataConfig(folder=Path("b")),
             "folder needs the name of a dataset in it, got only b",
         ),
     ],

@@ -1,7 +1,6 @@
 """What a run has read is kept: other data are refused by name, on going on and in a comparison."""
 
 import os
-import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +15,13 @@ from flowformer.compare.methods import MethodResult
 from flowformer.compare.plan import Plan, make_plan, read_comparison, require_data
 from flowformer.data import load_ts_files
 from flowformer.data.trajectories.records import Trajectories
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig
-from flowformer.train.digests import digest_files, digest_series
+from flowformer.train import run
+from flowformer.train.digests import digest_files
 from flowformer.train.folder import RunFolder, has_ended, keep_digests, read_digests
-from flowformer.train.kinds import KINDS, kind_of
+from flowformer.train.kinds import kind_of
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.series.data import digest_data
+from flowformer.train.series.study import Series
 from tests.train.small_images import tiny_vision, write_images
 from tests.train.small_sequences import LISTOPS, tiny_sequences
 from tests.train.small_trajectories import random_trajectories, tiny_decisions
@@ -108,46 +110,41 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def test_a_run_is_not_gone_on_with_on_other_data(case, tmp_path, monkeypatch):
     config, change, named = case
-    function = kind_of(config).train
 
     def stop(*_arguments: object, **_options: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(function.replace(":train", ".fit"), stop)
-    train = pkgutil.resolve_name(function)
+    monkeypatch.setattr(run, "fit", stop)
     for resume in (False, True):
         with pytest.raises(StoppedError):
-            train(config, tmp_path / "run", resume=resume)
+            run.train(config, tmp_path / "run", resume=resume)
     change()
     with pytest.raises(ValueError, match="can only be resumed as it began: ") as raised:
-        train(config, tmp_path / "run", resume=True)
+        run.train(config, tmp_path / "run", resume=True)
     assert named in str(raised.value)
     # One of an older version does not say what it has read.
     RunFolder(tmp_path / "run").data.unlink()
     with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", resume=True)
+        run.train(config, tmp_path / "run", resume=True)
     assert read_digests(RunFolder(tmp_path / "run"))
 
 
-def test_every_kind_has_a_digest_and_a_way_to_read_a_run_back():
-    for kind in KINDS:
-        assert callable(pkgutil.resolve_name(kind.digest))
-        assert callable(pkgutil.resolve_name(kind.load))
+def test_what_a_comparison_reads_of_the_data_is_what_a_run_does(case):
+    config, _, _ = case
+    kind = kind_of(config)
+    assert kind.digest(config) == kind.study(config).digests() != {}
 
 
 def test_a_changed_setting_is_named_before_the_data_that_it_brings(tmp_path, series):
     config, change, named = series
     folder = RunFolder(tmp_path / "run")
-    from flowformer.train.series.data import load_data, prepare
-    from flowformer.train.series.study import _record
-
-    data = load_data(config.data)
-    _record(config, data, prepare(config, data)).write(folder)
-    keep_digests(folder, digest_series(config, data))
+    study = Series(config)
+    study.record.write(folder)
+    keep_digests(folder, study.digests())
     change()
     other = replace(config, data=replace(config.data, batch_size=2))
     with pytest.raises(ValueError, match=r"data\.batch_size was 8, got 2") as raised:
-        has_ended(folder, _record(other, data, prepare(other, data)), digest_series(other))
+        has_ended(folder, Series(other).record, Series(other).digests())
     assert named not in str(raised.value)
 
 
@@ -161,9 +158,9 @@ def test_whatever_changes_in_series_changes_their_digest(tiny_config, waves, wha
         "order": {"train": train.select(np.arange(len(train))[::-1], "train")},
     }[what]
     config = tiny_config()
-    before = digest_series(config, waves)
-    assert before == digest_series(config, replace(waves))
-    after = digest_series(config, replace(waves, **changed))
+    before = digest_data(config, waves)
+    assert before == digest_data(config, replace(waves))
+    after = digest_data(config, replace(waves, **changed))
     assert before["waves, train series"] != after["waves, train series"]
 
 
@@ -190,10 +187,10 @@ def test_a_file_whose_name_is_no_utf_8_is_kept_and_known_again(tmp_path):
 @pytest.fixture
 def compared(series: Case, tmp_path: Path) -> tuple[Plan, Case]:
     """Two methods on series, of which the first has finished."""
-    config: TimeSeriesConfig = series[0]
+    config: SeriesConfig = series[0]
     plan = make_plan([config], {"dtw": {}, "rocket": {}}, seeds=1, root=tmp_path / "comparison")
     folder = plan.runs[0].folder
-    keep_digests(folder, digest_series(config))
+    keep_digests(folder, digest_data(config))
     MethodResult(test_accuracy=1.0, seconds=1.0).write(folder)
     return plan, series
 
@@ -210,11 +207,11 @@ def test_a_comparison_does_not_go_on_with_other_data(compared):
 def test_a_comparison_joins_no_runs_that_have_read_different_data(compared):
     plan, (config, change, named) = compared
     second = plan.runs[1].folder
-    keep_digests(second, digest_series(config))
+    keep_digests(second, digest_data(config))
     MethodResult(test_accuracy=0.5, seconds=1.0).write(second)
     assert len(read_comparison(plan).outcomes) == 2
     change()
-    keep_digests(second, digest_series(config))
+    keep_digests(second, digest_data(config))
     with pytest.raises(ValueError, match="have read different data") as raised:
         read_comparison(plan)
     assert named in str(raised.value)
@@ -223,7 +220,7 @@ def test_a_comparison_joins_no_runs_that_have_read_different_data(compared):
 def test_a_table_of_finished_runs_needs_no_data_but_is_of_none_that_have_changed(compared):
     plan, (config, change, _) = compared
     second = plan.runs[1].folder
-    keep_digests(second, digest_series(config))
+    keep_digests(second, digest_data(config))
     MethodResult(test_accuracy=0.5, seconds=1.0).write(second)
     require_data(plan)
     change()
@@ -247,7 +244,7 @@ def test_a_classical_method_keeps_what_it_has_read(series, tmp_path, monkeypatch
 
     with pytest.raises(StoppedError):
         rocket(config, tmp_path / "run", resume=True)
-    assert read_digests(RunFolder(tmp_path / "run")) == digest_series(config)
+    assert read_digests(RunFolder(tmp_path / "run")) == digest_data(config)
 
 
 def test_a_set_of_the_archive_is_named_as_its_file(tmp_path, waves, write_ts):
@@ -255,9 +252,7 @@ def test_a_set_of_the_archive_is_named_as_its_file(tmp_path, waves, write_ts):
     folder.mkdir()
     for part in ("TRAIN", "TEST"):
         write_ts(waves, part).rename(folder / f"Waves_{part}.ts")
-    config = TimeSeriesConfig(
-        name="time-series", data=TimeSeriesDataConfig(dataset="Waves", folder=folder)
-    )
+    config = SeriesConfig(name="time-series", data=SeriesDataConfig(dataset="Waves", folder=folder))
     data = load_ts_files(folder / "Waves_TRAIN.ts", folder / "Waves_TEST.ts", name="Waves")
     names = [f"Waves_TRAIN.ts in {folder}", f"Waves_TEST.ts in {folder}"]
-    assert list(digest_series(config, data)) == names
+    assert list(digest_data(config, data)) == names

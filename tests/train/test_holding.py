@@ -11,13 +11,12 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 from flowformer.files import locked
 from flowformer.train import folder as folders
 from flowformer.train.folder import RunFolder, holds_folder
-from flowformer.train.kinds import KINDS, METHODS
+from flowformer.train.kinds import METHODS, TRAIN
 from flowformer.train.processes import group as processes
 
+REPORT = "flowformer.train.run:write_report"
 FUNCTIONS = sorted(
-    {kind.train for kind in KINDS}
-    | {kind.report for kind in KINDS}
-    | {function for table in METHODS.values() for function in table.values()}
+    {TRAIN, REPORT, *(function for table in METHODS.values() for function in table.values())}
 )
 
 
@@ -50,7 +49,7 @@ def test_whatever_writes_to_a_run_folder_is_told_who_else_does(name, tmp_path):
     function: Any = pkgutil.resolve_name(name)
     arguments: dict[str, Any] = {"resume": True}
     given: list[Any] = [None, tmp_path]
-    if any(name == kind.report for kind in KINDS):
+    if name == REPORT:
         arguments, given = {}, [tmp_path]
     with (
         locked(RunFolder(tmp_path).lock),

@@ -153,7 +153,7 @@ def resume(flowformer: Callable[..., tuple[int, str, str]], kind: str) -> tuple[
 def result_of(folder: Path) -> dict[str, object]:
     """Returns the figures of a run but for the time that it took."""
     result = json.loads((folder / "result.json").read_text())
-    return {name: value for name, value in result.items() if "second" not in name}
+    return {name: result[name] for name in sorted(result) if "second" not in name}
 
 
 def metrics_of(folder: Path) -> str:

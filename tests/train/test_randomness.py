@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowformer.data.images.transforms import seeded
-from flowformer.data.randomness import own_randomness
+from flowformer.data.loaders import own_randomness
 from flowformer.train.loop.fit import torch_settings
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiments import options_for, parse_experiment
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.train.config import TimeSeriesConfig
 from flowformer.train.kinds import Experiment
+from flowformer.train.series.config import SeriesConfig
 
 if TYPE_CHECKING:
     from flowformer.compare.plan import Plan
@@ -42,7 +42,7 @@ class Options:
         memory_limit: what a run may take, for example 8G; by default its share of what is there.
         datasets: sets of the archive, with commas between, in place of the recipe's.
         output: folder of the comparison; by default comparisons/RECIPE-PROTOCOL.
-        cost: result of python -m benchmarks.mixer_cost, for the page.
+        cost: result of python -m benchmarks mixer_cost, for the page.
         dry_run: show the plan and do nothing.
     """
 
@@ -58,14 +58,14 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses numbers that are none."""
+        """Refuse numbers out of range."""
         for name in ("seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def main(arguments: list[str]) -> int:
-    """Compares; the code is 1 when a run failed, or none finished."""
+    """Compare; the code is 1 when a run failed, or none finished."""
     recipes, overrides = _part(arguments)
     if not recipes:
         asked = bool(overrides) and overrides[0] in ("-h", "--help")
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 def _parse(
     overrides: Sequence[str], *, prog: str, config: Experiment
 ) -> tuple[Options, list[Experiment]]:
-    """Returns the options, and the experiments that they make of a recipe: one for each data set.
+    """Return the options, and the experiments that they make of a recipe: one for each data set.
 
     Raises:
         ValueError: another mixer than the recipe's, or data sets where there is no archive of them.
@@ -98,7 +98,7 @@ def _parse(
     names = _split(options.datasets)
     if not names:
         return options, [experiment]
-    if not isinstance(experiment, TimeSeriesConfig):
+    if not isinstance(experiment, SeriesConfig):
         raise ValueError(f"--datasets names sets of the UEA archive, and {config.name} has no part")
     return options, [
         replace(experiment, data=replace(experiment.data, dataset=name)) for name in names
@@ -141,7 +141,7 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
 
 
 def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Returns the options of each method, in order.
+    """Return the options of each method, in order.
 
     Raises:
         ValueError: there is no such mixer, method or option.
@@ -162,7 +162,7 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
 
 
 def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], list[str]]:
-    """Returns the names of mixers, and those of other methods."""
+    """Return the names of mixers, and those of other methods."""
     from flowformer.nn import MIXERS
     from flowformer.train.kinds import methods_of
 
@@ -184,7 +184,7 @@ def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], li
 
 
 def _check_mixer(name: str, options: dict[str, Any], experiment: Experiment) -> None:
-    """Builds a mixer that has options, before hours go into others; on no device, so in no memory.
+    """Build a mixer that has options, before hours go into others; on no device, so in no memory.
 
     Raises:
         ValueError: there is no such mixer, or no such option or value.
@@ -215,7 +215,7 @@ def _read_option(text: str) -> tuple[str, str, Any]:
 
 
 def _memory_limit(options: Options, experiment: Experiment) -> int | None:
-    """Returns bytes: what was asked for, or a run's share of what is there; None on a GPU."""
+    """Return bytes: what was asked for, or a run's share of what is there; None on a GPU."""
     if options.memory_limit is not None:
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", options.memory_limit)
         if match is None or not float(match[1]):
@@ -233,7 +233,7 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
 
 
 def _describe(plan: "Plan", jobs: int, limit: int | None) -> str:
-    from flowformer.compare.table import memory
+    from flowformer.report.words import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
     lines = [
@@ -260,7 +260,7 @@ class _StatusLine:
         self._shown = ""
 
     def show(self, text: str) -> None:
-        """Shows a line in place of the last."""
+        """Show a line in place of the last."""
         if not sys.stderr.isatty() or text == self._shown:
             return
         # Back to the first column, and everything right of it away.
@@ -271,7 +271,7 @@ class _StatusLine:
 
 @contextmanager
 def _sigterm_exits() -> Iterator[None]:
-    """Makes SIGTERM end the block as an exception does, so that what it started is ended too."""
+    """Make SIGTERM end the block as an exception does, so that what it started is ended too."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -284,7 +284,7 @@ def _sigterm_exits() -> Iterator[None]:
 
 
 def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts the recipes, which come first, from the flags; a comma is as good as a space."""
+    """Part the recipes, which come first, from the flags; a comma is as good as a space."""
     flags = next((at for at, each in enumerate(arguments) if each.startswith("-")), len(arguments))
     return [name for each in arguments[:flags] for name in _split(each)], list(arguments[flags:])
 

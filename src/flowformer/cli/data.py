@@ -1,15 +1,15 @@
 """`flowformer data list | prepare NAME | collect ENV | show NAME`: every kind of data."""
 
-import difflib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowformer.cli.parsing import parse
-from flowformer.train.language.config import TextDataConfig, TokenizerKind
+from flowformer.cli.parsing import Named, parse
+from flowformer.data.options import TextOptions
+from flowformer.names import choose, did_you_mean
 
 if TYPE_CHECKING:
     from flowformer.data.language.tokens import PreparedText
@@ -23,7 +23,7 @@ class ListOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
+class PrepareFlags(TextOptions):
     """Fetch and tokenise a text once; what was stopped goes on, what is there is only checked.
 
     Training does the same where nothing is there yet: the flags mean what --data.… means to
@@ -31,21 +31,11 @@ class PrepareOptions:
     Range Arena have flags of their own: flowformer data prepare listops --help.
 
     Attributes:
-        name: of the text, see flowformer data list.
-        folder: where its files are; for text, the file or the folder of files.
-        tokenizer: characters, bytes, words at white space, or byte-level byte-pair encoding.
-        tokenizer_file: a tokenizer to use in place of a new one.
-        vocab_size: entries of a trained vocabulary; all by default (8,192 of bpe).
-        min_count: least number of times that a word or character of the vocabulary occurs.
+        corpus: name of the text, see flowformer data list.
         output: folder of the tokenised text; by default one under the user's cache.
     """
 
-    name: str
-    folder: Path | None = None
-    tokenizer: TokenizerKind = "bpe"
-    tokenizer_file: Path | None = None
-    vocab_size: int | None = None
-    min_count: int = 1
+    corpus: Named[str] = field()  # no default
     output: Path | None = None
 
 
@@ -56,15 +46,15 @@ class ShowOptions:
     The sets of the Long Range Arena have more flags: flowformer data show listops --help.
 
     Attributes:
-        name: of a text, to see how it begins; a prepared folder, to see what is in it; or a set of
-            trajectories: a Minari data set, or a file of D4RL's.
+        name: name of a text, to see how it begins; a prepared folder, to see what is in it; or a
+            set of trajectories: a Minari data set, or a file of D4RL's.
         folder: where the files of the text are.
-        part: of a prepared set of labelled sequences.
+        part: the part shown of a prepared set of labelled sequences.
         count: cases of that part that are shown.
         output: the picture that shows them, where they are pictures; NAME-PART.png by default.
-        time_limit: of a file of D4RL's without timeouts: steps after which an episode ends.
-        num_actions: of a file of D4RL's: how many discrete actions there are.
-        action_bounds: of a file of D4RL's: least and greatest value of its actions.
+        time_limit: steps after which an episode ends, of a file of D4RL's without timeouts.
+        num_actions: how many discrete actions a file of D4RL's has.
+        action_bounds: least and greatest value of the actions of a file of D4RL's.
     """
 
     name: str
@@ -78,24 +68,23 @@ class ShowOptions:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the action that the first argument names."""
+    """Run the action that the first argument names."""
     action, *rest = arguments or ["--help"]
     if action in ("-h", "--help"):
         sys.stdout.write(_usage())
         return 0
-    if action not in _ACTIONS:
-        raise ValueError(f"unknown action {action!r}: choose from {', '.join(_ACTIONS)}")
-    return _ACTIONS[action][0](rest)
+    run, _ = choose(action, _ACTIONS, "action")
+    return run(rest)
 
 
 def _list(arguments: list[str]) -> int:
     parse(ListOptions, arguments, prog="flowformer data list")
     from flowformer.data.language.corpora import CORPORA
-    from flowformer.data.sequences.sets import ARENA_SETS
+    from flowformer.data.sequences.preparation import SEQUENCE_SETS
     from flowformer.data.trajectories.minari import find_minari_root, local_minari
 
-    width = max(map(len, [*CORPORA, *ARENA_SETS]))
-    for title, table in (("Texts", CORPORA), ("Long Range Arena", ARENA_SETS)):
+    width = max(map(len, [*CORPORA, *SEQUENCE_SETS]))
+    for title, table in (("Texts", CORPORA), ("Long Range Arena", SEQUENCE_SETS)):
         sys.stdout.write(f"{title}\n\n")
         for name, row in table.items():
             sys.stdout.write(f"{name:<{width}}  {row.description}\n")
@@ -111,25 +100,17 @@ def _list(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    if name := _arena_name(arguments):
+    if name := _sequences_name(arguments):
         from flowformer.cli import data_sequences
 
         return data_sequences.prepare(name, arguments)
-    options = parse(PrepareOptions, arguments, prog="flowformer data prepare")
-    _require_known(options.name)
+    options = parse(PrepareFlags, arguments, prog="flowformer data prepare")
+    _require_known(options.corpus)
+    from flowformer.train.language.config import TextDataConfig
     from flowformer.train.language.data import load_text
 
-    text = load_text(
-        TextDataConfig(
-            corpus=options.name,
-            folder=options.folder,
-            tokenizer=options.tokenizer,
-            tokenizer_file=options.tokenizer_file,
-            vocab_size=options.vocab_size,
-            min_count=options.min_count,
-            cache=options.output,
-        )
-    )
+    own = {one.name: getattr(options, one.name) for one in fields(TextOptions)}
+    text = load_text(TextDataConfig(**own, cache=options.output))
     sys.stdout.write(_describe(text))
     return 0
 
@@ -145,7 +126,7 @@ def _show(arguments: list[str]) -> int:
     from flowformer.data.language.corpora import CORPORA, load_corpus
     from flowformer.data.sequences.preparation import holds_sequences
 
-    if name := _arena_name(arguments):
+    if name := _sequences_name(arguments):
         return data_sequences.show(name, arguments)
     options = parse(ShowOptions, arguments, prog="flowformer data show")
     folder = Path(options.name)
@@ -158,10 +139,9 @@ def _show(arguments: list[str]) -> int:
         )
     if options.name not in CORPORA and folder.is_dir():
         if holds_sequences(folder):
-            data_sequences.show_folder(
+            return data_sequences.show_folder(
                 folder, part=options.part, count=options.count, output=options.output
             )
-            return 0
         from flowformer.data.language.tokens import open_text
 
         sys.stdout.write(_describe(open_text(folder)))
@@ -173,30 +153,30 @@ def _show(arguments: list[str]) -> int:
     return 0
 
 
-def _arena_name(arguments: list[str]) -> str | None:
-    """The set of the Long Range Arena that is asked for, to know which flags there are."""
-    from flowformer.data.sequences.sets import ARENA_SETS
+def _sequences_name(arguments: list[str]) -> str | None:
+    """Return the set of the Long Range Arena that is asked for, to know which flags there are."""
+    from flowformer.data.sequences.preparation import SEQUENCE_SETS
 
     for before, argument in pairwise(["", *arguments]):
-        if argument in ARENA_SETS and not before.startswith("--"):  # not --folder listops
+        if argument in SEQUENCE_SETS and not before.startswith("--"):  # not --folder listops
             return argument
     return None
 
 
 def _require_known(name: str) -> None:
-    """Refuses a name that is no text's and no set's of the Long Range Arena; lists those of all.
+    """Refuse a name that is no text's and no set's of the Long Range Arena; list those of all.
 
     Raises:
         ValueError: it is none.
     """
     from flowformer.data.language.corpora import CORPORA
-    from flowformer.data.sequences.sets import ARENA_SETS
+    from flowformer.data.sequences.preparation import SEQUENCE_SETS
     from flowformer.data.trajectories.minari import find_minari_root, local_minari
 
     root = find_minari_root() or "no folder"
     kinds = {
         "texts": list(CORPORA),
-        "Long Range Arena": list(ARENA_SETS),
+        "Long Range Arena": list(SEQUENCE_SETS),
         f"trajectories, in {root}": local_minari(),
     }
     *others, trajectories = kinds.values()
@@ -207,8 +187,7 @@ def _require_known(name: str) -> None:
             f"{name} is a set of trajectories, which needs no preparation: flowformer data show "
             f"{name}"
         )
-    near = difflib.get_close_matches(name, [each for names in kinds.values() for each in names], 1)
-    hint = f"do you mean {near[0]}? " if near else ""
+    hint = did_you_mean(name, (each for names in kinds.values() for each in names))
     there = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds.items())
     raise ValueError(f"unknown text or data set {name!r}: {hint}there are {there}")
 

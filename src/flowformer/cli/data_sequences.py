@@ -2,8 +2,7 @@
 
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -11,53 +10,25 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import numpy as np
 import tyro
 
-from flowformer.cli.parsing import parse
+from flowformer.cli.parsing import Named, parse
+from flowformer.data.cache import Patient
+from flowformer.data.options import SequenceOptions
 from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
 from flowformer.data.sequences.preparation import (
-    ArenaOptions,
-    ArenaSet,
-    Difficulty,
-    arena_folder,
-    find_arena_set,
-    prepare_arena,
-    sample_arena,
+    find_sequence_set,
+    prepare_sequences,
+    sample_sequences,
+    sequences_folder,
 )
 from flowformer.data.sequences.records import FIRST_BYTE, SequenceData, SequenceSplit
 from flowformer.files import require_no_input, write_atomically
 
 _SAMPLE_BYTES = 400  # shown of a text
 _WIDTH = 100
-_SAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArenaFlags:
-    """What flowformer data prepare NAME and show NAME take of a set of the Long Range Arena.
-
-    Attributes:
-        name: of the set, see flowformer data list.
-        folder: where your files are, laid out as the release or the package has them.
-        max_length: longest sequence: texts are cut to it, generated ListOps are below it, and
-            files of longer ListOps are refused.
-        min_length: generated ListOps are above it.
-        max_depth: of generated ListOps.
-        difficulty: of generated pictures: 6, 9 or 14 dashes in a long path.
-        sizes: cases of train, validation and test that are generated.
-        seed: of what is generated, shuffled or drawn.
-    """
-
-    name: str
-    folder: Path | None = None
-    max_length: int | None = None
-    min_length: int | None = None
-    max_depth: int | None = None
-    difficulty: Difficulty | None = None
-    sizes: tuple[int, int, int] | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArenaPrepareFlags(ArenaFlags):
+class PrepareFlags(SequenceOptions):
     """Read or generate a set of the Long Range Arena once, into a folder.
 
     Attributes:
@@ -70,7 +41,7 @@ class ArenaPrepareFlags(ArenaFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArenaShowFlags(ArenaFlags):
+class ShowFlags(SequenceOptions):
     """Show cases of a set of the Long Range Arena, or of a prepared folder.
 
     Of a set that is generated, cases are generated for it and not kept; the others are prepared.
@@ -86,43 +57,40 @@ class ArenaShowFlags(ArenaFlags):
     output: Path | None = None
 
 
-Flags = TypeVar("Flags", bound=ArenaFlags)
+Flags = TypeVar("Flags", bound=SequenceOptions)
 
 
 def prepare(name: str, arguments: Sequence[str]) -> int:
-    """Prepares a set and says what is in it."""
-    of = find_arena_set(name)
-    flags = _parse(ArenaPrepareFlags, of, arguments, action="prepare")
-    options = _options(of, flags)
-    data = prepare_arena(
-        name, options, output=flags.output, workers=flags.workers, progress=_progress()
-    )
-    folder = arena_folder(name, options) if flags.output is None else flags.output
+    """Prepare a set and say what is in it."""
+    flags, options = _parse(PrepareFlags, name, arguments, action="prepare")
+    say = Patient(lambda part, cases: sys.stderr.write(f"{part}: {cases:,} cases\n"))
+    data = prepare_sequences(options, output=flags.output, workers=flags.workers, progress=say)
+    folder = sequences_folder(options) if flags.output is None else flags.output
     sys.stdout.write(f"{describe(data, folder)}\nNext: flowformer data show {folder}\n")
     return 0
 
 
 def show(name: str, arguments: Sequence[str]) -> int:
-    """Shows cases of a set that has a name."""
-    of = find_arena_set(name)
-    flags = _parse(ArenaShowFlags, of, arguments, action="show")
+    """Show cases of a set that has a name."""
+    flags, options = _parse(ShowFlags, name, arguments, action="show")
     _require_some(flags.count)
-    data = sample_arena(name, _options(of, flags), part=flags.part, count=flags.count)
+    data = sample_sequences(options, part=flags.part, count=flags.count)
     sys.stdout.write("\n".join([data.name, *_wrapped(data.source), ""]))
     _show_cases(data, folder=flags.folder, part=flags.part, count=flags.count, output=flags.output)
     return 0
 
 
-def show_folder(folder: Path, *, part: str, count: int, output: Path | None) -> None:
-    """Says what is in a prepared folder, and shows cases of it."""
+def show_folder(folder: Path, *, part: str, count: int, output: Path | None) -> int:
+    """Say what is in a prepared folder, and show cases of it."""
     _require_some(count)
     data = SequenceData.load(folder)
     sys.stdout.write(describe(data, folder))
     _show_cases(data, folder=folder, part=part, count=count, output=output)
+    return 0
 
 
 def describe(data: SequenceData, folder: Path) -> str:
-    """A table of the parts: cases, lengths, and how many are of each class."""
+    """Return a table of the parts: cases, lengths, and how many are of each class."""
     columns = [[part, *_numbers(split, data)] for part, split in data.splits.items()]
     names = ["", "cases", "shortest", "median", "longest", *(f"is {one}" for one in data.classes)]
     width = max(map(len, names))
@@ -133,42 +101,32 @@ def describe(data: SequenceData, folder: Path) -> str:
     return "\n".join([f"{data.name}, in {folder}", *_wrapped(data.source), "", *lines, ""])
 
 
-def _parse(kind: type[Flags], of: ArenaSet, arguments: Sequence[str], *, action: str) -> Flags:
-    """Reads the flags; the help has those that the set takes, with their defaults."""
-    hints = get_type_hints(kind)
+def _parse(
+    kind: type[Flags], name: str, arguments: Sequence[str], *, action: str
+) -> tuple[Flags, SequenceOptions]:
+    """Read the flags; the help has those that the set takes, with their defaults.
+
+    Returns:
+        All flags, and the options that were given: one with the set's default counts as not given.
+    """
+    of = find_sequence_set(name)
+    hints = get_type_hints(kind) | {"sizes": tuple[int, int, int] | None}
     given = {argument.partition("=")[0].replace("-", "_") for argument in arguments}
-    columns: list[Any] = []
-    for name in (one.name for one in fields(ArenaOptions)):
-        if name in of.defaults:
-            columns.append((name, hints[name], field(default=of.defaults[name])))
-        else:
-            if f"__{name}" in given:  # tyro would not say which ones there are
-                of.require_taken([name])
-            default = field(default=getattr(ArenaOptions, name))
-            columns.append((name, Annotated[hints[name], tyro.conf.Suppress], default))
+    columns: list[Any] = [("dataset", Named[str], field())]
+    options = [one for one in fields(SequenceOptions) if one.name != "dataset"]
+    for option in options:
+        hint, default = hints[option.name], of.defaults.get(option.name, option.default)
+        if option.name not in of.defaults:
+            if f"__{option.name}" in given:  # tyro would not say which ones there are
+                of.require_taken([option.name])
+            hint = Annotated[hint, tyro.conf.Suppress]
+        columns.append((option.name, hint, field(default=default)))
     made = make_dataclass(kind.__name__, columns, bases=(kind,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
-    return parse(made, arguments, prog=f"flowformer data {action}")
-
-
-def _options(of: ArenaSet, flags: ArenaFlags) -> ArenaOptions:
-    """What was given; a flag that has the set's default counts as not given."""
-    values = {one.name: getattr(flags, one.name) for one in fields(ArenaOptions)}
-    return ArenaOptions(
-        **{name: value for name, value in values.items() if value != of.defaults.get(name)}
-    )
-
-
-def _progress() -> Callable[[str, int], None]:
-    said = time.monotonic()
-
-    def say(part: str, count: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _SAY_SECONDS:
-            sys.stderr.write(f"{part}: {count:,} cases\n")
-            said = time.monotonic()
-
-    return say
+    flags = parse(made, arguments, prog=f"flowformer data {action}")
+    values = {one.name: getattr(flags, one.name) for one in options}
+    values = {name: value for name, value in values.items() if value != of.defaults.get(name)}
+    return flags, SequenceOptions(dataset=of.name, **values)
 
 
 def _numbers(split: SequenceSplit, data: SequenceData) -> list[str]:
@@ -220,8 +178,7 @@ def _texts(data: SequenceData, split: SequenceSplit, case: int) -> list[str]:
 
 
 def _write_pictures(data: SequenceData, part: str, chosen: list[int], output: Path) -> None:
-    from flowformer.report.figures import png_bytes
-    from flowformer.report.samples import contact_sheet
+    from flowformer.report.figures import contact_sheet, png_bytes
 
     split = data.splits[part]
     assert data.picture is not None

@@ -2,28 +2,27 @@
 
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowformer.cli.parsing import parse
-from flowformer.data.standins.behaviour import search_of
-from flowformer.data.standins.collection import CollectionConfig, Quality, collect
-from flowformer.data.trajectories.environments import NOT_D4RL, references_of
+from flowformer.data.cache import Patient
+from flowformer.data.options import NOT_D4RL
+from flowformer.data.standins import CollectionConfig, CollectionOptions, collect, search_of
+from flowformer.data.trajectories.environments import references_of
 from flowformer.data.trajectories.minari import minari_folder, open_trajectories
 from flowformer.data.trajectories.records import Space, Trajectories, normalized_score
 from flowformer.machine import available_processors
 
 _WIDTH = 100
-_SAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
+class CollectFlags(CollectionOptions):
     """Collect a data set for offline reinforcement learning, in Minari's format.
 
     Augmented random search finds a linear policy, which is kept: the next quality takes the same,
@@ -32,47 +31,34 @@ class CollectOptions:
 
     Attributes:
         env: gymnasium's name of the environment: Hopper-v5.
-        quality: uniform actions, a policy part of the way to the best, all policies up to that
-            one, or the best.
-        steps: at least so many; the last episode is whole.
-        iterations: of the search; by default what took minutes for known environments.
+        iterations: iterations of the search; by default what took minutes for known environments.
         seconds: after which the search stops too; how far it comes is a matter of the machine.
-        seed: of the search and of the episodes.
-        noise: of the actions, in units of half their range; of discrete ones, the part drawn
-            uniformly.
-        medium: where the medium policy is, as part of the way from a random one to the best.
+        seed: seed of the search and of the episodes.
         workers: processes that play; as many as cores by default. The set is the same with any.
         output: folder of the set; by default its name below Minari's folder.
     """
 
     env: str
-    quality: Quality = "medium"
-    steps: int = 100_000
     iterations: int | None = None
     seconds: float | None = None
     seed: int = 0
-    noise: float = 0.1
-    medium: float = 0.4
     workers: int | None = None
     output: Path | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Collects a set and says what is in it."""
-    options = parse(CollectOptions, arguments, prog="flowformer data collect")
+    """Collect a set and say what is in it."""
+    options = parse(CollectFlags, arguments, prog="flowformer data collect")
     config = CollectionConfig(
         search=search_of(options.env, seed=options.seed, iterations=options.iterations),
-        quality=options.quality,
-        steps=options.steps,
-        noise=options.noise,
-        medium=options.medium,
+        **{one.name: getattr(options, one.name) for one in fields(CollectionOptions)},
     )
     data, folder = collect(
         config,
         folder=options.output,
         workers=available_processors() if options.workers is None else options.workers,
         seconds=options.seconds,
-        progress=_progress(),
+        progress=Patient(lambda text: sys.stderr.write(f"{text}\n")),
     )
     name = data.name if options.output is None else folder
     sys.stdout.write(f"{describe(data, folder)}\nNext: flowformer data show {name}\n")
@@ -80,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def is_trajectories(name: str) -> bool:
-    """Whether a set of trajectories goes by that name or lies there."""
+    """Return whether a set of trajectories goes by that name or lies there."""
     path = Path(name)
     if path.suffix in (".hdf5", ".h5"):
         return True
@@ -88,14 +74,14 @@ def is_trajectories(name: str) -> bool:
 
 
 def show(name: str, **options: Any) -> int:
-    """Says what is in a set; options are those of `open_trajectories`."""
+    """Say what is in a set; options are those of `open_trajectories`."""
     data = open_trajectories(name, **options)
     sys.stdout.write(describe(data, minari_folder(name) or Path(name)))
     return 0
 
 
 def describe(data: Trajectories, folder: Path) -> str:
-    """A table of episodes and returns, beside D4RL's where the environment is one of theirs."""
+    """Return a table of episodes and returns, beside D4RL's where the environment is theirs."""
     returns, lengths = data.returns, data.lengths
     rows = [
         ("environment", data.env_options.in_words(data.env or "unknown")),
@@ -138,15 +124,3 @@ def _spread(values: np.ndarray) -> str:
         f"{values.min():,.0f} to {values.max():,.0f}, median {np.median(values):,.0f}, mean "
         f"{values.mean():,.0f}"
     )
-
-
-def _progress() -> Callable[[str], None]:
-    said = time.monotonic()
-
-    def say(text: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _SAY_SECONDS:
-            sys.stderr.write(f"{text}\n")
-            said = time.monotonic()
-
-    return say

@@ -29,12 +29,16 @@ def parse_experiment(
     from flowformer.cli.parsing import parse  # here: messages of errors need no tyro
 
     parts = {part.name: part.type for part in fields(config) if _is_part(part.type)}
+    defaults = {name: getattr(config, name) for name in parts}
+    if not {"-h", "--help"}.isdisjoint(arguments):  # it ends the process
+        defaults["model"] = _with_mixers_in_its_help(config)
+        parts["model"] = type(defaults["model"])
     flags = make_dataclass(
         own.__name__, list(parts.items()), bases=(own,), frozen=True, kw_only=True
     )
     # tyro reads the help of a field from the docstring of the class that has it.
     flags.__doc__ = _summary(own) + _part_help(config, list(parts))
-    default = flags(**{name: getattr(config, name) for name in parts})
+    default = flags(**defaults)
     values: Any = parse(flags, arguments, prog=prog, default=default)
     changed = {name: _found_from_anywhere(getattr(values, name)) for name in parts}
     before, model = config.model, changed["model"]
@@ -68,6 +72,22 @@ def part_settings(kind: type) -> list[tuple[str, str]]:
         if _is_part(part.type)
         for setting in fields(cast(Any, part.type))
     ]
+
+
+def _with_mixers_in_its_help(config: Experiment) -> Any:
+    """The model's configuration, its docstring with the mixers, which are known with torch only."""
+    from flowformer.nn.mixers.registry import able
+
+    kind: Any = type(config.model)
+    names = ", ".join(able("causal" if config.causal else "bidirectional"))
+    described: Any = make_dataclass(kind.__name__, [], bases=(kind,), frozen=True, kw_only=True)
+    described.__doc__ = re.sub(
+        r" mixer: .*?(?=\n +mixer_options:)",
+        f" mixer: Name of the attention: {names}.",
+        inspect.cleandoc(kind.__doc__ or ""),
+        flags=re.DOTALL,
+    )
+    return described(**{each.name: getattr(config.model, each.name) for each in fields(kind)})
 
 
 def _summary(kind: type) -> str:

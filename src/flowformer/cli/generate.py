@@ -39,15 +39,15 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the prompt and what follows it."""
+    """Write the prompt and what follows it."""
     options = parse(Options, arguments, prog="flowformer generate")
     draws = (options.temperature != 1, options.top_k is not None, options.top_p is not None)
     if any(draws) and not options.sample:
         raise ValueError("--temperature, --top-k and --top-p are for draws: give --sample too")
     from flowformer.generation.text import generate_text
-    from flowformer.train.language.run import load_language_run
+    from flowformer.train.language.study import Language
 
-    run = load_language_run(options.run)
+    run = Language.load(options.run)
     if run.tokenizer is None:
         raise ValueError(f"{options.run} was trained on sums, and has no text to go on with")
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt

@@ -1,4 +1,4 @@
-"""`flowformer info`: what is here, and why the rest is not."""
+"""`flowformer info`: versions, devices and backends, and why the rest is missing."""
 
 import argparse
 import importlib.metadata
@@ -11,7 +11,7 @@ from flowformer.train.folder import read_versions
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is here."""
+    """Print versions, devices, backends and extras."""
     parser = argparse.ArgumentParser(  # not by tyro, which may be what is missing
         prog="flowformer info",
         description="Show versions, device, backends and extras, and why any is missing.",
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """Returns versions, device, threads, backends (None or why not), extras (what they lack).
+    """Return versions, device, threads, backends (None or why not), extras (what they lack).
 
     The instruction set is the one that the compiled CPU library chose; None without it.
     """

@@ -1,6 +1,5 @@
-"""Which command was asked for, and what becomes of its errors."""
+"""The choice of a command, and the handling of its errors."""
 
-import difflib
 import logging
 import os
 import pkgutil
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
+from flowformer.names import choose
 from flowformer.train.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
 }
-# What is wrong with the request, rather than with a run: a bad value, name, path, or missing extra.
+# Errors of the request, rather than of a run: a bad value, name, path, or missing extra.
 # Not every OSError: a full disk is a failed run.
 USAGE_ERRORS = (
     ValueError,
@@ -56,7 +56,7 @@ USAGE_ERRORS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits with its code."""
+    """Run the command line and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("FLOWFORMER_DEBUG"))
     given = [argument for argument in given if argument != "--debug"]
@@ -74,22 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Shows what the tasks have to say, on standard error."""
+    """Show the messages of the package on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("flowformer.train")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _shown(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
 ) -> str:
-    """A warning of ours without the place in the code, which says nothing to who runs commands."""
+    """Return a warning of ours without its place in the code, which tells a user nothing."""
     place = (
         "" if category is UserWarning and "/flowformer/" in filename else f" ({filename}:{lineno})"
     )
@@ -97,7 +99,7 @@ def _shown(
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    """Runs a command and returns its code, once what it has printed is written."""
+    """Run a command and return its code, once what it has printed is written."""
     try:
         code = _call(*(arguments or ["--help"]))
         finish_output()
@@ -124,13 +126,10 @@ def _call(name: str, *rest: str) -> int:
     if name == "--version":
         sys.stdout.write(f"flowformer {__version__}\n")
         return 0
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown command {name!r}: {hint}choose from {', '.join(COMMANDS)}")
+    command, _ = choose(name, COMMANDS, "command")
     try:
-        return pkgutil.resolve_name(COMMANDS[name][0])(list(rest))
-    except SystemExit as stop:  # of a parser: --help, or a flag that is none
+        return pkgutil.resolve_name(command)(list(rest))
+    except SystemExit as stop:  # of a parser: --help, or an unknown flag
         if isinstance(stop.code, str):
             sys.stderr.write(f"{stop.code}\n")
             return 1
@@ -138,7 +137,7 @@ def _call(name: str, *rest: str) -> int:
 
 
 def describe_error(error: Exception) -> str:
-    """Says in a line what went wrong, with settings as they are given here."""
+    """Say in a line what went wrong, with settings as they are given here."""
     if isinstance(error, OSError) and error.strerror:
         # The system's own words, without its number: NOPE.ts: no such file or directory.
         path = "" if error.filename is None else f"{error.filename}: "
@@ -149,11 +148,13 @@ def describe_error(error: Exception) -> str:
 
 
 def _name_flags(text: str) -> str:
-    """Names settings as they are given here: data.max_length is --data.max-length."""
+    """Name settings as they are given here: data.max_length is --data.max-length."""
     from flowformer.cli.experiments import part_settings
 
     settings = [
-        rf"{part}\.{setting}" for kind in KINDS for part, setting in part_settings(kind.config)
+        rf"{part}\.{setting}"
+        for kind in KINDS.values()
+        for part, setting in part_settings(kind.config)
     ]
     # Inside a longer name it is a place in a file: RUN/config.json.config.data.max_length.
     pattern = rf"(?<![\w./-])(?:{'|'.join(settings)})\b"

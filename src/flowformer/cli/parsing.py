@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 try:
     import tyro
@@ -14,6 +14,8 @@ except ImportError as error:
 Positional = tyro.conf.Positional  # of a setting with a default, given without its name
 
 T = TypeVar("T")
+# A field that the command line calls name, and takes without a flag where it has no default.
+Named = Annotated[T, tyro.conf.arg(name="name")]
 
 _registry = tyro.constructors.ConstructorRegistry()
 
@@ -35,13 +37,13 @@ def _json_object(
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """Reads arguments into a dataclass; what is wrong with them ends the process with code 2.
+    """Read arguments into a dataclass; an error in them ends the process with code 2.
 
     Args:
         kind: the dataclass; its docstrings are the help.
-        arguments: what follows the command.
-        prog: how the help calls the command.
-        default: values of what is not given.
+        arguments: the words after the command.
+        prog: the command's name in the help.
+        default: the values of arguments that are not given.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     with _registry:

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from flowformer.recipes import RECIPES, images, language, sequences, series
-from flowformer.train.config import TrainingConfig
+from flowformer.recipes import FIGURES, RECIPES
+from flowformer.train.config import EpochsConfig
 from flowformer.train.kinds import Experiment
-from flowformer.train.sequences.config import SequenceConfig
+from flowformer.train.sequences.config import SequencesConfig
 
 
 def main(arguments: list[str]) -> int:
-    """Lists the recipes."""
+    """List the recipes."""
     # Not by tyro: what there is can be seen without the extras.
     argparse.ArgumentParser(
         prog="flowformer recipes",
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     for name, build in RECIPES.items():
         config = build()
         figure = config.paper_score
-        if isinstance(config, SequenceConfig):  # whose files may come later
+        if isinstance(config, SequencesConfig):  # whose files may come later
             figure = config.paper_accuracy
         paper = "" if figure is None else config.measure.show(figure)
         what = (build.__doc__ or "").strip()
@@ -30,14 +30,7 @@ def main(arguments: list[str]) -> int:
         )
     lines += [
         "",
-        f"paper: of series, test accuracy in percent, {series.SOURCE};",
-        f"average {100 * series.PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
-        "--training.protocol published measures.",
-        f"Of text, test perplexity of words, {language.SOURCE}.",
-        f"Of long sequences, test accuracy in percent, {sequences.SOURCE},",
-        f"average {100 * sequences.PAPER_AVERAGE:.2f}, on that benchmark's own files "
-        "(--data.folder).",
-        f"Of images, test accuracy in percent, {images.SOURCE}.",
+        *FIGURES,
         "Next: flowformer train NAME, or flowformer train NAME --help for every setting.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -46,6 +39,6 @@ def main(arguments: list[str]) -> int:
 
 def _length(config: Experiment) -> str:
     training = config.training
-    if isinstance(training, TrainingConfig):
+    if isinstance(training, EpochsConfig):
         return f"{training.epochs} epochs"
     return f"{training.steps:,} steps"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import parse
-from flowformer.data.trajectories.environments import NOT_D4RL, task_of
+from flowformer.data.options import NOT_D4RL
+from flowformer.data.trajectories.environments import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Plays the episodes, prints what they came to, and writes the film."""
+    """Play the episodes, print what they came to, and write the film."""
     options = parse(Options, arguments, prog="flowformer rollout")
     import numpy as np
 
@@ -47,15 +48,15 @@ def main(arguments: list[str]) -> int:
     from flowformer.data.trajectories.records import EnvironmentOptions
     from flowformer.rollouts.scores import check_target, evaluate_returns
     from flowformer.serialization import to_plain
+    from flowformer.train.trajectories.config import describe_outcomes
     from flowformer.train.trajectories.data import (
         environment_maker,
         rollout_settings,
         warn_of_another,
     )
-    from flowformer.train.trajectories.run import describe_outcomes, load_decision_run
-    from flowformer.train.trajectories.study import outcomes_of, say_rollouts
+    from flowformer.train.trajectories.study import Trajectories, outcomes_of, say_rollouts
 
-    run = load_decision_run(options.run)
+    run = Trajectories.load(options.run)
     record, own = run.record, run.record.config.evaluation
     form = options.form or own.form
     config = replace(record.config, evaluation=replace(own, form=form))

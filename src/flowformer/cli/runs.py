@@ -1,14 +1,13 @@
 """`flowformer evaluate | predict | visualize`: what to do with a trained run."""
 
 import json
-import pkgutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowformer.cli.parsing import Positional, parse
 from flowformer.train.folder import RunFolder
-from flowformer.train.kinds import IMAGES, SERIES, kind_of_run
+from flowformer.train.kinds import kind_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class VisualizeOptions:
     Attributes:
         run: folder of the run.
         more: further runs on images, and image files.
-        num_series: test series of which to draw flow maps; of other runs of no matter.
+        num_series: test series of which to draw flow maps; ignored for other runs.
         sink: with images, the place whose token receives in the pictures of the attention: row and
             column, from 0 to 1, in the square that the model reads.
         class_token: with images, the class token in place of that.
@@ -72,16 +71,17 @@ class VisualizeOptions:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a number that is none."""
+        """Refuse a negative number of series."""
         if self.num_series < 0:
             raise ValueError(f"num_series must be at least 0, got {self.num_series}")
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Tests a run again; the code is 1 when its test set gives another figure than before."""
+    """Test a run again; the code is 1 when its test set gives another figure than before."""
     options = parse(EvaluateOptions, arguments, prog="flowformer evaluate")
-    kind = kind_of_run(RunFolder(options.run))
-    evaluation = pkgutil.resolve_name(kind.evaluate)(options.run, options.file)
+    from flowformer.train import run
+
+    evaluation = run.evaluate(options.run, options.file)
     if options.json:
         sys.stdout.write(json.dumps(evaluation.to_dict(), indent=2) + "\n")
     else:
@@ -90,17 +90,14 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Writes predictions for a file."""
+    """Write predictions for a file."""
     options = parse(PredictOptions, arguments, prog="flowformer predict")
     kind = kind_of_run(RunFolder(options.run))
-    if kind.predict is None:
+    study = kind.study
+    study.require_classifier(options.run)
+    if options.more and kind.name != "images":
         raise ValueError(
-            f"{options.run} holds a run on {kind.task}, not a classifier: flowformer "
-            f"{kind.used_by.format(run=options.run)} uses it"
-        )
-    if options.more and kind is not IMAGES:
-        raise ValueError(
-            f"expected one file for a run on {kind.task}, got {1 + len(options.more)}: those on "
+            f"expected one file for a run on {kind.name}, got {1 + len(options.more)}: those on "
             "images take several"
         )
     from flowformer.files import require_no_input, write_atomically
@@ -111,9 +108,9 @@ def predict(arguments: list[str]) -> int:
         require_no_input(output, [*inputs, *RunFolder(options.run).files])
     for path in inputs:
         if path.is_dir():
-            what = "the images in it" if kind is IMAGES else f"a file ({kind.reads})"
+            what = "the images in it" if kind.name == "images" else f"a file ({study.reads})"
             raise IsADirectoryError(f"{path} is a folder: flowformer predict takes {what}")
-    text = pkgutil.resolve_name(kind.predict)(options.run, *inputs)
+    text = study.predict(options.run, *inputs)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -123,7 +120,7 @@ def predict(arguments: list[str]) -> int:
 
 
 def visualize(arguments: list[str]) -> int:
-    """Writes the report of a run and says where."""
+    """Write the report of a run and says where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
         from flowformer.train.images.attention import SinkChoice, write_attention_pictures
@@ -140,15 +137,17 @@ def visualize(arguments: list[str]) -> int:
                 "expected an image beside --output or --class-token, got none: they are of "
                 "pictures of the attention"
             )
-        kind = kind_of_run(RunFolder(options.run))
-        only_series = {"num_series": options.num_series} if kind is SERIES else {}
-        page = pkgutil.resolve_name(kind.report)(options.run, **only_series)
+        from flowformer.train.run import write_report
+
+        name = kind_of_run(RunFolder(options.run)).name
+        only_series = {"num_series": options.num_series} if name == "series" else {}
+        page = write_report(options.run, **only_series)
     sys.stdout.write(f"{page}\n")
     return 0
 
 
 def _runs_and_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Tells folders of runs, which have a config.json, from images.
+    """Tell folders of runs, which have a config.json, from images.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no run in a folder.

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """Makes both streams take what is written to them, for the time of the block.
+    """Make both streams take all that is written to them, for the time of the block.
 
     Characters that a stream's encoding has not are replaced. Output that cannot be written (a full
     disk, a pipe whose reader has left, a stream that was closed) raises OSError once, with the
@@ -38,7 +38,7 @@ def usable_streams() -> Iterator[None]:
 
 
 def finish_output() -> None:
-    """Sees to it that all is written that was printed.
+    """Make sure that all printed text is written.
 
     Raises:
         OSError: it cannot be, or could not and whoever printed it (argparse) said nothing.
@@ -50,12 +50,12 @@ def finish_output() -> None:
 
 
 class _Output(io.FileIO):
-    """What raises once where it cannot be written, and afterwards loses what comes."""
+    """A stream that raises once where it cannot be written, and loses all that comes later."""
 
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int | None:
-        """Writes bytes."""
+        """Write bytes."""
         if self.error is not None:
             return memoryview(data).nbytes
         try:
@@ -66,10 +66,10 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """What loses that which cannot be written."""
+    """A stream that loses whatever cannot be written."""
 
     def write(self, data: Any, /) -> int | None:
-        """Writes bytes."""
+        """Write bytes."""
         try:
             return super().write(data)
         except OSError:
@@ -84,7 +84,7 @@ def _opened(stack: ExitStack, flags: int, mode: str) -> Any:
 
 
 def _replacing(stack: ExitStack, stream: Any, kind: type[io.FileIO], *, own: bool) -> Any:
-    """The stream with what the encoding has not replaced; one of the process's own by `kind`."""
+    """Return a stream that replaces what its encoding lacks; the process's own by `kind`."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream  # somebody's own, as in a notebook
     if own and os.name == "posix":  # a console of Windows is no file

@@ -1,21 +1,17 @@
 """`flowformer train NAME [overrides]`."""
 
-import os
-import pkgutil
 import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowformer.cli.experiments import parse_experiment
 from flowformer.memory import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
-from flowformer.scores.measures import PERPLEXITY
-from flowformer.train.folder import RunFolder, RunResult
+from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import Experiment, Kind, kind_of, kind_of_run
-from flowformer.train.language.folder import LanguageResult
 from flowformer.train.processes.group import (
     ShareDoneError,
     is_first,
@@ -23,8 +19,6 @@ from flowformer.train.processes.group import (
     sizes_outside,
     started_outside,
 )
-from flowformer.train.schedule import StepsConfig
-from flowformer.train.trajectories.folder import DecisionResult
 
 _RUNS = Path("runs")
 
@@ -44,7 +38,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Trains, writes the report, and prints the result beside the paper's."""
+    """Train, write the report, and print the result beside the paper's."""
     if not arguments or arguments[0] in ("-h", "--help"):
         (sys.stdout if arguments else sys.stderr).write(_usage())
         return 0 if arguments else 2
@@ -104,13 +98,15 @@ def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int
 
 
 def _tell(result: Any, folder: RunFolder, kind: Kind) -> None:
-    """Prints what a run has come to; then writes its report, for which there may be no room."""
-    describe = {LanguageResult: describe_language, DecisionResult: describe_decision}
-    told = describe.get(type(result), describe_classifier)(result, folder)
-    sys.stdout.write(told.figures)
+    """Print what a run has come to; then write its report, for which there may be no room."""
+    study, run, record = kind.study, shlex.quote(str(folder.root)), kind.record.read(folder)
+    for name, text in result.lines(record, str(folder.root)):
+        sys.stdout.write(f"{name:<{result.width - 2}}  {text}".rstrip() + "\n")
     sys.stdout.flush()
+    from flowformer.train.run import write_report
+
     try:
-        page = pkgutil.resolve_name(kind.report)(folder.root)
+        page = write_report(folder.root)
     except Exception as error:
         from flowformer.cli.main import describe_error
 
@@ -118,13 +114,15 @@ def _tell(result: Any, folder: RunFolder, kind: Kind) -> None:
             f"the report was not written ({describe_error(error)}): flowformer visualize "
             f"{_named(folder)} writes it, once that is mended"
         ) from error
-    for name, text in (("report", page), ("next", told.next)):
-        sys.stdout.write(f"{name:<{told.width}}{text}\n")
+    for name, text in (("report", page), ("next", study.uses(run, result))):
+        sys.stdout.write(f"{name:<{result.width}}{text}\n")
 
 
 def _run(config: Experiment, folder: RunFolder, *, resume: bool) -> Any:
+    from flowformer.train.run import train
+
     try:
-        return pkgutil.resolve_name(kind_of(config).train)(config, folder.root, resume=resume)
+        return train(config, folder.root, resume=resume)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -164,7 +162,7 @@ def _unused(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> Ru
 
 
 def _choose_folder(config: Experiment) -> RunFolder:
-    """Makes a new folder: who starts at the same moment takes another."""
+    """Make a new folder: who starts at the same moment takes another."""
     stem = f"{config.name}-{config.protocol}-seed{config.training.seed}"
     number, folder = 1, RunFolder(_RUNS / stem)
     while True:
@@ -177,7 +175,7 @@ def _choose_folder(config: Experiment) -> RunFolder:
 
 
 def _leave_none_empty(folder: RunFolder | None) -> None:
-    """Removes the folder that was made for a run which then did not begin."""
+    """Remove the folder that was made for a run which then did not begin."""
     if folder is not None and is_first():
         with suppress(OSError):  # there is something in it
             folder.root.rmdir()
@@ -189,91 +187,6 @@ def _stored_config(folder: RunFolder, name: str) -> Experiment:
     if config.name != name:
         raise ValueError(f"{folder.root} holds a run of {config.name}, not of {name}")
     return config
-
-
-class Told(NamedTuple):
-    """What is said at the end of a run: no figure without its protocol."""
-
-    figures: str
-    next: str  # which commands use it
-    width: int  # of the names before the figures
-
-
-def describe_classifier(result: RunResult, folder: RunFolder) -> Told:
-    """Returns what to say at the end of a classifier's run."""
-    run = shlex.quote(os.fspath(folder.root))
-    lines = []
-    if result.test_accuracy is not None:
-        paper = (
-            ""
-            if result.paper_accuracy is None
-            else f", the paper's {100 * result.paper_accuracy:.1f} (by its own protocol)"
-        )
-        lines.append(f"test accuracy  {100 * result.test_accuracy:.2f}{paper}")
-        if result.test_top5 is not None:
-            lines.append(f"top five       {100 * result.test_top5:.2f}")
-    else:
-        lines.append(f"validation accuracy  {100 * result.validation_accuracy:.2f} (no test set)")
-    kept = f"epoch          {result.best_epoch} of {result.epochs}"
-    kind = kind_of_run(folder)
-    training = kind.record.read(folder).config.training
-    if isinstance(training, StepsConfig):
-        kept = f"step           {result.best_step:,} of {training.steps:,}"
-    file = f" --file {kind.labelled}" if kind.labelled and result.test_accuracy is None else ""
-    lines += [
-        f"protocol       {result.protocol}: {result.protocol_note}",
-        f"{kept}, {result.seconds:.0f} s in all",
-        f"run            {folder.root}",
-    ]
-    uses = f"flowformer predict {run} {kind.reads}, flowformer evaluate {run}{file}"
-    return Told(_joined(lines), uses, 15)
-
-
-def describe_language(result: LanguageResult, folder: RunFolder) -> Told:
-    """Returns what to say at the end of a language model's run."""
-    run = shlex.quote(os.fspath(folder.root))
-    if result.test_perplexity is None:
-        figures = [f"test {result.measure}  {100 * result.test_score:.2f} %"]
-        further = ""
-    else:
-        paper = (
-            "" if result.paper_perplexity is None else f", the paper's {result.paper_perplexity}"
-        )
-        figures = [
-            f"test perplexity  {PERPLEXITY.show(result.test_perplexity)} per word{paper}",
-            f"                 {result.test_bits_per_character:.4f} bits per character",
-        ]
-        further = f'flowformer generate {run} "PROMPT"; '
-    lines = [
-        "",
-        *figures,
-        f"best step        {result.best_step} of {result.steps}: {result.protocol_note}",
-        f"speed            {result.tokens_per_second:,.0f} tokens a second, "
-        f"{result.parameters:,} parameters",
-    ]
-    return Told(_joined(lines), f"{further}flowformer evaluate {run}", 17)
-
-
-def describe_decision(result: DecisionResult, folder: RunFolder) -> Told:
-    """Returns what to say at the end of a decision model's run."""
-    from flowformer.train.trajectories.run import describe_outcomes
-
-    run = shlex.quote(os.fspath(folder.root))
-    lines = [
-        "",
-        *describe_outcomes(result.outcomes),
-        f"the data's own  {result.behaviour_score:.1f}",
-        f"protocol        {result.protocol_note}",
-        f"step            {result.steps:,}, {result.seconds:.0f} s in all, "
-        f"{result.parameters:,} parameters",
-        f"run             {folder.root}",
-    ]
-    uses = f"flowformer rollout {run} --video episode.gif, flowformer evaluate {run}"
-    return Told(_joined(lines), uses, 16)
-
-
-def _joined(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _usage() -> str:

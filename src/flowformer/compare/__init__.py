@@ -1,1 +1,1 @@
-"""Comparisons of methods: many runs, their table, and what can be said of it."""
+"""Comparisons of methods: many runs, their table, and the conclusions from it."""

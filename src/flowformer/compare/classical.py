@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +30,7 @@ from flowformer.data import (
     TimeSeriesData,
     require_classes,
 )
+from flowformer.machine import library
 from flowformer.memory import forget_peak, peak_memory
 
 ClassicalMethod = Literal["dtw", "rocket", "xgboost"]
@@ -40,17 +40,17 @@ _NUMBA = "NUMBA_CACHE_DIR"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassicalOutcome:
-    """What a classical method came to on a data set.
+    """The outcome of a classical method on a data set.
 
     Attributes:
-        method: its name.
+        method: the method's name.
         dataset: the name of the data set.
-        seed: of its random numbers; dtw has none.
-        probabilities: of each class for each test series, in the order of the data set's classes;
-            for dtw and rocket one of them is 1.
+        seed: the seed of its random numbers; dtw has none.
+        probabilities: those of each class for each test series, in the order of the data set's
+            classes; for dtw and rocket one of them is 1.
         labels: the true classes.
-        fit_seconds: of fitting.
-        predict_seconds: of predicting the test split.
+        fit_seconds: time of fitting.
+        predict_seconds: time of predicting the test split.
         peak_memory: the most bytes that the process had resident meanwhile; where the system cannot
             count anew (it can on Linux), since the process began.
     """
@@ -84,14 +84,14 @@ def run_classical(
     missing: MissingPolicy = "error",
     **options: Any,
 ) -> ClassicalOutcome:
-    """Fits a classical method on the training split and predicts the test split.
+    """Fit a classical method on the training split and predict the test split.
 
     Args:
         method: "dtw", "rocket" or "xgboost".
         data: a data set with a test split.
-        seed: of the random convolutions, or of the trees.
-        threads: that the library is told to use.
-        missing: what to do with missing values, see `Preprocessing`.
+        seed: the seed of the random convolutions, or of the trees.
+        threads: the number of threads that the library is told to use.
+        missing: the handling of missing values, see `Preprocessing`.
         options: further keywords of the library's classifier: `distance_params={"window": 0.1}` for
             dtw, `n_kernels` for rocket, `n_estimators` and `max_depth` for xgboost.
 
@@ -151,17 +151,11 @@ def _xgboost(seed: int, threads: int, options: dict[str, Any]) -> Any:
 
 def _require(module: str, method: str, extra: str) -> ModuleType:
     _keep_compiled()
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"{package} is needed for {method}: pip install 'flowformer[{extra}]'"
-        ) from error
+    return library(module, f"for {method}", extra=extra)
 
 
 def _keep_compiled() -> None:
-    """Gives numba a folder for what it compiles, where it would find none and aeon's code fail.
+    """Give numba a folder for what it compiles, where it would find none and aeon's code fail.
 
     It looks beside the library, which another user may have installed, and in the user's cache: a
     container's user may have none.
@@ -175,7 +169,7 @@ def _keep_compiled() -> None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or in one that has yet to be made."""
+    """Return whether files can be made in a folder, or in one that has yet to be made."""
     there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)
 
@@ -183,7 +177,7 @@ def _is_writable(folder: Path) -> bool:
 def _unequal(
     split: SeriesSplit, preprocessing: Preprocessing, _data: TimeSeriesData
 ) -> list[Float64[np.ndarray, "channels _"]]:
-    """Each series of its own length."""
+    """Return each series of its own length."""
     return [
         # The library's compiled distances want float64, one channel after the other.
         np.ascontiguousarray(preprocessing.apply(each, name=split.place(index)).T, dtype=np.float64)
@@ -194,14 +188,14 @@ def _unequal(
 def _padded(
     split: SeriesSplit, preprocessing: Preprocessing, data: TimeSeriesData
 ) -> Float64[np.ndarray, "n channels time"]:
-    """All series of the length of the longest: zeros, the training mean, follow the shorter."""
+    """Return all series as long as the longest: zeros, the training mean, follow the others."""
     return np.nan_to_num(_with_gaps(split, preprocessing, data))
 
 
 def _flattened(
     split: SeriesSplit, preprocessing: Preprocessing, data: TimeSeriesData
 ) -> Float64[np.ndarray, "n features"]:
-    """All values side by side; where a series has ended they are missing, which trees can ask."""
+    """Return all values side by side, missing after a series' end, which trees can ask about."""
     return _with_gaps(split, preprocessing, data).reshape(len(split), -1)
 
 
@@ -214,7 +208,7 @@ def _with_gaps(
     return collection
 
 
-# How each method is made, and what it reads.
+# How each method is made, and its input.
 _METHODS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "dtw": (_dtw, _unequal),
     "rocket": (_rocket, _padded),

@@ -26,17 +26,17 @@ from flowformer.compare.plan import (
     require_data,
     require_same,
 )
-from flowformer.compare.table import duration
 from flowformer.files import locked
 from flowformer.machine import available_processors, python
 from flowformer.memory import is_out_of_memory
+from flowformer.report.words import duration
 from flowformer.serialization import to_plain
 from flowformer.train.folder import say_held
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flowformer.train")  # whose lines the command line shows
 
 WORKER = "flowformer.compare.worker"
 POLL_SECONDS = 0.2
@@ -71,15 +71,15 @@ def execute(
     memory_limit: int | None = None,
     show: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Runs what a plan has not finished yet.
+    """Do the runs that a plan has not finished yet.
 
     Killed at any moment and called again, it goes on: finished runs are not repeated, one that was
     stopped goes on where it can, one that failed is tried again.
 
     Args:
         plan: the runs.
-        jobs: how many run at a time; they share the processor's threads unless the configuration
-            says how many each has.
+        jobs: the number of runs at a time; they share the processor's threads unless the
+            configuration says how many each has.
         memory_limit: bytes that a run may have resident (on a GPU: allocated there); None for all
             that there is.
         show: shows a line of status in place of the last.
@@ -148,7 +148,7 @@ def _start(run: PlannedRun, jobs: int, memory_limit: int | None, lock: IO[str]) 
 
 
 def _end(active: _Active) -> RunState:
-    """Returns what became of a run whose process has ended, in words where the process had none."""
+    """Return the state of a run whose process has ended, in words where the process had none."""
     run, code = active.run, active.process.wait()
     assert active.process.stdin is not None
     active.process.stdin.close()
@@ -173,7 +173,7 @@ def _last_words(log: Path) -> str:
 
 
 class _Progress:
-    """What is said while a comparison runs."""
+    """The messages of a comparison while it runs."""
 
     def __init__(self, plan: Plan, waiting: Sequence[PlannedRun], jobs: int) -> None:
         self._total, self._jobs = len(plan.runs), jobs
@@ -186,7 +186,7 @@ class _Progress:
                 self._remember(run, state)
 
     def status(self, active: Sequence[_Active], waiting: Sequence[PlannedRun]) -> str:
-        """Returns a line on what is running now."""
+        """Return a line on the runs of this moment."""
         running = ", ".join(
             f"{each.run.name} ({training.round_name} {count_epochs(each.run.folder.root)} of "
             f"{training.rounds})"
@@ -202,7 +202,7 @@ class _Progress:
         active: Sequence[_Active],
         waiting: Sequence[PlannedRun],
     ) -> None:
-        """Says what became of a run."""
+        """Say how a run ended."""
         self._done += 1
         run, text = ended.run, f"{UNFINISHED[state.status]}: {state.error}"
         if state.status == "finished":
@@ -228,7 +228,7 @@ class _Progress:
     def _seconds_left(
         self, active: Sequence[_Active], waiting: Sequence[PlannedRun]
     ) -> float | None:
-        """Estimates from runs of the same method and data, else of the same data, else of all."""
+        """Estimate from runs of the same method and data, else of the same data, else of all."""
         if not active and not waiting:
             return None
         projected = [p for each in active if (p := each.projected) is not None]

@@ -1,10 +1,9 @@
-"""What a comparison found, in tables and words: the content of its Markdown file and its page."""
+"""The findings of a comparison, in tables and words: the content of its Markdown and its page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowformer.compare import significance
-from flowformer.compare import table as comparison
 from flowformer.compare.significance import (
     LEVEL,
     PairedTest,
@@ -16,24 +15,27 @@ from flowformer.compare.table import (
     RunOutcome,
     average_over_datasets,
     summarize,
+    to_rows,
+    unfinished_rows,
 )
+from flowformer.report import words
 from flowformer.scores.measures import Measure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs of a comparison, and what a reader must know of them.
+    """The runs of a comparison, and all that a reader must know of them.
 
     Attributes:
-        title: what was compared.
-        protocol: what chose the weights: clean or published.
+        title: the subject of the comparison.
+        protocol: how the weights were chosen: clean or published.
         protocol_note: the same in words.
-        measure: what the methods are ranked by.
+        measure: the measure that ranks the methods.
         has_test: whether the figures are of a test set.
         baseline: the method that the others are tested against.
-        outcomes: of all runs.
+        outcomes: the outcomes of all runs.
         paper_source: where the paper's figures are printed.
-        settings: what all runs have in common, by name.
+        settings: the settings common to all runs, by name.
     """
 
     title: str
@@ -64,13 +66,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A table with its heading and what is to be said of it.
+    """A table with its heading and notes.
 
     Attributes:
         title: the heading.
-        notes: what is to be said, a paragraph each.
-        header: of the table.
-        rows: of the table; without any, there is none.
+        notes: the notes, a paragraph each.
+        header: the table's header.
+        rows: the table's rows; without any, there is no table.
         numbers_from: the columns from there on are numbers.
     """
 
@@ -82,17 +84,17 @@ class Section:
 
 
 def find(compared: Comparison) -> list[Section]:
-    """Returns the figures, what is missing from them, then the tests, each with its words."""
+    """Return the figures, the runs missing from them, then the tests, each with its words."""
     return [_figures(compared), *_unfinished(compared), *_tests(compared)]
 
 
 def to_markdown(compared: Comparison, sections: Sequence[Section]) -> str:
-    """Returns table.md."""
+    """Return table.md."""
     parts = [f"# {compared.title}\n"]
     for section in sections:
         parts.append(f"## {section.title}\n")
         if section.rows:
-            parts.append(comparison.to_markdown(section.header, section.rows))
+            parts.append(words.to_markdown(section.header, section.rows))
         parts += [f"{note}\n" for note in section.notes]
     return "\n".join(parts)
 
@@ -101,7 +103,7 @@ def _figures(compared: Comparison) -> Section:
     cells = compared.cells
     if len(compared.datasets) > 1:
         cells += average_over_datasets(cells)
-    header, rows = comparison.to_rows(cells, compared.measure)
+    header, rows = to_rows(cells, compared.measure)
     name = compared.measure.name
     measured = f"Test {name}" if compared.has_test else f"Validation {name} (no test set)"
     if not compared.measure.higher_is_better:
@@ -129,7 +131,7 @@ def _figures(compared: Comparison) -> Section:
 
 
 def _unfinished(compared: Comparison) -> Iterator[Section]:
-    header, rows = comparison.unfinished_rows(compared.outcomes)
+    header, rows = unfinished_rows(compared.outcomes)
     if rows:
         yield Section(title="Not finished", header=header, rows=rows, numbers_from=len(header))
 

@@ -1,20 +1,31 @@
-"""Classical methods of a comparison behind the call of a training (see `flowformer.train.kinds`).
+"""Methods of a comparison that are no models, behind the call of a training.
 
-Each leaves a run folder with predictions.csv and, written last, result.json. No torch here: the
-functions import what they need when they run.
+Those of series are classical. Those of sequences see no order: what they reach, a model reaches
+without reading, and what mechanisms are compared by is above it. `flowformer.train.kinds` names
+all. Each leaves a run folder with predictions.csv and, written last, result.json. No torch here:
+the functions import what they need when they run.
 """
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from flowformer.train.config import TimeSeriesConfig
-from flowformer.train.folder import KeptResult, RunFolder, holds_folder, keep_digests
+import numpy as np
+from jaxtyping import Float32
+
+from flowformer.train.folder import RunFolder, holds_folder, keep_digests
+from flowformer.train.records import Outcome
+from flowformer.train.sequences.config import SequencesConfig
+from flowformer.train.series.config import SeriesConfig
+
+if TYPE_CHECKING:
+    from flowformer.data.sequences.records import Sequences, SequenceSplit
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodResult(KeptResult):
+class MethodResult(Outcome):
     """What result.json holds of a method that is not trained by epochs.
 
     Attributes:
@@ -32,28 +43,32 @@ class MethodResult(KeptResult):
         """The test accuracy."""
         return self.test_accuracy
 
+    @property
+    def in_words(self) -> str:
+        """The test accuracy in percent."""
+        return f"the test accuracy is {100 * self.test_accuracy:.2f}"
+
     def keep_tested(self, folder: RunFolder, predictions: str) -> None:
-        """Writes it, after the predictions that it is of."""
-        figure = f"the test accuracy is {100 * self.test_accuracy:.2f}"
-        self.keep(folder, {folder.predictions: predictions}, figure=figure)
+        """Write it, after the predictions that it is of."""
+        self.keep(folder, {folder.predictions.name: predictions})
 
 
 @holds_folder
 def run_classical(
-    config: TimeSeriesConfig,
+    config: SeriesConfig,
     run_dir: Path,
     *,
     method: Literal["dtw", "rocket", "xgboost"],
     resume: bool,
     **options: Any,
 ) -> MethodResult:
-    """Fits a classical method on the whole training set, there being no epoch to choose.
+    """Fit a classical method on the whole training set, there being no epoch to choose.
 
     Args:
         config: the experiment, of which it reads the data, the seed and the threads.
         run_dir: folder of the run.
         method: its name.
-        resume: of no matter: it starts anew.
+        resume: ignored; the fit always starts over.
         options: further keywords of the library's classifier.
 
     Raises:
@@ -63,13 +78,12 @@ def run_classical(
     """
     del resume
     from flowformer.compare import classical
-    from flowformer.train.digests import digest_series
     from flowformer.train.prediction import format_predictions
-    from flowformer.train.series.data import load_data
+    from flowformer.train.series.data import digest_data, load_data
 
     folder = RunFolder(run_dir)
     data = load_data(config.data)
-    keep_digests(folder, digest_series(config, data))
+    keep_digests(folder, digest_data(config, data))
     outcome = classical.run_classical(
         method,
         data,
@@ -87,3 +101,92 @@ def run_classical(
 dtw = partial(run_classical, method="dtw")
 rocket = partial(run_classical, method="rocket")
 xgboost = partial(run_classical, method="xgboost")
+
+
+@holds_folder
+def bag_of_tokens(
+    config: SequencesConfig, run_dir: Path, *, resume: bool, **options: Any
+) -> MethodResult:
+    """Gradient-boosted trees on how often each token occurs; of pairs, in either document.
+
+    Args:
+        config: the experiment, of which it reads the data and the seed.
+        run_dir: folder of the run.
+        resume: ignored; the fit always starts over.
+        options: further keywords of scikit-learn's HistGradientBoostingClassifier.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: the sequences are features and no tokens.
+    """
+    del resume
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    settings = {"random_state": config.training.seed, **options}
+    return _fit(HistGradientBoostingClassifier(**settings), config, run_dir)
+
+
+@holds_folder
+def chance(config: SequencesConfig, run_dir: Path, *, resume: bool, **options: Any) -> MethodResult:
+    """The class that is most frequent in training, whatever the sequence.
+
+    Args:
+        config: the experiment, of which it reads the data.
+        run_dir: folder of the run.
+        resume: ignored; the fit always starts over.
+        options: further keywords of scikit-learn's DummyClassifier.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
+    del resume
+    from sklearn.dummy import DummyClassifier
+
+    settings = {"strategy": "most_frequent", "random_state": config.training.seed, **options}
+    return _fit(DummyClassifier(**settings), config, run_dir)
+
+
+def _fit(model: Any, config: SequencesConfig, run_dir: Path) -> MethodResult:
+    from flowformer.train.prediction import format_predictions
+    from flowformer.train.sequences.data import digest_data, load_sequences, part_sequences
+
+    data, folder = load_sequences(config.data), RunFolder(run_dir)
+    keep_digests(folder, digest_data(config, data))
+    if data.vocab_size is None:
+        raise ValueError(f"{data.name} has features, and a bag of tokens needs tokens")
+    parts = part_sequences(config, data)
+    train, test = (data.splits[name] for name in ("train", "test"))
+    started = time.perf_counter()
+    model.fit(
+        count_tokens(train, parts.train.indices, data.vocab_size),
+        np.asarray(train.labels)[list(parts.train.indices)],
+    )
+    counts = count_tokens(test, parts.test.indices, data.vocab_size)
+    # Of classes that did not occur in training, the probability is 0.
+    probabilities = np.zeros((len(counts), len(data.classes)))
+    probabilities[:, model.classes_] = model.predict_proba(counts)
+    result = MethodResult(
+        test_accuracy=float(np.mean(probabilities.argmax(axis=1) == parts.test_labels)),
+        seconds=time.perf_counter() - started,
+    )
+    result.keep_tested(folder, format_predictions(probabilities, data.classes, parts.test_labels))
+    return result
+
+
+def count_tokens(
+    split: "SequenceSplit", places: Any, vocab_size: int
+) -> Float32[np.ndarray, "n counts"]:
+    """Return how often each token occurs in the cases at these places.
+
+    Args:
+        split: the part; of pairs the counts of the second stand beside those of the first.
+        places: the places of the cases.
+        vocab_size: the number of tokens.
+    """
+
+    def count(sequences: "Sequences") -> Float32[np.ndarray, "n counts"]:
+        rows = [np.bincount(sequences[int(i)], minlength=vocab_size) for i in places]
+        return np.stack(rows).astype(np.float32)
+
+    sides = [split.inputs] if split.others is None else [split.inputs, split.others]
+    return np.concatenate([count(side) for side in sides], axis=1)

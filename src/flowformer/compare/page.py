@@ -1,4 +1,4 @@
-"""What a comparison leaves for readers: table.md, table.csv, and one page with its plots."""
+"""The files of a comparison for its readers: table.md, table.csv, and a page with plots."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,28 +6,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowformer.compare.figures import (
-    PASSES,
-    CostCell,
-    History,
-    cost_over_length,
-    learning_curves,
-    score_against_cost,
-)
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
 from flowformer.compare.findings import Comparison, Section, find, to_markdown
-from flowformer.compare.table import Cell, duration, memory, to_csv
+from flowformer.compare.table import Cell, to_csv
 from flowformer.files import write_atomically
 from flowformer.report.classifier import HELD_OUT
-from flowformer.report.figures import png_bytes
-from flowformer.report.page import details, heading, headline, page, paragraph, picture, table
+from flowformer.report.curves import (
+    History,
+    format_scores,
+    height_with_legend,
+    legend_below,
+    line_styles,
+    method_curves,
+)
+from flowformer.report.figures import plain, png_bytes
+from flowformer.report.page import (
+    details,
+    heading,
+    headline,
+    page,
+    paragraph,
+    picture,
+    settings,
+    table,
+)
+from flowformer.report.words import duration, memory
+from flowformer.scores.measures import ACCURACY, Measure
+
+PASSES: Mapping[str, str] = {"forward": "forward", "training": "forward and backward"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostCell:
+    """The cost of one pass of one mixer over one length.
+
+    Attributes:
+        mixer: the mixer's name.
+        length: number of tokens.
+        pass_name: a key of PASSES.
+        seconds: time of one pass; None when it did not fit.
+        memory: bytes beyond those of the idle process; None when it did not fit.
+        problem: why there is no figure.
+    """
+
+    mixer: str
+    length: int
+    pass_name: str
+    seconds: float | None
+    memory: int | None
+    problem: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixerCost:
-    """A cost measurement of `python -m benchmarks.mixer_cost`.
+    """A cost measurement of `python -m benchmarks mixer_cost`.
 
     Attributes:
-        machine: what it was measured on.
+        machine: the machine of the measurement.
         setting: sizes and limits.
         cells: one for each mixer, length and pass.
     """
@@ -38,7 +75,7 @@ class MixerCost:
 
     @classmethod
     def read(cls, path: Path) -> "MixerCost":
-        """Reads its JSON file.
+        """Read its JSON file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -53,16 +90,16 @@ class MixerCost:
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: expected what python -m benchmarks.mixer_cost writes, got {error!r}"
+                f"{path}: expected what python -m benchmarks mixer_cost writes, got {error!r}"
             ) from error
 
 
 def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | None = None) -> Path:
-    """Writes table.md, table.csv and index.html, each whole or not at all, the page last.
+    """Write table.md, table.csv and index.html, each whole or not at all, the page last.
 
     Args:
-        folder: of the comparison.
-        compared: its runs.
+        folder: the comparison's folder.
+        compared: the comparison.
         cost: time and memory over length, for a part of the page.
 
     Returns:
@@ -81,7 +118,8 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
             *_plots(compared),
             *_sections(sections[1:]),
             *_cost(cost),
-            *_settings(compared),
+            heading("Settings of the runs"),
+            settings(compared.settings),
         ],
     )
     write_atomically(folder / "index.html", html)
@@ -126,7 +164,7 @@ def _plots(compared: Comparison) -> Iterator[str]:
                 histories.setdefault(run.method, []).append(run.history)
         if histories:
             paper = next((c.paper_score for c in cells if c.paper_score is not None), None)
-            figure = learning_curves(
+            figure = method_curves(
                 histories, compared.measure, held_out=HELD_OUT[compared.protocol], target=paper
             )
             yield heading(f"Learning curves{where}")
@@ -178,11 +216,78 @@ def _cost_text(cell: CostCell | None) -> str:
     return f"{duration(cell.seconds)}, {memory(cell.memory)}"
 
 
-def _settings(compared: Comparison) -> Iterator[str]:
-    yield heading("Settings of the runs")
-    rows = list(compared.settings.items())
-    yield details("Settings", table(("setting", "value"), rows, numbers_from=2))
-
-
 def _of(compared: Comparison, dataset: str) -> list[Cell]:
     return [cell for cell in compared.cells if cell.dataset == dataset]
+
+
+def score_against_cost(cells: Sequence[Cell], measure: Measure = ACCURACY) -> Figure:
+    """Draw the score over the time of a training step and over peak memory, with its spread."""
+    figure = Figure(figsize=(7.6, height_with_legend(cells, 3.2)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    styles = line_styles([cell.method for cell in cells])
+    for axes, name, title, unit in (
+        (panels[0], "step_seconds", "Time of a training step, ms", 1e-3),
+        (panels[1], "peak_memory", "Peak memory of the process, MiB", 2**20),
+    ):
+        for cell in cells:
+            cost = getattr(cell, name)
+            if cost is None or cell.mean is None:
+                continue
+            style = styles[cell.method]
+            axes.errorbar(
+                cost / unit,
+                cell.mean,
+                yerr=cell.spread,
+                color=style["color"],
+                marker=style["marker"],
+                markersize=6,
+                capsize=2,
+                linewidth=1,
+                linestyle="none",
+                label=cell.method,
+            )
+        plain(axes, title)
+    panels[0].set_ylabel(measure.name, fontsize=8)
+    format_scores(panels[0], measure)
+    legend_below(figure, *panels)
+    return figure
+
+
+def cost_over_length(cells: Sequence[CostCell]) -> Figure:
+    """Draw time and memory of a pass over the length, all logarithmic."""
+    figure = Figure(
+        figsize=(7.6, height_with_legend({c.mixer for c in cells}, 5.6)), layout="constrained"
+    )
+    panels = figure.subplots(2, 2, sharex=True)
+    mixers = list(dict.fromkeys(cell.mixer for cell in cells))
+    styles = line_styles(mixers)
+    for row, (name, form) in enumerate((("seconds", duration), ("memory", memory))):
+        for column, (pass_name, words) in enumerate(PASSES.items()):
+            axes = panels[row, column]
+            for mixer in mixers:
+                points = [
+                    (cell.length, value)
+                    for cell in cells
+                    if (cell.mixer, cell.pass_name) == (mixer, pass_name)
+                    and (value := getattr(cell, name)) is not None
+                ]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        linewidth=1.3,
+                        markersize=3.5,
+                        label=mixer,
+                        **styles[mixer],
+                    )
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=10 if name == "seconds" else 2)
+            plain(axes, f"{'Time' if name == 'seconds' else 'Memory'}, {words}")
+            lengths = sorted({cell.length for cell in cells})
+            axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45, ha="right")
+            axes.yaxis.set_major_formatter(lambda value, _, form=form: form(value))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.grid(color="#e8eaed", linewidth=0.6)
+    for axes in panels[1]:
+        axes.set_xlabel("tokens", fontsize=8)
+    legend_below(figure, *panels.flat)
+    return figure

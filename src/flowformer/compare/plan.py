@@ -5,7 +5,6 @@ runs needs none of their memory.
 """
 
 import csv
-import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,15 +20,16 @@ from flowformer.compare.table import RunOutcome
 from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.train.digests import require_same_data
 from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
-from flowformer.train.kinds import Experiment, Result, function_of, kind_of, methods_of
+from flowformer.train.kinds import TRAIN, Experiment, function_of, kind_of, methods_of
+from flowformer.train.records import Result, read_history
 
 # The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,
 # and the form of the published Long Range Arena code.
 PUBLISHED_METHODS = ("flow", "flow-heads")
 
-_RUNS = "runs"  # in the folder of a comparison: what its runs leave
+_RUNS = "runs"  # in the folder of a comparison: the folders of its runs
 Status = Literal["started", "finished", "failed", "memory"]
-# What the tables say of a run without a result.
+# The tables' words for a run without a result.
 UNFINISHED: Mapping[Status | None, str] = {
     None: "not run",
     "started": "stopped before its end",
@@ -41,12 +41,12 @@ UNFINISHED: Mapping[Status | None, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a run is asked to do: two requests that are equal ask for the same run.
+    """The request of a run: two requests that are equal ask for the same run.
 
     Attributes:
         method: a mixer or one of `methods_of` its config.
-        function: what trains it, as "module:function".
-        options: its further keywords.
+        function: the function that trains it, as "module:function".
+        options: the function's further keywords.
         config: the experiment, the seed included.
     """
 
@@ -58,13 +58,13 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What became of a run: the file beside its folder.
+    """The state of a run: the file beside its folder.
 
     Attributes:
-        request: what was asked.
+        request: the run's request.
         status: started (and perhaps killed since), finished, failed, or memory: it did not fit.
-        error: what ended it, in a line.
-        seconds: of its last process, with imports and the reading of the data.
+        error: the error that ended it, in a line.
+        seconds: time of its last process, with imports and the reading of the data.
         peak_memory: the most bytes that its process had resident, or had allocated on a GPU; None
             where no process did a whole epoch and the end.
     """
@@ -76,16 +76,16 @@ class RunState:
     peak_memory: int | None = None
 
     def write(self, path: Path) -> None:
-        """Writes it at once."""
+        """Write it at once."""
         write_json(path, to_plain(self))
 
     @classmethod
     def read(cls, path: Path) -> "RunState":
-        """Reads it.
+        """Read it.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is not what `write` makes.
+            ValueError: the file is not one of `write`.
         """
         return from_plain(cls, read_json(path), where=str(path))
 
@@ -95,8 +95,8 @@ class PlannedRun:
     """A run of a comparison, and where it lies.
 
     Attributes:
-        request: what it does.
-        dataset: what its data are called in the tables.
+        request: the run's request.
+        dataset: the name of its data in the tables.
         root: folder of the comparison.
     """
 
@@ -111,7 +111,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The run's name in messages."""
         return f"{self.dataset} {self.request.method} seed {self.seed}"
 
     @property
@@ -126,7 +126,7 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What its processes printed."""
+        """The log of all that its processes printed."""
         return self._place.with_name(self._place.name + ".log")
 
     @property
@@ -134,7 +134,7 @@ class PlannedRun:
         return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
-        """Returns what became of it; None when it was never started.
+        """Return the run's state; None when it was never started.
 
         Raises:
             ValueError: its state file is damaged.
@@ -142,24 +142,23 @@ class PlannedRun:
         return RunState.read(self.state_file) if self.state_file.exists() else None
 
     def read_digests(self) -> dict[str, str] | None:
-        """Returns digests of what it has read; None of one that does not say it.
+        """Return digests of the data that it has read; None for a run that does not tell.
 
         Raises:
             ValueError: the file is damaged.
         """
         return read_digests(self.folder)
 
-    def read_result(self) -> Result | None:
-        """Returns its figures; None when it has not ended.
+    def read_result(self) -> Result | MethodResult | None:
+        """Return its figures; None when it has not ended.
 
         Raises:
             ValueError: its result.json is damaged.
         """
         if not self.folder.result.exists():
             return None
-        kind = kind_of(self.request.config)
-        result = kind.result if self.request.function == kind.train else MethodResult
-        return result.read(self.folder)
+        own = kind_of(self.request.config).result
+        return (own if self.request.function == TRAIN else MethodResult).read(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +167,9 @@ class Plan:
 
     Attributes:
         root: folder of the comparison.
-        datasets: their names.
+        datasets: names of the data sets.
         methods: options of each method.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         runs: one for each of them.
     """
 
@@ -193,7 +192,7 @@ def make_plan(
     seeds: int,
     root: Path,
 ) -> Plan:
-    """Plans a run of every method on every data set with every seed.
+    """Plan a run of every method on every data set with every seed.
 
     The seeds count from that of the experiment. One seed comes after the other, so that every
     method has a figure as early as it can.
@@ -201,7 +200,7 @@ def make_plan(
     Args:
         experiments: one a data set; their mixer and its options are those of the methods.
         methods: options of each; the name is one of `methods_of`, or else that of a mixer.
-        seeds: how many.
+        seeds: number of seeds.
         root: folder of the comparison.
 
     Raises:
@@ -233,8 +232,8 @@ def make_plan(
 
 
 def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> RunRequest:
-    train, function = kind_of(config).train, function_of(method, config)
-    if function != train:
+    function = function_of(method, config)
+    if function != TRAIN:
         return RunRequest(method=method, function=function, options=dict(options), config=config)
     if method in methods_of(config):
         if options:
@@ -246,18 +245,18 @@ def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> Run
     # replace() of a union is not typed: the parts of either kind have these fields.
     model: Any = replace(config.model, **changes)
     return RunRequest(
-        method=method, function=train, options={}, config=replace(config, model=model)
+        method=method, function=TRAIN, options={}, config=replace(config, model=model)
     )
 
 
 def replace_seed(config: Experiment, seed: int) -> Experiment:
-    """Returns the experiment with another seed."""
+    """Return the experiment with another seed."""
     training: Any = replace(config.training, seed=seed)
     return replace(config, training=training)
 
 
 def require_own(root: Path) -> None:
-    """Refuses a folder that holds something else than a comparison.
+    """Refuse a folder that holds something else than a comparison.
 
     Raises:
         FileExistsError: it does.
@@ -273,7 +272,7 @@ def require_own(root: Path) -> None:
 
 
 def require_same(plan: Plan) -> None:
-    """Refuses a plan whose folder holds runs of another configuration.
+    """Refuse a plan whose folder holds runs of another configuration.
 
     How a run shows its progress may differ; anything else would put runs into one table that do not
     compare.
@@ -299,7 +298,7 @@ def require_same(plan: Plan) -> None:
 
 
 def require_data(plan: Plan) -> None:
-    """Refuses to go on where runs have read other data than those there are now.
+    """Refuse to go on where runs have read other data than those there are now.
 
     Raises:
         FileNotFoundError: the data are gone, and a run has not finished.
@@ -312,7 +311,7 @@ def require_data(plan: Plan) -> None:
             continue
         config = runs[0].request.config
         try:
-            now = pkgutil.resolve_name(kind_of(config).digest)(config)
+            now = kind_of(config).digest(config)
         except FileNotFoundError:
             if any(run.read_result() is None for run in runs):
                 raise
@@ -326,12 +325,12 @@ def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
 
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
-    del flat["config.training.progress"]
+    del flat["config.training.progress"], flat["function"]  # which the method says
     return {key: value for key, value in flat.items() if value != {}}  # no options, so no names
 
 
 def read_comparison(plan: Plan) -> Comparison:
-    """Reads what all runs of a plan came to.
+    """Read the outcomes of all runs of a plan.
 
     Raises:
         ValueError: a file of a run is damaged, or runs on one data set have read different data.
@@ -363,7 +362,7 @@ def read_comparison(plan: Plan) -> Comparison:
 
 
 def count_epochs(run_dir: Path) -> int:
-    """Returns how many epochs a run has recorded so far."""
+    """Return how many epochs a run has recorded so far."""
     metrics = RunFolder(run_dir).metrics
     return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0
 
@@ -379,7 +378,8 @@ def _outcome(run: PlannedRun) -> RunOutcome:
             error=None if state is None else state.error,
             log=str(run.log.relative_to(run.root)) if run.log.exists() else None,
         )
-    history = read_history(run.folder.metrics)
+    # A method that is not trained by epochs has none.
+    history = read_history(run.folder) if run.folder.metrics.exists() else None
     return RunOutcome(
         dataset=run.dataset,
         method=run.request.method,
@@ -399,21 +399,11 @@ def _outcome(run: PlannedRun) -> RunOutcome:
 
 
 def _read_correct(predictions: Path) -> Bool[np.ndarray, " n"] | None:
-    """Returns which test cases were right; None for a run without any."""
+    """Return which test cases were right; None for a run without any."""
     if not predictions.exists():
         return None
     with predictions.open(encoding="utf-8", newline="") as file:
         return np.array([row["label"] == row["predicted"] for row in csv.DictReader(file)])
-
-
-def read_history(metrics: Path) -> dict[str, Float[np.ndarray, " epochs"]] | None:
-    """Returns the columns of metrics.csv; None for a method that is not trained by epochs."""
-    if not metrics.exists():
-        return None
-    with metrics.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = rows[0] if rows else ()
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
 
 
 def _step_seconds(history: Mapping[str, Float[np.ndarray, " epochs"]]) -> float | None:

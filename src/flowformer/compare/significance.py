@@ -25,14 +25,14 @@ class PairedTest:
     """A method against the baseline.
 
     Attributes:
-        method: what is compared.
-        baseline: what it is compared with.
+        method: the method compared.
+        baseline: the method that it is compared with.
         difference: mean score of the method minus that of the baseline.
         pairs: pairs on which the two differ; the others say nothing about which is better.
         p: probability of a difference as large, were the two alike; two-sided, uncorrected.
         corrected: p after Holm's correction for the comparisons with this baseline.
         smallest: least corrected p that so many pairs and comparisons could have given.
-        measure: what the score is.
+        measure: the measure of the score.
     """
 
     method: str
@@ -66,14 +66,14 @@ class PairedTest:
 def compare_over_datasets(
     cells: Sequence[Cell], baseline: str, measure: Measure = ACCURACY
 ) -> list[PairedTest]:
-    """Compares each method with the baseline over data sets: Wilcoxon's signed-rank test.
+    """Compare each method with the baseline over data sets: Wilcoxon's signed-rank test.
 
     A pair is a data set on which both have a figure, the mean over their seeds.
 
     Args:
         cells: without the averages.
         baseline: one of the methods.
-        measure: what their figures are.
+        measure: the measure of their figures.
     """
     means = {(cell.method, cell.dataset): cell.mean for cell in cells if cell.mean is not None}
     datasets = list(dict.fromkeys(cell.dataset for cell in cells))
@@ -107,7 +107,7 @@ def compare_over_datasets(
 def compare_over_cases(
     outcomes: Sequence[RunOutcome], dataset: str, baseline: str
 ) -> list[PairedTest]:
-    """Compares each method with the baseline on the test cases of one data set.
+    """Compare each method with the baseline on the test cases of one data set.
 
     A pair is a test case; its difference is in how many of the seeds that both have finished each
     got it right. Were the two alike, each difference would be as likely with the other sign, which
@@ -115,7 +115,7 @@ def compare_over_cases(
     of the models as trained, for other cases of the same kind; not of training again.
 
     Args:
-        outcomes: of all runs.
+        outcomes: the outcomes of all runs.
         dataset: whose test cases.
         baseline: one of the methods.
     """
@@ -143,12 +143,12 @@ def compare_over_cases(
 
 
 def sign_flip_p(differences: Int[np.ndarray, " n"]) -> float:
-    """Returns P(|Σ ±d_j| ≥ |Σ d_j|), every sign being as likely as the other: exact.
+    """Return P(|Σ ±d_j| ≥ |Σ d_j|), every sign being as likely as the other: exact.
 
     For differences of −1, 0 and 1 it is the p of McNemar's exact test.
 
     Args:
-        differences: of the pairs.
+        differences: the differences of the pairs.
     """
     magnitudes = np.abs(differences[differences != 0])
     total = int(magnitudes.sum())
@@ -163,7 +163,7 @@ def sign_flip_p(differences: Int[np.ndarray, " n"]) -> float:
 
 
 def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
-    """Returns the tests with `corrected` and `smallest` filled in.
+    """Return the tests with `corrected` and `smallest` filled in.
 
     The k-th smallest of m values of p is multiplied by m − k + 1, and is no less than those before
     it. The least that a comparison could give is 2 / 2ⁿ for n pairs, times m at worst.
@@ -184,11 +184,11 @@ def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
 
 
 def to_rows(tests: Sequence[PairedTest], pair: str) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of tests.
+    """Return header and rows of a table of tests.
 
     Args:
         tests: with one baseline; at least one.
-        pair: what a pair is, in the plural.
+        pair: the noun for a pair, in the plural.
     """
     points = "difference, points" if tests[0].measure.unit == "%" else "difference"
     header = ["method", points, f"{pair} that differ", "p", "p, corrected", "verdict"]

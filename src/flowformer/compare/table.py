@@ -1,7 +1,6 @@
 """From the runs of a comparison to its table: mean, spread and cost of each method.
 
-What is random between two methods, and whether a difference is more than that, is the business of
-`flowformer.compare.significance`.
+Whether a difference of two methods is more than chance, `flowformer.compare.significance` tells.
 """
 
 import csv
@@ -13,31 +12,31 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flowformer.report.words import MISSING, duration, memory, show
 from flowformer.scores.measures import ACCURACY, Measure
 
 AVERAGE = "average"  # stands where a data set's name does, in the row of a method's mean over all
-MISSING = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What one run of a comparison came to.
+    """The outcome of one run of a comparison.
 
     Attributes:
-        dataset: what it was trained on.
-        method: what was trained.
-        seed: of the run.
-        score: what is measured, on the test set; without one, on the validation part. None when the
-            run has not finished.
+        dataset: the data set of its training.
+        method: the method that was trained.
+        seed: the run's seed.
+        score: the score on the test set; without one, on the validation part. None when the run
+            has not finished.
         problem: why it has not finished, in a few words; None when it has.
-        error: what ended it, in a line.
+        error: the error that ended it, in a line.
         log: the file with all that it said, from the folder of the comparison.
-        paper_score: what the paper prints for this method on this data set, if it does.
+        paper_score: the score that the paper prints for this method and data set, if it does.
         parameters: trainable parameters.
-        seconds: of training, validation included.
+        seconds: time of training, validation included.
         step_seconds: median over the epochs of the mean time of a training step.
         peak_memory: most bytes that its process had resident, or on a GPU had allocated there.
-        correct: which test cases it classified rightly, in the order of the test set.
+        correct: whether each test case was classified rightly, in the order of the test set.
         history: the columns of its metrics.csv.
     """
 
@@ -67,18 +66,18 @@ class Cell:
     """One method on one data set, over its seeds; figures are means over the finished runs.
 
     Attributes:
-        dataset: its name, or `AVERAGE`.
-        method: its name.
+        dataset: name of the data set, or `AVERAGE`.
+        method: name of the method.
         mean: mean score; None without a finished run.
         spread: sample standard deviation (n − 1) over the seeds; None for fewer than two.
         finished: runs that the figures are from.
         planned: runs that were asked for.
         parameters: trainable parameters.
-        seconds: of training a run.
-        step_seconds: of a training step.
+        seconds: time of training a run.
+        step_seconds: time of a training step.
         peak_memory: the largest of the runs, in bytes.
-        paper_score: what the paper prints.
-        problems: what kept the other runs from finishing, each once.
+        paper_score: the score that the paper prints.
+        problems: the reasons why the other runs have not finished, each once.
     """
 
     dataset: str
@@ -96,7 +95,7 @@ class Cell:
 
 
 def summarize(outcomes: Iterable[RunOutcome]) -> list[Cell]:
-    """Returns a cell for each method on each data set, in the order of their first runs."""
+    """Return a cell for each method on each data set, in the order of their first runs."""
     groups: dict[tuple[str, str], list[RunOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.dataset, outcome.method), []).append(outcome)
@@ -130,7 +129,7 @@ def _cell(dataset: str, method: str, runs: Sequence[RunOutcome]) -> Cell:
 
 
 def average_over_datasets(cells: Sequence[Cell]) -> list[Cell]:
-    """Returns each method's mean over the data sets, as the paper's last row has it.
+    """Return each method's mean over the data sets, as the paper's last row has it.
 
     A method without a figure on one of them gets no mean: one over fewer sets would not compare.
     The spread is left out, since that of a mean over sets is not that of its seeds.
@@ -163,7 +162,7 @@ def average_over_datasets(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def to_csv(cells: Iterable[Cell]) -> str:
-    """Returns the table for programs: fractions, seconds and bytes, an empty cell for no figure."""
+    """Return the table for programs: fractions, seconds and bytes, an empty cell for no figure."""
     text = io.StringIO()
     names = [field.name for field in fields(Cell)]
     writer = csv.writer(text, lineterminator="\n")
@@ -177,7 +176,7 @@ def to_csv(cells: Iterable[Cell]) -> str:
 def to_rows(
     cells: Sequence[Cell], measure: Measure = ACCURACY
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns the table for readers: header and rows.
+    """Return the table for readers: header and rows.
 
     The data set is named where there are several, and the paper's column stands where there is
     something in it. A cell without a figure says why.
@@ -207,7 +206,7 @@ def to_rows(
 
 
 def unfinished_rows(outcomes: Iterable[RunOutcome]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of the runs that have not finished."""
+    """Return header and rows of a table of the runs that have not finished."""
     header = ["method", "data", "seed", "why", "log"]
     rows = [
         [
@@ -221,36 +220,6 @@ def unfinished_rows(outcomes: Iterable[RunOutcome]) -> tuple[list[str], list[lis
         if not run.finished
     ]
     return header, rows
-
-
-def to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; what would end a cell early is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def show(value: float | int | None, form: Callable[..., str]) -> str:
-    """Returns a value in a form, or a dash where there is none."""
-    return MISSING if value is None else form(value)
-
-
-def duration(seconds: int | float) -> str:
-    """Seconds with a unit that suits them: 12.3 ms, 4.56 s, 8 min 5 s, 2 h 3 min."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def memory(count: int | float) -> str:
-    """Bytes in MiB, from about 1,000 of them on in GiB."""
-    mebibytes = count / 2**20
-    return f"{mebibytes:.3g} MiB" if mebibytes < 999.5 else f"{mebibytes / 1024:.2f} GiB"
 
 
 def _score(cell: Cell, measure: Measure) -> str:

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
-from flowformer.compare.table import memory
 from flowformer.memory import (
     is_out_of_memory,
     limit_memory,
     offer_to_the_kernel,
     peak_memory,
 )
+from flowformer.report.words import memory
 from flowformer.serialization import from_plain
 
 
 def main() -> int:
-    """Runs what standard input asks for; returns the exit code."""
+    """Do the run that standard input asks for; return the exit code."""
     started = time.monotonic()
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
@@ -45,10 +45,10 @@ def main() -> int:
 
 
 def run(request: RunRequest, run_dir: Path, limit: int | None) -> RunState:
-    """Does a run and returns what became of it.
+    """Do a run and return its state.
 
     Args:
-        request: what to do.
+        request: the run.
         run_dir: folder of the run; one that was begun there goes on.
         limit: bytes that it may have resident, or allocated on a GPU.
     """
@@ -96,7 +96,7 @@ def _peak_memory() -> int:
 
 
 def _shortage(error: BaseException, limit: int | None) -> str:
-    """Says how much was asked for, in few words where torch's own tell it, and of how much."""
+    """Say how much was asked for, in few words where torch's own tell it, and of how much."""
     asked = re.search(r"tried to allocate (\d+) bytes", str(error))
     text = _first_line(error) if asked is None else f"asked for {memory(int(asked[1]))} more"
     return text if limit is None else f"{text}, limit {memory(limit)}"

@@ -1,38 +1,42 @@
-"""Data sets: one file per kind of data, and nothing that knows of models.
+"""Data sets, a folder for each kind, and nothing that knows of models.
 
 Here belong readers, the records they give, what is fitted on training data (normalisation), splits
 and batching.
 """
 
-from flowformer.data.language.addition import AdditionProblems, ExactSums, count_exact
-from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
-from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
-from flowformer.data.language.preparation import prepare_text
-from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from flowformer.data.language.tokens import Counts, PreparedText, TokenArray, open_text
-from flowformer.data.order.epochs import EpochSampler
-from flowformer.data.order.steps import StepBatches
-from flowformer.data.series.batches import SeriesDataset, collate
-from flowformer.data.series.preprocessing import (
-    MISSING_POLICIES,
-    MissingPolicy,
-    Preprocessing,
-    require_complete,
-)
-from flowformer.data.series.records import (
-    SeriesSplit,
-    TimeSeriesData,
-    as_series,
-    encode_labels,
-    from_arrays,
-    labels_of,
-    load_ts_files,
-    require_classes,
-    stratified_split,
-    warn_of_swapped_axes,
-)
-from flowformer.data.series.ts_format import TsFile, TsFormatError, read_ts
-from flowformer.data.series.uea import load_uea
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowformer.data.arrays import require_classes
+    from flowformer.data.language.addition import AdditionProblems, ExactSums, count_exact
+    from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
+    from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
+    from flowformer.data.language.preparation import prepare_text
+    from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+    from flowformer.data.language.tokens import Counts, PreparedText, TokenArray, open_text
+    from flowformer.data.order import EpochSampler, StepBatches
+    from flowformer.data.series.batches import (
+        MISSING_POLICIES,
+        MissingPolicy,
+        Preprocessing,
+        SeriesDataset,
+        collate,
+        require_complete,
+    )
+    from flowformer.data.series.records import (
+        SeriesSplit,
+        TimeSeriesData,
+        as_series,
+        encode_labels,
+        from_arrays,
+        labels_of,
+        load_ts_files,
+        stratified_split,
+        warn_of_swapped_axes,
+    )
+    from flowformer.data.series.ts_format import TsFile, TsFormatError, read_ts
+    from flowformer.data.series.uea import load_uea
 
 __all__ = [
     "CORPORA",
@@ -75,3 +79,17 @@ __all__ = [
     "train_tokenizer",
     "warn_of_swapped_axes",
 ]
+
+_MODULES = (
+    *("arrays", "order", "series.records", "series.ts_format", "series.uea", "series.batches"),
+    *("language.tokenizers", "language.tokens", "language.corpora", "language.preparation"),
+    *("language.batches", "language.addition"),
+)
+
+
+def __getattr__(name: str) -> object:
+    """Import public names on first use: recipes know options of data and start without torch."""
+    if name in __all__:
+        modules = (import_module(f"flowformer.data.{module}") for module in _MODULES)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
+    raise AttributeError(f"module 'flowformer.data' has no attribute {name!r}")

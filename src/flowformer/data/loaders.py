@@ -1,10 +1,14 @@
-"""Batches made by other processes, whose errors are told as they happened there."""
+"""Batches made by other processes, and torch's generators, which threads share."""
 
+import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from flowformer.machine import safe_path
@@ -21,7 +25,7 @@ class WorkerLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
             RuntimeError: there is too little shared memory for the workers' batches.
@@ -41,7 +45,7 @@ class WorkerLoader(DataLoader):
 
 
 def in_own_words(error: Exception) -> Exception:
-    """Returns what a worker raised, without the traceback that torch has put into its message.
+    """Return what a worker raised, without the traceback that torch has put into its message.
 
     Args:
         error: raised by a DataLoader; one that is none of a worker's is returned itself.
@@ -84,3 +88,27 @@ def _space() -> str:
     except OSError:
         return f"there is no {_WHERE}"
     return f"{_WHERE} has room for {usage.free / 2**20:,.0f} of {usage.total / 2**20:,.0f} MiB"
+
+
+_turn = threading.RLock()
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Have torch's global generator for oneself, and give it back as it was.
+
+    What layers and transforms draw comes from there: two threads that had seeded it would draw each
+    other's numbers. Threads take turns, one that trains for the whole of its training.
+    """
+    with _turn, torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _forget() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+# A process that was forked while another thread had its turn would wait for it for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

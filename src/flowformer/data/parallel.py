@@ -23,7 +23,7 @@ _AHEAD = 3  # jobs under way for each worker: enough to keep it busy while resul
 
 
 def generator_of(seed: int, part: str, *numbers: int) -> np.random.Generator:
-    """The randomness of one job: a function of a seed, the name of a part, and numbers alone."""
+    """Return one job's randomness: a function of a seed, the name of a part, and numbers."""
     return np.random.default_rng([seed, zlib.crc32(part.encode()), *numbers])
 
 
@@ -35,7 +35,7 @@ class Workers:
     """
 
     def __init__(self, number: int) -> None:
-        """Starts nothing yet.
+        """Start nothing yet.
 
         Raises:
             ValueError: fewer than one.
@@ -47,7 +47,7 @@ class Workers:
         self._entered = ExitStack()
 
     def __enter__(self) -> "Workers":
-        """Returns itself."""
+        """Return itself."""
         if self._number > 1:
             self._entered.enter_context(safe_path())
             self._pool = ProcessPoolExecutor(
@@ -61,16 +61,16 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ends the processes; what they have not begun is left undone."""
+        """End the processes; what they have not begun is left undone."""
         with self._entered:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yields the result of each job, in their order.
+        """Yield the result of each job, in their order.
 
         Args:
-            function: of a job; one that pickle can name, where processes do the work.
+            function: function of a job; one that pickle can name, where processes do the work.
             jobs: taken only as they are needed, so they may have no end.
         """
         if self._pool is None:
@@ -91,7 +91,7 @@ class Workers:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent was killed: it would wait for jobs for ever."""
+    """End this worker when its parent was killed: it would wait for jobs for ever."""
     parent = parent_process()
     assert parent is not None
 
@@ -103,7 +103,7 @@ def _end_with_parent() -> None:
 
 
 def require_main() -> None:
-    """Refuses work in a process that is still being started: it runs a script without a guard.
+    """Refuse work in a process that is still being started: it runs a script without a guard.
 
     It would wait for its parent, who waits for it.
 

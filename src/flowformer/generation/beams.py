@@ -19,9 +19,9 @@ class _Beams(NamedTuple):
     """Sequences with their scores; `n` of them for each row of the batch.
 
     Attributes:
-        tokens: the new tokens so far; what follows them is padding.
-        log_probs: of these tokens under the model.
-        total: what they are ranked by: the sum of the log-probabilities, penalties included.
+        tokens: the new tokens so far, padding after them.
+        log_probs: log-probabilities of these tokens under the model.
+        total: the sum of the log-probabilities, penalties included, which ranks them.
         length: the number of tokens.
         stopped: whether the last one is a stop token.
     """
@@ -33,7 +33,7 @@ class _Beams(NamedTuple):
     stopped: Bool[Tensor, "b n"]
 
     def take(self, index: Int[Tensor, "b m"]) -> "_Beams":
-        """The sequences with these places, for each row of the batch."""
+        """Return the sequences with these places, for each row of the batch."""
         row = torch.arange(len(index), device=index.device)[:, None]
         return _Beams(*(field[row, index] for field in self))
 
@@ -49,7 +49,7 @@ def beam_search(
     stops: Int[Tensor, " s"],
     pad_id: int,
 ) -> GenerationOutput:
-    """The sequence of the largest Σ log p(token) / length^length_penalty that the search meets.
+    """Return the sequence with the largest Σ log p(token) / length^length_penalty that is met.
 
     At each step the `num_beams` best sequences without a stop token are extended. One that ends
     with a stop token is kept if it is among the `num_beams` best extensions and better than what
@@ -64,7 +64,7 @@ def beam_search(
         max_new_tokens: the length at which all end.
         length_penalty: above 0 favours longer sequences, below 0 shorter ones.
         stops: tokens that end a sequence.
-        pad_id: what fills a row that has ended.
+        pad_id: the token that fills a row that has ended.
     """
     b, k = len(prompt.input_ids), num_beams
     logits = decoder.start(prompt)
@@ -135,7 +135,7 @@ def _extend(
     stops: Int[Tensor, " s"],
     count: int,
 ) -> tuple[Int[Tensor, "b n"], _Beams]:
-    """The best extensions by one token, best first, and the beam that each extends."""
+    """Return the best extensions by one token, best first, and the beam that each extends."""
     v = log_probs.shape[-1]
     totals = (running.total[:, :, None] + gain).flatten(1)
     total, place = totals.topk(min(count, totals.shape[1]))

@@ -53,18 +53,18 @@ def generate(  # noqa: PLR0913 - the keywords of transformers' generate
     Args:
         model: a language model; it is put into evaluation mode meanwhile.
         input_ids: the prompts, padded on the left.
-        attention_mask: their real tokens (true); None when all are.
+        attention_mask: real tokens of the prompts (True); None when all are.
         max_new_tokens: the most tokens that are generated.
         do_sample: draw each token; otherwise take the most probable one.
         temperature: see `Sampling`, here and for the next three.
-        top_k: likewise.
-        top_p: likewise.
-        repetition_penalty: likewise; the tokens of the prompt count.
+        top_k: see `Sampling`.
+        top_p: see `Sampling`.
+        repetition_penalty: see `Sampling`; the tokens of the prompt count.
         num_beams: more than 1: beam search, which looks for the most probable sequence.
-        length_penalty: of beam search, see `beam_search`.
+        length_penalty: the penalty of beam search, see `beam_search`.
         stop_ids: tokens that end a row.
-        pad_id: what fills a row that has ended.
-        seed: of the draws; None takes torch's own generator.
+        pad_id: the token that fills a row that has ended.
+        seed: the seed of the draws; None takes torch's own generator.
         use_cache: carry the state; "auto" does so if the model has one. Without, every token costs
             reading the whole prefix again.
         on_token: called with the tokens of each step [b], `pad_id` in rows that ended before; a
@@ -75,6 +75,17 @@ def generate(  # noqa: PLR0913 - the keywords of transformers' generate
             padded elsewhere, outside the vocabulary or longer than the model can read, or the
             model's logits are NaN. All but the last before the first token.
         NotImplementedError: use_cache=True with a mixer that has no state.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.generation.generate import generate
+        >>> from flowformer.models import LanguageModel, LanguageModelConfig
+        >>> config = LanguageModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
+        >>> model = LanguageModel(config, vocab_size=100)
+        >>> prompt = torch.randint(100, (1, 8))
+        >>> generated = generate(model, prompt, max_new_tokens=5, do_sample=True, seed=0)
+        >>> generated.sequences.shape
+        torch.Size([1, 13])
     """
     sampling = Sampling(
         do_sample=do_sample,
@@ -142,7 +153,7 @@ def _check_beams(num_beams: int, length_penalty: float, *, settled: bool) -> Non
 
 
 class _Rows:
-    """What the rows of a batch have come to."""
+    """The rows of a batch and their state."""
 
     def __init__(self, prompt: Prompt, stops: Int[Tensor, " n"], pad_id: int) -> None:
         ids = prompt.input_ids
@@ -153,7 +164,7 @@ class _Rows:
         self._stops, self._pad_id = stops, pad_id
 
     def add(self, token: Int[Tensor, " b"], logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
-        """Append a token to each row that goes on, padding to the others; return what was added."""
+        """Append a token to each row that goes on, padding to the others; return them."""
         log_prob = logits.log_softmax(-1).gather(1, token[:, None])
         self._log_probs.append(log_prob.masked_fill(self.finished[:, None], 0))
         token = token.masked_fill(self.finished, self._pad_id)

@@ -27,7 +27,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing.
+        """Refuse settings out of range.
 
         Raises:
             ValueError: a value is out of its range, or it only means something with do_sample.
@@ -55,7 +55,7 @@ class Sampling:
     def process(
         self, logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None
     ) -> Float[Tensor, "b v"]:
-        """The logits of the distribution that is drawn from, -inf for tokens that are out.
+        """Return the logits of the distribution that is drawn from, -inf for tokens that are out.
 
         Args:
             logits: the model's.
@@ -78,7 +78,7 @@ class Sampling:
         seen: Bool[Tensor, "b v"] | None,
         generator: torch.Generator | None,
     ) -> Int[Tensor, " b"]:
-        """The next token of each row."""
+        """Return the next token of each row."""
         logits = self.process(logits, seen)
         if not self.do_sample:
             return logits.argmax(-1)
@@ -93,13 +93,13 @@ def penalize_repetition(
 
 
 def keep_top_k(logits: Float[Tensor, "b v"], k: int) -> Float[Tensor, "b v"]:
-    """-inf for all but the k largest logits; what ties with the smallest of them stays too."""
+    """Set all but the k largest logits to -inf; ties with the smallest of them stay."""
     smallest = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
 def keep_top_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
-    """-inf for all but the most probable tokens that together reach the probability p.
+    """Set all but the most probable tokens, which together reach the probability p, to -inf.
 
     A token stays while those more probable than it do not reach p: at least one always does.
     """

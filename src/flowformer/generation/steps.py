@@ -1,4 +1,4 @@
-"""What greedy decoding, sampling and beam search share: prompts, steps of the model, the result."""
+"""The common ground of greedy decoding, sampling and beam search: prompts, steps, results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ UseCache = bool | Literal["auto"]
 
 @runtime_checkable
 class CausalModel(Protocol):
-    """What is asked of a language model: an `nn.Module` with these properties and this call.
+    """The interface of a language model: an `nn.Module` with these properties and this call.
 
     `model(input_ids, attention_mask, targets=, past_states=, use_cache=, last_logits_only=,
     return_logits=)` returns `logits`, `loss` and `states`, as
@@ -48,10 +48,10 @@ class CausalModel(Protocol):
 
 
 class GenerationOutput(NamedTuple):
-    """What was generated, on the model's device.
+    """The generated tokens, on the model's device.
 
     Attributes:
-        sequences: the prompts and what follows them; a row that has ended is filled with `pad_id`.
+        sequences: the prompts, each with its continuation; `pad_id` fills a row that has ended.
         log_probs: log p(token | what is before it) of each new token under the model itself, before
             any penalty, temperature, top-k or top-p; 0 where a row has ended.
         lengths: the number of new tokens of each row, its stop token included.
@@ -69,19 +69,19 @@ class Prompt(NamedTuple):
 
     Attributes:
         input_ids: the tokens.
-        mask: which of them are real; None when all are.
+        mask: real tokens (True); None when all are.
     """
 
     input_ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"] | None
 
     def repeat(self, times: int) -> "Prompt":
-        """Each row that many times, one after the other."""
+        """Return each row that many times, one after the other."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
         return Prompt(self.input_ids.repeat_interleave(times, 0), mask)
 
     def seen(self, vocabulary: int) -> Bool[Tensor, "b v"]:
-        """Which tokens occur in each row."""
+        """Return which tokens occur in each row."""
         seen = self.input_ids.new_zeros(len(self.input_ids), vocabulary, dtype=torch.bool)
         real = torch.ones_like(self.input_ids, dtype=torch.bool) if self.mask is None else self.mask
         row, _ = real.nonzero(as_tuple=True)
@@ -95,7 +95,7 @@ def check_prompt(
     attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None,
     max_new_tokens: int,
 ) -> Prompt:
-    """The prompts on the model's device, without a mask that masks nothing.
+    """Return the prompts on the model's device, without a mask that masks nothing.
 
     Raises:
         ValueError: there is no token, a row has none, the padding is not on the left, an id is
@@ -139,7 +139,7 @@ def _check_padding(mask: Bool[Tensor, "b t"]) -> None:
 
 
 def device_of(model: CausalModel) -> torch.device:
-    """Where the model's parameters are."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device
 
 
@@ -158,7 +158,6 @@ class CarriedDecoder:
     """Carries the model's state: a step reads one token, whatever the length before it."""
 
     def __init__(self, model: CausalModel) -> None:
-        """Take the model; its state comes with the prompt."""
         self._model = model
         self._states: Any = None
 
@@ -188,7 +187,6 @@ class RecomputingDecoder:
     """Reads the whole prefix again at each step: for models whose mixer has no state."""
 
     def __init__(self, model: CausalModel) -> None:
-        """Take the model; the prefix comes with the prompt."""
         self._model = model
         self._prefix: Prompt
 
@@ -218,14 +216,14 @@ Decoder = CarriedDecoder | RecomputingDecoder
 
 
 def make_decoder(model: CausalModel, use_cache: UseCache) -> Decoder:
-    """The decoder that carries the state, or, if the model has none, the one that recomputes."""
+    """Return the decoder that carries the state; without a state, the one that recomputes."""
     if use_cache == "auto":
         use_cache = model.has_state
     return CarriedDecoder(model) if use_cache else RecomputingDecoder(model)
 
 
 def select_rows(states: Any, index: Int[Tensor, " n"]) -> Any:
-    """The rows `index` of every tensor in a tree of tuples, whose first dimension is the batch."""
+    """Return the rows `index`, of the batch, of every tensor in a tree of tuples."""
     if states is None:
         return None
     if isinstance(states, Tensor):
@@ -235,7 +233,7 @@ def select_rows(states: Any, index: Int[Tensor, " n"]) -> Any:
 
 
 def checked_logits(logits: Float[Tensor, "b t v"]) -> Float[Tensor, "b v"]:
-    """The logits of the last token, in at least float32.
+    """Return the logits of the last token, in at least float32.
 
     Raises:
         ValueError: one is NaN: no token could be chosen.

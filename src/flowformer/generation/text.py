@@ -12,12 +12,12 @@ from flowformer.generation.generate import generate
 from flowformer.generation.steps import CausalModel
 
 _NAMED = 10  # parts of a prompt that a message lists
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no character (yet)
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # decoders put it for bytes that are no character (yet)
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What generation asks of a tokenizer."""
+    """The interface of a tokenizer that generation needs."""
 
     def encode(self, text: str, /) -> Sequence[int]: ...  # noqa: D102
 
@@ -35,15 +35,15 @@ def generate_text(
     on_text: Callable[[str], object] | None = None,
     **options: Any,
 ) -> str:
-    """The text that continues the prompt, up to a stop token or a stop string.
+    """Return the text that continues the prompt, up to a stop token or a stop string.
 
     Args:
         model: a language model, see `generate`.
-        tokenizer: encodes the prompt and decodes what follows.
+        tokenizer: encodes the prompt and decodes its continuation.
         prompt: the text to continue, which the result does not repeat.
         max_new_tokens: the most tokens that are generated.
         stop_ids: tokens that end the text; they are no part of it.
-        stop_strings: likewise, texts.
+        stop_strings: texts that end it too.
         on_text: called with each piece of text as soon as it is certain: whole characters, and
             nothing that may be the beginning of a stop string.
         options: further keywords of `generate`.
@@ -124,7 +124,7 @@ class TextStream:
         self._held = ""  # may be the beginning of a stop string
 
     def add(self, token: int) -> str:
-        """The text that has become certain; nothing once a stop string came."""
+        """Return the text that has become certain; nothing once a stop string came."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
         certain = text.removesuffix(UNFINISHED)
@@ -137,7 +137,7 @@ class TextStream:
         return self._until_stop(piece)
 
     def finish(self) -> str:
-        """What was held back: the text has ended."""
+        """Return the text that was held back, now that it has ended."""
         rest = self._until_stop(self._tokenizer.decode(self._tokens)[self._given :])
         held, self._held = self._held, ""
         return rest + held

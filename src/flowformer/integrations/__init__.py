@@ -1,1 +1,4 @@
-"""Flowformer under the interfaces of other libraries: one module per library."""
+"""Flowformer under the interfaces of other libraries, a room for each.
+
+`sklearn.py` trains, and `runs.py` reads what was trained; nothing else here needs `train`.
+"""

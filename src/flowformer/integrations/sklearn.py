@@ -22,21 +22,16 @@ from flowformer.data import (
     as_series,
     warn_of_swapped_axes,
 )
-from flowformer.data.randomness import own_randomness
+from flowformer.data.loaders import own_randomness
+from flowformer.data.options import MissingPolicy
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.serialization import from_plain
-from flowformer.train.config import (
-    Accelerator,
-    Missing,
-    OptimizerConfig,
-    OptimizerName,
-    TimeSeriesConfig,
-    TimeSeriesDataConfig,
-    TrainingConfig,
-)
-from flowformer.train.prediction import choose_device, load_run, predict_probabilities
+from flowformer.train.config import Accelerator, EpochsConfig, OptimizerConfig, OptimizerName
+from flowformer.train.prediction import choose_device
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.series.data import predict_probabilities
 
 try:
     from aeon.classification import BaseClassifier
@@ -48,7 +43,7 @@ except ImportError as error:
 
 _METADATA_KEY = "flowformer.classifier"
 _ROOM = 1.25  # of the longest series seen in fit, for those of unequal lengths
-# What fit leaves beside the model and the preprocessing, all of it plain values.
+# The attributes of fit beside the model and the preprocessing, all of them plain values.
 _FITTED_VALUES = ("max_length_", "best_epoch_", "validation_accuracy_", "metadata_")
 
 
@@ -66,7 +61,7 @@ class FlowformerClassifier(BaseClassifier):
 
     Args:
         mixer: the attention, from `flowformer.nn.MIXERS`.
-        mixer_options: its options; None means as published.
+        mixer_options: the attention's options; None means as published.
         dim: width of the hidden states.
         num_heads: attention heads.
         num_layers: encoder layers.
@@ -88,19 +83,19 @@ class FlowformerClassifier(BaseClassifier):
             fit and, where they are of unequal lengths, a quarter more. Series to predict may not be
             longer, unless pooling is "mean" and positions are "sinusoidal" (with padding "masked"
             and a mixer of any length, as "flow").
-        missing: what to do with missing values (NaN): "error", "interpolate" or "mean".
+        missing: the handling of missing values (NaN): "error", "interpolate" or "mean".
         device: "auto" (a GPU when there is one), "cpu", "gpu" or "mps".
         verbose: show a progress bar in fit.
         random_state: int, `numpy.random.RandomState` or None, as everywhere in scikit-learn.
 
     Attributes:
         classes_: the class labels, sorted.
-        n_classes_: their number.
+        n_classes_: number of classes.
         model_: the fitted `TimeSeriesClassifier`, on the CPU and in evaluation mode.
-        preprocessing_: what was fitted on the training series.
+        preprocessing_: the preprocessing fitted on the training series.
         max_length_: time steps that the model has room for.
         best_epoch_: the epoch, counted from 1, whose weights were kept.
-        validation_accuracy_: of that epoch; None when no part was set aside.
+        validation_accuracy_: accuracy of that epoch; None when no part was set aside.
 
     Raises:
         ValueError: in fit, a parameter out of range, too few series of a class to set a part
@@ -108,11 +103,13 @@ class FlowformerClassifier(BaseClassifier):
             `max_length_` or with other channels.
 
     Examples:
-        >>> from aeon.datasets import load_japanese_vowels
+        >>> import numpy as np
         >>> from flowformer.integrations.sklearn import FlowformerClassifier
-        >>> classifier = FlowformerClassifier(epochs=20, max_length=29, random_state=0)
-        >>> classifier.fit(*load_japanese_vowels(split="train"))  # doctest: +SKIP
-        >>> classifier.score(*load_japanese_vowels(split="test"))  # doctest: +SKIP
+        >>> series = np.random.default_rng(0).normal(size=(20, 3, 12))  # [case, channel, time]
+        >>> classes = np.repeat(["low", "high"], 10)
+        >>> classifier = FlowformerClassifier(dim=16, num_heads=2, epochs=1, random_state=0)
+        >>> classifier.fit(series, classes).predict(series).shape
+        (20,)
     """
 
     _tags = {  # noqa: RUF012  # aeon reads this class attribute
@@ -145,7 +142,7 @@ class FlowformerClassifier(BaseClassifier):
         gradient_clip: float | None = 4.0,
         validation_fraction: float | None = 0.2,
         max_length: int | None = None,
-        missing: Missing = "error",
+        missing: MissingPolicy = "error",
         device: Accelerator = "auto",
         verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -200,7 +197,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def load(cls, path: str | Path) -> "FlowformerClassifier":
-        """Read back what `save` wrote. No code in the file is run: it holds numbers and JSON.
+        """Read an estimator that `save` wrote. No code in it is run: it holds numbers and JSON.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -246,7 +243,7 @@ class FlowformerClassifier(BaseClassifier):
         return estimator
 
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
-        """aeon's own, after our look at arrays: here it is said what was expected in their place.
+        """Do as aeon does, after our look at arrays, which says what is expected in their place.
 
         Data frames are aeon's alone.
         """
@@ -272,7 +269,8 @@ class FlowformerClassifier(BaseClassifier):
 
     def _fit(self, X: Any, y: Any) -> None:
         # Lightning takes seconds to import: a loaded estimator that only predicts is spared them.
-        from flowformer.train.series.study import train
+        from flowformer.train.run import train
+        from flowformer.train.series.study import Series
 
         labels = np.searchsorted(self.classes_, y).astype(np.int64)
         series = SeriesSplit(series=as_series(X, name="X"), labels=labels, name="X")
@@ -287,10 +285,10 @@ class FlowformerClassifier(BaseClassifier):
         with tempfile.TemporaryDirectory(prefix="flowformer-") as folder, own_randomness():
             run_dir = Path(folder) / "run"
             result = train(self._config(data), run_dir, data=data)
-            run = load_run(run_dir)
+            run = Series.load(run_dir)
         self.model_ = run.model
         self.preprocessing_ = run.preprocessing
-        self.max_length_ = run.max_length
+        self.max_length_ = run.record.max_length
         self.best_epoch_ = result.best_epoch
         self.validation_accuracy_ = None if whole else result.validation_accuracy
 
@@ -315,7 +313,7 @@ class FlowformerClassifier(BaseClassifier):
         return predict_probabilities(model, dataset, batch_size=self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
-        """The parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
+        """Return the parameters, with NumPy's scalars (as a grid search sets them) as Python's."""
         return {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in self.get_params(deep=False).items()
@@ -328,19 +326,19 @@ class FlowformerClassifier(BaseClassifier):
         # Strictly: a width of 2.5 is named here, and not where torch or Lightning fails of it.
         return from_plain(TimeSeriesModelConfig, {name: settings[name] for name in names})
 
-    def _config(self, series: TimeSeriesData) -> TimeSeriesConfig:
+    def _config(self, series: TimeSeriesData) -> SeriesConfig:
         settings = self._settings()
         room = settings["max_length"]
         if room is None and len(set(series.train.lengths)) > 1:
             room = math.ceil(_ROOM * series.max_length)
-        data = TimeSeriesDataConfig(
+        data = SeriesDataConfig(
             max_length=room,
             missing=settings["missing"],
             batch_size=settings["batch_size"],
         )
         fraction = settings["validation_fraction"]
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        return TimeSeriesConfig(
+        return SeriesConfig(
             name="FlowformerClassifier",
             data=data if fraction is None else replace(data, validation_fraction=fraction),
             model=self._model_config(),
@@ -350,7 +348,7 @@ class FlowformerClassifier(BaseClassifier):
                 weight_decay=settings["weight_decay"],
                 gradient_clip=settings["gradient_clip"],
             ),
-            training=TrainingConfig(
+            training=EpochsConfig(
                 epochs=settings["epochs"],
                 protocol="published" if fraction is None else "clean",
                 seed=int(seed),
@@ -361,7 +359,7 @@ class FlowformerClassifier(BaseClassifier):
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """Settings for aeon's estimator checks: small, with room for their longest series."""
+        """Return settings for aeon's estimator checks: small, with room for the longest series."""
         del parameter_set
         return {
             "dim": 8,
@@ -377,7 +375,7 @@ class FlowformerClassifier(BaseClassifier):
 
 
 def _as_collection(X: Any, *, fitted: bool) -> np.ndarray | list[np.ndarray]:
-    """Arrays of any kind as aeon takes them, looked at; a matrix or list of rows is univariate."""
+    """Return arrays of any kind as aeon takes them; a matrix or list of rows is univariate."""
     if isinstance(X, list | tuple) or X.dtype == object:
         X = [np.atleast_2d(np.asarray(one)) for one in X]
     series = as_series(np.asarray(X) if isinstance(X, torch.Tensor) else X, name="X")

@@ -1,5 +1,6 @@
 """Checks that the models' configurations share, without torch."""
 
+from dataclasses import fields
 from typing import Any, get_args
 
 
@@ -17,21 +18,15 @@ def check_sizes(config: Any, *names: str) -> None:
 
 
 def check_choices(config: Any, *names: str) -> None:
-    """Refuse a value that is none of those in its field's `Literal`.
+    """Refuse a value that its field's `Literal` does not list.
 
     Raises:
         ValueError: there is one; the message lists the choices.
     """
+    kinds = {field.name: field.type for field in fields(config)}  # of its bases too
     for name in names:
-        choices = get_args(type(config).__annotations__[name])
+        choices = get_args(kinds[name])
         if getattr(config, name) not in choices:
             raise ValueError(
                 f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}"
             )
-
-
-def options_or_unclamped(config: Any) -> dict[str, Any]:
-    """Return a mixer's options; None stands for the paper's equations, which have no clamp."""
-    if config.mixer_options is None:
-        return {"clamp": None} if config.mixer in ("flow", "flow-no-allocation") else {}
-    return dict(config.mixer_options)

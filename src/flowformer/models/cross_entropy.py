@@ -1,13 +1,13 @@
-"""Cross-entropy over a large vocabulary, without the logits of all tokens in memory."""
+"""Cross-entropy of tokens and of classes; over a large vocabulary without all logits in memory."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100  # the target that counts for nothing, as in torch and transformers
+from flowformer.models.inputs import IGNORED, check_labels
 
 CHUNK_ELEMENTS = 2**24  # logits alive at once: 64 MiB in float32
 
@@ -18,9 +18,9 @@ def token_cross_entropy(
     *,
     count: Tensor | int | float | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the tokens whose target is not -100, in float32 at least.
+    """Return the mean cross-entropy over the tokens whose target is not -100, in float32 at least.
 
-    With a count, which may be that of more tokens than these, the sum over them divided by it.
+    With a count, which may be that of more tokens than these, it is their sum divided by the count.
     Where nothing counts, the loss is 0, and so is its gradient.
     """
     wide, targets = logits.flatten(0, -2).to(_wide(logits.dtype)), targets.flatten().long()
@@ -32,7 +32,7 @@ def class_cross_entropy(
     logits: Float[Tensor, "b classes"],
     labels: Int[Tensor, " b"] | Float[Tensor, "b classes"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of classes, or of distributions over them.
+    """Return the mean cross-entropy of classes, or of distributions over them.
 
     As :func:`token_cross_entropy`, a class of -100 counts for nothing, and the loss of a batch
     without any other is 0.
@@ -43,6 +43,33 @@ def class_cross_entropy(
     return token_cross_entropy(logits, labels)
 
 
+class ClassifierOutput(NamedTuple):
+    """The logits of a classifier, and the mean cross-entropy if labels were given."""
+
+    logits: Float[Tensor, "b classes"]
+    loss: Float[Tensor, ""] | None
+
+
+def classified(
+    logits: Float[Tensor, "b classes"], labels: Tensor | None, *, soft: bool = False
+) -> ClassifierOutput:
+    """Return the logits with the loss of the labels, if there are any.
+
+    Args:
+        logits: the classifier's.
+        labels: the classes.
+        soft: whether labels of floating point are taken, as distributions over the classes.
+
+    Raises:
+        ValueError: labels of another shape or type, or outside the classes.
+    """
+    if labels is None:
+        return ClassifierOutput(logits, None)
+    if not (soft and labels.is_floating_point()):
+        check_labels(labels, logits.shape[:1], logits.shape[1])
+    return ClassifierOutput(logits, class_cross_entropy(logits, labels))
+
+
 def chunked_cross_entropy(
     hidden: Float[Tensor, "*tokens dim"],
     weight: Float[Tensor, "vocab dim"],
@@ -51,23 +78,30 @@ def chunked_cross_entropy(
     chunk: int | None = None,
     count: Tensor | int | float | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the logits hidden · weightᵀ over the targets that are not -100.
+    """Return the mean cross-entropy of the logits hidden · weightᵀ over the targets but -100.
 
-    The logits of `chunk` tokens live at a time: what the backward pass needs of them, it needs as
-    products with `weight` and `hidden`, which are taken while they are there (Hsu et al. 2024,
-    Liger Kernel). So there is a first derivative and no second one.
+    Only the logits of `chunk` tokens live at a time: the backward pass needs them as products with
+    `weight` and `hidden` alone, which are taken while they are there (Hsu et al. 2024, Liger
+    Kernel). So there is a first derivative and no second one.
 
     Args:
         hidden: hidden states.
-        weight: of the output layer, which has no bias.
+        weight: the output layer's matrix; it has no bias.
         targets: the token to be predicted at each; -100 counts for nothing.
         chunk: tokens at a time; None for 2²⁴ logits at a time.
-        count: what the sum is divided by; None for the number of targets that count here. Where
+        count: the divisor of the sum; None for the number of targets that count here. Where
             it is 0, the loss is 0, and so are the gradients.
 
     Raises:
         ValueError: chunk is not positive.
         RuntimeError: in a backward pass with create_graph=True.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models.cross_entropy import chunked_cross_entropy
+        >>> hidden, weight = torch.randn(2, 50, 16), torch.randn(1000, 16)
+        >>> chunked_cross_entropy(hidden, weight, torch.randint(1000, (2, 50)), chunk=32).shape
+        torch.Size([])
     """
     if chunk is None:
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
@@ -90,7 +124,7 @@ def chunked_cross_entropy(
 def _divisor(
     targets: Int[Tensor, " n"], count: Tensor | int | float | None, dtype: torch.dtype
 ) -> Float[Tensor, ""]:
-    """What a sum is divided by: 1 in place of 0, for then the sum is 0."""
+    """Return the number that a sum is divided by: 1 in place of 0, for then the sum is 0."""
     if count is None:
         count = (targets != IGNORED).sum()
     divisor = torch.as_tensor(count, device=targets.device).to(dtype).reshape(())
@@ -100,8 +134,8 @@ def _divisor(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The mean loss; its gradients for an incoming gradient of 1 are kept for the backward pass.
 
-    They are kept in float32: who trains in float16 scales the loss, and what was rounded before
-    that is lost. For the same reason the slopes, which are rounded to the dtype of the products,
+    They are kept in float32: training in float16 scales the loss, and digits rounded away before
+    that are lost. For the same reason the slopes, which are rounded to the dtype of the products,
     are scaled before by a power of two, as far as no sum of products leaves the range.
     """
 
@@ -162,7 +196,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _room(dtype: torch.dtype, tokens: int) -> int:
-    """The exponent of the power of two that slopes in float16 are scaled by.
+    """Return the exponent of the power of two that slopes in float16 are scaled by.
 
     A sum of them over the tokens stays below 2^15, and one over the vocabulary below 2^9.
     """

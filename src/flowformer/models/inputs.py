@@ -1,16 +1,16 @@
-"""What models check of the tokens and labels that they are given, and the last real one of a row.
+"""The checks of the tokens and labels that models are given, and the last real token of a row.
 
-Values are looked at on the CPU only, where nothing waits for them, and not where there are none to
-see: while a graph is recorded, and under transforms. Elsewhere PyTorch itself refuses them.
+Values are looked at on the CPU only, where nothing waits for them, and not where there are none
+to see: while a graph is recorded, and under transforms. Elsewhere PyTorch itself refuses them.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.models.cross_entropy import IGNORED
 from flowformer.ops.inputs import has_values
 
+IGNORED = -100  # the label that counts for nothing, as in torch and transformers
 _INTEGERS = (torch.int64, torch.int32)  # that an embedding takes
 
 
@@ -20,11 +20,11 @@ def check_range(
     """Refuse a value outside 0 to count - 1.
 
     Args:
-        name: what a value is.
+        name: the noun for a value, in the message.
         given: the values.
-        count: how many there may be.
-        of: what they are outside of.
-        also: one more that may stand there.
+        count: the number of values.
+        of: the noun for all of them, in the message.
+        also: one more value that may stand there.
 
     Raises:
         ValueError: the message names the smallest value out of range, or the largest.
@@ -41,7 +41,7 @@ def check_range(
 
 
 def check_tokens(tokens: Tensor, name: str) -> None:
-    """Refuse what is no batch of tokens.
+    """Refuse anything but a batch of tokens.
 
     Raises:
         ValueError: another shape than [b, t], or no integers.
@@ -57,7 +57,7 @@ def check_tokens(tokens: Tensor, name: str) -> None:
 
 
 def check_labels(labels: Tensor, expected: tuple[int, ...], classes: int) -> None:
-    """Refuse what are no labels of these classes; -100 counts for nothing.
+    """Refuse anything but labels of these classes; -100 counts for nothing.
 
     Raises:
         ValueError: another shape than expected, no integers, or a label outside 0 to classes - 1.
@@ -81,8 +81,29 @@ def check_integers(name: str, given: Tensor, expected: tuple[int, ...]) -> None:
         )
 
 
+def check_mask(
+    mask: Tensor | None, expected: tuple[int, ...], *, of: str, name: str = "a mask"
+) -> None:
+    """Refuse a mask that is not boolean, or of another shape.
+
+    Args:
+        mask: the mask; None for none.
+        expected: the shape that it must have.
+        of: the noun for a place that it masks: token, place or step.
+        name: the mask's name, in the message.
+
+    Raises:
+        ValueError: the message names both.
+    """
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != expected):
+        raise ValueError(
+            f"expected {name} {list(expected)} of bool, True = a real {of}, got "
+            f"{list(mask.shape)} of {mask.dtype}"
+        )
+
+
 def last_real(x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None) -> Tensor:
-    """The last real token of each row, [b, dim]; the first of a row without any."""
+    """Return the last real token of each row, [b, dim]; the first of a row without any."""
     if mask is None:
         return x[:, -1]
     last = (torch.arange(x.shape[1], device=x.device) * mask).amax(1)

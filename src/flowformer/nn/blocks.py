@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.projected import Mixer
-from flowformer.nn.rotary import Rotation
+from flowformer.nn.positions import Rotation
 from flowformer.ops.features import check_eps
 
 Norm = Literal["pre", "post"]
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def build_norm(
     kind: Normalization, dim: int, *, bias: bool = True, eps: float | None = None
 ) -> nn.LayerNorm | nn.RMSNorm:
-    """The normalisation of that name: layer norm, or RMS norm (which has no bias).
+    """Return the normalisation of that name: layer norm, or RMS norm (which has no bias).
 
     Args:
         kind: "layer" or "rms".
@@ -77,7 +77,7 @@ class DropPath(nn.Module):
         return x * (stays / staying).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The probability, for print(model)."""
+        """Return the probability, for print(model)."""
         return f"{self.probability:g}"
 
 
@@ -106,6 +106,13 @@ class TransformerBlock(nn.Module):
         drop_path: probability, in training, of leaving out what the mixer adds to a sample, and
             the same for the feed-forward.
         norm_eps: see `build_norm`.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import TransformerBlock, build_mixer
+        >>> block = TransformerBlock(build_mixer("flow", 32, 4), 32, 64, norm="pre")
+        >>> block(torch.randn(2, 10, 32), causal=True).shape
+        torch.Size([2, 10, 32])
     """
 
     def __init__(  # noqa: PLR0913 - each keyword is one word of a recipe
@@ -124,7 +131,6 @@ class TransformerBlock(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float | None = None,
     ) -> None:
-        """Create the norms and the feed-forward around `mixer`."""
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -190,6 +196,15 @@ class TransformerBlock(nn.Module):
             x = self.norm1(x)
             x = self.norm2(x + self._feedforward(x))
         return (x, state) if return_state else x
+
+    def linears(self) -> list[tuple[str, nn.Linear]]:
+        """Return the linear layers of the block and of its mixer, with their names.
+
+        Those inside the attention are left out: it draws its own parameters.
+        """
+        mixer = self.mixer.named_children() if isinstance(self.mixer, nn.Module) else ()
+        children = (*self.named_children(), *mixer)
+        return [(name, child) for name, child in children if isinstance(child, nn.Linear)]
 
     def _feedforward(self, x: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t dim"]:
         hidden = self.linear1(x)

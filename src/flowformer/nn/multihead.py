@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers import build_attention, require_independent_sinks
 from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_weights
+from flowformer.nn.mixers.building import build_attention, require_independent_sinks
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops.inputs import has_values, is_recorded
 
@@ -52,13 +52,22 @@ class MultiheadAttention(nn.Module):
         vdim: width of the values. Default embed_dim.
         batch_first: tensors are [b, t, e], not [t, b, e].
         device: where the parameters are created.
-        dtype: their dtype.
+        dtype: dtype of the parameters.
         mixer: a key of `flowformer.nn.mixers.ATTENTIONS`.
         role: "self" (query and key are one sequence), "cross" (they are two) or "decoder-cross"
             (they are two, and no output may depend on another query, as in an autoregressive
             decoder).
         max_length: longest sequence, for an attention of fixed length.
         mixer_options: keywords of that attention's constructor.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import MultiheadAttention
+        >>> attention = MultiheadAttention(64, num_heads=4, batch_first=True)
+        >>> x = torch.randn(2, 100, 64)
+        >>> out, _ = attention(x, x, x, need_weights=False)
+        >>> out.shape
+        torch.Size([2, 100, 64])
     """
 
     in_proj_weight: Tensor
@@ -217,7 +226,7 @@ class MultiheadAttention(nn.Module):
     def _masks(
         self, real: Tensor | None, query: Tensor, key: Tensor, causal: bool
     ) -> dict[str, Any]:
-        """The mask argument of the attention: that of both sides where they are one sequence."""
+        """Return the attention's mask argument: one for both sides where they are one sequence."""
         record = self.attention.capabilities
         if self.role != "self" and not causal:
             self.attention.require("cross")
@@ -272,7 +281,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _keep_torch_from_bypassing(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
-    """A hook that does nothing: that there is one is what counts."""
+    """Return a hook that does nothing: that there is one is what counts."""
 
 
 def _say_that_it_is_cross(
@@ -298,7 +307,7 @@ def _say_that_it_is_cross(
 
 
 def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | None:
-    """The mask of the keys, [b, s], True at real tokens."""
+    """Return the mask of the keys, [b, s], True at real tokens."""
     if key_padding_mask is None:
         return None
     if key_padding_mask.dtype == torch.bool:
@@ -314,7 +323,7 @@ def _real_keys(key_padding_mask: Tensor | None, *, batched: bool) -> Tensor | No
 
 
 def _is_causal(attn_mask: Tensor | None) -> bool:
-    """Whether it is the causal mask; False for None and for a mask of nothing.
+    """Return whether it is the causal mask; False for None and for a mask of nothing.
 
     Raises:
         ValueError: it is another mask.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,14 +11,7 @@ from torch import Tensor
 
 from flowformer.ops.backends import choose_backend, reference
 from flowformer.ops.backends.operators import is_kept
-from flowformer.ops.features import (
-    Competition,
-    FeatureMap,
-    FlowOptions,
-    features,
-    masked,
-    resolve_options,
-)
+from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
@@ -37,28 +30,22 @@ from flowformer.ops.nonfinite import (
     stained_state,
     without,
 )
-from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
+from flowformer.ops.options import (
+    Competition,
+    FlowKeywords,
+    FlowOptions,
+    check_causal_options,
+    resolve_options,
+    spells_out,
+)
+from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState
 
 
-class FlowArguments(TypedDict, total=False):
+class FlowArguments(FlowKeywords, BatchKeywords, total=False):
     """The keyword arguments of :func:`flow_attention`, for type checkers."""
 
-    causal: bool
-    feature_map: FeatureMap
-    clamp: float | None
-    eps: float
-    competition: Competition | None
-    allocation: bool
-    independent_sinks: bool
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
     initial_state: FlowState | None
-    backend: str | None
-    layout: Layout
 
 
 @overload
@@ -113,34 +100,33 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         Î_i = (q_i + ε)·(Σ_j k_j/O_j + ε)        Ô_j = (k_j + ε)·(Σ_i q_i/I_i + ε)
         out_i = sigmoid(Î_i·L/S) / I_i · q_i Σ_j k_jᵀ (S · softmax_j(clamp(Ô_j)) · v_j)
 
-    The causal form has running sums instead (docs/math.md); it is not this form under a mask.
+    The causal form has running sums instead (docs/attention/math.md): it is not this form under a
+    mask.
 
     Args:
         query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
         key: ``[b, s, g, d]`` where g divides h; fewer heads are repeated (grouped heads).
         value: ``[b, s, g, m]``; the width m is free.
-        causal: Whether token t sees the tokens up to t only. Needs l = s.
-        feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6 (long-range arena).
-        clamp: Bound of ±Ô before the competition: 1 as in the paper's code, 5 (language), 10
-            (reinforcement learning), None for no bound (long-range arena, time series).
+        causal: whether token t sees the tokens up to t only. Needs l = s.
+        feature_map: φ: ``"sigmoid"`` or ``"relu"``. :class:`FlowOptions` says more of this option
+            and the next four, and which values the published code has.
+        clamp: the bound of ±Ô before the competition, or None.
         eps: ε > 0.
-        competition: Softmax of Ô over ``"sources"``; over ``"heads"`` as the published
-            long-range-arena code has it (bidirectional only; its output grows with s); None for
-            the paper's ablation without competition.
-        allocation: False for the paper's ablation without allocation.
-        independent_sinks: True leaves out both, whatever they say: O and Ô sum over the queries,
-            I does not, so that each output depends on its own query and on the context alone. It is
-            the form for the cross-attention of a decoder: in any other, an earlier output knows the
-            later queries.
+        competition: whether the softmax of Ô runs over ``"sources"``, over ``"heads"``
+            (bidirectional only), or not at all (None).
+        allocation: false leaves out the sigmoid.
+        independent_sinks: true leaves out both, whatever they say, so that each output depends on
+            its own query and on the context alone: the form for a decoder's cross-attention. In
+            any other, an earlier output knows the later queries.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        cu_seqlens_k: The same for key and value where they differ (cross-attention).
-        initial_state: The state after earlier tokens (causal only), one row a sequence.
-        return_state: Whether to return the state after the last token too (causal only).
+        cu_seqlens_k: the same for key and value where they differ (cross-attention).
+        initial_state: the state after earlier tokens (causal only), one row a sequence.
+        return_state: whether to return the state after the last token too (causal only).
         backend: ``"reference"``, ``"chunked"``, ``"cpu"``, ``"triton"``, or None to choose.
-        layout: Where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
+        layout: where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
             for ``[b, h, t, d]`` (packed: ``[1, h, total, d]``), which costs no copy; the output is
             a transposed view. Masks, offsets and states are the same in both.
 
@@ -149,9 +135,18 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         with ``return_state``, a pair of it and the :class:`FlowState`.
 
     Raises:
-        ValueError: An argument does not fit the others; the message says what was expected.
-        TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = (torch.randn(2, 100, 4, 16) for _ in range(3))
+        >>> flow_attention(query, key, value).shape
+        torch.Size([2, 100, 4, 16])
+        >>> _, state = flow_attention(query, key, value, causal=True, return_state=True)
+        >>> state.key_value.shape  # constant, whatever the length
+        torch.Size([2, 4, 16, 16])
     """
     options = resolve_options(
         feature_map=feature_map,
@@ -162,25 +157,15 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    batch = Batch(
-        query_mask=query_mask,
-        key_mask=key_mask,
-        cu_seqlens=cu_seqlens,
-        cu_seqlens_k=cu_seqlens_k,
-    )
-    check_batch(batch)
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    batch = resolve_batch(query, key, *given, causal=causal)
     module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
-    if initial_state is not None:
-        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
-        check_state(initial_state, FlowState, sizes, query.device)
+    check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
     with exact_arithmetic(query):
         attend = partial(_attend_causal, module, options, return_state)
         attend = attend if causal else partial(_attend, module, options)
@@ -253,33 +238,17 @@ def _attend_contained(
     return stained(out, seen, mask), state
 
 
-def check_causal_options(options: FlowOptions) -> None:
-    """Refuse what has no causal form.
-
-    Raises:
-        ValueError: the competition is one over heads.
-    """
-    if options.competition == "heads":
-        raise ValueError(
-            "competition='heads' has no causal form: use competition='sources', or causal=False"
-        )
-
-
 @takes_layouts("query", "key", "value")
-def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+@spells_out
+def flow_attention_step(
     query: Float[Tensor, "b 1 h d"],
     key: Float[Tensor, "b 1 g d"],
     value: Float[Tensor, "b 1 g m"],
     state: FlowState | None,
     *,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     backend: str | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """Attend with one more token: causal :func:`flow_attention` with l = 1, at constant cost.
 
@@ -290,33 +259,30 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
         query: ``[b, 1, h, d]``.
         key: ``[b, 1, g, d]``, g dividing h.
         value: ``[b, 1, g, m]``.
-        state: The state after the earlier tokens, or None for the first one.
-        feature_map: As in :func:`flow_attention`, and so are the following.
-        clamp: Bound of ±Ô.
-        eps: ε > 0.
-        competition: ``"sources"`` or None.
-        allocation: Whether sinks are allocated.
-        independent_sinks: True for neither of the two.
-        backend: As in :func:`flow_attention`; those in PyTorch share one recurrence.
-        layout: As in :func:`flow_attention`. The state is the same in both.
+        state: the state after the earlier tokens, or None for the first one.
+        backend: as in :func:`flow_attention`; those in PyTorch share one recurrence.
+        layout: as in :func:`flow_attention`. The state is the same in both.
+        options: those of :class:`FlowOptions`; no competition over heads, which is not causal.
 
     Returns:
         ``[b, 1, h, m]`` in the value's dtype, and the state after this token.
 
     Raises:
-        ValueError: More than one token, or what :func:`flow_attention` raises.
-        TypeError: The state is no :class:`FlowState`.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: more than one token, or what :func:`flow_attention` raises.
+        TypeError: the state is no :class:`FlowState`.
+        RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> state = None
+        >>> for _ in range(3):  # a token at a time, at constant cost
+        ...     query, key, value = (torch.randn(2, 1, 4, 16) for _ in range(3))
+        ...     out, state = flow_attention_step(query, key, value, state)
+        >>> out.shape, state.tokens
+        (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
-    check_causal_options(options)
+    resolved = resolve_options(**options)
+    check_causal_options(resolved)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
@@ -324,16 +290,14 @@ def flow_attention_step(  # noqa: PLR0913 - the options of flow_attention, keywo
             "flow_attention(causal=True, initial_state=state, return_state=True); tensors whose "
             "heads come first need layout='bhtd'"
         )
-    if state is not None:
-        sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
-        check_state(state, FlowState, sizes, query.device)
+    check_state(state, FlowState, query, value, query.shape[0])
     module = choose_backend(backend, query, key, value, *(state or ()))
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=options, state=state)
+        return module.step(query, key, value, options=resolved, state=state)
 
 
 class FlowMap(NamedTuple):
-    """What Flow-Attention does to each token, as pictures show it.
+    """The effect of Flow-Attention on each token, as pictures show it.
 
     Attributes:
         source_competition: c, the weight of each source; 1 is its fair share. ``[b, s, h]``.
@@ -345,21 +309,17 @@ class FlowMap(NamedTuple):
 
 
 @takes_layouts("query", "key", warns=True)
-def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+@spells_out
+def flow_map(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     *,
     causal: bool = False,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> FlowMap:
     """Return source_competition c and sink_allocation a of :func:`flow_attention`.
 
@@ -369,51 +329,46 @@ def flow_map(  # noqa: PLR0913 - the options of flow_attention, keyword-only
     Args:
         query: ``[b, l, h, d]``.
         key: ``[b, s, g, d]``, g dividing h.
-        causal: Whether the sums run up to each token only; c_t is then the weight of source t
+        causal: whether the sums run up to each token only; c_t is then the weight of source t
             when it arrives.
-        feature_map: As in :func:`flow_attention`, and so are the following.
-        clamp: Bound of ±Ô.
-        eps: ε > 0.
-        competition: ``"sources"``, ``"heads"`` or None (then c = 1).
-        allocation: False makes a = 1.
-        independent_sinks: True makes c = a = 1.
         mask: ``[b, l]``, both sides.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
-        layout: As in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
+        layout: as in :func:`flow_attention`; ``"bhtd"`` gives c ``[b, h, s]`` and a ``[b, h, l]``.
+        options: those of :class:`FlowOptions`; c = 1 without competition, a = 1 without allocation.
 
     Returns:
         Both, in float32 (float64 for float64), zero at padded tokens.
 
     Raises:
-        ValueError: As :func:`flow_attention`.
-        TypeError: A mask is not boolean.
+        ValueError: as :func:`flow_attention`.
+        TypeError: a mask is not boolean.
+
+    Example:
+        >>> import torch
+        >>> query, key = torch.randn(2, 100, 4, 16), torch.randn(2, 100, 4, 16)
+        >>> competition, allocation = flow_map(query, key)
+        >>> competition.shape, competition.mean().round(decimals=3).item()
+        (torch.Size([2, 100, 4]), 1.0)
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
+    resolved = resolve_options(**options)
     query, key, _ = check_tensors(query, key)
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
     with exact_arithmetic(query):
-        q = features(query, query_mask, feature_map)
-        k = features(key, key_mask, feature_map)
+        q = features(query, query_mask, resolved.feature_map)
+        k = features(key, key_mask, resolved.feature_map)
         if causal:
             check_causal(query, key, sums_over_sinks=True)
-            check_causal_options(options)
+            check_causal_options(resolved)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
-                q, k, options=options, mask=key_mask, state=state
+                q, k, options=resolved, mask=key_mask, state=state
             )
         else:
             _, competed, allocated = reference.conserve(
-                q, k, options=options, query_mask=query_mask, key_mask=key_mask
+                q, k, options=resolved, query_mask=query_mask, key_mask=key_mask
             )
     if key_mask is not None:
         competed = torch.where(key_mask[..., None], competed, 0)

@@ -1,5 +1,6 @@
-"""The checks that every public attention function makes of its tensors."""
+"""The checks of tensors that every public attention function makes, and the state of torch."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, reduce
 from operator import or_
@@ -18,6 +19,8 @@ from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -107,10 +110,10 @@ def resolve_masks(
     query: Tensor,
     key: Tensor,
     *,
-    causal: bool,
-    mask: Tensor | None,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the masks of the query and of the key, True = a real token.
 
@@ -161,7 +164,7 @@ def check_causal(
         sums_over_sinks: whether the cross-attention of this method lets each query know the others.
 
     Raises:
-        ValueError: L ≠ S, or offsets for the keys alone.
+        ValueError: l ≠ S, or offsets for the keys alone.
     """
     if query.shape[1] == key.shape[1] and cu_seqlens_k is None:
         return
@@ -199,14 +202,18 @@ def starting_state(given: State | None, empty: State) -> State:
     return given
 
 
-def check_state(given: tuple, kind: type, sizes: tuple[Any, ...], device: torch.device) -> None:
-    """Check a state against ``kind.initial(*sizes, device)``, which is not made again every time.
+def check_state(
+    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any
+) -> None:
+    """Check a state against the initial one of such tensors, which is not made again every time.
 
     Raises:
         TypeError, ValueError: as :func:`starting_state`.
     """
-    layout = _traced_layout if is_recorded() else _cached_layout
-    _check_layout(given, kind, layout(kind, sizes, device))
+    if given is not None:
+        layout = _traced_layout if is_recorded() else _cached_layout
+        sizes = sequences, query.shape[2], query.shape[3], value.shape[3]
+        _check_layout(given, kind, layout(kind, sizes, query.device))
 
 
 Layout = list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -243,7 +250,7 @@ def _check_layout(given: tuple, kind: type, layout: Layout) -> None:
 
 
 def is_recorded() -> bool:
-    """Whether a graph is being recorded, for other sizes than those at hand.
+    """Return whether a graph is being recorded, for other sizes than those at hand.
 
     By torch.compile and torch.export, where sizes may be symbols, or by torch.jit.trace, which
     takes every Python number for a constant.
@@ -252,7 +259,7 @@ def is_recorded() -> bool:
 
 
 def is_for_any_length() -> bool:
-    """Whether a graph is recorded that is to run elsewhere, and to serve other lengths too.
+    """Return whether a graph is recorded that is to run elsewhere, and for other lengths too.
 
     That of torch.export, of ONNX and of torch.jit.trace. What a length decides (which of two is
     smaller, how often a loop runs) would be fixed there, and compiled operators may be missing.
@@ -271,7 +278,7 @@ def at_most(size: int, length: int) -> int:
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
-    """Whether a transform of torch.func, or a forward-mode derivative, is at work on a tensor.
+    """Return whether a transform of torch.func, or forward mode, is at work on a tensor.
 
     Compiled operators take part in neither; PyTorch's own do.
     """
@@ -295,7 +302,7 @@ _PLAIN = reduce(or_, (DispatchKeySet(DispatchKey.__members__[key]).raw_repr() fo
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether an operator would do no more with these tensors than call its kernel on the CPU.
+    """Return whether an operator would do no more with these than call its kernel on the CPU.
 
     Only then may the kernel be called without it, which reads what the pointers point to. All
     tensors of the call are to be asked: none may be traced, transformed, a subclass, one whose sign
@@ -318,7 +325,7 @@ def _only(keys: DispatchKeySet) -> bool:
 
 
 def has_values(*tensors: Tensor) -> bool:
-    """Whether Python may look at values of the tensors, such as to check them.
+    """Return whether Python may look at values of the tensors, such as to check them.
 
     Not where a graph is recorded (it would be fixed to them), under a transform or a mode, or in a
     subclass that has none. On another device than the CPU it may, but has to wait.
@@ -338,10 +345,20 @@ def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def _autocasts(device: str) -> bool:
-    """Whether autocast is on; asking about a device that it does not know (meta) would raise."""
+    """Return whether autocast is on; asking about a device unknown to it (meta) would raise."""
     return _knows_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result  # torch 2.10 and 2.11 cannot trace it
+def constant_in_graphs(function: _Function) -> _Function:
+    """Mark a function whose result ``torch.compile`` takes for a constant.
+
+    What ``torch.compiler.assume_constant_result`` does: that imports the compiler first, which
+    takes as long as to import torch.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_in_graphs  # torch 2.10 and 2.11 cannot trace it
 def _knows_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)

@@ -95,7 +95,7 @@ def _look_at(query: Tensor, warned: set[int], *, causal: bool) -> None:
 
 
 def _heads_look_like_time(tokens: int, heads: int, *, causal: bool) -> bool:
-    """Whether these are probably the other way round: more heads than tokens, as many as heads are.
+    """Return whether these are probably the other way round: more heads than tokens.
 
     A causal call has many tokens as a rule, one when it decodes. A bidirectional one may have few.
     """

@@ -2,7 +2,7 @@
 
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,27 +16,18 @@ from flowformer.ops.inputs import (
     check_strided,
     check_tensors,
     exact_arithmetic,
-    resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
-from flowformer.ops.packing import Batch, attend_batch, batch_size, check_batch
+from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import LinearState
 
 
-class LinearArguments(TypedDict, total=False):
+class LinearArguments(BatchKeywords, total=False):
     """The keyword arguments of :func:`linear_attention`, for type checkers."""
 
-    causal: bool
     row_scale: Tensor | None
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
     initial_state: LinearState | None
-    backend: str | None
-    layout: Layout
 
 
 @overload
@@ -87,26 +78,33 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
         key: ``[b, s, g, d]`` where g divides h.
         value: ``[b, s, g, m]``.
-        causal: Whether token t sees the tokens up to t only. Needs l = s.
+        causal: whether token t sees the tokens up to t only. Needs l = s.
         row_scale: ``[b, l, h]``, applied in float32 before the output is rounded.
         mask: ``[b, l]``, True = a real token, both sides.
         query_mask: ``[b, l]`` (not causal).
         key_mask: ``[b, s]`` (not causal).
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        cu_seqlens_k: The same for key and value where they differ.
-        initial_state: The state after earlier tokens (causal only), one row a sequence.
-        return_state: Whether to return the state after the last token too (causal only).
-        backend: As in :func:`flow_attention`.
-        layout: As in :func:`flow_attention`; ``"bhtd"`` takes row_scale as ``[b, h, l]`` too.
+        cu_seqlens_k: the same for key and value where they differ.
+        initial_state: the state after earlier tokens (causal only), one row a sequence.
+        return_state: whether to return the state after the last token too (causal only).
+        backend: as in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`; ``"bhtd"`` takes row_scale as ``[b, h, l]`` too.
 
     Returns:
         ``[b, l, h, m]`` in the value's dtype, zero at padded queries; with ``return_state``, a
         pair of it and the :class:`LinearState`.
 
     Raises:
-        ValueError: An argument does not fit the others; the message says what was expected.
-        TypeError: A mask is not boolean, offsets are no integers, a state is of another kind.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = (torch.rand(2, 100, 4, 16) for _ in range(3))
+        >>> scale = 1 / (query * key.cumsum(1)).sum(-1)  # rows of weights sum to one
+        >>> linear_attention(query, key, value, causal=True, row_scale=scale).shape
+        torch.Size([2, 100, 4, 16])
     """
     query, key, value = check_tensors(query, key, value)
     if row_scale is not None:
@@ -116,24 +114,14 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
                 f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
                 f"{list(row_scale.shape)}"
             )
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    batch = Batch(
-        query_mask=query_mask,
-        key_mask=key_mask,
-        cu_seqlens=cu_seqlens,
-        cu_seqlens_k=cu_seqlens_k,
-    )
-    check_batch(batch)
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    batch = resolve_batch(query, key, *given, causal=causal)
     module = choose_backend(backend, query, key, value, row_scale, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
-    if initial_state is not None:
-        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
-        check_state(initial_state, LinearState, sizes, query.device)
+    check_state(initial_state, LinearState, query, value, sequence_count(query, batch.cu_seqlens))
     queries = (query,) if row_scale is None else (query, row_scale)
     with exact_arithmetic(query):
         attend = partial(_attend, module, causal, return_state)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flowformer.ops.backends import choose_backend
 from flowformer.ops.backends.reference import compete
-from flowformer.ops.features import FeatureMap, FlowOptions, check_options, features, masked
-from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.features import FeatureMap, features, masked
+from flowformer.ops.inputs import check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.packing import Batch, attend_batch, check_batch
+from flowformer.ops.options import FlowOptions, resolve_options
+from flowformer.ops.packing import Batch, attend_batch, resolve_batch
 from flowformer.ops.state import LinearState
 
 
@@ -52,41 +53,44 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
             cross-attention, and no causal form.
         value: ``[b, t, g, m]``.
         feature_map: φ: ``"sigmoid"``, or ``"relu"`` for relu(x) + 1e-6.
-        clamp: Bound of ±Ô before the softmax, or None.
+        clamp: bound of ±Ô before the softmax, or None.
         eps: ε > 0.
-        competition: False leaves the softmax out.
-        allocation: False leaves the sigmoid out.
-        normalize: Divide by S, so that the output does not grow (ours, not published).
+        competition: false leaves the softmax out.
+        allocation: false leaves the sigmoid out.
+        normalize: divide by S, so that the output does not grow (ours, not published).
         mask: ``[b, t]``, True = a real token.
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        backend: Which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
-        layout: As in :func:`flow_attention`.
+        backend: which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`.
 
     Returns:
         ``[b, t, h, m]`` in the value's dtype, zero at padded tokens.
 
     Raises:
-        ValueError: An argument does not fit the others; the message says what was expected.
-        TypeError: The mask is not boolean, or offsets are no integers.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: the mask is not boolean, or offsets are no integers.
+        RuntimeError: the backend asked for is not available; the message says why.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = (torch.randn(2, 100, 4, 16) for _ in range(3))
+        >>> mobile_attention(query, key, value, normalize=True).shape
+        torch.Size([2, 100, 4, 16])
     """
-    options = FlowOptions(
+    options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
         eps=eps,
         competition="sources" if competition else None,
         allocation=allocation,
     )
-    check_options(options)
     query, key, value = check_tensors(query, key, value)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
             "Mobile-Attention exchanges flows between the heads of one token: it needs as many "
             f"queries as keys, got L={query.shape[1]} and S={key.shape[1]}"
         )
-    mask, _ = resolve_masks(query, key, causal=False, mask=mask, query_mask=None, key_mask=None)
-    batch = Batch(query_mask=mask, key_mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=None)
-    check_batch(batch)
+    batch = resolve_batch(query, key, mask, None, None, cu_seqlens, None, causal=False)
     module = choose_backend(backend, query, key, value, *batch)
     with exact_arithmetic(query):
         attend = partial(_attend, module, options, normalize)

@@ -1,4 +1,4 @@
-"""What is not finite in a token of a causal call: it reaches that token and later ones, no earlier.
+"""NaN and infinity in a token of a causal call: they reach that token and later ones, no earlier.
 
 Zero times NaN is NaN: in a product with a triangle of weights, and in a backward pass where no
 gradient comes in. So what is spoiled is computed with as if it were zero, which no earlier token
@@ -25,7 +25,7 @@ State = TypeVar("State")
 
 
 def may_be_spoiled(*tensors: Tensor | None) -> bool:
-    """Whether a tensor may hold what is not finite: unless it was looked at and does not.
+    """Return whether a tensor may hold NaN or infinity: unless it was looked at and does not.
 
     To look is a sum, and not done where it would make an accelerator wait, or where a graph is
     traced, which would be one for such tensors only. A sum of finite numbers may be infinite: that
@@ -39,7 +39,7 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
 
 
 def may_look(*tensors: Tensor) -> bool:
-    """Whether the values of tensors may be looked at: it costs next to nothing, and no graph."""
+    """Return whether the values of tensors may be looked at: at next to no cost, and no graph."""
     return has_values(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
@@ -121,7 +121,7 @@ def contained(
 
     Args:
         names: the function's arguments ``[b, t, …]``.
-        always: the function has no other form, and no argument `causal`.
+        always: whether the function has no other form, and no argument `causal`.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -164,7 +164,7 @@ def _like(flag: Tensor, x: Tensor) -> Tensor:
 
 
 def _have_a_past(mask: Tensor | None, *tensors: Tensor) -> bool:
-    """Whether there is an earlier token; where shapes do not fit, the function is to say so."""
+    """Return whether there is an earlier token; of shapes that do not fit the function speaks."""
     size, *others = (tensor.shape[:2] for tensor in tensors)
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -7,13 +7,14 @@ doubles the work, whatever the lengths, and memory stays linear in ``total``.
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import is_transformed, resolve_masks
+from flowformer.ops.layout import Layout
 from flowformer.ops.state import FlowState, LinearState
 
 State = TypeVar("State", FlowState, LinearState)
@@ -33,6 +34,31 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
             f"{'…' if len(offsets) > 8 else ''} ending at {offsets[-1]}"
         )
     return lengths
+
+
+def check_same_count(queries: int, keys: int) -> None:
+    """Refuse packed keys that are of other sequences than the queries.
+
+    Raises:
+        ValueError: there are more of one than of the other.
+    """
+    if queries != keys:
+        raise ValueError(
+            f"cu_seqlens and cu_seqlens_k must hold as many sequences, got {queries} and {keys}"
+        )
+
+
+class BatchKeywords(TypedDict, total=False):
+    """The keywords that every attention over a batch takes, for type checkers."""
+
+    causal: bool
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    backend: str | None
+    layout: Layout
 
 
 class Batch(NamedTuple):
@@ -98,9 +124,34 @@ def check_batch(batch: Batch) -> None:
         raise ValueError("packed sequences have no padding: give cu_seqlens or a mask")
 
 
-def batch_size(batch: Batch, query: Tensor) -> int:
-    """Return the number of sequences."""
-    return query.shape[0] if batch.cu_seqlens is None else len(batch.cu_seqlens) - 1
+def resolve_batch(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    *,
+    causal: bool,
+) -> Batch:
+    """Return what the masks and offsets of a call say, checked.
+
+    Raises:
+        ValueError: they contradict each other, or one is of another shape.
+        TypeError: a mask is not boolean, or offsets are no integers.
+    """
+    masks = resolve_masks(
+        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
+    )
+    batch = Batch(*masks, cu_seqlens, cu_seqlens_k)
+    check_batch(batch)
+    return batch
+
+
+def sequence_count(query: Tensor, cu_seqlens: Tensor | None) -> Any:
+    """Return the number of sequences, which may be a symbol: the batch, or the packed ones."""
+    return query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
 
 
 def attend_batch(
@@ -147,11 +198,7 @@ def _attend_packed(
     else:
         name = "cu_seqlens_k"
     key_lengths = sequence_lengths(cu_seqlens_k, keys[0].shape[1], name)
-    if len(query_lengths) != len(key_lengths):
-        raise ValueError(
-            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(query_lengths)} and {len(key_lengths)}"
-        )
+    check_same_count(len(query_lengths), len(key_lengths))
 
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, pair in enumerate(zip(query_lengths, key_lengths, strict=True)):

@@ -1,4 +1,4 @@
-"""What a causal attention carries from one call to the next: named tuples, batch first."""
+"""The states that a causal attention carries from call to call: named tuples, batch first."""
 
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -41,8 +41,9 @@ def reorder_state(self: _State, index: Int[Tensor, " n"]) -> _State:
 class FlowState(NamedTuple):
     """The state of causal Flow-Attention after some tokens: constant size, whatever their number.
 
-    With φ the feature map, n the number of real tokens, and I, O, Ô, c as in docs/math.md, the
-    fields are, for each batch row and **query** head (grouped key heads save nothing here):
+    With φ the feature map, n the number of real tokens, and I, O, Ô, c as in
+    docs/attention/math.md, the fields are, for each batch row and **query** head (grouped key
+    heads save nothing here):
 
     Attributes:
         tokens: n, the number of real tokens. Shape ``[b]``, int64.
@@ -110,6 +111,9 @@ class LinearState(NamedTuple):
         return cls(torch.zeros(shape, dtype=carry_dtype(device), device=device))
 
 
+Past = TypeVar("Past", FlowState, LinearState)
+
+
 def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState) -> FlowState:
     """Return some rows of a state, and for the others those of another; a gradient may reach both.
 
@@ -123,20 +127,12 @@ def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState
     )
 
 
-def flow_state(state: FlowState | None, query: Tensor, value: Tensor) -> FlowState:
+def state_before(kind: type[Past], state: Past | None, query: Tensor, value: Tensor) -> Past:
     """Return the state, or that before the first token of these tensors ``[b, t, h, …]``."""
     if state is not None:
         return state
     b, _, h, d = query.shape
-    return FlowState.initial(b, h, d, value.shape[3], query.device)
-
-
-def linear_state(state: LinearState | None, query: Tensor, value: Tensor) -> LinearState:
-    """Return the state, or that before the first token of these tensors ``[b, t, h, …]``."""
-    if state is not None:
-        return state
-    b, _, h, d = query.shape
-    return LinearState.initial(b, h, d, value.shape[3], query.device)
+    return kind.initial(b, h, d, value.shape[3], query.device)
 
 
 # A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.

@@ -1,28 +1,26 @@
-"""Experiments: one function each, giving its configuration and the published result."""
+"""Experiments: one function each, giving its configuration and the published result.
 
-import difflib
-from collections.abc import Callable, Mapping
+The file of each kind of experiment has its RECIPES, and in FIGURES, where a paper prints some, what
+its figures are.
+"""
 
-from flowformer.recipes import images, language, sequences, series, trajectories
-from flowformer.train.kinds import Experiment
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 
+from flowformer.names import choose
+from flowformer.train.kinds import KINDS, Experiment
+
+_FILES = [importlib.import_module(f"{__name__}.{kind}") for kind in KINDS]
 RECIPES: Mapping[str, Callable[[], Experiment]] = {
-    **series.RECIPES,
-    **language.RECIPES,
-    **sequences.RECIPES,
-    **images.RECIPES,
-    **trajectories.RECIPES,
+    name: build for file in _FILES for name, build in file.RECIPES.items()
 }
+FIGURES: Sequence[str] = [line for file in _FILES for line in getattr(file, "FIGURES", ())]
 
 
 def build_recipe(name: str) -> Experiment:
-    """Returns the configuration of a recipe by its name.
+    """Return the configuration of a recipe by its name.
 
     Raises:
         ValueError: there is no such recipe; the message lists those there are.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name.lower(), RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown recipe {name!r}: {hint}choose from {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return choose(name, RECIPES, "recipe")()

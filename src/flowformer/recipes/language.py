@@ -9,16 +9,16 @@ parameters, here it is of the matrices.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from flowformer.models.language.config import LanguageModelConfig
-from flowformer.models.language.presets import LANGUAGE_PRESETS
+from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.language.config import (
     LanguageConfig,
     LanguageTrainingConfig,
     TextDataConfig,
 )
-from flowformer.train.schedule import ScheduledOptimizerConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
+FIGURES = (f"Of text, test perplexity of words, {SOURCE}.",)
 
 
 def wikitext_103() -> LanguageConfig:

@@ -10,12 +10,13 @@ score here is the first's. The paper prints an average of 73.5 ± 2.9 over all n
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from flowformer.data.options import D4RL_ENVIRONMENTS
 from flowformer.models.trajectories.config import DecisionModelConfig
-from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.config import ScheduledOptimizerConfig, StepsConfig
 from flowformer.train.trajectories.config import (
-    DecisionConfig,
     DecisionDataConfig,
-    DecisionEvaluationConfig,
+    TrajectoriesConfig,
+    TrajectoriesEvaluationConfig,
 )
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), D4RL table"
@@ -27,50 +28,45 @@ TARGETS = {
     "hopper": (3600.0, 1800.0),
     "walker2d": (5000.0, 2500.0),
 }
-ENVIRONMENTS = {  # where a model is tested, of gymnasium's today
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
-}
 QUALITIES = ("medium-expert", "medium", "medium-replay")
 
 
-def decision() -> DecisionConfig:
+def decision() -> TrajectoriesConfig:
     """Episodes of your own: --data.path FILE.hdf5 or --data.dataset NAME (Minari)."""
-    return DecisionConfig(
+    return TrajectoriesConfig(
         name="decision",
         optimizer=_adamw(1e-3, warmup=10_000),
         training=StepsConfig(steps=100_000, evaluate_every=10_000),
     )
 
 
-def decision_small() -> DecisionConfig:
+def decision_small() -> TrajectoriesConfig:
     """Data of flowformer data collect, windows of 20 steps: minutes on one core."""
     return _small("decision-small", context=20, form="windowed", batch_size=64)
 
 
-def decision_small_long() -> DecisionConfig:
+def decision_small_long() -> TrajectoriesConfig:
     """The same trained on 200 steps at once, for a state that is carried over the episode."""
     return _small("decision-small-long", context=200, form="streaming", batch_size=8)
 
 
-def _published(env: str, quality: str) -> DecisionConfig:
-    return DecisionConfig(
+def _published(env: str, quality: str) -> TrajectoriesConfig:
+    return TrajectoriesConfig(
         name=f"{env}-{quality}",
         optimizer=_adamw(1e-3, warmup=10_000),
         training=StepsConfig(steps=100_000, evaluate_every=10_000),
-        evaluation=DecisionEvaluationConfig(env=ENVIRONMENTS[env], targets=TARGETS[env]),
+        evaluation=TrajectoriesEvaluationConfig(env=D4RL_ENVIRONMENTS[env], targets=TARGETS[env]),
     )
 
 
-def _small(name: str, *, context: int, form: str, batch_size: int) -> DecisionConfig:
-    return DecisionConfig(
+def _small(name: str, *, context: int, form: str, batch_size: int) -> TrajectoriesConfig:
+    return TrajectoriesConfig(
         name=name,
         data=DecisionDataConfig(batch_size=batch_size),
         model=DecisionModelConfig(dim=64, num_layers=2, num_heads=4, context=context),
         optimizer=_adamw(1e-3, warmup=200),
         training=StepsConfig(steps=3000, evaluate_every=1000),
-        evaluation=DecisionEvaluationConfig(
+        evaluation=TrajectoriesEvaluationConfig(
             episodes=20,
             validation_episodes=5,
             form="streaming" if form == "streaming" else "windowed",
@@ -91,15 +87,15 @@ def _adamw(rate: float, *, warmup: int) -> ScheduledOptimizerConfig:
     )
 
 
-def _recipe(env: str, quality: str) -> Callable[[], DecisionConfig]:
+def _recipe(env: str, quality: str) -> Callable[[], TrajectoriesConfig]:
     build = partial(_published, env, quality)
     build.__doc__ = f"D4RL's {env}-{quality}-v2: --data.path FILE.hdf5."
     return build
 
 
-RECIPES: Mapping[str, Callable[[], DecisionConfig]] = {
+RECIPES: Mapping[str, Callable[[], TrajectoriesConfig]] = {
     "decision": decision,
-    **{f"{env}-{quality}": _recipe(env, quality) for quality in QUALITIES for env in ENVIRONMENTS},
+    **{f"{env}-{quality}": _recipe(env, quality) for quality in QUALITIES for env in TARGETS},
     "decision-small": decision_small,
     "decision-small-long": decision_small_long,
 }

@@ -1,4 +1,4 @@
-"""Pictures of what an image model attends to: each layer and head over the image itself.
+"""Pictures of an image model's attention: each layer and head over the image itself.
 
 Shown is what the attention does and nothing else: neither the residual connections nor the output
 projections, so no picture here explains a prediction.
@@ -68,15 +68,15 @@ class LayerMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPicture:
-    """One image, and what every layer of one model attends to in it.
+    """One image, and the attention of every layer of one model to it.
 
     Attributes:
-        image: what the model was given, as colours.
-        name: of the image.
-        model: what to call the model, such as its mixer.
+        image: the image that the model was given, as colours.
+        name: name of the image.
+        model: a name for the model, such as its mixer.
         sink: the pixel (row, column) whose token receives; None for the class token.
-        layers: from the first to the last.
-        verdict: what the model takes the image for, if it is to be told.
+        layers: the layers from the first to the last.
+        verdict: the class that the model predicts, if it is to be told.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -111,13 +111,13 @@ def relative_weights(weights: Float[np.ndarray, "heads n"]) -> Float[np.ndarray,
 
 
 def title(picture: AttentionPicture, quantity: Quantity) -> str:
-    """What a figure of that quantity shows, in a line."""
+    """Say in a line what a figure of that quantity shows."""
     sink = "the class token" if picture.sink is None else "the marked token"
     return TITLES[quantity].format(sink=sink)
 
 
 def head_maps(picture: AttentionPicture, quantity: Quantity) -> Figure:
-    """One row a layer, one panel a head, over the image in grey; each layer has its own scale.
+    """Draw one row a layer, one panel a head, over the image in grey; each layer has a scale.
 
     Raises:
         ValueError: the model has no such quantity.
@@ -145,7 +145,7 @@ def head_maps(picture: AttentionPicture, quantity: Quantity) -> Figure:
 
 
 def side_by_side(pictures: Sequence[AttentionPicture]) -> Figure:
-    """What several models attend to in one image: a row a model, a panel a layer, mean over heads.
+    """Draw the attention of several models to one image: a row a model, a panel a layer.
 
     All panels have one scale. Models that read images of other sizes have the sink at their own
     pixel; the first one's is drawn.
@@ -184,7 +184,7 @@ def side_by_side(pictures: Sequence[AttentionPicture]) -> Figure:
 
 
 def _figure(picture: AttentionPicture, *, columns: int, rows: int) -> tuple[Figure, GridSpec]:
-    """A figure with rows of panels, the image before them, and scales behind them."""
+    """Return a figure with rows of panels, the image before them, and scales behind them."""
     height, width = picture.image.shape[:2]
     size = PANEL * columns + 3.2, PANEL * height / width * max(rows, 2) + 1.3
     figure = Figure(figsize=size, layout="constrained")
@@ -219,7 +219,7 @@ def _share_scale(maps: Sequence[Float[np.ndarray, "..."]]) -> tuple[Normalize, s
 
 
 def _few_ticks(axes: Axes, norm: Normalize) -> None:
-    """Ticks at both ends, and in the middle of shares."""
+    """Return ticks at both ends, and in the middle of shares."""
     assert norm.vmin is not None
     assert norm.vmax is not None
     if isinstance(norm, LogNorm):
@@ -233,7 +233,7 @@ def _few_ticks(axes: Axes, norm: Normalize) -> None:
 
 
 def _grey(picture: AttentionPicture) -> Float[np.ndarray, "height width 1"]:
-    """The image's lightness, 0 to 1 (ITU-R BT.601), as small as panels and grids allow."""
+    """Return the image's lightness, 0 to 1 (ITU-R BT.601), as small as panels and grids allow."""
     grey = picture.image @ np.array([0.299, 0.587, 0.114]) / 255
     height, width = grey.shape
     grids = [layer.attention.shape[1:] for layer in picture.layers]
@@ -252,7 +252,7 @@ def _over(
     norm: Normalize,
     colours: str,
 ) -> Float[np.ndarray, "height width 3"]:
-    """The map in colours over the image, a square of pixels a token."""
+    """Return the map in colours over the image, a square of pixels a token."""
     assert norm.vmin is not None
     tints = colormaps[colours](norm(np.maximum(panel, norm.vmin)))[..., :3]
     tints = np.where(panel[..., None] < 0, NEGATIVE, tints)
@@ -262,7 +262,7 @@ def _over(
 
 
 def _draw_row(axes: Axes, panels: Sequence[np.ndarray], places: int) -> int:
-    """The panels from left to right, up to `places`; returns the pixels from one to the next."""
+    """Draw panels from left to right, up to `places`; return the pixels from one to the next."""
     height, width = panels[0].shape[:2]
     gap = max(1, width // 28)
     strip = np.full((height, places * (width + gap) - gap, 3), 255, np.uint8)
@@ -307,6 +307,6 @@ def _row_name(layer: LayerMaps, quantity: Quantity) -> str:
 
 
 def _note(maps: Iterable[Float[np.ndarray, "..."]]) -> str:
-    """What the colours of shares mean."""
+    """Say what the colours of shares mean."""
     grey = ", dark grey negative" if any((each < 0).any() for each in maps) else ""
     return f"red more than an even share, blue less{grey}"

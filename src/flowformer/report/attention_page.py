@@ -1,4 +1,4 @@
-"""The pictures of what image models attend to: PNG files, and one page that has them inside."""
+"""The pictures of image models' attention: PNG files, and one page that has them inside."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ OURS = re.compile(r"\d+-.*-(side-by-side|attention|competition|allocation)\.png"
 def attention_parts(
     images: Sequence[Sequence[AttentionPicture]],
 ) -> tuple[dict[str, bytes], list[str]]:
-    """The PNG files by name, and the HTML of a report's section.
+    """Return the PNG files by name, and the HTML of a report's section.
 
     Args:
         images: for each image, the pictures of one model or more, to stand side by side.
@@ -63,7 +63,7 @@ def attention_parts(
 
 
 def write_attention_page(folder: Path, images: Sequence[Sequence[AttentionPicture]]) -> Path:
-    """Writes FOLDER/index.html, which stands alone, and the pictures beside it as PNG.
+    """Write FOLDER/index.html, which stands alone, and the pictures beside it as PNG.
 
     Args:
         folder: made when missing; PNG files of an earlier page in it are removed.
@@ -97,5 +97,5 @@ def _quantities(picture: AttentionPicture) -> Iterator[Quantity]:
 
 
 def _plain(name: str) -> str:
-    """The name as part of a file's name."""
+    """Return the name as part of a file's name."""
     return re.sub(r"[^\w.]+", "-", name).strip("-.") or "image"

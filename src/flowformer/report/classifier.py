@@ -1,7 +1,12 @@
 """The report of a finished run: one HTML page that stands alone, and its figures as PNG files."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from flowformer.files import write_atomically
 from flowformer.report.attention_maps import AttentionPicture
@@ -22,7 +27,6 @@ from flowformer.report.page import (
     picture,
     table,
 )
-from flowformer.report.run_folder import FinishedRun, read_run
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 from flowformer.serialization import flatten
 
@@ -37,30 +41,56 @@ FLOW_MAP_NOTE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a run of a classifier has left; accuracies are fractions.
+
+    Attributes:
+        record: what config.json holds.
+        result: what result.json holds.
+        history: the columns of metrics.csv.
+        test: the labels and the predictions of the test set, as indices into the classes of the
+            record; None when there was no test set.
+        over: what the training counts, and the curves are drawn over: epoch or step.
+        kept: the epoch or step whose parameters were kept.
+        cases: what was classified, in the plural.
+    """
+
+    record: Mapping[str, Any]
+    result: Mapping[str, Any]
+    history: Mapping[str, Float[np.ndarray, " rounds"]]
+    test: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None
+    over: str = "epoch"
+    kept: int
+    cases: str = "series"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.record["classes"])
+
+
 def write_report(
-    run_dir: Path,
+    folder: Path,
+    run: FinishedRun,
     *,
     flow_maps: Sequence[SeriesFlowMap] = (),
     attention: Sequence[AttentionPicture] = (),
 ) -> Path:
-    """Write RUN/report/index.html and its figures from what a finished run left in its folder.
+    """Write FOLDER/index.html and its figures from what a finished run has left.
 
     The page embeds its figures, so it can be sent as one file. Each file appears whole or not at
     all, index.html last.
 
     Args:
-        run_dir: a run folder with config.json, result.json, metrics.csv and predictions.csv.
+        folder: the folder of the report.
+        run: the finished run.
         flow_maps: the test series to draw flow maps of; without any, the page has no such part.
-        attention: what the run's model attends to in images, likewise.
+        attention: what the run's model attends to in images; without any, likewise.
 
     Returns:
         The path of index.html.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: a file is malformed, or the files are not of one run.
     """
-    run = read_run(run_dir)
     metrics = classification_metrics(*run.test, run.classes) if run.test else None
     pictures = {
         "learning-curves.png": png_bytes(
@@ -94,7 +124,6 @@ def write_report(
             *_settings(run),
         ],
     )
-    folder = run_dir / "report"
     for name, content in pictures.items():
         write_atomically(folder / name, content)
     write_atomically(folder / "index.html", html)
@@ -188,10 +217,10 @@ def _settings(run: FinishedRun) -> Iterator[str]:
     yield heading("Settings")
     summary = {"classes": len(run.classes), "parameters": f"{run.result['parameters']:,}"}
     # What the data are: of series channels and the longest, of other cases what they have.
-    own = {key: value for key, value in run.config.items() if key not in _NO_SETTINGS}
-    flat = {**summary, **flatten(own), **flatten(run.config["config"])}
+    own = {key: value for key, value in run.record.items() if key not in _NO_SETTINGS}
+    flat = {**summary, **flatten(own), **flatten(run.record["config"])}
     yield table(("setting", "value"), [(k, str(v)) for k, v in flat.items()], numbers_from=2)
-    versions = [(name, str(version)) for name, version in run.config["versions"].items()]
+    versions = [(name, str(version)) for name, version in run.record["versions"].items()]
     yield details("Versions", table(("package", "version"), versions, numbers_from=2))
 
 

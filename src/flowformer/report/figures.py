@@ -1,17 +1,18 @@
-"""Figures of a classification run: arrays in, matplotlib `Figure` out.
+"""Figures of a run and its data: arrays in, matplotlib `Figure` out.
 
 Every figure uses the object interface only, so that nothing here touches pyplot's global state and
 figures can be drawn in any thread. Colours are told apart by readers with any colour vision: lines
 take the palette of M. Okabe and K. Ito (Color Universal Design, 2008), maps differ in lightness.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 try:
     from matplotlib import colormaps
@@ -30,15 +31,16 @@ except ImportError as error:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5f6368"
 PNG_DPI = 200
 MOST_LINES = 16  # more channels than this are drawn as a heat map: lines would cover each other
+SAMPLE_INCHES = 1.6  # of a picture on a contact sheet
 MOST_COUNTS = 30  # with more classes than this, a count no longer fits into its cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFlowMap:
-    """What Flow-Attention did with one series, without its padding.
+    """The flows of Flow-Attention in one series, without its padding.
 
     `source_competition` is c_j, how much of an even share (1.0) source j won; `sink_allocation` is
-    a_i in (0, 1), how far sink i is opened (docs/math.md).
+    a_i in (0, 1), how far sink i is opened (docs/attention/math.md).
 
     Raises:
         ValueError: the arrays do not agree on time, layers or heads, or one of them is empty.
@@ -83,14 +85,14 @@ def learning_curves(
     held_out: str = "validation",
     target: float | None = None,
 ) -> Figure:
-    """Loss and accuracy over epochs or steps, with the one whose weights were kept.
+    """Draw loss and accuracy over epochs or steps, with the one whose weights were kept.
 
     Args:
         history: columns train_loss, train_accuracy, validation_loss, validation_accuracy, and that
             of `over`.
         kept: the value of that column whose weights were kept.
         over: epoch or step.
-        held_out: what the validation columns were measured on, for the legend.
+        held_out: the data of the validation columns, for the legend.
         target: an accuracy to draw as a line, such as the paper's.
     """
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
@@ -112,7 +114,7 @@ def learning_curves(
                 label=name,
             )
         axes.axvline(kept, color=GREY, linewidth=0.9, linestyle=":")
-        _plain(axes, title=quantity.capitalize())
+        plain(axes, title=quantity.capitalize())
         axes.set_xlabel(over, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set_ylim(0, 1.15 * loss.get_ylim()[1])  # room for the note above a curve that stays high
@@ -137,7 +139,7 @@ def learning_curves(
 
 
 def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> Figure:
-    """Counts of [true, predicted] classes; a cell's colour is its share of the true class."""
+    """Draw counts of [true, predicted] classes; a cell's colour is its share of the true class."""
     support = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(support, 1)
     size = float(np.clip(1.4 + 0.32 * len(classes), 2.8, 9.0))
@@ -188,7 +190,7 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
 
 
 def flow_map(flow: SeriesFlowMap) -> Figure:
-    """The series, and under it on the same time axis what each layer's heads made of each step.
+    """Draw a series, and under it on the same time axis each layer's heads at each step.
 
     Competition is drawn on a logarithmic scale around 1, an even share: blue steps lose, red steps
     win. Allocation is drawn over the range it takes.
@@ -213,8 +215,8 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
     allocation = _draw_strips(bottom, flow.sink_allocation, cmap="cividis")
     colour_bar(allocation, figure.add_subplot(grid[2, 1]))
 
-    _plain(middle, title="Source competition: what each step gives, in even shares")
-    _plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
+    plain(middle, title="Source competition: what each step gives, in even shares")
+    plain(bottom, title="Sink allocation: how far each step opens to receive, 0 to 1")
     for axes in (top, middle):
         axes.tick_params(labelbottom=False)
     bottom.set_xlabel("time step", fontsize=8)
@@ -230,9 +232,9 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
 
 
 def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axes: Axes) -> None:
-    """One line a channel, or a heat map when they are many."""
+    """Draw one line a channel, or a heat map when they are many."""
     steps, channels = series.shape
-    _plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
+    plain(axes, title="Series" if channels == 1 else f"Series, {channels} channels")
     if channels > MOST_LINES:
         low, high = np.nanpercentile(series, [1, 99])
         image = axes.imshow(
@@ -272,7 +274,7 @@ def _draw_series(axes: Axes, series: Float[np.ndarray, "time channels"], bar_axe
 def _draw_strips(
     axes: Axes, values: Float[np.ndarray, "layers time heads"], **colours: Any
 ) -> AxesImage:
-    """One row a head, the layers from top to bottom with a white line between them."""
+    """Draw one row a head, the layers from top to bottom with a white line between them."""
     layers, steps, heads = values.shape
     rows = values.transpose(0, 2, 1).reshape(layers * heads, steps)
     image = axes.imshow(
@@ -295,13 +297,13 @@ def _draw_strips(
 
 
 def share_limit(competition: Float[np.ndarray, "..."]) -> float:
-    """The factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
+    """Return the factor around 1 that covers 99 of 100 values, kept between 1.05 and 16."""
     distance = np.abs(np.log(np.maximum(competition, 1e-30)))
     return float(np.exp(np.clip(np.percentile(distance, 99), np.log(1.05), np.log(16.1))))
 
 
 def share_ticks(limit: float) -> tuple[list[float], list[str]]:
-    """Ticks of the competition's colour bar at 1 and symmetrically on either side."""
+    """Return ticks of the competition's colour bar at 1 and symmetrically on either side."""
     if limit >= 4:
         inner = 2.0 ** int(np.log2(limit) / 2)
         names = [f"1/{inner**2:.0f}×", f"1/{inner:.0f}×", "1×", f"{inner:.0f}×", f"{inner**2:.0f}×"]
@@ -312,14 +314,38 @@ def share_ticks(limit: float) -> tuple[list[float], list[str]]:
 
 
 def colour_bar(image: ScalarMappable, axes: Axes, **options: Any) -> Colorbar:
-    """A colour bar in axes of its own."""
+    """Draw a colour bar in axes of its own."""
     bar = Colorbar(axes, image, **options)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
     return bar
 
 
-def _plain(axes: Axes, *, title: str) -> None:
+def contact_sheet(pictures: UInt8[np.ndarray, "n h w"], captions: Sequence[str]) -> Figure:
+    """Draw grey pictures in rows, black at 0, with a caption under each.
+
+    Raises:
+        ValueError: there are no pictures, or not as many captions.
+    """
+    if len(pictures) != len(captions) or not captions:
+        raise ValueError(f"expected a caption a picture, got {len(pictures)} and {len(captions)}")
+    columns = math.ceil(math.sqrt(len(captions)))
+    rows = math.ceil(len(captions) / columns)
+    figure = Figure(
+        figsize=(SAMPLE_INCHES * columns, 1.2 * SAMPLE_INCHES * rows), layout="constrained"
+    )
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_xlabel(caption, fontsize=7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(GREY)
+    return figure
+
+
+def plain(axes: Axes, title: str) -> None:
+    """Give axes a title at the left and small ticks, without a frame."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -1,4 +1,4 @@
-"""The report of a language model's run: its figures, curves, and samples of what it writes."""
+"""The report of a language model's run: its figures, curves, and samples of its texts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowformer.compare.figures import learning_curves
-from flowformer.compare.table import duration
 from flowformer.files import write_atomically
+from flowformer.report.curves import method_curves
 from flowformer.report.figures import png_bytes
-from flowformer.report.page import details, heading, headline, page, paragraph, picture, table
+from flowformer.report.page import (
+    details,
+    heading,
+    headline,
+    page,
+    paragraph,
+    picture,
+    settings,
+    table,
+)
+from flowformer.report.words import duration
 from flowformer.scores.measures import Measure
 from flowformer.serialization import flatten
 
@@ -25,21 +34,21 @@ def write_language_report(
     history: Mapping[str, Float[np.ndarray, " rounds"]],
     samples: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """Writes FOLDER/index.html, one file that stands alone.
+    """Write FOLDER/index.html, one file that stands alone.
 
     Args:
-        folder: of the report.
-        measure: what the run is measured by.
-        result: what result.json holds.
-        config: what config.json holds of the configuration.
+        folder: the report's folder.
+        measure: the measure of the run.
+        result: the content of result.json.
+        config: the configuration in config.json.
         history: the columns of metrics.csv.
-        samples: prompts, and what the model made of each.
+        samples: prompts, and the model's continuation of each.
 
     Returns:
         The page.
     """
     recipe = str(result["recipe"])
-    curves = learning_curves({recipe: [history]}, measure, held_out="validation")
+    curves = method_curves({recipe: [history]}, measure, held_out="validation")
     name = f"{measure.name[0].upper()}{measure.name[1:]}"
     html = page(
         f"{recipe}: run report",
@@ -54,7 +63,7 @@ def write_language_report(
             ),
             *([heading("Samples"), *_samples(samples)] if samples else []),
             heading("Settings"),
-            details("Settings", table(("setting", "value"), _settings(config), numbers_from=2)),
+            settings(flatten(config)),
             details(
                 f"{name} after each measurement",
                 table(("step", "training loss", name), _rows(measure, history)),
@@ -85,10 +94,6 @@ def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
         paragraph("Drawn with temperature 0.8 and seed 0.", soft=True),
         table(("prompt", "what follows"), samples, numbers_from=2),
     ]
-
-
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, str(value)) for key, value in flatten(config).items()]
 
 
 def _rows(measure: Measure, history: Mapping[str, Float[np.ndarray, " rounds"]]) -> list[list[str]]:

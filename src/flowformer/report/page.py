@@ -4,7 +4,7 @@ Every function returns HTML; text from outside is escaped here and nowhere else.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 CSS = """
@@ -41,7 +41,7 @@ summary { cursor: pointer; }
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole document; `title` is plain text, `parts` are HTML."""
+    """Return a whole document; `title` is plain text, `parts` are HTML."""
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -52,17 +52,17 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def heading(text: str, level: int = 2) -> str:
-    """A heading."""
+    """Return a heading."""
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def paragraph(text: str, *, soft: bool = False) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f'<p class="soft">{escape(text)}</p>' if soft else f"<p>{escape(text)}</p>"
 
 
 def headline(figures: Iterable[tuple[str, str, str]]) -> str:
-    """Large figures, each as (name, value, explanation)."""
+    """Return large figures, each as (name, value, explanation)."""
     cards = "".join(
         f'<div class="figure">{escape(name)}<b>{escape(value)}</b>'
         f'<span class="soft">{escape(note)}</span></div>'
@@ -72,7 +72,7 @@ def headline(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def picture(png: bytes, *, alt: str, caption: str = "", pixels_per_point: int = 2) -> str:
-    """An embedded PNG, shown at most at its own size; a narrow screen scrolls it sideways."""
+    """Embed a PNG, shown at most at its own size; a narrow screen scrolls it sideways."""
     width, height = (int.from_bytes(png[at : at + 4]) // pixels_per_point for at in (16, 20))
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
@@ -83,7 +83,7 @@ def picture(png: bytes, *, alt: str, caption: str = "", pixels_per_point: int = 
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A table whose first column names the row; columns from `numbers_from` on are numbers."""
+    """Return a table whose first column names its rows; `numbers_from` on are numbers."""
     kinds = ["" if at < numbers_from else ' class="number"' for at in range(len(header))]
     head = "".join(
         f'<th scope="col"{kind}>{escape(name)}</th>'
@@ -101,6 +101,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from:
     return f'<div class="scroll"><table>{inner}</table></div>'
 
 
+def settings(values: Mapping[str, object]) -> str:
+    """Return a table of settings by name, closed until asked for."""
+    rows = [(name, str(value)) for name, value in values.items()]
+    return details("Settings", table(("setting", "value"), rows, numbers_from=2))
+
+
 def details(summary: str, inner: str) -> str:
-    """A part that is closed until asked for; `inner` is HTML."""
+    """Return a part that is closed until asked for; `inner` is HTML."""
     return f"<details><summary>{escape(summary)}</summary>{inner}</details>"

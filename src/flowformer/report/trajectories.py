@@ -9,11 +9,19 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowformer.compare.figures import COLOURS, learning_curves
-from flowformer.compare.table import duration
 from flowformer.files import write_atomically
+from flowformer.report.curves import COLOURS, method_curves
 from flowformer.report.figures import png_bytes
-from flowformer.report.page import details, heading, headline, page, paragraph, picture, table
+from flowformer.report.page import (
+    heading,
+    headline,
+    page,
+    paragraph,
+    picture,
+    settings,
+    table,
+)
+from flowformer.report.words import duration
 from flowformer.scores.measures import NORMALIZED_SCORE
 from flowformer.serialization import flatten
 
@@ -25,19 +33,19 @@ def write_decision_report(
     record: Mapping[str, Any],
     history: Mapping[str, Float[np.ndarray, " rounds"]],
 ) -> Path:
-    """Writes FOLDER/index.html, one file that stands alone.
+    """Write FOLDER/index.html, one file that stands alone.
 
     Args:
-        folder: of the report.
-        result: what result.json holds.
-        record: what config.json holds.
+        folder: the report's folder.
+        result: the content of result.json.
+        record: the content of config.json.
         history: the columns of metrics.csv.
 
     Returns:
         The page.
     """
     recipe, outcomes = str(result["recipe"]), result["outcomes"]
-    curves = learning_curves({recipe: [history]}, NORMALIZED_SCORE, held_out="some episodes")
+    curves = method_curves({recipe: [history]}, NORMALIZED_SCORE, held_out="some episodes")
     behaviour = (record["data_worst"], record["data_mean"], record["data_best"])
     html = page(
         f"{recipe}: run report",
@@ -62,10 +70,7 @@ def write_decision_report(
                 alt="Training loss, and score of some episodes after each measurement.",
             ),
             heading("Settings"),
-            details(
-                "Settings",
-                table(("setting", "value"), _settings(record["config"]), numbers_from=2),
-            ),
+            settings(flatten(record["config"])),
         ],
     )
     write_atomically(folder / "index.html", html)
@@ -75,10 +80,10 @@ def write_decision_report(
 def returns_figure(
     outcomes: Mapping[str, Sequence[Mapping[str, float]]], *, behaviour: tuple[float, float, float]
 ) -> Figure:
-    """Returns over target returns, a line a method.
+    """Draw returns over target returns, a line a method.
 
     Args:
-        outcomes: of each method, with target, mean and std.
+        outcomes: the outcomes of each method, with target, mean and std.
         behaviour: worst, mean and best return of the data.
     """
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
@@ -92,7 +97,7 @@ def draw_returns(
     *,
     behaviour: tuple[float, float, float],
 ) -> None:
-    """Draws returns over target returns, a line a method, as :func:`returns_figure` takes them."""
+    """Draw returns over target returns, a line a method, as :func:`returns_figure` takes them."""
     worst, mean, best = behaviour
     axes.axhspan(worst, best, color="0.93", zorder=0)
     axes.axhline(mean, color="0.6", linewidth=1, zorder=1)
@@ -142,7 +147,3 @@ def _row(outcome: Mapping[str, float]) -> list[str]:
         f"{outcome['length']:,.1f}",
         f"{100 * outcome['terminated']:.0f}",
     ]
-
-
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, str(value)) for key, value in flatten(config).items()]

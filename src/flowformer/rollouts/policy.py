@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from flowformer.data.trajectories.preprocessing import Actions, DecisionPreprocessing
+from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
 
 Form = Literal["streaming", "windowed"]
 
 
 @runtime_checkable
 class DecisionModel(Protocol):
-    """What is asked of a model: an `nn.Module` with this call and, to stream, this step.
+    """The interface of a decision model: an `nn.Module` with this call and, to stream, this step.
 
     `model(returns_to_go, observations, actions, timesteps, mask)` returns an output whose `actions`
     are [b, t, dims], or logits [b, t, n] of discrete ones, and `model.step` the same of one step
@@ -62,11 +62,11 @@ class StreamingPolicy:
     def act(
         self, observations: Float[np.ndarray, "b f"], returns_to_go: Float[np.ndarray, " b"]
     ) -> Actions:
-        """The next action of each episode, as the environment takes it.
+        """Return the next action of each episode, as the environment takes it.
 
         Args:
-            observations: what the action answers.
-            returns_to_go: what is still to be collected, unscaled.
+            observations: the observations that the action answers.
+            returns_to_go: the returns still to be collected, unscaled.
 
         Raises:
             ValueError: the model gave NaN or inf.
@@ -142,11 +142,11 @@ def make_policy(
     form: Form,
     context: int | None,
 ) -> Policy:
-    """The policy of that form.
+    """Return the policy of that form.
 
     Args:
-        model: in evaluation mode.
-        preprocessing: as in its training.
+        model: the model, in evaluation mode.
+        preprocessing: the preprocessing of its training.
         form: "streaming", or "windowed" as published.
         context: steps that the windowed form reads; None for the other.
 
@@ -188,7 +188,7 @@ class _Numbers:
         )
 
     def choose(self, output: Float[Tensor, "b n"]) -> Float[Tensor, "b n"] | Int[Tensor, " b"]:
-        """The most probable action, or that given, inside its bounds."""
+        """Return the most probable action, or that given, inside its bounds."""
         if not output.isfinite().all():
             raise ValueError(
                 "the model gave NaN or inf for an action: its parameters, or its state, hold some"
@@ -198,17 +198,17 @@ class _Numbers:
         return output.clamp(-1, 1) if self._preprocessing.action_space.bounded else output
 
     def no_action(self, episodes: int) -> Float[Tensor, "b dims"] | Int[Tensor, " b"]:
-        """What stands where no action has been taken."""
+        """Return the placeholder of actions that have not been taken."""
         shape = (episodes, *self._preprocessing.action_space.shape)
         dtype = torch.int64 if self.discrete else self._dtype
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
     def to_environment(self, actions: Float[Tensor, "b dims"] | Int[Tensor, " b"]) -> Actions:
-        """The actions as the environment takes them."""
+        """Return the actions as the environment takes them."""
         return self._preprocessing.to_environment(actions.cpu().numpy())
 
     def index(self, rows: Int64[np.ndarray, " n"]) -> Int[Tensor, " n"]:
-        """The rows as an index."""
+        """Return the rows as an index."""
         return torch.from_numpy(rows).to(self._device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from flowformer.data.trajectories.preprocessing import Actions, DecisionPreprocessing
+from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
 from flowformer.rollouts.policy import DecisionModel, Form, make_policy
 
 try:
@@ -28,11 +28,11 @@ class RolloutSettings:
     """How a model acts in an environment.
 
     Attributes:
-        preprocessing: as in its training.
+        preprocessing: the preprocessing of its training.
         form: "streaming" carries the model's state over the whole episode, at a constant cost a
             step where the state has a constant size; "windowed" reads the last `context` steps
             again at every step, as published.
-        context: of the windowed form; None for the other.
+        context: steps of the windowed form; None for the other.
         parallel: most episodes at a time.
         max_steps: where an episode is cut off that the environment has not ended.
     """
@@ -56,15 +56,15 @@ class RolloutSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollouts:
-    """What episodes came to.
+    """The results of episodes.
 
     Attributes:
-        target_return: that the model was asked for.
-        form: in which it acted.
+        target_return: the return that the model was asked for.
+        form: the form in which it acted.
         context: steps that it read in the windowed form.
-        seed: that the episodes' own are drawn from.
+        seed: the seed from which the episodes' own are drawn.
         returns: sum of the rewards of each episode.
-        lengths: its steps.
+        lengths: the steps of each episode.
         terminated: whether the environment ended it, and no limit of time.
     """
 
@@ -89,7 +89,7 @@ def rollout(
 ) -> Rollouts:
     """Let the model act for whole episodes, each asked for the target return.
 
-    At each step the model reads what is still to be collected: the target less the rewards so far.
+    At each step the model reads the return still to be collected: the target less the rewards.
     An episode's seed depends on `seed` and its number alone, so that no other episode changes it;
     how many run at a time changes no more than the rounding of a batch does. An episode that has
     ended leaves the batch.
@@ -98,9 +98,9 @@ def rollout(
         model: put into evaluation mode meanwhile; it acts on the device where it is.
         make_env: makes an environment, called once for each of `settings.parallel`.
         target_return: unscaled.
-        episodes: their number.
-        seed: of the episodes.
-        settings: the form, and what goes with it.
+        episodes: number of episodes.
+        seed: the seed of the episodes.
+        settings: the form and its settings.
         on_step: called after each step of the batch, with the episodes that have ended so far.
 
     Raises:
@@ -142,19 +142,18 @@ def rollout(
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of an episode: episodes of different seeds have nothing in common."""
+    """Return the seed of an episode: episodes of different seeds have nothing in common."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
 class _Environments:
-    """Environments side by side, of which any may be stepped."""
+    """Environments side by side, of which any may be stepped; whoever made them closes them."""
 
     def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]]) -> None:
-        """Take them; who made them closes them."""
         self._envs = envs
 
     def reset(self, seeds: Sequence[int]) -> Float[np.ndarray, "b f"]:
-        """Begin an episode in as many as there are seeds; return what they show."""
+        """Begin an episode in as many as there are seeds; return their observations."""
         envs = zip(self._envs, seeds, strict=False)
         return self._flat([env.reset(seed=seed)[0] for env, seed in envs])
 
@@ -166,7 +165,7 @@ class _Environments:
         Bool[np.ndarray, " b"],
         Bool[np.ndarray, " b"],
     ]:
-        """Observations, rewards, and which episodes were terminated and which truncated."""
+        """Return observations, rewards, and which episodes were terminated and which truncated."""
         dtype = self._envs[0].action_space.dtype
         pairs = zip(rows, actions.astype(dtype), strict=True)
         taken = [self._envs[row].step(action) for row, action in pairs]

@@ -1,4 +1,4 @@
-"""What rollouts are worth: returns at several targets, over episodes and seeds, and scores."""
+"""The scores of rollouts: returns at several targets, over episodes and seeds, and scores."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ class ReturnSummary:
     """The returns at one target.
 
     Attributes:
-        target_return: that the model was asked for.
-        form: in which it acted; scores of different forms are not the same measurement.
+        target_return: the return that the model was asked for.
+        form: the form in which it acted; scores of different forms are not the same measurement.
         context: steps that it read in the windowed form.
         seeds: number of seeds, each as many episodes, of one model or of several.
-        episodes: of all seeds together.
-        mean: of all episodes.
+        episodes: number of episodes of all seeds.
+        mean: mean return of all episodes.
         episode_std: over all episodes.
-        seed_std: of the means of the seeds, of a sample (n - 1); None of one seed.
+        seed_std: sample deviation (n - 1) of the seeds' means; None for one seed.
         length: mean steps of an episode.
         terminated: part of the episodes that the environment ended.
         score: 100 · (mean - random) / (expert - random) (Fu et al. 2020); None without references.
@@ -61,11 +61,38 @@ def evaluate_returns(
 ) -> tuple[Rollouts, ...]:
     """Let a model act at each target with each seed, the targets first.
 
-    Every target meets the same episodes. See `rollout` for the arguments and what raises, and
+    Every target meets the same episodes. See `rollout` for the arguments and the errors, and
     `check_target` for targets that the data does not support.
 
     Raises:
         ValueError: there is no target or no seed, or one of them twice.
+
+    Examples:
+        >>> import gymnasium
+        >>> import numpy as np
+        >>> from flowformer.data.trajectories.batches import DecisionPreprocessing
+        >>> from flowformer.data.trajectories.records import Space
+        >>> from flowformer.models import DecisionModelConfig, DecisionTransformer
+        >>> from flowformer.rollouts.rollouts import RolloutSettings
+        >>> from flowformer.rollouts.scores import evaluate_returns, summarize_returns
+        >>> config = DecisionModelConfig(dim=16, num_layers=1, num_heads=2)
+        >>> model = DecisionTransformer(config, observation_dim=3, action_dim=1)
+        >>> preprocessing = DecisionPreprocessing(
+        ...     state_mean=np.zeros(3),
+        ...     state_std=np.ones(3),
+        ...     return_scale=1000.0,
+        ...     action_space=Space(shape=(1,), low=-2.0, high=2.0),
+        ... )
+        >>> played = evaluate_returns(
+        ...     model,
+        ...     lambda: gymnasium.make("Pendulum-v1", max_episode_steps=10),
+        ...     targets=[-200.0],
+        ...     seeds=[0, 1],
+        ...     episodes=2,
+        ...     settings=RolloutSettings(preprocessing=preprocessing),
+        ... )
+        >>> summarize_returns(played).episodes
+        4
     """
     for name, given in (("targets", targets), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
@@ -90,10 +117,10 @@ def evaluate_returns(
 def summarize_returns(
     rollouts: Sequence[Rollouts], *, references: References | None = None
 ) -> ReturnSummary:
-    """Mean and spread of rollouts at one target, one for each seed.
+    """Return mean and spread of rollouts at one target, one for each seed.
 
     Args:
-        rollouts: of one model with several seeds, or of models of several seeds.
+        rollouts: the rollouts of one model with several seeds, or of models of several seeds.
         references: the returns of a random and of an expert policy.
 
     Raises:
@@ -139,8 +166,8 @@ def check_target(target_return: float, data_returns: Float[np.ndarray, " episode
     the worst.
 
     Args:
-        target_return: what the model is asked for.
-        data_returns: of the episodes that it was trained on.
+        target_return: the return that the model is asked for.
+        data_returns: returns of the episodes that it was trained on.
     """
     worst, best = float(data_returns.min()), float(data_returns.max())
     if worst <= target_return <= best + _FAR * abs(best):

@@ -24,19 +24,19 @@ def record_episode(
     settings: RolloutSettings,
     frames_per_second: float = 25.0,
 ) -> Rollouts:
-    """Let the model act for the first episode of a seed and write what is seen to a file.
+    """Let the model act for the first episode of a seed, and film it.
 
     It plays as fast as the environment says that it runs, with as many pictures a second as that
     allows and no more than asked for. The file appears when it is whole.
 
     Args:
-        model: see `rollout`, here and for what is not said.
+        model: see `rollout`, here and for all that is not said.
         env: made with render_mode="rgb_array"; it is closed.
-        path: of the film, .gif or .mp4.
+        path: the film's file, .gif or .mp4.
         target_return: unscaled.
         seed: the episode is number 0 of it.
-        settings: the form, and what goes with it.
-        frames_per_second: of the film, at most.
+        settings: the form and its settings.
+        frames_per_second: the film's largest frame rate.
 
     Raises:
         ValueError: the environment draws no pictures, or the file or the rate has no such form.

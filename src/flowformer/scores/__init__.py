@@ -1,4 +1,4 @@
-"""What a run is worth: metrics of predictions, comparison tables, generation, rollouts.
+"""Scores: the measures that rank methods, metrics of predictions, and perplexity.
 
 Functions of arrays and files only: nothing here knows a model or a training loop.
 """

@@ -1,4 +1,4 @@
-"""What methods are ranked by. No NumPy here: recipes and the command line start at once."""
+"""The measures that rank methods. No NumPy here: recipes and the command line start at once."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ _LARGE = 1e6  # above, digits after the point say nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What the methods of a comparison are ranked by.
+    """A measure by which the methods of a comparison are ranked.
 
     Attributes:
-        name: in words.
-        unit: how a figure is written: % for a fraction shown in percent, or nothing.
+        name: the measure in words.
+        unit: the unit of a figure: % for a fraction shown in percent, or nothing.
         digits: after the point.
         higher_is_better: whether more is better.
-        column: of metrics.csv, the same on the held-out part after each epoch.
+        column: its column of metrics.csv, measured on the held-out part after each epoch.
         over: column of metrics.csv that curves are drawn over.
     """
 
@@ -27,7 +27,7 @@ class Measure:
     over: str = "epoch"
 
     def show(self, value: float) -> str:
-        """Writes a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
+        """Write a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
         shown = 100 * value if self.unit == "%" else value
         return f"{shown:.{self.digits}f}" if abs(shown) < _LARGE else f"{shown:.3g}"
 
@@ -65,10 +65,10 @@ NORMALIZED_SCORE = Measure(
 
 
 def exp_of(nats: float) -> float:
-    """The perplexity of a mean loss; infinite where a float64 cannot hold it."""
+    """Return the perplexity of a mean loss; infinite where a float64 cannot hold it."""
     return math.exp(nats) if nats < 709 else math.inf
 
 
 def bits_of(nats: float) -> float:
-    """A loss in bits."""
+    """Return a loss in bits."""
     return nats / math.log(2)

@@ -73,6 +73,14 @@ def classification_metrics(
 
     Raises:
         ValueError: no cases, or an index outside `classes`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flowformer.scores.metrics import classification_metrics
+        >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+        >>> metrics = classification_metrics(labels, predicted, ["sit", "walk"])
+        >>> metrics.accuracy, metrics.per_class[1].recall
+        (0.75, 1.0)
     """
     if len(labels) == 0:
         raise ValueError("predictions must hold at least one case, got none")
@@ -104,10 +112,10 @@ def classification_metrics(
 def top5_accuracy(
     probabilities: Float64[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> float | None:
-    """Returns the fraction with the label among the five likeliest classes; None of five or fewer.
+    """Return the fraction with the label among the five likeliest classes; None of five or fewer.
 
     Args:
-        probabilities: of each class.
+        probabilities: the probabilities of each class.
         labels: indices of the classes.
     """
     classes = np.arange(probabilities.shape[1])
@@ -117,7 +125,7 @@ def top5_accuracy(
 
 
 def _class_metrics(name: str, *, hits: int, support: int, claims: int) -> ClassMetrics:
-    """`hits` of the `support` cases of the class were found, in `claims` predictions of it."""
+    """Score a class of which `hits` of `support` cases were found in `claims` predictions."""
     return ClassMetrics(
         name=name,
         precision=hits / claims if claims else 0.0,

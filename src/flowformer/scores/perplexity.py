@@ -19,7 +19,6 @@ from flowformer.generation.steps import CausalModel, device_of, evaluation_mode
 from flowformer.scores.measures import exp_of
 
 IGNORED = -100  # the target that the model's loss leaves out
-
 Progress = Callable[[int, int], object]
 
 
@@ -40,7 +39,7 @@ class Perplexity:
         nll: the negative log-likelihood of all scored tokens, in nats.
         tokens: the number of scored tokens.
         words: the number of words of the scored text, if it was given.
-        characters: its number of characters, likewise.
+        characters: the number of its characters, if it was given.
     """
 
     nll: float
@@ -88,16 +87,26 @@ def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
             `loss` is the mean over the targets that are not -100.
         tokens: the text.
         length: the most tokens that a window reads.
-        context_window: how many of them are context.
+        context_window: the number of them that are context.
         batch_size: windows that are read at once.
         start_id: a token that stands before the text, so that its first token is scored too
             (fairseq: the end-of-line token). None: the first token is context only.
         words: the number of words of the scored text.
-        characters: its number of characters.
+        characters: the text's number of characters.
         progress: called with the scored and all tokens after each batch.
 
     Raises:
         ValueError: there is no token to score, or the sizes contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import LanguageModel, LanguageModelConfig
+        >>> from flowformer.scores.perplexity import evaluate_perplexity
+        >>> config = LanguageModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
+        >>> model = LanguageModel(config, vocab_size=100)
+        >>> text = torch.randint(100, (200,))
+        >>> evaluate_perplexity(model, text, length=64, context_window=32).tokens
+        199
     """
     if not 0 <= context_window < length:
         raise ValueError(
@@ -139,12 +148,12 @@ def streaming_perplexity(
     Args:
         model: a language model, called as `model(input_ids, targets=, past_states=,
             use_cache=True, return_logits=False)`.
-        tokens: see `evaluate_perplexity`, here and for the following.
+        tokens: the text.
         chunk: tokens that are read at once.
-        start_id: likewise.
-        words: likewise.
-        characters: likewise.
-        progress: likewise.
+        start_id: see `evaluate_perplexity`, here and for the following.
+        words: the number of words of the scored text.
+        characters: the text's number of characters.
+        progress: called with the scored and all tokens after each chunk.
 
     Raises:
         ValueError: there is no token to score, chunk is not positive, or the text is longer than
@@ -169,7 +178,7 @@ def streaming_perplexity(
 
 
 class Window(NamedTuple):
-    """A window of a text: reads [start, stop), and scores what follows each of [score, stop)."""
+    """A window of a text: it reads [start, stop) and scores the successors of [score, stop)."""
 
     start: int
     score: int
@@ -177,14 +186,14 @@ class Window(NamedTuple):
 
 
 def sliding_windows(targets: int, length: int, context_window: int) -> Iterator[Window]:
-    """Windows of at most `length` tokens that together score each target once."""
+    """Yield windows of at most `length` tokens that together score each target once."""
     scored = length - context_window
     for score in range(0, targets, scored):
         yield Window(max(0, score - context_window), score, min(score + scored, targets))
 
 
 def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    """Successive windows of one length: none is padded, so that nothing rests on a mask."""
+    """Yield successive windows of one length: none is padded, so that nothing rests on a mask."""
     for _, equal in groupby(windows, key=lambda window: window.stop - window.start):
         group = list(equal)
         yield from (group[start : start + size] for start in range(0, len(group), size))
@@ -204,7 +213,7 @@ class _Text:
     def read(
         self, windows: list[Window], device: torch.device
     ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-        """What the windows read, and the targets, -100 where they only read."""
+        """Return the tokens that the windows read, and their targets, -100 where they only read."""
         rows = torch.stack([self._slice(window.start, window.stop + 1) for window in windows])
         ids, targets = rows[:, :-1], rows[:, 1:].clone()
         for row, window in enumerate(windows):

@@ -1,5 +1,8 @@
-"""Training: one LightningModule per kind of training, and the run folder that it leaves.
+"""Training: one run for every kind of experiment, and the folder that it leaves.
 
-Here belong configurations (`config`), the loop and its callbacks, and reading a run back. `config`
-and `files` import no torch, so that the command line can list recipes and print help at once.
+`run` has what is done with runs, `study` what a kind adds to one, `kinds` which kinds there are;
+each has a folder with its configuration, its data and its study. `loop` is Lightning's, set up for
+a run folder, `processes` are those of one run. `config`, `folder`, `records`, `kinds` and the
+configurations of the kinds import no torch, so that the command line can list recipes and print
+help at once.
 """

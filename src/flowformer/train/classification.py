@@ -1,21 +1,30 @@
-"""Training a classifier with Lightning: the module, and the outcome that it leaves."""
+"""What the studies of all classifiers share: the task, the test, evaluation and report."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from flowformer.train.config import ComputeConfig
-from flowformer.train.folder import RunFolder, RunResult
-from flowformer.train.loop.fit import describe_device
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, count_parameters
+from flowformer.report.attention_maps import AttentionPicture
+from flowformer.report.classifier import FinishedRun, write_report
+from flowformer.report.figures import SeriesFlowMap
+from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
+from flowformer.serialization import to_plain
+from flowformer.train.config import NO_TEST_NOTE, StepsConfig
+from flowformer.train.folder import RunFolder, read_task
+from flowformer.train.kinds import kind_of_run
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row
 from flowformer.train.prediction import format_predictions
+from flowformer.train.records import ClassifierResult, Result, read_history, read_predictions
+from flowformer.train.study import Evaluation, Study, Trained
 
 STAGES: tuple[str, ...] = ("train", "validation")
+_CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
 class ClassificationTask(RecordedTask):
@@ -24,8 +33,8 @@ class ClassificationTask(RecordedTask):
     Args:
         model: called with a batch as keyword arguments; gives `logits` and `loss`.
         build_optimizer: gives what `configure_optimizers` returns, from the model.
-        seed: of the dropout.
-        steps: of the optimizer, all together, where those are counted and not epochs.
+        seed: seed of the dropout.
+        steps: steps of the optimizer, all together, where those are counted and not epochs.
     """
 
     def __init__(
@@ -36,7 +45,6 @@ class ClassificationTask(RecordedTask):
         seed: int,
         steps: int | None = None,
     ) -> None:
-        """Keeps its parts."""
         super().__init__(seed=seed)
         self.model = model
         self._build_optimizer = build_optimizer
@@ -45,7 +53,7 @@ class ClassificationTask(RecordedTask):
         self._seen = dict.fromkeys(STAGES, 0)
 
     def accuracy(self, stage: str) -> float:
-        """Returns the accuracy over what the epoch has seen, the integers divided once.
+        """Return the accuracy over what the epoch has seen, the integers divided once.
 
         A mean of the batches' accuracies would be rounded, and rounding decide between epochs that
         are equally good.
@@ -57,32 +65,16 @@ class ClassificationTask(RecordedTask):
         return correct / seen
 
     def configure_optimizers(self) -> Any:
-        """Builds the optimizer, with its schedule if it has one."""
+        """Build the optimizer, with its schedule if it has one."""
         return self._build_optimizer(self.model)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean loss of a batch.
-
-        Raises:
-            NonFiniteLossError: it is NaN or infinite.
-        """
-        return self._step(batch, batch_idx, "train")
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the epoch's validation figures.
-
-        Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
-        """
-        self._step(batch, batch_idx, "validation")
-
     def on_train_epoch_end(self) -> None:
-        """Logs the accuracies; the last validation of the epoch is over by now."""
+        """Log the accuracies; the last validation of the epoch is over by now."""
         for stage in STAGES:
             self.log(f"{stage}_accuracy", self.accuracy(stage), sync_dist=bool(self.shares))
 
     def figures(self) -> Row:
-        """Returns the mean losses and the accuracies."""
+        """Return the mean losses and the accuracies."""
         row: Row = {}
         for stage in STAGES:
             row[f"{stage}_loss"] = float(self.trainer.callback_metrics[f"{stage}_loss"])
@@ -90,11 +82,11 @@ class ClassificationTask(RecordedTask):
         return row
 
     def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Ranks by the validation accuracy; on a tie by the lower loss."""
+        """Rank by the validation accuracy; on a tie by the lower loss."""
         return row["validation_accuracy"], -row["validation_loss"]
 
     def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Returns the epoch or step, and loss and accuracy of both stages."""
+        """Return the epoch or step, and loss and accuracy of both stages."""
         train, validation = (
             f"loss {row[f'{stage}_loss']:.4f}, accuracy {row[f'{stage}_accuracy']:.4f}"
             for stage in STAGES
@@ -106,10 +98,11 @@ class ClassificationTask(RecordedTask):
 
     @property
     def measured(self) -> nn.Module:
-        """What the validation measures."""
+        """The module that the validation measures."""
         return self.model
 
-    def _step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the loss of a batch, and count what is right."""
         logits, loss = (self.model if stage == "train" else self.measured)(**batch)
         labels = batch["labels"]
         loss, count = self.take(loss, len(labels), batch, stage, batch_idx)
@@ -125,10 +118,10 @@ class ClassificationTask(RecordedTask):
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What a classifier made of the test set.
+    """The predictions of a classifier for labelled cases.
 
     Attributes:
-        probabilities: of each class.
+        probabilities: the probability of each class.
         labels: indices of the classes.
         top5: fraction with the label among the five likeliest classes, where that is looked at.
     """
@@ -138,82 +131,209 @@ class Tested:
     top5: float | None = None
 
 
-@runtime_checkable
-class Classification(Protocol):
-    """A configuration of any classifier."""
+@dataclass(frozen=True, kw_only=True)
+class ClassifierEvaluation(Evaluation):
+    """The accuracy of a run on labelled cases, beside what its training found.
+
+    Attributes:
+        source: what it was tested on.
+        metrics: the figures.
+        trained: the figures of the training.
+        own_test_set: whether `source` is the test set of the training, so that both must agree.
+        unit: what the cases are.
+        top5: fraction with the label among the five likeliest classes, where that is looked at.
+    """
+
+    source: str
+    metrics: ClassificationMetrics
+    trained: ClassifierResult
+    own_test_set: bool
+    unit: str = "series"
+    top5: float | None = None
 
     @property
-    def name(self) -> str:
-        """Of the recipe."""
-        ...
+    def differs(self) -> bool:
+        """Whether the run's own test set gives another accuracy than its training found."""
+        return self.own_test_set and self.metrics.accuracy != self.trained.test_accuracy
 
     @property
-    def protocol(self) -> Any:
-        """What chooses the epoch."""
-        ...
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """Wilson's, at 95 %; none for the best of many looks at a test set that chose the epoch."""
+        if self.own_test_set and self.trained.protocol == "published":
+            return None
+        return self.metrics.accuracy_low, self.metrics.accuracy_high
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        top5 = {} if self.top5 is None else {"top5_accuracy": self.top5}
+        return {
+            "source": self.source,
+            "accuracy": self.metrics.accuracy,
+            **top5,
+            "accuracy_interval": self.accuracy_interval,
+            "correct": self.metrics.correct,
+            "count": self.metrics.count,
+            "macro_f1": self.metrics.macro_f1,
+            "trained_test_accuracy": self.trained.test_accuracy,
+            "paper_accuracy": self.trained.paper_accuracy,
+            "protocol": self.trained.protocol,
+            "protocol_note": self.trained.protocol_note,
+        }
+
+    def describe(self) -> str:
+        """Return the figures in words; those of the test set with their protocol."""
+        metrics, trained = self.metrics, self.trained
+        accuracy = f"{100 * metrics.accuracy:.2f}"
+        if self.accuracy_interval is not None:
+            low, high = (f"{100 * end:.2f}" for end in self.accuracy_interval)
+            accuracy += f" (95% interval {low} to {high})"
+        lines = [
+            f"tested on      {self.source}, {metrics.count} {self.unit}",
+            f"{'test accuracy' if self.own_test_set else 'accuracy     '}  {accuracy}",
+            f"macro F1       {100 * metrics.macro_f1:.2f}",
+        ]
+        if self.top5 is not None:
+            lines.insert(2, f"top five       {100 * self.top5:.2f}")
+        if self.own_test_set and trained.test_accuracy is not None:
+            verdict = "differs" if self.differs else "the same"
+            lines.append(f"training found {100 * trained.test_accuracy:.2f}: {verdict}")
+        if self.own_test_set and trained.paper_accuracy is not None:
+            paper = f"{100 * trained.paper_accuracy:.1f} (by its own protocol)"
+            lines.append(f"the paper's    {paper}")
+        if self.own_test_set:
+            lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")
+        return "\n".join(lines) + "\n"
+
+
+class Classifier(Study):
+    """A study whose model classifies: it leaves predictions.csv, and accuracies.
+
+    Attributes:
+        unit: the cases, in the plural.
+        classes: names of the classes; labels index them.
+        note: what chose the epoch, where it is another than the protocol's words say.
+    """
+
+    unit: ClassVar[str]
+
+    classes: Sequence[str]
+    note: str | None = None
+
+    @abstractmethod
+    def predict_test(self, model: Any) -> Tested | None:
+        """Return the predictions for the test set, if there is one."""
 
     @property
-    def training(self) -> ComputeConfig:
-        """How long, and the seed."""
-        ...
+    def paper(self) -> tuple[float | None, str | None]:
+        """The paper's accuracy for these data, and where it prints it."""
+        return self.config.paper_accuracy, self.config.paper_source
 
-    @property
-    def paper_accuracy(self) -> float | None:
-        """What a paper prints."""
-        ...
+    def test(self, model: Any, recorder: EpochRecorder) -> tuple[Result, Mapping[str, str]]:
+        """Return the figures, and predictions.csv where there is a test set."""
+        tested, best = self.predict_test(model), recorder.best
+        figures = self.common_figures(model, recorder)
+        figures["protocol_note"] = NO_TEST_NOTE  # of data given in Python no configuration knows
+        files, accuracy, top5 = {}, None, None
+        if tested is not None:
+            figures["protocol_note"] = self.note or self.config.protocol_note
+            accuracy = float(np.mean(tested.probabilities.argmax(axis=1) == tested.labels))
+            predictions = format_predictions(tested.probabilities, self.classes, tested.labels)
+            files, top5 = {"predictions.csv": predictions}, tested.top5
+        result = ClassifierResult(
+            **figures,
+            protocol=self.config.protocol,
+            test_accuracy=accuracy,
+            validation_accuracy=best["validation_accuracy"],
+            validation_loss=best["validation_loss"],
+            best_epoch=int(best["epoch"]),
+            epochs=self.config.training.rounds,
+            paper_accuracy=self.paper[0],
+            paper_source=self.paper[1],
+            best_step=int(best["step"]),
+            test_top5=top5,
+        )
+        return result, files
 
-    @property
-    def paper_source(self) -> str | None:
-        """Where."""
-        ...
+    @classmethod
+    @abstractmethod
+    def retest(cls, run: Any, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
+        """Test a finished run again; see `flowformer.train.run.evaluate`.
+
+        Returns:
+            The name of what it is tested on, and its predictions for that.
+        """
+
+    @classmethod
+    def evaluate(cls, run_dir: str | Path, file: Path | None = None) -> ClassifierEvaluation:
+        """Test a finished run again; see `flowformer.train.run.evaluate`."""
+        run: Trained = cls.load(run_dir)
+        trained = ClassifierResult.read(RunFolder(Path(run_dir)))
+        source, tested = cls.retest(run, run_dir, file)
+        predicted = tested.probabilities.argmax(axis=1)
+        return ClassifierEvaluation(
+            source=source,
+            metrics=classification_metrics(tested.labels, predicted, run.record.classes),
+            trained=trained,
+            own_test_set=file is None,
+            unit=cls.unit,
+            top5=tested.top5,
+        )
+
+    @classmethod
+    def report(cls, run_dir: str | Path) -> Path:
+        """Write the page of a finished run; see `flowformer.train.run.write_report`."""
+        return report_classifier(run_dir)
+
+    @classmethod
+    def uses(cls, run: str, result: ClassifierResult) -> str:
+        """Return the commands that use a run."""
+        file = f" --file {cls.labelled}" if cls.labelled and result.test_accuracy is None else ""
+        return f"flowformer predict {run} {cls.reads}, flowformer evaluate {run}{file}"
 
 
-def write_outcome(
-    config: Classification,
-    model: nn.Module,
-    folder: RunFolder,
-    recorder: EpochRecorder,
+def report_classifier(
+    run_dir: str | Path,
     *,
-    classes: Sequence[str],
-    tested: Tested | None,
-    note: str,
-) -> RunResult:
-    """Writes predictions.csv, if there was a test set, and last result.json.
+    flow_maps: Sequence[SeriesFlowMap] = (),
+    attention: Sequence[AttentionPicture] = (),
+) -> Path:
+    """Write the page of a finished classifier from what its training left.
 
     Args:
-        config: of the run.
-        model: with the parameters of the best epoch.
-        folder: of the run.
-        recorder: of its epochs.
-        classes: their names.
-        tested: on the test set.
-        note: the protocol in words.
+        run_dir: folder of the run.
+        flow_maps: test series to draw flow maps of.
+        attention: what the run's model attends to in images.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: a file of the run is damaged, or the files are not of one run.
     """
-    accuracy, files = None, {}
-    if tested is not None:
-        accuracy = float(np.mean(tested.probabilities.argmax(axis=1) == tested.labels))
-        predictions = format_predictions(tested.probabilities, classes, tested.labels)
-        files = {folder.predictions: predictions}
-    best = recorder.best
-    result = RunResult(
-        recipe=config.name,
-        protocol=config.protocol,
-        protocol_note=note,
-        seed=config.training.seed,
-        test_accuracy=accuracy,
-        validation_accuracy=best["validation_accuracy"],
-        validation_loss=best["validation_loss"],
-        best_epoch=int(best["epoch"]),
-        epochs=config.training.rounds,
-        paper_accuracy=config.paper_accuracy,
-        paper_source=config.paper_source,
-        parameters=count_parameters(model),
-        seconds=sum(row["seconds"] for row in recorder.rows),
-        device=describe_device(next(model.parameters()).device),
-        threads=torch.get_num_threads(),
-        best_step=int(best["step"]),
-        test_top5=None if tested is None else tested.top5,
+    folder = RunFolder(Path(run_dir))
+    record: Any = kind_of_run(folder).record.read(folder)
+    result = ClassifierResult.read(folder)
+    over = "step" if isinstance(record.config.training, StepsConfig) else "epoch"
+    kept = result.best_step if over == "step" else result.best_epoch
+    history = read_history(folder, over, *_CURVES)
+    if kept is None or kept not in history[over]:
+        raise ValueError(f"{folder.result}: best_{over} {kept} has no row in metrics.csv")
+    test = None
+    if result.test_accuracy is not None:
+        test = read_predictions(folder, record.classes)
+        counted = float(np.mean(test[0] == test[1]))
+        # Half a test case: more than any rounding, less than any real difference.
+        if not abs(counted - result.test_accuracy) < 0.5 / len(test[0]):
+            raise ValueError(
+                f"{folder.root}: result.json has test_accuracy {result.test_accuracy:.4f}, but "
+                f"{counted:.4f} of the rows of predictions.csv are correct: the files are not of "
+                "one run"
+            )
+    run = FinishedRun(
+        record=to_plain(record),
+        result=to_plain(result),
+        history=history,
+        test=test,
+        over=over,
+        kept=kept,
+        cases=read_task(folder),
     )
-    part = "validation" if accuracy is None else "test"
-    result.keep(folder, files, figure=f"the {part} accuracy is {100 * result.score:.2f}")
-    return result
+    return write_report(folder.report, run, flow_maps=flow_maps, attention=attention)

@@ -1,18 +1,17 @@
-"""What a training run is told: one frozen dataclass per part, checked when built; no torch."""
+"""The configuration of a training run: what every kind of experiment has; no torch here."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.scores.measures import ACCURACY, Measure
 from flowformer.serialization import check_types
 
 Protocol = Literal["clean", "published"]
-Missing = Literal["error", "interpolate", "mean"]
 OptimizerName = Literal["radam", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "inverse-sqrt", "rsqrt"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
@@ -26,71 +25,133 @@ NO_TEST_NOTE = "a stratified part of the training set chose the epoch; there is 
 # What the validation columns of a run are measured on.
 HELD_OUT: dict[str, str] = {"clean": "validation", "published": "test (chooses the weights)"}
 
+Bound = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value holds
+Bounds = Mapping[str, Bound]
+ABOVE_0: Bound = ("above 0", lambda value: value > 0)
+AT_LEAST_0: Bound = ("at least 0", lambda value: value >= 0)
+AT_LEAST_1: Bound = ("at least 1", lambda value: value >= 1)
+FRACTION: Bound = ("in (0, 1)", lambda value: 0 < value < 1)
+SHARE: Bound = ("in [0, 1]", lambda value: 0 <= value <= 1)
 
-@dataclass(frozen=True, kw_only=True)
-class TimeSeriesDataConfig:
-    """Which series to train on, and how they are prepared.
 
-    Either `dataset` or `train_file` is given; neither, when the series are given to `train`.
+def require(name: str, value: object, expected: str, holds: Callable[[Any], bool]) -> None:
+    """Refuse a value out of range, with what was expected and what came.
+
+    Raises:
+        ValueError: the value does not hold.
+    """
+    if not holds(value):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+class Checked:
+    """A dataclass whose values are checked when it is built: their types, and their bounds.
 
     Attributes:
-        dataset: name of a set of the UEA archive, for example JapaneseVowels.
-        folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); by default aeon's own, or
-            a download.
-        train_file: a `.ts` file of your own to train on, in place of `dataset`.
-        test_file: the `.ts` file to test on, beside `train_file`.
-        max_length: time steps that the model has room for; the default is the longest series of the
-            set.
-        missing: what to do with missing values: refuse them, interpolate in time, or fill in the
-            training mean.
-        validation_fraction: part of the training set that chooses the epoch under the clean
-            protocol.
-        batch_size: series in one training step.
+        bounds: the bound of each field that has one; None is in bounds where the type allows it. A
+            subclass names the bounds of its own fields alone.
     """
 
-    dataset: str | None = None
-    folder: Path | None = None
-    train_file: Path | None = None
-    test_file: Path | None = None
-    max_length: int | None = None
-    missing: Missing = "error"
-    validation_fraction: float = 0.2
-    batch_size: int = 16
+    bounds: ClassVar[Bounds] = {}
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
-            ValueError: a value is of the wrong type or out of range, or the source of the data is
-                not clear.
+            ValueError: a value is of the wrong type or out of range.
         """
         check_types(self)
-        if self.dataset is not None and self.train_file is not None:
-            raise ValueError(
-                f"give dataset or train_file, not both: got {self.dataset} and {self.train_file}"
-            )
-        if self.test_file is not None and self.train_file is None:
-            raise ValueError(f"test_file needs train_file beside it, got only {self.test_file}")
-        if self.folder is not None and self.dataset is None:
-            raise ValueError(f"folder needs the name of a dataset in it, got only {self.folder}")
-        require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-        require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
-        if self.max_length is not None:
-            require("max_length", self.max_length, "at least 1", lambda v: v >= 1)
+        for kind in type(self).__mro__:
+            for name, (expected, holds) in vars(kind).get("bounds", {}).items():
+                if (value := getattr(self, name)) is not None:
+                    require(name, value, expected, holds)
+
+
+class ExperimentConfig:
+    """A whole experiment: its data, its model, and how that is trained.
+
+    A kind of experiment is a frozen dataclass of this class. It declares these attributes as its
+    fields, `name` first, with the types of its own parts; their order is that of config.json.
+
+    Attributes:
+        papers: the field of `data` by which the data of the paper's figure are known, if any.
+        name: name of the recipe that the experiment came from.
+        data: which data, and how they are prepared.
+        model: the configuration of the model.
+        optimizer: how its parameters move.
+        training: how long, on what, and by which rules.
+        paper_dataset: data that a paper prints a figure for. With any other the figure has no
+            place here: it becomes None, its source too.
+        paper_accuracy: test accuracy that the paper prints, in [0, 1].
+        paper_source: where the paper prints its figure.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    papers: ClassVar[str] = ""
+
+    name: str
+    data: Any
+    model: Any
+    optimizer: Any
+    training: Any
+    paper_dataset: str | None = None
+    paper_accuracy: float | None = None
+    paper_source: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values, and drop the paper's figure when it is one for other data.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range, or two do not fit.
+        """
+        check_types(self.model, "model")
+        # Here, so that no way to change the data (`replace`, the command line) can forget it.
+        if self.papers and getattr(self.data, self.papers) != self.paper_dataset:
+            figure = ("paper_dataset", "paper_accuracy", "paper_perplexity", "paper_source")
+            for name in {field.name for field in fields(self)}.intersection(figure):
+                object.__setattr__(self, name, None)
+        if self.paper_accuracy is not None:
+            require("paper_accuracy", self.paper_accuracy, *SHARE)
 
     @property
-    def has_source(self) -> bool:
-        """Whether it names series; those of a run that names none were given in Python."""
-        return self.dataset is not None or self.train_file is not None
+    @abstractmethod
+    def dataset_name(self) -> str:
+        """The name of the data."""
 
-    def without_source(self) -> "TimeSeriesDataConfig":
-        """Returns it for series given in Python: they are prepared alike."""
-        return replace(self, dataset=None, folder=None, train_file=None, test_file=None)
+    @property
+    def measure(self) -> Measure:
+        """The figure that runs are ranked by."""
+        return ACCURACY
+
+    @property
+    def causal(self) -> bool:
+        """Whether mixers are asked for their causal form."""
+        return False
+
+    @property
+    def paper_score(self) -> float | None:
+        """The paper's figure, where comparisons measure the same."""
+        return self.paper_accuracy
+
+    @property
+    def protocol(self) -> str:
+        """What chooses the epoch or step whose parameters are kept."""
+        return getattr(self.training, "protocol", "clean")
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is something to test on."""
+        return True
+
+    @property
+    def protocol_note(self) -> str:
+        """The protocol in words, to stand beside every figure."""
+        return PROTOCOL_NOTES[self.protocol]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How the parameters move.
+class OptimizerConfig(Checked):
+    """How the parameters move, at one learning rate.
 
     Attributes:
         name: the update rule: radam (rectified Adam), adam, or adamw (decoupled weight decay).
@@ -99,26 +160,93 @@ class OptimizerConfig:
         gradient_clip: largest norm of the whole gradient; None leaves it alone.
     """
 
+    bounds: ClassVar[Bounds] = {
+        "learning_rate": ABOVE_0,
+        "weight_decay": AT_LEAST_0,
+        "gradient_clip": ABOVE_0,
+    }
+
     name: OptimizerName = "radam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     gradient_clip: float | None = 4.0
 
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledOptimizerConfig(Checked):
+    """How the parameters move, at a learning rate that follows a schedule by steps.
+
+    Attributes:
+        name: adam, its weight decay added to the gradient; or adamw, decoupled from it.
+        learning_rate: the highest of the schedule; of rsqrt, what it is divided from.
+        schedule: constant; cosine falls to `floor`; inverse-sqrt falls with the square root of the
+            step. Each rises linearly over the warm-up first. rsqrt does too, and is the rate over
+            the square root of the step, or of the warm-up while that lasts (Long Range Arena's).
+        warmup: steps until the rate is at its highest.
+        warmup_from: rate of the first step.
+        floor: what cosine falls to, as a part of the highest rate.
+        betas: Adam's decay rates of the two moments.
+        epsilon: what Adam adds to the root of the second.
+        weight_decay: of the matrices of a language or image model, whose biases, norms and
+            embeddings have none; of all parameters of a classifier of sequences, as published.
+        gradient_clip: largest norm of the whole gradient; None leaves it alone.
+    """
+
+    bounds: ClassVar[Bounds] = {
+        "learning_rate": ABOVE_0,
+        "epsilon": ("between 1.2e-38 and 1e+18", lambda value: 1.2e-38 <= value <= 1e18),
+        "warmup": AT_LEAST_0,
+        "warmup_from": AT_LEAST_0,
+        "weight_decay": AT_LEAST_0,
+        "floor": SHARE,
+        "gradient_clip": ABOVE_0,
+    }
+
+    name: Literal["adam", "adamw"] = "adamw"
+    learning_rate: float = 6e-4
+    schedule: Schedule = "cosine"
+    warmup: int = 0
+    warmup_from: float = 1e-7
+    floor: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float | None = 1.0
+
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
-        check_types(self)
-        require("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
-        require("weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
-        if self.gradient_clip is not None:
-            require("gradient_clip", self.gradient_clip, "above 0", lambda v: v > 0)
+        super().__post_init__()
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Return the learning rate of an optimizer step, as a part of `learning_rate`.
+
+        Args:
+            step: number of the step, counted from 0.
+            steps: steps of the whole training.
+        """
+        warmup = max(self.warmup, 1)
+        if self.schedule == "rsqrt":
+            return min(1.0, step / warmup) / math.sqrt(max(step, warmup))
+        if step < self.warmup:
+            start = self.warmup_from / self.learning_rate
+            return start + (1 - start) * step / self.warmup
+        if self.schedule == "inverse-sqrt":
+            return math.sqrt(warmup / max(step, 1))
+        if self.schedule == "cosine":
+            done = (step - self.warmup) / max(1, steps - self.warmup)
+            fallen = (1 - math.cos(math.pi * min(1.0, done))) / 2
+            return 1 - (1 - self.floor) * fallen
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
+class ComputeConfig(Checked):
     """What every training has: a seed, a place to compute, and what is shown.
 
     Attributes:
@@ -140,6 +268,15 @@ class ComputeConfig:
         round_name: what a row of metrics.csv is called.
     """
 
+    bounds: ClassVar[Bounds] = {
+        # That of NumPy's and scikit-learn's seeds, met at the split.
+        "seed": ("in [0, 2**32)", lambda value: 0 <= value < 2**32),
+        "threads": AT_LEAST_1,
+        "skip_nan": AT_LEAST_0,
+        "devices": AT_LEAST_1,
+        "nodes": AT_LEAST_1,
+        "timeout": AT_LEAST_1,
+    }
     round_name: ClassVar[str] = "epoch"
 
     seed: int = 0
@@ -154,25 +291,18 @@ class ComputeConfig:
     timeout: float = 300.0
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
-            ValueError: a value is of the wrong type or out of range.
+            ValueError: a value is of the wrong type or out of range, or two do not fit.
         """
-        check_types(self)
-        # The bound is that of NumPy's and scikit-learn's seeds, met at the split.
-        require("seed", self.seed, "in [0, 2**32)", lambda v: 0 <= v < 2**32)
-        if self.threads is not None:
-            require("threads", self.threads, "at least 1", lambda v: v >= 1)
-        require("skip_nan", self.skip_nan, "at least 0", lambda v: v >= 0)
-        for name in ("devices", "nodes", "timeout"):
-            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
+        super().__post_init__()
         if self.skip_nan and self.strategy == "fsdp":
             raise ValueError("training.skip_nan is for one process and ddp, got strategy fsdp")
 
     @property
     def processes(self) -> int:
-        """Over all machines."""
+        """Processes over all machines."""
         return self.devices * self.nodes
 
     @property
@@ -182,8 +312,8 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(ComputeConfig):
-    """How long, on what, and by which rules.
+class EpochsConfig(ComputeConfig):
+    """How long a training by epochs is, on what it is measured, and by which rules.
 
     Attributes:
         epochs: passes over the training set.
@@ -192,17 +322,10 @@ class TrainingConfig(ComputeConfig):
             with its figures only.
     """
 
+    bounds: ClassVar[Bounds] = {"epochs": AT_LEAST_1}
+
     epochs: int = 100
     protocol: Protocol = "clean"
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        super().__post_init__()
-        require("epochs", self.epochs, "at least 1", lambda v: v >= 1)
 
     @property
     def rounds(self) -> int:
@@ -211,87 +334,34 @@ class TrainingConfig(ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeSeriesConfig:
-    """A whole experiment of time-series classification.
+class StepsConfig(ComputeConfig):
+    """How long a training by steps is.
 
     Attributes:
-        name: of the recipe it came from.
-        data: which series, and how they are prepared.
-        model: the classifier.
-        optimizer: how its parameters move.
-        training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for. With any other in `data`, the
-            figure has no place here: it becomes None, its source too.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
+        steps: of the optimizer.
+        evaluate_every: steps between two measurements on the validation part, each with a
+            checkpoint; it divides `steps`.
     """
 
-    name: str
-    data: TimeSeriesDataConfig
-    model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    paper_dataset: str | None = None
-    paper_accuracy: float | None = None
-    paper_source: str | None = None
+    bounds: ClassVar[Bounds] = {"steps": AT_LEAST_1, "evaluate_every": AT_LEAST_1}
+    round_name: ClassVar[str] = "measurement"
+
+    steps: int = 5000
+    evaluate_every: int = 250
 
     def __post_init__(self) -> None:
-        """Checks the values, and drops the paper's figure when it is one for other data.
+        """Check the values.
 
         Raises:
-            ValueError: a value is of the wrong type or out of range.
+            ValueError: a value is of the wrong type or out of range, or two do not fit.
         """
-        check_types(self.model, "model")
-        # Here, so that no way to change the data (`replace`, the command line) can forget it.
-        if self.data.dataset != self.paper_dataset:
-            for name in ("paper_dataset", "paper_accuracy", "paper_source"):
-                object.__setattr__(self, name, None)
-        if self.paper_accuracy is not None:
-            require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
+        super().__post_init__()
+        if self.steps % self.evaluate_every:
+            raise ValueError(
+                f"evaluate_every must divide steps, got {self.evaluate_every} and {self.steps}"
+            )
 
     @property
-    def dataset_name(self) -> str:
-        """What its data are called: a set of the archive, a file, or else the recipe."""
-        if self.data.dataset is not None:
-            return self.data.dataset
-        return self.name if self.data.train_file is None else self.data.train_file.stem
-
-    @property
-    def measure(self) -> Measure:
-        """What its runs are ranked by."""
-        return ACCURACY
-
-    @property
-    def causal(self) -> bool:
-        """Whether its mixers are asked for their causal form."""
-        return False
-
-    @property
-    def paper_score(self) -> float | None:
-        """The paper's figure, as comparisons measure it."""
-        return self.paper_accuracy
-
-    @property
-    def protocol(self) -> str:
-        """What chooses the epoch."""
-        return self.training.protocol
-
-    @property
-    def has_test(self) -> bool:
-        """Whether its data have a test set."""
-        return self.data.train_file is None or self.data.test_file is not None
-
-    @property
-    def protocol_note(self) -> str:
-        """The protocol in words, to stand beside every figure."""
-        return PROTOCOL_NOTES[self.training.protocol] if self.has_test else NO_TEST_NOTE
-
-
-def require(name: str, value: object, expected: str, holds: Callable[[Any], bool]) -> None:
-    """Refuses a value that does not hold, with what was expected and what came.
-
-    Raises:
-        ValueError: it does not hold.
-    """
-    if not holds(value):
-        raise ValueError(f"{name} must be {expected}, got {value}")
+    def rounds(self) -> int:
+        """The measurements."""
+        return self.steps // self.evaluate_every

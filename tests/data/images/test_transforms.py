@@ -20,7 +20,7 @@ from flowformer.data.images.transforms import (
     light_transform,
     strong_transform,
 )
-from flowformer.data.order.steps import as_it_is
+from flowformer.data.order import as_it_is
 
 PHOTOGRAPHS = ImagePreprocessing.for_photographs(32)
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokens import TokenArray
-from flowformer.data.order.steps import StepBatches
+from flowformer.data.order import StepBatches
 from tests.data.language.texts import Texts, some_texts
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.data.files import split_names
 from flowformer.data.language.corpora import CORPORA, load_corpus
-from flowformer.data.language.files import split_names
 from flowformer.data.language.preparation import TextSource, prepare_text
 from flowformer.data.language.tokens import PARTS
 from flowformer.data.standins import corpora as package_corpora
@@ -46,7 +46,7 @@ def test_every_corpus_can_be_prepared_and_describes_itself() -> None:
 
 def test_an_unknown_corpus_lists_the_names_and_a_near_one() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown corpus 'wikitxt-103': do you mean wikitext-103\? choose from"
+        ValueError, match=r"unknown corpus 'wikitxt-103': did you mean wikitext-103\? choose from"
     ):
         load_corpus("wikitxt-103")
 

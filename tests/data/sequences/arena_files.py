@@ -3,10 +3,8 @@
 import struct
 from pathlib import Path
 
-from flowformer.data.sequences.listops import generate_listops
-from flowformer.data.sequences.listops_files import write_listops
-from flowformer.data.sequences.pathfinder import generate_pathfinder
-from flowformer.data.sequences.pathfinder_files import write_pathfinder
+from flowformer.data.sequences.listops import generate_listops, write_listops
+from flowformer.data.sequences.pathfinder import generate_pathfinder, write_pathfinder
 
 AAN = {
     "train": b"1\tA\tB\tone two\tthree\n0\tA\tB\tone two\tthree\n",

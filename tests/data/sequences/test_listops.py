@@ -9,9 +9,10 @@ from flowformer.data.sequences.listops import (
     LISTOPS_TOKENS,
     evaluate_listops,
     generate_listops,
+    read_listops,
     verify_listops,
+    write_listops,
 )
-from flowformer.data.sequences.listops_files import read_listops, write_listops
 from flowformer.data.sequences.records import SequenceData, Sequences, SequenceSplit
 
 SIZES = {"train": 200, "validation": 20, "test": 43}

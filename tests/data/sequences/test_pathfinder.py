@@ -6,7 +6,11 @@ from collections import deque
 import numpy as np
 import pytest
 
-from flowformer.data.sequences.pathfinder import generate_pathfinder
+from flowformer.data.sequences.pathfinder import (
+    generate_pathfinder,
+    read_pathfinder,
+    write_pathfinder,
+)
 from flowformer.data.sequences.pathfinder_drawing import (
     DASHES,
     GEOMETRIES,
@@ -14,7 +18,6 @@ from flowformer.data.sequences.pathfinder_drawing import (
     PathfinderCase,
     draw_case,
 )
-from flowformer.data.sequences.pathfinder_files import read_pathfinder, write_pathfinder
 from flowformer.data.sequences.records import SequenceData
 
 KINDS = [(32, "easy"), (32, "medium"), (32, "hard"), (64, "hard"), (128, "hard"), (256, "easy")]
@@ -86,6 +89,7 @@ def test_dots_are_the_brightest_and_the_two_long_paths_begin_near_each_other(siz
         assert all(len(path) == DASHES["easy"] // 3 for path in case.paths[2:])
 
 
+@pytest.mark.slow  # evidence of the generator, which draws the same as long as a seed does
 @pytest.mark.parametrize("difficulty", ["easy", "medium"])
 def test_the_distance_between_the_dots_does_not_tell_the_label(difficulty):
     """A histogram of it, made of half of the cases, guesses the others no better than a coin."""

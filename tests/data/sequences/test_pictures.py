@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowformer.data.images import idx as fashion_files
-from flowformer.data.images.idx import read_idx
+from flowformer.data.images import fashion_mnist as fashion_files
+from flowformer.data.images.fashion_mnist import read_idx
 from flowformer.data.sequences import pictures
 from flowformer.data.sequences.pictures import load_cifar10_grey, load_fashion_mnist, to_grey
 

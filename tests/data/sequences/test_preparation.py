@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowformer.data.sequences import pictures
+from flowformer.data.options import SequenceOptions
+from flowformer.data.sequences import pictures, texts
 from flowformer.data.sequences import preparation as module
 from flowformer.data.sequences import records as sequences
-from flowformer.data.sequences import sets as arena_sets
 from flowformer.data.sequences.listops import generate_listops, verify_listops
 from flowformer.data.sequences.pathfinder import generate_pathfinder
 from flowformer.data.sequences.preparation import (
-    ARENA_SETS,
-    ArenaOptions,
-    arena_folder,
+    SEQUENCE_SETS,
     holds_sequences,
-    prepare_arena,
+    prepare_sequences,
     read_preparation,
-    sample_arena,
+    sample_sequences,
+    sequences_folder,
 )
 from flowformer.data.sequences.records import SequenceData
+from flowformer.data.standins import corpora
 from tests.data.sequences.arena_files import (
     aan_files,
     cifar_files,
@@ -36,7 +36,7 @@ from tests.data.sequences.arena_files import (
     pathfinder_files,
 )
 
-SMALL = ArenaOptions(sizes=(30, 10, 11), min_length=4, max_length=30, max_depth=4)
+SMALL = SequenceOptions(sizes=(30, 10, 11), min_length=4, max_length=30, max_depth=4)
 
 
 @pytest.fixture(autouse=True)
@@ -71,27 +71,33 @@ OFFICIAL: dict[str, Callable[[Path], Path]] = {
 
 
 def test_the_second_time_a_set_is_only_opened(made, cache):
-    first = prepare_arena("listops", SMALL)
+    first = prepare_sequences(SMALL)
     verify_listops(first)
-    again = prepare_arena("listops", SMALL)
+    again = prepare_sequences(SMALL)
     assert made == ["listops"]
     assert isinstance(again.splits["test"].inputs.values, np.memmap)
     assert [len(split) for split in again.splits.values()] == [30, 10, 11]
-    folder = arena_folder("listops", SMALL)
+    folder = sequences_folder(SMALL)
     assert folder.parent == cache / "arena"
     assert SequenceData.load(folder).source == first.source
 
 
 def test_a_default_that_is_given_changes_nothing_and_an_option_does():
-    given = ArenaOptions(max_length=2000, sizes=(96_000, 2_000, 2_000))
-    assert arena_folder("listops", given) == arena_folder("listops")
-    others = [ArenaOptions(seed=1), ArenaOptions(max_depth=9), ArenaOptions(sizes=(9, 9, 9))]
-    folders = {arena_folder("listops", options) for options in others}
-    assert len(folders - {arena_folder("listops")}) == 3
+    given = SequenceOptions(max_length=2000, sizes=(96_000, 2_000, 2_000))
+    assert sequences_folder(given) == sequences_folder(SequenceOptions())
+    others = [
+        SequenceOptions(seed=1),
+        SequenceOptions(max_depth=9),
+        SequenceOptions(sizes=(9, 9, 9)),
+    ]
+    folders = {sequences_folder(options) for options in others}
+    assert len(folders - {sequences_folder(SequenceOptions())}) == 3
 
 
 def test_pathfinder_is_drawn_as_asked_for():
-    data = prepare_arena("pathfinder32", ArenaOptions(sizes=(4, 2, 2), difficulty="medium", seed=3))
+    data = prepare_sequences(
+        SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2), difficulty="medium", seed=3)
+    )
     direct = generate_pathfinder(
         sizes={"train": 4, "validation": 2, "test": 2}, size=32, difficulty="medium", seed=3
     )
@@ -104,8 +110,8 @@ def test_pathfinder_is_drawn_as_asked_for():
 def test_official_files_are_read_and_recorded(name, tmp_path, monkeypatch, made):
     monkeypatch.setattr(pictures, "_BATCH_PICTURES", 2)
     folder = OFFICIAL[name](tmp_path / "files")
-    options = ArenaOptions(folder=folder)
-    data = prepare_arena(name, options, output=tmp_path / "prepared")
+    options = SequenceOptions(dataset=name, folder=folder)
+    data = prepare_sequences(options, output=tmp_path / "prepared")
     assert {"train", "test"} <= set(data.splits)
     record = read_preparation(tmp_path / "prepared")
     assert record["set"] == name
@@ -113,40 +119,42 @@ def test_official_files_are_read_and_recorded(name, tmp_path, monkeypatch, made)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert record["files"]["count"] == len(files)
     assert record["files"]["bytes"] == sum(path.stat().st_size for path in files)
-    prepare_arena(name, options, output=tmp_path / "prepared")
+    prepare_sequences(options, output=tmp_path / "prepared")
     assert made == [name]
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "options", "arguments", "keywords"),
+    ("function", "options", "arguments", "keywords"),
     [
-        ("imdb", "load_imdb", ArenaOptions(), (), {"max_length": 1000}),
+        ((texts, "load_imdb"), SequenceOptions(dataset="imdb"), (), {"max_length": 1000}),
         (
-            *("movie-reviews", "load_movie_reviews", ArenaOptions(seed=2, max_length=9)),
+            (corpora, "load_movie_reviews"),
+            SequenceOptions(dataset="movie-reviews", seed=2, max_length=9),
             *((None,), {"max_length": 9, "seed": 2}),
         ),
         (
-            *("manual-pages", "load_manual_pages", ArenaOptions(seed=2)),
+            (corpora, "load_wiki_passages"),
+            SequenceOptions(dataset="wiki-passages", seed=2),
             *((None,), {"max_length": 4000, "seed": 2}),
         ),
     ],
-    ids=["imdb", "movie-reviews", "manual-pages"],
+    ids=["imdb", "movie-reviews", "wiki-passages"],
 )
-def test_options_reach_the_reader(name, function, options, arguments, keywords, monkeypatch):
+def test_options_reach_the_reader(function, options, arguments, keywords, monkeypatch):
     called = []
 
     def read(*given: Any, **named: Any) -> SequenceData:
         called.append((given, named))
         return generate_listops(sizes={"train": 2}, min_length=3, max_length=20)
 
-    monkeypatch.setattr(arena_sets, function, read)
-    prepare_arena(name, options)
+    monkeypatch.setattr(*function, read)
+    prepare_sequences(options)
     assert called == [(arguments, keywords)]
 
 
 def test_texts_are_cut_and_it_is_said(tmp_path):
-    options = ArenaOptions(folder=aan_files(tmp_path / "files"), max_length=4)
-    data = prepare_arena("aan", options)
+    folder = aan_files(tmp_path / "files")
+    data = prepare_sequences(SequenceOptions(dataset="aan", folder=folder, max_length=4))
     assert data.splits["train"].inputs.lengths.tolist() == [4, 4]
     assert data.source.endswith(
         "the first 4 bytes; longer were 4 of 4 in train, 0 of 2 in validation, 1 of 2 in test"
@@ -154,17 +162,17 @@ def test_texts_are_cut_and_it_is_said(tmp_path):
 
 
 def test_changed_files_are_prepared_anew(tmp_path, made):
-    options = ArenaOptions(folder=listops_files(tmp_path / "files"))
-    before = prepare_arena("listops", options).splits["test"].inputs.values.tolist()
+    options = SequenceOptions(folder=listops_files(tmp_path / "files"))
+    before = prepare_sequences(options).splits["test"].inputs.values.tolist()
     listops_files(tmp_path / "files", seed=1)
-    after = prepare_arena("listops", options).splits["test"].inputs.values.tolist()
+    after = prepare_sequences(options).splits["test"].inputs.values.tolist()
     assert before != after
     file = tmp_path / "files" / "basic_test.tsv"
     os.utime(file, ns=(0, 0))  # of the same size, at another time
-    prepare_arena("listops", options)
+    prepare_sequences(options)
     assert made == ["listops"] * 3
     (tmp_path / "files" / "notes.txt").write_text("none of its files")
-    prepare_arena("listops", options)
+    prepare_sequences(options)
     assert made == ["listops"] * 3
 
 
@@ -188,18 +196,18 @@ def test_an_interrupted_preparation_is_not_taken_for_whole(file, tmp_path, monke
         for name in real:
             patch.setattr(sequences, name, stopping(name))
         with pytest.raises(KeyboardInterrupt):
-            prepare_arena("listops", SMALL, output=folder)
+            prepare_sequences(SMALL, output=folder)
     assert holds_sequences(folder)
     with pytest.raises(FileNotFoundError, match="expected a prepared data set in"):
         SequenceData.load(folder)
     (folder / ".train-values.npy.unfinished").write_bytes(b"what a kill leaves")
-    verify_listops(prepare_arena("listops", SMALL, output=folder))
+    verify_listops(prepare_sequences(SMALL, output=folder))
     assert not (folder / ".train-values.npy.unfinished").exists()
 
 
 def test_a_stop_while_files_are_read_anew_leaves_nothing_of_the_old_set(tmp_path, monkeypatch):
-    options = ArenaOptions(folder=listops_files(tmp_path / "files"))
-    prepare_arena("listops", options)
+    options = SequenceOptions(folder=listops_files(tmp_path / "files"))
+    prepare_sequences(options)
     listops_files(tmp_path / "files", seed=1)
 
     def stop(*_: object) -> None:
@@ -208,23 +216,23 @@ def test_a_stop_while_files_are_read_anew_leaves_nothing_of_the_old_set(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(SequenceData, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare_arena("listops", options)
+            prepare_sequences(options)
     with pytest.raises(FileNotFoundError, match="expected a prepared data set"):
-        SequenceData.load(arena_folder("listops", options))
+        SequenceData.load(sequences_folder(options))
 
 
 def test_who_comes_second_waits_for_the_first(made):
     with ThreadPoolExecutor(4) as pool:
-        sets = list(pool.map(lambda _: prepare_arena("listops", SMALL), range(4)))
+        sets = list(pool.map(lambda _: prepare_sequences(SMALL), range(4)))
     assert made == ["listops"]
     assert len({data.splits["test"].inputs.values.tobytes() for data in sets}) == 1
 
 
 def test_a_folder_of_other_options_is_refused_and_named(tmp_path):
     folder = tmp_path / "prepared"
-    prepare_arena("listops", SMALL, output=folder)
+    prepare_sequences(SMALL, output=folder)
     with pytest.raises(ValueError, match="was prepared with other options") as raised:
-        prepare_arena("pathfinder32", ArenaOptions(sizes=(4, 2, 2)), output=folder)
+        prepare_sequences(SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2)), output=folder)
     assert "set is 'listops' there, 'pathfinder32' asked for" in str(raised.value)
     assert "sizes is [30, 10, 11] there, [4, 2, 2] asked for" in str(raised.value)
 
@@ -232,25 +240,25 @@ def test_a_folder_of_other_options_is_refused_and_named(tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("of years")
     with pytest.raises(FileExistsError, match=r"expected an empty folder .* has thesis\.tex"):
-        prepare_arena("listops", SMALL, output=tmp_path)
+        prepare_sequences(SMALL, output=tmp_path)
 
 
 def test_a_damaged_folder_is_named(tmp_path):
     folder = tmp_path / "prepared"
-    prepare_arena("listops", SMALL, output=folder)
+    prepare_sequences(SMALL, output=folder)
     array = folder / "train-values.npy"
     array.write_bytes(array.read_bytes()[:-9])
     with pytest.raises(ValueError, match="prepared holds a damaged data set: delete it"):
-        prepare_arena("listops", SMALL, output=folder)
+        prepare_sequences(SMALL, output=folder)
     (folder / "preparation.json").write_text(json.dumps({"set": "listops"}))
     with pytest.raises(ValueError, match=r"preparation\.json is damaged: delete the folder"):
-        prepare_arena("listops", SMALL, output=folder)
+        prepare_sequences(SMALL, output=folder)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("list-ops", {}, "unknown data set 'list-ops': do you mean listops"),
+        ("list-ops", {}, "unknown data set 'list-ops': did you mean listops"),
         ("listops", {"difficulty": "easy"}, "listops takes folder, max_length, .*, got difficulty"),
         ("imdb", {"seed": 1}, "imdb takes max_length, got seed"),
         ("cifar10-grey", {"max_length": 9}, "cifar10-grey takes folder, got max_length"),
@@ -270,21 +278,21 @@ def test_a_damaged_folder_is_named(tmp_path):
 )
 def test_what_a_set_does_not_take_is_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
-        prepare_arena(name, ArenaOptions(**options))
+        prepare_sequences(SequenceOptions(dataset=name, **options))
 
 
 def test_a_sample_is_generated_without_the_rest_and_kept_nowhere(cache):
-    data = sample_arena("pathfinder32", ArenaOptions(), part="test", count=3)
+    data = sample_sequences(SequenceOptions(dataset="pathfinder32"), part="test", count=3)
     assert [len(split) for split in data.splits.values()] == [1, 1, 3]
-    listops = sample_arena("listops", ArenaOptions(), part="train", count=3)
+    listops = sample_sequences(SequenceOptions(), part="train", count=3)
     assert set(listops.splits["train"].labels.tolist()) == set(range(10))
     assert not cache.exists()
 
 
 def test_progress_is_told(tmp_path):
     told = []
-    prepare_arena(
-        *("pathfinder32", ArenaOptions(sizes=(4, 2, 2))),
+    prepare_sequences(
+        SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2)),
         output=tmp_path / "prepared",
         progress=lambda part, count: told.append((part, count)),
     )
@@ -292,8 +300,8 @@ def test_progress_is_told(tmp_path):
 
 
 def test_every_set_says_what_it_takes():
-    names = {field.name for field in fields(ArenaOptions)}
-    for name, of in ARENA_SETS.items():
+    names = {field.name for field in fields(SequenceOptions)} - {"dataset"}
+    for name, of in SEQUENCE_SETS.items():
         assert of.name == name
         assert set(of.options) <= names
         assert of.max_length is None or of.max_length >= 1000

@@ -1,13 +1,13 @@
-"""What is wrong with a user's files, said through `prepare_arena`."""
+"""What is wrong with a user's files, said through `prepare_sequences`."""
 
 import struct
 from pathlib import Path
 
 import pytest
 
-from flowformer.data.sequences.pathfinder import generate_pathfinder
-from flowformer.data.sequences.pathfinder_files import write_pathfinder
-from flowformer.data.sequences.preparation import ArenaOptions, arena_folder, prepare_arena
+from flowformer.data.options import SequenceOptions
+from flowformer.data.sequences.pathfinder import generate_pathfinder, write_pathfinder
+from flowformer.data.sequences.preparation import prepare_sequences, sequences_folder
 from tests.data.sequences.arena_files import (
     aan_files,
     fashion_files,
@@ -88,20 +88,20 @@ def no_folder(folder: Path) -> str:
 )
 def test_what_is_wrong_with_files_is_said_and_nothing_is_prepared(name, damage, tmp_path):
     message = damage(tmp_path / "files")
-    options = ArenaOptions(folder=tmp_path / "files")
+    options = SequenceOptions(dataset=name, folder=tmp_path / "files")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        prepare_arena(name, options)
-    assert not arena_folder(name, options).exists()
+        prepare_sequences(options)
+    assert not sequences_folder(options).exists()
 
 
 def test_listops_files_longer_than_allowed_are_refused_with_the_longest(tmp_path):
     folder = listops_files(tmp_path / "files", max_length=60)
-    data = prepare_arena("listops", ArenaOptions(folder=folder))
+    data = prepare_sequences(SequenceOptions(folder=folder))
     longest = max(int(split.inputs.lengths.max()) for split in data.splits.values())
-    whole = prepare_arena("listops", ArenaOptions(folder=folder, max_length=longest))
+    whole = prepare_sequences(SequenceOptions(folder=folder, max_length=longest))
     assert whole.splits["train"].inputs.values.tolist() == (
         data.splits["train"].inputs.values.tolist()
     )
-    options = ArenaOptions(folder=folder, max_length=3)
+    options = SequenceOptions(folder=folder, max_length=3)
     with pytest.raises(ValueError, match=f"at most max_length=3 tokens, got {longest} in"):
-        prepare_arena("listops", options)
+        prepare_sequences(options)

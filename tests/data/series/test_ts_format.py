@@ -178,7 +178,7 @@ def test_class_names_of_several_words_are_read_off_the_labels(tmp_path: Path) ->
     ],
 )
 def test_a_misspelt_tag_is_refused_with_the_one_meant(tmp_path: Path, tag: str, near: str) -> None:
-    message = rf"line 1: expected a tag of the format \(do you mean @{near}\?\), got '@"
+    message = rf"line 1: expected a tag of the format \(did you mean @{near}\?\), got '@"
     with pytest.raises(TsFormatError, match=message):
         read_ts(write(tmp_path, f"{tag}\n@data\n1\n"))
 

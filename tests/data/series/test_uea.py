@@ -122,7 +122,7 @@ def test_an_error_lists_what_was_tried_and_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_a_misspelled_name_is_told_the_right_one() -> None:
-    with pytest.raises(FileNotFoundError, match=r"'JapaneseVowel' \(do you mean JapaneseVowels"):
+    with pytest.raises(FileNotFoundError, match=r"'JapaneseVowel' \(did you mean JapaneseVowels"):
         load_uea("JapaneseVowel")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowformer.data.standins.behaviour import SearchConfig
 from flowformer.data.standins.collection import Anchors, CollectionConfig, Quality, collect
+from flowformer.data.standins.search import SearchConfig
 from flowformer.data.trajectories.minari import load_minari, local_minari
 from flowformer.data.trajectories.records import Trajectories
 from tests.data.trajectories.test_records import require_same

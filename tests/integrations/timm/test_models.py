@@ -20,7 +20,7 @@ from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.models.images.model import VisionClassifier
 from flowformer.train.folder import RunFolder
-from flowformer.train.images.folder import VisionRecord
+from flowformer.train.images.config import ImagesRecord
 from tests.train.small_images import tiny_vision
 
 STAGES = VisionModelConfig(
@@ -235,7 +235,7 @@ def test_parameters_of_another_model_are_refused(
 def test_weights_of_a_run_with_another_mixer_are_refused(tmp_path: Path) -> None:
     name, run = "flowformer_deit_tiny", RunFolder(tmp_path)
     trained = replace(tiny_vision(tmp_path), model=replace(NAMES[name], mixer="softmax"))
-    VisionRecord(
+    ImagesRecord(
         recipe="tiny", config=trained, versions={}, classes=tuple("abcdefg"), channels=3, sizes={}
     ).write(run)
     save_file(

@@ -22,7 +22,7 @@ from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 import flowformer.integrations.transformers as flow_transformers
 from flowformer import flow_attention
-from flowformer.integrations.transformers.by_name import ATTENTIONS, KEY
+from flowformer.integrations.transformers.attention import ATTENTIONS, KEY
 from flowformer.integrations.transformers.cache import CACHE
 from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.replace import replace_attention

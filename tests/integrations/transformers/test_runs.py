@@ -41,7 +41,7 @@ def test_a_run_is_saved_for_pipelines(
     stop = stop and (tokenizer.end_id or 0,)
     ours = LanguageModel(small().language_model_config(), vocab_size=tokenizer.vocab_size).eval()
     run = SimpleNamespace(model=ours, tokenizer=tokenizer, stop_ids=stop)
-    monkeypatch.setattr(runs, "load_language_run", lambda _: run)
+    monkeypatch.setattr(runs.Language, "load", lambda _: run)
     model, fast = runs.convert_run("a run")
     assert fast is not None
     for part in (model, fast):

@@ -127,19 +127,22 @@ UNBUILT = {
 }
 
 
-def autoregressive_classes() -> Iterator[type[Any]]:
-    """The classes of transformers that predict tokens one after the other, each once."""
-    seen = {"VisionEncoderDecoderModel"}
-    yield transformers.VisionEncoderDecoderModel
+def autoregressive_names() -> Iterator[str]:
+    """The names of transformers' classes that predict tokens one after the other, each once.
+
+    Names, since a class is imported when it is asked for: all of them take seconds.
+    """
+    known, seen = set(dir(transformers)), {"VisionEncoderDecoderModel"}
+    yield "VisionEncoderDecoderModel"
     for mapping in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     ):
         for name in mapping.values():
-            if name not in seen and hasattr(transformers, name):
+            if name not in seen and name in known:
                 seen.add(name)
-                yield getattr(transformers, name)
+                yield name
 
 
 def configuration(kind: type[Any]) -> Any:

@@ -10,13 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import (
     VisionClassifier,
     load_published_vision_model,
     resize_positions,
 )
-from flowformer.models.images.presets import VISION_PRESETS
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
@@ -296,9 +295,3 @@ def test_the_published_sequence_lengths() -> None:
         model = VisionClassifier(VISION_PRESETS["hierarchical"], num_classes=1000)
     maps = [224 // size.stride for size in model.feature_sizes]
     assert [side * side for side in maps] == [3136, 784, 196, 49]
-
-
-def test_the_help_of_the_mixer_names_every_one() -> None:
-    _, _, described = (VisionModelConfig.__doc__ or "").partition(" mixer:")
-    text, _, _ = described.partition(" mixer_options:")
-    assert set(ABLE) <= set(re.findall(r"[\w-]+", text))

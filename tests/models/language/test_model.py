@@ -293,14 +293,14 @@ def test_the_last_logits_are_those_of_the_last_real_token(side: str) -> None:
         ({"input_ids": torch.tensor([[1, -1]])}, "token -1 is outside.*expected 0 to 30"),
         (
             {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2)},
-            "must be bool, True = a real token, got torch.float32",
+            r"attention_mask \[1, 2\] of bool, True = a real token, got .* of torch.float32",
         ),
         (
             {
                 "input_ids": torch.tensor([[1, 2]]),
                 "attention_mask": torch.ones(1, 3, dtype=torch.bool),
             },
-            r"the shape of input_ids, \(1, 2\), got \(1, 3\)",
+            r"attention_mask \[1, 2\] of bool.*got \[1, 3\]",
         ),
     ],
     ids=["too-large", "negative", "mask-of-numbers", "mask-of-another-shape"],

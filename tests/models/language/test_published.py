@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.presets import LANGUAGE_PRESETS
-from flowformer.models.language.published import (
+from flowformer.models.language.config import LANGUAGE_PRESETS
+from flowformer.models.language.model import LanguageModel, load_fairseq_model
+from flowformer.models.published import (
     convert_fairseq_state_dict,
-    load_fairseq_model,
     read_fairseq_checkpoint,
 )
 

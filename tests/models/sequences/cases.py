@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowformer.models.cross_entropy import ClassifierOutput
 from flowformer.models.sequences.config import SequenceModelConfig
-from flowformer.models.sequences.model import PairClassifier, SequenceClassifier, SequenceOutput
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.nn import MIXERS
 
 SMALL = SequenceModelConfig(dim=16, num_heads=4, num_layers=2, feedforward=24, qkv_dim=8)
@@ -43,7 +44,7 @@ def features(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2)).double()
 
 
-def loss_of(output: SequenceOutput) -> Tensor:
+def loss_of(output: ClassifierOutput) -> Tensor:
     assert output.loss is not None
     return output.loss
 

@@ -1,6 +1,5 @@
 """The Long Range Arena's models: as published, and exact under padding."""
 
-import re
 from typing import Any
 
 import pytest
@@ -337,7 +336,7 @@ class TestPairs:
         ((torch.tensor([[0, 1, 2]]),), "must begin at place 0.*pad at the right"),
         (
             (tokens(1, 9), torch.ones(1, 8).bool()),
-            r"mask \(1, 9\) of bool.*got \(1, 8\)",
+            r"mask \[1, 9\] of bool.*got \[1, 8\]",
         ),
         ((tokens(1, 9), torch.ones(1, 9)), "of bool.*float32"),
         ((features(1, 9, 5),), r"expected tokens \[b, t\], integers, got \(1, 9, 5\)"),
@@ -395,9 +394,3 @@ def test_a_mixer_without_a_bidirectional_form_is_refused_at_once(mixer: str) -> 
 
 def test_a_configuration_survives_json() -> None:
     assert from_plain(SequenceModelConfig, to_plain(IMAGE)) == IMAGE
-
-
-def test_the_help_of_the_mixer_names_every_one() -> None:
-    _, _, described = (SequenceModelConfig.__doc__ or "").partition(" mixer:")
-    text, _, _ = described.partition(" mixer_options:")
-    assert set(re.findall(r"[\w-]+", text)) & MIXERS.keys() == set(BIDIRECTIONAL)

@@ -19,7 +19,7 @@ def test_the_models_compile_without_a_graph_break(kind: str) -> None:
     model = (build() if kind == "tokens" else build(None, 5)).float()
     inputs = tokens(2, 13) if kind == "tokens" else features(2, 13, 5).float()
     mask = torch.arange(13).expand(2, 13) < torch.tensor([[13], [6]])
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     output, expected = compiled(inputs, mask, tokens(2) % 3), model(inputs, mask, tokens(2) % 3)
     torch.testing.assert_close(output.logits, expected.logits)
     torch.testing.assert_close(output.loss, expected.loss)
@@ -29,7 +29,7 @@ def test_the_models_compile_without_a_graph_break(kind: str) -> None:
 def test_the_pair_model_compiles_without_a_graph_break() -> None:
     torch.compiler.reset()
     model, first, second = build_pair().float(), padded(tokens(2, 9), 13, 0), tokens(2, 7)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(first, second).logits, model(first, second).logits)
 
 
@@ -86,8 +86,11 @@ def trained_loss(**changes: Any) -> float:
 
 @pytest.mark.parametrize(
     ("mixer", "pooling"),
-    [("flow", "mean"), ("flow-heads", "cls")],
-    ids=["paper-mean", "published-cls"],
+    [
+        pytest.param("flow", "mean", id="paper-mean"),
+        # Evidence of the published variant; that each parameter of it learns is tested of all.
+        pytest.param("flow-heads", "cls", id="published-cls", marks=pytest.mark.slow),
+    ],
 )
 def test_training_learns_an_order(mixer: str, pooling: str) -> None:
     assert trained_loss(mixer=mixer, pooling=pooling) < 0.25

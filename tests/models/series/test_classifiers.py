@@ -5,10 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.models.series.classifiers import ENCODERS, SeriesClassifier, build_classifier
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.models.series.convolutional import CausalConvolution, DilatedConvClassifier
-from flowformer.models.series.recurrent import LSTMClassifier
+from flowformer.models.series.model import (
+    ENCODERS,
+    CausalConvolution,
+    DilatedConvClassifier,
+    LSTMClassifier,
+    SeriesClassifier,
+    build_classifier,
+)
 
 OTHERS = ["lstm", "dilated-conv"]
 

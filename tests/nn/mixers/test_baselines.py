@@ -5,13 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.ops.baselines import (
-    KVState,
-    elu_attention,
-    linformer_attention,
-    softmax_attention,
-)
-from flowformer.ops.baselines.softmax import _allowed
+from flowformer.nn.mixers.linear import elu_attention
+from flowformer.nn.mixers.linformer import linformer_attention
+from flowformer.nn.mixers.softmax import KVState, _allowed, softmax_attention
 
 
 def draw(length: int, sources: int, *, kv_heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:

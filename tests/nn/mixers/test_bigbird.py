@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 
-from flowformer.ops.baselines.bigbird import bigbird_attention, draw_random_blocks
-from flowformer.ops.baselines.softmax import softmax_attention
+from flowformer.nn.mixers.bigbird import bigbird_attention, draw_random_blocks
+from flowformer.nn.mixers.softmax import softmax_attention
 from tests.nn.mixers.patterns import MASK, LargestTensor, dense, draw, scattered
 
 SEED = torch.tensor(7)

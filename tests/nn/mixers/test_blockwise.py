@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.ops.baselines.bigbird import bigbird_attention
-from flowformer.ops.baselines.blockwise import (
+from flowformer.nn.mixers.bigbird import bigbird_attention
+from flowformer.nn.mixers.blockwise import (
     EMPTY,
     attend,
     band,
@@ -19,11 +19,11 @@ from flowformer.ops.baselines.blockwise import (
     merge,
     windows,
 )
-from flowformer.ops.baselines.local import local_attention
-from flowformer.ops.baselines.longformer import longformer_attention
-from flowformer.ops.baselines.reformer import reformer_attention
-from flowformer.ops.baselines.sinkhorn import sinkhorn_attention
-from flowformer.ops.baselines.sparse import sparse_attention
+from flowformer.nn.mixers.local import local_attention
+from flowformer.nn.mixers.longformer import longformer_attention
+from flowformer.nn.mixers.reformer import reformer_attention
+from flowformer.nn.mixers.sinkhorn import sinkhorn_attention
+from flowformer.nn.mixers.sparse import sparse_attention
 from tests.nn.mixers.patterns import draw
 
 

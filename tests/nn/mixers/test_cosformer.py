@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import build_mixer
-from flowformer.ops.baselines import cosformer_attention
+from flowformer.nn.mixers.cosformer import cosformer_attention
 
 
 def draw(length: int, sources: int, *, kv_heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:

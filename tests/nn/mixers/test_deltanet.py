@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.deltanet import DeltaNetAttention
-from flowformer.ops.baselines import delta_rule_attention, deltanet, short_convolution
+from flowformer.nn.mixers import deltanet
+from flowformer.nn.mixers.deltanet import DeltaNetAttention, delta_rule_attention, short_convolution
+from flowformer.nn.mixers.recurrence import fla_kernel
 
 
 def draw(length: int, *, kv_heads: int = 4) -> list[Tensor]:
@@ -182,7 +183,7 @@ class TestFlashLinearAttention:
             return out.transpose(1, 2), last
 
         monkeypatch.setattr(fla.ops.delta_rule, "chunk_delta_rule", kernel)
-        attend = deltanet._fla_delta_rule.__wrapped__()
+        attend = fla_kernel.__wrapped__("delta_rule", "chunk_delta_rule", deltanet._of_heads)
         assert attend is not None
         q, k, v, beta = draw(20)
         before = torch.randn(2, 4, 8, 5, dtype=torch.float64)
@@ -191,6 +192,3 @@ class TestFlashLinearAttention:
         assert state.dtype == torch.float64
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
-
-    def test_its_kernel_is_left_out_where_it_cannot_run(self) -> None:
-        assert deltanet.fast_kernel(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)) is None

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import build_mixer
+from flowformer.nn.mixers import recurrence as kernels
 from flowformer.nn.mixers.gla import GLAAttention
+from flowformer.nn.mixers.recurrence import gated_linear_attention
 from flowformer.ops import linear_attention
-from flowformer.ops.baselines import gated_linear_attention, gla
 
 LENGTHS = [1, 63, 130]
 
@@ -148,18 +149,19 @@ class TestFlashLinearAttention:
             return naive_recurrent_gla(q, k, v, g, initial_state, output_final_state)
 
         monkeypatch.setattr(fla.ops.gla, "chunk_gla", kernel)
-        attend = gla._fla_gla.__wrapped__()
+        attend = kernels.fla_kernel.__wrapped__("gla", "chunk_gla", kernels._in_float32)
         assert attend is not None
         q, k, v, log_decay = draw(20)
         before = torch.randn(2, 4, 8, 5, dtype=torch.float64)
         out, state = attend(q, k, v, log_decay, before)
-        expected, last = gla.chunked_gla(q, k, v, log_decay, before)
+        expected, last = kernels.chunked_gla(q, k, v, log_decay, before)
         assert state.dtype == torch.float64
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
 
     def test_its_kernel_is_left_out_where_it_cannot_run(self) -> None:
-        assert gla.fast_kernel(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)) is None
+        query = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+        assert kernels.fast_kernel(query, "gla", "chunk_gla", kernels._in_float32) is None
 
 
 def test_output_in_half_precision_is_the_rounded_exact_one() -> None:

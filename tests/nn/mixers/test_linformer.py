@@ -5,7 +5,8 @@ import torch
 from linformer import LinformerSelfAttention
 
 from flowformer.nn import ProjectedMixer, build_mixer
-from flowformer.ops.baselines import linformer_attention, softmax_attention
+from flowformer.nn.mixers.linformer import linformer_attention
+from flowformer.nn.mixers.softmax import softmax_attention
 
 
 def same_weights(theirs: LinformerSelfAttention, *, num_kv_heads: int) -> ProjectedMixer:

@@ -1,6 +1,7 @@
 """What is particular to one mixer, and the errors of building one."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import torch
 from flowformer.nn import MIXERS, FlowMixer, LinformerMixer, build_mixer, build_norm
 from flowformer.nn.mixers import ATTENTIONS
 from flowformer.nn.mixers.attention import HeadAttention, implied_weights, option_names
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops import flow_attention
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.config import ScheduledOptimizerConfig
 
 FIXED_LENGTH = [name for name, kind in ATTENTIONS.items() if not kind.capabilities.variable_length]
 
@@ -85,6 +87,27 @@ def test_an_eps_that_float32_does_not_hold_is_refused_when_a_layer_is_built(eps:
         build_norm("rms", 8, eps=eps)
     with pytest.raises(ValueError, match="epsilon must "):
         ScheduledOptimizerConfig(epsilon=eps)
+
+
+UNCLAMPED = {"flow": {"clamp": None}, "flow-no-allocation": {"clamp": None}}
+PUBLISHED = {
+    "series": UNCLAMPED,
+    "sequences": UNCLAMPED,
+    "trajectories": {
+        "flow": {"clamp": 10.0},
+        "flow-no-allocation": {"clamp": 10.0},
+        "softmax": {"weight_dropout": 0.3},
+    },
+}
+
+
+@pytest.mark.parametrize("model", ["series", "language", "sequences", "images", "trajectories"])
+def test_a_mixer_without_options_has_those_of_the_published_models(model: str) -> None:
+    config = SimpleNamespace(mixer_options=None, dropout=0.3)
+    for config.mixer in MIXERS:
+        assert mixer_options(config, model) == PUBLISHED.get(model, {}).get(config.mixer, {})
+    config.mixer_options = {"clamp": 5.0}
+    assert mixer_options(config, model) == {"clamp": 5.0}
 
 
 def test_a_record_is_that_of_the_instance() -> None:

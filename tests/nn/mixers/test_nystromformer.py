@@ -9,9 +9,12 @@ from transformers import NystromformerConfig
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.nystromformer import NystromformerAttention
-from flowformer.ops.baselines import nystromformer_attention, softmax_attention
-from flowformer.ops.baselines.nystromformer import pseudo_inverse
+from flowformer.nn.mixers.nystromformer import (
+    NystromformerAttention,
+    nystromformer_attention,
+    pseudo_inverse,
+)
+from flowformer.nn.mixers.softmax import softmax_attention
 
 
 def draw(

@@ -7,8 +7,8 @@ import torch
 from sinkhorn_transformer.sinkhorn_transformer import SinkhornAttention, sample_gumbel
 from torch import Tensor
 
-from flowformer.ops.baselines.sinkhorn import sinkhorn, sinkhorn_attention
-from flowformer.ops.baselines.softmax import softmax_attention
+from flowformer.nn.mixers.sinkhorn import sinkhorn, sinkhorn_attention
+from flowformer.nn.mixers.softmax import softmax_attention
 from tests.nn.mixers.patterns import MASK, LargestTensor, draw, scattered
 
 OPTIONS: dict[str, Any] = {"iterations": 3, "temperature": 0.7}

@@ -5,9 +5,7 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.soft import SoftAttention
-from flowformer.ops.baselines import soft_attention
-from flowformer.ops.baselines.soft import gaussian, newton_inverse
+from flowformer.nn.mixers.soft import SoftAttention, gaussian, newton_inverse, soft_attention
 
 
 def draw(length: int, *, value_heads: int = 4) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowformer.ops.baselines.softmax import softmax_attention
-from flowformer.ops.baselines.sparse import Pattern, sparse_attention
+from flowformer.nn.mixers.softmax import softmax_attention
+from flowformer.nn.mixers.sparse import Pattern, sparse_attention
 from tests.nn.mixers.patterns import (
     MASK,
     LargestTensor,

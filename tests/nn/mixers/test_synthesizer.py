@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
-from flowformer.ops.baselines import softmax_attention
-from flowformer.ops.baselines.synthesizer import (
+from flowformer.nn.mixers.softmax import softmax_attention
+from flowformer.nn.mixers.synthesizer import (
     dense_scores,
     dot_product_scores,
     factorized_dense_scores,

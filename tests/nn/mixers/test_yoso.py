@@ -10,9 +10,7 @@ from transformers import YosoConfig
 from transformers.models.yoso.modeling_yoso import YosoSelfAttention
 
 from flowformer.nn import MultiheadAttention, build_mixer
-from flowformer.nn.mixers.yoso import YosoAttention
-from flowformer.ops.baselines import yoso_attention
-from flowformer.ops.baselines.yoso import collision_probability
+from flowformer.nn.mixers.yoso import YosoAttention, collision_probability, yoso_attention
 
 
 def draw(length: int, sources: int, *, kv_heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:

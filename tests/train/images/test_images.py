@@ -10,26 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowformer.data.images.mixing import Mixing
 from flowformer.data.images.records import load_fashion_mnist_images, load_image_folder
+from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.train.folder import RunFolder
 from flowformer.train.images.config import (
     AugmentationConfig,
     ImageDataConfig,
-    VisionConfig,
-    VisionOptimizerConfig,
+    ImagesConfig,
+    ImagesOptimizerConfig,
+    ImagesRecord,
 )
 from flowformer.train.images.data import load_images, parameter_groups, part_images
-from flowformer.train.images.folder import VisionRecord
-from flowformer.train.images.run import (
-    evaluate_vision_run,
-    load_vision_run,
-    predict_images,
-    write_vision_run_report,
-)
-from flowformer.train.images.study import train
+from flowformer.train.images.study import Images
 from flowformer.train.loop.checkpoints import read_checkpoint
+from flowformer.train.run import predict, train, write_report
 from tests.train.small_images import plain, tiny_vision, write_images
 
 
@@ -52,7 +47,7 @@ def test_a_run_leaves_what_every_run_leaves(tmp_path, folder):
     rows = rows_of(run.metrics.read_text())
     # 18 images to train on, of which mixing takes four whole batches of 4.
     assert [row["step"] for row in rows] == ["4", "8", "12"]
-    record = VisionRecord.read(run)
+    record = ImagesRecord.read(run)
     assert record.sizes == {"train": 18, "validation": 6, "test": 10}
     predictions = rows_of(run.predictions.read_text())
     assert np.mean([r["label"] == r["predicted"] for r in predictions]) == result.test_accuracy
@@ -88,7 +83,7 @@ def test_an_image_that_is_cut_off_is_named_before_the_training(tmp_path, part, p
 @pytest.mark.parametrize("protocol", ["clean", "published"])
 def test_only_the_published_protocol_lets_the_test_images_choose(tmp_path, folder, protocol):
     result = train(tiny_vision(folder, protocol=protocol), tmp_path / "run")
-    record = VisionRecord.read(RunFolder(tmp_path / "run"))
+    record = ImagesRecord.read(RunFolder(tmp_path / "run"))
     assert record.sizes["validation"] == {"clean": 6, "published": 10}[protocol]
     assert (result.validation_accuracy == result.test_accuracy) or protocol == "clean"
 
@@ -96,7 +91,7 @@ def test_only_the_published_protocol_lets_the_test_images_choose(tmp_path, folde
 def test_a_folder_with_val_and_test_has_its_own_validation_part(tmp_path):
     folder = write_images(tmp_path / "images", {"train": 6, "val": 3, "test": 2})
     result = train(tiny_vision(folder, epochs=1), tmp_path / "run")
-    record = VisionRecord.read(RunFolder(tmp_path / "run"))
+    record = ImagesRecord.read(RunFolder(tmp_path / "run"))
     assert record.sizes == {"train": 12, "validation": 6, "test": 4}
     assert result.protocol_note == "the folder val chose the epoch; the folder test was read once"
 
@@ -109,7 +104,7 @@ def test_without_test_images_there_is_no_test_figure(tmp_path):
     assert result.test_accuracy is None
     assert "there is no test set" in result.protocol_note
     with pytest.raises(ValueError, match="was trained without test images"):
-        evaluate_vision_run(tmp_path / "run")
+        Images.evaluate(tmp_path / "run")
     with pytest.raises(ValueError, match="the published protocol needs test images"):
         train(tiny_vision(folder, protocol="published"), tmp_path / "other")
 
@@ -234,16 +229,16 @@ def test_what_a_run_cannot_start_from_is_told(tmp_path, folder):
 
 def test_a_finished_run_is_tested_again_on_its_own_and_on_other_images(tmp_path, folder):
     result = train(tiny_vision(folder), tmp_path / "run")
-    again = evaluate_vision_run(tmp_path / "run")
+    again = Images.evaluate(tmp_path / "run")
     assert again.metrics.accuracy == result.test_accuracy
     assert not again.differs
     assert "the test images of images, 10 images" in again.describe()
     assert "top5_accuracy" not in again.to_dict()
-    other = evaluate_vision_run(tmp_path / "run", folder / "train")
+    other = Images.evaluate(tmp_path / "run", folder / "train")
     assert (other.metrics.count, other.own_test_set) == (24, False)
     wrong = write_images(tmp_path / "wrong", {"val": 2}, classes=("blue", "red"))
     with pytest.raises(ValueError, match="green missing, blue new"):
-        evaluate_vision_run(tmp_path / "run", wrong / "val")
+        Images.evaluate(tmp_path / "run", wrong / "val")
 
 
 def test_images_are_classified_by_name_as_in_the_test(tmp_path, folder):
@@ -251,13 +246,13 @@ def test_images_are_classified_by_name_as_in_the_test(tmp_path, folder):
     test = load_image_folder(folder).test
     assert test is not None
     assert isinstance(test.images, tuple)
-    rows = rows_of(predict_images(tmp_path / "run", *test.images))
+    rows = rows_of(predict(tmp_path / "run", *test.images))
     assert [row["file"] for row in rows] == [str(path) for path in test.images]
     tested = rows_of(RunFolder(tmp_path / "run").predictions.read_text())
     assert [row["predicted"] for row in rows] == [row["predicted"] for row in tested]
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(ValueError, match=r"bad\.png: expected an image"):
-        predict_images(tmp_path / "run", tmp_path / "bad.png")
+        predict(tmp_path / "run", tmp_path / "bad.png")
 
 
 def test_a_bad_image_ends_the_training_by_name_and_a_bad_test_image_before_it(tmp_path, folder):
@@ -272,7 +267,7 @@ def test_a_bad_image_ends_the_training_by_name_and_a_bad_test_image_before_it(tm
 
 def test_a_report_is_written(tmp_path, folder):
     train(tiny_vision(folder), tmp_path / "run")
-    page = write_vision_run_report(tmp_path / "run").read_text()
+    page = write_report(tmp_path / "run").read_text()
     assert "Learning curves" in page
     assert "10 images" in page
 
@@ -299,7 +294,7 @@ def test_labels_are_smoothed_where_nothing_is_mixed():
 
 
 def test_the_rate_is_in_proportion_to_the_images_of_a_step():
-    config = VisionOptimizerConfig(learning_rate=5e-4, reference_batch=512, warmup_epochs=5.0)
+    config = ImagesOptimizerConfig(learning_rate=5e-4, reference_batch=512, warmup_epochs=5.0)
     steps = config.by_steps(100, images=1024)
     assert (steps.learning_rate, steps.warmup) == (1e-3, 500)
     assert replace(config, reference_batch=None).by_steps(1, images=64).learning_rate == 5e-4
@@ -327,14 +322,14 @@ def test_weight_decay_is_of_the_matrices(folder):
             lambda: AugmentationConfig(crop="shift", rand_augment="rand-m9"),
             "rand_augment needs crop resized beside it, got crop shift",
         ),
-        (lambda: VisionOptimizerConfig(warmup_epochs=-1.0), "warmup_epochs must be at least 0"),
-        (lambda: VisionOptimizerConfig(learning_rate=0.0), "learning_rate must be above 0"),
+        (lambda: ImagesOptimizerConfig(warmup_epochs=-1.0), "warmup_epochs must be at least 0"),
+        (lambda: ImagesOptimizerConfig(learning_rate=0.0), "learning_rate must be above 0"),
         (
-            lambda: VisionConfig(name="a", data=ImageDataConfig(dataset="fashion-mnist")),
+            lambda: ImagesConfig(name="a", data=ImageDataConfig(dataset="fashion-mnist")),
             "fashion-mnist has small grey images: augmentation.crop must be shift or none",
         ),
         (
-            lambda: VisionConfig(
+            lambda: ImagesConfig(
                 name="a",
                 data=ImageDataConfig(batch_size=3),
                 augmentation=AugmentationConfig(mixup=0.8),
@@ -366,7 +361,7 @@ def test_a_run_on_images_is_no_run_of_another_kind(tmp_path, folder):
     config = json.loads(RunFolder(tmp_path / "run").config.read_text())
     RunFolder(tmp_path / "run").config.write_text(json.dumps(config | {"task": "language"}))
     with pytest.raises(ValueError, match="a run on language, and one on images is needed"):
-        load_vision_run(tmp_path / "run")
+        Images.load(tmp_path / "run")
 
 
 def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
@@ -382,14 +377,14 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     data = replace(config.data, dataset="fashion-mnist", image_size=32)
     result = train(replace(config, data=data), tmp_path / "run")
     assert result.test_top5 is not None
-    again = evaluate_vision_run(tmp_path / "run")
+    again = Images.evaluate(tmp_path / "run")
     assert again.top5 == result.test_top5
     assert result.test_top5 >= again.metrics.accuracy
     image = tmp_path / "a.png"
     test = load_fashion_mnist_images(tmp_path).test
     assert test is not None
     test.read(3).save(image)
-    read = rows_of(predict_images(tmp_path / "run", image))[0]
+    read = rows_of(predict(tmp_path / "run", image))[0]
     tested = rows_of(RunFolder(tmp_path / "run").predictions.read_text())[3]
     for name in read:
         if name.startswith("probability"):

@@ -14,21 +14,20 @@ from flowformer.compare.execution import execute
 from flowformer.compare.plan import make_plan, read_comparison
 from flowformer.generation.text import generate_text
 from flowformer.recipes.language import RECIPES
+from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder
 from flowformer.train.language.config import (
     LanguageConfig,
+    LanguageResult,
     LanguageTrainingConfig,
     TextDataConfig,
 )
-from flowformer.train.language.folder import LanguageResult
-from flowformer.train.language.run import (
-    evaluate_language_run,
-    load_language_run,
-    write_language_run_report,
-)
-from flowformer.train.language.study import train
+from flowformer.train.language.study import Language
 from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.schedule import ScheduledOptimizerConfig
+from flowformer.train.run import load_run, train, write_report
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -70,14 +69,14 @@ def test_word_level_perplexity_is_exp_of_the_loss_a_word(tmp_path, tiny_language
     config = replace(config, data=replace(config.data, tokenizer="word", length=12))
     result = train(config, tmp_path / "run")
     assert result.measure == "perplexity"
-    evaluation = evaluate_language_run(tmp_path / "run")
+    evaluation = Language.evaluate(tmp_path / "run")
     assert not evaluation.differs
     assert result.test_perplexity == pytest.approx(math.exp(result.test_loss), rel=1e-9)
 
 
 def test_a_run_is_evaluated_again_with_the_same_score_and_streamed(tmp_path, tiny_language):
     train(tiny_language(), tmp_path / "run")
-    evaluation = evaluate_language_run(tmp_path / "run")
+    evaluation = Language.evaluate(tmp_path / "run")
     assert not evaluation.differs
     assert evaluation.streaming is not None
     assert evaluation.streaming.bits_per_character is not None
@@ -87,7 +86,7 @@ def test_a_run_is_evaluated_again_with_the_same_score_and_streamed(tmp_path, tin
 
 def test_a_run_generates_text(tmp_path, tiny_language):
     train(tiny_language(), tmp_path / "run")
-    run = load_language_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.tokenizer is not None
     text = generate_text(run.model, run.tokenizer, "3 and ", max_new_tokens=60)  # past 24 tokens
     assert len(text) == 60
@@ -95,7 +94,7 @@ def test_a_run_generates_text(tmp_path, tiny_language):
 
 def test_a_report_shows_figures_curves_and_samples(tmp_path, tiny_language):
     train(tiny_language(), tmp_path / "run")
-    page = write_language_run_report(tmp_path / "run", num_samples=2)
+    page = write_report(tmp_path / "run", num_samples=2)
     text = page.read_text()
     assert page == tmp_path / "run" / "report" / "index.html"
     for words in ("Test bits per character", "Samples", "data.tokenizer", "data:image/png"):
@@ -130,7 +129,7 @@ def test_sums_are_measured_by_how_many_are_exact(tmp_path, tiny_language):
     assert 0 <= result.test_score <= 1
     assert result.test_perplexity is None
     assert rows(tmp_path / "run")[0]["validation_exact"]
-    assert not evaluate_language_run(tmp_path / "run").differs
+    assert not Language.evaluate(tmp_path / "run").differs
 
 
 def test_a_loss_that_is_none_ends_the_run_and_keeps_the_batch(tmp_path, tiny_language):
@@ -145,6 +144,7 @@ def test_a_loss_that_is_none_ends_the_run_and_keeps_the_batch(tmp_path, tiny_lan
     assert set(load_file(tmp_path / "run" / "nan_batch.safetensors")) == {"input_ids", "targets"}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_mixers_are_compared_by_bits_per_character(tmp_path, tiny_language):
     plan = make_plan(
         [tiny_language()], {"flow": {}, "softmax": {}}, seeds=1, root=tmp_path / "comparison"
@@ -236,7 +236,7 @@ def test_a_report_ends_its_samples_where_the_places_of_the_model_end(tmp_path, t
     config = tiny_language()
     config = replace(config, model=replace(config.model, positions="learned"))
     train(config, tmp_path / "run")
-    assert "Samples" in write_language_run_report(tmp_path / "run").read_text()
+    assert "Samples" in write_report(tmp_path / "run").read_text()
 
 
 def test_a_run_is_not_evaluated_on_another_text(tmp_path, tiny_language):
@@ -248,7 +248,7 @@ def test_a_run_is_not_evaluated_on_another_text(tmp_path, tiny_language):
         file.write("one more line\n")
     shutil.rmtree(tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"is of a text of .* tokens, which now is"):
-        evaluate_language_run(tmp_path / "run")
+        Language.evaluate(tmp_path / "run")
 
 
 def test_an_unknown_corpus_lists_those_there_are(tmp_path, tiny_language):
@@ -256,3 +256,9 @@ def test_an_unknown_corpus_lists_those_there_are(tmp_path, tiny_language):
     config = replace(config, data=TextDataConfig(corpus="wiki"))
     with pytest.raises(ValueError, match=r"unknown corpus 'wiki'.*choose from"):
         train(config, tmp_path / "run")
+
+
+def test_data_given_in_python_are_for_series_alone(tmp_path, tiny_language, waves):
+    with pytest.raises(TypeError, match="data"):
+        train(tiny_language(), tmp_path / "run", data=waves)
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,6 @@ process that has imported everything and computed nothing.
 
 import json
 import os
-import pkgutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,12 +18,14 @@ import torch.utils.tensorboard  # noqa: F401
 
 from flowformer import files
 from flowformer.serialization import from_plain
-from flowformer.train.kinds import KINDS, Experiment, kind_of
+from flowformer.train.kinds import KINDS, Experiment
 from flowformer.train.loop.recording import RecordedTask
+from flowformer.train.run import train
 
 
 def main() -> None:
-    (kind,) = [kind for kind in KINDS if kind.task == sys.argv[3]]
+    kind = KINDS[sys.argv[3]]
+    assert kind.study  # imported once, here
     config = from_plain(kind.config, json.loads(Path(sys.argv[1]).read_text()))
     base = Path(sys.argv[2])
     assert run(config, base / "uninterrupted") == 0
@@ -42,7 +43,6 @@ def main() -> None:
 
 
 def run(config: Experiment, folder: Path, *, resume: bool = False, before: Callable = bool) -> int:
-    train = pkgutil.resolve_name(kind_of(config).train)
     child = os.fork()
     if child == 0:
         before()

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from flowformer.models.series.transformer import TimeSeriesClassifier
+from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.train.folder import RunFolder
 from flowformer.train.loop.checkpoints import read_checkpoint
 from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.series.study import train
+from flowformer.train.run import train
 
 
 @pytest.fixture

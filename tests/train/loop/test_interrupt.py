@@ -5,10 +5,11 @@ import signal
 import pytest
 import torch
 
-from flowformer.train.folder import RunFolder, RunResult
+from flowformer.train.folder import RunFolder
 from flowformer.train.loop import recording
 from flowformer.train.loop.fit import InterruptBetweenBatches
-from flowformer.train.series.study import train
+from flowformer.train.records import ClassifierResult
+from flowformer.train.run import train
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_heard")
 
@@ -32,7 +33,7 @@ def test_pressed_while_a_checkpoint_is_written_it_leaves_a_whole_one_to_go_on_fr
     rows = RunFolder(tmp_path / "run").metrics.read_text().splitlines()
     assert len(rows) == 2  # the names and the first epoch, which was at its end
     result = train(tiny_config(epochs=3), tmp_path / "run", data=waves, resume=True)
-    assert RunResult.read(RunFolder(tmp_path / "run")) == result
+    assert ClassifierResult.read(RunFolder(tmp_path / "run")) == result
 
 
 def test_it_is_heard_at_the_end_where_no_batch_follows():

@@ -44,6 +44,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_bitwise_the_same(
     assert {f"step-{number}" for number in range(1, 5)} <= names
 
 
+@pytest.mark.slow  # the files of another kind; where runs are killed and go on is the same
 def test_so_does_the_run_of_a_language_model(tmp_path, tiny_language):
     names = kill_and_resume(tiny_language(), "language", tmp_path)
     # Two a file: config, tokenizer; best (once at least), last and metrics of 2 rounds; 2 more. The

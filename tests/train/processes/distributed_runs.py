@@ -16,12 +16,13 @@ import numpy as np
 import sklearn.model_selection  # noqa: F401 - what a run imports late, imported once here
 import torch
 
-from benchmarks.fault_runs import Run, at_step, at_write, small_run, with_training
+from benchmarks.reliability.fault_runs import Run, at_step, at_write, small_run, with_training
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig, TrainingConfig
+from flowformer.train.config import EpochsConfig
 from flowformer.train.kinds import Experiment
-from flowformer.train.sequences.config import SequenceConfig, SequenceTrainingConfig
+from flowformer.train.sequences.config import SequencesConfig, SequencesTrainingConfig
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 from tests.train.small_images import plain, tiny_vision, write_images
 from tests.train.small_sequences import LISTOPS
 from tests.train.small_trajectories import random_trajectories, tiny_decisions
@@ -46,15 +47,15 @@ def experiments(base: Path) -> dict[str, Experiment]:
     images = plain(tiny_vision(base / "images"))
     return {
         # Each batch has six series, the last one of an epoch a single one.
-        "series": TimeSeriesConfig(
+        "series": SeriesConfig(
             name="tiny",
-            data=TimeSeriesDataConfig(
+            data=SeriesDataConfig(
                 train_file=base / "TRAIN.ts", test_file=base / "TEST.ts", batch_size=6
             ),
             model=TimeSeriesModelConfig(
                 dim=16, num_heads=2, num_layers=1, feedforward=32, dropout=0.0
             ),
-            training=TrainingConfig(epochs=2, **CPU),
+            training=EpochsConfig(epochs=2, **CPU),
         ),
         # Of documents in a block, some tokens have no target: shares have different numbers.
         "language": replace(
@@ -63,11 +64,11 @@ def experiments(base: Path) -> dict[str, Experiment]:
             model=replace(language.model, dropout=0.0),
             training=replace(language.training, accumulate=2),
         ),
-        "sequences": SequenceConfig(
+        "sequences": SequencesConfig(
             name="tiny",
             data=replace(LISTOPS, cache=base / "prepared"),
             model=SequenceModelConfig(dim=16, num_heads=2, feedforward=32, dropout=0.0),
-            training=SequenceTrainingConfig(steps=4, evaluate_every=2, **CPU),
+            training=SequencesTrainingConfig(steps=4, evaluate_every=2, **CPU),
         ),
         "images": replace(images, model=replace(images.model, drop_path=0.0)),
         "trajectories": tiny_decisions(

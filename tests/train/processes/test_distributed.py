@@ -12,9 +12,8 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 
-from flowformer.train.loop import shards
-from flowformer.train.loop.checkpoints import read_checkpoint
-from flowformer.train.loop.shards import read_rest, read_whole
+from flowformer.train.loop import checkpoints
+from flowformer.train.loop.checkpoints import read_checkpoint, read_rest, read_whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 
@@ -34,7 +33,11 @@ def runs(tmp_path_factory):
         [sys.executable, "-W", "ignore", RUNS, folder],
         check=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     return folder, json.loads((folder / "said.json").read_text())
 
@@ -99,9 +102,9 @@ def test_what_ends_the_writing_of_shards_names_them(monkeypatch, tmp_path, cause
     def fail(*_: object, **__: object) -> None:
         raise CheckpointException("of torch", {1: (cause, traceback.StackSummary())})
 
-    monkeypatch.setattr(shards, "load", fail)
+    monkeypatch.setattr(checkpoints, "load", fail)
     with pytest.raises(kind, match=said):
-        shards.load_shards(tmp_path / "last.ckpt", {"state_dict": {}}, {})
+        checkpoints.load_shards(tmp_path / "last.ckpt", {"state_dict": {}}, {})
 
 
 def test_a_damaged_or_missing_shard_is_named(runs, tmp_path):

@@ -16,7 +16,7 @@ from flowformer.train.processes.group import (
     started_outside,
 )
 from flowformer.train.processes.launch import _order
-from flowformer.train.series.study import train
+from flowformer.train.run import train
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_PROCID": "1"}

@@ -12,27 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
+from flowformer.compare.methods import bag_of_tokens, chance, count_tokens
 from flowformer.data.sequences.listops import LISTOPS_TOKENS
 from flowformer.train.classification import ClassificationTask
-from flowformer.train.folder import RunFolder, RunResult
+from flowformer.train.config import ScheduledOptimizerConfig
+from flowformer.train.folder import DEFAULT_TASK, RunFolder
 from flowformer.train.kinds import KINDS, kind_of_run
-from flowformer.train.language.folder import LanguageRecord
-from flowformer.train.schedule import ScheduledOptimizerConfig
-from flowformer.train.sequences.baselines import bag_of_tokens, chance, count_tokens
+from flowformer.train.language.config import LanguageRecord
+from flowformer.train.records import ClassifierResult
+from flowformer.train.run import load_run, predict, train, write_report
 from flowformer.train.sequences.config import (
-    SequenceConfig,
     SequenceDataConfig,
-    SequenceTrainingConfig,
+    SequencesConfig,
+    SequencesRecord,
+    SequencesTrainingConfig,
 )
 from flowformer.train.sequences.data import load_sequences, part_sequences
-from flowformer.train.sequences.folder import SequenceRecord
-from flowformer.train.sequences.run import (
-    evaluate_sequence_run,
-    load_sequence_run,
-    predict_sequences,
-    write_sequence_run_report,
-)
-from flowformer.train.sequences.study import train
+from flowformer.train.sequences.study import Sequences
 from tests.data.sequences.arena_files import (
     aan_files,
     fashion_files,
@@ -52,7 +48,7 @@ class TestTraining:
     def test_a_run_leaves_what_the_folder_promises(self, tmp_path, tiny_sequences):
         result = train(tiny_sequences(steps=6), tmp_path / "run")
         folder = RunFolder(tmp_path / "run")
-        assert RunResult.read(folder) == result
+        assert ClassifierResult.read(folder) == result
         rows = read_rows(folder.metrics.read_text())
         assert [row["step"] for row in rows] == ["2", "4", "6"]
         best = rows[result.best_epoch - 1]
@@ -63,7 +59,7 @@ class TestTraining:
         assert len(right) == 30
         assert np.mean(right) == result.test_accuracy
         assert (result.paper_accuracy, result.paper_source) == (None, None)  # generated data
-        record = SequenceRecord.read(folder)
+        record = SequencesRecord.read(folder)
         assert record.sizes == {"train": 60, "validation": 20, "test": 30}
         assert "generated" in record.source
 
@@ -86,7 +82,7 @@ class TestTraining:
             config = replace(config, training=replace(config.training, steps=2))
         result = train(config, tmp_path / "run")
         assert result.test_accuracy is not None
-        assert load_sequence_run(tmp_path / "run").record.paired == (name == "aan")
+        assert load_run(tmp_path / "run").record.paired == (name == "aan")
 
     def test_what_files_leave_unused_is_said(self, tmp_path, tiny_sequences, caplog):
         folder = listops_files(tmp_path / "files")
@@ -98,7 +94,7 @@ class TestTraining:
     @pytest.mark.parametrize("mixer", ["flow-heads", "softmax", "linear", "performer"])
     def test_any_mixer_is_one_word(self, tmp_path, tiny_sequences, mixer):
         train(tiny_sequences(mixer=mixer, steps=2), tmp_path / "run")
-        assert load_sequence_run(tmp_path / "run").record.config.model.mixer == mixer
+        assert load_run(tmp_path / "run").record.config.model.mixer == mixer
 
     def test_a_run_that_is_stopped_and_resumed_ends_bitwise_the_same(
         self, tmp_path, tiny_sequences, monkeypatch
@@ -199,7 +195,7 @@ class TestParts:
 class TestRunsReadBack:
     def test_its_accuracy_is_found_again(self, tmp_path, tiny_sequences):
         result = train(tiny_sequences(), tmp_path / "run")
-        evaluation = evaluate_sequence_run(tmp_path / "run")
+        evaluation = Sequences.evaluate(tmp_path / "run")
         assert evaluation.metrics.accuracy == result.test_accuracy
         assert not evaluation.differs
         assert "30 cases" in evaluation.describe()
@@ -211,11 +207,11 @@ class TestRunsReadBack:
         test = folder / "basic_test.tsv"
         test.write_text("\n".join(test.read_text().splitlines()[:-1]) + "\n")
         with pytest.raises(ValueError, match="is of other data"):
-            evaluate_sequence_run(tmp_path / "run")
+            Sequences.evaluate(tmp_path / "run")
 
     def test_its_report_counts_steps(self, tmp_path, tiny_sequences):
         result = train(tiny_sequences(), tmp_path / "run")
-        page = write_sequence_run_report(tmp_path / "run").read_text()
+        page = write_report(tmp_path / "run").read_text()
         assert "Step kept" in page
         assert f"{result.best_step}</" in page
         assert "30 sequences" in page
@@ -223,7 +219,7 @@ class TestRunsReadBack:
     def test_runs_of_other_kinds_are_told_apart(self, tmp_path, tiny_sequences):
         train(tiny_sequences(steps=2), tmp_path / "run")
         folder = RunFolder(tmp_path / "run")
-        assert kind_of_run(folder).task == "sequences"
+        assert kind_of_run(folder).name == "sequences"
         with pytest.raises(ValueError, match="holds a run on sequences, and one on language is"):
             LanguageRecord.read(folder)
         values = json.loads(folder.config.read_text())
@@ -231,9 +227,11 @@ class TestRunsReadBack:
         with pytest.raises(ValueError, match="task must be one of series, language, sequences"):
             kind_of_run(folder)
 
-    def test_every_kind_has_a_name_of_its_own(self):
-        names = [kind.task for kind in KINDS]
-        assert len(set(names)) == len(names)
+    def test_every_kind_is_a_folder_with_the_same_names_in_it(self):
+        for name, kind in KINDS.items():
+            assert getattr(kind.record, "task", DEFAULT_TASK) == name
+            assert kind.record.__dataclass_fields__["config"].type is kind.config
+            assert kind.study.__name__.lower() == name
 
 
 class TestPredictions:
@@ -243,7 +241,7 @@ class TestPredictions:
         data = load_sequences(tiny_sequences().data)
         case = data.splits["test"].inputs[0]
         file.write_text(" ".join(LISTOPS_TOKENS[token - 1] for token in case) + "\n[SM 1 2 ]\n")
-        rows = read_rows(predict_sequences(tmp_path / "run", file))
+        rows = read_rows(predict(tmp_path / "run", file))
         tested = read_rows(RunFolder(tmp_path / "run").predictions.read_text())
         assert len(rows) == 2
         for name in (name for name in tested[0] if name.startswith("probability")):
@@ -256,23 +254,23 @@ class TestPredictions:
         file = tmp_path / "pairs.txt"
         file.write_bytes(b"one text\tand another\nonly one\n")
         with pytest.raises(ValueError, match=r"pairs\.txt, line 2: expected two texts with a tab"):
-            predict_sequences(tmp_path / "run", file)
+            predict(tmp_path / "run", file)
         file.write_bytes(b"one text\tand another\n")
-        assert len(read_rows(predict_sequences(tmp_path / "run", file))) == 1
+        assert len(read_rows(predict(tmp_path / "run", file))) == 1
 
     def test_a_picture_is_of_the_size_of_those_in_training(self, tmp_path, tiny_sequences):
         folder = pathfinder_files(tmp_path / "files")
         data = SequenceDataConfig(dataset="pathfinder32", folder=folder, batch_size=2)
         train(tiny_sequences(data, steps=2), tmp_path / "run")
         (picture,) = folder.glob("imgs/0/sample_0.png")
-        assert len(read_rows(predict_sequences(tmp_path / "run", picture))) == 1
+        assert len(read_rows(predict(tmp_path / "run", picture))) == 1
         small = tmp_path / "small.png"
         Image.new("L", (16, 8)).save(small)
         with pytest.raises(ValueError, match=r"small\.png: expected 32 × 32 pixels, got 16 × 8"):
-            predict_sequences(tmp_path / "run", small)
+            predict(tmp_path / "run", small)
         small.write_bytes(b"no picture")
         with pytest.raises(ValueError, match=r"small\.png: expected a picture"):
-            predict_sequences(tmp_path / "run", small)
+            predict(tmp_path / "run", small)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -289,7 +287,7 @@ class TestPredictions:
         file = tmp_path / "cases.txt"
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
-            predict_sequences(tmp_path / "run", file)
+            predict(tmp_path / "run", file)
 
 
 class TestErrors:
@@ -309,13 +307,13 @@ class TestErrors:
         folder = aan_files(tmp_path / "files")
         data = SequenceDataConfig(dataset="aan", folder=folder, max_length=3, batch_size=2)
         train(tiny_sequences(data, steps=2), tmp_path / "run")
-        source = SequenceRecord.read(RunFolder(tmp_path / "run")).source
+        source = SequencesRecord.read(RunFolder(tmp_path / "run")).source
         assert "Of each text the first 3 bytes; longer were 4 of 4 in train" in source
 
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            (SequenceDataConfig(dataset="listop"), "do you mean listops"),
+            (SequenceDataConfig(dataset="listop"), "did you mean listops"),
             (replace(LISTOPS, difficulty="easy"), "takes .*, got difficulty"),
             (SequenceDataConfig(dataset="aan"), "give their folder"),
         ],
@@ -333,15 +331,15 @@ class TestErrors:
         [
             (lambda: SequenceDataConfig(sizes=(1, 2)), "sizes must be three numbers"),
             (lambda: SequenceDataConfig(max_length=0), "max_length must be at least 1, got 0"),
-            (lambda: SequenceTrainingConfig(steps=5, evaluate_every=2), "must divide steps"),
-            (lambda: SequenceTrainingConfig(test_cases=0), "test_cases must be at least 1"),
+            (lambda: SequencesTrainingConfig(steps=5, evaluate_every=2), "must divide steps"),
+            (lambda: SequencesTrainingConfig(test_cases=0), "test_cases must be at least 1"),
             (
-                lambda: SequenceTrainingConfig(protocol="published", validation_cases=3),
+                lambda: SequencesTrainingConfig(protocol="published", validation_cases=3),
                 "which the published protocol has not",
             ),
             (lambda: ScheduledOptimizerConfig(floor=2.0), r"floor must be in \[0, 1\]"),
             (
-                lambda: SequenceConfig(name="x", paper_dataset="listops", paper_accuracy=2.0),
+                lambda: SequencesConfig(name="x", paper_dataset="listops", paper_accuracy=2.0),
                 "paper",
             ),
         ],

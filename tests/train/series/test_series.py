@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from flowformer.compare.methods import MethodResult
 from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import OptimizerConfig, TimeSeriesDataConfig
-from flowformer.train.evaluation import evaluate_run, predict_file
-from flowformer.train.folder import RunFolder, RunResult
+from flowformer.train.config import OptimizerConfig
+from flowformer.train.folder import RunFolder
 from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.prediction import load_run, predict_probabilities
-from flowformer.train.series.flow_maps import choose_series, write_run_report
-from flowformer.train.series.study import train
+from flowformer.train.records import ClassifierResult
+from flowformer.train.run import load_run, predict, train, write_report
+from flowformer.train.series.config import SeriesDataConfig
+from flowformer.train.series.data import predict_probabilities
+from flowformer.train.series.study import Series, choose_series
 
 EXPLODING = OptimizerConfig(learning_rate=1e30, gradient_clip=None)
 
@@ -32,7 +33,7 @@ EXPLODING = OptimizerConfig(learning_rate=1e30, gradient_clip=None)
 def test_a_run_leaves_what_the_folder_promises(tmp_path, tiny_config, waves):
     result = train(tiny_config(epochs=3), tmp_path / "run", data=waves)
     folder = RunFolder(tmp_path / "run")
-    assert RunResult.read(folder) == result
+    assert ClassifierResult.read(folder) == result
     with folder.metrics.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -71,12 +72,12 @@ def test_series_are_classified_whether_their_labels_are_known_or_not(
     lines = [":".join(["1,2,3"] * waves.channels + [label]) + "\n" for label in labels]
     header = "@classLabel true slow fast" if any(labels) else "@targetlabel false"
     (tmp_path / "new.ts").write_text(f"{header}\n@data\n{''.join(lines)}")
-    rows = list(csv.DictReader(predict_file(tmp_path / "run", tmp_path / "new.ts").splitlines()))
+    rows = list(csv.DictReader(predict(tmp_path / "run", tmp_path / "new.ts").splitlines()))
     assert [row["label"] for row in rows] == [label if label == "slow" else "" for label in labels]
     assert all(row["predicted"] in waves.classes for row in rows)
     if "slow" in labels:
         with pytest.raises(ValueError, match="series 0: expected a label, got an unknown one"):
-            evaluate_run(tmp_path / "run", tmp_path / "new.ts")
+            Series.evaluate(tmp_path / "run", tmp_path / "new.ts")
 
 
 @pytest.mark.parametrize("seeds_equal", [True, False], ids=["same-seed", "other-seed"])
@@ -146,7 +147,7 @@ def test_no_interval_stands_beside_the_best_of_many_looks_at_the_test_set(
         config = replace(config, data=replace(config.data, **files))
         train(config, tmp_path / protocol)
         own, other = (
-            evaluate_run(tmp_path / protocol, file) for file in (None, files["test_file"])
+            Series.evaluate(tmp_path / protocol, file) for file in (None, files["test_file"])
         )
         assert "95% interval" in other.describe()
         assert ("95% interval" in own.describe()) is (protocol == "clean")
@@ -158,7 +159,7 @@ def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, cap
     def fail(path: Path, _content: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("flowformer.train.folder.write_atomically", fail)
+    monkeypatch.setattr("flowformer.train.records.write_atomically", fail)
     result = MethodResult(test_accuracy=0.9876, seconds=1.0)
     with pytest.raises(OSError, match=r"predictions\.csv"):
         result.keep_tested(RunFolder(tmp_path), "")
@@ -168,9 +169,9 @@ def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, cap
 def test_a_run_of_another_kind_is_named_with_what_reads_it(tmp_path):
     (tmp_path / "config.json").write_text('{"task": "images"}')
     with pytest.raises(
-        ValueError, match=r"a run on images, .*flowformer\.tasks\.vision_run\.load_vision_run reads"
+        ValueError, match=r"a run on images, .*flowformer\.train\.run\.load_run reads runs of every"
     ):
-        load_run(tmp_path)
+        Series.load(tmp_path)
 
 
 def test_the_published_protocol_needs_a_test_set(tmp_path, tiny_config, waves):
@@ -289,23 +290,23 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_written(
 def test_a_run_on_series_given_in_python_takes_no_named_ones_for_them(
     tmp_path, tiny_config, waves, write_ts
 ):
-    named = TimeSeriesDataConfig(dataset="JapaneseVowels", max_length=29)
+    named = SeriesDataConfig(dataset="JapaneseVowels", max_length=29)
     run = tmp_path / "run"
     config = replace(tiny_config(), data=named)
     train(config, run, data=waves)
-    assert load_run(run).config.data == TimeSeriesDataConfig(max_length=29)
+    assert load_run(run).config.data == SeriesDataConfig(max_length=29)
     given = "run was trained on series given in Python"
     with pytest.raises(ValueError, match=f"{given}: give a labelled"):
-        evaluate_run(run)
+        Series.evaluate(run)
     with pytest.raises(ValueError, match=f"{given}: give them here too"):
-        write_run_report(run)
+        write_report(run)
     with pytest.raises(ValueError, match=f"{given}: give them again"):
         train(load_run(run).config, run, resume=True)
     with pytest.raises(ValueError, match=r"data\.dataset was None, got JapaneseVowels"):
         train(config, run, resume=True)
-    assert evaluate_run(run, write_ts(waves, "TEST")).metrics.count == 13
-    assert write_run_report(run, data=waves).exists()
-    assert write_run_report(run, num_series=0).exists()
+    assert Series.evaluate(run, write_ts(waves, "TEST")).metrics.count == 13
+    assert write_report(run, data=waves).exists()
+    assert write_report(run, num_series=0).exists()
 
 
 @pytest.mark.parametrize("kind", ["cut-short", "code"])

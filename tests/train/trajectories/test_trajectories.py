@@ -13,14 +13,17 @@ from flowformer.compare.plan import make_plan
 from flowformer.data.trajectories.records import EnvironmentOptions, WrapperOptions
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.train.folder import RunFolder
-from flowformer.train.kinds import TRAJECTORIES
-from flowformer.train.trajectories import run as decision_run
-from flowformer.train.trajectories.config import DecisionDataConfig, DecisionEvaluationConfig
+from flowformer.train.kinds import TRAIN
+from flowformer.train.run import evaluate, load_run, train
+from flowformer.train.trajectories import study
+from flowformer.train.trajectories.config import (
+    DecisionDataConfig,
+    TrajectoriesEvaluationConfig,
+    TrajectoriesRecord,
+    TrajectoriesResult,
+)
 from flowformer.train.trajectories.data import decision_record, load_trajectories
-from flowformer.train.trajectories.folder import DecisionRecord, DecisionResult
-from flowformer.train.trajectories.run import evaluate_decision_run, load_decision_run
-from flowformer.train.trajectories.study import train
-from flowformer.train.trajectories.task import action_loss
+from flowformer.train.trajectories.study import action_loss
 from tests.train.small_trajectories import random_trajectories, tiny_decisions
 
 TARGETS = (-20.0, -60.0)
@@ -46,7 +49,7 @@ def test_a_run_leaves_its_figures_at_every_target(pendulum, tmp_path):
     mean = np.mean([float(row["return"]) for row in rows[:3]])
     assert mean == pytest.approx(first.mean)
     assert "not D4RL's v2" not in result.protocol_note  # which has no pendulum
-    assert DecisionResult.read(RunFolder(tmp_path / "run")) == result
+    assert TrajectoriesResult.read(RunFolder(tmp_path / "run")) == result
 
 
 def test_the_last_step_is_kept_whatever_it_scored(pendulum, tmp_path):
@@ -68,7 +71,7 @@ def test_discrete_actions_are_learned_too(tmp_path, form, encoder):
     )
     result = train(config, tmp_path / "run")
     assert result.outcomes[0].length >= 1
-    run = load_decision_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.preprocessing.action_space.n == 2
 
 
@@ -101,18 +104,18 @@ def test_both_forms_act_alike_while_the_window_holds_the_whole_episode(pendulum,
 
 def test_a_finished_run_acts_again_as_before(pendulum, tmp_path):
     train(tiny_decisions(pendulum, evaluation={"targets": TARGETS}), tmp_path / "run")
-    evaluation = evaluate_decision_run(tmp_path / "run")
+    evaluation = evaluate(tmp_path / "run")
     assert not evaluation.differs
     assert "the same" in evaluation.describe()
     with pytest.raises(ValueError, match="tested in its environment"):
-        evaluate_decision_run(tmp_path / "run", tmp_path / "x.hdf5")
+        evaluate(tmp_path / "run", tmp_path / "x.hdf5")
 
 
 def test_targets_and_references_are_those_of_the_data_unless_given(pendulum, tmp_path):
     data = load_trajectories(DecisionDataConfig(path=pendulum))
     config = tiny_decisions(pendulum, evaluation={"references": (-300.0, -10.0)})
     train(config, tmp_path / "run")
-    record = DecisionRecord.read(RunFolder(tmp_path / "run"))
+    record = TrajectoriesRecord.read(RunFolder(tmp_path / "run"))
     assert record.targets == (data.returns.max(), (data.returns.max() + data.returns.mean()) / 2)
     assert record.references == (-300.0, -10.0)
     assert record.data_mean == pytest.approx(data.returns.mean())
@@ -154,10 +157,8 @@ def test_a_model_acts_in_the_environment_that_the_data_were_collected_in(tmp_pat
     assert outcome.mean <= -7
     assert result.env == "Pendulum-v1 (g=0.5, 7 steps, in ClipReward)"
     made = []
-    monkeypatch.setattr(
-        decision_run, "evaluate_returns", lambda _, make, **__: made.append(make()) or ()
-    )
-    evaluate_decision_run(tmp_path / "run")
+    monkeypatch.setattr(study, "evaluate_returns", lambda _, make, **__: made.append(make()) or ())
+    evaluate(tmp_path / "run")
     assert made[0].unwrapped.g == 0.5
     assert made[0].spec.max_episode_steps == 7
 
@@ -181,7 +182,7 @@ def test_a_run_of_old_whose_record_has_no_options_is_read(pendulum, tmp_path):
     for name in ("time_limit", "num_actions", "action_bounds"):
         del record["config"]["data"][name]
     run.config.write_text(json.dumps(record))
-    assert not evaluate_decision_run(run.root).differs
+    assert not evaluate(run.root).differs
 
 
 def test_episodes_of_two_sets_join(pendulum, tmp_path):
@@ -219,7 +220,7 @@ def test_a_run_goes_on_with_the_numbers_that_it_began_with(pendulum, tmp_path):
     folder.config.write_text(json.dumps(record | {"targets": TARGETS}))
     folder.result.unlink()
     result = train(config, folder.root, resume=True)
-    assert load_decision_run(folder.root).preprocessing.state_std[0] == 1e-6
+    assert load_run(folder.root).preprocessing.state_std[0] == 1e-6
     assert [each.target for each in result.outcomes] == list(TARGETS)
 
 
@@ -265,7 +266,7 @@ def test_behaviour_cloning_is_a_method_of_comparisons(pendulum, tmp_path):
         [config], {"flow": {}, "behaviour-cloning": {}}, seeds=1, root=tmp_path / "comparison"
     )
     flow, cloning = (run.request for run in plan.runs)
-    assert flow.function == cloning.function == TRAJECTORIES.train
+    assert flow.function == cloning.function == TRAIN
     models = [each.config.model for each in (flow, cloning)]
     assert isinstance(models[0], DecisionModelConfig)
     assert isinstance(models[1], DecisionModelConfig)
@@ -283,4 +284,4 @@ def test_behaviour_cloning_is_a_method_of_comparisons(pendulum, tmp_path):
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        DecisionEvaluationConfig(**settings)
+        TrajectoriesEvaluationConfig(**settings)

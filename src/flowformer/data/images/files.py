@@ -25,7 +25,7 @@ _TOLD_BY_CONTENT = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIF
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB of 8 bits, upright.
+    """Read an image as RGB of 8 bits, upright.
 
     The orientation that EXIF tells is applied; grey of 16 bits is divided by 257; what is
     transparent is laid on white; CMYK, palettes and others are converted as Pillow does; of several
@@ -43,7 +43,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def require_images(paths: Sequence[Path]) -> None:
-    """Reads each file whole, to find one that is damaged before a training rather than after.
+    """Read each file whole, to find one that is damaged before a training rather than after.
 
     Raises:
         ValueError: what `read_image` raises, of the first such file.
@@ -64,7 +64,7 @@ def require_images(paths: Sequence[Path]) -> None:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its suffix or, with another one or none, by its first bytes."""
+    """Return whether a file is an image by its suffix, or with another one by its first bytes."""
     if path.suffix.lower() in _suffixes():
         return True
     if not path.is_file():  # a pipe, which nobody may write to, or a link that leads nowhere

@@ -1,23 +1,18 @@
 """Images with a class each: folders of image files, and Fashion-MNIST."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from flowformer.data.files.folders import (
-    files_below,
-    find_parts,
-    is_hidden,
-    subfolders,
-    warn_of_rest,
-)
+from flowformer.data.arrays import stratified_indices
+from flowformer.data.files import files_below, find_parts, is_hidden, subfolders, warn_of_rest
+from flowformer.data.images.fashion_mnist import FASHION_CLASSES, read_fashion_mnist
 from flowformer.data.images.files import Image, is_image, read_image, require_images
-from flowformer.data.images.idx import FASHION_CLASSES, read_fashion_mnist
-from flowformer.data.order.splits import stratified_indices
+from flowformer.data.options import ImageSetName
 
 _NAMED = 5  # classes that a message lists
 
@@ -29,7 +24,7 @@ class ImageSplit:
     Attributes:
         images: paths of files, which are read as RGB when asked for; or grey values.
         labels: the class of each.
-        name: of the part, for messages.
+        name: name of the part, for messages.
     """
 
     images: tuple[Path, ...] | UInt8[np.ndarray, "n h w"]
@@ -37,11 +32,11 @@ class ImageSplit:
     name: str
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """The image at a place: RGB of a file, grey of an array.
+        """Return the image at a place: RGB of a file, grey of an array.
 
         Raises:
             ValueError: what `read_image` raises.
@@ -50,18 +45,18 @@ class ImageSplit:
         return read_image(image) if isinstance(image, Path) else Image.fromarray(image)
 
     def place(self, index: int) -> str:
-        """What the image at a place is called: its path, or its number."""
+        """Return what the image at a place is called: its path, or its number."""
         image = self.images[index]
         return str(image) if isinstance(image, Path) else f"{self.name}[{index}]"
 
     def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "ImageSplit":
-        """Those at some places, in that order, under another name."""
+        """Return those at some places, in that order, under another name."""
         images = self.images
         chosen = images[indices] if isinstance(images, np.ndarray) else _at(images, indices)
         return ImageSplit(images=chosen, labels=self.labels[indices], name=name)
 
     def require_readable(self) -> None:
-        """Reads every file once.
+        """Read every file once.
 
         Raises:
             ValueError: one is no image, or damaged; the message names it.
@@ -75,9 +70,9 @@ class ImageData:
     """A data set of images.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         classes: what each label means.
-        channels: of every image: 1 for grey, 3 for RGB.
+        channels: channels of every image: 1 for grey, 3 for RGB.
         train: to train on.
         validation: to choose the epoch by, where the set has one beside a test part.
         test: to test on, where there is one.
@@ -92,7 +87,7 @@ class ImageData:
 
 
 def load_image_folder(path: Path) -> ImageData:
-    """Reads which images a folder has: PATH/train/CLASS/*, and val and test likewise.
+    """Read which images a folder has: PATH/train/CLASS/*, and val and test likewise.
 
     The validation part may be called `val`, `valid`, `validation` or `dev`. Of two parts beside
     `train`, it is the validation part and `test` the test part; of one alone, it is the test part:
@@ -139,7 +134,7 @@ def load_image_folder(path: Path) -> ImageData:
 
 
 def load_labelled_images(path: Path, classes: tuple[str, ...]) -> ImageSplit:
-    """Reads which images a folder has of known classes: PATH/CLASS/IMAGE.
+    """Read which images a folder has of known classes: PATH/CLASS/IMAGE.
 
     Raises:
         FileNotFoundError: there is no such folder, it has no classes, or one without images.
@@ -156,8 +151,8 @@ def load_fashion_mnist_images(
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey images of 28 × 28 pixels.
 
     Args:
-        folder: see `flowformer.data.images.idx.read_fashion_mnist`.
-        cache: likewise.
+        folder: with the idx files; see `flowformer.data.images.fashion_mnist.read_fashion_mnist`.
+        cache: where the package's files are kept.
 
     Raises:
         FileNotFoundError: what `read_fashion_mnist` raises.
@@ -171,10 +166,10 @@ def load_fashion_mnist_images(
 
 
 def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
-    """Sets a stratified part of the training images aside, where there is no validation part yet.
+    """Set a stratified part of the training images aside, where there is no validation part yet.
 
     Raises:
-        ValueError: what `flowformer.data.order.splits.stratified_indices` raises.
+        ValueError: what `flowformer.data.arrays.stratified_indices` raises.
     """
     if data.validation is not None:
         return data
@@ -235,3 +230,16 @@ def _at(images: Sequence[Path], indices: Int64[np.ndarray, " m"]) -> tuple[Path,
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _own_images(path: Path | None) -> ImageData:
+    if path is None:
+        raise ValueError("no images to train on: give data.path, a folder with train/CLASS/IMAGE")
+    return load_image_folder(path)
+
+
+# What reads each set, from a folder or from where the set is fetched.
+IMAGE_SETS: dict[ImageSetName, Callable[[Path | None], ImageData]] = {
+    "folder": _own_images,
+    "fashion-mnist": load_fashion_mnist_images,
+}

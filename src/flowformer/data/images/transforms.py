@@ -1,8 +1,4 @@
-"""From images to what a model reads: the same way for every use, and with chance in training.
-
-Chance is a function of a key (seed, epoch, index): the order in which images are asked for, the
-process that reads them and a run that was stopped in between change nothing.
-"""
+"""From images to what a model reads: preprocessing, chance in training, and mixing."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +9,19 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+
+from flowformer.data.arrays import centred_only_where_constant
+from flowformer.data.images.records import ImageSplit
+from flowformer.data.loaders import own_randomness
+from flowformer.data.order import EpochSampler
 
 try:
     from PIL import Image
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.data.mixup import Mixup, mixup_target
     from timm.data.transforms_factory import create_transform
     from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
     from torchvision.transforms import functional as F
@@ -28,11 +30,6 @@ except ImportError as error:
     raise ImportError(
         "timm and torchvision are needed to train on images: pip install 'flowformer[vision]'"
     ) from error
-
-from flowformer.data.files.arrays import centred_only_where_constant
-from flowformer.data.images.records import ImageSplit
-from flowformer.data.order.epochs import EpochSampler
-from flowformer.data.randomness import own_randomness
 
 RESIZE = 256 / 224  # the short side before the square is cut out of it, as ImageNet is evaluated
 _MAX_RATIO = 8  # of an image's sides: what a square in the middle shows of a longer one is the same
@@ -50,8 +47,8 @@ class ImagePreprocessing:
         image_size: pixels on each side of what the model reads.
         resize: pixels that the shorter side is brought to first; the square in the middle is cut
             out then. Where it is less than `image_size`, black is put around.
-        mean: of each channel, with values in [0, 1], subtracted; one for grey, three for RGB.
-        std: of each channel, divided by.
+        mean: mean of each channel, with values in [0, 1], subtracted; one for grey, three for RGB.
+        std: deviation of each channel, divided by.
     """
 
     image_size: int
@@ -97,11 +94,11 @@ class ImagePreprocessing:
         return len(self.mean)
 
     def apply(self, image: Image.Image) -> Float32[Tensor, "c h w"]:
-        """The square in the middle of an image of any size, normalised."""
+        """Return the square in the middle of an image of any size, normalised."""
         return self.normalise(self.square(image))
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The square in the middle, grey or RGB."""
+        """Return the square in the middle, grey or RGB."""
         shown = within_ratio(image.convert("L" if self.channels == 1 else "RGB"))
         # torchvision's types tell of tensors alone.
         resized: Any = F.resize(cast(Any, shown), [self.resize], InterpolationMode.BICUBIC)
@@ -114,7 +111,7 @@ class ImagePreprocessing:
 
 
 def within_ratio(image: Image.Image) -> Image.Image:
-    """An image without the ends of sides that are very long beside the other.
+    """Return an image without the ends of sides that are very long beside the other.
 
     A strip of 1 × 10,000 pixels whose short side is brought to 256 would take gigabytes.
     """
@@ -186,21 +183,20 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     Args:
         split: the images.
         transform: makes one of them what the model reads.
-        seed: of the chance in it.
+        seed: seed of the chance in it.
     """
 
     def __init__(self, split: ImageSplit, transform: Transform, *, seed: int = 0) -> None:
-        """Keeps its parts."""
         self._split = split
         self._transform = transform
         self._seed = seed
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._split)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """The image of a place, or of an epoch and a place: then with that epoch's chance.
+        """Return the image of a place, or of an epoch and a place: then with that epoch's chance.
 
         Raises:
             ValueError: what `read_image` raises.
@@ -222,7 +218,7 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         split: the images, in an array.
         preprocessing: fitted on those to train on.
         shift: pixels by which they are shifted by chance at most, and flipped; None for neither.
-        seed: of the chance.
+        seed: seed of the chance.
     """
 
     def __init__(
@@ -233,7 +229,7 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         shift: int | None,
         seed: int = 0,
     ) -> None:
-        """Puts black around the images."""
+        """Put black around the images."""
         images, size = split.images, preprocessing.image_size
         assert isinstance(images, np.ndarray)
         self._shift, self._flips = shift or 0, shift is not None
@@ -250,15 +246,15 @@ class GreyDataset(Dataset[dict[str, Tensor]]):
         self._labels = torch.from_numpy(split.labels)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._labels)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """One of them; see `ImageDataset`."""
+        """Return one of them; see `ImageDataset`."""
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, Tensor]:
-        """Several of them, as a batch: for `DataLoader(collate_fn=as_it_is)`."""
+        """Return several of them, as a batch: for `DataLoader(collate_fn=as_it_is)`."""
         pairs = [(0, key) if isinstance(key, int) else key for key in keys]
         places = np.array([index for _, index in pairs])
         top, left, flip = np.stack([self._draw(epoch)[index] for epoch, index in pairs]).T
@@ -289,19 +285,19 @@ class EpochKeys(Sampler[tuple[int, int]]):
 
     Args:
         size: number of images.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        """Starts at the beginning of epoch 0."""
+        """Start at the beginning of epoch 0."""
         self._order = EpochSampler(size, seed)
 
     def __len__(self) -> int:
-        """Images in an epoch."""
+        """Return the number of images in an epoch."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The keys of this epoch."""
+        """Return the keys of this epoch."""
         return ((self._order.epoch, index) for index in self._order)
 
     def set_epoch(self, epoch: int) -> None:
@@ -311,7 +307,7 @@ class EpochKeys(Sampler[tuple[int, int]]):
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Makes what `random`, NumPy and torch (on the CPU) draw in the block a function of the key.
+    """Make what `random`, NumPy and torch (on the CPU) draw in the block a function of the key.
 
     Afterwards they go on as if nothing had been drawn.
     """
@@ -328,3 +324,44 @@ def seeded(*key: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
+
+
+class Mixing:
+    """Makes of images and classes mixed images and distributions over the classes.
+
+    Mixup (Zhang et al. 2018) adds two images, CutMix (Yun et al. 2019) puts a rectangle of one into
+    the other; one or the other for a whole batch, whose first image is mixed with its last and so
+    on. What is drawn is a function of a key.
+
+    Args:
+        num_classes: classes of the labels.
+        mixup: parameter of the Beta distribution of mixup's weights; 0 for none.
+        cutmix: that of the area of CutMix; 0 for none.
+        label_smoothing: probability that is spread over all classes.
+    """
+
+    def __init__(
+        self, num_classes: int, *, mixup: float, cutmix: float, label_smoothing: float
+    ) -> None:
+        self._num_classes = num_classes
+        self._smoothing = label_smoothing
+        self._mixup = None
+        if mixup > 0 or cutmix > 0:
+            self._mixup = Mixup(
+                mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes
+            )
+
+    def __call__(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], *key: int
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
+        """Return the batch mixed.
+
+        Args:
+            images: an even number of them, where there is mixup or CutMix; they are left alone.
+            labels: their classes.
+            key: key of what is drawn.
+        """
+        if self._mixup is None:
+            return images, mixup_target(labels, self._num_classes, smoothing=self._smoothing)
+        with seeded(*key):
+            return self._mixup(images.clone(), labels)

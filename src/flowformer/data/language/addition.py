@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowformer.data.language.batches import NO_TARGET
+from flowformer.data.language.batches import IGNORED
 
 VOCAB_SIZE = 10  # a token is a digit
 _MAX_DIGITS = 3  # the problems are listed, all 10^(2·digits) of them
@@ -26,7 +26,7 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
     test, and are the published ones with the published seed.
 
     Attributes:
-        digits: of a and of b.
+        digits: digits of a and of b.
         problems: int64 [n, 2], a and b.
     """
 
@@ -35,11 +35,11 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
 
         Args:
             part: "train" or "test".
-            digits: Of a and of b, from 1 to 3.
-            seed: Of the split; the published one by default.
+            digits: digits of a and of b, from 1 to 3.
+            seed: seed of the split; the published one by default.
 
         Raises:
-            ValueError: Another part, or another number of digits.
+            ValueError: another part, or another number of digits.
         """
         if part not in ("train", "test"):
             raise ValueError(f"part must be train or test, got {part!r}")
@@ -53,11 +53,11 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
         self.problems = torch.stack([chosen // 10**digits, chosen % 10**digits], dim=1)
 
     def __len__(self) -> int:
-        """Number of problems."""
+        """Return the number of problems."""
         return len(self.problems)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A problem as tokens, and what is to be predicted."""
+        """Return a problem as tokens, and what is to be predicted."""
         a, b = self.problems[index].tolist()
         width = self.digits
         tokens = torch.tensor(
@@ -65,11 +65,11 @@ class AdditionProblems(Dataset[dict[str, Tensor]]):
             + [int(one) for one in reversed(f"{a + b:0{width + 1}}")]
         )
         targets = tokens[1:].clone()
-        targets[: 2 * width - 1] = NO_TARGET
+        targets[: 2 * width - 1] = IGNORED
         return {"input_ids": tokens[:-1], "targets": targets}
 
     def prompts(self) -> Tensor:
-        """The digits of a and b of every problem, int64 [n, 2·digits]."""
+        """Return the digits of a and b of every problem, int64 [n, 2·digits]."""
         powers = 10 ** torch.arange(self.digits - 1, -1, -1)
         return (self.problems[:, :, None] // powers % 10).flatten(1)
 
@@ -103,14 +103,14 @@ def count_exact(
     """Let a model add, and count the sums that are right.
 
     Args:
-        generate: Takes prompts int64 [b, 2·digits] and a number of tokens, and returns that many
+        generate: takes prompts int64 [b, 2·digits] and a number of tokens, and returns that many
             more, without the prompts: int [b, digits + 1], the sum from its last digit on.
-        problems: To solve.
-        batch_size: Problems at a time.
-        max_mistakes: How many wrong ones to return.
+        problems: the problems to solve.
+        batch_size: problems at a time.
+        max_mistakes: how many wrong ones to return.
 
     Raises:
-        ValueError: What `generate` returns has another shape.
+        ValueError: what `generate` returns has another shape.
     """
     width = problems.digits + 1
     powers = 10 ** torch.arange(width)

@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from flowformer.data.language.tokens import TokenArray
 
-# The target of a place that has none: what `torch.nn.functional.cross_entropy` leaves out.
-NO_TARGET = -100
+IGNORED = -100  # the target that a loss leaves out, as torch's cross-entropy does
 
 
 class ContiguousBlocks(Dataset[dict[str, Tensor]]):
@@ -27,8 +26,8 @@ class ContiguousBlocks(Dataset[dict[str, Tensor]]):
         """Count the blocks.
 
         Args:
-            tokens: The text.
-            length: Of a block.
+            tokens: the text.
+            length: length of a block.
 
         Raises:
             ValueError: `length` is below 1, or the text does not fill a block and its last target.
@@ -45,11 +44,11 @@ class ContiguousBlocks(Dataset[dict[str, Tensor]]):
         self.dropped = (len(tokens) - 1) % length
 
     def __len__(self) -> int:
-        """Number of whole blocks."""
+        """Return the number of whole blocks."""
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A block and its targets."""
+        """Return a block and its targets."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected one of {len(self)} blocks, got {index}")
         start = index * self.length
@@ -69,28 +68,28 @@ class PackedDocuments(Dataset[dict[str, Tensor]]):
         """Count the blocks.
 
         Args:
-            tokens: The text.
-            length: Of a block.
+            tokens: the text.
+            length: length of a block.
 
         Raises:
-            ValueError: What `ContiguousBlocks` raises.
+            ValueError: what `ContiguousBlocks` raises.
         """
         self.blocks = ContiguousBlocks(tokens, length)
         self.ends = tokens.documents[1:]
 
     def __len__(self) -> int:
-        """Number of whole blocks."""
+        """Return the number of whole blocks."""
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A block, its targets and its documents."""
+        """Return a block, its targets and its documents."""
         item = self.blocks[index]
         start = index * self.blocks.length
         places = np.arange(start, start + self.blocks.length)
         # Of each token, and of its target: the number of documents that end at or before it.
         document = np.searchsorted(self.ends, places, side="right")
         crosses = np.searchsorted(self.ends, places + 1, side="right") != document
-        item["targets"] = item["targets"].masked_fill(torch.from_numpy(crosses), NO_TARGET)
+        item["targets"] = item["targets"].masked_fill(torch.from_numpy(crosses), IGNORED)
         item["segments"] = torch.from_numpy(document - document[0])
         return item
 
@@ -99,7 +98,7 @@ def collate_packed(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Put packed blocks behind each other, as one row.
 
     Args:
-        batch: Items of `PackedDocuments`.
+        batch: items of `PackedDocuments`.
 
     Returns:
         `input_ids` and `targets` int64 [1, total], and `cu_seqlens` int32 [documents + 1]: where

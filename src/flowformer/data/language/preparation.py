@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from flowformer.data.cache import preparing, require_empty, require_same
 from flowformer.data.language.tokenizers import KINDS, Tokenizer, load_tokenizer, train_tokenizer
 from flowformer.data.language.tokens import (
     META,
@@ -22,7 +23,7 @@ from flowformer.data.language.tokens import (
     open_text,
     read_meta,
 )
-from flowformer.files import locked, write_atomically
+from flowformer.files import write_atomically
 
 # Characters encoded at a time: a list of tokens takes some 40 bytes for each.
 _PIECE = 2**20
@@ -40,11 +41,11 @@ class TextSource(Protocol):
         ...
 
     def documents(self, part: str) -> Iterator[str]:
-        """The documents of a part, always in the same order."""
+        """Return the documents of a part, always in the same order."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What its content follows from, as JSON has it: files with checksums, seeds, versions."""
+        """Return what its content follows from, as JSON: files with checksums, seeds, versions."""
         ...
 
 
@@ -64,19 +65,19 @@ def prepare_text(
     and ends with the same bytes as one that was not.
 
     Args:
-        corpus: Its documents; one without a line end gets one.
-        folder: An empty folder or a new one, or one prepared with the same settings.
-        tokenizer: A kind to train on the training part (see `train_tokenizer`), a file or folder
-            to load (see `load_tokenizer`), or a tokenizer.
-        vocab_size: Of the tokenizer that is trained.
-        min_count: Of the tokenizer that is trained.
-        shard_tokens: A shard ends with the document that fills it.
-        progress: Called with a part and what it holds so far: about once a second, and at its end.
+        corpus: its documents; one without a line end gets one.
+        folder: an empty folder or a new one, or one prepared with the same settings.
+        tokenizer: a kind to train on the training part (see `train_tokenizer`), a file or folder to
+            load (see `load_tokenizer`), or a tokenizer.
+        vocab_size: size of the vocabulary, of a tokenizer that is trained.
+        min_count: least count of a symbol, of a tokenizer that is trained.
+        shard_tokens: a shard ends with the document that fills it.
+        progress: called with a part and what it holds so far: about once a second, and at its end.
 
     Raises:
-        FileExistsError: The folder holds something else.
+        FileExistsError: the folder holds something else.
         ImportError: tokenizers is missing, and subwords are asked for.
-        ValueError: The folder was prepared with other settings, which the message names; a part is
+        ValueError: the folder was prepared with other settings, which the message names; a part is
             empty; `vocab_size` or `min_count` beside a tokenizer that is not trained; or what
             `train_tokenizer`, `load_tokenizer` and `open_text` raise.
     """
@@ -99,8 +100,7 @@ def prepare_text(
         "shard_tokens": shard_tokens,
     }
     if not (folder / META).is_file() or not read_meta(folder).complete:
-        # Beside the folder, which may hold nothing else: who comes second finds the text prepared.
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with preparing(folder):
             _prepare(corpus, folder, settings, tokenizer, given, progress)
     _begin(folder, settings)
     return open_text(folder)
@@ -149,28 +149,14 @@ def _given(tokenizer: str | Path | Tokenizer) -> Tokenizer:
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> Meta:
-    """The journal of a folder: what is there already, or a new one."""
+    """Return the journal of a folder: what is there already, or a new one."""
     if not (folder / META).is_file():
-        # A process killed in its first write leaves a hidden file.
-        others = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
-        if others:
-            raise FileExistsError(
-                f"expected an empty folder or a prepared text, and {folder} has {others[0]}"
-            )
+        require_empty(folder, instead="a prepared text")
         meta = Meta(settings=settings)
         write_atomically(folder / META, meta.to_json())
         return meta
     meta = read_meta(folder)
-    differences = [
-        f"{name} is {_short(meta.settings.get(name))} there, {_short(value)} asked for"
-        for name, value in settings.items()
-        if meta.settings.get(name) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"{folder} was prepared with other settings: {'; '.join(differences)}. "
-            "Take another folder, or delete this one"
-        )
+    require_same(folder, meta.settings, settings, what="settings")
     return meta
 
 
@@ -213,7 +199,7 @@ def _write_part(
 
 
 def _documents(corpus: TextSource, part: str) -> Iterator[str]:
-    """Its documents, less those without a character; each ends with a line end."""
+    """Return its documents, less those without a character; each ends with a line end."""
     for text in corpus.documents(part):
         if text and not text.isspace():
             yield text if text.endswith("\n") else text + "\n"
@@ -253,8 +239,3 @@ def _count(text: str, tokens: NDArray[np.unsignedinteger], unknown: int | None) 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from flowformer.data.options import TokenizerKind
 from flowformer.files import parse_json, write_atomically
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import tokenizers
 
-Kind = Literal["char", "byte", "word", "bpe"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = get_args(TokenizerKind)
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
 # The end of a document, by the names that files in use have; the first is ours and GPT-2's.
@@ -44,25 +45,25 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, and of nothing else: no token is added at either end.
+        """Return the tokens of a text, and of nothing else: no token is added at either end.
 
         What the text spells like a special token (<|endoftext|>, <eos>) is text as well.
         """
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """All of it as text, for `load_tokenizer`."""
+        """Return all of it as text, for `load_tokenizer`."""
 
     def encode_document(self, text: str) -> list[int]:
-        """The tokens of a whole document, which ends with a line end."""
+        """Return the tokens of a whole document, which ends with a line end."""
         return self.encode(text)
 
     def unknown_parts(self, text: str) -> list[str]:
-        """The characters or words of a text that the vocabulary lacks, each once."""
+        """Return the characters or words of a text that the vocabulary lacks, each once."""
         del text
         return []
 
@@ -78,15 +79,15 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 256
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
+        """Return the bytes of a text."""
         return list(text.encode())
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of bytes; those that are no UTF-8 become U+FFFD."""
+        """Return the text of bytes; those that are no UTF-8 become U+FFFD."""
         return bytes(ids).decode(errors="replace")
 
     def to_json(self) -> str:
-        """Its kind: there is nothing else."""
+        """Return its kind: there is nothing else."""
         return _to_json(self.kind, [])
 
 
@@ -99,7 +100,7 @@ class SymbolTokenizer(Tokenizer):
         """Number the symbols.
 
         Args:
-            symbols: All of them, <unk> first.
+            symbols: all of them, <unk> first.
 
         Raises:
             ValueError: <unk> is not first, or a symbol comes twice.
@@ -119,10 +120,10 @@ class SymbolTokenizer(Tokenizer):
     @staticmethod
     @abstractmethod
     def split(text: str) -> Sequence[str]:
-        """What of a text the symbols stand for."""
+        """Return what of a text the symbols stand for."""
 
     def unknown_parts(self, text: str) -> list[str]:
-        """The characters or words of a text that the vocabulary lacks, each once.
+        """Return the characters or words of a text that the vocabulary lacks, each once.
 
         WikiText has <unk> in its own text: whoever writes it means it.
         """
@@ -130,7 +131,7 @@ class SymbolTokenizer(Tokenizer):
         return [part for part in dict.fromkeys(self.split(text)) if part not in known]
 
     def to_json(self) -> str:
-        """Its kind and symbols."""
+        """Return its kind and symbols."""
         return _to_json(self.kind, self.symbols)
 
 
@@ -140,17 +141,17 @@ class CharacterTokenizer(SymbolTokenizer):
     kind = "char"
 
     def encode(self, text: str) -> list[int]:
-        """The characters of a text; one that the vocabulary lacks is <unk>."""
+        """Return the characters of a text; one that the vocabulary lacks is <unk>."""
         find = self._known.get
         return [find(character, 0) for character in text]
 
     @staticmethod
     def split(text: str) -> Sequence[str]:
-        """The characters of a text."""
+        """Return the characters of a text."""
         return text
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of characters; <unk> becomes U+FFFD."""
+        """Return the text of characters; <unk> becomes U+FFFD."""
         return "".join(self.symbols[token] if token else "\ufffd" for token in ids)
 
 
@@ -165,10 +166,10 @@ class WordTokenizer(SymbolTokenizer):
         """Number the symbols.
 
         Args:
-            symbols: All of them, <unk> and <eos> first.
+            symbols: all of them, <unk> and <eos> first.
 
         Raises:
-            ValueError: They do not begin so, or a symbol comes twice.
+            ValueError: they do not begin so, or a symbol comes twice.
         """
         super().__init__(symbols)
         if self.symbols[1:2] != [END_OF_LINE]:
@@ -177,7 +178,7 @@ class WordTokenizer(SymbolTokenizer):
             )
 
     def encode(self, text: str) -> list[int]:
-        """The words of a text, and <eos> at each line end."""
+        """Return the words of a text, and <eos> at each line end."""
         find = self._known.get
         *lines, rest = text.split("\n")
         tokens: list[int] = []
@@ -189,11 +190,11 @@ class WordTokenizer(SymbolTokenizer):
 
     @staticmethod
     def split(text: str) -> Sequence[str]:
-        """The words of a text."""
+        """Return the words of a text."""
         return text.split()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words with a blank between them, and line ends."""
+        """Return the words with a blank between them, and line ends."""
         words = ("\n" if token == 1 else self.symbols[token] for token in ids)
         return " ".join(words).replace(" \n ", "\n").replace("\n ", "\n").replace(" \n", "\n")
 
@@ -205,15 +206,15 @@ class SubwordTokenizer(Tokenizer):
         """Read its JSON.
 
         Args:
-            text: The content of a `tokenizer.json`.
+            text: the content of a `tokenizer.json`.
 
         Raises:
             ImportError: tokenizers is missing.
-            ValueError: The library does not read it.
+            ValueError: the library does not read it.
         """
-        library = _import_tokenizers()
+        tokenizers = library("tokenizers", "for subwords", extra="language")
         with _named("the tokenizers library cannot read this"):
-            self._tokenizer = library.Tokenizer.from_str(text)
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # those that a text spells out, as text
@@ -229,7 +230,7 @@ class SubwordTokenizer(Tokenizer):
         self._special = special - {self.unknown_id, None}
 
     def encode(self, text: str) -> list[int]:
-        """The subwords of a text."""
+        """Return the subwords of a text."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if self._special.isdisjoint(ids):
             return ids
@@ -237,14 +238,14 @@ class SubwordTokenizer(Tokenizer):
         return [number for one in ids for number in self._spelled(one)]
 
     def _spelled(self, number: int) -> list[int]:
-        """A token; in place of a special one those of its characters."""
+        """Return a token; in place of a special one those of its characters."""
         if number not in self._special:
             return [number]
         model, characters = self._tokenizer.model, self._tokenizer.id_to_token(number)
         return [token.id for character in characters for token in model.tokenize(character)]
 
     def unknown_parts(self, text: str) -> list[str]:
-        """What of a text the vocabulary lacks, each once."""
+        """Return what of a text the vocabulary lacks, each once."""
         if self.unknown_id is None:
             return []
         found = self._tokenizer.encode(text, add_special_tokens=False)
@@ -252,20 +253,20 @@ class SubwordTokenizer(Tokenizer):
         return list(dict.fromkeys(text[slice(*at)] for one, at in places if one == self.unknown_id))
 
     def encode_document(self, text: str) -> list[int]:
-        """The subwords of a document, and the end of it."""
+        """Return the subwords of a document, and the end of it."""
         return [*self.encode(text), *(() if self.end_id is None else (self.end_id,))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of subwords, special tokens included."""
+        """Return the text of subwords, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """The library's JSON."""
+        """Return the library's JSON."""
         return self._tokenizer.to_str(pretty=False)
 
 
 def _unknown_of(model: dict[str, Any], find: Callable[[str], int | None]) -> int | None:
-    """The token of what a vocabulary lacks: told by its text, or of pieces by its number."""
+    """Return the token of what a vocabulary lacks: told by its text, or of pieces by its number."""
     unknown = model.get("unk_token")
     return model.get("unk_id") if unknown is None else find(unknown)
 
@@ -288,14 +289,14 @@ def train_tokenizer(
             "word": the words between white space, the most frequent first (by spelling where
             equally frequent), with <unk> and <eos> before them; WikiText-103 gives 267,735. "bpe":
             byte-level pairs as GPT-2 has them, with <|endoftext|>.
-        texts: The training part, in pieces.
-        vocab_size: How many tokens there may be, <unk>, <eos> and <|endoftext|> included; by
+        texts: the training part, in pieces.
+        vocab_size: how many tokens there may be, <unk>, <eos> and <|endoftext|> included; by
             default as many as there are characters or words, and 50,257 for "bpe".
-        min_count: What is rarer than this is left out; of pairs, not merged.
+        min_count: what is rarer than this is left out; of pairs, not merged.
 
     Raises:
         ImportError: tokenizers is missing; "bpe" needs it.
-        ValueError: No such kind; too small a `vocab_size` or `min_count`; one of them for "byte";
+        ValueError: no such kind; too small a `vocab_size` or `min_count`; one of them for "byte";
             or the text is empty.
     """
     if kind not in KINDS:
@@ -338,14 +339,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.
 
     Args:
-        path: A file of ours or of the `tokenizers` library; or a folder with a `tokenizer.json`,
-            or with a vocabulary and its merges: GPT-2's `encoder.json` and `vocab.bpe`, or
+        path: a file of ours or of the `tokenizers` library; or a folder with a `tokenizer.json`, or
+            with a vocabulary and its merges: GPT-2's `encoder.json` and `vocab.bpe`, or
             `vocab.json` and `merges.txt`.
 
     Raises:
-        FileNotFoundError: There is no such file, or none of them in the folder.
+        FileNotFoundError: there is no such file, or none of them in the folder.
         ImportError: tokenizers is missing, and the file is one of its kind.
-        ValueError: The file is something else; the message names it.
+        ValueError: the file is something else; the message names it.
     """
     path = Path(path)
     if path.is_dir():
@@ -386,13 +387,13 @@ def _from_json(content: dict[str, Any]) -> Tokenizer:
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> SubwordTokenizer:
-    library = _import_tokenizers()
-    tokenizer = _byte_level(library.models.BPE())
-    trainer = library.trainers.BpeTrainer(
+    tokenizers = library("tokenizers", "for subwords", extra="language")
+    tokenizer = _byte_level(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_count,
         special_tokens=[END_OF_DOCUMENT[0]],
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -400,10 +401,10 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, min_count: int) -> Subword
 
 
 def _load_pair(vocabulary: Path, merges: Path) -> SubwordTokenizer:
-    library = _import_tokenizers()
+    tokenizers = library("tokenizers", "for subwords", extra="language")
     with _named(f"{vocabulary} and {merges.name} are no tokenizer"):
         _require_own_numbers(vocabulary)
-        tokenizer = _byte_level(library.models.BPE.from_file(str(vocabulary), str(merges)))
+        tokenizer = _byte_level(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
         ends = [end for end in END_OF_DOCUMENT if tokenizer.token_to_id(end) is not None]
         tokenizer.add_special_tokens(ends[:1])
         return SubwordTokenizer(tokenizer.to_str())
@@ -433,18 +434,8 @@ def _require_own_numbers(vocabulary: Path) -> None:
 
 
 def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
-    library = _import_tokenizers()
-    tokenizer = library.Tokenizer(model)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
+    tokenizers = library("tokenizers", "for subwords", extra="language")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
-
-
-def _import_tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "tokenizers is needed for subwords: pip install 'flowformer[language]'"
-        ) from error
-    return tokenizers

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.files import parse_json
+from flowformer.serialization import from_plain
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -46,7 +47,7 @@ class Counts:
     unknown: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Both together."""
+        """Return both together."""
         return Counts(
             **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)}
         )
@@ -58,7 +59,7 @@ class Shard:
 
     Attributes:
         file: its name in the folder.
-        sha256: of its content.
+        sha256: SHA-256 of its content.
         counts: what it holds.
     """
 
@@ -67,7 +68,7 @@ class Shard:
     counts: Counts
 
     def size(self, dtype: np.dtype) -> int:
-        """Its bytes."""
+        """Return its bytes."""
         return 8 * self.counts.documents + dtype.itemsize * self.counts.tokens
 
 
@@ -77,9 +78,9 @@ class Meta:
 
     Attributes:
         settings: what the preparation was asked for.
-        vocab_size: of the tokenizer; 0 until there is one.
+        vocab_size: size of the tokenizer's vocabulary; 0 until there is one.
         complete: whether every part is there.
-        shards: of each part, in order.
+        shards: shards of each part, in order.
     """
 
     settings: dict[str, Any]
@@ -93,7 +94,7 @@ class Meta:
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
     def counts(self, part: str) -> Counts:
-        """What the shards of a part hold together."""
+        """Return what the shards of a part hold together."""
         return sum((shard.counts for shard in self.shards[part]), Counts())
 
     def to_json(self) -> str:
@@ -105,8 +106,8 @@ def read_meta(folder: Path) -> Meta:
     """Read `meta.json`.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is damaged, or another release's.
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or another release's.
     """
     path = folder / META
     if not path.is_file():
@@ -126,29 +127,15 @@ def read_meta(folder: Path) -> Meta:
 
 def _read_meta(content: dict[str, Any]) -> Meta:
     listed = content.pop("shards")
-    shards: dict[str, list[Shard]] = {
-        part: [_read_shard(shard) for shard in listed[part]] for part in PARTS
-    }
-    meta = Meta(**content, shards=shards)
-    _require_types(meta.vocab_size, meta.complete, meta.settings)
+    meta = from_plain(Meta, {**content, "shards": {}})
+    meta.shards = {part: [from_plain(Shard, one) for one in listed[part]] for part in PARTS}
+    for shard in (shard for shards in meta.shards.values() for shard in shards):
+        if Path(shard.file).name != shard.file:  # in the folder, and nowhere else
+            raise ValueError(f"expected the name of a file, got {shard.file!r}")
+        for count in asdict(shard.counts).values():
+            if not 0 <= count < _MOST:
+                raise ValueError(f"expected a count, got {count!r}")
     return meta
-
-
-def _read_shard(values: dict[str, Any]) -> Shard:
-    shard = Shard(**{**values, "counts": Counts(**values["counts"])})
-    # In the folder, and nowhere else.
-    if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
-        raise ValueError(f"expected the name of a file, got {shard.file!r}")
-    for count in asdict(shard.counts).values():
-        if type(count) is not int or not 0 <= count < _MOST:
-            raise ValueError(f"expected a count, got {count!r}")
-    return shard
-
-
-def _require_types(vocab_size: object, complete: object, settings: object) -> None:
-    known = type(vocab_size) is int and type(complete) is bool and type(settings) is dict
-    if not known:
-        raise ValueError(f"got {vocab_size=}, {complete=} and settings {type(settings).__name__}")
 
 
 _REMEDY = "delete the folder and prepare the text again"
@@ -166,9 +153,9 @@ class TokenArray:
         """Map the shards when they are first read.
 
         Args:
-            folder: Of the text.
-            shards: In order.
-            dtype: Of a token.
+            folder: folder of the text.
+            shards: the shards, in order.
+            dtype: dtype of a token.
         """
         self._folder = folder
         self._shards = list(shards)
@@ -181,7 +168,7 @@ class TokenArray:
         return {**self.__dict__, "_maps": None}
 
     def __len__(self) -> int:
-        """How many tokens there are."""
+        """Return how many tokens there are."""
         return int(self._starts[-1])
 
     @overload
@@ -189,11 +176,11 @@ class TokenArray:
     @overload
     def __getitem__(self, place: slice) -> NDArray[np.unsignedinteger]: ...
     def __getitem__(self, place: int | slice) -> int | NDArray[np.unsignedinteger]:
-        """A token, or a slice of them with step 1.
+        """Return a token, or a slice of them with step 1.
 
         Raises:
-            IndexError: There is no such token.
-            ValueError: The slice has another step.
+            IndexError: there is no such token.
+            ValueError: the slice has another step.
         """
         if isinstance(place, slice):
             start, stop, step = place.indices(len(self))
@@ -238,12 +225,12 @@ class PreparedText:
 
     Attributes:
         folder: where it lies.
-        tokenizer: of its tokens.
+        tokenizer: tokenizer of its tokens.
         settings: what it was prepared with.
         train: tokens to train on.
         validation: tokens to choose by.
         test: tokens to report.
-        counts: of each part.
+        counts: counts of each part.
     """
 
     folder: Path
@@ -255,10 +242,10 @@ class PreparedText:
     counts: dict[str, Counts]
 
     def part(self, name: str) -> TokenArray:
-        """The tokens of a part.
+        """Return the tokens of a part.
 
         Raises:
-            ValueError: No such part.
+            ValueError: no such part.
         """
         if name not in PARTS:
             raise ValueError(f"part must be one of {', '.join(PARTS)}, got {name!r}")
@@ -269,14 +256,14 @@ def open_text(folder: str | Path, *, verify: bool = True) -> PreparedText:
     """Open a prepared text.
 
     Args:
-        folder: Of the text.
-        verify: Whether to compare checksums, which reads each shard once; sizes are compared in
-            any case.
+        folder: folder of the text.
+        verify: whether to compare checksums, which reads each shard once; sizes are compared in any
+            case.
 
     Raises:
-        FileNotFoundError: There is no prepared text, or a shard is missing.
+        FileNotFoundError: there is no prepared text, or a shard is missing.
         ImportError: tokenizers is missing, and the text is one of subwords.
-        ValueError: The preparation did not end; or a file is damaged. The message names the file.
+        ValueError: the preparation did not end; or a file is damaged. The message names the file.
     """
     folder = Path(folder)
     meta = read_meta(folder)

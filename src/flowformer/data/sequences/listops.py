@@ -1,22 +1,38 @@
-"""ListOps: nested operations on lists of digits, as the Long Range Arena generates them.
+"""ListOps: nested operations on lists of digits, as the Long Range Arena generates and writes them.
 
 The task is that of Nangia and Bowman, 2018 ("ListOps: a diagnostic dataset for latent tree
 learning"), in the long form of Tay et al., 2021 ("Long Range Arena"): `[MAX 4 3 [MIN 2 3 ] 1 0 ]`
-is 4. The files of the release are read by `flowformer.data.sequences.listops_files`.
+is 4. The release's `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv` have a line `Source`,
+`Target` and then one case a line: the expression in binary brackets, `( ( ( [MAX 4 ) 3 ) ] )`, a
+tab, and its value. The round brackets say nothing that the others do not; LRA's own input pipeline
+drops them, too.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
+from flowformer.data.options import SequenceOptions
 from flowformer.data.parallel import Workers, generator_of
-from flowformer.data.sequences.records import PADDING, SequenceData, Sequences, SequenceSplit
+from flowformer.data.sequences.records import (
+    PADDING,
+    Progress,
+    SequenceData,
+    Sequences,
+    SequenceSet,
+    SequenceSplit,
+    folder_of,
+    sizes_of,
+)
+from flowformer.files import atomic_file
 
 # The operators stand in the order of `_apply`. A token's id is its place here, counted from 1.
 LISTOPS_TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *map(str, range(10)))
@@ -62,9 +78,9 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
     balanced: bool = True,
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SequenceData:
-    """Generates the data set with the grammar and the defaults of the Long Range Arena.
+    """Generate the data set with the grammar and the defaults of the Long Range Arena.
 
     An expression is an operator (`[MIN`, `[MAX`, `[MED`: the median, cut to an integer, or `[SM`:
     the sum modulo 10), 2 to `max_arguments` arguments and `]`. An argument is an expression with
@@ -80,11 +96,11 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
         sizes: cases of each part.
         min_length: a length is above this, counted in tokens: each operator, digit and `]` is one.
         max_length: a length is below this.
-        max_depth: of a digit.
-        max_arguments: of an operator.
+        max_depth: depth of a digit.
+        max_arguments: arguments of an operator.
         balanced: as many cases of each value as of any other, up to one. LRA does not balance: 0
             and 9 are about twice as frequent there as the others (False gives its distribution).
-        seed: of everything.
+        seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
         progress: called with a part and the number of cases that it has so far.
 
@@ -124,7 +140,7 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
 
 
 def listops_data(source: str, splits: Mapping[str, SequenceSplit]) -> SequenceData:
-    """The set of these parts."""
+    """Return the set of these parts."""
     return SequenceData(
         name="listops",
         source=source,
@@ -155,7 +171,7 @@ def _choose(
     seen: set[bytes],
     progress: Callable[[int], None] | None,
 ) -> list[_Case]:
-    """Takes the first candidates that are new and of a value whose quota is not filled."""
+    """Take the first candidates that are new and of a value whose quota is not filled."""
     chosen: list[_Case] = []
     left = list(quota)
     idle = 0
@@ -181,7 +197,7 @@ def _choose(
 
 
 def _block(number: int, *, part: str, seed: int, grammar: _Grammar) -> list[_Case]:
-    """Draws a block of expressions and keeps those of a right length."""
+    """Draw a block of expressions and keep those of a right length."""
     levels = _grow(generator_of(seed, part, number), grammar)
     widths, values = _fold(levels)
     lengths = widths[0]
@@ -195,8 +211,8 @@ class _Level(NamedTuple):
     """The operations at one depth of all expressions of a block, and their arguments.
 
     Attributes:
-        kinds: of the operations [n].
-        counts: of their arguments [n], which stand one after the other.
+        kinds: kinds of the operations [n].
+        counts: counts of their arguments [n], which stand one after the other.
         nested: which arguments are operations, those of the next level [m].
         digits: what the others are [m].
     """
@@ -213,7 +229,7 @@ class _Level(NamedTuple):
 
 
 def _grow(rng: np.random.Generator, grammar: _Grammar) -> list[_Level]:
-    """Draws the expressions of a block, all at once, from the outermost operators down."""
+    """Draw the expressions of a block, all at once, from the outermost operators down."""
     levels: list[_Level] = []
     lengths = np.ones(_BLOCK, int)
     owner = np.arange(_BLOCK)  # the expression that an operation belongs to
@@ -234,7 +250,7 @@ def _grow(rng: np.random.Generator, grammar: _Grammar) -> list[_Level]:
 
 
 def _fold(levels: list[_Level]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Returns how many tokens the operations of each level have, and the expressions' values."""
+    """Return how many tokens the operations of each level have, and the expressions' values."""
     widths: list[np.ndarray] = []
     width = values = np.array([], int)
     for level in reversed(levels):
@@ -253,7 +269,7 @@ def _argument_widths(level: _Level, below: np.ndarray) -> np.ndarray:
 
 
 def _apply(level: _Level, arguments: np.ndarray) -> np.ndarray:
-    """The value of each operation [n], from those of all arguments [m]."""
+    """Return the value of each operation [n], from those of all arguments [m]."""
     starts, counts = level.starts, level.counts
     operation = np.repeat(np.arange(len(counts)), counts)
     ranked = np.sort(10 * operation + arguments) % 10  # each operation's arguments, sorted
@@ -264,7 +280,7 @@ def _apply(level: _Level, arguments: np.ndarray) -> np.ndarray:
 
 
 def _write(levels: list[_Level], widths: list[np.ndarray]) -> np.ndarray:
-    """The tokens of all expressions, one after the other."""
+    """Return the tokens of all expressions, one after the other."""
     tokens = np.empty(widths[0].sum(), np.uint8)
     begin = np.cumsum(widths[0]) - widths[0]
     for level, width, below in zip(levels, widths, [*widths[1:], np.array([], int)], strict=True):
@@ -279,7 +295,7 @@ def _write(levels: list[_Level], widths: list[np.ndarray]) -> np.ndarray:
 
 
 def evaluate_listops(tokens: Iterable[int]) -> int:
-    """The value of an expression, by a machine with a stack that reads it once.
+    """Return the value of an expression, by a machine with a stack that reads it once.
 
     It shares nothing with the generator, to which it is a check.
 
@@ -327,7 +343,7 @@ def _reduce(operator: str, arguments: list[int]) -> int:
 
 
 def verify_listops(data: SequenceData) -> None:
-    """Evaluates every expression and compares with its label.
+    """Evaluate every expression and compare it with its label.
 
     Raises:
         ValueError: one is not whole, or its label is another than its value; says which.
@@ -342,3 +358,187 @@ def verify_listops(data: SequenceData) -> None:
                 raise ValueError(
                     f"{data.name}: {part} case {number}: expected the label {value}, got {label}"
                 )
+
+
+_FILES = {
+    "train": "basic_train.tsv",
+    "validation": "basic_val.tsv",
+    "test": "basic_test.tsv",
+}
+_HEADER = b"Source\tTarget"
+_IDS = {token.encode(): PADDING + 1 + i for i, token in enumerate(LISTOPS_TOKENS)}
+
+
+def read_listops(folder: str | Path) -> SequenceData:
+    """Read the three files of the release.
+
+    Args:
+        folder: where they are.
+
+    Returns:
+        Token ids uint8 [t] below 16, see `LISTOPS_TOKENS`; labels 0 to 9. Whether the labels are
+        the values is another question: see `flowformer.data.sequences.listops.verify_listops`.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: a file is not as the format has it; the message names it and the line.
+    """
+    folder = Path(folder)
+    for name in _FILES.values():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"expected {', '.join(_FILES.values())} in {folder}: no {name}")
+    return listops_data(
+        f"Long Range Arena's files in {folder}",
+        {part: _read(folder / name) for part, name in _FILES.items()},
+    )
+
+
+def write_listops(data: SequenceData, folder: str | Path) -> None:
+    """Write the files that `read_listops` reads; each appears when it is whole.
+
+    Raises:
+        ValueError: the parts are not train, validation and test.
+    """
+    if set(data.splits) != set(_FILES):
+        raise ValueError(f"expected the parts {', '.join(_FILES)}, got {', '.join(data.splits)}")
+    for part, split in data.splits.items():
+        with atomic_file(Path(folder) / _FILES[part]) as file:
+            file.write(_HEADER + b"\r\n")
+            for number, label in enumerate(split.labels.tolist()):
+                source = _bracketed(split.inputs[number].tolist())
+                file.write(f"{source}\t{label}\r\n".encode())
+
+
+def _read(path: Path) -> SequenceSplit:
+    tokens = bytearray()
+    offsets, labels = [0], []
+    for line, row in _rows(path):
+        try:
+            expression, label = _case(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
+        tokens += expression
+        offsets.append(len(tokens))
+        labels.append(label)
+    if not labels:
+        raise ValueError(f"{path}: expected cases after the first line, got the end: truncated?")
+    inputs = Sequences(np.frombuffer(bytes(tokens), np.uint8), np.array(offsets))
+    return SequenceSplit(inputs, np.array(labels))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for line, text in enumerate(file, start=1):
+            row = text.rstrip(b"\r\n")
+            if line > 1:
+                yield line, row
+            elif row != _HEADER:
+                raise ValueError(
+                    f"{path}, line 1: expected {_HEADER.decode()!r}, got {_excerpt(row)!r}"
+                )
+
+
+def _case(row: bytes) -> tuple[bytes, int]:
+    source, tab, target = row.partition(b"\t")
+    if not tab:
+        raise ValueError(f"expected a tab and a target after {_excerpt(source)!r}: truncated?")
+    if target not in _IDS or not target.isdigit():
+        raise ValueError(f"expected a target from 0 to 9, got {_excerpt(target)!r}")
+    return parse_listops(source).tobytes(), int(target)
+
+
+def parse_listops(source: bytes) -> UInt8[np.ndarray, " t"]:
+    """Read an expression as the release writes it: its tokens, brackets that only group left out.
+
+    Raises:
+        ValueError: an unknown token, or not one whole expression.
+    """
+    words = source.translate(None, b"()").split()
+    try:
+        tokens = np.array([_IDS[word] for word in words], np.uint8)
+    except KeyError as error:
+        known = " ".join(LISTOPS_TOKENS)
+        raise ValueError(f"expected one of {known}, got {_excerpt(error.args[0])!r}") from None
+    _require_whole(tokens)
+    return tokens
+
+
+def _require_whole(tokens: np.ndarray) -> None:
+    """Refuse what is not one operation with all its ends."""
+    opens, ends = tokens < _END, tokens == _END
+    depth = np.cumsum(opens.astype(int) - ends)
+    if not len(tokens) or not opens[0]:
+        raise ValueError("expected an expression that begins with an operator")
+    if (depth[:-1] < 1).any():
+        raise ValueError(f"expected one expression, got more after token {np.argmin(depth > 0)}")
+    if depth[-1]:
+        raise ValueError(f"expected the end of the expression, {depth[-1]} more ]: truncated?")
+    if (opens[:-1] & ends[1:]).any():
+        raise ValueError("expected an operator with arguments, got one without")
+
+
+def _excerpt(text: bytes) -> str:
+    shown = text.decode(errors="replace")
+    return shown if len(shown) <= 40 else f"{shown[:40]}…"
+
+
+def _bracketed(tokens: list[int]) -> str:
+    """Return the expression in LRA's binary brackets: `( ( ( [MAX 4 ) 3 ) ] )` for `[MAX 4 3 ]`."""
+    words: list[str] = []
+    open_at: list[int] = []  # where the operators stand that have no end yet
+    counts: list[int] = []  # how many brackets open before each of them
+    for token in tokens:
+        word = LISTOPS_TOKENS[token - PADDING - 1]
+        if word.startswith("["):
+            open_at.append(len(words))
+            counts.append(1)
+            words.append(word)
+            continue
+        words.append(word)
+        if word == "]":
+            start = open_at.pop()
+            words[start] = "( " * counts.pop() + words[start]
+            words.append(")")
+        if counts:
+            counts[-1] += 1
+            words.append(")")
+    return " ".join(words)
+
+
+def _read_checked(options: SequenceOptions) -> SequenceData:
+    folder = folder_of(options)
+    assert options.max_length is not None
+    data = read_listops(folder)
+    lengths = {part: split.inputs.lengths for part, split in data.splits.items()}
+    part = max(lengths, key=lambda one: lengths[one].max())
+    if (longest := lengths[part].max()) > options.max_length:
+        raise ValueError(
+            f"{folder}: expected at most max_length={options.max_length:,} tokens, got "
+            f"{longest:,} in {part} case {lengths[part].argmax()}: an expression cannot be cut"
+        )
+    return data
+
+
+def _generate(options: SequenceOptions, workers: int, progress: Progress | None) -> SequenceData:
+    own = {name: getattr(options, name) for name in ("min_length", "max_length", "max_depth")}
+    return generate_listops(
+        sizes=sizes_of(options), **own, seed=options.seed, workers=workers, progress=progress
+    )
+
+
+LISTOPS = SequenceSet(
+    name="listops",
+    description="ListOps: nested operations on digits, 10 values",
+    source="generated with LRA's grammar; with a folder, the release's basic_train.tsv …",
+    defaults={
+        "folder": None,
+        "max_length": 2000,
+        "min_length": 500,
+        "max_depth": 10,
+        "sizes": tuple(LISTOPS_SIZES.values()),
+        "seed": 0,
+    },
+    read=_read_checked,
+    generate=_generate,
+    files=("basic_*.tsv",),
+)

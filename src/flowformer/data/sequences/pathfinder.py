@@ -1,18 +1,39 @@
 """Pathfinder as a data set: does a dashed path join the two dots of a picture?
 
 The task of the Long Range Arena (Tay et al., 2021), after Linsley et al., 2018, with pictures that
-are drawn here: see `flowformer.data.sequences.pathfinder_drawing`. The files of the release are
-read by `flowformer.data.sequences.pathfinder_files`.
+are drawn here: see `flowformer.data.sequences.pathfinder_drawing`.
+
+The release's folder `pathfinder32/curv_contour_length_14/` has the pictures `imgs/0/sample_0.png` …
+and, despite their names, text files `metadata/0.npy` … with a line a picture: its folder, its file,
+its number, its label, and settings of the program that drew it, of which none is needed here.
 """
 
-from collections.abc import Callable, Mapping
+import io
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
+from flowformer.data.options import SequenceOptions
 from flowformer.data.parallel import Workers
 from flowformer.data.sequences.pathfinder_drawing import check_kind, draw_case
-from flowformer.data.sequences.records import BYTE_VOCAB, SequenceData, SequenceSplit
+from flowformer.data.sequences.records import (
+    BYTE_VOCAB,
+    FIRST_BYTE,
+    GENERATED_PARTS,
+    Progress,
+    SequenceData,
+    SequenceSet,
+    SequenceSplit,
+    folder_of,
+    sizes_of,
+)
+from flowformer.files import write_atomically
+from flowformer.machine import library
 
 PATHFINDER_CLASSES = ("not connected", "connected")
 PATHFINDER_SIZES = {"train": 160_000, "validation": 20_000, "test": 20_000}  # LRA's
@@ -27,9 +48,9 @@ def generate_pathfinder(
     difficulty: str = "easy",
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SequenceData:
-    """Draws the data set.
+    """Draw the data set.
 
     A case follows from the seed, the name of its part and its number alone; half of each part are
     positive. It is not LRA's release: the pictures are drawn by another program, without its single
@@ -39,7 +60,7 @@ def generate_pathfinder(
         sizes: cases of each part.
         size: height and width of a picture: 32, 64, 128 or 256.
         difficulty: "easy", "medium" or "hard": 6, 9 or 14 dashes in a long path.
-        seed: of everything.
+        seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
         progress: called with a part and the number of cases that it has so far.
 
@@ -75,7 +96,7 @@ def generate_pathfinder(
 
 
 def pathfinder_data(source: str, splits: Mapping[str, SequenceSplit], *, size: int) -> SequenceData:
-    """The set of these parts."""
+    """Return the set of these parts."""
     return SequenceData(
         name=f"pathfinder{size}",
         source=source,
@@ -94,3 +115,202 @@ def _block(
         for number in range(*numbers)
     ]
     return np.stack([case.picture for case in cases]), np.array([case.label for case in cases])
+
+
+_TENTHS = (8, 1, 1)  # LRA's parts
+_FOLDER_PICTURES = 1000  # pictures in a folder
+
+
+def read_pathfinder(folder: str | Path) -> SequenceData:
+    """Read the pictures of one size and difficulty.
+
+    The parts are LRA's: the first 80 % for training, and 10 % each for validation and test, in the
+    order of the metadata by number. (LRA's own order is that of a shuffle by TensorFlow.) The
+    release has a picture or two without a byte, which LRA leaves out, and so do we.
+
+    Args:
+        folder: with `imgs` and `metadata`.
+
+    Returns:
+        Token ids int16 [size²] of grey value + 1; labels 0, not connected, and 1, connected. How
+        many pictures were empty is said in `source`.
+
+    Raises:
+        FileNotFoundError: there are no metadata, or a picture that they name is missing.
+        ValueError: a line or a picture is damaged, or has another size than the first; the message
+            names it.
+        ImportError: Pillow is missing.
+    """
+    folder = Path(folder)
+    rows = list(_rows(folder))
+    full = [row for row in rows if row.path.stat().st_size]
+    if not full:
+        raise ValueError(f"expected pictures in {folder}, got {len(rows)} empty ones")
+    size = len(_read_picture(full[0]))
+    pictures = np.empty((len(full), size, size), np.uint8)
+    for place, row in zip(pictures, full, strict=True):
+        picture = _read_picture(row)
+        if picture.shape != place.shape:
+            raise ValueError(
+                f"{row.path}: expected {size} × {size} pixels, as the first picture has, "
+                f"got {picture.shape[1]} × {picture.shape[0]}"
+            )
+        place[:] = picture
+    labels = np.array([row.label for row in full])
+    bounds = _bounds(len(full))
+    return pathfinder_data(
+        f"Long Range Arena's files in {folder}, {len(rows) - len(full)} empty pictures left out",
+        {
+            part: SequenceSplit.of_pictures(pictures[begin:end], labels[begin:end])
+            for part, begin, end in zip(GENERATED_PARTS, bounds, bounds[1:], strict=False)
+        },
+        size=size,
+    )
+
+
+def write_pathfinder(data: SequenceData, folder: str | Path) -> None:
+    """Write pictures and metadata that `read_pathfinder` reads.
+
+    Raises:
+        ValueError: the parts are not 80, 10 and 10 %, as which they would be read, or the sequences
+            are no pictures.
+        ImportError: Pillow is missing.
+    """
+    folder = Path(folder)
+    counts = {part: len(split) for part, split in data.splits.items()}
+    expected = dict(
+        zip(GENERATED_PARTS, np.diff(_bounds(sum(counts.values()))).tolist(), strict=True)
+    )
+    if counts != expected:
+        raise ValueError(f"expected parts of 80, 10 and 10 %: {expected}, got {counts}")
+    if data.picture is None:
+        raise ValueError(f"expected pictures, got sequences that are none: {data.name}")
+    pillow = library("PIL.Image", "for Pathfinder's pictures", extra="arena", package="pillow")
+    lines: list[str] = []
+    splits = [data.splits[part] for part in GENERATED_PARTS]
+    cases = ((split.inputs[i], split.labels[i]) for split in splits for i in range(len(split)))
+    for number, (tokens, label) in enumerate(cases):
+        batch, within = divmod(number, _FOLDER_PICTURES)
+        content = io.BytesIO()
+        pixels = (np.asarray(tokens) - FIRST_BYTE).astype(np.uint8)
+        pillow.fromarray(pixels.reshape(data.picture)).save(content, format="png")
+        name = f"sample_{within}.png"
+        write_atomically(folder / "imgs" / f"{batch}" / name, content.getvalue())
+        lines.append(f"imgs/{batch} {name} {within} {label}\n")
+    # Last, so that there are no metadata of pictures that are not there.
+    for batch, begin in enumerate(range(0, len(lines), _FOLDER_PICTURES)):
+        content = "".join(lines[begin : begin + _FOLDER_PICTURES])
+        write_atomically(folder / "metadata" / f"{batch}.npy", content)
+
+
+class _Row(NamedTuple):
+    path: Path
+    label: int
+    where: str
+
+
+def _rows(folder: Path) -> Iterator[_Row]:
+    files = sorted(
+        (path for path in (folder / "metadata").glob("*.npy") if path.stem.isdecimal()),
+        key=lambda path: int(path.stem),
+    )
+    if not files:
+        raise FileNotFoundError(f"expected metadata/0.npy and so on in {folder}, found none")
+    for file in files:
+        for line, text in enumerate(_text(file).splitlines(), start=1):
+            where = f"{file}, line {line}"
+            columns = text.split()
+            if len(columns) < 4 or columns[3] not in ("0", "1"):
+                raise ValueError(
+                    f"{where}: expected a folder, a file, a number, a label 0 or 1, and more, "
+                    f"got {text[:60]!r}"
+                )
+            path = folder / columns[0] / columns[1]
+            if not path.is_file():
+                raise FileNotFoundError(f"{where}: expected the picture {path}, found none")
+            yield _Row(path, int(columns[3]), where)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected lines of text, got other bytes") from error
+
+
+def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Read the grey values of a picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no picture.
+        ImportError: Pillow is missing.
+    """
+    pillow = library("PIL.Image", "for Pathfinder's pictures", extra="arena", package="pillow")
+    try:
+        with warnings.catch_warnings():
+            # Of a size between Pillow's bound and twice that; above, it refuses.
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+            with pillow.open(path) as image:
+                return np.asarray(image.convert("L"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their parts do
+        raise ValueError(f"{path}: expected a picture, got a damaged file ({error})") from error
+
+
+def _read_picture(row: _Row) -> np.ndarray:
+    picture = read_grey(row.path)
+    if picture.shape[0] != picture.shape[1]:
+        raise ValueError(
+            f"{row.path}: expected as many rows as columns, "
+            f"got {picture.shape[1]} × {picture.shape[0]} pixels"
+        )
+    return picture
+
+
+def _bounds(count: int) -> list[int]:
+    """Return where the parts begin and end."""
+    return [count * tenths // 10 for tenths in np.cumsum([0, *_TENTHS]).tolist()]
+
+
+def _read_of_size(options: SequenceOptions, *, size: int) -> SequenceData:
+    folder = folder_of(options)
+    data = read_pathfinder(folder)
+    if data.picture != (size, size):
+        raise ValueError(
+            f"{folder}: expected pictures of {size} × {size} pixels, got {data.picture}"
+        )
+    return data
+
+
+def _generate(
+    options: SequenceOptions, workers: int, progress: Progress | None, *, size: int
+) -> SequenceData:
+    return generate_pathfinder(
+        sizes=sizes_of(options),
+        size=size,
+        difficulty=options.difficulty or "easy",
+        seed=options.seed,
+        workers=workers,
+        progress=progress,
+    )
+
+
+PATHFINDERS = tuple(
+    SequenceSet(
+        name=f"pathfinder{size}",
+        description=f"{size} × {size} pictures: does a dashed path join the two dots?",
+        source="drawn; with a folder, the release's, with imgs and metadata",
+        defaults={
+            "folder": None,
+            "difficulty": "easy",
+            "sizes": tuple(PATHFINDER_SIZES.values()),
+            "seed": 0,
+        },
+        read=partial(_read_of_size, size=size),
+        generate=partial(_generate, size=size),
+        files=("metadata/*", "imgs/*/*"),
+    )
+    for size in (32, 128)
+)

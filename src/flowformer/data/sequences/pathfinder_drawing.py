@@ -37,7 +37,7 @@ class Geometry:
         size: height and width of a picture.
         dash: length of a dash.
         gap: between one dash and the next.
-        thickness: of a dash.
+        thickness: thickness of a dash.
         dot: radius of a dot.
         seed_distance: between the beginnings of the two long paths.
         max_turn: between one dash and the next, in radians.
@@ -136,15 +136,15 @@ class PathfinderCase(NamedTuple):
 def draw_case(
     number: int, *, part: str = "train", seed: int = 0, size: int = 32, difficulty: str = "easy"
 ) -> PathfinderCase:
-    """Draws a case, which follows from its number, part and seed, and the kind of picture.
+    """Draw a case, which follows from its number, part and seed, and the kind of picture.
 
     Of the cases 2n and 2n + 1 one is positive.
 
     Args:
-        number: of the case.
-        part: of the data set.
-        seed: of the data set.
-        size: of the picture: a key of `GEOMETRIES`.
+        number: number of the case.
+        part: the part of the data set that it is in.
+        seed: seed of the data set.
+        size: size of the picture: a key of `GEOMETRIES`.
         difficulty: the length of the long paths: a key of `DASHES`.
 
     Raises:
@@ -163,7 +163,7 @@ def draw_case(
 
 
 def check_kind(size: int, difficulty: str) -> tuple[Geometry, int]:
-    """Returns the geometry, and the number of dashes of a long path.
+    """Return the geometry, and the number of dashes of a long path.
 
     Raises:
         ValueError: another size or difficulty than there are.
@@ -190,7 +190,7 @@ class _Outline(NamedTuple):
 def _place_paths(
     rng: np.random.Generator, geometry: Geometry, dashes: int
 ) -> tuple[np.ndarray, ...]:
-    """Two long paths and distractors, all apart from each other: [2·dashes] complex each.
+    """Return two long paths and distractors, all apart from each other: [2·dashes] complex each.
 
     Both long paths end as far from where the first begins, within a 32nd of the picture: else the
     distance between the dots would tell the label, the ends of two paths being farther apart.
@@ -237,7 +237,7 @@ def _grow(
     dotted: bool = True,
     near: complex | None = None,
 ) -> np.ndarray | None:
-    """Random paths [2·dashes, p] within the picture and apart from others; None without room.
+    """Grow random paths [2·dashes, p] in the picture, apart from others; None without room.
 
     Many paths grow at once, dash by dash. Those that leave the picture, or come too near to
     others or to themselves, are replaced by copies of the rest, which then go their own ways.
@@ -276,7 +276,7 @@ def _origins(rng: np.random.Generator, geometry: Geometry, near: complex | None)
 def _fits(
     paths: np.ndarray, radii: list[float], others: _Outline, geometry: Geometry
 ) -> np.ndarray:
-    """Whether the last dash of each path [2·dashes, p] is where it may be.
+    """Return whether the last dash of each path [2·dashes, p] is where it may be.
 
     It must be lit within the picture only, and no step of `reach` may join it to another path. Two
     dashes are closest where one of them begins or ends, which the outline knows, and the other's
@@ -316,7 +316,7 @@ def _draw(
 
 
 def _stroke(canvas: np.ndarray, lines: np.ndarray, radius: float, ink: float) -> None:
-    """Draws lines [n, 2, 2] with round ends, brighter over darker; the edge is a pixel wide."""
+    """Draw lines [n, 2, 2] with round ends, brighter over darker; the edge is a pixel wide."""
     begin, along = lines[:, 0], lines[:, 1] - lines[:, 0]
     square = (along**2).sum(1)
     half = math.ceil(math.sqrt(square.max()) / 2 + radius + 1)

@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from flowformer.data.images.idx import FASHION_CLASSES, read_fashion_mnist
-from flowformer.data.sequences.records import BYTE_VOCAB, SequenceData, SequenceSplit
+from flowformer.data.images.fashion_mnist import FASHION_CLASSES, read_fashion_mnist
+from flowformer.data.sequences.records import (
+    BYTE_VOCAB,
+    SequenceData,
+    SequenceSet,
+    SequenceSplit,
+    folder_of,
+)
+from flowformer.machine import library
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -79,7 +86,7 @@ def load_fashion_mnist(folder: Path | None = None, *, cache: Path | None = None)
 
 
 def to_grey(colours: UInt8[np.ndarray, "n 3 pixels"]) -> UInt8[np.ndarray, "n pixels"]:
-    """Makes pictures grey: 0.2989 red + 0.5870 green + 0.1140 blue, rounded as TensorFlow does.
+    """Make pictures grey: 0.2989 red + 0.5870 green + 0.1140 blue, rounded as TensorFlow does.
 
     In float32, with values in [0, 1], times 255.5 and rounded down.
     """
@@ -101,7 +108,7 @@ def _pictures(
 
 
 def _read_cifar_file(path: Path) -> _Labelled:
-    """Reads records of a label and 3 × 1,024 pixels, first the red ones."""
+    """Read records of a label and 3 × 1,024 pixels, first the red ones."""
     if not path.is_file():
         raise FileNotFoundError(f"expected {path.name} in {path.parent}, found none")
     content = np.frombuffer(path.read_bytes(), np.uint8)
@@ -113,16 +120,15 @@ def _read_cifar_file(path: Path) -> _Labelled:
 
 
 def _from_torchvision(folder: Path, train: bool, download: bool) -> _Labelled:
-    try:
-        from torchvision.datasets import CIFAR10
-    except ImportError as error:
-        raise ImportError(
-            "torchvision is needed to read cifar-10-batches-py: pip install 'flowformer[arena]', "
-            "or unpack CIFAR-10's version for C programs (cifar-10-batches-bin)"
-        ) from error
+    torchvision = library(
+        "torchvision.datasets",
+        "to read cifar-10-batches-py",
+        extra="arena",
+        instead=", or unpack CIFAR-10's version for C programs (cifar-10-batches-bin)",
+    )
     try:
         # The files are pickles; torchvision compares their MD5 before it opens them.
-        data = CIFAR10(folder, train=train, download=download)
+        data = torchvision.CIFAR10(folder, train=train, download=download)
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"expected cifar-10-batches-bin or cifar-10-batches-py in {folder}: {error}"
@@ -135,3 +141,21 @@ def _from_torchvision(folder: Path, train: bool, download: bool) -> _Labelled:
 def _join(parts: list[_Labelled]) -> _Labelled:
     pixels, labels = zip(*parts, strict=True)
     return np.concatenate(pixels), np.concatenate(labels)
+
+
+CIFAR10_GREY = SequenceSet(
+    name="cifar10-grey",
+    description="Image: CIFAR-10 as 1,024 grey pixels, 10 classes",
+    source="a folder with cifar-10-batches-bin or cifar-10-batches-py",
+    defaults={"folder": None},
+    read=lambda options: load_cifar10_grey(folder_of(options)),
+    files=("cifar-10-batches-*/*",),
+)
+FASHION_MNIST = SequenceSet(
+    name="fashion-mnist",
+    description="stands in for Image: pictures of clothes, padded to 1,024 grey pixels",
+    source="Debian dataset-fashion-mnist; or a folder with the four idx files",
+    defaults={"folder": None},
+    read=lambda options: load_fashion_mnist(options.folder),
+    files=("**/*-ubyte*",),
+)

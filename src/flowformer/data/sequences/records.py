@@ -1,22 +1,26 @@
-"""Sequences with a label each, or pairs of them: what the tasks of the Long Range Arena are."""
+"""Labelled sequences, or pairs of them, as the Long Range Arena's tasks are; and a set's entry."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int16, Shaped, UInt8
 
-from flowformer.data.files.arrays import map_array
+from flowformer.data.arrays import map_array
+from flowformer.data.options import SequenceOptions
 from flowformer.files import atomic_file, parse_json, write_atomically
 
-PADDING = 0  # the id of no token: batches are filled up with it
+PADDING = 0  # fills up batches; no real token has this id
 FIRST_BYTE = PADDING + 1  # where a token is a byte or a grey value: the id of 0
 BYTE_VOCAB = FIRST_BYTE + 256
 
-_DESCRIPTION = "description.json"  # written last: a folder without it is not whole
+Progress = Callable[[str, int], None]  # a part, and the number of cases that it has so far
+_OF_OWN_FILES = ("folder", "max_length")  # the other options are of what is generated
+GENERATED_PARTS = ("train", "validation", "test")
+DESCRIPTION = "description.json"  # written last: a folder without it is not whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Sequences:
     offsets: Int[np.ndarray, " n_plus_1"]
 
     def __post_init__(self) -> None:
-        """Checks that the offsets are of these values.
+        """Check that the offsets are of these values.
 
         Raises:
             ValueError: they are not.
@@ -52,7 +56,7 @@ class Sequences:
 
     @classmethod
     def of(cls, sequences: Iterable[np.ndarray]) -> "Sequences":
-        """Joins arrays of one kind; at least one is expected.
+        """Join arrays of one kind; at least one is expected.
 
         Raises:
             ValueError: there are none.
@@ -64,11 +68,11 @@ class Sequences:
         return cls(np.concatenate(arrays), np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one, as a view: [t] or [t, c].
+        """Return one, as a view: [t] or [t, c].
 
         Raises:
             IndexError: there is none of that number.
@@ -98,7 +102,7 @@ class SequenceSplit:
     others: Sequences | None = None
 
     def __post_init__(self) -> None:
-        """Checks that the parts are as many.
+        """Check that the parts are as many.
 
         Raises:
             ValueError: they are not.
@@ -114,13 +118,13 @@ class SequenceSplit:
     def of_pictures(
         cls, pictures: UInt8[np.ndarray, "n h w"], labels: Shaped[np.ndarray, " n"]
     ) -> "SequenceSplit":
-        """Takes the grey values of each picture, row by row, as tokens (`byte_tokens`)."""
+        """Take the grey values of each picture, row by row, as tokens (`byte_tokens`)."""
         offsets = np.arange(len(pictures) + 1) * (pictures.shape[1] * pictures.shape[2])
         values = byte_tokens(pictures.reshape(-1))
         return cls(Sequences(values, offsets), labels.astype(np.int64))
 
     def __len__(self) -> int:
-        """Number of cases."""
+        """Return the number of cases."""
         return len(self.labels)
 
 
@@ -129,7 +133,7 @@ class SequenceData:
     """A data set of labelled sequences.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         source: where it is from, in words; and in what it differs from the set of a paper.
         classes: what each label means.
         vocab_size: token ids are below this, and `PADDING` is none of them; None for features.
@@ -145,7 +149,7 @@ class SequenceData:
     picture: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Checks labels and tokens against what they are said to be.
+        """Check labels and tokens against what they are said to be.
 
         Raises:
             ValueError: a label or a token is out of range; the message says where.
@@ -163,7 +167,7 @@ class SequenceData:
         return any(split.others is not None for split in self.splits.values())
 
     def save(self, folder: Path) -> None:
-        """Writes it; a kill leaves a folder that `load` refuses, never half a set."""
+        """Write it; a kill leaves a folder that `load` refuses, never half a set."""
         for part, split in self.splits.items():
             for name, array in _arrays(split).items():
                 with atomic_file(folder / f"{part}-{name}.npy") as file:
@@ -176,17 +180,17 @@ class SequenceData:
             "picture": self.picture,
             "splits": {part: list(_arrays(split)) for part, split in self.splits.items()},
         }
-        write_atomically(folder / _DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceData":
-        """Reads what `save` wrote: looks through the arrays once, and leaves them on the disk.
+        """Read what `save` wrote: look through the arrays once, and leave them on the disk.
 
         Raises:
             FileNotFoundError: there is no such set there, or not a whole one.
             ValueError: a file is damaged.
         """
-        path = folder / _DESCRIPTION
+        path = folder / DESCRIPTION
         if not path.is_file():
             raise FileNotFoundError(f"expected a prepared data set in {folder}, found none")
         try:
@@ -204,6 +208,94 @@ class SequenceData:
             raise ValueError(
                 f"{folder} holds a damaged data set: delete it, to prepare it anew ({error})"
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSet:
+    """A data set that has a name; it stands beside its reader.
+
+    Attributes:
+        name: in the table of sets.
+        description: one line.
+        source: where it is from.
+        defaults: the options that it takes, and their values where they are not given.
+        read: reads the user's files, or fetches those of a package.
+        generate: makes the set where no folder is given, by so many processes; None for a set that
+            is only read.
+        files: patterns of the user's files, in the folder. None where their content is known.
+    """
+
+    name: str
+    description: str
+    source: str
+    defaults: Mapping[str, Any]
+    read: Callable[[SequenceOptions], SequenceData]
+    generate: Callable[[SequenceOptions, int, Progress | None], SequenceData] | None = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options that it takes."""
+        return tuple(self.defaults)
+
+    @property
+    def max_length(self) -> int | None:
+        """The default longest sequence; None where all are as long."""
+        return self.defaults.get("max_length")
+
+    def require_taken(self, names: Iterable[str], *, own_files: bool = False) -> tuple[str, ...]:
+        """Return the options that it takes, with files of the user or without.
+
+        Raises:
+            ValueError: it does not take one of the names.
+        """
+        takes, when = self.options, ""
+        if own_files and self.generate is not None:
+            takes = tuple(name for name in takes if name in _OF_OWN_FILES)
+            when = " with files of one's own"
+        for name in names:
+            if name not in takes:
+                raise ValueError(f"{self.name}{when} takes {', '.join(takes)}, got {name}")
+        return takes
+
+    def resolve(self, options: SequenceOptions) -> SequenceOptions:
+        """Fill in the defaults; paths become absolute.
+
+        Raises:
+            ValueError: an option is given that the set does not take, or not beside a folder, or
+                the sizes are not three.
+        """
+        given = {
+            field.name: value
+            for field in fields(SequenceOptions)
+            if (value := getattr(options, field.name)) != field.default and field.name != "dataset"
+        }
+        takes = self.require_taken(given, own_files=options.folder is not None)
+        if options.sizes is not None and len(options.sizes) != 3:
+            raise ValueError(
+                f"expected three sizes, of train, validation and test, got {options.sizes}"
+            )
+        if options.folder is not None:
+            given["folder"] = options.folder.expanduser().resolve()
+        values = {name: given.get(name, self.defaults[name]) for name in takes}
+        return SequenceOptions(dataset=self.name, **values)
+
+
+def folder_of(options: SequenceOptions) -> Path:
+    """Return the folder of the user's files.
+
+    Raises:
+        ValueError: none is given.
+    """
+    if options.folder is None:
+        raise ValueError(f"{options.dataset} is read from files of one's own: give their folder")
+    return options.folder
+
+
+def sizes_of(options: SequenceOptions) -> dict[str, int]:
+    """Return the number of cases of each part of a generated set."""
+    assert options.sizes is not None
+    return dict(zip(GENERATED_PARTS, options.sizes, strict=True))
 
 
 def byte_tokens(values: UInt8[np.ndarray, " n"]) -> Int16[np.ndarray, " n"]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from flowformer.data.order.splits import stratified_indices
+from flowformer.data.arrays import stratified_indices
 from flowformer.data.series.ts_format import TsFile, read_ts
 
 
@@ -19,11 +19,11 @@ class SeriesSplit:
     """One part of a data set.
 
     Attributes:
-        series: One [channels, time] array a series, all with the same channels; NaN is a missing
+        series: one [channels, time] array a series, all with the same channels; NaN is a missing
             value.
-        labels: The index of each series' class in `TimeSeriesData.classes`.
-        name: How errors call this part.
-        places: How errors call each series; by default "NAME, series INDEX".
+        labels: the index of each series' class in `TimeSeriesData.classes`.
+        name: how errors call this part.
+        places: how errors call each series; by default "NAME, series INDEX".
     """
 
     series: tuple[Float64[np.ndarray, "channels _"], ...]
@@ -35,7 +35,7 @@ class SeriesSplit:
         """Refuse what no later step could use.
 
         Raises:
-            ValueError: There is no series, labels and series differ in number, or the series in
+            ValueError: there is no series, labels and series differ in number, or the series in
                 channels.
         """
         if not self.series:
@@ -55,7 +55,7 @@ class SeriesSplit:
                 )
 
     def __len__(self) -> int:
-        """Number of series."""
+        """Return the number of series."""
         return len(self.series)
 
     @property
@@ -69,19 +69,19 @@ class SeriesSplit:
         return np.array([series.shape[1] for series in self.series], dtype=np.int64)
 
     def place(self, index: int) -> str:
-        """How errors call one series.
+        """Return how errors call one series.
 
         Args:
-            index: Of the series in this split.
+            index: index of the series in this split.
         """
         return f"{self.name}, series {index}" if self.places is None else self.places[index]
 
     def select(self, indices: Int64[np.ndarray, " m"], name: str) -> "SeriesSplit":
-        """Some of the series, as a split of its own; errors call each as they do here.
+        """Return some of the series, as a split of its own; errors call each as they do here.
 
         Args:
-            indices: Which series.
-            name: How errors call the new split.
+            indices: which series.
+            name: how errors call the new split.
         """
         return SeriesSplit(
             series=tuple(self.series[index] for index in indices),
@@ -97,10 +97,10 @@ class TimeSeriesData:
     """A data set for classification. The classes are those of the training split, and no others.
 
     Attributes:
-        name: What the data set is called.
-        train: What models are fitted on.
-        test: What they are judged on; None where there is none.
-        classes: The classes' names; labels index them.
+        name: what the data set is called.
+        train: what models are fitted on.
+        test: what they are judged on; None where there is none.
+        classes: the classes' names; labels index them.
     """
 
     name: str
@@ -112,7 +112,7 @@ class TimeSeriesData:
         """Refuse a test split with other channels than the training split.
 
         Raises:
-            ValueError: The splits differ in channels.
+            ValueError: the splits differ in channels.
         """
         if self.test is not None and self.test.channels != self.train.channels:
             raise ValueError(
@@ -143,18 +143,18 @@ def from_arrays(
     """Make a data set of arrays.
 
     Args:
-        train_series: What `as_series` takes.
-        train_labels: One label a series, of any hashable kind. The classes are the distinct ones,
+        train_series: what `as_series` takes.
+        train_labels: one label a series, of any hashable kind. The classes are the distinct ones,
             sorted.
-        test_series: The test split, if any.
-        test_labels: Its labels.
-        name: What the data set is called.
+        test_series: the test split, if any.
+        test_labels: its labels.
+        name: what the data set is called.
 
     Warns:
-        UserWarning: The training series have more channels than time steps.
+        UserWarning: the training series have more channels than time steps.
 
     Raises:
-        ValueError: The arrays are not as `as_series` wants them; the splits, or series in a split,
+        ValueError: the arrays are not as `as_series` wants them; the splits, or series in a split,
             differ in channels; labels and series differ in number; a label is missing (None, NaN),
             or two are the same as text; a test label is not among the training labels; one of test
             series and test labels is given without the other.
@@ -190,14 +190,14 @@ def load_ts_files(
     The classes are the labels that occur in the training file, in the order of its `@classLabel`.
 
     Args:
-        train_path: The training file.
-        test_path: The test file, if any.
-        name: What the data set is called; by default as `@problemName` has it.
+        train_path: the training file.
+        test_path: the test file, if any.
+        name: what the data set is called; by default as `@problemName` has it.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        TsFormatError: A file is malformed; the message names the line.
-        ValueError: A file has no labels, or the test file has a class or a number of channels that
+        FileNotFoundError: there is no such file.
+        TsFormatError: a file is malformed; the message names the line.
+        ValueError: a file has no labels, or the test file has a class or a number of channels that
             the training file has not.
     """
     file = read_ts(train_path)
@@ -215,13 +215,13 @@ def load_ts_files(
 
 
 def labels_of(file: TsFile) -> tuple[str, ...]:
-    """The labels of a file, to train or to test on.
+    """Return the labels of a file, to train or to test on.
 
     Args:
-        file: What was read.
+        file: what was read.
 
     Raises:
-        ValueError: It has none, or one is not known; the message names the series.
+        ValueError: it has none, or one is not known; the message names the series.
     """
     if file.labels is None:
         raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
@@ -237,15 +237,15 @@ def labels_of(file: TsFile) -> tuple[str, ...]:
 def as_series(
     collection: Sequence | np.ndarray, *, name: str = "series"
 ) -> tuple[Float64[np.ndarray, "channels _"], ...]:
-    """Any of aeon's array collections as a tuple of [channels, time] arrays in float64.
+    """Return any of aeon's array collections as a tuple of [channels, time] arrays in float64.
 
     Args:
-        collection: An array [n, channels, time], an array [n, time] of univariate series, or a
+        collection: an array [n, channels, time], an array [n, time] of univariate series, or a
             sequence of arrays [channels, time_i] of any lengths. NaN is a missing value.
-        name: What errors call the collection.
+        name: what errors call the collection.
 
     Raises:
-        ValueError: Something else came: other dimensions, values that are no real numbers, an
+        ValueError: something else came: other dimensions, values that are no real numbers, an
             infinite value, or a series without channels or time steps.
     """
     if isinstance(collection, np.ndarray) and collection.dtype != object:
@@ -264,8 +264,8 @@ def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *,
     """Say so where series have more channels than time steps, as those of [time, channels] have.
 
     Args:
-        series: What `as_series` gave.
-        name: What the warning calls them.
+        series: what `as_series` gave.
+        name: what the warning calls them.
     """
     shapes = [one.shape for one in series]
     if shapes and all(channels > time for channels, time in shapes):
@@ -282,15 +282,15 @@ def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *,
 def encode_labels(
     labels: Iterable[Hashable], classes: Sequence[Hashable], *, name: str = "labels"
 ) -> Int64[np.ndarray, " n"]:
-    """The index of each label in `classes`.
+    """Return the index of each label in `classes`.
 
     Args:
-        labels: The labels.
-        classes: The classes, of the training data.
-        name: What errors call the labels.
+        labels: the labels.
+        classes: the classes, of the training data.
+        name: what errors call the labels.
 
     Raises:
-        ValueError: A label is not among the classes.
+        ValueError: a label is not among the classes.
     """
     index = {label: position for position, label in enumerate(classes)}
     labels = list(labels)
@@ -303,49 +303,23 @@ def encode_labels(
     return np.array([index[label] for label in labels], dtype=np.int64)
 
 
-def require_classes(
-    labels: Int64[np.ndarray, " n"],
-    classes: Sequence[str],
-    *,
-    name: str,
-    what: str = "series",
-) -> None:
-    """Refuse training data of one class, of which every classifier is right, whatever it learns.
-
-    Args:
-        labels: The class of each sample that is trained on.
-        classes: Their names.
-        name: Of the samples together, for messages.
-        what: They are, in the plural.
-
-    Raises:
-        ValueError: The samples are all of one class; the message names it.
-    """
-    occurring = np.unique(labels)
-    if len(occurring) < 2:
-        of = _joined([repr(classes[label]) for label in occurring]) or "none"
-        raise ValueError(
-            f"{name}: expected {what} of at least 2 classes to train on, got {len(labels)} of {of}"
-        )
-
-
 def stratified_split(
     split: SeriesSplit, fraction: float, seed: int, *, classes: Sequence[str] | None = None
 ) -> tuple[SeriesSplit, SeriesSplit]:
     """Set a part aside for validation, with each class in about its share of the whole.
 
     Args:
-        split: What to part, as a rule the training split.
-        fraction: How much of it goes to validation, in (0, 1).
-        seed: The same seed gives the same parts.
-        classes: The classes' names, for messages.
+        split: what to part, as a rule the training split.
+        fraction: how much of it goes to validation, in (0, 1).
+        seed: the same seed gives the same parts.
+        classes: the classes' names, for messages.
 
     Returns:
         The rest, named "train", and the part set aside, "validation"; both in the order of `split`.
 
     Raises:
         ImportError: scikit-learn is missing.
-        ValueError: What `stratified_indices` raises.
+        ValueError: what `stratified_indices` raises.
     """
     rest, chosen = stratified_indices(
         split.labels, fraction, seed, name=split.name, classes=classes

@@ -31,12 +31,12 @@ class TsFile:
     """What one `.ts` file holds.
 
     Attributes:
-        path: The file.
-        problem_name: What `@problemName` says; empty without one.
-        series: One [channels, time] array a data line; NaN is a missing value.
-        labels: One label a data line, spelled as in `@classLabel`, None where it is not known
-            (`?` or `NaN`); None where the header has none or none is known.
-        classes: The labels that `@classLabel` lists, in its order. Where data lines have labels of
+        path: the file.
+        problem_name: what `@problemName` says; empty without one.
+        series: one [channels, time] array a data line; NaN is a missing value.
+        labels: one label a data line, spelled as in `@classLabel`, None where it is not known (`?`
+            or `NaN`); None where the header has none or none is known.
+        classes: the labels that `@classLabel` lists, in its order. Where data lines have labels of
             several words, the list is read as made of these.
     """
 
@@ -57,16 +57,16 @@ def read_ts(path: str | Path) -> TsFile:
     start with `#` or `%` are left out.
 
     Args:
-        path: The file.
+        path: the file.
 
     Warns:
-        UserWarning: The header has tags that the format does not know, which are skipped.
+        UserWarning: the header has tags that the format does not know, which are skipped.
 
     Raises:
-        FileNotFoundError: There is no such file, or it is a folder.
-        TsFormatError: The file is not as the format, or its own header, has it. The message names
-            the file, the line, what was expected and what came. Timestamps, regression targets
-            and a tag that looks like a misspelt one are refused in the same way.
+        FileNotFoundError: there is no such file, or it is a folder.
+        TsFormatError: the file is not as the format, or its own header, has it. The message names
+            the file, the line, what was expected and what came. Timestamps, regression targets and
+            a tag that looks like a misspelt one are refused in the same way.
     """
     path = Path(path)
     if path.is_dir():
@@ -138,7 +138,7 @@ class _Header:
     length_source: str = "@seriesLength says"
 
     def part(self, line: str) -> tuple[list[str], str | None]:
-        """The channels of a data line and its label, None in a file without."""
+        """Return the channels of a data line and its label, None in a file without."""
         parts = line.split(":")
         if self.words:
             # A class may have the ':' that separates channels in its name.
@@ -203,7 +203,7 @@ def _say_unknown(tag: str, values: list[str], lines: _Lines) -> None:
     known = [*_TAGS, *(() if values else ("data",))]
     near = difflib.get_close_matches(tag.lower(), known, n=1, cutoff=_ALIKE)
     if near:
-        lines.fail(f"a tag of the format (do you mean @{near[0]}?)", f"'@{_shortened(tag)}'")
+        lines.fail(f"a tag of the format (did you mean @{near[0]}?)", f"'@{_shortened(tag)}'")
     warnings.warn(
         f"{lines.path}, line {lines.number}: skipped the tag '@{_shortened(tag)}', which the "
         "format does not know",
@@ -215,7 +215,7 @@ def _say_unknown(tag: str, values: list[str], lines: _Lines) -> None:
 def _spelled(
     words: tuple[str, ...], labels: list[tuple[int, str]], lines: _Lines
 ) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
-    """The classes that a header lists, and the labels of the data lines as it spells them."""
+    """Return the classes that a header lists, and the data lines' labels as it spells them."""
     classes = _joined_words(words, [label for _, label in labels])
     # The field's readers lower-case whole files, so files exist that mix the cases.
     spelling = {label.casefold(): label for label in classes} | {label: label for label in classes}
@@ -232,7 +232,7 @@ def _spelled(
 
 
 def _joined_words(words: tuple[str, ...], labels: list[str]) -> tuple[str, ...]:
-    """The words of a header as classes: those that data lines have as one label together."""
+    """Return the words of a header as classes: those that data lines have as one label together."""
     several = {tuple(label.casefold().split()) for label in labels if " " in label}
     sizes = sorted({len(label) for label in several}, reverse=True)
     classes: list[str] = []
@@ -331,7 +331,7 @@ def _read_channel(text: str, index: int, lines: _Lines) -> Float64[np.ndarray, "
 
 
 def _numbers(text: str) -> Float64[np.ndarray, " _"] | None:
-    """The comma-separated numbers, or None when one of them is none."""
+    """Return the comma-separated numbers, or None when one of them is none."""
     if "_" in text:  # float() reads 1_000 as a thousand
         return None
     try:

@@ -21,15 +21,15 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
     of the names does not matter.
 
     Args:
-        name: The data set, as the archive spells it.
-        folder: An existing folder.
+        name: the data set, as the archive spells it.
+        folder: an existing folder.
 
     Raises:
-        FileNotFoundError: There is no such folder; a training file lacks its test file; or no place
+        FileNotFoundError: there is no such folder; a training file lacks its test file; or no place
             has the set. The message then lists the places, why the download failed, and what to do.
-        ImportError: No folder has the set, and aeon is missing.
-        TsFormatError: A file is malformed; the message names the line.
-        ValueError: The two files do not belong together, see `load_ts_files`.
+        ImportError: no folder has the set, and aeon is missing.
+        TsFormatError: a file is malformed; the message names the line.
+        ValueError: the two files do not belong together, see `load_ts_files`.
     """
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"expected an existing folder of data sets, got {folder}")
@@ -70,7 +70,7 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
 
 
 def _find_pair(root: Path, name: str) -> tuple[Path, Path] | None:
-    """The training and the test file in a folder, or None when the folder has no training file."""
+    """Return the training and the test file in a folder; None where there is no training file."""
     for folder in [*_entries(root, name), root]:
         train = _entries(folder, f"{name}_TRAIN.ts")
         test = _entries(folder, f"{name}_TEST.ts")
@@ -82,7 +82,7 @@ def _find_pair(root: Path, name: str) -> tuple[Path, Path] | None:
 
 
 def _entries(folder: Path, name: str) -> list[Path]:
-    """What a folder holds under a name: the exact spelling first, then any other case."""
+    """Return what a folder holds under a name: the exact spelling first, then any other case."""
     if not folder.is_dir():
         return []
     found = [entry for entry in folder.iterdir() if entry.name.casefold() == name.casefold()]
@@ -105,4 +105,4 @@ def _suggestion(name: str) -> str:
     from aeon.datasets.tsc_datasets import tsc_zenodo
 
     close = [] if name in tsc_zenodo else difflib.get_close_matches(name, tsc_zenodo, n=3)
-    return f" (do you mean {' or '.join(close)}?)" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

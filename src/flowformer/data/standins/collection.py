@@ -1,6 +1,5 @@
 """Data sets collected here, at D4RL's qualities, where D4RL's own are not to be had."""
 
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -13,9 +12,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float64
 
-from flowformer.data.files.arrays import read_arrays
+from flowformer.data.arrays import read_arrays
+from flowformer.data.cache import digest, preparing
+from flowformer.data.options import NOT_D4RL
 from flowformer.data.parallel import Workers, generator_of, require_main
-from flowformer.data.standins.behaviour import (
+from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
+from flowformer.data.standins.search import (
     Progress,
     Search,
     SearchConfig,
@@ -23,8 +25,7 @@ from flowformer.data.standins.behaviour import (
     run_search,
     search_folder,
 )
-from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
-from flowformer.data.trajectories.environments import NOT_D4RL, make_environment, space_of, task_of
+from flowformer.data.trajectories.environments import make_environment, space_of, task_of
 from flowformer.data.trajectories.minari import (
     load_minari,
     minari_record,
@@ -32,7 +33,7 @@ from flowformer.data.trajectories.minari import (
     write_minari,
 )
 from flowformer.data.trajectories.records import Trajectories
-from flowformer.files import atomic_file, locked, write_atomically
+from flowformer.files import atomic_file, write_atomically
 
 Quality = Literal["random", "medium", "replay", "expert"]
 
@@ -66,28 +67,38 @@ class Anchors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionConfig:
-    """A data set to be collected.
+class CollectionOptions:
+    """What is collected with the policies of a search.
 
     Attributes:
-        search: that finds the policies.
         quality: random: uniform actions; medium: the search's policy nearest to `medium` of the
             way from a random one to its best; replay: every policy up to that one; expert: the
             best.
         steps: at least so many; the last episode is whole.
-        noise: of the actions: a standard deviation in units of half a box, or the part of discrete
-            actions that are drawn uniformly.
-        medium: part of the way; about a third in D4RL (Fu et al., 2020).
+        noise: noise of the actions: a standard deviation in units of half their range; of discrete
+            actions the part that is drawn uniformly.
+        medium: where the medium policy is, as part of the way; about a third in D4RL (Fu et al.,
+            2020).
     """
 
-    search: SearchConfig
-    quality: Quality
+    quality: Quality = "medium"
     steps: int = 100_000
     noise: float = 0.1
     medium: float = 0.4
 
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionConfig(CollectionOptions):
+    """A data set to be collected.
+
+    Attributes:
+        search: finds the policies.
+    """
+
+    search: SearchConfig
+
     def __post_init__(self) -> None:
-        """Checks the ranges.
+        """Check the ranges.
 
         Raises:
             ValueError: the quality is unknown, or a number out of range.
@@ -117,15 +128,15 @@ def collect(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Trajectories, Path]:
-    """Searches for the policies, plays the episodes and writes a Minari data set.
+    """Search for the policies, play the episodes and write a Minari data set.
 
     The search is kept, so that another quality takes the same; it and the episodes go on where a
     killed collection stopped, and end the same. Its references are the mean returns of uniform
     actions and of the best policy without noise.
 
     Args:
-        config: of the set.
-        folder: of the set; by default its name below Minari's root.
+        config: config of the set.
+        folder: folder of the set; by default its name below Minari's root.
         workers: processes that play; the set does not depend on them. More than one needs the
             usual `if __name__ == "__main__":` in a script.
         seconds: after which the search stops too.
@@ -143,7 +154,7 @@ def collect(
     require_main()
     target = minari_root() / config.name if folder is None else folder
     kept = search_folder(config.search)
-    with locked(kept.with_name(f".{kept.name}.lock")), Workers(workers) as pool:
+    with preparing(kept), Workers(workers) as pool:
         make_environment(config.search.env).close()  # what is wrong with it is said first
         search = run_search(
             config.search, folder=kept, workers=pool, seconds=seconds, progress=progress
@@ -178,7 +189,7 @@ def _there(target: Path, record: Mapping[str, Any]) -> Trajectories:
 
 
 def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers) -> Anchors:
-    """Plays uniform actions and the search's best policies anew, once."""
+    """Play uniform actions and the search's best policies anew, once."""
     path = kept / f"references-{search.iterations}.json"
     if not path.is_file():
         candidates = search.ranked(_CANDIDATES)
@@ -197,7 +208,7 @@ def _measure(config: CollectionConfig, search: Search, kept: Path, pool: Workers
 
 
 def _require_apart(config: CollectionConfig, search: Search, anchors: Anchors) -> None:
-    """Refuses policies that are no better than chance; random actions need none, but for a score.
+    """Refuse policies that are no better than chance; random actions need none, but for a score.
 
     Raises:
         ValueError: the search has found nothing better.
@@ -227,7 +238,7 @@ def _returns(
 
 
 def _last_policy(config: CollectionConfig, search: Search, anchors: Anchors) -> int | None:
-    """The iteration whose policy acts, or acts last; None for uniform actions."""
+    """Return the iteration whose policy acts, or acts last; None for uniform actions."""
     if config.quality == "random":
         return None
     if config.quality == "expert":
@@ -257,8 +268,7 @@ def _rollouts(
 
 
 def _parts(config: CollectionConfig, search: Search, kept: Path) -> Path:
-    known = json.dumps([asdict(config), search.iterations], sort_keys=True)
-    return kept / f"{config.quality}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+    return kept / f"{config.quality}-{digest([asdict(config), search.iterations])}"
 
 
 def _play(
@@ -269,7 +279,7 @@ def _play(
     pool: Workers,
     progress: Progress | None,
 ) -> Iterator[Episode]:
-    """Yields episodes until there are steps enough; those of a killed collection are read."""
+    """Yield episodes until there are steps enough; those of a killed collection are read."""
     folder = _parts(config, search, kept)
     number = steps = 0
     for path in sorted(folder.glob("[!.]*.npz")):

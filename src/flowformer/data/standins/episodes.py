@@ -39,9 +39,9 @@ class Rollout:
     Attributes:
         env: gymnasium's name of the environment.
         policy: that acts; None for actions drawn uniformly.
-        seed: of the environment and of the noise.
-        noise: of the actions: a standard deviation in units of half a box, or the part of discrete
-            actions that are drawn uniformly.
+        seed: seed of the environment and of the noise.
+        noise: noise of the actions: a standard deviation in units of half a box, or the part of
+            discrete actions that are drawn uniformly.
     """
 
     env: str
@@ -57,7 +57,7 @@ class Episode:
     Attributes:
         observations: the last one, after the last action, too.
         actions: as they were done.
-        rewards: of each action.
+        rewards: rewards of each action.
         terminated: whether the environment ended it, and not its time limit.
     """
 
@@ -73,7 +73,7 @@ class Episode:
 
 
 def roll_out(rollout: Rollout) -> Episode:
-    """Plays an episode; the same one for the same rollout, in whatever process.
+    """Play an episode; the same one for the same rollout, in whatever process.
 
     Raises:
         NotImplementedError: observations or actions are of an unsupported kind.
@@ -101,13 +101,13 @@ def roll_out(rollout: Rollout) -> Episode:
 
 
 def mean_score(episodes: Iterable[Episode]) -> float:
-    """Mean return."""
+    """Return the mean return."""
     return float(np.mean([episode.score for episode in episodes]))
 
 
 @functools.cache  # making one takes longer than an episode; each process has its own
 def environment_of(env: str) -> tuple["gymnasium.Env", Space]:
-    """An environment, made once in each process, and the space of its actions.
+    """Return an environment, made once in each process, and the space of its actions.
 
     Raises:
         ValueError: it has no time limit; and what `make_environment` raises.

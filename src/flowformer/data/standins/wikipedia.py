@@ -42,7 +42,7 @@ _WORD = re.compile(r"@[-.,]@|(?:[^\W\d_]\.){2,}|(?:'(?=\w))?[\w\u0300-\u036f]+|\
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, str]]:
-    """The articles of a dump: title and plain text, in the dump's order.
+    """Return the articles of a dump: title and plain text, in the dump's order.
 
     Redirects and pages that are no articles, such as talk, are left out.
 
@@ -88,13 +88,13 @@ class _Bounded:
 
 
 def plain_text(markup: str) -> str:
-    """The prose of an article: one line a paragraph, and headings as `= = History = =`.
+    """Return the prose of an article: one line a paragraph, and headings as `= = History = =`.
 
     References, formulas, tables, pictures and most templates are left out, as are the sections at
     the end that list sources; links and a few templates, such as quantities, become their text.
 
     Args:
-        markup: As MediaWiki has it.
+        markup: the article as MediaWiki has it.
     """
     text = _COMMENT.sub("", markup)
     text = _NO_PROSE.sub("", _EMPTY_REFERENCE.sub("", text))
@@ -108,10 +108,10 @@ def plain_text(markup: str) -> str:
 
 
 def separate_words(text: str) -> str:
-    """Words and punctuation with blanks between them, as in WikiText: `1 @,@ 000 well @-@ known`.
+    """Separate words and punctuation by blanks, as in WikiText: `1 @,@ 000 well @-@ known`.
 
     Args:
-        text: Plain text; line ends stay.
+        text: plain text; line ends stay.
     """
     marked = _INNER.sub(lambda match: f" @{match[0]}@ ", text)
     return "\n".join(" ".join(_WORD.findall(line)) for line in marked.split("\n"))

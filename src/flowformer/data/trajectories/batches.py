@@ -1,15 +1,143 @@
-"""Windows of episodes as batches, as a decision model reads them."""
+"""From episodes to batches: preprocessing of their numbers, and windows of steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories.records import Trajectories
+from flowformer.data.arrays import centred_only_where_constant
+from flowformer.data.options import ConstantFeatures
+from flowformer.data.trajectories.records import Space, Trajectories
+
+_LEAST_STD = 1e-6  # added to every deviation, as published
+
+Actions = Float[np.ndarray, "*batch dims"] | Int64[np.ndarray, " *batch"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecisionPreprocessing:
+    """Standardised observations, scaled returns, and actions in (-1, 1) where they have bounds.
+
+    Attributes:
+        state_mean: subtracted from observations.
+        state_std: that divides them then.
+        return_scale: that divides returns, 1,000 in the published runs.
+        action_space: action space of the environment.
+    """
+
+    state_mean: Float64[np.ndarray, " _features"]
+    state_std: Float64[np.ndarray, " _features"]
+    return_scale: float
+    action_space: Space
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: mean and deviation differ in shape, or are no finite numbers; a deviation or
+                the scale is not positive.
+        """
+        if self.state_mean.shape != self.state_std.shape:
+            raise ValueError(
+                "expected state_mean and state_std of the same features, got "
+                f"{len(self.state_mean)} and {len(self.state_std)}"
+            )
+        if not (np.isfinite(self.state_mean).all() and np.isfinite(self.state_std).all()):
+            raise ValueError("state_mean and state_std must be finite")
+        if not (self.state_std > 0).all() or not self.return_scale > 0:
+            raise ValueError(
+                "state_std and return_scale must be positive, got "
+                f"{self.state_std.min(initial=np.inf)} at least and {self.return_scale}"
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        trajectories: Trajectories,
+        *,
+        return_scale: float,
+        constant_features: ConstantFeatures = "centred",
+    ) -> "DecisionPreprocessing":
+        """Take mean and deviation from all steps of a data set.
+
+        Args:
+            trajectories: the data set.
+            return_scale: that divides returns.
+            constant_features: what divides features that do not vary: "centred" by 1, so that no
+                more is taken off them than their value; "published" by 1e-6, so that 0.01 more
+                than in the data is 10,000.
+        """
+        observations = trajectories.observations
+        std = observations.std(0, dtype=np.float64) + _LEAST_STD
+        if constant_features == "centred":
+            std = centred_only_where_constant(std, observations.min(0), observations.max(0))
+        return cls(
+            state_mean=observations.mean(0, dtype=np.float64),
+            state_std=std,
+            return_scale=return_scale,
+            action_space=trajectories.action_space,
+        )
+
+    @property
+    def features(self) -> int:
+        """Of an observation."""
+        return len(self.state_mean)
+
+    def states(self, observations: Float[np.ndarray, "*b f"]) -> Float32[np.ndarray, "*b f"]:
+        """Return observations as the model reads them: (observation - mean) / deviation."""
+        return ((observations - self.state_mean) / self.state_std).astype(np.float32)
+
+    def returns(self, returns: Float[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
+        """Return returns as the model reads them."""
+        return (returns / self.return_scale).astype(np.float32)
+
+    def to_model(self, actions: Actions) -> Actions:
+        """Return the environment's actions as the model has them.
+
+            2 · (action - low) / (high - low) - 1
+
+        where the space has both bounds; as they are otherwise.
+        """
+        if not self.action_space.bounded:
+            return actions
+        low, high = self.action_space.bounds
+        return 2 * (actions - low) / (high - low) - 1
+
+    def to_environment(self, actions: Actions) -> Actions:
+        """Return the model's actions as the environment takes them, clipped to its bounds.
+
+        The other way of `to_model`.
+        """
+        if self.action_space.n is not None:
+            return actions
+        low, high = self.action_space.bounds
+        if self.action_space.bounded:
+            actions = low + (actions + 1) / 2 * (high - low)
+        return np.clip(actions, low, high)
+
+    def record(self) -> dict[str, Any]:
+        """Return its values, as JSON can hold them."""
+        return {
+            "state_mean": self.state_mean.tolist(),
+            "state_std": self.state_std.tolist(),
+            "return_scale": self.return_scale,
+            "action_space": self.action_space.record(),
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "DecisionPreprocessing":
+        """Read what `record` gave, after a way through JSON."""
+        return cls(
+            state_mean=np.array(record["state_mean"], np.float64),
+            state_std=np.array(record["state_std"], np.float64),
+            return_scale=record["return_scale"],
+            action_space=Space.of(record["action_space"]),
+        )
 
 
 class DecisionWindows(Dataset[dict[str, Tensor]]):
@@ -39,7 +167,7 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
 
         Args:
             trajectories: the data set.
-            preprocessing: of its numbers.
+            preprocessing: how its numbers become the model's.
             context: steps of a window.
             episodes: those to take; None for all.
             stride: steps between the beginnings of two windows of an episode.
@@ -64,15 +192,15 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
         self._begins, self._ends = starts[episode], ends[episode]
 
     def __len__(self) -> int:
-        """Number of windows."""
+        """Return the number of windows."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A batch of one."""
+        """Return a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch of these windows."""
+        """Return a batch of these windows."""
         chosen = np.asarray(indices)
         first, last = self.places[chosen], self._ends[chosen]
         length = int(min(self._context, (last - first).max()))
@@ -91,7 +219,7 @@ class DecisionWindows(Dataset[dict[str, Tensor]]):
 
 
 def returns_to_go(trajectories: Trajectories) -> Float32[np.ndarray, " steps"]:
-    """What each episode still collects from each step on, that step's reward included."""
+    """Return what each episode still collects from each step on, that step's reward included."""
     total = np.cumsum(trajectories.rewards[::-1], dtype=np.float64)[::-1]
     # What lies behind the end of a step's episode: the total at the next one's start.
     behind = np.append(total[trajectories.starts[1:]], 0.0)
@@ -101,12 +229,12 @@ def returns_to_go(trajectories: Trajectories) -> Float32[np.ndarray, " steps"]:
 def split_episodes(
     trajectories: Trajectories, fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-    """Draws the episodes that are not trained on; both parts in the order of the set.
+    """Draw the episodes that are not trained on; both parts in the order of the set.
 
     Args:
         trajectories: the data set.
-        fraction: of the episodes; at least one is drawn.
-        seed: of the drawing.
+        fraction: fraction of the episodes; at least one is drawn.
+        seed: seed of the drawing.
 
     Raises:
         ValueError: there is one episode only.

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL
 from flowformer.data.trajectories.environments import (
-    ENVIRONMENTS,
-    NOT_D4RL,
     options_of,
     references_of,
     task_of,
 )
-from flowformer.data.trajectories.hdf5 import read_numbers, read_words
 from flowformer.data.trajectories.records import (
     ROUNDING,
     Space,
@@ -24,9 +22,92 @@ from flowformer.data.trajectories.records import (
     refuse_pictures,
 )
 from flowformer.files import atomic_file, parse_json
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import h5py
+
+MAX_BYTES = 16 * 2**30  # of an array; the largest of D4RL's, of pictures, have a sixth of it
+_MOST_OF_A_BYTE = 1_032  # values' bytes that deflate makes of one
+_KINDS = "biuf"  # of dtypes: booleans and numbers
+
+
+def read_numbers(file: "h5py.File", name: str) -> np.ndarray:
+    """Read an array of booleans or numbers.
+
+    Raises:
+        ValueError: there is none of that name in this file itself, its values are no numbers, or
+            they are more than the file can hold.
+    """
+    import h5py
+
+    data = _own(file, name)
+    if not isinstance(data, h5py.Dataset) or data.shape is None:
+        raise ValueError(f"expected an array {name}, got {data!r}")
+    if data.dtype.kind not in _KINDS:
+        raise ValueError(f"expected numbers in {name}, got {data.dtype}")
+    _require_held(data)
+    return np.asarray(data)
+
+
+def read_words(file: "h5py.File", name: str) -> bytes:
+    """Read a single text of fixed length.
+
+    Raises:
+        ValueError: there is none of that name in this file itself.
+    """
+    import h5py
+
+    data = _own(file, name)
+    if not isinstance(data, h5py.Dataset) or data.shape != () or data.dtype.kind not in "SO":
+        raise ValueError(f"expected a text {name}, got {data!r}")
+    _require_held(data)
+    return bytes(data[()])
+
+
+def require_own(group: "h5py.Group") -> None:
+    """Refuse a file with links, values in others or of variable length, or more than it can hold.
+
+    Raises:
+        ValueError: it is one.
+    """
+    import h5py
+
+    for name in map(str, group):
+        item = _own(group, name)
+        if isinstance(item, h5py.Group):
+            require_own(item)
+        elif isinstance(item, h5py.Dataset):
+            _require_held(item)
+
+
+def _require_held(data: "h5py.Dataset") -> None:
+    if data.external or data.is_virtual:
+        raise ValueError(f"expected the values of {data.name} in this file, got other files' names")
+    if data.dtype.kind == "O":
+        raise ValueError(
+            f"expected values of fixed length in {data.name}, got {data.dtype}: where a file is "
+            "damaged, HDF5 may look for others for ever"
+        )
+    size, stored = data.size * data.dtype.itemsize, data.id.get_storage_size()
+    if size > min(MAX_BYTES, _MOST_OF_A_BYTE * stored + 2**20):
+        raise ValueError(
+            f"expected in {data.name} what the file can hold, got {size:,} bytes from {stored:,}"
+        )
+
+
+def _own(group: "h5py.Group", name: str) -> object:
+    import h5py
+
+    place = group
+    for part in name.split("/"):
+        if not isinstance(place, h5py.Group) or part not in place:
+            raise ValueError(f"expected {name} in the file, found none")
+        if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"expected {name} in this file, got a link to it")
+        place = place[part]
+    return place
+
 
 _NEEDED = ("observations", "actions", "rewards", "terminals")
 _DESCRIPTION = "metadata/flowformer"  # of files that `write_d4rl` wrote
@@ -41,7 +122,7 @@ def read_d4rl(
     num_actions: int | None = None,
     action_bounds: tuple[float, float] | None = None,
 ) -> Trajectories:
-    """Reads a file with observations, actions, rewards, terminals and mostly timeouts.
+    """Read a file with observations, actions, rewards, terminals and mostly timeouts.
 
     An episode ends at a terminal or a timeout; what follows the last one is an episode that was
     cut off. Arrays beside these (next_observations, infos, metadata) are not read. Actions that
@@ -53,8 +134,8 @@ def read_d4rl(
             named after, if it is hopper, halfcheetah or walker2d.
         action_space: by default as the values say: discrete for whole numbers, else a box.
         time_limit: steps after which an episode ends, for a file without timeouts.
-        num_actions: of discrete actions; by default one more than the highest of the file.
-        action_bounds: of a box; by default -1 and 1, as of all of D4RL's own.
+        num_actions: number of discrete actions; by default one more than the highest of the file.
+        action_bounds: least and greatest action of a box; by default -1 and 1, as in D4RL's own.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,7 +147,7 @@ def read_d4rl(
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of D4RL's, found none: {path}")
-    h5py = _h5py()
+    h5py = library("h5py", "for D4RL's files", extra="rl")
     try:
         with h5py.File(path, "r") as file:
             arrays, described_by = _read_arrays(file)
@@ -86,7 +167,7 @@ def read_d4rl(
     if described_by is not None:
         known = _description(path, described_by)
     elif env is None and (task := task_of(None, path.stem)) is not None:
-        known |= {"env": ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
+        known |= {"env": D4RL_ENVIRONMENTS[task], "source": f"{known['source']}; {NOT_D4RL}"}
     try:
         space, actions = _actions(
             arrays["actions"], known["action_space"], num_actions, action_bounds, path.stem
@@ -111,7 +192,7 @@ def read_d4rl(
 
 
 def write_d4rl(trajectories: Trajectories, path: Path) -> None:
-    """Writes a file that `read_d4rl`, and D4RL's own readers, read.
+    """Write a file that `read_d4rl`, and D4RL's own readers, read.
 
     An episode that the environment did not end is marked with a timeout, and so is the last one.
     What D4RL's files do not hold (name, source, environment, spaces) stands beside the arrays.
@@ -125,7 +206,10 @@ def write_d4rl(trajectories: Trajectories, path: Path) -> None:
     terminals[ends] = trajectories.terminated
     timeouts[ends] = ~trajectories.terminated
     # By its name: HDF5 reads while it writes, and the open file is for writing alone.
-    with atomic_file(path) as target, _h5py().File(target.name, "w") as file:
+    with (
+        atomic_file(path) as target,
+        library("h5py", "for D4RL's files", extra="rl").File(target.name, "w") as file,
+    ):
         file["observations"] = trajectories.observations
         file["actions"] = trajectories.actions
         file["rewards"] = trajectories.rewards
@@ -173,7 +257,7 @@ def _description(path: Path, text: bytes) -> dict[str, Any]:
 def _episodes(
     arrays: dict[str, np.ndarray], time_limit: int | None
 ) -> tuple[Int64[np.ndarray, " episodes"], Bool[np.ndarray, " episodes"]]:
-    """Where each episode begins, and whether the environment ended it."""
+    """Return where each episode begins, and whether the environment ended it."""
     for name in ("terminals", "timeouts"):
         if name in arrays and not np.isin(arrays[name], (0, 1)).all():
             raise ValueError(f"expected 0 and 1 in {name}, got other values")
@@ -214,7 +298,7 @@ def _actions(
     bounds: tuple[float, float] | None,
     name: str,
 ) -> tuple[Space, np.ndarray]:
-    """The space of actions, and the actions as they are kept."""
+    """Return the space of actions, and the actions as they are kept."""
     if sum(each is not None for each in (space, number, bounds)) > 1:
         raise ValueError(
             "expected one of an action space (which a file may have of its own), a number of "
@@ -260,7 +344,7 @@ def _space_of(values: np.ndarray, number: int | None, bounds: tuple[float, float
 
 
 def _option(name: str, value: str) -> str:
-    """How something is said, on the command line and in Python."""
+    """Return how something is said, on the command line and in Python."""
     return f"--data.{name} {value} ({name.replace('-', '_')} in Python)"
 
 
@@ -273,13 +357,3 @@ def _flat(observations: np.ndarray) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
         return observations.reshape(len(observations), -1).astype(np.float32)
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "h5py is needed for D4RL's files: pip install 'flowformer[rl]'"
-        ) from error
-    return h5py

@@ -15,6 +15,7 @@ from flowformer.data.trajectories.records import (
     WrapperOptions,
     refuse_pictures,
 )
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,23 +29,16 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "hopper": (-20.272305, 3234.3),
     "walker2d": (1.629008, 4592.3),
 }
-# Where policies that learned from D4RL's data can be tried today.
-ENVIRONMENTS = {
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
-}
 # Wrappers that draw, record or count, and change nothing of what is acted in.
 _SHOWS = (
     "gymnasium.wrappers.rendering:",
     "gymnasium.wrappers.common:RecordEpisodeStatistics",
     "gymnasium.wrappers.common:PassiveEnvChecker",
 )
-NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
 
 
 def task_of(env: str | None, name: str) -> str | None:
-    """Which of D4RL's environments a set is of, by its environment or its name; None of none.
+    """Return which of D4RL's environments a set is of, by its environment or name, or None.
 
     "Hopper-v5" and "hopper_medium-v2" are "hopper".
     """
@@ -64,7 +58,7 @@ def references_of(env: str | None, name: str) -> tuple[float, float] | None:
 def make_environment(
     env: str, *, options: EnvironmentOptions | None = None, render_mode: str | None = None
 ) -> "gymnasium.Env":
-    """Makes an environment whose observations are a box and whose actions are supported.
+    """Make an environment whose observations are a box and whose actions are supported.
 
     Args:
         env: gymnasium's name.
@@ -77,12 +71,7 @@ def make_environment(
         NotImplementedError: its observations or actions are of another kind.
         ValueError: gymnasium has no such environment, or it takes no such options.
     """
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError(
-            "gymnasium is needed for environments: pip install 'flowformer[rl]'"
-        ) from error
+    gymnasium = library("gymnasium", "for environments", extra="rl")
     _log_mujoco(env)
     options = EnvironmentOptions() if options is None else options
     given: dict[str, Any] = {**options.kwargs}
@@ -109,7 +98,7 @@ def make_environment(
 
 
 def _wrapped(env: "gymnasium.Env", options: WrapperOptions) -> "gymnasium.Env":
-    """Puts gymnasium's own wrapper around an environment, or one whose module is imported already.
+    """Put gymnasium's own wrapper around an environment, or one whose module is imported already.
 
     A set of data names it: no code is loaded for that.
     """
@@ -131,7 +120,7 @@ def _wrapped(env: "gymnasium.Env", options: WrapperOptions) -> "gymnasium.Env":
 
 
 def options_of(spec: Mapping[str, Any]) -> EnvironmentOptions:
-    """What gymnasium's record of an environment says beyond its name: how it differs from that.
+    """Return how gymnasium's record of an environment differs from what its name says.
 
     What only draws or records is left out.
 
@@ -157,7 +146,7 @@ def options_of(spec: Mapping[str, Any]) -> EnvironmentOptions:
 
 
 def _registered(env: str | None) -> tuple[Mapping[str, Any], int | None]:
-    """The keyword arguments and the time limit of a name, where gymnasium knows it."""
+    """Return the keyword arguments and the time limit of a name, where gymnasium knows it."""
     try:
         import gymnasium
     except ImportError:
@@ -170,12 +159,12 @@ def _registered(env: str | None) -> tuple[Mapping[str, Any], int | None]:
 
 
 def _plain(value: object) -> object:
-    """A value as it comes back from JSON."""
+    """Return a value as it comes back from JSON."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def space_of(space: "gymnasium.Space") -> Space:
-    """A space of actions without gymnasium.
+    """Return a space of actions without gymnasium.
 
     Raises:
         NotImplementedError: it is neither a box with one axis nor discrete values from 0 on.
@@ -195,7 +184,7 @@ def space_of(space: "gymnasium.Space") -> Space:
 
 
 def feature_count(space: "gymnasium.Space") -> int:
-    """Features of an observation, flattened.
+    """Return the number of features of an observation, flattened.
 
     Raises:
         NotImplementedError: it is no box, or one of pictures.
@@ -211,7 +200,7 @@ def feature_count(space: "gymnasium.Space") -> int:
 
 
 def _log_mujoco(env: str) -> None:
-    """Takes the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is.
+    """Take the simulator's warnings into Python's log: it writes MUJOCO_LOG.TXT where one is.
 
     Raises:
         ImportError: the library that it is to draw with is missing.

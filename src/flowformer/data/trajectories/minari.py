@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.data.cache import data_cache, find_cache, find_home
-from flowformer.data.trajectories.d4rl import read_d4rl
+from flowformer.data.trajectories.d4rl import read_d4rl, require_own
 from flowformer.data.trajectories.environments import (
     feature_count,
     make_environment,
@@ -22,9 +22,9 @@ from flowformer.data.trajectories.environments import (
     references_of,
     space_of,
 )
-from flowformer.data.trajectories.hdf5 import require_own
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories, put_inside
 from flowformer.files import parse_json
+from flowformer.machine import library
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -37,7 +37,7 @@ _RECORD = "flowformer"  # what is ours in it
 
 
 def is_d4rl(name: str | Path) -> bool:
-    """Whether a name is taken for a file of D4RL's."""
+    """Return whether a name is taken for a file of D4RL's."""
     path = Path(name)
     return path.is_file() or path.suffix in (".hdf5", ".h5")
 
@@ -50,12 +50,12 @@ def open_trajectories(
     num_actions: int | None = None,
     action_bounds: tuple[float, float] | None = None,
 ) -> Trajectories:
-    """Opens a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
+    """Open a set by what it is: D4RL's file, a folder of `Trajectories.save`, or Minari's.
 
     Args:
         name: a path, or the name of a Minari data set.
         download: whether a Minari data set that is not here is fetched.
-        time_limit: of D4RL's file; see `read_d4rl`.
+        time_limit: time limit of D4RL's file; see `read_d4rl`.
         num_actions: likewise.
         action_bounds: likewise.
 
@@ -81,11 +81,11 @@ def open_trajectories(
 
 
 def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
-    """Reads a Minari data set.
+    """Read a Minari data set.
 
     Args:
-        name: of a set below `$MINARI_DATASETS_PATH` (by default Minari's own folder), or any folder
-            in Minari's format.
+        name: name of a set below `$MINARI_DATASETS_PATH` (by default Minari's own folder), or any
+            folder in Minari's format.
         download: whether a set that is not here is fetched.
 
     Returns:
@@ -97,7 +97,7 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
         NotImplementedError: observations are no box, or actions neither a box nor discrete.
         ValueError: the set is damaged, an episode is empty, or a value is not finite.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     folder = minari_folder(name)
     if folder is None:
         if not download:
@@ -140,11 +140,11 @@ def load_minari(name: str | Path, *, download: bool = False) -> Trajectories:
 
 
 def _open(folder: Path) -> Any:
-    """Opens a set by Minari, if it need not make the environment that the set names.
+    """Open a set by Minari, if it need not make the environment that the set names.
 
     It would run whatever code a set without spaces names.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     path = folder / "data" / _METADATA
     metadata = parse_json(path.read_text()) if path.is_file() else {}
     for name in ("observation_space", "action_space"):
@@ -154,7 +154,7 @@ def _open(folder: Path) -> Any:
 
 
 def _environment(metadata: Mapping[str, Any]) -> tuple[str | None, EnvironmentOptions]:
-    """The environment to evaluate in: that for it, else that of the collection."""
+    """Return the environment to evaluate in: that for it, else that of the collection."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = {} if text is None else json.loads(text)
     env = metadata.get(_RECORD, {}).get("env")  # ours, with the module that knows it
@@ -165,7 +165,7 @@ def _environment(metadata: Mapping[str, Any]) -> tuple[str | None, EnvironmentOp
 
 
 def _require_own(path: Path) -> None:
-    """Refuses an HDF5 file that names others; Minari's other format has no such file."""
+    """Refuse an HDF5 file that names others; Minari's other format has no such file."""
     if not path.is_file():
         return
     import h5py
@@ -175,7 +175,7 @@ def _require_own(path: Path) -> None:
 
 
 def minari_folder(name: str | Path) -> Path | None:
-    """Where a set is: a folder itself, or one below Minari's root; None where it is not."""
+    """Return where a set is: a folder itself, or one below Minari's root; None where it is not."""
     root = find_minari_root()
     for folder in (Path(name), *(() if root is None else (root / name,))):
         if (folder / "data" / _METADATA).is_file():
@@ -184,18 +184,18 @@ def minari_folder(name: str | Path) -> Path | None:
 
 
 def minari_root() -> Path:
-    """The folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it.
+    """Return the folder of local Minari data sets: `$MINARI_DATASETS_PATH`, else as Minari has it.
 
     Without a home directory it is `minari` in `data_cache()`.
 
     Raises:
-        FileNotFoundError: There is none, and none can be made.
+        FileNotFoundError: there is none, and none can be made.
     """
     return find_minari_root() or data_cache() / "minari"
 
 
 def find_minari_root() -> Path | None:
-    """The folder of local Minari data sets, to look into; None where there can be none."""
+    """Return the folder of local Minari data sets, to look into; None where there can be none."""
     if (given := os.environ.get(_ROOT)) is not None:
         return Path(given)
     cache = find_cache()
@@ -203,7 +203,7 @@ def find_minari_root() -> Path | None:
 
 
 def local_minari() -> list[str]:
-    """Names of the sets below `minari_root`."""
+    """Return names of the sets below `minari_root`."""
     root = find_minari_root()
     if root is None or not root.is_dir():
         return []
@@ -220,11 +220,12 @@ def write_minari(
     folder: Path | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a Minari data set; a kill leaves none.
+    """Write a Minari data set; a kill leaves none.
 
     Args:
         trajectories: the set; its name is the data set's, and ends in a version such as -v0.
-        last_observations: of each episode, after its last action: Minari keeps them too.
+        last_observations: last observations of each episode, after its last action: Minari keeps
+            them too.
         algorithm: what acted, in words.
         folder: the new folder; by default the set's name below `minari_root`.
         record: more to keep in its metadata, under "flowformer".
@@ -237,7 +238,7 @@ def write_minari(
         ImportError: minari is not installed.
         ValueError: Minari takes no such name.
     """
-    minari = _minari()
+    minari = library("minari", "for its data sets", extra="rl")
     target = minari_root() / trajectories.name if folder is None else folder
     if target.exists():
         raise FileExistsError(f"expected a new folder, and {target} is there")
@@ -274,13 +275,13 @@ def write_minari(
 
 
 def minari_record(folder: Path) -> Mapping[str, Any]:
-    """What `write_minari` was told to keep; empty for a set of somebody else's."""
+    """Return what `write_minari` was told to keep; empty for a set of somebody else's."""
     return _open(folder).storage.metadata.get(_RECORD, {})
 
 
 @contextmanager
 def _root_at(folder: Path) -> Iterator[None]:
-    """Lets Minari write below a folder: it takes no path, only a variable of the environment."""
+    """Let Minari write below a folder: it takes no path, only a variable of the environment."""
     before = os.environ.get(_ROOT)
     os.environ[_ROOT] = str(folder)
     try:
@@ -347,13 +348,3 @@ def _box(space: Space) -> "spaces.Space":
         return spaces.Discrete(space.n)
     low, high = space.bounds
     return spaces.Box(low, high, dtype=np.float32)
-
-
-def _minari() -> Any:
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError(
-            "minari is needed for its data sets: pip install 'flowformer[rl]'"
-        ) from error
-    return minari

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from flowformer.data.files.arrays import map_array
+from flowformer.data.arrays import map_array
 from flowformer.files import atomic_file, parse_json, write_atomically
+from flowformer.serialization import from_plain, to_plain
 
 Bound = float | tuple[float, ...] | None
 
@@ -27,7 +28,7 @@ class Space:
     """What actions there are.
 
     Attributes:
-        shape: of an action: (dims,) of a box, () of a discrete one.
+        shape: shape of an action: (dims,) of a box, () of a discrete one.
         low: least value of a box; a tuple where dimensions differ, None where there is none.
         high: greatest value, likewise.
         n: number of discrete actions, which are 0 to n - 1; None of a box.
@@ -39,7 +40,7 @@ class Space:
     n: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks that it is a box of one axis, or discrete.
+        """Check that it is a box of one axis, or discrete.
 
         Raises:
             NotImplementedError: it has another shape.
@@ -83,16 +84,12 @@ class Space:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Space":
-        """Reads what `record` gave, after a way through JSON."""
-        low, high = (
-            tuple(bound) if isinstance(bound, list) else bound
-            for bound in (record["low"], record["high"])
-        )
-        return cls(shape=tuple(record["shape"]), low=low, high=high, n=record["n"])
+        """Read what `record` gave, after a way through JSON."""
+        return from_plain(cls, record)
 
     def record(self) -> dict[str, Any]:
-        """Its values, as JSON can hold them."""
-        return {"shape": list(self.shape), "low": self.low, "high": self.high, "n": self.n}
+        """Return its values, as JSON can hold them."""
+        return to_plain(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +98,7 @@ class WrapperOptions:
 
     Attributes:
         entry_point: where its class is, such as "gymnasium.wrappers.transform_reward:ClipReward".
-        kwargs: of its constructor; None where they were not kept.
+        kwargs: keyword arguments of its constructor; None where they were not kept.
     """
 
     entry_point: str
@@ -113,7 +110,7 @@ class EnvironmentOptions:
     """What an environment is made with, other than its name says.
 
     Attributes:
-        kwargs: of its constructor.
+        kwargs: keyword arguments of its constructor.
         max_episode_steps: its time limit; -1 for none, None for that of its name.
         wrappers: around it, the innermost first.
     """
@@ -123,7 +120,7 @@ class EnvironmentOptions:
     wrappers: tuple[WrapperOptions, ...] = ()
 
     def in_words(self, env: str) -> str:
-        """The environment of that name with these: "Hopper-v5 (healthy_reward=5, 55 steps)"."""
+        """Return the environment's name with these: "Hopper-v5 (healthy_reward=5, 55 steps)"."""
         said = [f"{name}={value!r}" for name, value in self.kwargs.items()]
         if self.max_episode_steps is not None:
             limited = self.max_episode_steps >= 0
@@ -133,37 +130,18 @@ class EnvironmentOptions:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "EnvironmentOptions":
-        """Reads what `record` gave, after a way through JSON; what is missing is as by default.
+        """Read what `record` gave, after a way through JSON; what is missing is as by default.
 
         Raises:
             ValueError: a value is of another kind.
         """
-        limit, kwargs = record.get("max_episode_steps"), record.get("kwargs", {})
-        wrappers = record.get("wrappers", [])
-        if not (
-            (limit is None or isinstance(limit, int))
-            and isinstance(kwargs, Mapping)
-            and isinstance(wrappers, list)
-            and all(isinstance(each, Mapping) and "entry_point" in each for each in wrappers)
-        ):
-            raise ValueError(f"expected what an environment is made with, got {record}")
-        return cls(
-            kwargs=kwargs,
-            max_episode_steps=limit,
-            wrappers=tuple(
-                WrapperOptions(entry_point=str(each["entry_point"]), kwargs=each.get("kwargs"))
-                for each in wrappers
-            ),
-        )
+        return from_plain(cls, record, where="environment")
 
     def record(self) -> dict[str, Any]:
-        """Its values, as JSON can hold them; empty where all is as its name says."""
-        values: dict[str, Any] = {
-            "kwargs": dict(self.kwargs),
-            "max_episode_steps": self.max_episode_steps,
-            "wrappers": [vars(each) for each in self.wrappers],
+        """Return its values, as JSON can hold them; empty where all is as its name says."""
+        return {
+            name: value for name, value in to_plain(self).items() if value not in (None, {}, [])
         }
-        return {name: value for name, value in values.items() if value not in (None, {}, [])}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,8 +153,8 @@ class Trajectories:
         source: where it is from, in words.
         env: gymnasium's name of the environment, such as "Hopper-v5"; None where unknown.
         observations: that each action answered.
-        actions: of a box, or discrete ones.
-        rewards: of each action.
+        actions: actions of a box, or discrete ones.
+        rewards: rewards of each action.
         starts: the first step of each episode; it ends where the next begins.
         terminated: whether the environment ended the episode; False where a time limit did, or
             where the record stops.
@@ -199,7 +177,7 @@ class Trajectories:
     env_options: EnvironmentOptions = EnvironmentOptions()
 
     def __post_init__(self) -> None:
-        """Checks arrays against one another and against what they are said to be.
+        """Check arrays against one another and against what they are said to be.
 
         Raises:
             ValueError: they do not fit; an episode is empty; a value is not finite; an action is
@@ -217,7 +195,7 @@ class Trajectories:
             )
 
     def __len__(self) -> int:
-        """Number of episodes."""
+        """Return the number of episodes."""
         return len(self.starts)
 
     @property
@@ -236,7 +214,7 @@ class Trajectories:
         return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
 
     def normalized(self, score: float) -> float:
-        """A return as percent of the way from the random policy's to the expert's.
+        """Scale a return to percent of the way from the random policy's to the expert's.
 
         See `normalized_score`.
 
@@ -248,11 +226,11 @@ class Trajectories:
         return normalized_score(score, self.references)
 
     def mixed(self, other: "Trajectories", *, name: str | None = None) -> "Trajectories":
-        """The episodes of both, these first, as D4RL's medium-expert sets are made.
+        """Return the episodes of both, these first, as D4RL's medium-expert sets are made.
 
         Args:
-            other: of the same environment.
-            name: of the new set; both names joined by default.
+            other: a set of the same environment.
+            name: name of the new set; both names joined by default.
 
         Raises:
             ValueError: environments, spaces or reference returns differ.
@@ -289,7 +267,7 @@ class Trajectories:
         return self.env_options.in_words("unknown" if self.env is None else self.env)
 
     def save(self, folder: Path) -> None:
-        """Writes it; a kill leaves a folder that `load` refuses, never half a set."""
+        """Write it; a kill leaves a folder that `load` refuses, never half a set."""
         (folder / _DESCRIPTION).unlink(missing_ok=True)
         for name in _ARRAYS:
             with atomic_file(folder / f"{name}.npy") as file:
@@ -297,7 +275,7 @@ class Trajectories:
         write_atomically(folder / _DESCRIPTION, json.dumps(self.description(), indent=1) + "\n")
 
     def description(self) -> dict[str, Any]:
-        """All but the arrays, as JSON has it."""
+        """Return all but the arrays, as JSON has it."""
         return {
             "name": self.name,
             "source": self.source,
@@ -309,7 +287,7 @@ class Trajectories:
 
     @classmethod
     def load(cls, folder: Path) -> "Trajectories":
-        """Reads what `save` wrote: looks through the arrays once, and leaves them on the disk.
+        """Read what `save` wrote: look through the arrays once, and leave them on the disk.
 
         Raises:
             FileNotFoundError: there is no such set there, or not a whole one.
@@ -379,11 +357,11 @@ class Trajectories:
 
 
 def refuse_pictures(shape: tuple[int, ...], dtype: Any) -> None:
-    """Refuses an observation that is a picture: models read features.
+    """Refuse an observation that is a picture: models read features.
 
     Args:
-        shape: of an observation.
-        dtype: of its values.
+        shape: shape of an observation.
+        dtype: dtype of its values.
 
     Raises:
         NotImplementedError: it has three axes or more, or two of bytes.
@@ -398,12 +376,12 @@ def refuse_pictures(shape: tuple[int, ...], dtype: Any) -> None:
 def put_inside(
     actions: Float32[np.ndarray, "_steps dims"], space: Space, name: str
 ) -> Float32[np.ndarray, "_steps dims"]:
-    """Clips actions that rounding has put outside their box, and warns of it; leaves the others.
+    """Clip actions that rounding has put outside their box, and warn of it; leave the others.
 
     Args:
-        actions: of a box.
+        actions: actions of a box.
         space: their box.
-        name: of the set, for the warning.
+        name: name of the set, for the warning.
     """
     if actions.shape[1:] != space.shape:
         return actions  # refused where the set is made
@@ -423,7 +401,7 @@ def put_inside(
 
 
 def normalized_score(mean_return: float, references: tuple[float, float]) -> float:
-    """The return where 0 is a random policy's and 100 an expert's.
+    """Scale a mean return so that a random policy's is 0 and an expert's 100.
 
         100 · (return - random) / (expert - random)
 

@@ -26,9 +26,9 @@ class FlowformerImageModel(nn.Module):
         drop_rate: dropout of the configuration; None leaves it as it is there.
         drop_path_rate: drop_path of the configuration; None leaves it as it is there.
         mixer: name of another attention than that of the configuration.
-        mixer_options: its options.
+        mixer_options: the options of that attention.
         device: where the parameters stand.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(  # noqa: PLR0913 - timm's keywords
@@ -49,7 +49,7 @@ class FlowformerImageModel(nn.Module):
         """Create the model.
 
         Raises:
-            ValueError: what `VisionClassifier` raises, or another pooling than the architecture's.
+            ValueError: as `VisionClassifier` does, or another pooling than the architecture's.
         """
         super().__init__()
         changes: dict[str, Any] = {}
@@ -75,7 +75,7 @@ class FlowformerImageModel(nn.Module):
         ]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
-        """The logits; without a head the pooled features, without pooling the features."""
+        """Return the logits; without a head the pooled features, without pooling the features."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
@@ -86,7 +86,7 @@ class FlowformerImageModel(nn.Module):
         """Pool the features and classify them.
 
         Args:
-            x: what `forward_features` returned.
+            x: the features of `forward_features`.
             pre_logits: stop before the classifier.
 
         Raises:
@@ -115,7 +115,7 @@ class FlowformerImageModel(nn.Module):
 
         Args:
             x: the images.
-            indices: which maps; an int for the last ones, None for all.
+            indices: the maps wanted; an int for the last ones, None for all.
             norm: apply the last layer norm to maps that are as wide as it.
             stop_early: compute nothing after the last of them.
             output_fmt: "NCHW".
@@ -141,10 +141,10 @@ class FlowformerImageModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what comes after the last of these feature maps; returns their indices.
+        """Remove all layers after the last of these feature maps; return their indices.
 
         Args:
-            indices: which maps; an int for the last ones.
+            indices: the maps to keep; an int for the last ones.
             prune_norm: remove the last layer norm too.
             prune_head: remove the head and the pooling too.
         """
@@ -166,7 +166,7 @@ class FlowformerImageModel(nn.Module):
         return taken
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.model.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -189,11 +189,11 @@ class FlowformerImageModel(nn.Module):
         self.model.resize(img_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the blocks anew in the backward pass rather than keep what they hold."""
+        """Compute the blocks anew in the backward pass rather than keep their activations."""
         self.model.checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which layer, for a learning rate that falls with depth.
+        """Tell which parameters belong to which layer, for a learning rate that falls with depth.
 
         Args:
             coarse: stages rather than blocks.
@@ -208,7 +208,7 @@ class FlowformerImageModel(nn.Module):
         return {"stem": r"^model\.(?:cls$|positions$|downsamples\.0\.)", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the published optimizers do not decay."""
+        """Return the parameters that the published optimizers do not decay."""
         return {"model.positions", "model.cls"}
 
     def _checked_pool(self, global_pool: str | None) -> str:
@@ -218,7 +218,7 @@ class FlowformerImageModel(nn.Module):
         return own if global_pool is None else global_pool
 
     def _points(self) -> list[str]:
-        """The modules after which there is a feature map."""
+        """Return the modules after which there is a feature map."""
         if not self.single:
             return [f"model.stages.{stage}" for stage in range(len(self.model.stages))]
         blocks = self.model.stages[0]
@@ -235,6 +235,6 @@ class FlowformerImageModel(nn.Module):
 
 
 def _taken(points: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """The indices from 0 on, and the last of them."""
+    """Return the indices from 0 on, and the last of them."""
     given = list(indices) if isinstance(indices, Sequence) else indices
     return feature_take_indices(points, given)

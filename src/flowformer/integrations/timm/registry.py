@@ -1,7 +1,7 @@
-"""The names under which timm makes the models, and what it is told about their data.
+"""The names under which timm makes the models, and the data that it is told of.
 
 No parameters are published to download; a checkpoint of the published training, the weights of a
-run of `flowformer train` and what a model made here saved are read with
+run of `flowformer train` and those that a model made here saved are read with
 `pretrained=True, pretrained_cfg_overlay={"file": PATH}`.
 """
 
@@ -15,14 +15,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from flowformer.files import parse_json
 from flowformer.integrations.timm.modeling import FlowformerImageModel
-from flowformer.models.images.config import VisionModelConfig
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
-from flowformer.models.images.presets import VISION_PRESETS
-from flowformer.models.images.published import rename_published
-from flowformer.models.loading import matched
-from flowformer.train.folder import RunFolder
-from flowformer.train.images.folder import VisionRecord
+from flowformer.models.published import matched, rename_images
+from flowformer.serialization import from_plain
 
 __all__: list[str] = []  # timm adds the names that it registers
 
@@ -55,25 +53,35 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def flowformer_hierarchical(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters."""
+    """Create the Flowformer of the paper's table on ImageNet: four stages, 43.3M parameters.
+
+    Examples:
+        >>> import timm
+        >>> import flowformer.integrations.timm
+        >>> from flowformer.models import VisionModelConfig
+        >>> tiny = VisionModelConfig(dims=(16, 32), depths=(1, 1), num_heads=(2, 2))
+        >>> model = timm.create_model("flowformer_hierarchical", config=tiny, num_classes=10)
+        >>> model.num_classes
+        10
+    """
     return _create("flowformer_hierarchical", "hierarchical", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-Ti with Flow-Attention, 5.7M parameters."""
+    """Create DeiT-Ti with Flow-Attention, 5.7M parameters."""
     return _create("flowformer_deit_tiny", "deit-tiny", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-S with Flow-Attention, 22.1M parameters."""
+    """Create DeiT-S with Flow-Attention, 22.1M parameters."""
     return _create("flowformer_deit_small", "deit-small", pretrained, kwargs)
 
 
 @register_model
 def flowformer_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-B with Flow-Attention, 86.6M parameters."""
+    """Create DeiT-B with Flow-Attention, 86.6M parameters."""
     return _create("flowformer_deit_base", "deit-base", pretrained, kwargs)
 
 
@@ -93,7 +101,7 @@ def _create(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any])
 
 
 def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict[str, Tensor]:
-    """A file's parameters under the names here, positions for the size of the model.
+    """Return a file's parameters under the names here, positions for the size of the model.
 
     The file is of the published training, of a run of `flowformer train`, or of a model made here.
     What timm itself adapts is left to it: a head of other classes, and the channels of an image.
@@ -106,7 +114,7 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
     state: Mapping[str, Tensor] = state_dict.get("model", state_dict)
     body = model.model
     given = (
-        rename_published(state, stages=len(body.config.dims))
+        rename_images(state, stages=len(body.config.dims))
         if "pos_embed" in state
         else {name.removeprefix("model."): (name, value) for name, value in state.items()}
     )
@@ -138,10 +146,15 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
 
 def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     """Refuse a run's weights in a model that would compute something else with them."""
-    folder = RunFolder(Path(file or "").parent)
-    if file is None or Path(file).name != folder.weights.name or not folder.config.is_file():
+    folder = Path(file or "").parent
+    record = folder / "config.json"
+    if file is None or Path(file).name != "weights.safetensors" or not record.is_file():
         return
-    there = VisionRecord.read(folder).config.model
+    try:
+        there = parse_json(record.read_text(encoding="utf-8"))["config"]["model"]
+        there = from_plain(VisionModelConfig, there)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{record} is not that of a run on images: {error}") from error
     differences = [
         f"{name} is {trained!r} there and {own!r} here"
         for name in ("mixer", "mixer_options", "num_heads")  # the shapes do not tell these
@@ -150,7 +163,7 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
     if differences:
         raise ValueError(
             f"{file} is of another architecture: {'; '.join(differences)}. Give "
-            f"config=load_vision_run({str(folder.root)!r}).config.model"
+            f"config=load_run({str(folder)!r}).config.model"
         )
 
 
@@ -159,7 +172,7 @@ _STEM = "downsamples.0.weight"
 
 
 def _resized(table: Tensor, body: VisionClassifier) -> Tensor:
-    """Positions of a square image for the images of a model."""
+    """Resize the positions of a square image for the images of a model."""
     places = len(table) - (body.cls is not None)
     side = math.isqrt(max(places, 0))
     if places < 1 or side**2 != places:

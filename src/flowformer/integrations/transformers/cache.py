@@ -19,7 +19,7 @@ from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 
 class FlowformerCache(Cache):
-    """What the model carries from call to call: `LanguageState`, instead of keys and values.
+    """The state that the model carries from call to call: `LanguageState`, not keys and values.
 
     Of constant size for flow and its linear kin, whatever the number of tokens. A new one is empty;
     the model fills it in place. Its rows are reordered, repeated and selected (beam search, several
@@ -30,7 +30,6 @@ class FlowformerCache(Cache):
     """
 
     def __init__(self) -> None:
-        """Create an empty cache."""
         super().__init__(layers=[])  # the state of all layers is one, and it is ours
         self.state: LanguageState | None = None
         self._length = 0
@@ -41,15 +40,15 @@ class FlowformerCache(Cache):
         self._length += tokens
 
     def __len__(self) -> int:
-        """The number of layers; 0 before the first token."""
+        """Return the number of layers; 0 before the first token."""
         return 0 if self.state is None else len(self.state.layers)
 
     def __repr__(self) -> str:
-        """The number of layers and places."""
+        """Return the number of layers and places."""
         return f"{type(self).__name__}(layers={len(self)}, length={self._length})"
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - of all layers alike
-        """The places so far, padding too: what an attention mask of the whole is longer by."""
+        """Return the number of places so far, padding too, which an attention mask covers first."""
         return self._length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002
@@ -62,7 +61,7 @@ class FlowformerCache(Cache):
         return [False]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
-        """The length of a mask over all places, and where it begins."""
+        """Return the length of a mask over all places, and where it begins."""
         return self._length + query_length, 0
 
     def has_previous_state(
@@ -70,7 +69,7 @@ class FlowformerCache(Cache):
         layer_idx: int | None = None,  # noqa: ARG002 - of all layers alike
         state_idx: int | None = None,  # noqa: ARG002
     ) -> bool:
-        """Whether there were tokens before."""
+        """Return whether there were tokens before."""
         return self.state is not None
 
     def reset(self) -> None:
@@ -123,12 +122,12 @@ class FlowformerCache(Cache):
 
 
 def cache_keyword(cache: Cache | None) -> dict[str, Any]:
-    """The field of an output, or the keyword of a call, that holds the cache."""
+    """Return the field of an output, or the keyword of a call, that holds the cache."""
     return {CACHE: cache}
 
 
 def given_cache(given: Mapping[str, Any]) -> FlowformerCache | None:
-    """The cache among the keywords of a call, by either name that transformers has for it.
+    """Return the cache among the keywords of a call, by either name that transformers has for it.
 
     Args:
         given: the keywords, but for those that the model knows itself.

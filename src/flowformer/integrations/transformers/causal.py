@@ -23,11 +23,10 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
-from flowformer.models.inputs import check_range
+from flowformer.models.cross_entropy import token_cross_entropy
+from flowformer.models.inputs import IGNORED, check_range
 from flowformer.models.language.model import LanguageModel
-from flowformer.models.language.output_layer import chunked_loss
-from flowformer.models.language.targets import shifted
+from flowformer.models.language.output import chunked_loss, shifted
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES, document_offsets, documents_of
 
 
@@ -40,6 +39,14 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     Attributes:
         model: the `FlowformerModel`.
         lm_head: the output layer; its matrix is that of the embedding where they are tied.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.integrations.transformers import FlowformerConfig, FlowformerForCausalLM
+        >>> config = FlowformerConfig(vocab_size=100, dim=16, num_heads=2, num_layers=1)
+        >>> model = FlowformerForCausalLM(config).eval()
+        >>> model.generate(torch.randint(100, (1, 8)), max_new_tokens=5, do_sample=False).shape
+        torch.Size([1, 13])
     """
 
     _tied_weights_keys = {  # noqa: RUF012 - as transformers declares it
@@ -47,7 +54,6 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     }
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         self.model = FlowformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -97,11 +103,11 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
     def from_language_model(
         cls, model: LanguageModel, tokenizer: Any = None
     ) -> "FlowformerForCausalLM":
-        """A copy of one of our models, such as that of a trained run, to save or to push.
+        """Return a copy of one of our models, such as that of a trained run, to save or to push.
 
         Args:
             model: the model.
-            tokenizer: of transformers; the model then knows its special tokens.
+            tokenizer: a tokenizer of transformers; the model then knows its special tokens.
         """
         names = ("pad_token_id", "bos_token_id", "eos_token_id")
         config = FlowformerConfig.from_language_model_config(
@@ -121,7 +127,7 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
         return copied.eval()
 
     def to_language_model(self) -> LanguageModel:
-        """The way back: a copy as one of our models."""
+        """Return a copy as one of our models, which is the way back."""
         config = self.config.language_model_config()
         model = LanguageModel(config, vocab_size=self.config.vocab_size)
         output, weights = self.lm_head.weight, self.model.backbone.state_dict()
@@ -147,9 +153,9 @@ class FlowformerForCausalLM(FlowformerPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: see `FlowformerModel.forward`, here and for the next three.
-            attention_mask: likewise.
-            cache: likewise.
-            inputs_embeds: likewise.
+            attention_mask: see there too.
+            cache: see there too.
+            inputs_embeds: see there too.
             labels: the tokens again [b, t], shifted here; -100 counts for nothing, nor does what a
                 padded place would predict, or a document's end of the next one's first token.
             use_cache: see `FlowformerModel.forward`.
@@ -207,7 +213,7 @@ def _targets(
     seq_idx: Int[Tensor, "b t"] | None = None,
     **_others: Any,
 ) -> Int[Tensor, "b t"]:
-    """What is to be predicted at each place, as `LanguageModel` has it."""
+    """Return the target of each place, as `LanguageModel` has it."""
     given = labels if targets is None else targets
     assert given is not None
     b, t = hidden.shape[:2]

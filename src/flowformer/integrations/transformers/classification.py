@@ -16,8 +16,7 @@ from flowformer.integrations.transformers.modeling import (
     FlowformerPreTrainedModel,
     new_tokens,
 )
-from flowformer.models.cross_entropy import IGNORED
-from flowformer.models.inputs import check_range, last_real
+from flowformer.models.inputs import IGNORED, check_range, last_real
 
 
 class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
@@ -29,12 +28,21 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
     Attributes:
         model: the `FlowformerModel`.
         score: the output layer.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.integrations.transformers import (
+        ...     FlowformerConfig,
+        ...     FlowformerForSequenceClassification,
+        ... )
+        >>> config = FlowformerConfig(vocab_size=100, dim=16, num_heads=2, num_labels=3)
+        >>> FlowformerForSequenceClassification(config)(torch.randint(100, (2, 8))).logits.shape
+        torch.Size([2, 3])
     """
 
     accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides by their number
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         assert config.num_labels is not None  # the configuration has chosen where nobody did
         self.num_labels = config.num_labels
@@ -58,10 +66,10 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
 
         Args:
             input_ids: see `FlowformerModel.forward`, here and for the next three.
-            attention_mask: likewise. Without one, tokens after the last that is not pad_token_id
-                are padding (and where there is no pad_token_id, none are).
-            cache: likewise.
-            inputs_embeds: likewise.
+            attention_mask: real tokens. Without one, tokens after the last that is not
+                pad_token_id are padding (and where there is no pad_token_id, none are).
+            cache: see there too.
+            inputs_embeds: see there too.
             labels: classes [b] (-100 counts for nothing), or values [b] or [b, num_labels], as
                 problem_type has it (or, where it is None, as transformers guesses it).
             use_cache: see `FlowformerModel.forward`.
@@ -97,7 +105,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
         )
 
     def _check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are none of the classes, if classes they are."""
+        """Refuse labels outside the classes, where labels are classes."""
         kind = self.config.problem_type
         if kind is None and self.num_labels > 1 and labels.dtype in (torch.int64, torch.int32):
             kind = "single_label_classification"
@@ -107,7 +115,7 @@ class FlowformerForSequenceClassification(FlowformerPreTrainedModel):
     def _real(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor
     ) -> Bool[Tensor, "b t"] | None:
-        """Which tokens are real; None where all are."""
+        """Return the mask of the real tokens; None where all are."""
         length = hidden.shape[1]
         if attention_mask is not None:
             past = attention_mask.shape[1] - length  # of its shape, the model has judged already

@@ -10,7 +10,7 @@ from flowformer.models.language.config import LanguageModelConfig
 from flowformer.nn import MIXERS
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
-# What transformers calls the settings for which it has a name.
+# The names of transformers for settings, where it has one.
 _NAMES = {
     "dim": "hidden_size",
     "num_heads": "num_attention_heads",
@@ -114,7 +114,7 @@ class FlowformerConfig(PreTrainedConfig):
         self.language_model_config()
 
     def language_model_config(self) -> LanguageModelConfig:
-        """The same settings as our own models are built from."""
+        """Return the same settings as our own models are built from."""
         return LanguageModelConfig(
             **{
                 field.name: getattr(self, _NAMES.get(field.name, field.name))
@@ -126,12 +126,12 @@ class FlowformerConfig(PreTrainedConfig):
     def from_language_model_config(
         cls, config: LanguageModelConfig, *, vocab_size: int, **others: Any
     ) -> "FlowformerConfig":
-        """The configuration of transformers with the settings of one of ours.
+        """Return the configuration of transformers with the settings of one of ours.
 
         Args:
             config: ours.
             vocab_size: number of tokens.
-            others: what ours has not: the special tokens, num_labels, …
+            others: settings that ours has not: the special tokens, num_labels, …
         """
         settings = {
             _NAMES.get(field.name, field.name): getattr(config, field.name)

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
-from flowformer.integrations.transformers.by_name import ATTENTIONS
+from flowformer.integrations.transformers.attention import ATTENTIONS
 from flowformer.integrations.transformers.cache import (
     CACHE,
     FlowformerCache,
@@ -28,7 +28,7 @@ from flowformer.nn.replace.transformers_owner import check_values, document_offs
 
 
 class FlowformerPreTrainedModel(PreTrainedModel):
-    """What the models have in common: their configuration, and how parameters are drawn."""
+    """The base of the models: their configuration, and how parameters are drawn."""
 
     config: FlowformerConfig
     config_class = FlowformerConfig
@@ -55,7 +55,7 @@ class FlowformerPreTrainedModel(PreTrainedModel):
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def initialize_weights(self) -> None:
-        """Draw what was neither drawn nor loaded so far."""
+        """Draw the parameters that were neither drawn nor loaded so far."""
         for module in self.modules():
             if isinstance(module, LanguageModel):
                 _draw_missing(module)
@@ -63,7 +63,7 @@ class FlowformerPreTrainedModel(PreTrainedModel):
 
 
 def _draw_missing(model: LanguageModel) -> None:
-    """Draw what no file gave, as the constructor does: each mixer has rules of its own."""
+    """Draw the parameters that no file gave, as the constructor does: mixers have their rules."""
     if _is_drawn(model):
         return
     for module in model.modules():
@@ -98,7 +98,7 @@ def _mark_as_drawn(model: LanguageModel) -> None:
 
 
 class FlowformerModel(FlowformerPreTrainedModel):
-    """The blocks and what is below them: hidden states, without an output layer.
+    """The model up to its last block: hidden states, without an output layer.
 
     Args:
         config: the configuration.
@@ -108,7 +108,6 @@ class FlowformerModel(FlowformerPreTrainedModel):
     """
 
     def __init__(self, config: FlowformerConfig) -> None:
-        """Create and draw the layers."""
         super().__init__(config)
         # Tied, and so without an output layer: that is the part of FlowformerForCausalLM.
         layers = replace(config.language_model_config(), tie_embeddings=True)
@@ -119,7 +118,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding of the tokens."""
+        """Return the embedding of the tokens."""
         return self.backbone.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -209,7 +208,7 @@ class FlowformerModel(FlowformerPreTrainedModel):
         *,
         past: int,
     ) -> tuple[Float[Tensor, "b t dim"], Bool[Tensor, "b t"] | None]:
-        """The embedded tokens, and which of them are real."""
+        """Return the embedded tokens, and which of them are real."""
         if input_ids is not None and inputs_embeds is None:
             check_tokens(input_ids, "input_ids")
             rows, length = input_ids.shape
@@ -230,7 +229,7 @@ def packed_offsets(
     mask: Bool[Tensor, "b t"] | None,
     past: LanguageState | None,
 ) -> Int[Tensor, " n"] | None:
-    """Where packed documents start, of all rows one after the other; None where nothing is packed.
+    """Return the starts of packed documents, all rows joined; None where nothing is packed.
 
     Raises:
         ValueError: the positions are other ones than the model counts.
@@ -263,10 +262,10 @@ def packed_offsets(
 def new_tokens(
     attention_mask: Tensor | None, length: int, *, past: int, rows: int | None = None
 ) -> Bool[Tensor, "b t"] | None:
-    """Which of the new tokens are real.
+    """Return the mask of the real ones among the new tokens.
 
     Args:
-        attention_mask: of the new tokens, or of all tokens so far.
+        attention_mask: the mask of the new tokens, or of all tokens so far.
         length: number of new tokens.
         past: number of tokens before them.
         rows: number of sequences, where it is to be checked.

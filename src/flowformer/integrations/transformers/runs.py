@@ -10,16 +10,16 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
 from flowformer.integrations.transformers.causal import FlowformerForCausalLM
-from flowformer.train.language.run import load_language_run
+from flowformer.train.language.study import Language
 
 
 def convert_run(
     run_dir: str | Path,
 ) -> tuple[FlowformerForCausalLM, PreTrainedTokenizerFast | None]:
-    """The model and the tokenizer of a run of `flowformer train`; no code in it runs.
+    """Return the model and the tokenizer of a run of `flowformer train`; no code in it runs.
 
-    `save_pretrained(folder)` of both, into one folder, is what `from_pretrained` and `pipeline`
-    read and what `push_to_hub` publishes.
+    `save_pretrained(folder)` of both, into one folder, serves `from_pretrained` and `pipeline`, and
+    `push_to_hub` publishes it.
 
     Returns:
         The model, in evaluation mode, and the tokenizer; None of a model of sums.
@@ -28,7 +28,7 @@ def convert_run(
         FileNotFoundError: there is no run, or it has not ended.
         ValueError: it is that of a classifier, or a file is damaged.
     """
-    run = load_language_run(run_dir)
+    run = Language.load(run_dir)
     tokenizer = None if run.tokenizer is None else convert_tokenizer(run.tokenizer)
     model = FlowformerForCausalLM.from_language_model(run.model, tokenizer)
     # A line's end is a token of words, but no reason to stop.
@@ -38,7 +38,7 @@ def convert_run(
 
 
 def convert_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """One of our tokenizers for transformers: the same tokens of a text.
+    """Return one of our tokenizers for transformers: the same tokens of a text.
 
     Text that ends is padded by the token with which it ends (or by the first token, where there is
     none): as with GPT-2, the attention mask says what is padding.

@@ -1,4 +1,4 @@
-"""What the layers of an image model attend to: the quantities that its pictures show."""
+"""The attention of an image model's layers: the quantities that its pictures show."""
 
 import math
 from typing import Literal, NamedTuple
@@ -16,14 +16,14 @@ Sink = Grid | Literal["class"]  # a pixel (row, column), or the class token
 
 
 class LayerAttention(NamedTuple):
-    """What one layer does with a batch of images; n tokens, a class token before those of the grid.
+    """The attention of one layer to a batch of images of n tokens, a class token first.
 
     Attributes:
-        stage: number of its stage, from 0.
-        block: its number in the stage, from 0.
+        stage: number of the layer's stage, from 0.
+        block: number of the layer in the stage, from 0.
         grid: height and width of the image, in tokens.
         implied: W_i of out_i = Σ_j W_ij v_j for the chosen sink i. ``[b, h, n]``.
-        flow: source competition and sink allocation ``[b, n, h]``, of Flow-Attention; None of
+        flow: source competition and sink allocation ``[b, n, h]`` of Flow-Attention; None for
             another mixer.
     """
 
@@ -38,18 +38,27 @@ class LayerAttention(NamedTuple):
 def layer_attentions(
     model: VisionClassifier, images: Float[Tensor, "b c h w"], *, sink: Sink | None = None
 ) -> list[LayerAttention]:
-    """What every layer attends to while it classifies the images.
+    """Return the attention of every layer while the model classifies the images.
 
     Args:
-        model: in evaluation.
+        model: the model, in evaluation.
         images: normalised as in training.
-        sink: the pixel whose token receives, in every stage that which covers it; "class" for
-            the class token; None for the pixel in the middle.
+        sink: the pixel whose token receives (in every stage the token that covers it); "class"
+            for the class token; None for the pixel in the middle.
 
     Raises:
         ValueError: the model is in training, the pixel is outside the images, there is no class
-            token, or what `model` itself raises.
+            token, or an error of the model itself.
         NotImplementedError: the mixer's output is not linear in its values.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import VisionClassifier, VisionModelConfig
+        >>> from flowformer.models.images.attention import layer_attentions
+        >>> config = VisionModelConfig(dims=(16,), depths=(2,), num_heads=(2,))
+        >>> model = VisionClassifier(config, image_size=32, num_classes=10).eval()
+        >>> [layer.grid for layer in layer_attentions(model, torch.randn(1, 3, 32, 32))]
+        [(8, 8), (8, 8)]
     """
     if model.training:
         raise ValueError("expected a model in evaluation: call model.eval(), for dropout is drawn")
@@ -69,7 +78,7 @@ def layer_attentions(
     return layers
 
 
-_Seen = tuple[int, int, ProjectedMixer, Tensor]  # stage, block, its mixer, what that was given
+_Seen = tuple[int, int, ProjectedMixer, Tensor]  # stage, block, its mixer, the mixer's input
 
 
 def _mixer_inputs(model: VisionClassifier, images: Tensor) -> list[_Seen]:

@@ -1,4 +1,4 @@
-"""The configuration of the image models, without torch: the command line starts at once."""
+"""The configuration of the image models, and the published ones by name; without torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,13 +9,11 @@ class VisionModelConfig:
     """A classifier of images: stages of pre-norm blocks, each stage on a grid half as fine.
 
     The defaults are the published settings of the Flowformer on ImageNet. One stage and a class
-    token make a DeiT (`flowformer.models.images.presets`).
+    token make a DeiT (see `VISION_PRESETS`).
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
-            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
-            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
-            or mobile.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults.
         patch_size: Pixels on a side of a patch, which is a token of the first stage.
         dims: Width of the hidden states, for each stage.
@@ -76,3 +74,24 @@ class VisionModelConfig:
     def stride(self) -> int:
         """Pixels on a side of a token of the last stage; it divides every image's sides."""
         return self.patch_size * 2 ** (len(self.dims) - 1)
+
+
+def _deit(dim: int, num_heads: int) -> VisionModelConfig:
+    """Return a DeiT of Touvron et al. (2021), table 1, without distillation."""
+    return VisionModelConfig(
+        patch_size=16,
+        dims=(dim,),
+        depths=(12,),
+        num_heads=(num_heads,),
+        layer_scale=None,
+        pooling="cls",
+        drop_path=0.1,
+    )
+
+
+VISION_PRESETS: dict[str, VisionModelConfig] = {
+    "hierarchical": VisionModelConfig(),  # the Flowformer of the paper's table on ImageNet
+    "deit-tiny": _deit(192, 3),
+    "deit-small": _deit(384, 6),
+    "deit-base": _deit(768, 12),
+}

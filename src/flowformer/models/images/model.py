@@ -11,25 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from flowformer.models.cross_entropy import class_cross_entropy
-from flowformer.models.images.config import VisionModelConfig
-from flowformer.models.images.presets import VISION_PRESETS
-from flowformer.models.images.published import rename_published
-from flowformer.models.inputs import check_labels
-from flowformer.models.loading import matched, read_checkpoint
+from flowformer.models.cross_entropy import ClassifierOutput, classified
+from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
+from flowformer.models.published import matched, read_checkpoint, rename_images
 from flowformer.nn import TransformerBlock, build_mixer
+from flowformer.nn.mixers.building import mixer_options
 
 Grid = tuple[int, int]  # height and width, in tokens or pixels
 
 STD = 0.02  # of linear layers, positions and the class token when drawn
 EPS = 1e-6  # of the layer norms
-
-
-class VisionOutput(NamedTuple):
-    """What a classifier returns: the logits, and the mean cross-entropy if labels were given."""
-
-    logits: Float[Tensor, "b classes"]
-    loss: Float[Tensor, ""] | None
 
 
 class FeatureSize(NamedTuple):
@@ -52,13 +43,24 @@ class VisionClassifier(nn.Module):
     Args:
         config: the architecture.
         image_size: pixels on each side, or (height, width).
-        channels: of an image.
+        channels: channels of an image.
         num_classes: number of logits; 0 for none, which makes the pooled features the output.
 
     Attributes:
         grid: patches that the table of positions holds, (height, width).
         checkpointing: compute the blocks anew in the backward pass rather than keep what they
             hold (less memory, more time).
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import VisionClassifier, VisionModelConfig
+        >>> config = VisionModelConfig(dims=(16, 32), depths=(1, 1), num_heads=(2, 2))
+        >>> model = VisionClassifier(config, image_size=32, num_classes=10)
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> model(images).logits.shape
+        torch.Size([2, 10])
+        >>> [tuple(each.shape) for each in model.feature_maps(images)]
+        [(2, 16, 8, 8), (2, 32, 4, 4)]
     """
 
     def __init__(
@@ -72,8 +74,8 @@ class VisionClassifier(nn.Module):
         """Create the layers and draw them as the published code does.
 
         Raises:
-            ValueError: an image size that is no multiple of the stride, a number of channels or
-                classes that means nothing, or an unknown mixer or option.
+            ValueError: an image size that is no multiple of the stride, channels below 1, classes
+                below 0, or an unknown mixer or option.
             NotImplementedError: the mixer has no bidirectional form.
         """
         super().__init__()
@@ -111,7 +113,7 @@ class VisionClassifier(nn.Module):
         self,
         images: Float[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | Float[Tensor, "b classes"] | None = None,
-    ) -> VisionOutput:
+    ) -> ClassifierOutput:
         """Classify the images.
 
         Args:
@@ -120,24 +122,22 @@ class VisionClassifier(nn.Module):
 
         Raises:
             ValueError: other channels than at construction, a side that is no multiple of the
-                stride, or labels that are none of the classes.
+                stride, or labels outside the classes.
         """
         logits = self.head(self.pool(self.forward_features(images)))
-        if labels is not None and not labels.is_floating_point():
-            check_labels(labels, logits.shape[:1], logits.shape[1])
-        return VisionOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
+        return classified(logits, labels, soft=True)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
-        """The last tokens after the layer norm: row by row, a class token before them."""
+        """Return the last tokens after the layer norm: row by row, a class token before them."""
         return self.norm(self.encode(images)[0])
 
     def pool(self, tokens: Float[Tensor, "b n dim"]) -> Float[Tensor, "b dim"]:
-        """What the head reads of them: their mean, or the class token."""
+        """Pool the tokens for the head: their mean, or the class token."""
         return tokens.mean(1) if self.cls is None else tokens[:, 0]
 
     @property
     def feature_sizes(self) -> list[FeatureSize]:
-        """Of the maps that `feature_maps` gives: one a stage; of a single stage, one a block."""
+        """The sizes of the maps of `feature_maps`: one a stage; of a single stage, one a block."""
         config = self.config
         if len(config.dims) == 1:
             return [FeatureSize(config.dims[0], config.patch_size)] * config.depths[0]
@@ -148,14 +148,14 @@ class VisionClassifier(nn.Module):
     def feature_maps(
         self, images: Float[Tensor, "b c h w"], indices: Sequence[int] | None = None
     ) -> list[Float[Tensor, "b _ _ _"]]:
-        """Feature maps [b, channels, height, width] for dense tasks, without the layer norm.
+        """Return feature maps [b, channels, height, width] for dense tasks, without the layer norm.
 
         Args:
             images: normalised as in training.
-            indices: which of `feature_sizes`, in their order; None for all.
+            indices: the places of the maps in `feature_sizes`; None for all.
 
         Raises:
-            ValueError: what `forward` raises, or an index that there is not.
+            ValueError: as in `forward`, or an index out of range.
         """
         count = len(self.feature_sizes)
         wanted = range(count) if indices is None else indices
@@ -191,7 +191,7 @@ class VisionClassifier(nn.Module):
         *,
         stop_early: bool = False,
     ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
-        """The last tokens before the layer norm, and the wanted ones of the feature maps.
+        """Return the last tokens before the layer norm, and the wanted ones of the feature maps.
 
         Args:
             images: normalised as in training.
@@ -244,24 +244,24 @@ class VisionClassifier(nn.Module):
         """Load parameters with the names of the published models.
 
         Those are the Flowformer's (thuml/Flowformer, Flowformer_CV), DeiT's and timm's
-        VisionTransformer's; see `flowformer.models.images.published`.
+        VisionTransformer's; see `flowformer.models.published`.
 
         Raises:
             ValueError: parameters are missing, left over, or of another shape; all are listed.
         """
         what = "a published image model of this size"
-        given = rename_published(state_dict, stages=len(self.config.dims))
+        given = rename_images(state_dict, stages=len(self.config.dims))
         self.load_state_dict(matched(self.state_dict(), given, what=what))
 
 
 def load_published_vision_model(
     path: Path | str, config: VisionModelConfig = VISION_PRESETS["hierarchical"]
 ) -> VisionClassifier:
-    """The model in a checkpoint that the published training wrote (Flowformer_CV, or DeiT's).
+    """Load the model in a checkpoint of the published training (Flowformer_CV, or DeiT's).
 
     Args:
         path: the checkpoint, with the parameters in its entry "model".
-        config: its architecture, which the file does not tell. Images are square.
+        config: the model's architecture, which the file does not tell. Images are square.
 
     Raises:
         ValueError: see `read_checkpoint`; or parameters are missing, left over or of another
@@ -280,7 +280,7 @@ def load_published_vision_model(
 
 
 def _side_of(positions: Tensor, config: VisionModelConfig, path: Path | str) -> int:
-    """Patches on a side of the square images that published positions [1, n, dim] are for."""
+    """Return the patches on a side of the square images of published positions [1, n, dim]."""
     prefix = int(config.pooling == "cls")
     places = positions.shape[1] - prefix if positions.ndim == 3 else 0
     side, step = math.isqrt(max(places, 0)), config.stride // config.patch_size
@@ -294,12 +294,12 @@ def _side_of(positions: Tensor, config: VisionModelConfig, path: Path | str) -> 
 
 
 def resize_positions(table: Float[Tensor, "n dim"], old: Grid, new: Grid) -> Float[Tensor, "m dim"]:
-    """A table of positions for another grid, by bicubic interpolation (as timm does it).
+    """Return a table of positions for another grid, by bicubic interpolation (as timm does it).
 
     Args:
         table: vectors of the grid's places row by row; those before them are kept (class token).
         old: height and width of its grid.
-        new: of the grid wanted.
+        new: height and width of the new grid.
     """
     prefix = len(table) - math.prod(old)
     image = table[prefix:].T.unflatten(1, old)[None].float()
@@ -321,7 +321,7 @@ def _build_block(
     config: VisionModelConfig, stage: int, places: int, drop_path: float
 ) -> TransformerBlock:
     dim = config.dims[stage]
-    options = {"max_length": places, **(config.mixer_options or {})}
+    options = {"max_length": places, **mixer_options(config, "images")}
     mixer = build_mixer(config.mixer, dim, config.num_heads[stage], **options)
     mixer.attention.require("bidirectional")
     block = TransformerBlock(
@@ -334,10 +334,8 @@ def _build_block(
         drop_path=drop_path,
         norm_eps=EPS,
     )
-    # What the attention has of its own keeps the values that it drew.
-    for layer in (*block.children(), *mixer.children()):
-        if isinstance(layer, nn.Linear):
-            _draw(layer)
+    for _, layer in block.linears():
+        _draw(layer)
     return block
 
 

@@ -1,4 +1,4 @@
-"""The configuration of the language models, without torch."""
+"""The configuration of the language models, and the published ones by name; without torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +11,11 @@ class LanguageModelConfig:
     """A language model: causal pre-norm blocks around an attention.
 
     The defaults are a model of the size of the paper's on WikiText-103; the published models stand
-    in `flowformer.models.language.presets`.
+    in `LANGUAGE_PRESETS`: the GPT module's table, and WikiText-103's.
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
+            form (c in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means its own defaults, which for flow are those
             of the published GPT module (the conserved source clamped to ±1).
         dim: Width of the hidden states.
@@ -66,3 +65,38 @@ class LanguageModelConfig:
         """
         check_sizes(self, "dim", "num_heads", "num_layers", "feedforward", "max_length")
         check_choices(self, "positions", "normalization", "activation", "initialization")
+
+
+def _gpt(num_layers: int, num_heads: int, dim: int, max_length: int) -> LanguageModelConfig:
+    """Return a model of the published GPT module, which leaves the context to its user."""
+    return LanguageModelConfig(
+        dim=dim,
+        num_heads=num_heads,
+        num_layers=num_layers,
+        feedforward=4 * dim,
+        max_length=max_length,
+        positions="learned",
+        activation="gelu-tanh",
+        tie_embeddings=False,
+        scale_embeddings=False,
+        initialization="gpt2",
+    )
+
+
+LANGUAGE_PRESETS: dict[str, LanguageModelConfig] = {
+    "openai-gpt": _gpt(12, 12, 768, 512),
+    "gpt2": _gpt(12, 12, 768, 1024),
+    "gpt2-medium": _gpt(24, 16, 1024, 1024),
+    "gpt2-large": _gpt(36, 20, 1280, 1024),
+    "gpt2-xl": _gpt(48, 25, 1600, 1024),
+    "gopher-44m": _gpt(8, 16, 512, 2048),
+    "gpt-mini": _gpt(6, 6, 192, 1024),
+    "gpt-micro": _gpt(4, 4, 128, 1024),
+    "gpt-nano": _gpt(3, 3, 48, 1024),
+    # fairseq's transformer_lm, whose published attention clamps the conserved source to ±5.
+    "wikitext-103": LanguageModelConfig(
+        mixer_options={"clamp": 5.0},
+        positions="sinusoidal-fairseq",
+        activation="relu",
+    ),
+}

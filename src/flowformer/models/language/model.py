@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +12,31 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from flowformer.models.cross_entropy import IGNORED, token_cross_entropy
-from flowformer.models.inputs import check_integers, check_range, check_tokens
-from flowformer.models.language.config import LanguageModelConfig
-from flowformer.models.language.initialization import initialize
-from flowformer.models.language.output_layer import (
+from flowformer.models.cross_entropy import token_cross_entropy
+from flowformer.models.inputs import (
+    IGNORED,
+    check_integers,
+    check_mask,
+    check_range,
+    check_tokens,
+)
+from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
+from flowformer.models.language.output import (
     OutputLayer,
     chunked_loss,
+    last_hidden,
     logits_of,
+    shifted,
     tied_matrix,
 )
 from flowformer.models.language.state import LanguageState, token_places
-from flowformer.models.language.targets import check_mask, last_real, shifted
-from flowformer.models.loading import matched, rename
+from flowformer.models.published import (
+    FAIRSEQ_EMBEDDING,
+    matched,
+    read_fairseq_checkpoint,
+    rename_fairseq,
+    rename_gpt,
+)
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
     MIXERS,
@@ -38,15 +51,19 @@ from flowformer.nn import (
     set_sequence_parallel,
 )
 from flowformer.nn.mixers.attention import State
+from flowformer.nn.mixers.building import mixer_options
+
+GPT2_STD = 0.02
 
 
 class LanguageOutput(NamedTuple):
-    """What the model returns.
+    """The output of a language model.
 
     Attributes:
-        logits: of the next token, at each token; zero at padded places. None where not asked for.
-        loss: mean cross-entropy over the targets that count. None where none were given.
-        states: what continues the sequence. None where not asked for.
+        logits: the logits of the next token, at each token; zero at padded places. None if they
+            were not asked for.
+        loss: mean cross-entropy over the targets that count. None if no targets were given.
+        states: the states that continue the sequence. None if they were not asked for.
     """
 
     logits: Float[Tensor, "b t vocab"] | None
@@ -69,6 +86,18 @@ class LanguageModel(nn.Module):
         gradient_checkpointing: compute each block's activations again in the backward pass
             instead of keeping them (in training only).
         shards: the ranks that share sequences; see `set_sequence_parallel`.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import LanguageModel, LanguageModelConfig
+        >>> config = LanguageModelConfig(dim=16, num_heads=2, num_layers=1, feedforward=32)
+        >>> model = LanguageModel(config, vocab_size=100).eval()
+        >>> tokens = torch.randint(100, (1, 20))
+        >>> model(tokens, labels=tokens).logits.shape
+        torch.Size([1, 20, 100])
+        >>> states = model(tokens[:, :19], use_cache=True).states  # the prompt, then token by token
+        >>> model(tokens[:, 19:], past_states=states, use_cache=True).logits.shape
+        torch.Size([1, 1, 100])
     """
 
     def __init__(self, config: LanguageModelConfig, *, vocab_size: int) -> None:
@@ -129,8 +158,38 @@ class LanguageModel(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew, as the configuration's `initialization` says."""
-        initialize(self)
+        """Draw the parameters anew, as the configuration's `initialization` says.
+
+        "gpt2" (Radford et al. 2019, section 2.3): normal with deviation 0.02, biases zero, and the
+        two layers of a block that add to the residual stream smaller by √(2 · num_layers). The
+        published GPT module forgot the output projection of its attention there.
+
+        "fairseq": embeddings normal with deviation 1/√dim, projections of the attention uniform
+        after Xavier (query, key and value smaller by √2), the feed-forward layers as torch draws
+        them.
+
+        Norms start as the identity, and sinusoidal tables are computed. What a mixer has beside its
+        projections keeps the values that the mixer drew.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm | PositionalEmbedding):
+                module.reset_parameters()
+        fairseq = self.config.initialization == "fairseq"
+        std = self.config.dim**-0.5 if fairseq else GPT2_STD
+        nn.init.normal_(self.embedding.weight, std=std)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+        if self.positions is not None and self.positions.kind == "learned":
+            nn.init.normal_(self.positions.weight, std=std)
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            for name, linear in block.linears():
+                if fairseq:
+                    _draw_as_fairseq(name, linear)
+                else:
+                    residual = name in ("out_projection", "linear2")
+                    scale = (2 * len(self.blocks)) ** -0.5 if residual else 1.0
+                    _draw_as_gpt2(linear, GPT2_STD * scale)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Compute activations again in the backward pass, or keep them: less memory, more time."""
@@ -151,7 +210,7 @@ class LanguageModel(nn.Module):
         self.shards = None if mesh is None else SequenceShards(mesh)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Two groups for an optimiser: matrices of linear layers decay, all else does not.
+        """Return two groups for an optimiser: matrices of linear layers decay, all else does not.
 
         Biases, norms and embeddings do not decay, nor does the output layer where it is tied to the
         embedding, nor what a mixer learns beside its linear layers.
@@ -219,7 +278,7 @@ class LanguageModel(nn.Module):
                 "out one"
             )
         check_tokens(input_ids, "input_ids")
-        check_mask(attention_mask, input_ids)
+        check_mask(attention_mask, input_ids.shape, of="token", name="attention_mask")
         targets = self._targets(input_ids, attention_mask, labels, targets, cu_seqlens)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(~attention_mask, 0)
@@ -235,7 +294,7 @@ class LanguageModel(nn.Module):
             loss = partial(chunked_loss, hidden, self._output(hidden))
             return LanguageOutput(None, self._mean(loss, targets), states)
         if last_logits_only:
-            hidden = last_real(hidden, attention_mask, self.shards)
+            hidden = last_hidden(hidden, attention_mask, self.shards)
         logits = logits_of(hidden, self._output(hidden))
         return LanguageOutput(
             logits, self._mean(partial(token_cross_entropy, logits), targets), states
@@ -249,7 +308,7 @@ class LanguageModel(nn.Module):
         targets: Int[Tensor, "b t"] | None,
         cu_seqlens: Int[Tensor, " offsets"] | None,
     ) -> Int[Tensor, "b t"] | None:
-        """What is to be predicted at each token, checked; -100 at padded places."""
+        """Return the target of each token, checked; -100 at padded places."""
         if labels is not None:
             check_integers("labels", labels, input_ids.shape)
             targets = shifted(labels, mask, cu_seqlens, self.shards)
@@ -268,7 +327,7 @@ class LanguageModel(nn.Module):
     def _mean(
         self, loss: Callable[..., Tensor], targets: Int[Tensor, "b t"] | None
     ) -> Float[Tensor, ""] | None:
-        """The mean over the targets that count, those of other ranks too; None without targets."""
+        """Return the mean over the targets that count, on all ranks; None without targets."""
         if targets is None or self.shards is None:
             return None if targets is None else loss(targets)
         return self.shards.sum(loss(targets, count=self.shards.total((targets != IGNORED).sum())))
@@ -282,14 +341,14 @@ class LanguageModel(nn.Module):
         use_cache: bool = False,
         cu_seqlens: Int[Tensor, " offsets"] | None = None,
     ) -> tuple[Float[Tensor, "b t dim"], LanguageState | None]:
-        """The hidden states that the output layer reads, zero at padded places, and the states.
+        """Return the last hidden states, zero at padded places, and the states.
 
         Args:
             embedded: the rows of `embedding` for the tokens, before scaling and positions.
-            attention_mask: see `forward`, here and for the next three.
-            past_states: likewise.
-            use_cache: likewise.
-            cu_seqlens: likewise.
+            attention_mask: see `forward`, here and for all that follows.
+            past_states: the `states` of an earlier call.
+            use_cache: return the states.
+            cu_seqlens: where packed documents start.
         """
         past, mask = self._past(past_states), attention_mask
         seen = torch.full(embedded.shape[:1], embedded.shape[1], device=embedded.device)
@@ -336,7 +395,7 @@ class LanguageModel(nn.Module):
         self.load_state_dict(
             matched(
                 self.state_dict(),
-                rename(state_dict, _PUBLISHED_NAMES),
+                rename_gpt(state_dict),
                 what="a published GPT module of this size",
             )
         )
@@ -347,7 +406,7 @@ class LanguageModel(nn.Module):
         mask: Bool[Tensor, "b t"] | None,
         places: Int[Tensor, "rows t"] | None,
     ) -> tuple[Float[Tensor, "b t dim"], Rotation | None]:
-        """The input of the first block, and the turn of rotary positions."""
+        """Return the input of the first block, and the turn of rotary positions."""
         x, turn = embedded, None
         if self.config.scale_embeddings:
             x = x * self.config.dim**0.5
@@ -383,7 +442,7 @@ def _build_block(config: LanguageModelConfig) -> TransformerBlock:
         **{
             "max_length": config.max_length,
             "bias": config.bias,
-            **(config.mixer_options or {}),
+            **mixer_options(config, "language"),
         },
     )
     mixer.attention.require("causal")
@@ -402,15 +461,39 @@ def _build_block(config: LanguageModelConfig) -> TransformerBlock:
     )
 
 
-_PUBLISHED_NAMES = (
-    ("transformer.wte.", "embedding."),
-    ("transformer.wpe.", "positions."),
-    ("transformer.h.", "blocks."),
-    ("transformer.ln_f.", "norm."),
-    (".ln_1.", ".norm1."),
-    (".ln_2.", ".norm2."),
-    (".attn.", ".mixer."),
-    (".mlp.c_fc.", ".linear1."),
-    (".mlp.c_proj.", ".linear2."),
-    ("lm_head.", "head."),
-)
+def _draw_as_gpt2(linear: nn.Linear, std: float) -> None:
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def _draw_as_fairseq(name: str, linear: nn.Linear) -> None:
+    linear.reset_parameters()
+    if name == "out_projection":
+        nn.init.xavier_uniform_(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    elif name.endswith("_projection"):
+        nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
+
+
+def load_fairseq_model(
+    path: Path | str, config: LanguageModelConfig = LANGUAGE_PRESETS["wikitext-103"]
+) -> LanguageModel:
+    """Load the language model in a fairseq checkpoint, with its vocabulary.
+
+    Args:
+        path: the checkpoint.
+        config: the model's architecture, which the file does not tell reliably.
+
+    Raises:
+        ValueError: see `read_checkpoint`; or parameters are missing, left over or of
+            another shape, which are all listed.
+    """
+    state = read_fairseq_checkpoint(path)
+    if FAIRSEQ_EMBEDDING not in state:
+        raise ValueError(f"{path} is no fairseq language model: it has no {FAIRSEQ_EMBEDDING}")
+    model = LanguageModel(config, vocab_size=state[FAIRSEQ_EMBEDDING].shape[0])
+    what = "a fairseq transformer_lm of this size"
+    model.load_state_dict(matched(model.state_dict(), rename_fairseq(state), what=what))
+    return model

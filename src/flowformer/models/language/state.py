@@ -1,4 +1,4 @@
-"""The state of a language model, which is what it needs to go on, and the places of tokens."""
+"""The state that a language model goes on from, and the places of tokens."""
 
 from typing import NamedTuple
 
@@ -11,28 +11,28 @@ from flowformer.ops.packing import Batch, check_batch
 
 
 class LanguageState(NamedTuple):
-    """What the model carries from one call to the next.
+    """The state that the model carries from one call to the next.
 
     Attributes:
         layers: the state of each block's mixer; of constant size for flow and its linear kin.
-        position: the real tokens so far in each row, which is the place of the next. Shape ``[b]``.
+        position: how many real tokens each row had so far: the place of the next. Shape ``[b]``.
     """
 
     layers: tuple[State, ...]
     position: Int[Tensor, " b"]
 
     def to(self, device: torch.device | str) -> "LanguageState":
-        """The state on another device."""
+        """Return the state on another device."""
         return LanguageState(
             tuple(layer.to(device) for layer in self.layers), self.position.to(device)
         )
 
     def detach(self) -> "LanguageState":
-        """The state without its history of gradients (truncated back-propagation)."""
+        """Return the state without its history of gradients (truncated back-propagation)."""
         return LanguageState(tuple(layer.detach() for layer in self.layers), self.position)
 
     def reorder(self, index: Int[Tensor, " n"]) -> "LanguageState":
-        """The rows `index` of the batch (beam search keeps, drops and repeats sequences)."""
+        """Return the rows `index` of the batch (beam search keeps, drops and repeats sequences)."""
         return LanguageState(
             tuple(layer.reorder(index) for layer in self.layers),
             self.position.index_select(0, index),
@@ -50,10 +50,10 @@ def token_places(
     cu_seqlens: Int[Tensor, " offsets"] | None,
     before: Int[Tensor, " b"] | None = None,
 ) -> Int[Tensor, "rows t"] | None:
-    """The place of each token; padding has none of its own. None for 0, 1, … in all rows.
+    """Return the place of each token; padding has none of its own. None for 0, 1, … in all rows.
 
-    Of None the table of positions sees from the shape, without waiting for a device, that it is
-    long enough. `before` are the real tokens of each row that earlier ranks hold.
+    With None the table of positions sees from the shape, without waiting for a device, that it is
+    long enough. `before` counts the real tokens of each row that earlier ranks hold.
     """
     if mask is None and past is None and cu_seqlens is None and before is None:
         return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.models.checks import check_choices, check_sizes, options_or_unclamped
+from flowformer.models.checks import check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +13,8 @@ class SequenceModelConfig:
     The defaults are the published settings of the Flowformer on Text.
 
     Attributes:
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
-            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
-            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
-            or mobile.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means for flow the paper's equations (no clamp of
             the conserved source), for another mixer its own defaults. Projections have no bias, as
             published, unless asked for.
@@ -60,7 +58,7 @@ class SequenceModelConfig:
         """Check the sizes and the choices; the mixer is looked up when the model is built.
 
         Raises:
-            ValueError: A size below 1, heads that do not divide qkv_dim, a dropout outside [0, 1),
+            ValueError: a size below 1, heads that do not divide qkv_dim, a dropout outside [0, 1),
                 or an unknown choice.
         """
         optional = [
@@ -72,9 +70,3 @@ class SequenceModelConfig:
             raise ValueError(
                 f"qkv_dim must be divisible by num_heads, got {self.qkv_dim} and {self.num_heads}"
             )
-
-    @property
-    def resolved_mixer_options(self) -> dict[str, Any]:
-        """The options that the mixer is built with, those that follow from the sizes included."""
-        sizes = {} if self.qkv_dim is None else {"head_dim": self.qkv_dim // self.num_heads}
-        return {"bias": False, **sizes, **options_or_unclamped(self)}

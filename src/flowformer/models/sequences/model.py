@@ -1,7 +1,7 @@
 """The Long Range Arena's models (Tay et al. 2021): classifiers of one long sequence or of two."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,8 +10,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
-from flowformer.models.cross_entropy import class_cross_entropy
-from flowformer.models.inputs import check_labels, check_range, check_tokens
+from flowformer.models.cross_entropy import ClassifierOutput, classified
+from flowformer.models.inputs import check_mask, check_range, check_tokens
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.shards import SequenceShards
 from flowformer.nn import (
@@ -20,20 +20,14 @@ from flowformer.nn import (
     build_mixer,
     set_sequence_parallel,
 )
+from flowformer.nn.mixers.building import mixer_options
 from flowformer.ops.inputs import has_values
 
-PADDING = 0  # the token that is none
-
-
-class SequenceOutput(NamedTuple):
-    """What a classifier returns: the logits, and the mean cross-entropy if labels were given."""
-
-    logits: Float[Tensor, "b classes"]
-    loss: Float[Tensor, ""] | None
+PADDING = 0  # padding; no real token has this id
 
 
 class SequenceEncoder(nn.Module):
-    """Tokens or features to one vector: embedding, positions, blocks, layer norm, pooling.
+    """An encoder of tokens or features as one vector: embedding, blocks, layer norm, pooling.
 
     Padding takes no part: neither its content nor its amount changes the vector. With
     `padding="published"` every sequence is filled up to `max_length` with the token 0, or zeros,
@@ -91,7 +85,7 @@ class SequenceEncoder(nn.Module):
 
         Args:
             inputs: tokens, or features; each sequence from place 0 on.
-            attention_mask: real places (True). None for those whose token is not 0, and of
+            attention_mask: real places (True). None for those whose token is not 0, and with
                 features for all. A row may have none: its vector is that of an empty sequence.
 
         Raises:
@@ -138,7 +132,7 @@ class SequenceEncoder(nn.Module):
         self.shards = None if mesh is None else SequenceShards(mesh)
 
     def _places(self, x: Float[Tensor, "b t dim"]) -> Int[Tensor, "1 t"] | None:
-        """The places of this rank's part; None for those from 0 on."""
+        """Return the places of this rank's part; None for those from 0 on."""
         if self.shards is None:
             return None
         before = sum(self.shards.lengths(x)[: self.shards.rank])
@@ -147,7 +141,7 @@ class SequenceEncoder(nn.Module):
     def _pool(
         self, x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None
     ) -> Float[Tensor, "b dim"]:
-        """The first vector, or the mean of the real ones: of all ranks' where they share them."""
+        """Return the first vector, or the mean of the real ones, over all ranks that share them."""
         if self.config.pooling != "mean":
             return x[:, 0] if self.shards is None else self.shards.first(x)
         total = x.sum(1)
@@ -161,7 +155,7 @@ class SequenceEncoder(nn.Module):
     def _checked(
         self, inputs: Tensor, mask: Bool[Tensor, "b t"] | None
     ) -> tuple[Tensor, Bool[Tensor, "b t"] | None]:
-        """The inputs, with zeros in the padding, and the mask; see `forward`."""
+        """Return the inputs, with zeros in the padding, and the mask; see `forward`."""
         if self.channels is None:
             check_tokens(inputs, "tokens")
             mask = inputs != PADDING if mask is None else mask
@@ -174,11 +168,7 @@ class SequenceEncoder(nn.Module):
             raise ValueError(f"expected 1 to {self.max_length} places (max_length), got {length}")
         if mask is None:
             return inputs, None
-        if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
-            raise ValueError(
-                f"expected a mask {tuple(inputs.shape[:2])} of bool, True = a real place, got "
-                f"{tuple(mask.shape)} of {mask.dtype}"
-            )
+        check_mask(mask, inputs.shape[:2], of="place")
         # NaN there would reach the gradient of the first layer, any number the table of tokens.
         inputs = inputs.masked_fill(~(mask if inputs.ndim == 2 else mask.unsqueeze(-1)), PADDING)
         if self.vocab_size is not None:
@@ -205,6 +195,16 @@ class SequenceClassifier(nn.Module):
         channels: features of a place of continuous input; None for tokens.
         num_classes: number of logits.
         max_length: longest sequence.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import SequenceClassifier, SequenceModelConfig
+        >>> config = SequenceModelConfig(dim=16, num_heads=2, feedforward=32)
+        >>> model = SequenceClassifier(config, vocab_size=257, num_classes=2, max_length=100)
+        >>> tokens = torch.randint(1, 257, (4, 100))
+        >>> logits, loss = model(tokens, labels=torch.tensor([0, 1, 1, 0]))
+        >>> logits.shape
+        torch.Size([4, 2])
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class SequenceClassifier(nn.Module):
         num_classes: int,
         max_length: int,
     ) -> None:
-        """Create the layers; raises what `SequenceEncoder` does."""
+        """Create the layers; raise as `SequenceEncoder` does."""
         super().__init__()
         self.encoder = SequenceEncoder(
             config, vocab_size=vocab_size, channels=channels, max_length=max_length
@@ -229,27 +229,27 @@ class SequenceClassifier(nn.Module):
         inputs: Int[Tensor, "b t"] | Float[Tensor, "b t c"],
         attention_mask: Bool[Tensor, "b t"] | None = None,
         labels: Int[Tensor, " b"] | None = None,
-    ) -> SequenceOutput:
+    ) -> ClassifierOutput:
         """Classify the sequences.
 
         Args:
-            inputs: see `SequenceEncoder.forward`, which says what raises too.
-            attention_mask: likewise.
+            inputs: see `SequenceEncoder.forward`, also for the errors.
+            attention_mask: see there too.
             labels: the classes, for the loss.
         """
-        return _output(self.head(self.encoder(inputs, attention_mask)), labels)
+        return classified(self.head(self.encoder(inputs, attention_mask)), labels)
 
     def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
-        """As `SequenceEncoder.set_sequence_parallel`."""
+        """Do as `SequenceEncoder.set_sequence_parallel`."""
         self.encoder.set_sequence_parallel(mesh)
 
 
 class PairClassifier(nn.Module):
     """Two documents, one encoder for both, and a classifier of the two vectors (Retrieval).
 
-    With `interaction="nli"` of [x₁, x₂, x₁ · x₂, x₁ - x₂]; with "concat" of [x₁, x₂], which is what
-    the published runs have, whose scripts leave the interaction out. Two layers with relu, the
-    second half as wide, and a linear one to the classes.
+    The classifier reads [x₁, x₂, x₁ · x₂, x₁ - x₂] with `interaction="nli"`, and [x₁, x₂] with
+    "concat", as in the published runs, whose scripts leave the interaction out. It has two layers
+    with relu, the second half as wide, and a linear one to the classes.
 
     Args:
         config: the architecture.
@@ -257,6 +257,14 @@ class PairClassifier(nn.Module):
         channels: features of a place of continuous input; None for tokens.
         num_classes: number of logits.
         max_length: longest document.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import PairClassifier, SequenceModelConfig
+        >>> config = SequenceModelConfig(dim=16, num_heads=2, feedforward=32)
+        >>> model = PairClassifier(config, vocab_size=257, max_length=100)
+        >>> model(torch.randint(1, 257, (4, 100)), torch.randint(1, 257, (4, 80))).logits.shape
+        torch.Size([4, 2])
     """
 
     def __init__(
@@ -268,7 +276,7 @@ class PairClassifier(nn.Module):
         num_classes: int = 2,
         max_length: int,
     ) -> None:
-        """Create the layers; raises what `SequenceEncoder` does."""
+        """Create the layers; raise as `SequenceEncoder` does."""
         super().__init__()
         self.encoder = SequenceEncoder(
             config, vocab_size=vocab_size, channels=channels, max_length=max_length
@@ -284,24 +292,24 @@ class PairClassifier(nn.Module):
         first_mask: Bool[Tensor, "b t1"] | None = None,
         second_mask: Bool[Tensor, "b t2"] | None = None,
         labels: Int[Tensor, " b"] | None = None,
-    ) -> SequenceOutput:
+    ) -> ClassifierOutput:
         """Classify the pairs.
 
         Args:
-            first: one document of each pair; see `SequenceEncoder.forward`, which says what raises.
-            second: the other.
+            first: one document of each pair; see `SequenceEncoder.forward`, also for the errors.
+            second: the other document.
             first_mask: real places of the first (True).
-            second_mask: of the second.
+            second_mask: real places of the second.
             labels: the classes, for the loss.
         """
         one, other = self.encoder(first, first_mask), self.encoder(second, second_mask)
         features = [one, other]
         if self.encoder.config.interaction == "nli":
             features += [one * other, one - other]
-        return _output(self.head(torch.cat(features, dim=-1)), labels)
+        return classified(self.head(torch.cat(features, dim=-1)), labels)
 
     def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
-        """As `SequenceEncoder.set_sequence_parallel`."""
+        """Do as `SequenceEncoder.set_sequence_parallel`."""
         self.encoder.set_sequence_parallel(mesh)
 
 
@@ -320,8 +328,11 @@ def _build_embedding(
 
 
 def _build_block(config: SequenceModelConfig, places: int) -> TransformerBlock:
-    """A block, its linear layers drawn after Xavier and without an offset, as published."""
-    options = {"max_length": places, **config.resolved_mixer_options}
+    """Create a block, its linear layers drawn after Xavier and without an offset, as published."""
+    options: dict[str, Any] = {"max_length": places, "bias": False}
+    if config.qkv_dim is not None:
+        options["head_dim"] = config.qkv_dim // config.num_heads
+    options |= mixer_options(config, "sequences")
     mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
     mixer.attention.require("bidirectional")
     block = TransformerBlock(
@@ -332,17 +343,15 @@ def _build_block(config: SequenceModelConfig, places: int) -> TransformerBlock:
         norm=config.norm,
         dropout=config.dropout,
     )
-    # What the attention has of its own keeps the values that it drew.
-    for layer in (*block.children(), *mixer.children()):
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    for _, layer in block.linears():
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return block
 
 
 def _build_head(*widths: int) -> nn.Sequential:
-    """Linear layers with relu between them, drawn with variance 1 / inputs as published."""
+    """Create linear layers with relu between them, drawn with variance 1 / inputs as published."""
     head = nn.Sequential()
     for inputs, outputs in pairwise(widths):
         layer = nn.Linear(inputs, outputs)
@@ -350,12 +359,6 @@ def _build_head(*widths: int) -> nn.Sequential:
         nn.init.zeros_(layer.bias)
         head.extend([layer, nn.ReLU()])
     return head[:-1]
-
-
-def _output(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"] | None) -> SequenceOutput:
-    if labels is not None:
-        check_labels(labels, logits.shape[:1], logits.shape[1])
-    return SequenceOutput(logits, None if labels is None else class_cross_entropy(logits, labels))
 
 
 def _check_features(inputs: Tensor, *, channels: int) -> None:

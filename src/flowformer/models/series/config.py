@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.models.checks import check_sizes, options_or_unclamped
+from flowformer.models.checks import check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,8 @@ class TimeSeriesModelConfig:
     Attributes:
         encoder: What reads the series: blocks around an attention (transformer), an LSTM, or
             dilated convolutions.
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, flow-heads,
-            softmax, linear, performer, cosformer, rfa, linformer, nystromformer, yoso, soft,
-            synthesizer, synthesizer-mixture, local, sparse, longformer, bigbird, sinkhorn, reformer
-            or mobile.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a bidirectional
+            form (b in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means as published: for flow no clamp of the
             conserved source, for another mixer its own defaults.
         dim: Width of the hidden states.
@@ -49,14 +47,10 @@ class TimeSeriesModelConfig:
     padding: Literal["masked", "published"] = "masked"
 
     def __post_init__(self) -> None:
-        """Check the sizes; the names are checked where they are looked up.
+        """Check the sizes and the choices; the model looks up all other names.
 
         Raises:
-            ValueError: A size below 1, or a dropout outside [0, 1).
+            ValueError: a size below 1, a dropout outside [0, 1), or an unknown choice.
         """
         check_sizes(self, "dim", "num_heads", "num_layers", "feedforward")
-
-    @property
-    def resolved_mixer_options(self) -> dict[str, Any]:
-        """The options that the mixer is built with; published time-series code does not clamp."""
-        return options_or_unclamped(self)
+        check_choices(self, "pooling", "padding")

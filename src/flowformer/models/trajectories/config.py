@@ -15,9 +15,8 @@ class DecisionModelConfig:
     Attributes:
         encoder: transformer, blocks around an attention; or behaviour-cloning, layers with relu
             from one observation to its action, of these settings only dim, num_layers and dropout.
-        mixer: Name of the attention: flow, flow-no-competition, flow-no-allocation, softmax,
-            linear, performer, cosformer, rfa, rfa-gated, gla, deltanet, synthesizer,
-            synthesizer-mixture, local, sparse, longformer, sinkhorn or reformer.
+        mixer: Name of the attention, a key of `flowformer.nn.MIXERS` that has a causal
+            form (c in docs/attention/mixers.md).
         mixer_options: Options of that mixer; None means as published: for flow the conserved
             source clamped to ±10, for softmax dropped weights as in GPT-2, for another mixer its
             own defaults.
@@ -49,7 +48,7 @@ class DecisionModelConfig:
         """Check the sizes and the choices; the mixer is looked up when the model is built.
 
         Raises:
-            ValueError: A size below 1, a context longer than the longest episode, a dropout
+            ValueError: a size below 1, a context longer than the longest episode, a dropout
                 outside [0, 1), or an unknown activation.
         """
         names = ["dim", "num_layers", "num_heads", "context", "max_timestep"]
@@ -73,16 +72,6 @@ class DecisionModelConfig:
         """The width inside the feed-forward part."""
         return 4 * self.dim if self.feedforward is None else self.feedforward
 
-    @property
-    def resolved_mixer_options(self) -> dict[str, Any]:
-        """The options that the mixer is built with, the bound of its length included."""
-        options = self.mixer_options
-        if options is None and self.mixer in ("flow", "flow-no-allocation"):
-            options = {"clamp": 10.0}
-        elif options is None and self.mixer == "softmax":
-            options = {"weight_dropout": self.dropout}
-        return {"max_length": 3 * self.context, **(options or {})}
-
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourCloningConfig:
@@ -102,6 +91,6 @@ class BehaviourCloningConfig:
         """Check the sizes.
 
         Raises:
-            ValueError: A size below 1, or a dropout outside [0, 1).
+            ValueError: a size below 1, or a dropout outside [0, 1).
         """
         check_sizes(self, "dim", "num_layers")

@@ -7,27 +7,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.models.inputs import check_range
-from flowformer.models.loading import matched, read_checkpoint
+from flowformer.models.inputs import check_mask, check_range
+from flowformer.models.published import (
+    matched,
+    published_mixer_of,
+    read_checkpoint,
+    rename_trajectories,
+)
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
-from flowformer.models.trajectories.published import published_mixer_of, rename_published
 from flowformer.models.trajectories.state import (
     DecisionOutput,
     DecisionState,
     action_width,
-    check_mask,
     check_shape,
     real_steps,
 )
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
 from flowformer.nn.mixers.attention import State
+from flowformer.nn.mixers.building import mixer_options
 
 TOKENS = 3  # of a step: return-to-go, observation, action
 INITIAL_STD = 0.02
 
 
 class DecisionTransformer(nn.Module):
-    """Returns-to-go, observations and actions as one sequence; the actions are predicted.
+    """A model of returns-to-go, observations and actions as one sequence that predicts the actions.
 
     Step i is three tokens (Chen et al. 2021, section 3): return-to-go, observation, action, each a
     linear layer of its own plus the vector of the step's time step, layer-normalised. Pre-norm
@@ -40,9 +44,22 @@ class DecisionTransformer(nn.Module):
     Args:
         config: the architecture.
         observation_dim: numbers of an observation.
-        action_dim: numbers of an action; None for discrete ones.
-        num_actions: discrete actions, from 0; None for those of numbers.
+        action_dim: numbers of an action; None for discrete actions.
+        num_actions: discrete actions, from 0; None for actions of numbers.
         bounded: whether actions of numbers lie in [-1, 1]; without, there is no tanh.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.models import DecisionModelConfig, DecisionTransformer
+        >>> config = DecisionModelConfig(dim=16, num_heads=2, num_layers=1)
+        >>> model = DecisionTransformer(config, observation_dim=5, action_dim=2).eval()
+        >>> returns, observations = torch.randn(1, 8), torch.randn(1, 8, 5)
+        >>> model(returns, observations, torch.zeros(1, 8, 2), torch.arange(8)[None]).actions.shape
+        torch.Size([1, 8, 2])
+        >>> first = returns[:, 0], observations[:, 0], None, torch.tensor([0]), None
+        >>> action, state = model.step(*first)
+        >>> action.shape
+        torch.Size([1, 2])
     """
 
     def __init__(
@@ -106,9 +123,9 @@ class DecisionTransformer(nn.Module):
         """Predict the action of each step from it and the steps before.
 
         Args:
-            returns_to_go: what is still to be reached from each step on, divided by a scale.
-            observations: normalised.
-            actions: those taken; that of a step is seen by later steps only.
+            returns_to_go: the return still to be reached from each step on, divided by a scale.
+            observations: normalised observations.
+            actions: the actions taken; each is seen by later steps only.
             timesteps: place of each step in its episode, from 0.
             mask: real steps (True), with padding left or right; None when all are.
             past_states: the `states` of an earlier call, whose episodes these steps continue.
@@ -122,8 +139,7 @@ class DecisionTransformer(nn.Module):
         batch = tuple(timesteps.shape)
         self._check(returns_to_go, observations, actions, batch)
         check_shape("timesteps", timesteps, batch, floating=False)
-        if mask is not None:
-            check_mask(mask, batch)
+        check_mask(mask, batch, of="step")
         if past_states is not None and past_states.pending is not None:
             raise ValueError(
                 "past_states wait for the action of their last step: go on with step(), not with "
@@ -154,20 +170,20 @@ class DecisionTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "b out"], DecisionState]:
         """Predict the action of one more step, at a cost that only a growing state lets grow.
 
-        Reads the action of the step before, then this step's return-to-go and observation: what
-        `forward` gives for the whole episode.
+        Reads the action of the step before, then this step's return-to-go and observation. The
+        results are those of `forward` for the whole episode.
 
         Args:
-            returns_to_go: see `forward`.
-            observations: likewise.
-            previous_actions: those taken in the step before; None at the first step, and after
-                the states of `forward`, which has read them.
+            returns_to_go: see `forward`, here and for the observations.
+            observations: normalised observations.
+            previous_actions: the actions taken in the step before; None at the first step, and
+                after the states of `forward`, which has read them.
             timesteps: place of this step in each row's episode.
-            states: what the step before returned; None at the first step. `states.reorder` leaves
-                out the rows of episodes that have ended.
+            states: the states that the step before returned; None at the first step.
+                `states.reorder` leaves out the rows of episodes that have ended.
 
         Returns:
-            The action (of discrete ones the logits), and the state.
+            The action (for discrete actions the logits), and the state.
 
         Raises:
             ValueError: tensors of other shapes, an action without a step that waits for it or the
@@ -193,7 +209,7 @@ class DecisionTransformer(nn.Module):
         return self._predict(x[:, -1]), DecisionState(layers, timesteps)
 
     def load_published_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the parameters of a published model; see `flowformer.models.trajectories.published`.
+        """Load the parameters of a published model; see `flowformer.models.published`.
 
         Raises:
             ValueError: parameters are missing, left over, or of another shape, which are all
@@ -205,7 +221,7 @@ class DecisionTransformer(nn.Module):
                 f"{self.config.mixer!r}"
             )
         what = "a published decision model of this size"
-        given = rename_published(state_dict)
+        given = rename_trajectories(state_dict)
         self.load_state_dict(matched(self.state_dict(), given, what=what))
 
     def _mix(
@@ -216,7 +232,7 @@ class DecisionTransformer(nn.Module):
         *,
         use_cache: bool,
     ) -> tuple[Float[Tensor, "b n dim"], tuple[State, ...]]:
-        """The hidden states of the tokens after the last norm, and the states of the layers."""
+        """Return the hidden states after the last norm, and the states of the layers."""
         states = (None,) * len(self.blocks) if past is None else past.layers
         if len(states) != len(self.blocks):
             raise ValueError(
@@ -258,14 +274,14 @@ class BehaviourCloning(nn.Module):
     """Layers with relu that predict the action from the observation alone, and a tanh.
 
     It is called as a `DecisionTransformer` is, and passes over returns, past actions and time. The
-    Decision Transformer's code stacks the last 20 observations; here it is one, which is all that
-    a Markovian environment has to tell.
+    Decision Transformer's code stacks the last 20 observations; here it is one, which tells all
+    of a Markovian environment.
 
     Args:
         config: the architecture.
         observation_dim: numbers of an observation.
-        action_dim: numbers of an action; None for discrete ones.
-        num_actions: discrete actions, from 0; None for those of numbers.
+        action_dim: numbers of an action; None for discrete actions.
+        num_actions: discrete actions, from 0; None for actions of numbers.
         bounded: whether actions of numbers lie in [-1, 1]; without, there is no tanh.
     """
 
@@ -305,18 +321,17 @@ class BehaviourCloning(nn.Module):
         self,
         returns_to_go: Float[Tensor, "b t"],  # noqa: ARG002 - the call of a DecisionTransformer
         observations: Float[Tensor, "b t o"],
-        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],  # noqa: ARG002 - likewise
+        actions: Float[Tensor, "b t a"] | Int[Tensor, "b t"],  # noqa: ARG002 - as above
         timesteps: Int[Tensor, "b t"],
         mask: Bool[Tensor, "b t"] | None = None,
         *,
-        past_states: DecisionState | None = None,  # noqa: ARG002 - likewise
+        past_states: DecisionState | None = None,  # noqa: ARG002 - as above
         use_cache: bool = False,
     ) -> DecisionOutput:
         """Predict the action of each step; see `DecisionTransformer.forward`."""
         batch = tuple(timesteps.shape)
         check_shape("observations", observations, (*batch, self.observation_dim), floating=True)
-        if mask is not None:
-            check_mask(mask, batch)
+        check_mask(mask, batch, of="step")
         predicted = real_steps(self.layers(real_steps(observations, mask)), mask)
         return DecisionOutput(predicted, DecisionState((), None) if use_cache else None)
 
@@ -326,7 +341,7 @@ class BehaviourCloning(nn.Module):
         observations: Float[Tensor, "b o"],
         previous_actions: Float[Tensor, "b a"] | Int[Tensor, " b"] | None,  # noqa: ARG002
         timesteps: Int[Tensor, " b"],
-        states: DecisionState | None,  # noqa: ARG002 - likewise
+        states: DecisionState | None,  # noqa: ARG002 - as above
     ) -> tuple[Float[Tensor, "b out"], DecisionState]:
         """Predict the action of one more step; see `DecisionTransformer.step`."""
         expected = (*timesteps.shape, self.observation_dim)
@@ -337,11 +352,12 @@ class BehaviourCloning(nn.Module):
 def load_published_decision_model(
     path: Path | str, config: DecisionModelConfig | None = None
 ) -> DecisionTransformer:
-    """The model in a checkpoint that the published training wrote, of actions within [-1, 1].
+    """Load the model in a checkpoint of the published training, with actions within [-1, 1].
 
     Args:
         path: the checkpoint: the model's parameters and nothing else.
-        config: its architecture, which the file does not tell; None for the published settings.
+        config: the model's architecture, which the file does not tell; None for the published
+            settings.
 
     Raises:
         ValueError: see `read_checkpoint` and `load_published_state_dict`.
@@ -362,8 +378,9 @@ def load_published_decision_model(
 
 
 def _build_block(config: DecisionModelConfig) -> TransformerBlock:
-    """A block with the linear layers of GPT-2's first values, as published."""
-    mixer = build_mixer(config.mixer, config.dim, config.num_heads, **config.resolved_mixer_options)
+    """Create a block, its linear layers drawn as GPT-2's, as published."""
+    options = {"max_length": 3 * config.context, **mixer_options(config, "trajectories")}
+    mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
     mixer.attention.require("causal")
     block = TransformerBlock(
         mixer,
@@ -374,10 +391,8 @@ def _build_block(config: DecisionModelConfig) -> TransformerBlock:
         dropout=config.dropout,
         inner_dropout=0.0,
     )
-    # What the attention has of its own keeps the values that it drew.
-    for layer in (*block.children(), *mixer.children()):
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=INITIAL_STD)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    for _, layer in block.linears():
+        nn.init.normal_(layer.weight, std=INITIAL_STD)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return block

@@ -1,4 +1,4 @@
-"""What a decision model returns, the state that it goes on from, and checks of what it is given."""
+"""The state and the output of decision models, and the checks of their inputs."""
 
 from typing import NamedTuple
 
@@ -10,28 +10,28 @@ from flowformer.nn.mixers.attention import State
 
 
 class DecisionState(NamedTuple):
-    """What the model carries from one call to the next.
+    """The state that the model carries from one call to the next.
 
     Attributes:
         layers: the state of each block's mixer; of constant size for flow and its linear kin.
         pending: time steps of the steps whose action is still to be read, shape ``[b]``; None
-            where the actions of all steps were.
+            where all actions have been read.
     """
 
     layers: tuple[State, ...]
     pending: Int[Tensor, " b"] | None
 
     def to(self, device: torch.device | str) -> "DecisionState":
-        """The state on another device."""
+        """Return the state on another device."""
         pending = None if self.pending is None else self.pending.to(device)
         return DecisionState(tuple(layer.to(device) for layer in self.layers), pending)
 
     def detach(self) -> "DecisionState":
-        """The state without its history of gradients."""
+        """Return the state without its history of gradients."""
         return DecisionState(tuple(layer.detach() for layer in self.layers), self.pending)
 
     def reorder(self, index: Int[Tensor, " n"]) -> "DecisionState":
-        """The rows `index` of the batch: episodes that have ended are left out."""
+        """Return the rows `index` of the batch: episodes that have ended are left out."""
         pending = None if self.pending is None else self.pending.index_select(0, index)
         return DecisionState(tuple(layer.reorder(index) for layer in self.layers), pending)
 
@@ -41,12 +41,12 @@ torch.serialization.add_safe_globals([DecisionState])
 
 
 class DecisionOutput(NamedTuple):
-    """What a decision model returns.
+    """The output of a decision model.
 
     Attributes:
-        actions: predicted at each step, in (-1, 1) where they are bounded; of discrete actions the
-            logits. Zero at padded steps.
-        states: what continues the episodes. None where not asked for.
+        actions: the action predicted at each step, in (-1, 1) where actions are bounded; for
+            discrete actions their logits. Zero at padded steps.
+        states: the states that continue the episodes; None if they were not asked for.
     """
 
     actions: Float[Tensor, "b t a"]
@@ -54,7 +54,7 @@ class DecisionOutput(NamedTuple):
 
 
 def action_width(*, observation_dim: int, action_dim: int | None, num_actions: int | None) -> int:
-    """Numbers that are predicted for an action.
+    """Return how many numbers are predicted for an action.
 
     Raises:
         ValueError: neither or both of action_dim and num_actions, or a size below 1.
@@ -86,21 +86,8 @@ def check_shape(name: str, given: Tensor, expected: tuple[int, ...], *, floating
         )
 
 
-def check_mask(mask: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse a mask that is not boolean, or of another shape.
-
-    Raises:
-        ValueError: the message names both.
-    """
-    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(
-            f"expected a mask {list(expected)} of bool, True = a real step, got "
-            f"{list(mask.shape)} of {mask.dtype}"
-        )
-
-
 def real_steps(given: Tensor, mask: Bool[Tensor, "b t"] | None) -> Tensor:
-    """The tensor [b, t, ...] with zeros at padded steps."""
+    """Return the tensor [b, t, ...] with zeros at padded steps."""
     if mask is None:
         return given
     return given.masked_fill(~mask.reshape(*mask.shape, *[1] * (given.ndim - 2)), 0)

@@ -1,19 +1,19 @@
 """What an attention is to a layer: a module of projected heads, the part inside every mixer."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.registry import MIXERS, Capabilities, able
 
 
 @runtime_checkable
 class State(Protocol):
-    """What a causal attention passes from call to call; the classes are NamedTuples."""
+    """The state that a causal attention passes from call to call; the classes are NamedTuples."""
 
     def detach(self) -> "State": ...  # noqa: D102 - FlowState says it
 
@@ -40,13 +40,47 @@ class Sizes(TypedDict):
     max_length: int | None
 
 
+class Masks(TypedDict, total=False):
+    """The keywords of an attention's function that has keys of another sequence too.
+
+    Attributes:
+        mask: real tokens (True) of queries and keys, in self-attention, [b, l].
+        query_mask: real tokens of the queries, [b, l]; the output at the others is zero.
+        key_mask: real tokens of the keys, [b, s]; a query with no real key gives zero.
+    """
+
+    mask: Tensor | None
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+
+
+class CausalCall(Masks, total=False):
+    """The keywords of a function that has a causal form, with a state, beside them.
+
+    Attributes:
+        causal: let query i see the keys j ≤ i only; needs l == s.
+        initial_state: the state after the tokens before these (causal only).
+        return_state: also return the state after these tokens (causal only).
+    """
+
+    causal: bool
+    initial_state: Any
+    return_state: bool
+
+
 class HeadAttention(nn.Module):
     """An attention without projections: options, parameters of its own, and a call over heads.
 
-    `forward` takes the tensors of `inputs`, each [b, t, heads, head_dim], and the keywords of what
-    it can do, no others: `mask` (of both sides, in self-attention); `query_mask` and `key_mask` if
+    A call takes the tensors of `inputs`, each [b, t, heads, head_dim], and the keywords of what it
+    can do, no others: `mask` (of both sides, in self-attention); `query_mask` and `key_mask` if
     `capabilities.cross`; `causal` if `.causal`; `state` and `return_state` if `.state`. It returns
     (out [b, l, h, m], state or None). Who calls it asks `require` first.
+
+    An attention names the `function` that computes it, and gives its options to `super().__init__`;
+    one that needs more, such as parameters, overrides `arguments`, or `forward` itself.
+
+    Args:
+        options: keywords that `function` gets at every call; they become attributes.
 
     Attributes:
         capabilities: what it can do. Of an instance, with its options; the record of the class is
@@ -57,12 +91,37 @@ class HeadAttention(nn.Module):
             enter; `implied_weights` is that matrix.
         value_layers: names of the submodules, if any, that make further values of the hidden
             states, [b, s, heads · m].
+        function: what computes it: a function of the tensors, of `arguments`, and of the keywords
+            of a call, but that `state` is called `initial_state`. It returns the output, or a pair
+            of it and the state.
     """
 
     capabilities: ClassVar[Capabilities]
     inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value")
     linear_in_values: ClassVar[bool] = True
     value_layers: ClassVar[tuple[str, ...]] = ()
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.keywords = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what `function` gets at every call: the options, and what a subclass adds."""
+        return {name: getattr(self, name) for name in self.keywords}
+
+    def forward(self, *tensors: Any, **call: Any) -> tuple[Tensor, Any]:
+        """Return the output and, if asked for, the state after these tokens."""
+        if "state" in call:
+            call["initial_state"] = call.pop("state")
+        result = self.function(*tensors, **self.arguments(), **call)
+        return result if isinstance(result, tuple) else (result, None)
+
+    def extra_repr(self) -> str:
+        """Return the options, for print(model)."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.keywords)
 
     def require(self, capability: str) -> None:
         """Refuse what it cannot do.
@@ -72,40 +131,38 @@ class HeadAttention(nn.Module):
         """
         if getattr(self.capabilities, capability):
             return
-        from flowformer.nn.mixers import MIXERS  # the table knows all, so none may need it earlier
-
-        able = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, capability)]
+        names = able(capability)
         lacks = f"has no {capability} form"
         if capability == "independent_sinks":
-            able.insert(0, "flow with independent_sinks=True")
+            names.insert(0, "flow with independent_sinks=True")
             lacks = (
                 "lets every output of cross-attention depend on all queries, in a decoder on those "
                 "of the tokens to come"
             )
         raise NotImplementedError(
             f"{type(self).__name__} {lacks}; it can do: {self.capabilities}. "
-            f"Mixers that can: {', '.join(able)}"
+            f"Mixers that can: {', '.join(names)}"
         )
 
 
 def option_names(kind: type[HeadAttention]) -> set[str]:
-    """The keywords of its constructor that a user sets: all but the sizes."""
+    """Return the keywords of its constructor that a user sets: all but the sizes."""
     return set(option_defaults(kind))
 
 
 def option_defaults(kind: type[HeadAttention]) -> dict[str, Any]:
-    """Those keywords and their defaults."""
+    """Return those keywords and their defaults."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in Sizes.__annotations__
+        if name not in Sizes.__annotations__ and parameter.kind is parameter.KEYWORD_ONLY
     }
 
 
 def make_attention(
     kind: type[HeadAttention], sizes: Sizes, options: dict[str, Any]
 ) -> HeadAttention:
-    """The attention of that class, with those of the sizes that its constructor names.
+    """Return an attention of that class, with those of the sizes that its constructor names.
 
     Raises:
         ValueError: it is of a fixed length and max_length is not given.
@@ -122,7 +179,7 @@ def implied_weights(
     key: Float[Tensor, "b s g d"],
     **call: Any,
 ) -> Float[Tensor, "b h l s"]:
-    """The matrix W for which out = W v, whatever the values v.
+    """Return the matrix W for which out = W v, whatever the values v.
 
     An attention that is linear in its values has W as its output for the identity matrix in their
     place. For Flow-Attention W_ij = a_i / I_i · (q_i · k_j) · c_j: rows need not sum to one.
@@ -147,7 +204,7 @@ def implied_weights(
 def implied_row(
     attention: HeadAttention, tensors: Sequence[Tensor], sink: int, **call: Any
 ) -> Float[Tensor, "b h s"]:
-    """The row W_i of `implied_weights` for one sink i, at about the cost of training on one call.
+    """Return the row W_i of `implied_weights` for one sink i, at the cost of about a training step.
 
     W_i is the gradient of out_i with respect to the values, whatever these are: of a linear
     attention it takes memory linear in the length. Where a token has several values (the global
@@ -164,8 +221,6 @@ def implied_row(
         IndexError: there is no such place.
     """
     if not attention.linear_in_values:
-        from flowformer.nn.mixers import MIXERS  # as in `require`
-
         names = [name for name, mixer in MIXERS.items() if mixer.kind is type(attention)]
         raise NotImplementedError(
             f"{type(attention).__name__} (mixer {', '.join(names)}) is not linear in the values: "
@@ -199,7 +254,7 @@ def implied_row(
 def _rows(
     out: Float[Tensor, "b h m"], value: Float[Tensor, "b s ..."], width: int
 ) -> Float[Tensor, "b h s"]:
-    """The gradients of each head's output with respect to its values of that width."""
+    """Return the gradients of each head's output with respect to its values of that width."""
     heads = out.shape[1]
     groups = heads * width // value[0, 0].numel()
     # One feature is enough: all have the same weights. Heads that share values take turns.

@@ -1,19 +1,166 @@
-"""DeltaNet as a layer."""
+"""DeltaNet (Schlag et al. 2021; Yang et al. 2024): a memory that is corrected, not only added to.
 
-from typing import ClassVar, NamedTuple
+On CUDA, in half precision, flash-linear-attention's kernel runs where that package is installed;
+everywhere else, and in every other dtype, the chunked form below, which is exact.
+"""
+
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing  # torch.jit does not export it
+from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.ops import LinearState
-from flowformer.ops.baselines import delta_rule_attention, short_convolution
-from flowformer.ops.features import check_eps
-from flowformer.ops.inputs import starting_state
-from flowformer.ops.state import carry_dtype, detach_state, reorder_state, to_state
+from flowformer.nn.mixers.recurrence import (
+    RecurrentAttention,
+    fast_kernel,
+    from_chunks,
+    in_chunks,
+    run_recurrence,
+)
+from flowformer.ops.features import check_eps, compute_dtype, masked
+from flowformer.ops.inputs import (
+    check_causal,
+    check_tensors,
+    starting_state,
+)
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import LinearState, carry_dtype, detach_state, reorder_state, to_state
+
+CHUNK = 32  # tokens of which the triangular system is solved at once
+
+
+@takes_layouts("query", "key", "value", "beta")
+@contained("query", "key", "value", "beta", always=True)
+def delta_rule_attention(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t g d"],
+    value: Float[Tensor, "b t g m"],
+    *,
+    beta: Float[Tensor, "b t h"],
+    mask: Bool[Tensor, "b t"] | None = None,
+    initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    """out_t = q_t S_t with S_t = S_{t-1} + β_t k_tᵀ (v_t - k_t S_{t-1}).
+
+    What the memory returns for k_t is moved towards v_t by the share β_t: one step of gradient
+    descent on |k_t S - v_t|² / 2. It is stable for β_t |k_t|² in [0, 2]. Causal by nature; a padded
+    token leaves the state as it is.
+
+    Args:
+        query: the queries; a scale such as 1/√d is the caller's.
+        key: the keys, of length 1 as a rule; g divides h, and each serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        beta: β, the strength of the correction.
+        mask: real tokens (True); the output at the others is zero.
+        initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+
+    Returns:
+        The output, and the state after these tokens.
+
+    Raises:
+        ValueError: the tensors do not fit each other, or the state is one of other sizes.
+        TypeError: the state is of another kind.
+    """
+    dtype_out = value.dtype
+    query, key, value = check_tensors(query, key, value)
+    check_causal(query, key)
+    if beta.shape != query.shape[:3]:
+        raise ValueError(
+            f"beta must be [batch, time, head] = {list(query.shape[:3])}, got {list(beta.shape)}"
+        )
+    attend = fast_kernel(query, "delta_rule", "chunk_delta_rule", _of_heads) or chunked_delta_rule
+    return run_recurrence(
+        attend, (query, key, value, beta[..., None]), mask, initial_state, dtype_out
+    )
+
+
+def _of_heads(beta: Tensor, query: Tensor) -> Tensor:
+    return beta[..., 0].to(query.dtype)
+
+
+def chunked_delta_rule(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    beta: Float[Tensor, "b t h 1"],
+    state: Float[Tensor, "b h d m"],
+) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
+    """Solve for the corrections of a chunk, a triangular system (Yang et al. 2024, section 3.2).
+
+    The correction u_t = β_t (v_t - k_t S_{t-1}) sees the state S before the chunk and the earlier
+    corrections: (I + tril(β K Kᵀ, -1)) U = β V - β K S. Both right-hand sides are solved for all
+    chunks at once; then chunk after chunk, out = Q S + tril(Q Kᵀ) U and S + Kᵀ U.
+    """
+    if is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would fix the length of DeltaNet, whose chunks depend on one another: "
+            "use torch.export, or another mixer"
+        )
+    length, dtype = query.shape[1], compute_dtype(query.dtype)
+    q, k, v, strength = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, beta))
+    system = (strength * (k @ k.mT)).tril(-1)
+    sides = torch.cat((strength * v, strength * k), -1)
+    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    fixed, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
+    scores = (q @ k.mT).tril()
+    outputs = []
+    for n in range(q.shape[2]):
+        before = state.to(dtype)
+        correction = fixed[:, :, n] - of_state[:, :, n] @ before
+        outputs.append(q[:, :, n] @ before + scores[:, :, n] @ correction)
+        state = state + (k[:, :, n].mT @ correction).to(state.dtype)
+    return from_chunks(torch.stack(outputs, 2), length), state
+
+
+@takes_layouts("x")
+@contained("x", always=True)
+def short_convolution(
+    x: Float[Tensor, "b t h d"],
+    weight: Float[Tensor, "h d w"],
+    recent: Float[Tensor, "b w_minus_1 h d"],
+    mask: Bool[Tensor, "b t"] | None,
+    *,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+) -> tuple[Float[Tensor, "b t h d"], Float[Tensor, "b w_minus_1 h d"]]:
+    """y_t = silu(Σ_i weight_i x_{t - w + 1 + i}), over the last w real tokens, channel by channel.
+
+    Padded tokens are taken out before and put back after: they delay nothing.
+
+    Args:
+        x: the tokens; what stands at padded places is not read.
+        weight: the weights of each channel, the oldest token's first.
+        recent: the w - 1 real tokens before these, zero where there are none.
+        mask: real tokens (True).
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+
+    Returns:
+        y (of no meaning at padded places), and the last w - 1 real tokens in the dtype of `recent`.
+    """
+    width = weight.shape[-1]
+    order = None
+    if mask is not None:
+        x, order = masked(x, mask), (~mask).to(torch.int8).argsort(dim=1, stable=True)
+        x = _taken(x, order)
+    joined = torch.cat((recent.to(x.dtype), x), 1)
+    y = sum(joined[:, i : i + x.shape[1]] * weight[..., i].to(x.dtype) for i in range(width))
+    assert isinstance(y, Tensor)
+    if order is None or mask is None:
+        last = joined[:, x.shape[1] :]
+    else:
+        y = _taken(y, order.argsort(dim=1))
+        ahead = torch.arange(width - 1, device=x.device)
+        last = _taken(joined, mask.sum(1, keepdim=True) + ahead)
+    return F.silu(y), last.to(recent.dtype)
+
+
+def _taken(x: Float[Tensor, "b t h d"], places: Tensor) -> Float[Tensor, "b s h d"]:
+    return x.gather(1, places[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
 class DeltaNetState(NamedTuple):
@@ -53,7 +200,7 @@ class DeltaNetState(NamedTuple):
 torch.serialization.add_safe_globals([DeltaNetState])
 
 
-class DeltaNetAttention(HeadAttention):
+class DeltaNetAttention(RecurrentAttention):
     """DeltaNet (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule …").
 
     Queries, keys and values pass a short convolution and silu; queries and keys get length 1;
@@ -67,10 +214,6 @@ class DeltaNetAttention(HeadAttention):
         eps: of the normalisation.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
     linear_in_values: ClassVar[bool] = False  # its output is normalised
 
     def __init__(
@@ -82,7 +225,6 @@ class DeltaNetAttention(HeadAttention):
         convolution: int = 4,
         eps: float = 1e-5,
     ) -> None:
-        """Create the convolutions and the strength β."""
         super().__init__()
         check_eps(eps)
         if convolution < 1:
@@ -98,19 +240,10 @@ class DeltaNetAttention(HeadAttention):
         bound = self.convolution.shape[-1] ** -0.5
         nn.init.uniform_(self.convolution, -bound, bound)
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g d"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
-        causal: bool = True,  # noqa: ARG002 - it has no other form
-        mask: Bool[Tensor, "b t"] | None = None,
-        state: DeltaNetState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b t h d"], DeltaNetState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, DeltaNetState]:
+        """Return the output and the state after these tokens."""
         batch, _, heads, width = query.shape
         empty = DeltaNetState.initial(
             batch, self.convolution.shape[-1] - 1, heads, width, query.device
@@ -133,8 +266,6 @@ class DeltaNetAttention(HeadAttention):
             initial_state=LinearState(start.key_value),
         )
         out = self.norm(out.to(self.norm.weight.dtype)).to(out.dtype)  # they differ under autocast
-        if not return_state:
-            return out, None
         return out, DeltaNetState(recent_q, recent_k, recent_v, memory.key_value)
 
 
@@ -142,7 +273,7 @@ def _unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-class DeltaNetMixer(ProjectedMixer):
+class DeltaNetMixer(ProjectedMixer, name="deltanet"):
     """DeltaNet (Yang et al. 2024): a memory corrected by the delta rule; causal."""
 
     kind = DeltaNetAttention

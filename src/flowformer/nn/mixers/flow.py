@@ -1,20 +1,24 @@
 """Flow-Attention as a layer."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.attention import HeadAttention, option_names
 from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
-from flowformer.ops import FlowMap, FlowState, flow_attention, flow_map
-from flowformer.ops.features import Competition, FeatureMap, resolve_options, sinks_are_independent
+from flowformer.nn.mixers.registry import Capabilities
+from flowformer.ops import FlowMap, flow_attention, flow_map
+from flowformer.ops.options import (
+    FlowKeywords,
+    resolve_options,
+    sinks_are_independent,
+    spelled_out,
+    spells_out,
+)
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 from flowformer.ops.parallel.collectives import resolve_group
 
@@ -23,16 +27,16 @@ class FlowAttention(HeadAttention):
     """Flow-Attention (Wu et al. 2022, section 3): `flowformer.ops.flow_attention` as a module.
 
     Args:
-        feature_map: "sigmoid", or "relu" for relu(x) + 1e-6.
-        clamp: bound of the conserved source before the softmax; None for none.
-        eps: the ε of the flows.
-        competition: the softmax runs over "sources" or (bidirectional only) "heads"; None for none.
-        allocation: scale each sink by the sigmoid of its conserved flow.
-        independent_sinks: leave out both, whatever they say, so that in cross-attention no output
-            depends on another query: the form for a decoder.
         backend: name of a backend of `flow_attention`; None chooses.
+        options: those of `flowformer.ops.options.FlowOptions`, and independent_sinks; but not those
+            that a variant fixes.
+
+    Raises:
+        ValueError: an option is none of its choices, or out of its range.
+        TypeError: there is no such option, or the variant fixes it.
 
     Attributes:
+        fixed: the options that a variant, a subclass, has of its own.
         mesh: the ranks that its sequences are sharded over; None for whole sequences. See
             `set_sequence_parallel`.
     """
@@ -40,28 +44,20 @@ class FlowAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True
     )
+    fixed: ClassVar[FlowKeywords] = {}
 
-    def __init__(
-        self,
-        *,
-        feature_map: FeatureMap = "sigmoid",
-        clamp: float | None = 1.0,
-        eps: float = 1e-6,
-        competition: Competition | None = "sources",
-        allocation: bool = True,
-        independent_sinks: bool = False,
-        backend: str | None = None,
-    ) -> None:
-        """Hold the options; a wrong one raises here."""
+    def __init_subclass__(cls) -> None:
+        """Show which options are left to set: the tables of mixers read the signature."""
+        super().__init_subclass__()
+        cls.__signature__ = spelled_out(cls.__init__, without=("self", *cls.fixed))  # pyright: ignore[reportAttributeAccessIssue]
+
+    @spells_out
+    def __init__(self, *, backend: str | None = None, **options: Unpack[FlowKeywords]) -> None:
         super().__init__()
-        self.options = resolve_options(
-            feature_map=feature_map,
-            clamp=clamp,
-            eps=eps,
-            competition=competition,
-            allocation=allocation,
-            independent_sinks=independent_sinks,
-        )
+        if taken := self.fixed.keys() & options.keys():
+            raise TypeError(f"{type(self).__name__} fixes {', '.join(sorted(taken))}: leave it out")
+        given: dict[str, Any] = {**self.fixed, **options}
+        self.options = resolve_options(**given)
         if sinks_are_independent(self.options):
             # Of this instance: the record of the class is that of its defaults.
             self.capabilities = replace(  # pyright: ignore[reportAttributeAccessIssue]
@@ -70,40 +66,15 @@ class FlowAttention(HeadAttention):
         self.backend = backend
         self.mesh: DeviceMesh | ProcessGroup | None = None
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: FlowState | None = None,
-        return_state: bool = False,
-        cu_seqlens: Int[Tensor, " n"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], FlowState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
-        attend: Callable[..., Any] = flow_attention
-        if self.mesh is not None:
-            attend = partial(sequence_parallel_flow_attention, mesh=self.mesh)
-        result = attend(
-            query,
-            key,
-            value,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            initial_state=state,
-            return_state=return_state,
-            backend=self.backend,
-            layout="bthd",
-            **self.options._asdict(),
-        )
-        return result if isinstance(result, tuple) else (result, None)
+    def function(self, *tensors: Tensor, **call: Any) -> Any:
+        """Call Flow-Attention, of whole sequences or of those that are sharded over ranks."""
+        if self.mesh is None:
+            return flow_attention(*tensors, **call)
+        return sequence_parallel_flow_attention(*tensors, mesh=self.mesh, **call)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options and the backend, and the layout of the tensors."""
+        return {**self.options._asdict(), "backend": self.backend, "layout": "bthd"}
 
     def extra_repr(self) -> str:
         """The options, for print(model)."""
@@ -142,11 +113,19 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
         attention.mesh = mesh
 
 
-class FlowMixer(ProjectedMixer):
+class FlowMixer(ProjectedMixer, name="flow"):
     """Flow-Attention (Wu et al. 2022): linear, with competing sources and allocated sinks."""
 
     kind = FlowAttention
     attention: FlowAttention
+
+    @classmethod
+    def published_options(cls, model: str, dropout: float) -> dict[str, Any]:  # noqa: ARG003
+        """Return the clamp of the models of that kind, where the paper has no default one."""
+        clamps = {"series": None, "sequences": None, "trajectories": 10.0}
+        if model not in clamps or "clamp" not in option_names(cls.kind):
+            return {}
+        return {"clamp": clamps[model]}
 
     def flow_map(
         self,

@@ -1,20 +1,17 @@
-"""Gated linear attention as a layer."""
+"""Gated linear attention (Yang et al. 2024): its gates, around the recurrence."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
 from flowformer.ops import LinearState
-from flowformer.ops.baselines import gated_linear_attention
 from flowformer.ops.features import check_eps
 
 
-class GLAAttention(HeadAttention):
+class GLAAttention(RecurrentAttention):
     """Gated linear attention (Yang et al. 2024, "… with Hardware-Efficient Training", section 4).
 
     α_t = sigmoid(x_t W₁ W₂ + b)^(1/τ) for each feature of each head; the output of a head is
@@ -30,10 +27,6 @@ class GLAAttention(HeadAttention):
         eps: of the normalisation.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
     linear_in_values: ClassVar[bool] = False  # its output is normalised
 
     def __init__(
@@ -46,7 +39,6 @@ class GLAAttention(HeadAttention):
         gate_temperature: float = 16.0,
         eps: float = 1e-5,
     ) -> None:
-        """Create the gates."""
         super().__init__()
         check_eps(eps)
         if gate_rank < 1 or gate_temperature <= 0:
@@ -62,19 +54,10 @@ class GLAAttention(HeadAttention):
         self.norm = nn.RMSNorm(head_dim, eps=eps)
         self.gate_temperature = gate_temperature
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g d"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
-        causal: bool = True,  # noqa: ARG002 - it has no other form
-        mask: Bool[Tensor, "b t"] | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b t h d"], LinearState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, LinearState]:
+        """Return the output and the state after these tokens."""
         heads = query.shape[2:]
         out, state = gated_linear_attention(
             query * float(query.shape[-1]) ** -0.5,
@@ -86,10 +69,10 @@ class GLAAttention(HeadAttention):
         )
         out = self.norm(out.to(self.norm.weight.dtype)).to(out.dtype)  # they differ under autocast
         out = out * F.silu(self.output_gate(hidden)).unflatten(-1, heads)
-        return out, state if return_state else None
+        return out, state
 
 
-class GLAMixer(ProjectedMixer):
+class GLAMixer(ProjectedMixer, name="gla"):
     """Gated linear attention (Yang et al. 2024): a state that decays by features; causal."""
 
     kind = GLAAttention

@@ -1,16 +1,120 @@
-"""Linear attention as a layer."""
+"""Linear attention with elu + 1 features (Katharopoulos et al. 2020, "Transformers are RNNs")."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Unpack
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.ops import LinearState
-from flowformer.ops.baselines import elu_attention
-from flowformer.ops.features import check_eps
+from flowformer.nn.mixers.registry import Capabilities
+from flowformer.ops import LinearState, linear_attention
+from flowformer.ops.features import check_eps, compute_dtype, masked
+from flowformer.ops.inputs import resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
+
+
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
+def elu_attention(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    eps: float = 1e-6,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
+    """out_i = q_i Σ_j k_jᵀ v_j / (q_i · Σ_j k_j + ε), q = elu(Q) + 1, k = elu(K) + 1 (equation 5).
+
+    Args:
+        query: the queries, before the feature map.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        eps: added to the denominator, as in the published code.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
+    """
+    check_eps(eps, zero=True)
+    q, k, _, _ = real_tokens(query, key, **call)
+    return weighted_mean(F.elu(q) + 1, F.elu(k) + 1, value, added=eps, **call)
+
+
+def real_tokens(
+    query: Float[Tensor, "b l h d"], key: Float[Tensor, "b s g d"], **call: Any
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return query and key in the dtype of the arithmetic, zero at padded places, and their masks.
+
+    Before a feature map, for its derivative at padding that holds NaN would be NaN.
+
+    Args:
+        query: the queries.
+        key: the keys.
+        call: see `CausalCall`.
+    """
+    masks = {name: x for name, x in call.items() if name not in ("initial_state", "return_state")}
+    query_mask, key_mask = resolve_masks(query, key, **masks)
+    dtype = compute_dtype(query.dtype)
+    q, k = masked(query, query_mask).to(dtype), masked(key, key_mask).to(dtype)
+    return q, k, query_mask, key_mask
+
+
+def weighted_mean(
+    query: Float[Tensor, "b l h f"],
+    key: Float[Tensor, "b s g f"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    added: float = 0.0,
+    least: float = 0.0,
+    **call: Any,
+) -> Any:
+    """Return the mean of the values, weighted by inner products of features φ(q), φ(k).
+
+    out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / max(φ(q_i) · Σ_j φ(k_j) + added, least), and 0 where
+    there is no key. Numerator and denominator are one product, for the values get a column of ones.
+    It is taken in float32 at least: the denominator grows with the length, out of half precision's
+    range.
+
+    Args:
+        query: features of the queries, in the dtype of the arithmetic.
+        key: features of the keys.
+        value: the values.
+        added: added to the denominator.
+        least: least denominator; 0 for none.
+        call: see `CausalCall`.
+
+    Returns:
+        The output; with return_state, a pair of it and the state.
+    """
+    values = with_ones(value, query.dtype)
+    result = linear_attention(query, key, values, layout="bthd", **call)
+    if isinstance(result, tuple):
+        return divided(result[0], value.dtype, added=added, least=least), result[1]
+    return divided(result, value.dtype, added=added, least=least)
+
+
+def with_ones(
+    value: Float[Tensor, "b s g m"], dtype: torch.dtype
+) -> Float[Tensor, "b s g m_plus_1"]:
+    """Return the values and a column of ones, which sums the weights."""
+    return F.pad(value.to(dtype), (0, 1), value=1.0)
+
+
+def divided(
+    product: Float[Tensor, "b l h m_plus_1"],
+    dtype: torch.dtype,
+    *,
+    added: float = 0.0,
+    least: float = 0.0,
+) -> Float[Tensor, "b l h m"]:
+    """Return the weighted sums over the sums of their weights, which stand in the last column."""
+    total = product[..., -1:] + added
+    # Without a bound, the sum of nothing is zero; 0 / 0 is to be 0, and 1 / tiny has no gradient.
+    total = total.clamp(min=least) if least > 0 else torch.where(total == 0, 1, total)
+    return (product[..., :-1] / total).to(dtype)
 
 
 class LinearAttention(HeadAttention):
@@ -23,43 +127,14 @@ class LinearAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
+    function = staticmethod(elu_attention)
 
     def __init__(self, *, eps: float = 1e-6) -> None:
-        """Hold the option."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps, zero=True)
-        self.eps = eps
-
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], LinearState | None]:
-        """Return the output and, if asked for, the state after these tokens."""
-        result = elu_attention(
-            query,
-            key,
-            value,
-            causal=causal,
-            eps=self.eps,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
-class LinearMixer(ProjectedMixer):
+class LinearMixer(ProjectedMixer, name="linear"):
     """Linear attention with elu + 1 features (Katharopoulos et al. 2020)."""
 
     kind = LinearAttention

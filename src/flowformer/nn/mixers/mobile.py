@@ -1,15 +1,13 @@
 """Mobile-Attention as a layer."""
 
-from typing import ClassVar
-
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import Any, ClassVar
 
 from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
 from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import mobile_attention
-from flowformer.ops.features import FeatureMap, FlowOptions, check_options
+from flowformer.ops.features import FeatureMap
+from flowformer.ops.options import resolve_options
 
 
 class MobileAttention(HeadAttention):
@@ -27,6 +25,7 @@ class MobileAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, state=False, variable_length=True
     )
+    function = staticmethod(mobile_attention)
 
     def __init__(
         self,
@@ -36,43 +35,25 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        """Hold the options; a wrong one raises here."""
         super().__init__()
+        resolve_options(feature_map=feature_map, clamp=clamp, eps=eps)  # a wrong one raises
         self.feature_map: FeatureMap = feature_map
         self.clamp, self.eps, self.normalize = clamp, eps, normalize
-        check_options(FlowOptions(feature_map, clamp, eps, competition="sources", allocation=True))
 
-    def forward(
-        self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        *,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], None]:
-        """Return the output; it has no state."""
-        out = mobile_attention(
-            query,
-            key,
-            value,
-            feature_map=self.feature_map,
-            clamp=self.clamp,
-            eps=self.eps,
-            normalize=self.normalize,
-            mask=mask,
-            layout="bthd",
-        )
-        return out, None
+    def arguments(self) -> dict[str, Any]:
+        """Return the options, and the layout, which its function warns of where nobody says it."""
+        names = ("feature_map", "clamp", "eps", "normalize")
+        return {**{name: getattr(self, name) for name in names}, "layout": "bthd"}
 
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
+        """Return the options, for print(model)."""
         return (
             f"feature_map={self.feature_map!r}, clamp={self.clamp}, eps={self.eps}, "
             f"normalize={self.normalize}"
         )
 
 
-class MobileMixer(ProjectedMixer):
+class MobileMixer(ProjectedMixer, name="mobile"):
     """Mobile-Attention (Yao et al. 2024): flows between the heads of a token."""
 
     kind = MobileAttention

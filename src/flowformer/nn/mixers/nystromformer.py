@@ -1,15 +1,110 @@
-"""Nyströmformer as a layer."""
+"""Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.attention import HeadAttention, Masks
+from flowformer.nn.mixers.landmarks import masked_softmax, segment_means
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.ops.baselines import nystromformer_attention
+from flowformer.nn.mixers.registry import Capabilities
+from flowformer.ops.features import compute_dtype, masked
+from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
+from flowformer.ops.layout import Layout, takes_layouts
+
+
+@takes_layouts("query", "key", "value")
+def nystromformer_attention(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    num_landmarks: int,
+    iterations: int,
+    residual_kernel: Float[Tensor, "h w"] | None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **masks: Unpack[Masks],
+) -> Float[Tensor, "b l h m"]:
+    """out = softmax(Q K̃ᵀ/√d) · softmax(Q̃ K̃ᵀ/√d)⁺ · softmax(Q̃ Kᵀ/√d) V, + conv(V).
+
+    Q̃ and K̃ are the means of segments of the real tokens, so a padded sequence gives
+    what it gives alone. A⁺ is `pseudo_inverse`. With as many landmarks as tokens the product is
+    A A⁺ A = A: softmax attention, as far as the iteration has converged. Weights can be negative.
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        num_landmarks: number of segments; the paper has 64.
+        iterations: of the pseudo-inverse; the paper has 6.
+        residual_kernel: one odd filter a head, run over the values in time and added;
+            None for none. It runs over places: padding inside a sequence counts as zeros.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        masks: see `Masks`.
+
+    Raises:
+        ValueError: a residual kernel with l ≠ s, or arguments that contradict each other.
+    """
+    dtype = query.dtype
+    query_mask, key_mask = resolve_masks(query, key, **masks)
+    query, key, value = check_tensors(query, key, value)
+    if residual_kernel is not None and query.shape[1] != key.shape[1]:
+        raise ValueError(
+            "the residual convolution adds values to the queries at the same place: it needs as "
+            f"many queries as keys, got L={query.shape[1]} and S={key.shape[1]}"
+        )
+    # In half precision the iteration would stand still before it has converged.
+    exact = compute_dtype(dtype)
+    with exact_arithmetic(query):
+        q = masked(query, query_mask).to(exact) * float(query.shape[-1]) ** -0.5
+        k, v = (masked(part, key_mask).to(exact) for part in (key, value))
+        q_mean, q_used = segment_means(q, query_mask, num_landmarks)
+        k_mean, k_used = segment_means(k, key_mask, num_landmarks)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        k_used = k_used[:, None, None, :]
+        to_landmarks = masked_softmax(q @ k_mean.mT, k_used)
+        # An unused landmark is a zero row or column here, and so one of the inverse.
+        between = masked_softmax(q_mean @ k_mean.mT, k_used & q_used[:, None, :, None])
+        real = k_used.any(-1, keepdim=True) if key_mask is None else key_mask[:, None, None, :]
+        from_landmarks = masked_softmax(q_mean @ k.mT, real)
+        out = (to_landmarks @ pseudo_inverse(between, iterations)) @ (from_landmarks @ v)
+        if residual_kernel is not None:
+            out = out + _convolved(v, residual_kernel.to(exact))
+    return masked(out.transpose(1, 2), query_mask).to(dtype)
+
+
+def pseudo_inverse(
+    matrix: Float[Tensor, "*batch r c"], iterations: int
+) -> Float[Tensor, "*batch c r"]:
+    """Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / (‖A‖₁ ‖A‖∞).
+
+    The limit is the Moore-Penrose inverse, reached with third order once ‖A A⁺ − A Z‖ < 1. Zero
+    rows and columns of A stay zero columns and rows of Z.
+
+    The published code divides by the largest norms in the whole batch. Each matrix has its own
+    here, for a sequence's output must not depend on its neighbours in the batch.
+    """
+    size = matrix.abs()
+    norms = size.sum(-1).amax(-1) * size.sum(-2).amax(-1)
+    inverse = matrix.mT / torch.where(norms > 0, norms, 1)[..., None, None]
+    identity = torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+    for _ in range(iterations):
+        product = matrix @ inverse
+        inner = 15 * identity - product @ (7 * identity - product)
+        inverse = 0.25 * inverse @ (13 * identity - product @ inner)
+    return inverse
+
+
+def _convolved(
+    value: Float[Tensor, "b h t m"], kernel: Float[Tensor, "h w"]
+) -> Float[Tensor, "b h t m"]:
+    """Return each head's values filtered in time with its kernel, alike for all features."""
+    rows = value.permute(0, 3, 1, 2).flatten(0, 1)
+    out = F.conv1d(rows, kernel[:, None, :], padding=kernel.shape[1] // 2, groups=len(kernel))
+    return out.unflatten(0, (value.shape[0], value.shape[3])).permute(0, 2, 3, 1)
 
 
 class NystromformerAttention(HeadAttention):
@@ -27,6 +122,7 @@ class NystromformerAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=True, state=False, variable_length=True
     )
+    function = staticmethod(nystromformer_attention)
 
     def __init__(
         self,
@@ -36,8 +132,7 @@ class NystromformerAttention(HeadAttention):
         iterations: int = 6,
         residual_width: int | None = None,
     ) -> None:
-        """Hold the options, and create the filters if there are any."""
-        super().__init__()
+        super().__init__(num_landmarks=num_landmarks, iterations=iterations)
         if num_landmarks < 1 or iterations < 1:
             raise ValueError(
                 f"num_landmarks and iterations must be positive, got {num_landmarks=} and "
@@ -45,7 +140,6 @@ class NystromformerAttention(HeadAttention):
             )
         if residual_width is not None and residual_width % 2 != 1:
             raise ValueError(f"residual_width must be odd, or None, got {residual_width}")
-        self.num_landmarks, self.iterations = num_landmarks, iterations
         self.residual_kernel = (
             None if residual_width is None else nn.Parameter(torch.empty(num_heads, residual_width))
         )
@@ -57,40 +151,17 @@ class NystromformerAttention(HeadAttention):
             bound = self.residual_kernel.shape[1] ** -0.5
             nn.init.uniform_(self.residual_kernel, -bound, bound)
 
-    def forward(
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-    ) -> tuple[Float[Tensor, "b l h m"], None]:
-        """Return the output; it has no state."""
-        out = nystromformer_attention(
-            query,
-            key,
-            value,
-            num_landmarks=self.num_landmarks,
-            iterations=self.iterations,
-            residual_kernel=self.residual_kernel,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
-        return out, None
-
     def extra_repr(self) -> str:
-        """The options, for print(model)."""
+        """Return the options, for print(model)."""
         width = None if self.residual_kernel is None else self.residual_kernel.shape[1]
-        return (
-            f"num_landmarks={self.num_landmarks}, iterations={self.iterations}, "
-            f"residual_width={width}"
-        )
+        return f"{super().extra_repr()}, residual_width={width}"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the filters too."""
+        return {**super().arguments(), "residual_kernel": self.residual_kernel}
 
 
-class NystromformerMixer(ProjectedMixer):
+class NystromformerMixer(ProjectedMixer, name="nystromformer"):
     """Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
     kind = NystromformerAttention

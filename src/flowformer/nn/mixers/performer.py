@@ -1,17 +1,156 @@
-"""Performer as a layer."""
+"""Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Unpack
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.capabilities import Capabilities
+from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.nn.mixers.random_features import RandomDirections
-from flowformer.ops.baselines import PerformerState, performer_attention
+from flowformer.nn.mixers.recurrence import gated_linear_attention
+from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
+from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import (
+    LinearState,
+    carry_dtype,
+    detach_state,
+    reorder_state,
+    to_state,
+)
+
+# Below this, a step of the running maximum multiplies what was before by zero.
+LOWEST_STEP = -100.0
+
+
+class PerformerState(NamedTuple):
+    """The state of a causal Performer: constant size, whatever the number of tokens.
+
+    Attributes:
+        maximum: the largest exponent of a key's features so far. Shape ``[b, h]``.
+        key_value: Σ φ(k)ᵀ [v, 1], relative to it. Shape ``[b, h, f, m + 1]``.
+
+    Both are float64 (float32 on a device without float64).
+    """
+
+    maximum: Float[Tensor, "b h"]
+    key_value: Float[Tensor, "b h f m_plus_1"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+    @classmethod
+    def initial(
+        cls, batch: int, heads: int, num_features: int, value_width: int, device: torch.device
+    ) -> "PerformerState":
+        """Return the state before the first token."""
+        linear = LinearState.initial(batch, heads, num_features, value_width + 1, device)
+        maximum = torch.full((batch, heads), -1e30, dtype=carry_dtype(device), device=device)
+        return cls(maximum, linear.key_value)
+
+
+torch.serialization.add_safe_globals([PerformerState])
+
+
+@takes_layouts("query", "key", "value")
+@contained("query", "key", "value")
+def performer_attention(
+    query: Float[Tensor, "b l h d"],
+    key: Float[Tensor, "b s g d"],
+    value: Float[Tensor, "b s g m"],
+    *,
+    directions: Float[Tensor, "f d"],
+    eps: float,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
+) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], PerformerState]:
+    """out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) · Σ_j φ(k_j) (FAVOR+, equations 5 and 7).
+
+    φ(x)_f = exp(ω_f · x' - |x'|² / 2) + ε with x' = x / d^¼, whose inner products have the mean
+    exp(q · k / √d) over Gaussian ω_f. Exponents are taken relative to the largest one of the query
+    itself, and of all keys: a common factor of numerator and denominator. In the causal form the
+    published code takes the largest over all keys, future ones included; here it is the largest so
+    far, and the sums of before are brought down when it grows.
+
+    Args:
+        query: the queries.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        directions: the ω, one in each row.
+        eps: the ε, relative to the largest feature.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`.
+
+    Raises:
+        ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
+        TypeError: the state is of another kind.
+    """
+    causal, return_state = call.get("causal", False), call.get("return_state", False)
+    initial_state = call.get("initial_state")
+    if (initial_state is not None or return_state) and not causal:
+        raise ValueError("a state exists for causal attention only, got causal=False")
+    check_eps(eps, zero=True)
+    q, k, query_mask, key_mask = real_tokens(query, key, **call)
+    with exact_arithmetic(query):
+        q, k = _exponent(q, directions), _exponent(k, directions)
+        q = (q - q.detach().amax(-1, keepdim=True)).exp() + eps
+        if causal:
+            check_causal(query, key)
+            k = k.repeat_interleave(query.shape[2] // key.shape[2], 2)
+            sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3]
+            state = starting_state(initial_state, PerformerState.initial(*sizes, query.device))
+            out, state = _causal(q, k, value, eps=eps, mask=query_mask, state=state)
+            return (out, state) if return_state else out
+        largest = _visible(k.detach().amax(-1), key_mask).amax(1)[:, None, :, None]
+        return weighted_mean(q, (k - largest).exp() + eps, value, **call)
+
+
+def _exponent(
+    x: Float[Tensor, "b t h d"], directions: Float[Tensor, "f d"]
+) -> Float[Tensor, "b t h f"]:
+    """ω_f · x' - |x'|² / 2."""
+    x = x * float(x.shape[-1]) ** -0.25
+    return x @ directions.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
+
+
+def _visible(x: Float[Tensor, "b t h"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b t h"]:
+    """Too small to be a maximum at padded tokens; finite, for all may be padded."""
+    return x if mask is None else torch.where(mask[:, :, None], x, -1e30)
+
+
+def _causal(
+    q: Float[Tensor, "b t h f"],
+    exponent: Float[Tensor, "b t h f"],
+    value: Float[Tensor, "b t g m"],
+    *,
+    eps: float,
+    mask: Bool[Tensor, "b t"] | None,
+    state: PerformerState,
+) -> tuple[Float[Tensor, "b t h m"], PerformerState]:
+    """Sum relative to the running maximum, which is a linear attention with a decay."""
+    peak = _visible(exponent.detach().amax(-1), mask).to(state.maximum.dtype)
+    peaks = torch.cat((state.maximum[:, None], peak), 1).cummax(1).values
+    step = (peaks[:, :-1] - peaks[:, 1:]).clamp(min=LOWEST_STEP)
+    relative = exponent - peaks[:, 1:, :, None].to(q.dtype)
+    if mask is not None:  # before the first real token the maximum is none, and exp(∞) no number
+        relative = relative.masked_fill(~mask[:, :, None, None], 0)
+    product, linear = gated_linear_attention(
+        q,
+        relative.exp() + eps,
+        with_ones(value, q.dtype).repeat_interleave(q.shape[2] // value.shape[2], 2),
+        log_decay=step[..., None].to(q.dtype),
+        mask=mask,
+        initial_state=LinearState(state.key_value),
+    )
+    out = divided(product, value.dtype)
+    return out, PerformerState(peaks[:, -1], linear.key_value)
 
 
 class PerformerAttention(HeadAttention):
@@ -30,6 +169,7 @@ class PerformerAttention(HeadAttention):
     capabilities: ClassVar[Capabilities] = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
+    function = staticmethod(performer_attention)
 
     def __init__(
         self,
@@ -39,48 +179,18 @@ class PerformerAttention(HeadAttention):
         redraw_every: int | None = 1000,
         eps: float = 1e-6,
     ) -> None:
-        """Draw the directions."""
-        super().__init__()
+        super().__init__(eps=eps)
         check_eps(eps, zero=True)
         if num_features is None:
             num_features = max(1, int(head_dim * math.log(head_dim)))
         self.features = RandomDirections(num_features, head_dim, redraw_every=redraw_every)
-        self.eps = eps
 
-    def forward(  # noqa: PLR0913 - the keywords that every attention here takes
-        self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s g d"],
-        value: Float[Tensor, "b s g m"],
-        *,
-        causal: bool = False,
-        mask: Bool[Tensor, "b l"] | None = None,
-        query_mask: Bool[Tensor, "b l"] | None = None,
-        key_mask: Bool[Tensor, "b s"] | None = None,
-        state: PerformerState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Float[Tensor, "b l h m"], PerformerState | None]:
-        """Return the output and, if asked for, the state after these tokens.
-
-        A state belongs to the directions that it was made with: do not redraw while streaming.
-        """
-        result = performer_attention(
-            query,
-            key,
-            value,
-            directions=self.features(),
-            eps=self.eps,
-            causal=causal,
-            mask=mask,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            initial_state=state,
-            return_state=return_state,
-        )
-        return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
+    def arguments(self) -> dict[str, Any]:
+        """Return the directions too; a state belongs to those it was made with."""
+        return {**super().arguments(), "directions": self.features()}
 
 
-class PerformerMixer(ProjectedMixer):
+class PerformerMixer(ProjectedMixer, name="performer"):
     """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
     kind = PerformerAttention

@@ -1,13 +1,13 @@
 """A mixer, the one thing that varies between models: projections and heads around an attention."""
 
-from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_row, make_attention
-from flowformer.nn.mixers.capabilities import Capabilities
-from flowformer.nn.rotary import Rotation, check_head_dim, rotate
+from flowformer.nn.mixers.registry import Capabilities, enter
+from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
 from flowformer.ops.packing import Batch, attend_batch, check_batch
 
@@ -31,32 +31,14 @@ class Mixer(Protocol):
     ) -> tuple[Tensor, Any]: ...
 
 
-class ProjectionOptions(TypedDict, total=False):
-    """The keywords that every mixer with projections takes.
-
-    Attributes:
-        dropout: dropout of the output, after its projection, as published. Default 0.
-        bias: whether the projections have one. Default True.
-        head_dim: width of a head. Default dim / num_heads.
-        num_kv_heads: number of key and value heads, each of which serves num_heads / num_kv_heads
-            query heads. Default num_heads.
-        context_dim: width of the context. Default dim.
-        out_dim: width of the output. Default dim.
-    """
-
-    dropout: float
-    bias: bool
-    head_dim: int | None
-    num_kv_heads: int | None
-    context_dim: int | None
-    out_dim: int | None
-
-
 class ProjectedMixer(nn.Module):
     """Query, key and value projections, an attention over heads, and the output projection.
 
     The projections have the published names; one that the attention has no use for is not made.
     Outputs at padded places are zero.
+
+    A subclass names its attention, and itself: `class OwnMixer(ProjectedMixer, name="own")` enters
+    the table, so that `build_mixer` and the configurations of models know it.
 
     Attributes:
         kind: the class of its attention, which a subclass names.
@@ -69,11 +51,24 @@ class ProjectedMixer(nn.Module):
     key_projection: nn.Linear
     value_projection: nn.Linear
 
-    def __init_subclass__(cls) -> None:
-        """Copy the record: users and models read it from the mixer."""
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        """Copy the record of the attention, which users read from the mixer; enter the table."""
+        super().__init_subclass__()
         cls.capabilities = cls.kind.capabilities
+        if name is not None:
+            enter(name, cls)
 
-    def __init__(  # noqa: PLR0913 - see ProjectionOptions
+    @classmethod
+    def published_options(cls, model: str, dropout: float) -> dict[str, Any]:  # noqa: ARG003
+        """Return the options with which it was published in models of a kind, beside its defaults.
+
+        Args:
+            model: the kind, see `mixer_options`.
+            dropout: the dropout of the model.
+        """
+        return {}
+
+    def __init__(  # noqa: PLR0913 - the keywords of every mixer
         self,
         dim: int,
         num_heads: int,
@@ -93,12 +88,13 @@ class ProjectedMixer(nn.Module):
             dim: width of the hidden states.
             num_heads: number of heads.
             max_length: longest sequence, for an attention of a fixed length.
-            dropout: see ProjectionOptions, here and for the next five.
-            bias: likewise.
-            head_dim: likewise.
-            num_kv_heads: likewise.
-            context_dim: likewise.
-            out_dim: likewise.
+            dropout: dropout of the output, after its projection, as published.
+            bias: whether the projections have one.
+            head_dim: width of a head; None for dim / num_heads.
+            num_kv_heads: number of key and value heads, each of which serves num_heads /
+                num_kv_heads query heads; None for num_heads.
+            context_dim: width of the context; None for dim.
+            out_dim: width of the output; None for dim.
             options: the keywords of the attention's constructor.
 
         Raises:
@@ -212,7 +208,7 @@ class ProjectedMixer(nn.Module):
         causal: bool = False,
         mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b h l"]:
-        """What each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
+        """Return what each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
 
         v are the projected values, out is what the output projection reads. See `implied_row` of
         `flowformer.nn.mixers.attention`.
@@ -315,7 +311,7 @@ def _check_hidden(name: str, x: Tensor, dim: int, mask: Tensor | None) -> None:
 
 
 def _real(x: Float[Tensor, "b t dim"], mask: Bool[Tensor, "b t"] | None) -> Tensor:
-    """The hidden states with zeros at padded places."""
+    """Return the hidden states with zeros at padded places."""
     return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from flowformer.nn.mixers import build_mixer
+from flowformer.nn.mixers.building import build_mixer
 from flowformer.nn.mixers.projected import ProjectedMixer
 
 # Published class: the mixer that it is. The causal one is the same module called with causal=True.

@@ -1,10 +1,25 @@
-"""Random directions as buffers of a layer: fixed in evaluation, redrawn at times in training."""
+"""Random directions for the features of Performer and of random-feature attention."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowformer.ops.baselines.random_features import orthogonal_directions
+
+def orthogonal_directions(num_features: int, width: int) -> Float[Tensor, "f d"]:
+    """Rows from N(0, I) each, orthogonal to the others of its block of `width` rows.
+
+    A block is the orthogonal factor of a Gaussian matrix; the lengths are drawn apart, so that each
+    row by itself is Gaussian, and every estimate unbiased (Choromanski et al. 2021, section 2.4).
+    Drawn in float64 from torch's generator for the CPU.
+    """
+    blocks = [_rotation(width)[: num_features - start] for start in range(0, num_features, width)]
+    lengths = torch.randn(num_features, width, dtype=torch.float64).norm(dim=1, keepdim=True)
+    return torch.cat(blocks) * lengths
+
+
+def _rotation(width: int) -> Float[Tensor, "d d"]:
+    orthogonal, upper = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+    return orthogonal * upper.diagonal().sign()  # without the signs it is not uniform
 
 
 class RandomDirections(nn.Module):
@@ -24,7 +39,6 @@ class RandomDirections(nn.Module):
     calls: Tensor
 
     def __init__(self, *shape: int, redraw_every: int | None) -> None:
-        """Draw them from torch's generator."""
         super().__init__()
         if min(shape) < 1:
             raise ValueError(
@@ -49,7 +63,7 @@ class RandomDirections(nn.Module):
         return self.directions
 
     def extra_repr(self) -> str:
-        """The sizes, for print(model)."""
+        """Return the sizes, for print(model)."""
         return f"{tuple(self.directions.shape)}, redraw_every={self.redraw_every}"
 
 

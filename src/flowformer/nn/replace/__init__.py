@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers import build_attention, independent_choices, require_independent_sinks
 from flowformer.nn.mixers.attention import HeadAttention, Sizes
+from flowformer.nn.mixers.building import (
+    build_attention,
+    independent_choices,
+    require_independent_sinks,
+)
 from flowformer.nn.multihead import ADDED_KEYS, ROLES, MultiheadAttention, Role
 from flowformer.nn.replace import transformers as replace_transformers
 from flowformer.nn.replace.transformers import plain_class
@@ -47,7 +51,7 @@ def replace_attention(
         options: keywords of its attention (`clamp=None`; `max_length=197` for linformer).
         predicate: called with the name and module of each attention found; False leaves it alone.
         role: called likewise, returns "self", "cross" or "decoder-cross" (see
-            `flowformer.nn.MultiheadAttention`), or None for what is said above.
+            `flowformer.nn.MultiheadAttention`), or None for the choice above.
 
     Returns:
         The names of the modules exchanged. Others whose class is one of attention are named in a
@@ -58,7 +62,9 @@ def replace_attention(
             "attention"), an attention has parts that no mixer has, or `role` says that it is the
             cross-attention of a decoder, which this mixer would show its future.
 
-    Example:
+    Examples:
+        >>> from torch import nn
+        >>> from flowformer.nn import replace_attention
         >>> decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2), 1)
         >>> replace_attention(decoder, "linear")
         ['layers.0.self_attn', 'layers.0.multihead_attn']
@@ -91,7 +97,7 @@ def replace_attention(
 
 
 class _Kind(NamedTuple):
-    """What is done with attentions of one library.
+    """The way to exchange attentions of one library.
 
     Attributes:
         build: makes the attention of a mixer, with its options, for the module.
@@ -109,7 +115,7 @@ class _Found(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is to become of one module; `guessed`: nobody said its role."""
+    """The exchange of one module; `guessed`: nobody told its role."""
 
     names: list[str]
     module: nn.Module
@@ -151,14 +157,14 @@ def _plan(
 
 
 def _like(module: nn.Module, attention: HeadAttention) -> HeadAttention:
-    """The attention in that module's mode, where and as precise as its parameters are."""
+    """Return the attention in that module's mode, where and as precise as its parameters are."""
     tensors = [*module.parameters(), *module.buffers()]
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     return (attention if like is None else attention.to(like)).train(module.training)
 
 
 def _role(model: nn.Module, found: _Found) -> Role:
-    """What the layer around it, or failing that its widths and its name, say that it is."""
+    """Return the role that the layer around it tells, or else its widths and its name."""
     name, module, kind = found
     if kind is _TRANSFORMERS:
         return "decoder-cross" if replace_transformers.is_decoders_cross(module) else "self"
@@ -228,7 +234,7 @@ def _say_what_was_left(model: nn.Module, plans: list[_Plan], mixer: str) -> None
 
 
 def _passed_over(model: nn.Module) -> str:
-    """The innermost modules whose class is called attention and that we cannot exchange."""
+    """Return the innermost modules whose class is called attention and that we cannot exchange."""
     known = [name for name, module in model.named_modules() if _kind(module) is not None]
     seen: dict[str, list[str]] = {}
     inner: list[str] = []
@@ -245,7 +251,7 @@ def _passed_over(model: nn.Module) -> str:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    """Whether its class, or that which it had before it was scripted, is called so."""
+    """Return whether its class, or that which it had before it was scripted, is called so."""
     name = getattr(module, "original_name", plain_class(type(module)).__name__).lower()
     return "attention" in name or "attn" in name
 
@@ -341,7 +347,7 @@ class TimmAttention(nn.Module):
 
 
 def _read_old_names(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The layer once held a mixer, with a projection for each of the three: such dicts load."""
+    """Load dicts of when the layer held a mixer, with a projection for each of the three."""
     old = f"{prefix}mixer."
     for part in ("weight", "bias"):
         names = [f"{old}{each}_projection.{part}" for each in ("query", "key", "value")]
@@ -369,7 +375,7 @@ _KNOWN = (
 
 
 def _kind(module: nn.Module) -> _Kind | None:
-    """How it is exchanged; None if it is no attention we know."""
+    """Return how to exchange a module; None if it is no attention that is known here."""
     kind = plain_class(type(module))
     if kind in (nn.MultiheadAttention, MultiheadAttention):  # a subclass may compute otherwise
         return _TORCH

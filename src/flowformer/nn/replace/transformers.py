@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowformer.nn.mixers import build_attention
 from flowformer.nn.mixers.attention import HeadAttention, Sizes
+from flowformer.nn.mixers.building import build_attention
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.nn.replace.transformers_attention import attend, padding_mask
 from flowformer.nn.replace.transformers_owner import claim
@@ -37,7 +37,7 @@ SUPPORTED = (
 
 
 def plain_class(kind: type) -> type:
-    """The class that a module had before torch gave it one made for it alone."""
+    """Return the class that a module had before torch gave it one made for it alone."""
     # Parametrized… (parametrizations) and FSDP… (fully_shard) have its class as their last base.
     while kind.__module__.startswith(("torch.nn.utils.", "torch.distributed.")):
         if not kind.__bases__ or kind.__bases__[-1] in (nn.Module, object):
@@ -47,13 +47,13 @@ def plain_class(kind: type) -> type:
 
 
 def supported(module: nn.Module) -> bool:
-    """Whether it is one of SUPPORTED, from transformers itself."""
+    """Return whether it is one of SUPPORTED, from transformers itself."""
     kind = plain_class(type(module))
     return kind.__module__.startswith("transformers.models.") and kind.__name__ in SUPPORTED
 
 
 def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttention:
-    """The attention that goes into this module.
+    """Return the attention that goes into this module.
 
     Raises:
         ValueError: it is causal and the mixer has no causal form.
@@ -79,7 +79,7 @@ def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
 
 
 def is_decoders_cross(module: Any) -> bool:
-    """Whether a supported one is cross-attention: all of those are of autoregressive decoders."""
+    """Return whether a supported attention is the cross-attention of an autoregressive decoder."""
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__)
 
 
@@ -104,7 +104,7 @@ def _weight_dropout(module: Any) -> float:
 
 
 def hosts(model: nn.Module) -> list[Any]:
-    """The transformers models in it that hold supported attentions, the outer ones first.
+    """Return the transformers models in it that hold supported attentions, the outer ones first.
 
     Raises:
         ValueError: there is none, for only a part of a transformers model was given.
@@ -186,7 +186,7 @@ def _write_calls(model: Any) -> None:
 
 
 def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface, with the attention that is the child.
+    """Attend as a function of transformers' interface, with the attention that is the child.
 
     Raises:
         RuntimeError: there is no child, for the model was made of the configuration of another.

@@ -1,4 +1,4 @@
-"""The two functions of transformers' attention interface: what makes its masks, and what attends.
+"""The two functions of transformers' attention interface: one makes its masks, one attends.
 
 Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tensor, so that a model
 that computes its attention itself fails instead of losing its causal order.
@@ -13,9 +13,8 @@ from torch import Tensor
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.linformer import LinformerAttention
 from flowformer.nn.mixers.projected import attend_packed
-from flowformer.nn.mixers.softmax import SoftmaxAttention
+from flowformer.nn.mixers.softmax import KVState, SoftmaxAttention
 from flowformer.nn.replace.transformers_owner import document_offsets, owner_of, says_causal
-from flowformer.ops.baselines import KVState
 
 _NO_TENSOR = (
     "this model computes with its attention mask itself, which the attentions of flowformer know "
@@ -24,7 +23,7 @@ _NO_TENSOR = (
 
 
 class AttentionMask(NamedTuple):
-    """What `padding_mask` hands to `attend`, by way of the model.
+    """The mask that `padding_mask` hands to `attend`, by way of the model.
 
     Attributes:
         causal: no token sees a later one.
@@ -42,7 +41,7 @@ class AttentionMask(NamedTuple):
         raise AttributeError(f"no {name}: {_NO_TENSOR}")
 
     def __getitem__(self, key: Any) -> Any:
-        """One of its three parts."""
+        """Return one of its three parts."""
         if not isinstance(key, int):
             raise TypeError(_NO_TENSOR)
         return tuple.__getitem__(self, key)
@@ -63,7 +62,7 @@ def padding_mask(
     attention_mask: Tensor | None = None,
     **_others: Any,
 ) -> AttentionMask:
-    """The mask function of transformers' interface: what is causal, and the padding as it is.
+    """Make a mask as transformers' interface does: whether it is causal, and the padding.
 
     Raises:
         NotImplementedError: the mask is neither causal nor that of padding nor of packed sequences,
@@ -94,7 +93,7 @@ def padding_mask(
 
 
 def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor | None:
-    """The documents that a mask function of transformers keeps apart; None of another one.
+    """Return the documents that a mask function of transformers keeps apart; None of another one.
 
     It is made of `and_masks`, of one that is causal and one that knows the documents.
     """
@@ -122,7 +121,7 @@ _STAYS_SOFTMAX = (
     "that does not: register_attention(name, independent_sinks=True) or, in replace_attention, "
     "options={{'independent_sinks': True}}"
 )
-# What a module may hand over and no mixer has.
+# Arguments that a module may hand over and no mixer has.
 _FOREIGN = ("position_bias", "sliding_window", "softcap", "s_aux", "cache")
 
 
@@ -205,7 +204,7 @@ def _mask(
 
 
 def _is_cross(module: Any) -> bool:
-    """Whether the keys are those of another sequence, with a mask of their own."""
+    """Return whether the keys are those of another sequence, with a mask of their own."""
     # Where one class serves both (Bart, Whisper), the cross-attention is the decoder's that is not
     # causal.
     decoder = getattr(module, "is_decoder", False) and not says_causal(module)
@@ -233,7 +232,7 @@ def _refuse_packed_context(others: dict[str, Any]) -> None:
 def _offsets(
     module: Any, mask: AttentionMask, tensors: list[Tensor], others: dict[str, Any]
 ) -> Tensor | None:
-    """Where packed documents start, in all rows one after the other; None of padded rows."""
+    """Return the starts of packed documents, all rows joined; None for padded rows."""
     given, keys = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     rows, length = tensors[0].shape[:2]
     whole = length == tensors[1].shape[1]

@@ -1,4 +1,4 @@
-"""What the attentions inside one model of transformers know of each other, and of its calls."""
+"""The knowledge that the attentions inside one model of transformers share, of its calls too."""
 
 import inspect
 import warnings
@@ -30,7 +30,7 @@ _RUNS_ON = (
 
 @dataclass
 class Owner:
-    """What the attentions inside one model of transformers know of each other.
+    """The knowledge that the attentions inside one model of transformers share.
 
     Attributes:
         name: the class of the model, for messages.
@@ -40,7 +40,7 @@ class Owner:
         rotary: queries and keys are rotated, and their places enter, not their distance alone.
         arguments: the names of those of its call, in their order.
         takes_more: it takes other keywords too, to hand them on.
-        told: what was said of it, once each.
+        told: the warnings given, once each.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Owner:
 
 _OWNER = "flowformer_owner"
 
-# What transformers calls the cache of a model: from 5.24 on the first, before that the second.
+# The name of a model's cache in transformers: from 5.24 on the first, before that the second.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -119,7 +119,7 @@ def _watch(
 
 
 def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
-    """Where the documents start that positions tell of; None where nothing is packed."""
+    """Return the starts of the documents that positions tell; None where nothing is packed."""
     documents = documents_of(places)
     if documents is None or given.get("cu_seq_lens_q") is not None:
         return None
@@ -134,7 +134,7 @@ def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | No
 
 
 def own_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """A model of transformers and what is in it, but for models of transformers inside."""
+    """Yield a model of transformers and its modules, but for models of transformers inside."""
     from transformers.modeling_utils import PreTrainedModel
 
     yield model
@@ -144,18 +144,18 @@ def own_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_softmax_throughout(modules: list[nn.Module]) -> bool:
-    """Whether `replace_attention` gave these modules softmax and nothing else."""
+    """Return whether `replace_attention` gave these modules softmax and nothing else."""
     given = [module for module in modules if isinstance(module, HeadAttention)]
     return bool(given) and all(isinstance(module, SoftmaxAttention) for module in given)
 
 
 def says_causal(module: nn.Module) -> bool:
-    """Whether it says of itself that no token sees a later one."""
+    """Return whether it says of itself that no token sees a later one."""
     return getattr(module, "is_causal", None) is True
 
 
 def uses_interface(module: nn.Module) -> bool:
-    """Whether its class calls the attention function that the configuration names."""
+    """Return whether its class calls the attention function that the configuration names."""
     return any(
         "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(function).__code__.co_names
         for kind in type(module).__mro__
@@ -181,7 +181,7 @@ def owner_of(module: Any) -> Owner:
 
 
 def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
-    """Whether a row is padded on the left and its first token is not at 0.
+    """Return whether a row is padded on the left and its first token is not at 0.
 
     Softmax of rotated queries and keys sees the distance alone; a map of features sees the place.
     """
@@ -200,7 +200,7 @@ def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
 
 
 def _runs_on(offsets: Any, position_ids: Tensor | None) -> bool:
-    """Whether positions do not start anew with a packed document."""
+    """Return whether positions do not start anew with a packed document."""
     if torch.compiler.is_compiling() or not isinstance(offsets, Tensor):
         return False
     starts = offsets[1:-1].long()  # of all documents but the first
@@ -212,7 +212,7 @@ def _runs_on(offsets: Any, position_ids: Tensor | None) -> bool:
 
 
 def document_offsets(documents: Tensor) -> Tensor | None:
-    """Where documents start, [documents + 1], in all rows one after the other.
+    """Return the starts of documents, [documents + 1], all rows joined.
 
     None where each row is one. In compiled code it must be one: shapes cannot depend on it.
 
@@ -252,14 +252,14 @@ def check_values(right: Tensor, message: str) -> None:
 
 
 def _is_true(flag: Tensor) -> bool:
-    """Whether it is true, everywhere where torch.func maps over it."""
+    """Return whether it is true, everywhere where torch.func maps over it."""
     while is_functorch_wrapped_tensor(flag):
         flag = get_unwrapped(flag)
     return bool(flag.all())
 
 
 def documents_of(position_ids: Tensor | None) -> Tensor | None:
-    """The number of the document of each token, [b, t]: one starts where positions do not go on."""
+    """Return the document of each token, [b, t]: one starts where positions do not go on."""
     if position_ids is None or position_ids.ndim != 2:
         return None
     first = position_ids[:, :1] - 1

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from flowformer.ops.backends import chunked, cpu, reference, triton
 from flowformer.ops.backends.cpu.library import why_unavailable
-from flowformer.ops.inputs import is_for_any_length, is_transformed
+from flowformer.ops.inputs import constant_in_graphs, is_for_any_length, is_transformed
 
 logger = logging.getLogger("flowformer")
 
@@ -78,18 +77,18 @@ def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> M
     return backend.module
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _reason(name: str) -> str | None:
     return BACKENDS[name].unavailable()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def fastest(device: str) -> str:
     """Return the backend for tensors on a kind of device; it is logged once.
 
-    The compiled kernels on a CPU: of the 558 sizes of benchmarks/backend_choice.py they are slower
-    than ``chunked`` in about ten, bidirectional ones of one token or of one head 256 wide. Those in
-    Triton on a GPU. Elsewhere, and without them, ``chunked``.
+    The compiled kernels on a CPU: of the 558 sizes of `python -m benchmarks backend_choice` they
+    are slower than ``chunked`` in about ten, bidirectional ones of one token or of one head 256
+    wide. Those in Triton on a GPU. Elsewhere, and without them, ``chunked``.
     """
     return _fastest(device)
 

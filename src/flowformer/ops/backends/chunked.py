@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
-from flowformer.ops.backends.step import step as step  # the recurrence, for one token
-from flowformer.ops.features import FlowOptions, compute_dtype, features, masked
+from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
-from flowformer.ops.state import FlowState, LinearState, flow_state, linear_state
+from flowformer.ops.options import FlowOptions
+from flowformer.ops.state import FlowState, LinearState, state_before
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
@@ -44,8 +45,8 @@ def bidirectional(
     k = _heads_first(features(key, key_mask, options.feature_map))
     v = masked(value, key_mask).to(k.dtype).transpose(1, 2)
 
-    incoming = _flow(q, k.sum(2), eps)
-    outgoing = _flow(k, q.sum(2), eps)
+    incoming = total_flow(q, k.sum(2), eps)
+    outgoing = total_flow(k, q.sum(2), eps)
     if query_mask is not None:  # a padded token's flow, of order eps², only ever divides zero
         incoming = torch.where(query_mask[:, None], incoming, 1)
     if key_mask is not None:
@@ -53,11 +54,11 @@ def bidirectional(
 
     scale = incoming.reciprocal()
     if options.allocation:
-        conserved_sink = _flow(q, _weighted_sum(k, outgoing.reciprocal()), eps)
+        conserved_sink = total_flow(q, _weighted_sum(k, outgoing.reciprocal()), eps)
         sinks = _count(query_mask, query)
         scale = scale * torch.sigmoid(conserved_sink * (sinks / _count(key_mask, key)))
     if options.competition is not None:
-        conserved_source = _flow(k, _weighted_sum(q, incoming.reciprocal()), eps)
+        conserved_source = total_flow(k, _weighted_sum(q, incoming.reciprocal()), eps)
         competition = _compete(conserved_source, key_mask, options)
         v = v * (competition * _count(key_mask, key))[..., None]
     out = (q @ (k.transpose(-1, -2) @ v)) * scale[..., None]
@@ -69,7 +70,7 @@ def _heads_first(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h t d"]:
     return x.transpose(1, 2).contiguous()
 
 
-def _flow(
+def total_flow(
     x: Float[Tensor, "b h t d"], total: Float[Tensor, "b h d"], eps: float
 ) -> Float[Tensor, "b h t"]:
     """Return (x + ε)·(total + ε) without forming x + ε."""
@@ -119,7 +120,7 @@ def causal(
     return_state: bool = True,  # noqa: ARG001 - it is there anyway
 ) -> tuple[Float[Tensor, "b t h m"], FlowState]:
     """Causal Flow-Attention, segment after segment."""
-    outputs, state = [], flow_state(state, query, value)
+    outputs, state = [], state_before(FlowState, state, query, value)
     for part in _segments(query.shape[1]):
         out, state = _causal_segment(
             query[:, part],
@@ -299,7 +300,7 @@ def linear_causal(
     return_state: bool = True,  # noqa: ARG001 - it is there anyway
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
-    outputs, key_value = [], linear_state(state, q, v).key_value
+    outputs, key_value = [], state_before(LinearState, state, q, v).key_value
     for part in _segments(q.shape[1]):
         queries, keys, values = _chunks(q[:, part]), _chunks(k[:, part]), _chunks(v[:, part])
         lower = (queries @ keys.transpose(-1, -2)).tril()

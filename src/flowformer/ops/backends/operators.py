@@ -11,113 +11,76 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.backends import chunked
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalInputs,
+    BidirectionalResults,
+    BidirectionalSaved,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalGradients,
+    CausalInputs,
+    CausalResults,
+    CausalSaved,
+    Numbers,
+    StateFields,
+    StateGradients,
+    declared,
+    flat,
+    flow_options,
+    reader,
+)
+from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import is_transformed
-from flowformer.ops.packing import Batch, attend_batch
+from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
-LINEAR = 2  # in the place of a feature map: linear attention, without flows
-
-_FEATURE_MAPS = {"sigmoid": 0, "relu": 1}
-_COMPETITIONS = {None: 0, "sources": 1, "heads": 2}
-
-
-class Numbers(NamedTuple):
-    """The options as the library and the operators' schemas take them."""
-
-    feature_map: int
-    competition: int
-    allocation: bool
-    clamp: float
-    eps: float
-
-
-def numbers(options: FlowOptions) -> Numbers:
-    """Return the options as numbers; no clamp is an infinite one."""
-    return Numbers(
-        _FEATURE_MAPS[options.feature_map],
-        _COMPETITIONS[options.competition],
-        options.allocation,
-        float("inf") if options.clamp is None else float(options.clamp),
-        float(options.eps),
-    )
-
-
-def flow_options(numbers: Numbers) -> FlowOptions:
-    """Return the options that were made numbers."""
-    maps = {number: name for name, number in _FEATURE_MAPS.items()}
-    competitions = {number: name for name, number in _COMPETITIONS.items()}
-    return FlowOptions(
-        feature_map=maps[numbers.feature_map],  # pyright: ignore[reportArgumentType]
-        clamp=None if numbers.clamp == float("inf") else numbers.clamp,
-        eps=numbers.eps,
-        competition=competitions[numbers.competition],  # pyright: ignore[reportArgumentType]
-        allocation=numbers.allocation,
-    )
-
-
-_OPTIONS = "int feature_map, int competes_over, bool allocation, float clamp, float eps"
-_INPUTS = "Tensor query, Tensor key, Tensor value"
-_MASKS = "Tensor? query_mask, Tensor? key_mask, Tensor? cu_seqlens, Tensor? cu_seqlens_k"
-SUMS = ("key_sum", "query_sum", "key_flow", "query_flow", "competition", "key_value")
-_SCHEMAS = {
+# Of each operator what it takes, and what its schema says that it returns.
+_OPERATORS: dict[str, tuple[type[tuple], str]] = {
     "bidirectional": (
-        f"({_INPUTS}, {_MASKS}, {_OPTIONS}, bool keep)"
-        " -> (Tensor out, Tensor query_stats, Tensor key_stats, Tensor sums)"
+        BidirectionalArguments,
+        ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults)),
     ),
-    "bidirectional_backward": (
-        f"(Tensor grad_out, Tensor? out, {_INPUTS}, {_MASKS}, Tensor query_stats, "
-        f"Tensor key_stats, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
-    ),
+    "bidirectional_backward": (BidirectionalBackwardArguments, "Tensor, Tensor, Tensor"),
     "causal": (
-        f"({_INPUTS}, Tensor? mask, Tensor? cu_seqlens, Tensor? row_scale, Tensor? tokens, "
-        f"{', '.join(f'Tensor? {name}' for name in SUMS)}, {_OPTIONS}, bool keep, "
-        f"bool return_state) -> (Tensor out, Tensor tokens, "
-        f"{', '.join(f'Tensor {name}' for name in SUMS)}, Tensor stats, Tensor sums)"
+        CausalArguments,
+        ", ".join(f"Tensor {name}" for _, name in declared(CausalResults)),
     ),
     "causal_backward": (
-        f"(Tensor grad_out, {', '.join(f'Tensor? grad_{name}' for name in SUMS)}, Tensor? out, "
-        f"{_INPUTS}, Tensor? mask, Tensor? cu_seqlens, Tensor? row_scale, Tensor? tokens, "
-        f"{', '.join(f'Tensor? {name}' for name in SUMS)}, "
-        f"Tensor stats, Tensor sums, {_OPTIONS}, bool state_gradient) -> "
-        f"(Tensor, Tensor, Tensor, Tensor, {', '.join('Tensor' for _ in SUMS)})"
+        CausalBackwardArguments,
+        ", ".join("Tensor" for _ in declared(CausalGradients)),
     ),
 }
-_NUMBERS = 5
-CAUSAL_TENSORS = 13  # the arguments of "causal" that are tensors, or None, come first
 _LIBRARY = torch.library.Library("flowformer", "DEF")
 
 
-LINEAR_OPTIONS = Numbers(LINEAR, 0, False, 0.0, 0.0)
-
-
 def is_kept(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for: only then is anything kept for it."""
+    """Return whether a gradient may be asked for: only then is anything kept for it."""
     return torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in tensors
     )
 
 
 class Kernels(NamedTuple):
-    """What a backend gives: functions with the arguments of the schemas, and their fakes.
+    """The functions of a backend, and fakes of the forwards, which return the shapes alone.
 
     Attributes:
         keeps_output: whether the backward reads the output; otherwise it gets None.
     """
 
-    bidirectional: Callable[..., tuple[Tensor, ...]]
-    bidirectional_backward: Callable[..., tuple[Tensor, ...]]
-    causal: Callable[..., tuple[Tensor, ...]]
-    causal_backward: Callable[..., tuple[Tensor, ...]]
-    fake_bidirectional: Callable[..., tuple[Tensor, ...]]
-    fake_bidirectional_backward: Callable[..., tuple[Tensor, ...]]
-    fake_causal: Callable[..., tuple[Tensor, ...]]
-    fake_causal_backward: Callable[..., tuple[Tensor, ...]]
+    bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
+    bidirectional_backward: Callable[[BidirectionalBackwardArguments], tuple[Tensor, ...]]
+    causal: Callable[[CausalArguments], CausalResults]
+    causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
+    fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
+    fake_causal: Callable[[CausalArguments], CausalResults]
     keeps_output: bool
 
 
 class Operators(NamedTuple):
-    """The operators to call."""
+    """The operators to call, with all that stands in their arguments one after another."""
 
     bidirectional: Any
     causal: Any
@@ -125,89 +88,138 @@ class Operators(NamedTuple):
 
 def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
     """Define flowformer::{prefix}bidirectional and {prefix}causal, with gradients, for devices."""
-    for name, schema in _SCHEMAS.items():
-        _LIBRARY.define(f"{prefix}{name}{schema}")
+    fakes = {
+        "bidirectional": kernels.fake_bidirectional,
+        "bidirectional_backward": _fake_bidirectional_backward,
+        "causal": kernels.fake_causal,
+        "causal_backward": _fake_causal_backward,
+    }
+    for name, (arguments, results) in _OPERATORS.items():
+        given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
+        _LIBRARY.define(f"{prefix}{name}({given}) -> ({results})")
+        kernel = _door(arguments, getattr(kernels, name))
         for device in devices:
-            _LIBRARY.impl(f"{prefix}{name}", getattr(kernels, name), device)
-        fake = getattr(kernels, f"fake_{name}")
+            _LIBRARY.impl(f"{prefix}{name}", kernel, device)
+        fake = _door(arguments, fakes[name])
         torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
-    defined = {name: getattr(torch.ops.flowformer, f"{prefix}{name}").default for name in _SCHEMAS}
+    defined = {
+        name: getattr(torch.ops.flowformer, f"{prefix}{name}").default for name in _OPERATORS
+    }
     keeps = kernels.keeps_output
     _bidirectional_gradients(f"{prefix}bidirectional", defined["bidirectional_backward"], keeps)
     _causal_gradients(f"{prefix}causal", defined["causal_backward"], keeps)
     return Operators(defined["bidirectional"], defined["causal"])
 
 
-def causal_results(
-    out: Tensor,
-    state: Sequence[Tensor | None],
-    stats: Tensor | None,
-    sums: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """Return what the causal operator does; an operator has no results that are None."""
-    empty = out.new_empty
-    fields = [
-        empty(0, dtype=torch.int64 if i == 0 else torch.float64) if field is None else field
-        for i, field in enumerate(state or [None] * 7)
-    ]
-    kept = [empty(0, dtype=dtype) if tensor is None else tensor for tensor in (stats, sums)]
-    return (out, *fields, *kept)
+def _door(kind: type[tuple], kernel: Callable[[Any], tuple]) -> Callable[..., tuple[Tensor, ...]]:
+    """Return a kernel as torch calls it: an operator has no results that are None."""
+    read = reader(kind)
+
+    def call(*arguments: Any) -> tuple[Tensor, ...]:
+        empty = arguments[0].new_empty
+        results = flat(kernel(read(arguments)))
+        return tuple(empty(0) if each is None else each for each in results)
+
+    return call
+
+
+def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
+    """Return room for the fields of a state; of linear attention only for its last."""
+    query, rows = inputs.query, sequence_count(inputs.query, inputs.cu_seqlens)
+    h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
+    shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
+    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
+    if options.feature_map == LINEAR:
+        return StateFields(key_value=sums[5])
+    return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
+
+
+def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+
+
+def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
+    if scale is not None:
+        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    past = StateGradients()
+    if arguments.state_gradient:
+        past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
+    return CausalGradients(query, key, value, scale, past)
+
+
+_read_bidirectional = reader(BidirectionalArguments)
+_read_bidirectional_results = reader(BidirectionalResults)
+_read_bidirectional_saved = reader(BidirectionalSaved)
 
 
 def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
+    unused = (None,) * len(declared(BidirectionalArguments)[3:])
+
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, ctx.kept = Numbers(*inputs[7:12]), inputs[12]
+        arguments = _read_bidirectional(inputs)
+        results = _read_bidirectional_results(output)
+        ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        out = output[0] if keeps_output else None
-        ctx.save_for_backward(out, *inputs[:7], *output[1:])
+        ctx.mark_non_differentiable(*results.kept)
+        out = results.out if keeps_output else None
+        ctx.save_for_backward(*flat(BidirectionalSaved(out, arguments.inputs, results.kept)))
 
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # read once: under torch's checkpoint they exist for one reading
-        unused = (None,) * (4 + _NUMBERS + 1)
-        if grad_out is None:
-            return (None, None, None, *unused)
-        if _in_pytorch(ctx, grad_out):
-            return (*_chunked_bidirectional(saved[1:8], ctx.options, grad_out), *unused)
-        return (*backward(grad_out, *saved, *ctx.options), *unused)
+        # Read once: under torch's checkpoint they exist for one reading.
+        saved = _read_bidirectional_saved(ctx.saved_tensors)
+        found: Sequence[Tensor | None] = (None, None, None)
+        if grad_out is not None and _in_pytorch(ctx, grad_out):
+            found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
+        elif grad_out is not None:
+            found = backward(*flat(BidirectionalBackwardArguments(grad_out, saved, ctx.options)))
+        return (*found, *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
     )
 
 
-def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, ctx.kept = Numbers(*inputs[13:18]), inputs[18]
-        ctx.set_materialize_grads(False)
-        constants = [output[1], *output[8:]]
-        if ctx.options.competition == 0:
-            constants.append(output[6])
-        ctx.mark_non_differentiable(*constants)
-        out = output[0] if keeps_output else None
-        ctx.save_for_backward(out, *inputs[:13], *output[8:])
+_read_causal = reader(CausalArguments)
+_read_causal_inputs = reader(CausalInputs)
+_read_causal_results = reader(CausalResults)
+_read_causal_saved = reader(CausalSaved)
+_read_causal_gradients = reader(CausalGradients)
 
-    def differentiate(ctx: Any, grad_out: Tensor | None, *rest: Any) -> tuple[Any, ...]:
-        out, *saved = ctx.saved_tensors  # once, see above
-        tensors, kept = saved[:13], saved[13:]
-        grad_state = rest[1:7]
-        unused = (None,) * (_NUMBERS + 2)
+
+def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
+    unused = (None,) * (len(declared(CausalArguments)) - len(declared(CausalInputs)))
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        arguments, results = _read_causal(inputs), _read_causal_results(output)
+        ctx.options, ctx.kept = arguments.options, arguments.keep
+        ctx.set_materialize_grads(False)
+        constants = [results.state.tokens, *results.kept]
+        if ctx.options.competes_over == 0:
+            constants.append(results.state.competition)
+        ctx.mark_non_differentiable(*constants)
+        out = results.out if keeps_output else None
+        ctx.save_for_backward(*flat(CausalSaved(out, arguments.inputs, results.kept)))
+
+    def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        saved = _read_causal_saved(ctx.saved_tensors)  # once, see above
+        after = _read_causal_results(grads)
+        grad_out, grad_state = after.out, StateGradients(*after.state[1:])
         if _in_pytorch(ctx, grad_out, *grad_state):
-            grads = _chunked_causal(tuple(tensors), ctx.options, (grad_out, *grad_state))
-            return (*grads, *unused)
-        query, _, value, *_ = tensors
+            return (*_chunked_causal(saved.inputs, ctx.options, grad_out, grad_state), *unused)
+        query, value = saved.inputs.query, saved.inputs.value
         if grad_out is None:
             grad_out = value.new_zeros((*query.shape[:3], value.shape[3]))
-        state_gradient = any(ctx.needs_input_grad[7:13])
-        grads = backward(grad_out, *grad_state, out, *tensors, *kept, *ctx.options, state_gradient)
-        wanted = [*ctx.needs_input_grad[:3], *[False] * 2, *ctx.needs_input_grad[5:6], False]
-        found = [*grads[:3], None, None, grads[3], None, *grads[4:]]
-        wanted += ctx.needs_input_grad[7:13]
-        return (
-            *(grad if want else None for grad, want in zip(found, wanted, strict=True)),
-            *unused,
+        wanted = _read_causal_inputs(ctx.needs_input_grad)
+        arguments = CausalBackwardArguments(
+            grad_out, grad_state, saved, ctx.options, any(wanted.past)
         )
+        found = _read_causal_gradients(backward(*flat(arguments)))
+        past = StateFields(None, *found.past)
+        inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
+        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
+        return (*(grad if want else None for grad, want in pairs), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
@@ -215,7 +227,7 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
-    """Whether the backward is for PyTorch and not for a kernel.
+    """Return whether the backward is for PyTorch and not for a kernel.
 
     A graph of the gradient is wanted (autograd enables gradients in its backward then), a transform
     is at work on the gradients that come in (a batch of them, a derivative), or the forward kept
@@ -225,7 +237,7 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 
 
 def _chunked_bidirectional(
-    tensors: tuple[Any, ...], options: Numbers, grad_out: Tensor
+    inputs: BidirectionalInputs, options: Numbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
     def attend(queries, keys, part, state):
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
@@ -233,14 +245,14 @@ def _chunked_bidirectional(
         return out, state
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return (attend_batch(attend, (query,), (key, value), Batch(*tensors[3:]), None)[0],)
+        return (attend_batch(attend, (query,), (key, value), Batch(*inputs[3:]), None)[0],)
 
-    return _gradients(forward, tensors[:3], (grad_out,))
+    return _gradients(forward, inputs[:3], (grad_out,))
 
 
 def _gradients(
     forward: Callable[..., tuple[Tensor, ...]],
-    inputs: tuple[Tensor | None, ...],
+    inputs: Sequence[Tensor | None],
     grads: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of what ``forward`` makes of the inputs, as a graph if one is wanted."""
@@ -267,7 +279,7 @@ def _gradients(
 
 
 def _chunked_causal(
-    tensors: tuple[Any, ...], options: Numbers, grads: tuple[Tensor | None, ...]
+    inputs: CausalInputs, options: Numbers, grad_out: Tensor | None, grad_state: StateGradients
 ) -> tuple[Tensor | None, ...]:
     linear = options.feature_map == LINEAR
 
@@ -280,15 +292,17 @@ def _chunked_causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state
         )
 
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        query, key, value, mask, cu_seqlens, row_scale, *before = inputs
-        queries = (query,) if row_scale is None else (query, row_scale)
+    def forward(*tensors: Any) -> tuple[Tensor, ...]:
+        given = _read_causal_inputs(tensors)
+        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        fields: Any = given.past
         past: Any = None
-        if before[6] is not None:
-            past = LinearState(before[6]) if linear else FlowState(*before)
-        batch = Batch(mask, mask, cu_seqlens, None)
-        out, after = attend_batch(attend, queries, (key, value), batch, past)
+        if fields.key_value is not None:
+            past = LinearState(fields.key_value) if linear else FlowState(*fields)
+        batch = Batch(given.mask, given.mask, given.cu_seqlens, None)
+        out, after = attend_batch(attend, queries, (given.key, given.value), batch, past)
         assert after is not None
         return (out, after.key_value) if linear else (out, *after[1:])
 
-    return _gradients(forward, tensors, (grads[0], grads[6]) if linear else grads)
+    grads = (grad_out, grad_state.grad_key_value) if linear else (grad_out, *grad_state)
+    return _gradients(forward, flat(inputs), grads)

@@ -1,11 +1,14 @@
-"""The softmax over the tokens so far: the competition of the causal form, in every backend."""
+"""What the causal forms share in PyTorch: the softmax over the tokens so far, the recurrence."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from flowformer.ops.features import apply_feature_map, compute_dtype
 from flowformer.ops.inputs import is_for_any_length
+from flowformer.ops.options import FlowOptions
+from flowformer.ops.state import FlowState, state_before
 
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
@@ -108,3 +111,48 @@ def first(x: Tensor, length: int, dim: int) -> Tensor:
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
     """Return log(exp(a) + exp(b)); the second derivative of torch's overflows."""
     return torch.stack(torch.broadcast_tensors(a, b), -1).logsumexp(-1)
+
+
+def step(
+    query: Float[Tensor, "b 1 h d"],
+    key: Float[Tensor, "b 1 h d"],
+    value: Float[Tensor, "b 1 h m"],
+    *,
+    options: FlowOptions,
+    state: FlowState | None,
+) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
+    """Return the output and the next state after one token: the recurrence, written out.
+
+    All in the dtype of the state, since nothing here is large; the features are rounded to the
+    dtype of the arithmetic first, so that a step equals the last token of a longer call.
+    """
+    state = state_before(FlowState, state, query, value)
+    eps, wide = options.eps, state.key_sum.dtype
+    narrow = compute_dtype(query.dtype)
+    q = apply_feature_map(query[:, 0].to(narrow), options.feature_map).to(wide)
+    k = apply_feature_map(key[:, 0].to(narrow), options.feature_map).to(wide)
+    v = value[:, 0].to(wide)
+    count = state.tokens + 1
+    n = count.to(wide)[:, None]
+
+    key_sum, query_sum = state.key_sum + k, state.query_sum + q
+    incoming = ((q + eps) * (key_sum + eps)).sum(-1)
+    outgoing = ((k + eps) * (query_sum + eps)).sum(-1)
+    key_flow = torch.addcmul(state.key_flow, k, (n / outgoing)[..., None])
+    query_flow = torch.addcmul(state.query_flow, q, (n / incoming)[..., None])
+
+    scale = incoming.reciprocal()
+    if options.allocation:
+        conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1) / n
+        scale = scale * torch.sigmoid(conserved_sink)
+    competition = state.competition
+    if options.competition is not None:
+        conserved_source = ((k + eps) * (query_flow + eps)).sum(-1) / n
+        if options.clamp is not None:
+            conserved_source = conserved_source.clamp(-options.clamp, options.clamp)
+        competition = torch.logaddexp(state.competition, conserved_source)
+        v = v * (n * (conserved_source - competition).exp())[..., None]
+    key_value = torch.addcmul(state.key_value, k[..., None], v[..., None, :])
+    out = (q[..., None, :] @ key_value).squeeze(-2) * scale[..., None]
+    state = FlowState(count, key_sum, query_sum, key_flow, query_flow, competition, key_value)
+    return out.to(value.dtype)[:, None], state

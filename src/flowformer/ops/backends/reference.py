@@ -1,4 +1,4 @@
-"""The equations of docs/math.md, word for word: the oracle that every other backend is held to.
+"""The equations of docs/attention/math.md, word for word: the oracle of every other backend.
 
 Written to be read beside the paper; nothing here is fast, and the causal form is quadratic. Sums
 run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.
@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowformer.ops.backends.prefix import prefix_softmax
-from flowformer.ops.backends.step import step as step  # the recurrence, for one token
-from flowformer.ops.features import FlowOptions, features, masked
-from flowformer.ops.state import FlowState, LinearState, carry_dtype, flow_state, linear_state
+from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.features import features, masked
+from flowformer.ops.options import FlowOptions
+from flowformer.ops.state import FlowState, LinearState, carry_dtype, state_before
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
@@ -163,7 +164,7 @@ def causal(
     k = features(key, mask, options.feature_map)
     v = masked(value, mask).to(k.dtype)
     incoming, competition, allocation, state = conserve_causal(
-        q, k, options=options, mask=mask, state=flow_state(state, query, value)
+        q, k, options=options, mask=mask, state=state_before(FlowState, state, query, value)
     )
     out, second = linear_causal(
         q,
@@ -197,7 +198,7 @@ def linear_causal(
     return_state: bool = True,  # noqa: ARG001 - it is there anyway
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
-    state = linear_state(state, q, v)
+    state = state_before(LinearState, state, q, v)
     scores = torch.einsum("bthd,bshd->bhts", q, k).tril()
     out = torch.einsum("bhts,bshm->bthm", scores, v)
     out = out + torch.einsum("bthd,bhdm->bthm", q, state.key_value.to(q.dtype))

@@ -5,7 +5,7 @@ whatever the length. So what ranks send does not grow with the sequence.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,47 +15,32 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.ops.backends import choose_backend
-from flowformer.ops.features import Competition, FeatureMap, FlowOptions, resolve_options
-from flowformer.ops.flow import check_causal_options
-from flowformer.ops.inputs import (
-    check_causal,
-    check_state,
-    check_tensors,
-    exact_arithmetic,
-    resolve_masks,
-)
+from flowformer.ops.flow import FlowArguments
+from flowformer.ops.inputs import check_causal, check_state, check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.packing import Batch, batch_size, check_batch
-from flowformer.ops.parallel import packed as parallel_packed
+from flowformer.ops.options import (
+    FlowKeywords,
+    check_causal_options,
+    resolve_options,
+    spells_out,
+)
+from flowformer.ops.packing import resolve_batch, sequence_count
+from flowformer.ops.parallel import packed
 from flowformer.ops.parallel.collectives import (
     gather_ranks,
     largest_of_ranks,
     resolve_group,
     sum_ranks,
 )
+from flowformer.ops.parallel.packed import Call
 from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
 from flowformer.ops.state import FlowState, carry_dtype, select_rows
 
 
-class ParallelArguments(TypedDict, total=False):
+class ParallelArguments(FlowArguments, total=False):
     """The keyword arguments of :func:`sequence_parallel_flow_attention`, for type checkers."""
 
-    causal: bool
-    feature_map: FeatureMap
-    clamp: float | None
-    eps: float
-    competition: Competition | None
-    allocation: bool
-    independent_sinks: bool
-    mask: Tensor | None
-    query_mask: Tensor | None
-    key_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    cu_seqlens_k: Tensor | None
-    initial_state: FlowState | None
-    backend: str | None
     head_groups: int
-    layout: Layout
 
 
 @overload
@@ -79,6 +64,7 @@ def sequence_parallel_flow_attention(
     **arguments: Unpack[ParallelArguments],
 ) -> tuple[Tensor, FlowState]: ...
 @takes_layouts("query", "key", "value")
+@spells_out
 def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -86,12 +72,6 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     *,
     mesh: DeviceMesh | ProcessGroup,
     causal: bool = False,
-    feature_map: FeatureMap = "sigmoid",
-    clamp: float | None = 1.0,
-    eps: float = 1e-6,
-    competition: Competition | None = "sources",
-    allocation: bool = True,
-    independent_sinks: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -102,6 +82,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     backend: str | None = None,
     head_groups: int = 1,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+    **options: Unpack[FlowKeywords],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
     """:func:`flow_attention` on sequences of which each rank holds a part, in the order of ranks.
 
@@ -118,87 +99,60 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         query: ``[b, l, h, d]``, this rank's part, and so are the next two.
         key: ``[b, s, g, d]`` where g divides h. Queries and keys may be cut at different places.
         value: ``[b, s, g, m]``.
-        mesh: The ranks that share the sequences: one dimension of a mesh, or a group.
-        causal: As in :func:`flow_attention`, and so are the following.
-        feature_map: φ.
-        clamp: Bound of ±Ô. Without one, bidirectional ranks find a maximum first: one more sum.
-        eps: ε > 0.
-        competition: ``"sources"``, ``"heads"`` or None.
-        allocation: False makes a = 1.
-        independent_sinks: True for neither of the two.
+        mesh: the ranks that share the sequences: one dimension of a mesh, or a group.
+        causal: as in :func:`flow_attention`.
         mask: ``[b, l]``, of this rank's part, and so are the next two.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
         cu_seqlens: ``[n + 1]``, offsets of sequences packed into ``[1, total, h, d]``, where total
             is the number of tokens of all ranks: the same on each. Sequences may cross borders.
-        cu_seqlens_k: The same for key and value where they differ.
-        initial_state: The state after earlier tokens, the same on every rank, one row a sequence.
+        cu_seqlens_k: the same for key and value where they differ.
+        initial_state: the state after earlier tokens, the same on every rank, one row a sequence.
             Its gradient comes on the rank where a sequence begins: the first, unless packed.
-        return_state: Whether to return the state after the last token too, on every rank.
-        backend: Who computes the local part of the causal form, and sequences that one rank holds
+        return_state: whether to return the state after the last token too, on every rank.
+        backend: who computes the local part of the causal form, and sequences that one rank holds
             alone. The bidirectional one is products of matrices in PyTorch.
-        head_groups: In how many groups of heads the causal form is computed: while the sums of one
+        head_groups: in how many groups of heads the causal form is computed: while the sums of one
             are sent, the next one is computed. A group has messages of its own.
-        layout: As in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`.
+        options: those of :class:`FlowOptions`.
 
     Returns:
         ``[b, l, h, m]``, and with ``return_state`` the :class:`FlowState` of whole sequences.
 
     Raises:
-        ValueError: An argument does not fit the others. Other ranks wait for a rank that raises.
-        TypeError: A mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
-        RuntimeError: The backend asked for is not available; the message says why.
+        ValueError: an argument does not fit the others. Other ranks wait for a rank that raises.
+        TypeError: a mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
+        RuntimeError: the backend asked for is not available; the message says why.
     """
-    options = resolve_options(
-        feature_map=feature_map,
-        clamp=clamp,
-        eps=eps,
-        competition=competition,
-        allocation=allocation,
-        independent_sinks=independent_sinks,
-    )
+    resolved = resolve_options(**options)
     group = resolve_group(mesh)
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
-    batch = Batch(query_mask, key_mask, cu_seqlens, cu_seqlens_k)
-    check_batch(batch)
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    batch = resolve_batch(query, key, *given, causal=causal)
     length, lengths = query.shape[1], None
     if cu_seqlens is not None:
         lengths = gather_ranks(torch.tensor([length, key.shape[1]], device=query.device), group)
-    query_mask, query = _filled(query_mask, query)
-    key_mask, key, value = _filled(key_mask, key, value)
+    query_mask, query = _filled(batch.query_mask, query)
+    key_mask, key, value = _filled(batch.key_mask, key, value)
     batch = batch._replace(query_mask=query_mask, key_mask=key_mask)
     query, key, value = check_tensors(query, key, value)
     # A wrong name raises for every form.
     choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
-        check_causal_options(options)
+        check_causal_options(resolved)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     if not 1 <= head_groups <= query.shape[2]:
         raise ValueError(f"head_groups must be 1 to {query.shape[2]} (heads), got {head_groups}")
-    if initial_state is not None:
-        sizes = batch_size(batch, query), query.shape[2], query.shape[3], value.shape[3]
-        check_state(initial_state, FlowState, sizes, query.device)
-    call = _Call(options, batch, lengths, group, initial_state, backend, head_groups)
+    check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
+    call = Call(resolved, batch, lengths, group, initial_state, backend, head_groups)
     with exact_arithmetic(query):
         if not causal:
             return _bidirectional(query, key, value, call)[:, :length]
         out, state = _causal(query, key, value, call)
         out = out[:, :length].to(value.dtype)
         return (out, _sum_states(state, group)) if return_state else out
-
-
-class _Call(NamedTuple):
-    options: FlowOptions
-    batch: Batch
-    lengths: Int[Tensor, "ranks 2"] | None  # of the query's and the key's parts, where packed
-    group: ProcessGroup
-    initial_state: FlowState | None
-    backend: str | None
-    head_groups: int
 
 
 def _filled(mask: Tensor | None, *tensors: Tensor) -> tuple[Any, ...]:
@@ -212,37 +166,9 @@ def _filled(mask: Tensor | None, *tensors: Tensor) -> tuple[Any, ...]:
     return mask, *(F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in tensors)
 
 
-def _sides(call: _Call) -> tuple[parallel_packed.Side, parallel_packed.Side]:
-    """Return where the packed sequences of the queries and of the keys stand."""
-    assert call.lengths is not None
-    offsets, of_keys = call.batch.cu_seqlens, call.batch.cu_seqlens_k
-    assert offsets is not None
-    given = [(offsets, "cu_seqlens"), (offsets, "cu_seqlens (cu_seqlens_k is not given)")]
-    if of_keys is not None:
-        given[1] = (of_keys, "cu_seqlens_k")
-    queries, keys = (
-        parallel_packed.Side.of(cu_seqlens, lengths, call.group.rank(), name)
-        for (cu_seqlens, name), lengths in zip(given, call.lengths.T.tolist(), strict=True)
-    )
-    if len(queries.sequences) != len(keys.sequences):
-        raise ValueError(
-            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(queries.sequences)} and {len(keys.sequences)}"
-        )
-    return queries, keys
-
-
-def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     if call.lengths is not None:
-        return parallel_packed.attend_bidirectional(
-            query,
-            key,
-            value,
-            _sides(call),
-            options=call.options,
-            group=call.group,
-            backend=call.backend,
-        )
+        return packed.attend_bidirectional(query, key, value, call)
     return bidirectional(
         query,
         key,
@@ -256,20 +182,10 @@ def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Te
     )
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> tuple[Tensor, FlowState]:
+def _causal(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, FlowState]:
     """Return the output, and the states of the sequences that end here, zero for the others."""
     if call.lengths is not None:
-        return parallel_packed.attend_causal(
-            query,
-            key,
-            value,
-            _sides(call)[0],
-            options=call.options,
-            group=call.group,
-            initial_state=call.initial_state,
-            backend=call.backend,
-            head_groups=call.head_groups,
-        )
+        return packed.attend_causal(query, key, value, call)
     rank, ranks, device = call.group.rank(), call.group.size(), query.device
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
     every = torch.ones(sizes[0], dtype=torch.bool, device=device)

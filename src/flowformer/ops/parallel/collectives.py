@@ -1,4 +1,4 @@
-"""What the ranks that share a sequence send one another: collectives that are differentiable.
+"""Differentiable collectives, by which the ranks that share a sequence know of one another.
 
 The convention is torch's: what is differentiated is the sum of the losses of all ranks. So the
 gradient of a sum over ranks is the sum of the ranks' gradients, and every rank has to take part in
@@ -116,7 +116,6 @@ class RankSums:
         *,
         logs: bool = False,
     ) -> None:
-        """Start sending."""
         self._shapes = [tensor.shape for tensor in tensors]
         self._before, self._group, self._logs = before, group, logs
         numbers = torch.cat([tensor.flatten() for tensor in tensors])

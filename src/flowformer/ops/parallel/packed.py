@@ -14,14 +14,36 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from flowformer.ops.features import FlowOptions
 from flowformer.ops.flow import flow_attention
-from flowformer.ops.packing import sequence_lengths
+from flowformer.ops.options import FlowOptions
+from flowformer.ops.packing import Batch, check_same_count, sequence_lengths
 from flowformer.ops.parallel.collectives import largest_of_ranks, sum_ranks
 from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
 from flowformer.ops.state import FlowState, select_rows
 
 Span = tuple[int, int]
+
+
+class Call(NamedTuple):
+    """A call whose sequences are sharded over ranks, checked.
+
+    Attributes:
+        options: those of Flow-Attention.
+        batch: the masks of this rank's part, or the offsets of whole packed sequences.
+        lengths: how many tokens of the query and of the key each rank holds, of packed sequences.
+        group: the ranks.
+        initial_state: a row a sequence, the same on every rank.
+        backend: see :func:`sequence_parallel_flow_attention`.
+        head_groups: see there.
+    """
+
+    options: FlowOptions
+    batch: Batch
+    lengths: Int[Tensor, "ranks 2"] | None
+    group: ProcessGroup
+    initial_state: FlowState | None
+    backend: str | None
+    head_groups: int
 
 
 class Side(NamedTuple):
@@ -68,6 +90,22 @@ class Side(NamedTuple):
         return start - first, max(min(end, last), start) - first
 
 
+def _sides(call: Call) -> tuple[Side, Side]:
+    """Return where the packed sequences of the queries and of the keys stand."""
+    assert call.lengths is not None
+    offsets, of_keys = call.batch.cu_seqlens, call.batch.cu_seqlens_k
+    assert offsets is not None
+    given = [(offsets, "cu_seqlens"), (offsets, "cu_seqlens (cu_seqlens_k is not given)")]
+    if of_keys is not None:
+        given[1] = (of_keys, "cu_seqlens_k")
+    queries, keys = (
+        Side.of(cu_seqlens, lengths, call.group.rank(), name)
+        for (cu_seqlens, name), lengths in zip(given, call.lengths.T.tolist(), strict=True)
+    )
+    check_same_count(len(queries.sequences), len(keys.sequences))
+    return queries, keys
+
+
 class Cut(NamedTuple):
     """Sequences of which this rank holds tokens: all of them (whole), or those of some (shared)."""
 
@@ -111,14 +149,10 @@ def attend_bidirectional(
     query: Float[Tensor, "1 l h d"],
     key: Float[Tensor, "1 s h d"],
     value: Float[Tensor, "1 s h m"],
-    sides: tuple[Side, Side],
-    *,
-    options: FlowOptions,
-    group: ProcessGroup,
-    backend: str | None,
+    call: Call,
 ) -> Float[Tensor, "1 l h m"]:
     """Return the output at this rank's tokens; what is sent grows with the sequences shared."""
-    device = query.device
+    device, sides = query.device, _sides(call)
     own = cut(*sides)
     out = value.new_zeros((*query.shape[1:3], value.shape[3]))
     # In the graph, for a rank that has nothing to do: it makes the backward pass like the others.
@@ -135,9 +169,9 @@ def attend_bidirectional(
             value[:, sources],
             cu_seqlens=offsets,
             cu_seqlens_k=key_offsets,
-            backend=backend,
+            backend=call.backend,
             layout="bthd",
-            **options._asdict(),
+            **call.options._asdict(),
         )
         out = out.index_copy(0, places, found[0])
     if own.number:
@@ -150,10 +184,10 @@ def attend_bidirectional(
             query[0, places],
             key[0, sources],
             value[0, sources],
-            options=options,
+            options=call.options,
             query_mask=query_mask,
             key_mask=key_mask,
-            sums=_shared_sums(torch.tensor(numbers, device=device), len(own.number), group),
+            sums=_shared_sums(torch.tensor(numbers, device=device), len(own.number), call.group),
         )
         out = out.index_copy(0, places[query_mask], found[query_mask])
     return out[None]
@@ -177,26 +211,20 @@ def _shared_sums(numbers: Int[Tensor, " rows"], count: int, group: ProcessGroup)
     return RowSums(total, largest)
 
 
-def attend_causal(  # noqa: PLR0913 - a call, and where it stands among the ranks
+def attend_causal(
     query: Float[Tensor, "1 t h d"],
     key: Float[Tensor, "1 t h d"],
     value: Float[Tensor, "1 t h m"],
-    side: Side,
-    *,
-    options: FlowOptions,
-    group: ProcessGroup,
-    initial_state: FlowState | None,
-    backend: str | None,
-    head_groups: int,
+    call: Call,
 ) -> tuple[Float[Tensor, "1 t h m"], FlowState]:
     """Return the output at this rank's tokens, and the states of the sequences that end here.
 
     The states have a row for each sequence, which is zero where the sequence ends elsewhere.
     """
-    device = query.device
+    device, side = query.device, _sides(call)[0]
     own = cut(side)
     shape = (query.shape[2], query.shape[3], value.shape[3], device)
-    start = initial_state or FlowState.initial(len(side.sequences), *shape)
+    start = call.initial_state or FlowState.initial(len(side.sequences), *shape)
     out = value.new_zeros((*query.shape[1:3], value.shape[3]))
     ended: list[tuple[list[int], FlowState]] = []
     if own.whole:
@@ -209,9 +237,9 @@ def attend_causal(  # noqa: PLR0913 - a call, and where it stands among the rank
             cu_seqlens=offsets,
             initial_state=start.reorder(torch.tensor(own.whole, device=device)),
             return_state=True,
-            backend=backend,
+            backend=call.backend,
             layout="bthd",
-            **options._asdict(),
+            **call.options._asdict(),
         )
         out = out.index_copy(0, places, found[0])
         ended.append((own.whole, state))
@@ -224,12 +252,12 @@ def attend_causal(  # noqa: PLR0913 - a call, and where it stands among the rank
         query[0, places],
         key[0, places],
         value[0, places],
-        options=options,
+        options=call.options,
         mask=real,
         begin=begin,
-        border=Border(_before(side, device), group, opens=~last, continues=~first),
-        backend=backend,
-        head_groups=head_groups,
+        border=Border(_before(side, device), call.group, opens=~last, continues=~first),
+        backend=call.backend,
+        head_groups=call.head_groups,
     )
     out = out.index_copy(0, places[real], found[real].to(out.dtype))
     zeros = FlowState(*(torch.zeros_like(field) for field in state))

@@ -23,9 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from flowformer.ops.backends.chunked import total_flow
 from flowformer.ops.backends.prefix import LARGEST_EXPONENT
-from flowformer.ops.features import FlowOptions, features, masked
+from flowformer.ops.features import features, masked
 from flowformer.ops.flow import flow_attention
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.parallel.collectives import RankSums, log_sum_exp
 from flowformer.ops.state import FlowState, carry_dtype
 
@@ -33,7 +35,7 @@ BLOCK = 64  # tokens that are summed in the dtype of the arithmetic
 
 
 class RowSums(NamedTuple):
-    """How the sums of rows become those of whole sequences; ``[rows, …]`` in and out, float64."""
+    """The sums over whole sequences of sums over rows; ``[rows, …]`` in and out, float64."""
 
     total: Callable[[Tensor], Tensor]  # with a gradient
     largest: Callable[[Tensor], Tensor]  # without one
@@ -60,8 +62,8 @@ def bidirectional(
 
     sinks, sources = _count(query_mask, query), _count(key_mask, key)
     key_sum, query_sum, sinks, sources = _totals(sums, k.sum(2), q.sum(2), sinks, sources)
-    incoming = _flow(q, key_sum.to(q.dtype), eps)
-    outgoing = _flow(k, query_sum.to(k.dtype), eps)
+    incoming = total_flow(q, key_sum.to(q.dtype), eps)
+    outgoing = total_flow(k, query_sum.to(k.dtype), eps)
     if query_mask is not None:  # a padded token's flow, of order eps², only ever divides zero
         incoming = torch.where(query_mask[:, None], incoming, 1)
     if key_mask is not None:
@@ -73,8 +75,10 @@ def bidirectional(
     scale = incoming.reciprocal()
     if options.allocation:
         ratio = (sinks / sources.clamp(min=1)).to(q.dtype)[:, None, None]
-        scale = scale * torch.sigmoid(_flow(q, key_flow.to(q.dtype), eps) * ratio)
-    weight, share = _compete(_flow(k, query_flow.to(k.dtype), eps), key_mask, options, sums.largest)
+        scale = scale * torch.sigmoid(total_flow(q, key_flow.to(q.dtype), eps) * ratio)
+    weight, share = _compete(
+        total_flow(k, query_flow.to(k.dtype), eps), key_mask, options, sums.largest
+    )
     key_value = k.mT @ (v if weight is None else v * weight[..., None])
     if weight is None or not share:
         (key_value,) = _totals(sums, key_value)
@@ -114,14 +118,6 @@ def _totals(sums: RowSums, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
 
 
-def _flow(
-    x: Float[Tensor, "b h t d"], total: Float[Tensor, "b h d"], eps: float
-) -> Float[Tensor, "b h t"]:
-    """Return (x + ε)·(total + ε) without forming x + ε."""
-    total = total + eps
-    return (x @ total[..., None]).squeeze(-1) + eps * total.sum(-1, keepdim=True)
-
-
 def _compete(
     conserved_source: Float[Tensor, "b h s"],
     mask: Bool[Tensor, "b s"] | None,
@@ -148,7 +144,7 @@ Part = tuple[Tensor, FlowState]
 
 
 class Border(NamedTuple):
-    """What rows have to do with other ranks.
+    """The relation of rows to other ranks.
 
     Attributes:
         before: row r says from which ranks rank r's sequence has come. ``[ranks, ranks]``.

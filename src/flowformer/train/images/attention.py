@@ -15,9 +15,9 @@ from flowformer.models.images.attention import LayerAttention, Sink, layer_atten
 from flowformer.models.images.model import VisionClassifier
 from flowformer.report.attention_maps import AttentionPicture, LayerMaps, relative_weights
 from flowformer.report.attention_page import OURS, write_attention_page
-from flowformer.report.classifier import write_report
+from flowformer.train.classification import report_classifier
 from flowformer.train.folder import holds_folder
-from flowformer.train.images.run import load_vision_run
+from flowformer.train.images.study import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ShownModel:
     Attributes:
         name: what the pictures call it.
         model: in evaluation.
-        preprocessing: of its images.
+        preprocessing: what is done to its images.
         classes: what its logits mean; of a model without a head, none.
     """
 
@@ -52,21 +52,21 @@ class SinkChoice:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses a place outside the image."""
+        """Refuse a place outside the image."""
         if not (0 <= self.row <= 1 and 0 <= self.column <= 1):
             raise ValueError(
                 f"expected a sink's row and column from 0 to 1, got {self.row} and {self.column}"
             )
 
     def within(self, size: int) -> Sink:
-        """The pixel of an image of that many pixels on each side."""
+        """Return the pixel of an image of that many pixels on each side."""
         if self.class_token:
             return "class"
         return min(int(self.row * size), size - 1), min(int(self.column * size), size - 1)
 
 
 def show_image(shown: ShownModel, image: Path, sink: SinkChoice) -> AttentionPicture:
-    """What every layer of a model attends to in an image file.
+    """Return what every layer of a model attends to in an image file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -92,7 +92,7 @@ def show_image(shown: ShownModel, image: Path, sink: SinkChoice) -> AttentionPic
 def write_attention_pictures(
     runs: Sequence[Path], images: Sequence[Path], output: Path | None, *, sink: SinkChoice
 ) -> Path:
-    """Writes what finished runs attend to in image files.
+    """Write what finished runs attend to in image files.
 
     Args:
         runs: their folders.
@@ -107,14 +107,14 @@ def write_attention_pictures(
     Raises:
         FileNotFoundError: a run or an image is not there.
         ValueError: a run is not on images, a file is no image, or what `show_image` raises.
-        NotImplementedError: likewise.
+        NotImplementedError: the mixer of a run is not linear in its values.
     """
     own = runs[0] / "report" if output is None else output
     for image in images:
         # A page removes pictures that older ones have left, of a report all.
         if image.resolve().parent == own.resolve() and (output is None or OURS.match(image.name)):
             raise ValueError(f"expected an image of one's own, and {image} is of the page in {own}")
-    loaded = [load_vision_run(run) for run in runs]
+    loaded = [Images.load(run) for run in runs]
     names = distinct_names([run.config.model.mixer for run in loaded], runs)
     models = [
         ShownModel(name=name, model=run.model, preprocessing=run.preprocessing, classes=run.classes)
@@ -129,17 +129,17 @@ def write_attention_pictures(
 def _write_into(
     run_dir: Path, models: Sequence[ShownModel], images: Sequence[Path], sink: SinkChoice
 ) -> Path:
-    """Writes pictures into the report of a run."""
+    """Write pictures into the report of a run."""
     if len(models) > 1:
         return write_pictures(models, images, run_dir / "report" / "side-by-side", sink=sink)
     pictures = [show_image(models[0], image, sink) for image in images]
-    return write_report(run_dir, attention=pictures)
+    return report_classifier(run_dir, attention=pictures)
 
 
 def write_pictures(
     models: Sequence[ShownModel], images: Sequence[Path], output: Path, *, sink: SinkChoice
 ) -> Path:
-    """Writes the pictures and OUTPUT/index.html; several models stand side by side.
+    """Write the pictures and OUTPUT/index.html; several models stand side by side.
 
     Returns:
         The page.
@@ -156,7 +156,7 @@ def write_pictures(
 
 
 def distinct_names(mixers: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The mixers; with the folder's name where two runs have one, and its path where that is one.
+    """Return names that differ: the mixers, or these with the folders' names, or with their paths.
 
     Raises:
         ValueError: a folder is given twice.

@@ -1,18 +1,30 @@
-"""What a run on images is told: one frozen dataclass per part; no torch."""
+"""The configuration, record and result of a run on images; no torch here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
-from flowformer.scores.measures import ACCURACY, Measure
-from flowformer.serialization import check_types
-from flowformer.train.config import PROTOCOL_NOTES, TrainingConfig, require
-from flowformer.train.schedule import Schedule, ScheduledOptimizerConfig
+from flowformer.train.config import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    FRACTION,
+    Bound,
+    Bounds,
+    Checked,
+    EpochsConfig,
+    ExperimentConfig,
+    Schedule,
+    ScheduledOptimizerConfig,
+)
+from flowformer.train.records import ClassifierResult, Record
+
+BELOW_1: Bound = ("in [0, 1)", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataConfig:
+class ImageDataConfig(Checked):
     """Which images to train on, and how they become batches.
 
     Attributes:
@@ -26,28 +38,23 @@ class ImageDataConfig:
         workers: processes that read images; they change nothing but the time.
     """
 
-    dataset: Literal["folder", "fashion-mnist"] = "folder"
+    bounds: ClassVar[Bounds] = {
+        "image_size": AT_LEAST_1,
+        "batch_size": AT_LEAST_1,
+        "workers": AT_LEAST_0,
+        "validation_fraction": FRACTION,
+    }
+
+    dataset: ImageSetName = "folder"
     path: Path | None = None
     image_size: int = 224
     validation_fraction: float = 0.1
     batch_size: int = 128
     workers: int = 0
 
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self)
-        for name in ("image_size", "batch_size"):
-            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
-        require("workers", self.workers, "at least 0", lambda v: v >= 0)
-        require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
+class AugmentationConfig(Checked):
     """What chance does to the images and labels that are trained on.
 
     Attributes:
@@ -63,6 +70,11 @@ class AugmentationConfig:
         label_smoothing: probability that is spread over all classes.
     """
 
+    bounds: ClassVar[Bounds] = {
+        **dict.fromkeys(("shift", "color_jitter", "mixup", "cutmix"), AT_LEAST_0),
+        **dict.fromkeys(("random_erasing", "label_smoothing"), BELOW_1),
+    }
+
     crop: Literal["resized", "shift", "none"] = "resized"
     shift: int = 2
     rand_augment: str | None = None
@@ -73,17 +85,13 @@ class AugmentationConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range, or one of photographs beside
                 another crop.
         """
-        check_types(self)
-        for name in ("shift", "color_jitter", "mixup", "cutmix"):
-            require(name, getattr(self, name), "at least 0", lambda v: v >= 0)
-        for name in ("random_erasing", "label_smoothing"):
-            require(name, getattr(self, name), "in [0, 1)", lambda v: 0 <= v < 1)
+        super().__post_init__()
         for name in ("rand_augment", "color_jitter", "random_erasing"):
             if self.crop != "resized" and getattr(self, name):
                 raise ValueError(f"{name} needs crop resized beside it, got crop {self.crop}")
@@ -95,7 +103,7 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionOptimizerConfig:
+class ImagesOptimizerConfig(Checked):
     """How the parameters move.
 
     Attributes:
@@ -114,6 +122,8 @@ class VisionOptimizerConfig:
         gradient_clip: largest norm of the whole gradient; None leaves it alone.
     """
 
+    bounds: ClassVar[Bounds] = {"warmup_epochs": AT_LEAST_0, "reference_batch": AT_LEAST_1}
+
     name: Literal["adam", "adamw"] = "adamw"
     learning_rate: float = 5e-4
     reference_batch: int | None = 512
@@ -126,40 +136,29 @@ class VisionOptimizerConfig:
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
-        check_types(self)
-        require("warmup_epochs", self.warmup_epochs, "at least 0", lambda v: v >= 0)
-        if self.reference_batch is not None:
-            require("reference_batch", self.reference_batch, "at least 1", lambda v: v >= 1)
+        super().__post_init__()
         self.by_steps(1, images=self.reference_batch or 1)
 
     def by_steps(self, steps_per_epoch: int, *, images: int) -> ScheduledOptimizerConfig:
-        """Returns it for steps over a number of images.
+        """Return it for steps over a number of images.
 
         Args:
-            steps_per_epoch: of the optimizer.
-            images: of a step.
+            steps_per_epoch: steps of the optimizer.
+            images: images of a step.
         """
-        scale = 1.0 if self.reference_batch is None else images / self.reference_batch
-        return ScheduledOptimizerConfig(
-            name=self.name,
-            learning_rate=scale * self.learning_rate,
-            schedule=self.schedule,
-            warmup=round(self.warmup_epochs * steps_per_epoch),
-            warmup_from=self.warmup_from,
-            floor=self.floor,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            gradient_clip=self.gradient_clip,
-        )
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        reference, epochs = own.pop("reference_batch"), own.pop("warmup_epochs")
+        own["learning_rate"] *= 1.0 if reference is None else images / reference
+        return ScheduledOptimizerConfig(warmup=round(epochs * steps_per_epoch), **own)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionTrainingConfig(TrainingConfig):
+class ImagesTrainingConfig(EpochsConfig):
     """How long, from where, and by which rules.
 
     Attributes:
@@ -173,27 +172,26 @@ class VisionTrainingConfig(TrainingConfig):
             time.
     """
 
+    bounds: ClassVar[Bounds] = {"accumulate": AT_LEAST_1, "average": FRACTION}
+
     model_from: Path | None = None
     average: float | None = None
     accumulate: int = 1
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
         super().__post_init__()
-        require("accumulate", self.accumulate, "at least 1", lambda v: v >= 1)
-        if self.average is not None:
-            require("average", self.average, "in (0, 1)", lambda v: 0 < v < 1)
-            if self.strategy == "fsdp":
-                raise ValueError("training.average is for one process and ddp, got strategy fsdp")
+        if self.average is not None and self.strategy == "fsdp":
+            raise ValueError("training.average is for one process and ddp, got strategy fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class ImagesConfig(ExperimentConfig):
     """A whole experiment of image classification.
 
     Attributes:
@@ -213,21 +211,19 @@ class VisionConfig:
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: VisionModelConfig = field(default_factory=VisionModelConfig)
-    optimizer: VisionOptimizerConfig = field(default_factory=VisionOptimizerConfig)
-    training: VisionTrainingConfig = field(default_factory=VisionTrainingConfig)
+    optimizer: ImagesOptimizerConfig = field(default_factory=ImagesOptimizerConfig)
+    training: ImagesTrainingConfig = field(default_factory=ImagesTrainingConfig)
     paper_classes: int | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range, or two do not fit.
         """
-        check_types(self.model, "model")
-        if self.paper_accuracy is not None:
-            require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
+        super().__post_init__()
         processes = self.training.processes
         if self.augmentation.mixes and self.data.batch_size % (2 * processes):
             share = "even" if processes == 1 else f"even for each of {processes} processes"
@@ -243,29 +239,9 @@ class VisionConfig:
 
     @property
     def dataset_name(self) -> str:
-        """What its data are called."""
+        """The name of the folder or set."""
         path = self.data.path
         return path.resolve().name if self.data.dataset == "folder" and path else self.data.dataset
-
-    @property
-    def measure(self) -> Measure:
-        """What its runs are ranked by."""
-        return ACCURACY
-
-    @property
-    def causal(self) -> bool:
-        """Whether its mixers are asked for their causal form."""
-        return False
-
-    @property
-    def paper_score(self) -> float | None:
-        """The paper's figure, as comparisons measure it."""
-        return self.paper_accuracy
-
-    @property
-    def protocol(self) -> str:
-        """What chooses the epoch."""
-        return self.training.protocol
 
     @property
     def has_test(self) -> bool:
@@ -275,7 +251,24 @@ class VisionConfig:
             return True
         return (path / "val").is_dir() or (path / "test").is_dir()
 
-    @property
-    def protocol_note(self) -> str:
-        """The protocol in words, to stand beside every figure."""
-        return PROTOCOL_NOTES[self.training.protocol]
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesRecord(Record):
+    """What config.json holds of a run on images.
+
+    Attributes:
+        config: the configuration, overrides included.
+        classes: names of the classes; labels index them.
+        channels: of every image: 1 for grey, 3 for RGB.
+        sizes: number of images in each part of the data.
+        task: what kind of run it is.
+    """
+
+    config: ImagesConfig
+    classes: tuple[str, ...]
+    channels: int
+    sizes: dict[str, int]
+    task: Literal["images"] = "images"
+
+
+ImagesResult = ClassifierResult

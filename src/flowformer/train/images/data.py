@@ -4,16 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flowformer.data.images.records import (
-    ImageData,
-    ImageSplit,
-    load_fashion_mnist_images,
-    load_image_folder,
-    with_validation,
-)
+from flowformer.data.arrays import require_classes
+from flowformer.data.images.records import IMAGE_SETS, ImageData, ImageSplit, with_validation
 from flowformer.data.images.transforms import (
     EpochKeys,
     GreyDataset,
@@ -23,13 +19,12 @@ from flowformer.data.images.transforms import (
     strong_transform,
 )
 from flowformer.data.loaders import WorkerLoader
-from flowformer.data.order.steps import as_it_is
-from flowformer.data.series.records import require_classes
+from flowformer.data.order import as_it_is
 from flowformer.models.images.model import VisionClassifier, load_published_vision_model
 from flowformer.serialization import from_plain
+from flowformer.train.digests import Digests, digest_files, digest_values
 from flowformer.train.folder import RunFolder, read_json
-from flowformer.train.images.config import ImageDataConfig, VisionConfig
-from flowformer.train.images.folder import VisionRecord
+from flowformer.train.images.config import ImageDataConfig, ImagesConfig, ImagesRecord
 from flowformer.train.prediction import load_weights
 
 
@@ -52,7 +47,7 @@ class Parts:
     note: str | None = None
 
     def require_readable(self) -> None:
-        """Reads what is not trained on once: one that is damaged would end the run after an epoch.
+        """Read what is not trained on once: one that is damaged would end the run after an epoch.
 
         Raises:
             ValueError: a file is no image, or damaged; the message names it.
@@ -63,22 +58,34 @@ class Parts:
 
 
 def load_images(config: ImageDataConfig) -> ImageData:
-    """Looks up the images that a configuration names.
+    """Look up the images that a configuration names.
 
     Raises:
         ValueError: it names none, or they are not what was expected.
         FileNotFoundError: a folder or file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
-    if config.dataset == "fashion-mnist":
-        return load_fashion_mnist_images(config.path)
-    if config.path is None:
-        raise ValueError("no images to train on: give data.path, a folder with train/CLASS/IMAGE")
-    return load_image_folder(config.path)
+    return IMAGE_SETS[config.dataset](config.path)
 
 
-def part_images(config: VisionConfig, data: ImageData) -> Parts:
-    """Parts the images as the protocol says.
+def digest_data(config: ImagesConfig, data: ImageData | None = None) -> Digests:
+    """Return digests of image files, or of folders where they are very many; of arrays by part."""
+    if data is None:
+        data = load_images(config.data)
+    name = config.data.dataset or str(config.data.path)
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    found: Digests = {}
+    files: list[Path] = []
+    for part, split in splits.items():
+        if split is not None and isinstance(split.images, np.ndarray):
+            found[f"{name} ({part})"] = digest_values([data.classes, split.labels, split.images])
+        elif split is not None:
+            files += [image for image in split.images if isinstance(image, Path)]
+    return found | digest_files(files)
+
+
+def part_images(config: ImagesConfig, data: ImageData) -> Parts:
+    """Part the images as the protocol says.
 
     Under "clean" the validation part is the folder's own, or else cut from the training images.
     Under "published" the test images are the validation part.
@@ -114,8 +121,8 @@ def part_images(config: VisionConfig, data: ImageData) -> Parts:
     )
 
 
-def train_loader(config: VisionConfig, parts: Parts) -> DataLoader:
-    """Returns the batches of an epoch; where images are mixed by pairs, whole ones alone.
+def train_loader(config: ImagesConfig, parts: Parts) -> DataLoader:
+    """Return the batches of an epoch; where images are mixed by pairs, whole ones alone.
 
     Raises:
         ValueError: there is no whole one.
@@ -155,7 +162,7 @@ def train_loader(config: VisionConfig, parts: Parts) -> DataLoader:
 def test_loader(
     split: ImageSplit, preprocessing: ImagePreprocessing, *, batch_size: int, workers: int
 ) -> DataLoader:
-    """Returns batches of all images, in their order, without chance."""
+    """Return batches of all images, in their order, without chance."""
     if isinstance(split.images, tuple):
         images: Dataset = ImageDataset(split, preprocessing.apply)
     else:
@@ -164,7 +171,7 @@ def test_loader(
 
 
 def parameter_groups(model: VisionClassifier, weight_decay: float) -> list[dict[str, object]]:
-    """Parameters with weight decay, the matrices, and those without.
+    """Return the parameters with weight decay, the matrices, and those without.
 
     Biases, norms and factors are vectors; the positions and the class token are no layer's.
     """
@@ -178,8 +185,8 @@ def parameter_groups(model: VisionClassifier, weight_decay: float) -> list[dict[
     ]
 
 
-def build_vision_model(record: VisionRecord) -> VisionClassifier:
-    """Builds the classifier of a run, with new parameters."""
+def build_vision_model(record: ImagesRecord) -> VisionClassifier:
+    """Build the classifier of a run, with new parameters."""
     return VisionClassifier(
         record.config.model,
         image_size=record.config.data.image_size,
@@ -188,12 +195,12 @@ def build_vision_model(record: VisionRecord) -> VisionClassifier:
     )
 
 
-def load_start(path: Path, record: VisionRecord) -> VisionClassifier:
-    """The classifier of a run with the parameters that another left.
+def load_start(path: Path, record: ImagesRecord) -> VisionClassifier:
+    """Build the classifier of a run with the parameters that another left.
 
     Args:
         path: the folder of a run on images, or a published checkpoint.
-        record: of the run that begins.
+        record: the record of the run that begins.
 
     Raises:
         FileNotFoundError: there is no such file, or the run has not ended.
@@ -201,7 +208,7 @@ def load_start(path: Path, record: VisionRecord) -> VisionClassifier:
     """
     config = record.config
     if path.is_dir():
-        before = VisionRecord.read(RunFolder(path))
+        before = ImagesRecord.read(RunFolder(path))
         model = VisionClassifier(
             config.model,
             image_size=before.config.data.image_size,
@@ -227,7 +234,7 @@ def load_start(path: Path, record: VisionRecord) -> VisionClassifier:
 
 
 def read_preprocessing(folder: RunFolder) -> ImagePreprocessing:
-    """What a run does to every image.
+    """Read what a run does to every image.
 
     Raises:
         FileNotFoundError: there is no such run.

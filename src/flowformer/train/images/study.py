@@ -1,198 +1,259 @@
-"""Training a classifier of images from a configuration to a run folder."""
+"""Image classification: the parts of a run, and the use of a finished one."""
 
-import logging
 import math
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import torch
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flowformer.data.images.mixing import Mixing
-from flowformer.data.images.records import ImageData
+try:
+    from timm.utils.model_ema import ModelEmaV3
+except ImportError as error:
+    raise ImportError(
+        "timm is needed to train on images: pip install 'flowformer[vision]'"
+    ) from error
+
+from flowformer.data.images.records import ImageSplit, load_labelled_images
+from flowformer.data.images.transforms import ImagePreprocessing, Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
-from flowformer.train.classification import Tested, write_outcome
-from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, PROTOCOL_NOTES
-from flowformer.train.digests import digest_images
-from flowformer.train.folder import (
-    RunFolder,
-    RunResult,
-    has_ended,
-    holds_folder,
-    open_folder,
-    read_versions,
-    write_json,
-)
-from flowformer.train.images.config import VisionConfig
+from flowformer.train.classification import ClassificationTask, Classifier, Tested
+from flowformer.train.config import HELD_OUT
+from flowformer.train.folder import RunFolder, read_versions, write_json
+from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
-    Parts,
     build_vision_model,
     load_images,
     load_start,
     parameter_groups,
     part_images,
+    read_preprocessing,
     test_loader,
     train_loader,
 )
-from flowformer.train.images.folder import VisionRecord
-from flowformer.train.images.task import AVERAGE, VisionTask
-from flowformer.train.loop.fit import fit, keep_best, torch_settings
-from flowformer.train.loop.optimizers import build_scheduled
-from flowformer.train.loop.recording import EpochRecorder, count_parameters
-from flowformer.train.prediction import choose_device, classify
-from flowformer.train.processes.group import current
+from flowformer.train.loop.recording import build_scheduled
+from flowformer.train.prediction import classify, format_predictions, load_weights
+from flowformer.train.study import Trained
 
-logger = logging.getLogger(__name__)
+AVERAGE = "average.module."  # of the averaged parameters' names in a checkpoint
 
 
-@holds_folder
-def train(config: VisionConfig, run_dir: str | Path, *, resume: bool = False) -> RunResult:
-    """Trains a classifier of images and writes the run folder.
+class ImagesTask(ClassificationTask):
+    """Cross-entropy training of a classifier of images.
 
-    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
-    the CPU, with as many threads): all randomness is a function of the seed, the epoch and the
-    place of an image or batch, and every epoch ends with a checkpoint.
+    The training accuracy is that on the mixed images, with the class that has most of each.
 
     Args:
-        config: the experiment.
-        run_dir: folder of the run; made when missing.
-        resume: go on with the run in `run_dir`; where there is none yet, start it.
-
-    Returns:
-        The figures, as in result.json.
-
-    Raises:
-        BlockingIOError: another process writes to `run_dir`.
-        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
-        FileNotFoundError: a folder, class or file is missing.
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM came; its code is 143.
-        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
-        ShareDoneError: in all processes but the first, once the training has ended.
-        ValueError: the configuration does not fit the images, or not the run to be resumed, or a
-            file of that run or of an image is damaged.
+        model: gives `logits` and `loss` for `images` and `labels`.
+        build_optimizer: gives what `configure_optimizers` returns, from the model.
+        seed: of the dropout, and of what is mixed.
+        mixing: of the images and labels that are trained on.
+        average: decay of a moving average of the parameters; None for none. Step t has
+            min(decay, 1 - t^(-2/3)), so that a short training is averaged too.
     """
-    folder = RunFolder(Path(run_dir))
-    group = current()
-    started = group.agree(lambda: folder.begin(resume=resume))
-    device = choose_device(config.training.accelerator)
-    with group.first_alone():  # it fetches what there is to fetch
-        data = load_images(config.data)
-    parts = part_images(config, data)
-    record = _record(config, data, parts)
-    digests = group.agree(lambda: digest_images(config, data))
-    if started and has_ended(folder, record, digests):
-        return RunResult.read(folder)
-    group.agree(parts.require_readable)
-    training = config.training
-    train_batches = train_loader(config, parts)  # before anything is written: it may be refused
-    with torch_settings(training.threads):
-        torch.manual_seed(training.seed)
-        model = _start(record)
-        if group.is_first:
-            open_folder(folder, record, digests, started=started)
-            write_json(folder.preprocessing, to_plain(parts.preprocessing))
-        logger.info(
-            "%s: %s images to train on, %s for %s, %d classes, %s parameters, folder %s",
-            *(config.name, f"{len(parts.train):,}", f"{len(parts.validation):,}"),
-            *(HELD_OUT[training.protocol], len(data.classes)),
-            *(f"{count_parameters(model):,}", folder.root),
+
+    def __init__(
+        self,
+        model: VisionClassifier,
+        build_optimizer: Callable[[nn.Module], Any],
+        *,
+        seed: int,
+        mixing: Mixing,
+        average: float | None,
+    ) -> None:
+        super().__init__(model, build_optimizer, seed=seed)
+        self._mixing = mixing
+        # A module of this one, so that checkpoints have it.
+        self.average = None
+        if average is not None:
+            self.average = ModelEmaV3(model, decay=average, use_warmup=True)
+            self.average.requires_grad_(False)  # nobody has a gradient of them, nor waits for one
+            self.average.train()  # like the model beside it: the loop turns both to evaluation
+        self._averaged_at = 0
+
+    @property
+    def measured(self) -> nn.Module:
+        """The averaged parameters, where there are any."""
+        return self.model if self.average is None else self.average.module
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch that was mixed.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        # Each process mixes its own share; the first one draws what one alone does.
+        key = [self._seed, self.current_epoch, batch_idx]
+        if self.global_rank:
+            key.append(self.global_rank)
+        images, labels = self._mixing(batch["images"], batch["labels"], *key)
+        return super().training_step({"images": images, "labels": labels}, batch_idx)
+
+    def on_train_start(self) -> None:
+        """Take the number of steps that were averaged before."""
+        self._averaged_at = self.global_step
+
+    def on_train_batch_end(self, *_arguments: Any, **_options: Any) -> None:
+        """Average, where the batch ended a step of the optimizer."""
+        if self.average is not None and self.global_step != self._averaged_at:
+            self._averaged_at = self.global_step
+            self.average.update(self.model, step=self.global_step)
+
+
+class Images(Classifier):
+    """Image classification."""
+
+    reads = "IMAGE"
+    labelled = "FOLDER"
+    unit = "images"
+
+    def __init__(self, config: ImagesConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
+        self.config, self.data = config, load_images(config.data)
+        self.parts = part_images(config, self.data)
+        self.classes, self.note = self.data.classes, self.parts.note
+        self.weights = "model." if config.training.average is None else AVERAGE
+        test = self.parts.test
+        self.record = ImagesRecord(
+            recipe=config.name,
+            config=config,
+            versions=read_versions(),
+            classes=self.data.classes,
+            channels=self.data.channels,
+            sizes={
+                "train": len(self.parts.train),
+                "validation": len(self.parts.validation),
+                "test": 0 if test is None else len(test),
+            },
         )
-        recorder = fit(
-            _task(config, model, train_batches, num_classes=len(data.classes)),
-            folder,
-            training,
-            train=train_batches,
-            validation=_loader(config, parts, "validation"),
-            held_out=HELD_OUT[training.protocol],
-            gradient_clip=config.optimizer.gradient_clip,
-            accumulate=training.accumulate,
+
+    @property
+    def paper(self) -> tuple[float | None, str | None]:
+        """The paper's accuracy, where the data have as many classes, and where it prints it."""
+        return super().paper if len(self.classes) == self.config.paper_classes else (None, None)
+
+    def describe(self) -> str:
+        """Return how many images there are."""
+        sizes = self.record.sizes
+        return (
+            f"{self.config.name}: {sizes['train']:,} images to train on, "
+            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}, "
+            f"{len(self.classes)} classes"
         )
-        return _finish(model.to(device), config, data, parts, folder, recorder)
 
+    def check(self) -> None:
+        """Refuse damaged images of the validation and the test part."""
+        self.parts.require_readable()
 
-def _record(config: VisionConfig, data: ImageData, parts: Parts) -> VisionRecord:
-    return VisionRecord(
-        recipe=config.name,
-        config=config,
-        versions=read_versions(),
-        classes=data.classes,
-        channels=data.channels,
-        sizes={
-            "train": len(parts.train),
-            "validation": len(parts.validation),
-            "test": 0 if parts.test is None else len(parts.test),
-        },
-    )
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Return the batches of an epoch, and those that choose it."""
+        self.batches = train_loader(self.config, self.parts)
+        validation = batches_of(self.config, self.parts.validation, self.parts.preprocessing)
+        return self.batches, validation
 
+    def build(self) -> VisionClassifier:
+        """Build the classifier, with new parameters or those that it starts from."""
+        training = self.config.training
+        if training.model_from is None:
+            model = build_vision_model(self.record)
+        else:
+            model = load_start(training.model_from, self.record)
+        model.checkpointing = training.checkpoint_activations
+        return model
 
-def _start(record: VisionRecord) -> VisionClassifier:
-    training = record.config.training
-    if training.model_from is None:
-        model = build_vision_model(record)
-    else:
-        model = load_start(training.model_from, record)
-    model.checkpointing = training.checkpoint_activations
-    return model
+    def write(self, folder: RunFolder) -> None:
+        """Write the preprocessing."""
+        write_json(folder.preprocessing, to_plain(self.parts.preprocessing))
 
-
-def _task(
-    config: VisionConfig, model: VisionClassifier, batches: DataLoader, *, num_classes: int
-) -> VisionTask:
-    training, chance = config.training, config.augmentation
-    steps = math.ceil(len(batches) / training.accumulate)
-    optimizer = config.optimizer.by_steps(
-        steps, images=config.data.batch_size * training.accumulate
-    )
-    return VisionTask(
-        model,
-        lambda trained: build_scheduled(
-            parameter_groups(cast(VisionClassifier, trained), optimizer.weight_decay),
-            optimizer,
-            steps=training.epochs * steps,
-        ),
-        seed=training.seed,
-        mixing=Mixing(
-            num_classes,
-            mixup=chance.mixup,
-            cutmix=chance.cutmix,
-            label_smoothing=chance.label_smoothing,
-        ),
-        average=training.average,
-    )
-
-
-def _loader(config: VisionConfig, parts: Parts, part: str) -> DataLoader:
-    return test_loader(
-        getattr(parts, part),
-        parts.preprocessing,
-        batch_size=config.data.batch_size,
-        workers=config.data.workers,
-    )
-
-
-def _finish(
-    model: VisionClassifier,
-    config: VisionConfig,
-    data: ImageData,
-    parts: Parts,
-    folder: RunFolder,
-    recorder: EpochRecorder,
-) -> RunResult:
-    keep_best(model, folder, prefix="model." if config.training.average is None else AVERAGE)
-    tested, note = None, NO_TEST_NOTE
-    if parts.test is not None:
-        probabilities = classify(model, _loader(config, parts, "test"))
-        labels = parts.test.labels
-        tested = Tested(
-            probabilities=probabilities, labels=labels, top5=top5_accuracy(probabilities, labels)
+    def task(self, model: nn.Module) -> ImagesTask:
+        """Return the classification of mixed images, at a rate that follows the schedule."""
+        training, chance = self.config.training, self.config.augmentation
+        steps = math.ceil(len(self.batches) / training.accumulate)
+        images = self.config.data.batch_size * training.accumulate
+        optimizer = self.config.optimizer.by_steps(steps, images=images)
+        return ImagesTask(
+            cast(VisionClassifier, model),
+            lambda trained: build_scheduled(
+                parameter_groups(cast(VisionClassifier, trained), optimizer.weight_decay),
+                optimizer,
+                steps=training.epochs * steps,
+            ),
+            seed=training.seed,
+            mixing=Mixing(
+                len(self.classes),
+                mixup=chance.mixup,
+                cutmix=chance.cutmix,
+                label_smoothing=chance.label_smoothing,
+            ),
+            average=training.average,
         )
-        note = parts.note or PROTOCOL_NOTES[config.training.protocol]
-    if len(data.classes) != config.paper_classes:
-        config = replace(config, paper_accuracy=None, paper_source=None)
-    return write_outcome(
-        config, model, folder, recorder, classes=data.classes, tested=tested, note=note
-    )
+
+    def predict_test(self, model: VisionClassifier) -> Tested | None:
+        """Return the predictions for the test images, if there are any."""
+        test = self.parts.test
+        if test is None:
+            return None
+        return _tested(
+            classify(model, batches_of(self.config, test, self.parts.preprocessing)), test
+        )
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Trained:
+        """Read back what training left in a folder; no code in it runs."""
+        folder = RunFolder(Path(run_dir))
+        record = ImagesRecord.read(folder)
+        return Trained(
+            model=load_weights(build_vision_model(record), folder).eval(),
+            record=record,
+            preprocessing=read_preprocessing(folder),
+        )
+
+    @classmethod
+    def retest(cls, run: Trained, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
+        """Test a finished run again, on its own test images or on a folder of them."""
+        if file is not None:
+            split, source = load_labelled_images(file, run.classes), str(file)
+        else:
+            data = load_images(run.record.config.data)
+            if data.test is None:
+                raise ValueError(
+                    f"{run_dir} was trained without test images: give a folder of them (--file)"
+                )
+            if data.classes != run.classes:
+                raise ValueError(
+                    f"{run_dir} has the classes {', '.join(run.classes)}, its images now have "
+                    f"{', '.join(data.classes)}"
+                )
+            split, source = data.test, f"the test images of {data.name}"
+        return source, _tested(_classify(run, split), split)
+
+    @classmethod
+    def predict(cls, run_dir: str | Path, *files: Path) -> str:
+        """Classify image files, by name in place of the index."""
+        run = cls.load(run_dir)
+        unknown = np.zeros(len(files), dtype=np.int64)
+        split = ImageSplit(images=tuple(files), labels=unknown, name="images")
+        paths = [str(file) for file in files]
+        return format_predictions(_classify(run, split), run.classes, files=paths)
+
+
+def batches_of(
+    config: ImagesConfig, split: ImageSplit, preprocessing: ImagePreprocessing
+) -> DataLoader:
+    """Return batches of all images of a part, in their order, without chance."""
+    size, workers = config.data.batch_size, config.data.workers
+    return test_loader(split, preprocessing, batch_size=size, workers=workers)
+
+
+def _classify(run: Trained, split: ImageSplit) -> Float64[np.ndarray, "n classes"]:
+    return classify(run.to_device(), batches_of(run.config, split, run.preprocessing))
+
+
+def _tested(probabilities: Float64[np.ndarray, "n classes"], split: ImageSplit) -> Tested:
+    top5 = top5_accuracy(probabilities, split.labels)
+    return Tested(probabilities=probabilities, labels=split.labels, top5=top5)

@@ -1,16 +1,24 @@
-"""What a run of a language model is told: one frozen dataclass per part; no torch."""
+"""The configuration, record and result of a run on texts; no torch here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+from flowformer.data.options import TextOptions
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.scores.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
 from flowformer.serialization import check_types
-from flowformer.train.config import require
-from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.config import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    Bounds,
+    ExperimentConfig,
+    ScheduledOptimizerConfig,
+    StepsConfig,
+    require,
+)
+from flowformer.train.records import Lines, Record, Result
 
-TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Packing = Literal["contiguous", "documents"]
 
 ADDITION = "addition"  # the corpus that is no text: sums, generated
@@ -18,20 +26,10 @@ PROTOCOL_NOTE = "the validation part chose the step; the test part was read once
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextDataConfig:
+class TextDataConfig(TextOptions):
     """Which text to train on, and how it becomes batches of tokens.
 
     Attributes:
-        corpus: name of a text (`flowformer data list`), text for files of your own, or addition for
-            sums.
-        folder: where its files are: a folder in the corpus's own layout, or for text a file or a
-            folder of files; by default it is fetched.
-        tokenizer: characters (char), bytes (byte), words at white space (word), or byte-level
-            byte-pair encoding trained on the training part (bpe).
-        tokenizer_file: a tokenizer to use in place of a new one: a tokenizer.json, or the folder of
-            encoder.json and vocab.bpe.
-        vocab_size: entries of a trained vocabulary; None for all (8,192 of bpe).
-        min_count: least number of times that a word or character of the vocabulary occurs.
         length: tokens of a training sample.
         packing: contiguous cuts the text every `length` tokens, over the ends of documents, as
             published; documents keeps a sample's documents apart.
@@ -40,12 +38,6 @@ class TextDataConfig:
         digits: of the numbers of addition.
     """
 
-    corpus: str = "text"
-    folder: Path | None = None
-    tokenizer: TokenizerKind = "bpe"
-    tokenizer_file: Path | None = None
-    vocab_size: int | None = None
-    min_count: int = 1
     length: int = 512
     packing: Packing = "contiguous"
     batch_size: int = 4
@@ -79,26 +71,20 @@ class LanguageTrainingConfig(StepsConfig):
             time.
     """
 
+    bounds: ClassVar[Bounds] = {
+        "accumulate": AT_LEAST_1,
+        "context_window": AT_LEAST_0,
+        "validation_tokens": AT_LEAST_1,
+    }
+
     accumulate: int = 1
     validation_tokens: int | None = None
     context_window: int = 0
     checkpoint_activations: bool = False
 
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        super().__post_init__()
-        require("accumulate", self.accumulate, "at least 1", lambda v: v >= 1)
-        require("context_window", self.context_window, "at least 0", lambda v: v >= 0)
-        if self.validation_tokens is not None:
-            require("validation_tokens", self.validation_tokens, "at least 1", lambda v: v >= 1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(ExperimentConfig):
     """A whole experiment of language modelling.
 
     Attributes:
@@ -107,11 +93,12 @@ class LanguageConfig:
         model: the language model.
         optimizer: how its parameters move.
         training: how long, and how it is measured.
-        paper_dataset: corpus that a paper prints a figure for. With any other in `data`, the figure
-            has no place here: it becomes None, its source too.
+        paper_dataset: corpus that a paper prints a figure for.
         paper_perplexity: test perplexity that it prints.
         paper_source: where it prints it.
     """
+
+    papers: ClassVar[str] = "corpus"
 
     name: str
     data: TextDataConfig = field(default_factory=TextDataConfig)
@@ -123,15 +110,12 @@ class LanguageConfig:
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values, and drops the paper's figure when it is one for other data.
+        """Check the values, and drop the paper's figure when it is one for another text.
 
         Raises:
             ValueError: a value is of the wrong type or out of range, or two do not fit.
         """
-        check_types(self.model, "model")
-        if self.data.corpus != self.paper_dataset:
-            for name in ("paper_dataset", "paper_perplexity", "paper_source"):
-                object.__setattr__(self, name, None)
+        super().__post_init__()
         if self.training.context_window >= self.data.length:
             raise ValueError(
                 "training.context_window must be below data.length, got "
@@ -140,7 +124,7 @@ class LanguageConfig:
 
     @property
     def dataset_name(self) -> str:
-        """What its text is called."""
+        """The name of the text."""
         folder = self.data.folder
         return folder.stem if self.data.corpus == "text" and folder else self.data.corpus
 
@@ -151,14 +135,14 @@ class LanguageConfig:
 
     @property
     def measure(self) -> Measure:
-        """What its runs are ranked by."""
+        """The figure that runs are ranked by."""
         if self.data.corpus == ADDITION:
             return EXACT_SUMS
         return BITS_PER_CHARACTER if self.by_character else PERPLEXITY
 
     @property
     def causal(self) -> bool:
-        """Whether its mixers are asked for their causal form."""
+        """Whether mixers are asked for their causal form."""
         return True
 
     @property
@@ -167,16 +151,88 @@ class LanguageConfig:
         return self.paper_perplexity if self.measure == PERPLEXITY else None
 
     @property
-    def protocol(self) -> str:
-        """What chooses the step: a part that is not tested on."""
-        return "clean"
-
-    @property
-    def has_test(self) -> bool:
-        """Whether its data have a test part: every text is split in three."""
-        return True
-
-    @property
     def protocol_note(self) -> str:
         """The protocol in words, to stand beside every figure."""
         return PROTOCOL_NOTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRecord(Record):
+    """What config.json holds of a run on a text.
+
+    Attributes:
+        config: the configuration, overrides included.
+        vocab_size: entries of the vocabulary.
+        sizes: tokens in each part of the text; of addition, problems.
+        tokenizer: digest of the tokenizer's file; None of addition.
+        task: what kind of run it is.
+    """
+
+    config: LanguageConfig
+    vocab_size: int
+    sizes: dict[str, int]
+    tokenizer: str | None = None
+    task: Literal["language"] = "language"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageResult(Result):
+    """What result.json holds of a language model.
+
+    Losses are in nats a token; perplexities are of words.
+
+    Attributes:
+        measure: what `test_score` is: perplexity, bits per character, or exact sums (a fraction).
+        test_score: on the test part, at the best step.
+        test_loss: of the same part and step.
+        test_perplexity: per word of the text, whatever a token is; None of addition.
+        test_bits_per_character: per character of the text; None of addition.
+        validation_loss: of the best step.
+        best_step: steps until then.
+        steps: of the optimizer.
+        paper_perplexity: what the paper prints, if it does.
+        paper_source: where it prints it.
+        tokens_per_second: of training, the median over the measurements.
+    """
+
+    width: ClassVar[int] = 17
+
+    measure: str
+    test_score: float
+    test_loss: float
+    test_perplexity: float | None
+    test_bits_per_character: float | None
+    validation_loss: float
+    best_step: int
+    steps: int
+    paper_perplexity: float | None
+    paper_source: str | None
+    tokens_per_second: float
+
+    @property
+    def score(self) -> float:
+        """The figure that comparisons rank by."""
+        return self.test_score
+
+    @property
+    def in_words(self) -> str:
+        """The score by its measure."""
+        measures = (BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY)
+        (of,) = (each for each in measures if each.name == self.measure)
+        return f"the test {of.name} is {of.show(self.score)}{of.unit}"
+
+    def lines(self, record: Any, run: str) -> Lines:
+        """Return what to say at the end of a run: no figure without its protocol."""
+        del record, run
+        if self.test_perplexity is None:
+            figures = [(f"test {self.measure}", f"{100 * self.test_score:.2f} %")]
+        else:
+            paper = self.paper_perplexity
+            beside = "" if paper is None else f", the paper's {paper}"
+            figures = [
+                ("test perplexity", f"{PERPLEXITY.show(self.test_perplexity)} per word{beside}"),
+                ("", f"{self.test_bits_per_character:.4f} bits per character"),
+            ]
+        speed = f"{self.tokens_per_second:,.0f} tokens a second, {self.parameters:,} parameters"
+        steps = f"{self.best_step} of {self.steps}: {self.protocol_note}"
+        return [("", ""), *figures, ("best step", steps), ("speed", speed)]

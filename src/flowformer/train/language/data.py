@@ -1,40 +1,35 @@
 """From a language model's configuration to what it learns from: a tokenised text, or sums."""
 
-import hashlib
-import json
 import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from flowformer.data.cache import data_cache
+from flowformer.data.cache import Patient, data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
 from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
-from flowformer.data.language.tokens import Counts, PreparedText
-from flowformer.data.order.steps import StepBatches
+from flowformer.data.language.tokens import Counts, PreparedText, read_meta
+from flowformer.data.options import TextOptions
+from flowformer.data.order import StepBatches
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.serialization import to_plain
+from flowformer.train.digests import Digests, digest_values
 from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataConfig
 
 logger = logging.getLogger(__name__)
 
-SAY_SECONDS = 5.0
 BPE_VOCAB_SIZE = 8192  # of a vocabulary that is trained and whose size nobody gave
 ADDITION_VALIDATION = 500  # problems held back from training, to choose the step
-# What makes two preparations of a corpus differ.
-_SETTINGS = ("corpus", "folder", "tokenizer", "tokenizer_file", "vocab_size", "min_count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +40,7 @@ class Score:
         value: as the configuration's measure has it.
         loss: nats a token.
         perplexity: per word, whatever a token is; None of sums.
-        bits_per_character: likewise.
+        bits_per_character: of the text; None of sums.
     """
 
     value: float
@@ -55,7 +50,7 @@ class Score:
 
 
 def open_source(config: LanguageConfig) -> "Text | Addition":
-    """Returns what a configuration names: fetched and tokenised, or as it lies there already.
+    """Open what a configuration names: fetched and tokenised, or as it lies there already.
 
     Raises:
         ValueError: there is no such corpus, a part is shorter than a sample, or a file is damaged.
@@ -68,7 +63,7 @@ def open_source(config: LanguageConfig) -> "Text | Addition":
 
 
 def load_text(config: TextDataConfig) -> PreparedText:
-    """Fetches and tokenises a text, or opens what is there already; raises as `open_source`."""
+    """Fetch and tokenise a text, or open what is there already; raise as `open_source`."""
     vocab_size = config.vocab_size
     tokenizer: str | Tokenizer = config.tokenizer
     if config.tokenizer_file is not None:
@@ -82,17 +77,32 @@ def load_text(config: TextDataConfig) -> PreparedText:
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         min_count=config.min_count,
-        progress=_Patient(),
+        progress=Patient(_say_progress),
     )
 
 
+def digest_data(config: LanguageConfig, text: PreparedText | None = None) -> Digests:
+    """Return digests of each part of a tokenised text; of sums, which nobody reads, none."""
+    own = config.data
+    if own.corpus == ADDITION:
+        return {}
+    if text is None:
+        text = load_text(own)
+    name = own.corpus if own.folder is None else str(own.folder)
+    # Those of the shards were compared with the files when these were opened.
+    return {
+        f"{name} ({part})": digest_values([shard.sha256 for shard in shards])
+        for part, shards in read_meta(text.folder).shards.items()
+    }
+
+
 def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
-    """Returns the folder of a tokenised text that was given none.
+    """Return the folder of a tokenised text that was given none.
 
     It is named after the settings and the content, so that a text that was edited is tokenised
     anew, beside what runs on the earlier one read.
     """
-    values = {name: getattr(config, name) for name in _SETTINGS}
+    values = {field.name: getattr(config, field.name) for field in fields(TextOptions)}
     # A path means the same from any folder: the command line makes some absolute, Python none.
     settings = {
         name: to_plain(value.resolve() if isinstance(value, Path) else value)
@@ -101,82 +111,65 @@ def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Toke
     settings["text"] = to_plain(corpus.identity())
     if isinstance(tokenizer, Tokenizer):
         settings["tokens"] = tokenizer.to_json()
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest[:8]}"
+    return data_cache() / "text" / f"{config.corpus}-{config.tokenizer}-{digest(settings)}"
 
 
 class Text:
     """A tokenised text.
 
     Args:
-        config: of the run.
-        text: its text.
+        config: the experiment.
+        text: the text; a part that is shorter than a sample raises ValueError.
+
+    Attributes:
+        text: the text.
+        tokenizer: from text to tokens and back.
+        vocab_size: entries of the vocabulary.
+        sizes: tokens of each part.
+        length: tokens of a sample.
     """
 
     def __init__(self, config: LanguageConfig, text: PreparedText) -> None:
-        """Cuts the parts into samples; one that is shorter than a sample raises ValueError."""
         self._config = config
-        self._text = text
+        self.text, self.tokenizer = text, text.tokenizer
+        self.vocab_size = text.tokenizer.vocab_size
+        self.sizes = {part: counts.tokens for part, counts in text.counts.items()}
+        self.length = config.data.length
         self._packed = config.data.packing == "documents"
         kind = PackedDocuments if self._packed else ContiguousBlocks
-        self._train = kind(text.train, config.data.length)
-        validation = kind(text.validation, config.data.length)
+        self._train = kind(text.train, self.length)
+        validation = kind(text.validation, self.length)
         limit = config.training.validation_tokens
-        count = len(validation) if limit is None else max(1, limit // config.data.length)
+        count = len(validation) if limit is None else max(1, limit // self.length)
         # The first ones, so that every measurement is of the same text.
         self._validation = Subset(validation, range(min(count, len(validation))))
 
-    @property
-    def text(self) -> PreparedText:
-        """What was tokenised."""
-        return self._text
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the tokenizer."""
-        return self._text.tokenizer.vocab_size
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the text."""
-        return self._text.tokenizer
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Tokens of each part."""
-        return {part: counts.tokens for part, counts in self._text.counts.items()}
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sample."""
-        return self._config.data.length
-
     def loaders(self) -> tuple[DataLoader, DataLoader]:
-        """Returns the batches of one round, and those of the validation part."""
+        """Return the batches of one round, and those of the validation part."""
         collate = collate_packed if self._packed else None
         return _loaders(self._config, self._train, self._validation, collate)
 
     def score_of(self, loss: float) -> float:
-        """Bits per character, or perplexity per word, of a loss in nats a token.
+        """Return bits per character, or perplexity per word, of a loss in nats a token.
 
         With the tokens to a word of the whole validation part: of its beginning alone
         (validation_tokens) it is an estimate.
         """
-        counts = self._text.counts["validation"]
+        counts = self.text.counts["validation"]
         if self._config.by_character:
             return bits_of(loss) * counts.tokens / counts.characters
         return exp_of(loss * counts.tokens / counts.words)
 
     def test(self, model: LanguageModel) -> Score:
-        """Scores the test part with the sliding context of the configuration.
+        """Score the test part with the sliding context of the configuration.
 
         The token that ends a line or document stands before the text, as fairseq has it; without
         one (characters, bytes) the first token is not scored.
         """
-        counts = self._text.counts["test"]
+        counts = self.text.counts["test"]
         scored = evaluate_perplexity(
             model,
-            self._text.test,
+            self.text.test,
             length=self.length,
             context_window=self._config.training.context_window,
             batch_size=self._config.data.batch_size,
@@ -195,11 +188,11 @@ class Text:
         )
 
     def stream(self, model: LanguageModel) -> Perplexity:
-        """Scores the test part after all that came before, in one pass, by the model's state."""
-        counts = self._text.counts["test"]
+        """Score the test part after all that came before, in one pass, by the model's state."""
+        counts = self.text.counts["test"]
         return streaming_perplexity(
             model,
-            self._text.test,
+            self.text.test,
             start_id=self.tokenizer.end_id,
             words=counts.words,
             characters=counts.characters,
@@ -210,45 +203,38 @@ class Addition:
     """Sums of two numbers.
 
     Args:
-        config: of the run.
+        config: the experiment.
+
+    Attributes:
+        sizes: problems of each part.
+        length: digits that are read of a problem and its sum.
     """
 
     vocab_size = VOCAB_SIZE
     tokenizer = text = None
 
     def __init__(self, config: LanguageConfig) -> None:
-        """Holds back some of the training problems to choose the step by."""
         problems = AdditionProblems("train", digits=config.data.digits)
+        # Some of the training problems are held back, to choose the step by.
         held_back = min(ADDITION_VALIDATION, len(problems) // 5)
         self._config = config
         self._train = Subset(problems, range(len(problems) - held_back))
         self._validation = Subset(problems, range(len(problems) - held_back, len(problems)))
         self._test = AdditionProblems("test", digits=config.data.digits)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Problems of each part."""
-        return {
-            "train": len(self._train),
-            "validation": len(self._validation),
-            "test": len(self._test),
-        }
-
-    @property
-    def length(self) -> int:
-        """Digits that are read of a problem and its sum."""
-        return 3 * self._config.data.digits
+        parts = {"train": self._train, "validation": self._validation, "test": self._test}
+        self.sizes = {name: len(part) for name, part in parts.items()}
+        self.length = 3 * config.data.digits
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
-        """Returns the batches of one round, and those of the validation part."""
+        """Return the batches of one round, and those of the validation part."""
         return _loaders(self._config, self._train, self._validation, None)
 
     def score_of(self, loss: float) -> None:
-        """Nothing: right sums are counted."""
+        """Return nothing: right sums are counted."""
         del loss
 
     def test(self, model: LanguageModel) -> Score:
-        """Lets the model add, and counts the sums that are right to the last digit."""
+        """Let the model add, and count the sums that are right to the last digit."""
         device = next(model.parameters()).device
 
         def add(prompts: Any, width: int) -> Any:
@@ -280,13 +266,5 @@ def _loaders(
     )
 
 
-class _Patient:
-    """Says how far the tokenising is, not more often than every few seconds."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, part: str, counts: Counts) -> None:
-        if time.monotonic() - self._said > SAY_SECONDS:
-            self._said = time.monotonic()
-            logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")
+def _say_progress(part: str, counts: Counts) -> None:
+    logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")

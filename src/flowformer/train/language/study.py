@@ -1,162 +1,380 @@
-"""Training a language model from a configuration to a run folder."""
+"""Language modelling: the parts of a run, and the use of a finished one."""
 
 import hashlib
-import logging
 import math
 import statistics
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from flowformer.data.language.tokenizers import Tokenizer
+from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
+from flowformer.generation.text import generate_text
 from flowformer.models.language.model import LanguageModel
-from flowformer.train.digests import digest_text
-from flowformer.train.folder import (
-    RunFolder,
-    has_ended,
-    holds_folder,
-    open_folder,
-    read_versions,
-)
-from flowformer.train.language.config import LanguageConfig
-from flowformer.train.language.data import Score, open_source
-from flowformer.train.language.folder import LanguageRecord, LanguageResult
-from flowformer.train.language.task import LanguageTask
-from flowformer.train.loop.fit import describe_device, fit, keep_best, torch_settings
-from flowformer.train.loop.recording import EpochRecorder, count_parameters
-from flowformer.train.prediction import choose_device
-from flowformer.train.processes.group import current
-
-logger = logging.getLogger(__name__)
+from flowformer.report.language import write_language_report
+from flowformer.scores.perplexity import Perplexity
+from flowformer.serialization import to_plain
+from flowformer.train.config import ScheduledOptimizerConfig
+from flowformer.train.folder import RunFolder, read_versions
+from flowformer.train.language.config import LanguageConfig, LanguageRecord, LanguageResult
+from flowformer.train.language.data import Score, Text, open_source
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
+from flowformer.train.prediction import load_weights
+from flowformer.train.records import read_history
+from flowformer.train.study import Evaluation, Study, Trained
 
 TOKENIZER = "tokenizer.json"  # in the run folder: a run is used without the text it learned from
+PROMPTS = ("The ", "In ", "It was ", "When ")  # of the samples in a report
+SAMPLE_TOKENS = 60
 
 
-@holds_folder
-def train(config: LanguageConfig, run_dir: str | Path, *, resume: bool = False) -> LanguageResult:
-    """Trains a language model and writes the run folder.
+@dataclass(frozen=True, kw_only=True)
+class LanguageRun(Trained):
+    """A trained language model and what is needed to use it.
 
-    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
-    the CPU, with as many threads): all randomness is a function of the seed and the step, and every
-    measurement ends with a checkpoint.
+    Attributes:
+        tokenizer: from text to tokens and back; None of a model of sums.
+    """
+
+    tokenizer: Tokenizer | None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The token that ends a document, of tokenizers that have one; a line's end is none."""
+        tokenizer = self.tokenizer
+        if tokenizer is None or tokenizer.end_id is None or tokenizer.kind == "word":
+            return ()
+        return (tokenizer.end_id,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageEvaluation(Evaluation):
+    """The score of a run on its test part, beside what its training found.
+
+    Attributes:
+        score: with the context that the configuration gives.
+        streaming: with all of the text before each token, which only a state can carry; None of a
+            mixer without one of constant size, of a model whose places end, and of sums.
+        trained: the figures of the training.
+    """
+
+    score: Score
+    streaming: Perplexity | None
+    trained: LanguageResult
+
+    @property
+    def differs(self) -> bool:
+        """Whether the test part gives another score than the training found."""
+        before = self.trained.test_score
+        return abs(self.score.value - before) > 1e-4 * max(1.0, abs(before))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        streaming = self.streaming
+        return {
+            "measure": self.trained.measure,
+            "score": self.score.value,
+            "trained_score": self.trained.test_score,
+            "loss": self.score.loss,
+            "perplexity": self.score.perplexity,
+            "bits_per_character": self.score.bits_per_character,
+            "streaming_perplexity": None if streaming is None else streaming.per_word,
+            "streaming_bits_per_character": (
+                None if streaming is None else streaming.bits_per_character
+            ),
+            "paper_perplexity": self.trained.paper_perplexity,
+            "protocol_note": self.trained.protocol_note,
+        }
+
+    def describe(self) -> str:
+        """Return the figures in words."""
+        measure, score = self.trained.measure, self.score
+        shown = f"{100 * score.value:.2f} %" if score.perplexity is None else f"{score.value:.4g}"
+        lines = [f"test {measure}  {shown}"]
+        if score.perplexity is not None:
+            lines.append(
+                f"                perplexity {score.perplexity:.4g} per word, "
+                f"{score.bits_per_character:.4f} bits per character"
+            )
+        if self.streaming is not None:
+            lines.append(
+                f"streaming       perplexity {self.streaming.per_word:.4g} per word, "
+                f"{self.streaming.bits_per_character:.4f} bits per character: after all that came "
+                "before, in one pass"
+            )
+        verdict = "differs" if self.differs else "the same"
+        lines.append(f"training found  {self.trained.test_score:.4g}: {verdict}")
+        if self.trained.paper_perplexity is not None:
+            lines.append(f"the paper's     {self.trained.paper_perplexity}")
+        lines.append(f"protocol        {self.trained.protocol_note}")
+        return "\n".join(lines) + "\n"
+
+
+# From a mean loss on the validation part, in nats a token, to what the run is measured by; None
+# where that is the part of the samples with every target right.
+ScoreOf = Callable[[float], float | None]
+
+
+class LanguageTask(RecordedTask):
+    """Next-token cross-entropy. An epoch is what lies between two measurements.
 
     Args:
-        config: the experiment.
-        run_dir: folder of the run; made when missing.
-        resume: go on with the run in `run_dir`; where there is none yet, start it.
-
-    Returns:
-        The figures, as in result.json.
-
-    Raises:
-        BlockingIOError: another process writes to `run_dir`.
-        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM came; its code is 143.
-        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
-        ShareDoneError: in all processes but the first, once the training has ended.
-        ValueError: the configuration does not fit the text, or not the run to be resumed, or a file
-            of that run is damaged.
+        model: called with a batch as keyword arguments; gives the `loss`.
+        optimizer: how its parameters move.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
+        column: name of the score in metrics.csv.
+        score_of: gives it from the validation loss, see ScoreOf.
     """
-    folder = RunFolder(Path(run_dir))
-    group = current()
-    started = group.agree(lambda: folder.begin(resume=resume))
-    device = choose_device(config.training.accelerator)
-    with group.first_alone():  # it fills the cache
-        source = open_source(config)
-    record = LanguageRecord(
-        recipe=config.name,
-        config=config,
-        versions=read_versions(),
-        vocab_size=source.vocab_size,
-        sizes=dict(source.sizes),
-        tokenizer=None if source.tokenizer is None else _digest(source.tokenizer),
-    )
-    digests = group.agree(lambda: digest_text(config, source.text))
-    if started and has_ended(folder, record, digests):
-        return LanguageResult.read(folder)
-    with torch_settings(config.training.threads):
-        torch.manual_seed(config.training.seed)
-        model = LanguageModel(config.model, vocab_size=record.vocab_size)
-        if model.max_positions is not None and source.length > model.max_positions:
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: ScheduledOptimizerConfig,
+        *,
+        steps: int,
+        seed: int,
+        column: str,
+        score_of: ScoreOf,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.model = model
+        self._optimizer = optimizer
+        self._steps = steps
+        self._column = column
+        self._score_of = score_of
+        self._right: list[Tensor] = []
+
+    def configure_optimizers(self) -> Any:
+        """Build Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
+        return build_scheduled(
+            self.model.parameter_groups(self._optimizer.weight_decay),
+            self._optimizer,
+            steps=self._steps,
+        )
+
+    def figures(self) -> Row:
+        """Return the mean losses, in nats a token, and the score on the validation part."""
+        metrics = self.trainer.callback_metrics
+        loss = float(metrics["validation_loss"])
+        score = self._score_of(loss)
+        if score is None:
+            right = torch.cat(self._right) if self._right else torch.zeros(0)
+            known, asked = self.across_processes(int(right.sum()), len(right))
+            score = known / asked
+        return {
+            "train_loss": float(metrics["train_loss"]),
+            "validation_loss": loss,
+            self._column: score,
+        }
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        """Rank by the validation loss."""
+        return (-row["validation_loss"],)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        """Return the losses and the score, by the step."""
+        score = self._column.removeprefix("validation_").replace("_", " ")
+        return (
+            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
+            f"{held_out}: loss {row['validation_loss']:.4f}, {score} {row[self._column]:.4g}"
+        )
+
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the loss of a batch, and keep which samples are right where these are counted."""
+        if stage == "validation" and batch_idx == 0:
+            self._right = []
+        scores = stage == "validation" and self._score_of(0.0) is None
+        logits, loss, _ = self.model(**batch, return_logits=scores)
+        targets = batch["targets"]
+        loss, count = self.take(loss, int((targets >= 0).sum()), batch, stage, batch_idx)
+        if scores and count:
+            self._right.append(((logits.argmax(-1) == targets) | (targets < 0)).all(-1))
+        return loss
+
+
+class Language(Study):
+    """Language modelling, on a text or on sums."""
+
+    use = 'generate {run} "PROMPT"'
+
+    def __init__(self, config: LanguageConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
+        self.config, self.source = config, open_source(config)
+        self.data = self.source.text
+        tokenizer = self.source.tokenizer
+        digest = None
+        if tokenizer is not None:
+            digest = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+        self.record = LanguageRecord(
+            recipe=config.name,
+            config=config,
+            versions=read_versions(),
+            vocab_size=self.source.vocab_size,
+            sizes=dict(self.source.sizes),
+            tokenizer=digest,
+        )
+
+    def describe(self) -> str:
+        """Return how large the text and its vocabulary are."""
+        record = self.record
+        return (
+            f"{self.config.name}: {record.sizes['train']:,} to train on, a vocabulary of "
+            f"{record.vocab_size:,}"
+        )
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Return the batches between two measurements, and those of the validation part."""
+        return self.source.loaders()
+
+    def build(self) -> LanguageModel:
+        """Build the model, with new parameters.
+
+        Raises:
+            ValueError: a sample is longer than what the model reads.
+        """
+        model = LanguageModel(self.config.model, vocab_size=self.record.vocab_size)
+        length = self.source.length
+        if model.max_positions is not None and length > model.max_positions:
             raise ValueError(
-                f"a sample has {source.length} tokens and the model reads at most "
+                f"a sample has {length} tokens and the model reads at most "
                 f"{model.max_positions}: raise model.max_length, or lower data.length"
             )
-        model.set_gradient_checkpointing(config.training.checkpoint_activations)
-        if group.is_first:
-            open_folder(folder, record, digests, started=started)
-            if source.tokenizer is not None:
-                source.tokenizer.save(folder.root / TOKENIZER)
-        logger.info(
-            "%s: %s to train on, a vocabulary of %s, %s parameters, folder %s",
-            *(config.name, f"{record.sizes['train']:,}", f"{record.vocab_size:,}"),
-            *(f"{count_parameters(model):,}", folder.root),
+        model.set_gradient_checkpointing(self.config.training.checkpoint_activations)
+        return model
+
+    def write(self, folder: RunFolder) -> None:
+        """Write the tokenizer, if there is one."""
+        if self.source.tokenizer is not None:
+            self.source.tokenizer.save(folder.root / TOKENIZER)
+
+    def task(self, model: Any) -> LanguageTask:
+        """Return the prediction of the next token."""
+        return LanguageTask(
+            model,
+            self.config.optimizer,
+            steps=self.config.training.steps,
+            seed=self.config.training.seed,
+            column=self.config.measure.column,
+            score_of=self.source.score_of,
         )
-        train_loader, validation_loader = source.loaders()
-        recorder = fit(
-            LanguageTask(
-                model,
-                config.optimizer,
-                steps=config.training.steps,
-                seed=config.training.seed,
-                column=config.measure.column,
-                score_of=source.score_of,
-            ),
-            folder,
-            config.training,
-            train=train_loader,
-            validation=validation_loader,
-            held_out="validation",
-            gradient_clip=config.optimizer.gradient_clip,
-            accumulate=config.training.accumulate,
+
+    def test(
+        self, model: LanguageModel, recorder: EpochRecorder
+    ) -> tuple[LanguageResult, Mapping[str, str]]:
+        """Score the test part."""
+        config, score, best = self.config, self.source.test(model), recorder.best
+        if not math.isfinite(score.value):
+            raise ValueError(
+                f"the test {config.measure.name} is {score.value}: the model has not learned"
+            )
+        training = config.training
+        tokens = self.source.length * config.data.batch_size
+        tokens *= training.evaluate_every * training.accumulate
+        speeds = [tokens / row["train_seconds"] for row in recorder.rows]
+        result = LanguageResult(
+            **self.common_figures(model, recorder),
+            measure=config.measure.name,
+            test_score=score.value,
+            test_loss=score.loss,
+            test_perplexity=score.perplexity,
+            test_bits_per_character=score.bits_per_character,
+            validation_loss=best["validation_loss"],
+            best_step=int(best["step"]),
+            steps=training.steps,
+            paper_perplexity=config.paper_perplexity,
+            paper_source=config.paper_source,
+            tokens_per_second=statistics.median(speeds),
         )
-        keep_best(model, folder)
-        score = source.test(model.to(device))
-        result = _result(config, score, recorder, model, source.length)
-        result.keep(folder, {}, figure=_in_words(config, result))
-        return result
+        return result, {}
 
+    @classmethod
+    def load(cls, run_dir: str | Path) -> LanguageRun:
+        """Read back what training left in a folder; no code in it runs."""
+        folder = RunFolder(Path(run_dir))
+        record = LanguageRecord.read(folder)
+        model = LanguageModel(record.config.model, vocab_size=record.vocab_size)
+        model, path = load_weights(model, folder).eval(), folder.root / TOKENIZER
+        tokenizer = load_tokenizer(path) if path.exists() else None
+        return LanguageRun(model=model, record=record, tokenizer=tokenizer)
 
-def _digest(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    @classmethod
+    def evaluate(cls, run_dir: str | Path, file: Path | None = None) -> LanguageEvaluation:
+        """Score the test part of a finished run again."""
+        if file is not None:
+            raise ValueError(f"{run_dir} is a language model's: it is tested on its own text")
+        run = cls.load(run_dir)
+        trained, sizes = LanguageResult.read(RunFolder(Path(run_dir))), run.record.sizes
+        source = open_source(run.record.config)
+        if source.vocab_size != run.model.vocab_size:
+            raise ValueError(
+                f"{run_dir} has a vocabulary of {run.model.vocab_size}, its text now has one of "
+                f"{source.vocab_size}"
+            )
+        if source.sizes != sizes:
+            raise ValueError(
+                f"{run_dir} is of a text of {sizes} tokens, which now is {source.sizes}"
+            )
+        model = run.to_device()
+        streaming = None
+        endless = model.has_state and not model.state_grows and model.max_positions is None
+        if isinstance(source, Text) and endless:
+            streaming = source.stream(model)
+        return LanguageEvaluation(score=source.test(model), streaming=streaming, trained=trained)
 
+    @classmethod
+    def report(cls, run_dir: str | Path, *, num_samples: int = 4) -> Path:
+        """Write the page of a finished run: figures, curves, and samples of what it writes.
 
-def _in_words(config: LanguageConfig, result: LanguageResult) -> str:
-    measure = config.measure
-    return f"the test {measure.name} is {measure.show(result.score)}{measure.unit}"
-
-
-def _result(
-    config: LanguageConfig,
-    score: Score,
-    recorder: EpochRecorder,
-    model: LanguageModel,
-    length: int,
-) -> LanguageResult:
-    if not math.isfinite(score.value):
-        raise ValueError(
-            f"the test {config.measure.name} is {score.value}: the model has not learned"
+        Args:
+            run_dir: folder of the run.
+            num_samples: texts to make, each from one of PROMPTS; none of a model of sums.
+        """
+        folder, run = RunFolder(Path(run_dir)), cls.load(run_dir)
+        return write_language_report(
+            folder.report,
+            measure=run.config.measure,
+            result=to_plain(LanguageResult.read(folder)),
+            config=to_plain(run.config),
+            history=read_history(folder),
+            samples=_samples(run, num_samples),
         )
-    best, training = recorder.best, config.training
-    tokens = length * config.data.batch_size * training.evaluate_every * training.accumulate
-    return LanguageResult(
-        recipe=config.name,
-        protocol_note=config.protocol_note,
-        seed=training.seed,
-        measure=config.measure.name,
-        test_score=score.value,
-        test_loss=score.loss,
-        test_perplexity=score.perplexity,
-        test_bits_per_character=score.bits_per_character,
-        validation_loss=best["validation_loss"],
-        best_step=int(best["step"]),
-        steps=training.steps,
-        paper_perplexity=config.paper_perplexity,
-        paper_source=config.paper_source,
-        parameters=count_parameters(model),
-        tokens_per_second=statistics.median(tokens / row["train_seconds"] for row in recorder.rows),
-        seconds=sum(row["seconds"] for row in recorder.rows),
-        device=describe_device(next(model.parameters()).device),
-        threads=torch.get_num_threads(),
-    )
+
+    @classmethod
+    def uses(cls, run: str, result: LanguageResult) -> str:
+        """Return the commands that use a run."""
+        sums = result.test_perplexity is None
+        generate = "" if sums else f"flowformer {cls.use.format(run=run)}; "
+        return f"{generate}flowformer evaluate {run}"
+
+
+def _samples(run: LanguageRun, count: int) -> list[tuple[str, str]]:
+    """Return prompts, and what the model makes of each."""
+    samples, limit, tokenizer = [], run.model.max_positions, run.tokenizer
+    if tokenizer is None:
+        return []
+    for prompt in PROMPTS[:count]:
+        room = SAMPLE_TOKENS
+        if limit is not None:  # the last new token is not read
+            room = min(room, limit + 1 - len(tokenizer.encode(prompt)))
+        if room < 1:
+            continue
+        with warnings.catch_warnings():  # of what a vocabulary lacks in prompts of ours
+            warnings.simplefilter("ignore")
+            text = generate_text(
+                run.model,
+                tokenizer,
+                prompt,
+                max_new_tokens=room,
+                stop_ids=run.stop_ids,
+                do_sample=True,
+                temperature=0.8,
+                seed=0,
+            )
+        samples.append((prompt, text))
+    return samples

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,25 +15,30 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 try:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
-from flowformer.data.order.shares import share_out, shares_of
-from flowformer.data.randomness import own_randomness
+from flowformer.data.loaders import own_randomness
+from flowformer.data.order import share_out, shares_of
 from flowformer.files import write_atomically
-from flowformer.train.config import ComputeConfig
+from flowformer.train.config import ComputeConfig, Progress
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.checkpoints import AtomicCheckpointIO, choose_checkpoint, read_checkpoint
-from flowformer.train.loop.progress import EpochLines
+from flowformer.train.loop.checkpoints import (
+    AtomicCheckpointIO,
+    choose_checkpoint,
+    read_checkpoint,
+    read_rest,
+    read_whole,
+)
 from flowformer.train.loop.recording import (
     EpochRecorder,
     NonFiniteLossError,
     RecordedTask,
 )
-from flowformer.train.loop.shards import read_rest, read_whole
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
@@ -61,17 +67,17 @@ def fit(
     gradient_clip: float | None,
     accumulate: int = 1,
 ) -> EpochRecorder:
-    """Trains, from the last whole epoch in the folder on; returns what was recorded of all.
+    """Train from the last whole epoch in the folder on; return what was recorded of all.
 
     Args:
-        task: what is trained.
-        folder: of the run.
-        settings: how long, where, and what is shown.
-        train: batches of an epoch.
-        validation: those that it is measured on after each.
-        held_out: what those are, in words.
+        task: the task to train.
+        folder: the folder of the run.
+        settings: how long to train, where, and what is shown.
+        train: the batches of an epoch.
+        validation: the batches that it is measured on after each.
+        held_out: the name of the validation data.
         gradient_clip: largest norm of the whole gradient.
-        accumulate: batches of an optimizer step.
+        accumulate: batches in one step of the optimizer.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
@@ -169,6 +175,42 @@ def _start(folder: RunFolder, settings: ComputeConfig) -> str | None:
     return None if path is None else str(path)
 
 
+class EpochBar(TQDMProgressBar):
+    """A bar over the steps of an epoch, which counts from 1; the figures are in the lines."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Name the epoch."""
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        )
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return nothing to show beside the bar: Lightning would show the name of a folder."""
+        del trainer, pl_module
+        return {}
+
+
+class EpochLines:
+    """The lines that are shown while a run trains, one an epoch, above the bar if there is one.
+
+    Args:
+        progress: what to show.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        on_terminal = progress == "auto" and sys.stdout.isatty()
+        self.bar = EpochBar() if progress == "bar" or on_terminal else None
+        self._silent = progress == "none"
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        if self.bar is not None:
+            self.bar.print(line)
+        elif not self._silent:
+            logger.info("%s", line)
+
+
 class InterruptBetweenBatches(Callback):
     """Makes Ctrl-C end the training between two batches; pressed once more, it ends it at once.
 
@@ -184,13 +226,12 @@ class InterruptBetweenBatches(Callback):
     """
 
     def __init__(self, *, several: bool = False) -> None:
-        """Starts with nothing pressed."""
         self.came: int | None = None
         self._several = several
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes Ctrl-C for the time of the block, if it is Python's own handler that has it.
+        """Take Ctrl-C for the time of the block, if it is Python's own handler that has it.
 
         Raises:
             KeyboardInterrupt: at the end of the block, where no batch came after Ctrl-C.
@@ -215,7 +256,7 @@ class InterruptBetweenBatches(Callback):
         self.end()
 
     def on_fit_start(self, *_arguments: Any, **_options: Any) -> None:
-        """Takes SIGTERM from Lightning, which gives it back at the end."""
+        """Take SIGTERM from Lightning, which gives it back at the end."""
         if self._several and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminate)
 
@@ -223,15 +264,15 @@ class InterruptBetweenBatches(Callback):
         self.came = number
 
     def on_train_batch_start(self, *_arguments: Any, **_options: Any) -> None:
-        """Ends the training, if that is wanted."""
+        """End the training, if that is wanted."""
         self.end()
 
     def on_validation_batch_start(self, *_arguments: Any, **_options: Any) -> None:
-        """Ends the training, if that is wanted."""
+        """End the training, if that is wanted."""
         self.end()
 
     def end(self) -> None:
-        """Ends the training, if that is wanted.
+        """End the training, if that is wanted.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed.
@@ -244,12 +285,12 @@ class InterruptBetweenBatches(Callback):
 
 
 def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") -> None:
-    """Loads the parameters of the best epoch into the task's model, and writes them alone.
+    """Load the parameters of the best epoch into the task's model, and write them alone.
 
     Args:
-        model: the task's.
-        folder: of the run.
-        prefix: of their names in the checkpoint.
+        model: the task's model.
+        folder: the folder of the run.
+        prefix: how their names begin in the checkpoint.
     """
     path = folder.best
     state = read_whole(path) if path.is_dir() else read_checkpoint(path)["state_dict"]
@@ -261,13 +302,13 @@ def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") ->
 
 
 def describe_device(device: torch.device) -> str:
-    """Returns what computed, in a word or two."""
+    """Return what computed, in a word or two."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextmanager
 def torch_settings(threads: int | None) -> Iterator[None]:
-    """Sets the run's threads; restores the process's threads, randomness and strictness.
+    """Set the run's threads; restore the process's threads, randomness and strictness.
 
     All these are the process's: runs in threads of it take turns.
     """
@@ -285,7 +326,7 @@ def torch_settings(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's advertisements and advice out of the user's way; errors pass."""
+    """Keep Lightning's advertisements and advice out of the user's way; errors pass."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [each.level for each in loggers]
     for each in loggers:

@@ -1,4 +1,4 @@
-"""What every task records at an epoch's end, and what it makes of a loss that is none."""
+"""What is trained: its optimizer, its record of each epoch, and a loss that is not finite."""
 
 import copy
 import csv
@@ -8,7 +8,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,18 @@ try:
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
-from flowformer.data.order.shares import SharedBatches
+from flowformer.data.order import SharedBatches
 from flowformer.files import write_atomically
+from flowformer.train.config import OptimizerConfig, ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "radam": torch.optim.RAdam,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 Row = dict[str, float | int]
 
 
@@ -48,7 +54,6 @@ class NonFiniteLossError(RuntimeError):
         learning_rate: float,
         batch: dict[str, Tensor],
     ) -> None:
-        """Says what happened, when, and at which learning rate."""
         happened = f"the {stage} loss became {loss}"
         if math.isfinite(loss):
             happened = f"the {stage} loss of another process is not finite"
@@ -64,7 +69,7 @@ class RecordedTask(LightningModule):
     stopped.
 
     Args:
-        seed: of the dropout.
+        seed: seed of the dropout.
 
     Attributes:
         shares: of the batches of each stage among several processes; empty for one process.
@@ -73,7 +78,6 @@ class RecordedTask(LightningModule):
     """
 
     def __init__(self, *, seed: int) -> None:
-        """Keeps the seed."""
         super().__init__()
         self._seed = seed
         self.shares: Mapping[str, SharedBatches] = {}
@@ -82,7 +86,7 @@ class RecordedTask(LightningModule):
         self._is_sharded = False
 
     def configure_model(self) -> None:
-        """Shares the parameters out among processes, under FSDP2.
+        """Share the parameters out among processes, under FSDP2.
 
         Those of a copy: the caller's model is whole, and has the best ones in the end.
         """
@@ -96,24 +100,45 @@ class RecordedTask(LightningModule):
             shard(self.model, mesh["data_parallel"])
 
     @abstractmethod
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return what `take` makes of the loss of a batch, and count what figures are made of.
+
+        Args:
+            batch: the keyword arguments of the model's call.
+            batch_idx: number of the batch in its epoch.
+            stage: train or validation.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch to train on."""
+        return self.step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the figures of the validation."""
+        self.step(batch, batch_idx, "validation")
+
+    @abstractmethod
     def figures(self) -> Row:
-        """Returns the columns of the epoch's row that are this task's own."""
+        """Return the columns of the epoch's row that are this task's own."""
 
     @abstractmethod
     def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Returns what is larger the better a row's epoch is."""
+        """Return what is larger the better a row's epoch is."""
 
     @abstractmethod
     def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Returns how far the training is, and the figures of a row, in words.
+        """Return how far the training is, and the figures of a row, in words.
 
         Args:
-            row: of metrics.csv.
+            row: a row of metrics.csv.
             held_out: what the validation columns are measured on.
         """
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Starts the epoch's randomness anew."""
+        """Start the epoch's randomness anew."""
         del batch
         # Not in on_train_epoch_start, which a resumed Trainer may leave out.
         if batch_idx == 0:
@@ -123,7 +148,7 @@ class RecordedTask(LightningModule):
             self._taken = 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the gradient of a step the mean over the batches that it holds.
+        """Make the gradient of a step the mean over the batches that it holds.
 
         Lightning divides by the number that a whole step has: too much in the last step of an
         epoch, which may have fewer, and where batches were left out. Where all were, no parameter
@@ -140,14 +165,14 @@ class RecordedTask(LightningModule):
     def take(
         self, loss: Tensor, count: int, batch: dict[str, Tensor], stage: str, batch_idx: int
     ) -> tuple[Tensor, int]:
-        """Logs the loss of a batch, and weighs that of a share by its part of the whole batch.
+        """Log the loss of a batch, and weigh that of a share by its part of the whole batch.
 
         Args:
-            loss: mean over what is counted; 0 where nothing is.
-            count: targets, labels or steps of it.
+            loss: the mean over what is counted; 0 where nothing is.
+            count: its targets, labels or steps.
             batch: the keyword arguments of the model's call.
             stage: train or validation.
-            batch_idx: of the batch.
+            batch_idx: number of the batch in its epoch.
 
         Returns:
             What to go back from, whose mean over the processes is the loss of the whole batch; and
@@ -180,7 +205,7 @@ class RecordedTask(LightningModule):
         return (loss * (count * world_size / whole) if several else loss), count
 
     def across_processes(self, *values: int) -> list[int]:
-        """Returns the sums of numbers over all processes."""
+        """Return the sums of numbers over all processes."""
         if not self.shares:
             return list(values)
         totals = torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -188,7 +213,7 @@ class RecordedTask(LightningModule):
         return totals.tolist()
 
     def _leave_out(self, loss: Tensor, batch: dict[str, Tensor], stage: str) -> Tensor:
-        """Returns a loss whose gradient is zero: whoever waits for one of every parameter has it.
+        """Return a loss whose gradient is zero: whoever waits for one of every parameter has it.
 
         Raises:
             NonFiniteLossError: it may not be left out.
@@ -234,7 +259,6 @@ class EpochRecorder(Callback):
         say: Callable[[str], None],
         skip_nan: int = 0,
     ) -> None:
-        """Starts with no rows."""
         self.rows: list[Row] = []
         self._skip_nan = task.skips_left = skip_nan
         self._task = task
@@ -244,11 +268,11 @@ class EpochRecorder(Callback):
         self._started = self._train_seconds = self._learning_rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint must hold of this."""
+        """Return what a checkpoint must hold of this."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the rows up to the checkpoint, in place of what metrics.csv may hold beyond it."""
+        """Take the rows up to the checkpoint, in place of what metrics.csv may hold beyond it."""
         self.rows = list(state_dict["rows"])
         self._task.skips_left = self._skip_nan - sum(int(r.get("skipped", 0)) for r in self.rows)
         if self._task.trainer.is_global_zero:
@@ -256,11 +280,11 @@ class EpochRecorder(Callback):
 
     @property
     def best(self) -> Row:
-        """Row of the best epoch, as the task ranks them; on a tie the earlier one."""
+        """The row of the best epoch, as the task ranks them; on a tie the earlier one."""
         return max(self.rows, key=lambda row: (*self._task.rank(row), -row["epoch"]))
 
     def write_metrics(self) -> None:
-        """Writes metrics.csv."""
+        """Write metrics.csv."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -270,7 +294,7 @@ class EpochRecorder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the learning rate of the step, and starts the clock of the epoch."""
+        """Take the learning rate of the step, and start the clock of the epoch."""
         del pl_module, batch
         # Here, since a schedule moves on after the step.
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -278,12 +302,12 @@ class EpochRecorder(Callback):
             self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the time of the epoch's training steps; validation follows the last one."""
+        """Take the time of the epoch's training steps; validation follows the last one."""
         del trainer, pl_module
         self._train_seconds = time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the epoch; validation has run by now."""
+        """Record the epoch; validation has run by now."""
         del pl_module
         if self._task.skipped == trainer.num_training_batches:
             raise RuntimeError("every batch of the epoch was left out: no loss of it was finite")
@@ -309,12 +333,40 @@ class EpochRecorder(Callback):
 
 
 def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
-    """Mixes a seed and an epoch into the seed of that epoch's randomness in a process."""
+    """Mix a seed and an epoch into the seed of that epoch's randomness in a process."""
     # The first process has what one alone has.
     mixed = [seed, epoch, *([process] if process else [])]
     return int(np.random.SeedSequence(mixed).generate_state(1, np.uint64)[0])
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Returns the number of trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def build_constant(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build an optimizer with one learning rate."""
+    kind: Any = OPTIMIZERS[config.name]
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def build_scheduled(parameters: Any, config: ScheduledOptimizerConfig, *, steps: int) -> Any:
+    """Build an optimizer and its schedule by steps.
+
+    Args:
+        parameters: the parameters, or groups of them; a group keeps a weight decay of its own.
+        config: how they move.
+        steps: steps of the optimizer, all together.
+    """
+    kind: Any = OPTIMIZERS[config.name]
+    optimizer = kind(
+        parameters,
+        lr=config.learning_rate,
+        betas=cast(tuple[float, float], config.betas),
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: config.rate_at(step, steps)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -24,7 +24,7 @@ except ImportError as error:
 
 from flowformer.train.config import ComputeConfig
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.shards import load_shards, read_rest, save_shards
+from flowformer.train.loop.checkpoints import load_shards, read_rest, save_shards
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counted_as(number: int) -> Iterator[None]:
-    """Lets Lightning take this process for that number, whatever the environment says.
+    """Let Lightning take this process for that number, whatever the environment says.
 
     What it writes, it writes in the first one; it reads the number from Slurm's variables, MPI's
     and torchrun's, which may be of the job around this process or left over.
@@ -46,7 +46,7 @@ def counted_as(number: int) -> Iterator[None]:
 
 
 def options_for_one_process(settings: ComputeConfig) -> dict[str, Any]:
-    """Returns the Trainer's arguments for a run of one process, whatever the environment says.
+    """Return the Trainer's arguments for a run of one process, whatever the environment says.
 
     Without them Lightning looks for Slurm, LSF, MPI and torchrun, and waits for their processes.
 
@@ -63,11 +63,11 @@ def options_for_one_process(settings: ComputeConfig) -> dict[str, Any]:
 
 
 def options_for_processes(settings: ComputeConfig, folder: RunFolder) -> dict[str, Any]:
-    """Returns the Trainer's arguments for a run of several processes, which have been joined.
+    """Return the Trainer's arguments for a run of several processes, which have been joined.
 
     Args:
-        settings: of the training.
-        folder: of the run.
+        settings: the settings of the training.
+        folder: the folder of the run.
     """
     wait = timedelta(seconds=settings.timeout)
     strategy: Strategy = DDPStrategy(timeout=wait)
@@ -78,7 +78,7 @@ def options_for_processes(settings: ComputeConfig, folder: RunFolder) -> dict[st
 
 
 def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
-    """Shares out the parameters of a model (FSDP2): each block's by itself, then what is left.
+    """Share out the parameters of a model (FSDP2): each block's by itself, then what is left.
 
     Args:
         model: called as a whole, and calls each of its blocks as a whole.
@@ -90,7 +90,7 @@ def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yields what stands in the outermost lists."""
+    """Yield what stands in the outermost lists."""
     for child in module.children():
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
             yield child
@@ -101,23 +101,22 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all processes, whose checkpoints are folders of shards.
 
-    See `flowformer.train.loop.shards`; Lightning's own are read with pickle.
+    See `flowformer.train.loop.checkpoints`; Lightning's own are read with pickle.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         processes: how many share the parameters.
         timeout: how long one waits for another.
     """
 
     def __init__(self, folder: RunFolder, *, processes: int, timeout: timedelta) -> None:
-        """Keeps the folder."""
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout)
         self._folder = folder
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes a checkpoint, each process its shards.
+        """Write a checkpoint, each process its shards.
 
         Raises:
             TypeError: storage options, of which there are none here.
@@ -130,7 +129,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint into the model and the optimizer; returns the rest.
+        """Read a checkpoint into the model and the optimizer; return the rest.
 
         Raises:
             ValueError: it is none of this run.

@@ -53,7 +53,7 @@ class Processes:
         return self.number == 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """Returns what the first process decides; the others wait for it, however long it takes.
+        """Return what the first process decides; the others wait for it, however long it takes.
 
         Args:
             decide: gives a JSON value; called in the first process alone.
@@ -82,7 +82,7 @@ class Processes:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Lets the first process do what is in the block, then the others: they find it done.
+        """Let the first process do what is in the block, then the others: they find it done.
 
         Raises:
             SystemExit: it raised in the first process, which says what.
@@ -108,7 +108,7 @@ _current = Processes()
 
 
 def current() -> Processes:
-    """Returns the processes of the run that is going on here."""
+    """Return the processes of the run that is going on here."""
     return _current
 
 
@@ -163,7 +163,7 @@ def _in_environment(environment: Mapping[str, str]) -> str:
 def sizes_outside(
     environment: Mapping[str, str] = os.environ, *, asked: int | None = None
 ) -> tuple[int, int]:
-    """Returns processes on each machine, and machines, of those started outside.
+    """Return processes on each machine, and machines, of those started outside.
 
     Args:
         environment: of this process.
@@ -188,7 +188,7 @@ def sizes_outside(
 
 
 def _another_number(environment: Mapping[str, str], asked: int) -> str:
-    """Says that there are more or fewer processes than are asked for, and what to do."""
+    """Say that there are more or fewer processes than are asked for, and what to do."""
     count = _count(environment)
     if count > 1 and _by_hand(environment):
         return (
@@ -205,7 +205,7 @@ def _another_number(environment: Mapping[str, str], asked: int) -> str:
 
 
 def _use_slurm() -> None:
-    """Says in torchrun's words what srun says in its own."""
+    """Say in torchrun's words what srun says in its own."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
@@ -221,7 +221,7 @@ def _use_slurm() -> None:
 
 @contextmanager
 def joined(settings: ComputeConfig, *, again: str = "the same command") -> Iterator[Processes]:
-    """Joins the other processes of a run, for the time of the block.
+    """Join the other processes of a run, for the time of the block.
 
     A process that dies, hangs or cannot be reached ends all others within `settings.timeout`
     seconds, and each says which it was; the run can be gone on with.
@@ -274,7 +274,7 @@ def joined(settings: ComputeConfig, *, again: str = "the same command") -> Itera
 
 
 def _meet(settings: ComputeConfig, again: str) -> tuple[Processes, Any]:
-    """Comes to the store of the run; the watch has a connection of its own to it."""
+    """Come to the store of the run; the watch has a connection of its own to it."""
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -317,7 +317,7 @@ def _join_group(settings: ComputeConfig, processes: Processes) -> None:
 
 
 def leave_group() -> None:
-    """Leaves the process group, if there is one."""
+    """Leave the process group, if there is one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -333,7 +333,7 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 
 
 def _end(message: str) -> None:
-    """Ends this process at once: its main thread may wait for ever for the one that is lost."""
+    """End this process at once: its main thread may wait for ever for the one that is lost."""
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     os._exit(LOST)

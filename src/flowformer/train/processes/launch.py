@@ -14,7 +14,7 @@ _PATIENCE = "10"  # seconds that a process has to end by itself when another one
 
 
 def _order(failure: Any) -> tuple[bool, bool, int]:
-    """Sorts failures by whether others have followed from them.
+    """Sort failures by whether others have followed from them.
 
     One that was killed is why others fail; those that lose a process, or are given SIGTERM once one
     has failed, are not.
@@ -24,7 +24,7 @@ def _order(failure: Any) -> tuple[bool, bool, int]:
 
 
 def launch(arguments: Sequence[str], *, processes: int) -> int:
-    """Runs `flowformer` with these arguments in several processes at once, and waits for them.
+    """Run `flowformer` with these arguments in several processes at once, and wait for them.
 
     Args:
         arguments: of the command line, the command first.

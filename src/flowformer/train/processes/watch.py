@@ -52,7 +52,7 @@ class Watch:
         timeout: float,
         on_lost: Callable[[str], None],
     ) -> None:
-        """Says that it is there; `begin` waits for the others."""
+        """Say that it is there; `begin` waits for the others."""
         self._store = store
         self._process = process
         self._processes = processes
@@ -68,7 +68,7 @@ class Watch:
         self._beat()
 
     def begin(self) -> None:
-        """Waits until all are there, and starts to watch them.
+        """Wait until all are there, and start to watch them.
 
         Raises:
             RuntimeError: one has not come in time; it is named.
@@ -84,7 +84,7 @@ class Watch:
             threading.Thread(target=target, daemon=True).start()
 
     def end(self, error: str | None = None) -> None:
-        """Tells the others that this process ends, and stops.
+        """Tell the others that this process ends, and stop.
 
         Args:
             error: what ended it; None where all is well.
@@ -103,7 +103,7 @@ class Watch:
             return
 
     def find_lost(self) -> str | None:
-        """Returns who is missing, after an error of the network; waits some beats for evidence."""
+        """Return who is missing, after an error of the network; wait some beats for evidence."""
         deadline = time.monotonic() + 2 * BEATS_OF_SILENCE * self._interval
         while time.monotonic() < deadline:
             if (found := self._look(BEATS_OF_SILENCE * self._interval)) is not None:
@@ -153,7 +153,7 @@ class Watch:
         return time.monotonic() - self._awake > BEATS_OF_SILENCE * self._interval
 
     def _begin_anew(self) -> None:
-        """Gives all others their time again: a job may be stopped and continued as a whole."""
+        """Give all others their time again: a job may be stopped and continued as a whole."""
         with self._lock:
             self._answered = time.monotonic()
             for other in self._others.values():

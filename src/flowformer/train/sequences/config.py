@@ -1,14 +1,23 @@
-"""What a run on labelled sequences (Long Range Arena) is told: one frozen dataclass per part."""
+"""The configuration, record and result of a run on labelled sequences; no torch here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from flowformer.data.options import SequenceOptions
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.scores.measures import ACCURACY_BY_STEP, Measure
 from flowformer.serialization import check_types
-from flowformer.train.config import Protocol, require
-from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.config import (
+    AT_LEAST_1,
+    Bounds,
+    ExperimentConfig,
+    Protocol,
+    ScheduledOptimizerConfig,
+    StepsConfig,
+    require,
+)
+from flowformer.train.records import ClassifierResult, Record
 
 PROTOCOL_NOTES: dict[str, str] = {
     "clean": "the validation part chose the step; the test part was read once",
@@ -17,20 +26,10 @@ PROTOCOL_NOTES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceDataConfig:
+class SequenceDataConfig(SequenceOptions):
     """Which sequences to train on, and how they become batches.
 
     Attributes:
-        dataset: name of a set (`flowformer data list`).
-        folder: your files, in the layout of the set; by default it is generated or fetched.
-        max_length: longest sequence that the model has room for. Texts are cut to it, and the run
-            says how many were; of ListOps it bounds what is generated, and longer files are
-            refused.
-        min_length: generated ListOps are longer.
-        max_depth: of generated ListOps.
-        difficulty: of generated Pathfinder.
-        sizes: cases of train, validation and test, of a generated set.
-        seed: of what is generated, and of the parts where the set itself has none.
         validation_fraction: part of the training set that chooses the step under the clean
             protocol, where the set has no validation part of its own.
         batch_size: cases in one training step.
@@ -38,14 +37,6 @@ class SequenceDataConfig:
         workers: processes that generate; by default all cores.
     """
 
-    dataset: str = "listops"
-    folder: Path | None = None
-    max_length: int | None = None
-    min_length: int | None = None
-    max_depth: int | None = None
-    difficulty: Literal["easy", "medium", "hard"] | None = None
-    sizes: tuple[int, ...] | None = None
-    seed: int = 0
     validation_fraction: float = 0.1
     batch_size: int = 32
     cache: Path | None = None
@@ -71,7 +62,7 @@ class SequenceDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTrainingConfig(StepsConfig):
+class SequencesTrainingConfig(StepsConfig):
     """How long, on what, and by which rules.
 
     Attributes:
@@ -83,21 +74,20 @@ class SequenceTrainingConfig(StepsConfig):
         test_cases: of the test part, those that are tested on, drawn once; None for all.
     """
 
+    bounds: ClassVar[Bounds] = {"validation_cases": AT_LEAST_1, "test_cases": AT_LEAST_1}
+
     protocol: Protocol = "clean"
     validation_cases: int | None = None
     test_cases: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range, or has no meaning under the
                 protocol.
         """
         super().__post_init__()
-        for name in ("validation_cases", "test_cases"):
-            if getattr(self, name) is not None:
-                require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
         if self.protocol == "published" and self.validation_cases is not None:
             raise ValueError(
                 "validation_cases is of the validation part, which the published protocol has not: "
@@ -106,7 +96,7 @@ class SequenceTrainingConfig(StepsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceConfig:
+class SequencesConfig(ExperimentConfig):
     """A whole experiment of classifying long sequences, or pairs of them.
 
     Attributes:
@@ -115,57 +105,40 @@ class SequenceConfig:
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for. With any other in `data`, the
-            figure has no place here: it becomes None, its source too.
+        paper_dataset: data set that a paper prints a figure for.
         paper_accuracy: test accuracy that it prints, in [0, 1].
         paper_source: where it prints it.
         paper_length: longest sequence there.
     """
 
+    papers: ClassVar[str] = "dataset"
+
     name: str
     data: SequenceDataConfig = field(default_factory=SequenceDataConfig)
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
     optimizer: ScheduledOptimizerConfig = field(default_factory=ScheduledOptimizerConfig)
-    training: SequenceTrainingConfig = field(default_factory=SequenceTrainingConfig)
+    training: SequencesTrainingConfig = field(default_factory=SequencesTrainingConfig)
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
     paper_length: int | None = None
 
-    def __post_init__(self) -> None:
-        """Checks the values, and drops the paper's figure when it is one for other data.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self.model, "model")
-        if self.data.dataset != self.paper_dataset:
-            for name in ("paper_dataset", "paper_accuracy", "paper_source"):
-                object.__setattr__(self, name, None)
-        if self.paper_accuracy is not None:
-            require("paper_accuracy", self.paper_accuracy, "in [0, 1]", lambda v: 0 <= v <= 1)
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether the data are the files that the paper's figure is of, as long as there."""
+        data = self.data
+        given = data.folder is not None or data.dataset == "imdb"
+        return given and data.max_length == self.paper_length
 
     @property
     def dataset_name(self) -> str:
-        """What its data are called."""
+        """The name of the set."""
         return self.data.dataset
 
     @property
     def measure(self) -> Measure:
-        """What its runs are ranked by."""
+        """The figure that runs are ranked by."""
         return ACCURACY_BY_STEP
-
-    @property
-    def causal(self) -> bool:
-        """Whether its mixers are asked for their causal form."""
-        return False
-
-    @property
-    def is_benchmark(self) -> bool:
-        """Whether its data are the files that the paper's figure is of, as long as there."""
-        data = self.data
-        given = data.folder is not None or data.dataset == "imdb"
-        return given and data.max_length == self.paper_length
 
     @property
     def paper_score(self) -> float | None:
@@ -173,18 +146,38 @@ class SequenceConfig:
         return self.paper_accuracy if self.is_benchmark else None
 
     @property
-    def protocol(self) -> str:
-        """What chooses the step."""
-        return self.training.protocol
-
-    @property
-    def has_test(self) -> bool:
-        """Whether its data have a test part: every set has."""
-        return True
-
-    @property
     def protocol_note(self) -> str:
         """The protocol in words, to stand beside every figure."""
         some = self.training.test_cases
         of = "" if some is None else f"; at most {some:,} test cases, drawn once"
         return PROTOCOL_NOTES[self.training.protocol] + of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequencesRecord(Record):
+    """What config.json holds of a run on labelled sequences.
+
+    Attributes:
+        config: the configuration, overrides included.
+        source: of the data, in words; in what they differ from those of a paper, and what was cut.
+        classes: names of the classes; labels index them.
+        vocab_size: of the tokens, that of padding included; None of features.
+        paired: whether a case is two documents.
+        max_length: longest sequence that the model has room for.
+        sizes: number of cases in each part of the data.
+        picture: height and width, where a sequence is the rows of a picture.
+        task: what kind of run it is.
+    """
+
+    config: SequencesConfig
+    source: str
+    classes: tuple[str, ...]
+    vocab_size: int | None
+    paired: bool
+    max_length: int
+    sizes: dict[str, int]
+    picture: tuple[int, ...] | None = None
+    task: Literal["sequences"] = "sequences"
+
+
+SequencesResult = ClassifierResult

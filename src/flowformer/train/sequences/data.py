@@ -1,54 +1,69 @@
 """From the configuration of a classifier of sequences to its data and its model."""
 
 import logging
-import time
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
-from flowformer.data.order.splits import stratified_indices
-from flowformer.data.order.steps import StepBatches
-from flowformer.data.sequences.batches import Case, LabelledSequences, collate_sequences
-from flowformer.data.sequences.preparation import ArenaOptions, find_arena_set, prepare_arena
+from flowformer.data.arrays import require_classes, stratified_indices
+from flowformer.data.cache import Patient
+from flowformer.data.options import SequenceOptions
+from flowformer.data.order import StepBatches
+from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
+from flowformer.data.sequences.preparation import find_sequence_set, prepare_sequences
 from flowformer.data.sequences.records import SequenceData
-from flowformer.data.series.records import require_classes
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.train.sequences.config import SequenceConfig, SequenceDataConfig
-from flowformer.train.sequences.folder import SequenceRecord
+from flowformer.train.digests import Digests, digest_values
+from flowformer.train.sequences.config import (
+    SequenceDataConfig,
+    SequencesConfig,
+    SequencesRecord,
+)
 
 logger = logging.getLogger(__name__)
 
-SAY_SECONDS = 5.0
 GENERATED = {"min_length", "max_depth", "difficulty", "sizes"}
 
 
 def load_sequences(config: SequenceDataConfig) -> SequenceData:
-    """Prepares the set that a configuration names, or opens what is there already.
+    """Prepare the set that a configuration names, or open what is there already.
 
     Raises:
         ValueError: there is no such set, it does not take an option, or a file is damaged.
         FileNotFoundError: a file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
-    of = find_arena_set(config.dataset)
+    of = find_sequence_set(config.dataset)
     # A picture has nothing to cut, and a set with parts of its own nothing to draw.
-    names = {"folder"} | ({"max_length", "seed"} & set(of.options))
+    names = {"dataset", "folder"} | ({"max_length", "seed"} & set(of.options))
     if of.generate is not None and config.folder is not None:
         names.remove("seed")  # nor do files that stand in for what is generated
         _say_unused(config)
     else:
         names |= GENERATED
     values = {name: getattr(config, name) for name in names}
-    return prepare_arena(
-        config.dataset,
-        ArenaOptions(**values),
+    return prepare_sequences(
+        SequenceOptions(**values),
         output=config.cache,
         workers=config.workers,
-        progress=_Patient(),
+        progress=Patient(_say_progress),
     )
+
+
+def digest_data(config: SequencesConfig, data: SequenceData | None = None) -> Digests:
+    """Return digests of each part of a set of labelled sequences."""
+    if data is None:
+        data = load_sequences(config.data)
+    name = data.name if config.data.folder is None else str(config.data.folder)
+    found = {}
+    for part, split in data.splits.items():
+        read = [split.inputs] if split.others is None else [split.inputs, split.others]
+        arrays = [array for each in read for array in (each.offsets, each.values)]
+        found[f"{name} ({part})"] = digest_values([data.classes, split.labels, *arrays])
+    return found
 
 
 def _say_unused(config: SequenceDataConfig) -> None:
@@ -65,14 +80,14 @@ def _say_unused(config: SequenceDataConfig) -> None:
 class Parts(NamedTuple):
     """What the loop trains and validates on, and what is tested at the end."""
 
-    train: Subset[Case]
-    validation: Subset[Case]
-    test: Subset[Case]
+    train: Subset[TensorCase]
+    validation: Subset[TensorCase]
+    test: Subset[TensorCase]
     test_labels: Int64[np.ndarray, " n"]
 
 
-def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
-    """Parts the data as the protocol says.
+def part_sequences(config: SequencesConfig, data: SequenceData) -> Parts:
+    """Part the data as the protocol says.
 
     Under "clean" the validation part is the set's own, or else cut from its training part; under
     "published" it is the test part.
@@ -112,14 +127,14 @@ def part_sequences(config: SequenceConfig, data: SequenceData) -> Parts:
 def _drawn(
     places: Int64[np.ndarray, " n"], count: int | None, seed: int
 ) -> Int64[np.ndarray, " m"]:
-    """Returns so many of them: drawn, since the files of a user may be sorted."""
+    """Return so many of them: drawn, since the files of a user may be sorted."""
     if count is None or count >= len(places):
         return places
     return np.sort(np.random.default_rng(seed).permutation(places)[:count])
 
 
-def train_loader(config: SequenceConfig, cases: Subset[Case]) -> DataLoader:
-    """Returns the batches of one measurement's steps."""
+def train_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
+    """Return the batches of one measurement's steps."""
     training = config.training
     batches = StepBatches(
         len(cases),
@@ -130,13 +145,13 @@ def train_loader(config: SequenceConfig, cases: Subset[Case]) -> DataLoader:
     return DataLoader(cases, batch_sampler=batches, collate_fn=collate_sequences)
 
 
-def test_loader(config: SequenceConfig, cases: Subset[Case]) -> DataLoader:
-    """Returns batches of all cases, in their order."""
+def test_loader(config: SequencesConfig, cases: Subset[TensorCase]) -> DataLoader:
+    """Return batches of all cases, in their order."""
     return DataLoader(cases, config.data.batch_size, collate_fn=collate_sequences)
 
 
 def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
-    """Returns the longest sequence that the model has room for.
+    """Return the longest sequence that the model has room for.
 
     Raises:
         ValueError: the data have a longer one.
@@ -147,7 +162,7 @@ def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
         for sequences in (split.inputs, split.others)
         if sequences is not None and len(sequences)
     )
-    room = config.max_length or find_arena_set(config.dataset).max_length or longest
+    room = config.max_length or find_sequence_set(config.dataset).max_length or longest
     if room < longest:
         raise ValueError(
             f"data.max_length must be at least {longest}, the longest sequence of {data.name}, "
@@ -157,9 +172,9 @@ def room_for(config: SequenceDataConfig, data: SequenceData) -> int:
 
 
 def build_sequence_model(
-    config: SequenceModelConfig, record: SequenceRecord
+    config: SequenceModelConfig, record: SequencesRecord
 ) -> SequenceClassifier | PairClassifier:
-    """Builds the classifier of single sequences or of pairs, whichever the data are."""
+    """Build the classifier of single sequences or of pairs, whichever the data are."""
     kind = PairClassifier if record.paired else SequenceClassifier
     return kind(
         config,
@@ -169,13 +184,5 @@ def build_sequence_model(
     )
 
 
-class _Patient:
-    """Says how far the generating is, not more often than every few seconds."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, part: str, cases: int) -> None:
-        if time.monotonic() - self._said > SAY_SECONDS:
-            self._said = time.monotonic()
-            logger.info("generating the %s part: %s cases so far", part, f"{cases:,}")
+def _say_progress(part: str, cases: int) -> None:
+    logger.info("generating the %s part: %s cases so far", part, f"{cases:,}")

@@ -1,28 +1,19 @@
-"""Training a classifier of sequences from a configuration to a run folder."""
+"""Classification of long sequences: the parts of a run, and the use of a finished one."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
-from flowformer.train.classification import ClassificationTask, Tested, write_outcome
+from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
+from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
+from flowformer.train.classification import ClassificationTask, Classifier, Tested
 from flowformer.train.config import HELD_OUT
-from flowformer.train.digests import digest_sequences
-from flowformer.train.folder import (
-    RunFolder,
-    RunResult,
-    has_ended,
-    holds_folder,
-    open_folder,
-    read_versions,
-)
-from flowformer.train.loop.fit import fit, keep_best, torch_settings
-from flowformer.train.loop.optimizers import build_scheduled
-from flowformer.train.loop.recording import count_parameters
-from flowformer.train.prediction import choose_device, classify
-from flowformer.train.processes.group import current
-from flowformer.train.sequences.config import SequenceConfig
+from flowformer.train.folder import RunFolder, read_versions
+from flowformer.train.loop.recording import build_scheduled
+from flowformer.train.prediction import classify, format_predictions, load_weights
+from flowformer.train.sequences.config import SequencesConfig, SequencesRecord
 from flowformer.train.sequences.data import (
     build_sequence_model,
     load_sequences,
@@ -31,98 +22,124 @@ from flowformer.train.sequences.data import (
     test_loader,
     train_loader,
 )
-from flowformer.train.sequences.folder import SequenceRecord
-
-logger = logging.getLogger(__name__)
+from flowformer.train.study import Trained
 
 
-@holds_folder
-def train(config: SequenceConfig, run_dir: str | Path, *, resume: bool = False) -> RunResult:
-    """Trains a classifier of sequences, or of pairs of them, and writes the run folder.
+class Sequences(Classifier):
+    """Classification of long sequences, or of pairs of them."""
 
-    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
-    the CPU, with as many threads): all randomness is a function of the seed and the step, and every
-    measurement ends with a checkpoint.
+    reads = "FILE"
+    unit = "cases"
 
-    Args:
-        config: the experiment.
-        run_dir: folder of the run; made when missing.
-        resume: go on with the run in `run_dir`; where there is none yet, start it.
-
-    Returns:
-        The figures, as in result.json.
-
-    Raises:
-        BlockingIOError: another process writes to `run_dir`.
-        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM came; its code is 143.
-        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
-        ShareDoneError: in all processes but the first, once the training has ended.
-        ValueError: the configuration does not fit the data, or not the run to be resumed, or a file
-            of that run is damaged.
-    """
-    folder = RunFolder(Path(run_dir))
-    group = current()
-    started = group.agree(lambda: folder.begin(resume=resume))
-    if not config.is_benchmark:
-        config = replace(config, paper_dataset=None)  # and with it the figure, which is of others
-    device = choose_device(config.training.accelerator)
-    with group.first_alone():  # it prepares the set
-        data = load_sequences(config.data)
-    parts = part_sequences(config, data)
-    record = SequenceRecord(
-        recipe=config.name,
-        config=config,
-        versions=read_versions(),
-        source=data.source,
-        classes=data.classes,
-        vocab_size=data.vocab_size,
-        paired=data.paired,
-        max_length=room_for(config.data, data),
-        sizes={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
-        picture=data.picture,
-    )
-    digests = group.agree(lambda: digest_sequences(config, data))
-    if started and has_ended(folder, record, digests):
-        return RunResult.read(folder)
-    training = config.training
-    with torch_settings(training.threads):
-        torch.manual_seed(training.seed)
-        model = build_sequence_model(config.model, record)
-        if group.is_first:
-            open_folder(folder, record, digests, started=started)
-        logger.info("%s: %s", data.name, data.source)
-        logger.info(
-            "%s: %s cases to train on, %s for %s, %s parameters, folder %s",
-            *(config.name, f"{record.sizes['train']:,}", f"{record.sizes['validation']:,}"),
-            *(HELD_OUT[training.protocol], f"{count_parameters(model):,}", folder.root),
+    def __init__(self, config: SequencesConfig, *, begun: RunFolder | None = None) -> None:
+        del begun
+        if not config.is_benchmark:
+            config = replace(config, paper_dataset=None)  # and with it the figure, of other data
+        self.config, self.data = config, load_sequences(config.data)
+        self.parts = part_sequences(config, self.data)
+        self.classes = self.data.classes
+        self.record = SequencesRecord(
+            recipe=config.name,
+            config=config,
+            versions=read_versions(),
+            source=self.data.source,
+            classes=self.data.classes,
+            vocab_size=self.data.vocab_size,
+            paired=self.data.paired,
+            max_length=room_for(config.data, self.data),
+            sizes={
+                part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")
+            },
+            picture=self.data.picture,
         )
-        recorder = fit(
-            ClassificationTask(
-                model,
-                # Of all parameters alike, weight decay too, as flax's Adam has it.
-                lambda model: build_scheduled(
-                    model.parameters(), config.optimizer, steps=training.steps
-                ),
-                seed=training.seed,
-                steps=training.steps,
-            ),
-            folder,
-            training,
-            train=train_loader(config, parts.train),
-            validation=test_loader(config, parts.validation),
-            held_out=HELD_OUT[training.protocol],
-            gradient_clip=config.optimizer.gradient_clip,
+
+    def describe(self) -> str:
+        """Return what the data are, and how many cases there are."""
+        sizes = self.record.sizes
+        return (
+            f"{self.data.name}: {self.data.source}\n"
+            f"{self.config.name}: {sizes['train']:,} cases to train on, "
+            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
         )
-        keep_best(model, folder)
-        probabilities = classify(model.to(device), test_loader(config, parts.test))
-        return write_outcome(
-            config,
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Return the batches between two measurements, and those that are measured on."""
+        return (
+            train_loader(self.config, self.parts.train),
+            test_loader(self.config, self.parts.validation),
+        )
+
+    def build(self) -> SequenceClassifier | PairClassifier:
+        """Build the classifier, with new parameters."""
+        return build_sequence_model(self.config.model, self.record)
+
+    def task(self, model: nn.Module) -> ClassificationTask:
+        """Return the classification, at a rate that follows the schedule."""
+        training = self.config.training
+        return ClassificationTask(
             model,
-            folder,
-            recorder,
-            classes=data.classes,
-            tested=Tested(probabilities=probabilities, labels=parts.test_labels),
-            note=config.protocol_note,
+            # Of all parameters alike, weight decay too, as flax's Adam has it.
+            lambda model: build_scheduled(
+                model.parameters(), self.config.optimizer, steps=training.steps
+            ),
+            seed=training.seed,
+            steps=training.steps,
         )
+
+    def predict_test(self, model: nn.Module) -> Tested:
+        """Return the predictions for the test part."""
+        probabilities = classify(model, test_loader(self.config, self.parts.test))
+        return Tested(probabilities=probabilities, labels=self.parts.test_labels)
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Trained:
+        """Read back what training left in a folder; no code in it runs."""
+        folder = RunFolder(Path(run_dir))
+        record = SequencesRecord.read(folder)
+        model = build_sequence_model(record.config.model, record)
+        return Trained(model=load_weights(model, folder).eval(), record=record)
+
+    @classmethod
+    def retest(cls, run: Trained, run_dir: str | Path, file: Path | None) -> tuple[str, Tested]:
+        """Test a finished run again, on the test part of its own data."""
+        if file is not None:
+            raise ValueError(
+                f"{run_dir} is tested on its own data: flowformer predict classifies what is in a "
+                "file"
+            )
+        record, config = run.record, run.record.config
+        data = load_sequences(config.data)
+        parts = part_sequences(config, data)
+        if data.source != record.source or len(parts.test) != record.sizes["test"]:
+            raise ValueError(
+                f"{run_dir} is of other data: {record.source} ({record.sizes['test']} test "
+                f"cases), which now are {data.source} ({len(parts.test)})"
+            )
+        probabilities = classify(run.to_device(), test_loader(config, parts.test))
+        tested = Tested(probabilities=probabilities, labels=parts.test_labels)
+        return f"the test part of {data.name}", tested
+
+    @classmethod
+    def predict(cls, run_dir: str | Path, *files: Path) -> str:
+        """Classify what is in a file.
+
+        Args:
+            run_dir: folder of a finished run.
+            files: one text with a case on each line: bytes, or an expression of ListOps; of pairs
+                the two documents with a tab between them; or, of a run on pictures, an image of
+                their size.
+        """
+        (file,) = files
+        run = cls.load(run_dir)
+        record = run.record
+        split = read_cases(
+            file,
+            vocab_size=record.vocab_size,
+            paired=record.paired,
+            picture=record.picture,
+            max_length=record.max_length,
+        )
+        batches = DataLoader(
+            LabelledSequences(split), record.config.data.batch_size, collate_fn=collate_sequences
+        )
+        return format_predictions(classify(run.to_device(), batches), record.classes)

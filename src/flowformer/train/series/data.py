@@ -1,24 +1,33 @@
-"""From a configuration to what the loop needs: parted and preprocessed series."""
+"""The data of a run on series: loaded, told apart, parted and preprocessed."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch.utils.data import DataLoader
 
 from flowformer.data import (
     Preprocessing,
     SeriesDataset,
     TimeSeriesData,
+    collate,
     load_ts_files,
     load_uea,
     require_classes,
     require_complete,
     stratified_split,
 )
-from flowformer.train.config import TimeSeriesConfig, TimeSeriesDataConfig
+from flowformer.models.series.model import SeriesClassifier
+from flowformer.train.digests import Digests, digest_values
+from flowformer.train.prediction import classify
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the loop trains and validates on.
+    """The series that the loop trains and validates on.
 
     Attributes:
         train: series that the parameters learn from; what preprocessing was fitted on.
@@ -33,8 +42,8 @@ class Prepared:
     max_length: int
 
 
-def load_data(config: TimeSeriesDataConfig) -> TimeSeriesData:
-    """Loads the series that a configuration names.
+def load_data(config: SeriesDataConfig) -> TimeSeriesData:
+    """Load the series that a configuration names.
 
     Raises:
         ValueError: it names none, or they are not what was expected.
@@ -47,13 +56,11 @@ def load_data(config: TimeSeriesDataConfig) -> TimeSeriesData:
     return load_uea(config.dataset, folder=config.folder)
 
 
-def load_again(
-    config: TimeSeriesDataConfig, run_dir: str | Path, *, instead: str
-) -> TimeSeriesData:
-    """Loads the series that a run was trained on.
+def load_again(config: SeriesDataConfig, run_dir: str | Path, *, instead: str) -> TimeSeriesData:
+    """Load the series that a run was trained on.
 
     Args:
-        config: of the run.
+        config: the data of the run.
         run_dir: folder of the run.
         instead: what to do where the series were given in Python.
 
@@ -66,8 +73,27 @@ def load_again(
     return load_data(config)
 
 
-def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
-    """Parts the training set as the protocol says, fits the preprocessing and applies it.
+def digest_data(config: SeriesConfig, data: TimeSeriesData | None = None) -> Digests:
+    """Return digests of the training and the test series, their labels and classes."""
+    if data is None:
+        data = load_data(config.data)
+    own = config.data
+    names = {part: f"{data.name}, {part} series" for part in ("train", "test")}
+    if own.train_file is not None:
+        names |= {"train": str(own.train_file), "test": str(own.test_file)}
+    elif own.dataset is not None:
+        folder = "" if own.folder is None else f" in {own.folder}"
+        names = {part: f"{data.name}_{part.upper()}.ts{folder}" for part in names}
+    splits = {"train": data.train, "test": data.test}
+    return {
+        names[part]: digest_values([data.classes, split.labels, *split.series])
+        for part, split in splits.items()
+        if split is not None
+    }
+
+
+def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
+    """Part the training set as the protocol says, fits the preprocessing and applies it.
 
     Under "clean" the validation part is cut from the training set, and nothing of the test set is
     read but its lengths and whether values are missing, which would otherwise end the run after
@@ -104,3 +130,13 @@ def prepare(config: TimeSeriesConfig, data: TimeSeriesData) -> Prepared:
         preprocessing=preprocessing,
         max_length=max_length,
     )
+
+
+def predict_probabilities(
+    model: SeriesClassifier, series: SeriesDataset, *, batch_size: int
+) -> Float64[np.ndarray, "n classes"]:
+    """Return the probability of each class for each series, as `classify` does."""
+    # A loader draws a number, though nothing here is random: not from the global generator, which
+    # belongs to whoever trains in another thread.
+    generator = torch.Generator()
+    return classify(model, DataLoader(series, batch_size, collate_fn=collate, generator=generator))

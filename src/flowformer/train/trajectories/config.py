@@ -1,19 +1,28 @@
-"""What a run on trajectories is told: one frozen dataclass per part; no torch."""
+"""The configuration, record and result of a run on trajectories; no torch here."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL, ConstantFeatures
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.scores.measures import NORMALIZED_SCORE, Measure
 from flowformer.serialization import check_types
-from flowformer.train.config import require
-from flowformer.train.schedule import ScheduledOptimizerConfig, StepsConfig
+from flowformer.train.config import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    Bounds,
+    Checked,
+    ExperimentConfig,
+    ScheduledOptimizerConfig,
+    StepsConfig,
+    require,
+)
+from flowformer.train.records import Lines, Record, Result
 
-# As `flowformer.data.trajectories.environments` says it; here without what that imports.
-D4RL_TASKS = ("halfcheetah", "hopper", "walker2d")
-NOT_D4RL = "v5 environments on today's MuJoCo are not D4RL's v2: returns are not comparable."
+EPISODES = "episodes.csv"  # in the run folder: a row for each that a model was tested by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +52,12 @@ class DecisionDataConfig:
     num_actions: int | None = None
     action_bounds: tuple[float, float] | None = None
     return_scale: float = 1000.0
-    constant_features: Literal["centred", "published"] = "centred"
+    constant_features: ConstantFeatures = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
@@ -68,7 +77,7 @@ class DecisionDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionEvaluationConfig:
+class TrajectoriesEvaluationConfig(Checked):
     """The episodes that a model is tested by.
 
     Attributes:
@@ -86,6 +95,13 @@ class DecisionEvaluationConfig:
         seed: of the episodes, the same for every run.
     """
 
+    bounds: ClassVar[Bounds] = {
+        "episodes": AT_LEAST_1,
+        "validation_episodes": AT_LEAST_1,
+        "parallel": AT_LEAST_1,
+        "seed": AT_LEAST_0,
+    }
+
     env: str | None = None
     targets: tuple[float, ...] = ()
     references: tuple[float, float] | None = None
@@ -96,15 +112,12 @@ class DecisionEvaluationConfig:
     seed: int = 1000
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
-        check_types(self)
-        for name in ("episodes", "validation_episodes", "parallel"):
-            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
-        require("seed", self.seed, "at least 0", lambda v: v >= 0)
+        super().__post_init__()
         if not all(map(math.isfinite, self.targets)) or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets must be finite and differ, got {self.targets}")
         of = self.references
@@ -115,7 +128,7 @@ class DecisionEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionConfig:
+class TrajectoriesConfig(ExperimentConfig):
     """A whole experiment of offline reinforcement learning.
 
     Attributes:
@@ -132,54 +145,34 @@ class DecisionConfig:
     model: DecisionModelConfig = field(default_factory=DecisionModelConfig)
     optimizer: ScheduledOptimizerConfig = field(default_factory=ScheduledOptimizerConfig)
     training: StepsConfig = field(default_factory=StepsConfig)
-    evaluation: DecisionEvaluationConfig = field(default_factory=DecisionEvaluationConfig)
+    evaluation: TrajectoriesEvaluationConfig = field(default_factory=TrajectoriesEvaluationConfig)
 
     def __post_init__(self) -> None:
-        """Checks the values.
+        """Check the values.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
-        check_types(self.model, "model")
+        super().__post_init__()
         if self.training.strategy == "fsdp":
             # It acts between the measurements step by step, which FSDP2's hooks do not see.
             raise ValueError("training.strategy must be ddp for a decision model, got fsdp")
 
     @property
     def dataset_name(self) -> str:
-        """What its data are called."""
+        """The name of the data."""
         first = self.data.dataset if self.data.path is None else self.data.path.stem
         names = [name for name in (first, self.data.mixed_with) if name is not None]
         return "+".join(names).replace("/", "-") or self.name
 
     @property
     def measure(self) -> Measure:
-        """What its runs are ranked by."""
+        """The figure that runs are ranked by."""
         return NORMALIZED_SCORE
 
     @property
     def causal(self) -> bool:
-        """Whether its mixers are asked for their causal form."""
-        return True
-
-    @property
-    def paper_score(self) -> float | None:
-        """The paper's figure: it is of other environments."""
-        return None
-
-    @property
-    def paper_source(self) -> str | None:
-        """Where it prints it."""
-        return None
-
-    @property
-    def protocol(self) -> str:
-        """What chooses the step: nothing, it is the last."""
-        return "clean"
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is something to test on: the environment."""
+        """Whether mixers are asked for their causal form."""
         return True
 
     @property
@@ -194,10 +187,130 @@ class DecisionConfig:
 
 
 def d4rl_note(*names: str | None) -> str:
-    """What is added to a note where one of the names is of an environment of D4RL's, else nothing.
+    """Return what to add to a note: something where a name is of an environment of D4RL's.
 
     Args:
-        names: of environments and data sets.
+        names: names of environments and data sets.
     """
-    known = any(task in (name or "").lower() for task in D4RL_TASKS for name in names)
+    known = any(task in (name or "").lower() for task in D4RL_ENVIRONMENTS for name in names)
     return f". {NOT_D4RL.rstrip('.')}" if known else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoriesRecord(Record):
+    """What config.json holds of a run on trajectories.
+
+    Attributes:
+        config: the configuration, overrides included.
+        source: of the data, in words.
+        env: the environment that it is tested in.
+        targets: returns that it is asked for, the score's first.
+        references: returns of a random and of an expert policy.
+        features: numbers of an observation.
+        episodes: number of episodes of each part: train and validation.
+        steps: of all of them.
+        data_mean: mean return of the data's episodes: the behaviour policy's own.
+        data_best: of the best of them.
+        data_worst: of the worst.
+        env_options: what it is made with, other than its name says; see
+            `flowformer.data.trajectories.records.EnvironmentOptions`.
+        task: what kind of run it is.
+    """
+
+    config: TrajectoriesConfig
+    source: str
+    env: str
+    targets: tuple[float, ...]
+    references: tuple[float, float]
+    features: int
+    episodes: dict[str, int]
+    steps: int
+    data_mean: float
+    data_best: float
+    data_worst: float
+    env_options: Mapping[str, Any] = field(default_factory=dict)  # folders of old have none
+    task: Literal["trajectories"] = "trajectories"
+
+    @property
+    def protocol_note(self) -> str:
+        """How the figures come about; the configuration need not name environments."""
+        note = self.config.protocol_note
+        return note if NOT_D4RL.rstrip(".") in note else note + d4rl_note(self.env)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOutcome:
+    """What the episodes at one target return came to.
+
+    Attributes:
+        target: that the model was asked for.
+        mean: return.
+        std: over the episodes.
+        length: mean steps of an episode.
+        terminated: part of the episodes that the environment ended.
+        score: 100 · (mean - random) / (expert - random).
+    """
+
+    target: float
+    mean: float
+    std: float
+    length: float
+    terminated: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoriesResult(Result):
+    """What result.json holds of a decision model.
+
+    Attributes:
+        env: the environment.
+        form: streaming or windowed.
+        episodes: at each target.
+        outcomes: at each target, the score's first.
+        behaviour_score: of the mean return of the data.
+        validation_loss: at the last step.
+        steps: of the optimizer.
+    """
+
+    width: ClassVar[int] = 16
+
+    env: str
+    form: Literal["streaming", "windowed"]
+    episodes: int
+    outcomes: tuple[TargetOutcome, ...]
+    behaviour_score: float
+    validation_loss: float
+    steps: int
+
+    @property
+    def score(self) -> float:
+        """The normalised score at the first target, which comparisons rank by."""
+        return self.outcomes[0].score
+
+    @property
+    def in_words(self) -> str:
+        """The score."""
+        return f"the normalised score is {self.score:.1f}"
+
+    def lines(self, record: Any, run: str) -> Lines:
+        """Return what to say at the end of a run: no figure without its protocol."""
+        del record
+        taken = f"{self.steps:,}, {self.seconds:.0f} s in all, {self.parameters:,} parameters"
+        return [
+            ("", ""),
+            *((text, "") for text in describe_outcomes(self.outcomes)),
+            ("the data's own", f"{self.behaviour_score:.1f}"),
+            ("protocol", self.protocol_note),
+            ("step", taken),
+            ("run", run),
+        ]
+
+
+def describe_outcomes(outcomes: Sequence[TargetOutcome]) -> list[str]:
+    """Return a line for each target return."""
+    return [
+        f"score {each.score:6.1f}    return {each.mean:,.1f} ± {each.std:,.1f} at a target of "
+        f"{each.target:,.1f}, {each.length:,.0f} steps"
+        for each in outcomes
+    ]

@@ -10,24 +10,31 @@ import numpy as np
 from jaxtyping import Float64
 from torch.utils.data import DataLoader
 
-from flowformer.data.order.steps import StepBatches, as_it_is
-from flowformer.data.trajectories.batches import DecisionWindows, split_episodes
+from flowformer.data.order import StepBatches, as_it_is
+from flowformer.data.trajectories.batches import (
+    DecisionPreprocessing,
+    DecisionWindows,
+    split_episodes,
+)
 from flowformer.data.trajectories.environments import make_environment
 from flowformer.data.trajectories.minari import is_d4rl, open_trajectories
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, Space, Trajectories
 from flowformer.models.trajectories.config import BehaviourCloningConfig
 from flowformer.models.trajectories.model import BehaviourCloning, DecisionTransformer
 from flowformer.rollouts.rollouts import RolloutSettings, check_spaces
+from flowformer.train.digests import Digests, digest_values
 from flowformer.train.folder import RunFolder, read_json, read_versions
-from flowformer.train.trajectories.config import DecisionConfig, DecisionDataConfig
-from flowformer.train.trajectories.folder import DecisionRecord
+from flowformer.train.trajectories.config import (
+    DecisionDataConfig,
+    TrajectoriesConfig,
+    TrajectoriesRecord,
+)
 
 DecisionNetwork = DecisionTransformer | BehaviourCloning
 
 
 def load_trajectories(config: DecisionDataConfig) -> Trajectories:
-    """Opens the data that a configuration names.
+    """Open the data that a configuration names.
 
     Raises:
         ValueError: it names none, or both a set and a file; they are damaged, or do not mix.
@@ -50,8 +57,20 @@ def load_trajectories(config: DecisionDataConfig) -> Trajectories:
     return data
 
 
-def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecord:
-    """What a run knows of its data and its environment before it begins.
+def digest_data(config: TrajectoriesConfig, data: Trajectories | None = None) -> Digests:
+    """Return a digest of all episodes; of two sets that are mixed, one of both."""
+    if data is None:
+        data = load_trajectories(config.data)
+    own = config.data
+    name = str(own.path or own.dataset)
+    if own.mixed_with is not None:
+        name += f" or {own.mixed_with}"
+    arrays = (data.observations, data.actions, data.rewards, data.starts, data.terminated)
+    return {name: digest_values(arrays)}
+
+
+def decision_record(config: TrajectoriesConfig, data: Trajectories) -> TrajectoriesRecord:
+    """Return what a run knows of its data and its environment before it begins.
 
     Raises:
         ValueError: the data name no environment or have no reference returns, and the configuration
@@ -81,7 +100,7 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
     mean, best = float(returns.mean()), float(returns.max())
     _require_apart(references, returns, own.episodes)
     train, validation = split_episodes(data, config.data.validation_fraction, seed=0)
-    return DecisionRecord(
+    return TrajectoriesRecord(
         recipe=config.name,
         config=config,
         versions=read_versions("gymnasium", "minari", "mujoco"),
@@ -103,7 +122,7 @@ def decision_record(config: DecisionConfig, data: Trajectories) -> DecisionRecor
 def _require_apart(
     references: tuple[float, float], returns: Float64[np.ndarray, " episodes"], episodes: int
 ) -> None:
-    """Warns where a mean of so many episodes varies by as much as the references differ."""
+    """Warn where a mean of so many episodes varies by as much as the references differ."""
     apart = references[1] - references[0]
     noise = 2 * float(returns.std()) / math.sqrt(episodes)  # two standard errors
     if apart < noise:
@@ -117,13 +136,13 @@ def _require_apart(
 
 
 def warn_of_another(chosen: str, by: str, env: str, options: EnvironmentOptions) -> None:
-    """Warns of an environment that is not that of the data.
+    """Warn of an environment that is not that of the data.
 
     Args:
         chosen: its name; it is made as that says.
         by: what was given to choose it.
         env: that of the data.
-        options: likewise.
+        options: what the data's environment is made with.
     """
     if (chosen, EnvironmentOptions()) != (env, options):
         warnings.warn(
@@ -134,7 +153,7 @@ def warn_of_another(chosen: str, by: str, env: str, options: EnvironmentOptions)
 
 
 def read_preprocessing(folder: RunFolder) -> DecisionPreprocessing:
-    """Reads that of a run.
+    """Read the preprocessing of a run.
 
     Raises:
         FileNotFoundError: there is none.
@@ -146,8 +165,8 @@ def read_preprocessing(folder: RunFolder) -> DecisionPreprocessing:
         raise ValueError(f"{folder.preprocessing} is damaged: {error!r}") from error
 
 
-def build_decision_model(record: DecisionRecord, space: Space) -> DecisionNetwork:
-    """Builds the model of a run, with new parameters."""
+def build_decision_model(record: TrajectoriesRecord, space: Space) -> DecisionNetwork:
+    """Build the model of a run, with new parameters."""
     config = record.config.model
     sizes: dict[str, Any] = {"observation_dim": record.features}
     sizes |= {"num_actions": space.n} if space.n is not None else {"action_dim": space.shape[0]}
@@ -161,9 +180,9 @@ def build_decision_model(record: DecisionRecord, space: Space) -> DecisionNetwor
 
 
 def decision_loaders(
-    config: DecisionConfig, data: Trajectories, preprocessing: DecisionPreprocessing
+    config: TrajectoriesConfig, data: Trajectories, preprocessing: DecisionPreprocessing
 ) -> tuple[DataLoader, DataLoader]:
-    """Returns the batches of one measurement's steps, and those of the validation loss."""
+    """Return the batches of one measurement's steps, and those of the validation loss."""
     train, validation = split_episodes(data, config.data.validation_fraction, seed=0)
     context = config.model.context
     windows = DecisionWindows(data, preprocessing, context=context, episodes=train)
@@ -183,9 +202,9 @@ def decision_loaders(
 
 
 def rollout_settings(
-    config: DecisionConfig, preprocessing: DecisionPreprocessing
+    config: TrajectoriesConfig, preprocessing: DecisionPreprocessing
 ) -> RolloutSettings:
-    """How a run's model acts."""
+    """Return how a run's model acts."""
     own = config.evaluation
     return RolloutSettings(
         preprocessing=preprocessing,
@@ -203,12 +222,12 @@ def environment_maker(
     preprocessing: DecisionPreprocessing,
     render_mode: str | None = None,
 ) -> Callable[[], Any]:
-    """What makes an environment of that name; tries it once.
+    """Return what makes an environment of that name, tried once.
 
     Args:
-        name: gymnasium's.
+        name: gymnasium's name of it.
         options: see `make_environment`, which says what raises too.
-        preprocessing: of the model that is to act in it.
+        preprocessing: that of the model that is to act in it.
         render_mode: see `make_environment`.
 
     Raises:

@@ -1,37 +1,42 @@
-"""Training a decision model from a configuration to a run folder."""
+"""Offline reinforcement learning: the parts of a run, and the use of a finished one."""
 
 import csv
 import io
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from flowformer.data.trajectories.preprocessing import DecisionPreprocessing
-from flowformer.data.trajectories.records import EnvironmentOptions, Trajectories, normalized_score
-from flowformer.rollouts.rollouts import Rollouts, rollout
-from flowformer.rollouts.scores import (
-    check_target,
-    evaluate_returns,
-    summarize_returns,
+from flowformer.data.trajectories.batches import DecisionPreprocessing
+from flowformer.data.trajectories.records import EnvironmentOptions, normalized_score
+from flowformer.models.cross_entropy import class_cross_entropy
+from flowformer.report.trajectories import write_decision_report
+from flowformer.rollouts.rollouts import Rollouts, RolloutSettings, rollout
+from flowformer.rollouts.scores import check_target, evaluate_returns, summarize_returns
+from flowformer.serialization import to_plain
+from flowformer.train.config import ScheduledOptimizerConfig
+from flowformer.train.folder import RunFolder, write_json
+from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
+from flowformer.train.prediction import load_weights
+from flowformer.train.records import read_history
+from flowformer.train.study import Evaluation, Study, Trained
+from flowformer.train.trajectories.config import (
+    EPISODES,
+    TargetOutcome,
+    TrajectoriesConfig,
+    TrajectoriesRecord,
+    TrajectoriesResult,
+    describe_outcomes,
 )
-from flowformer.train.digests import digest_trajectories
-from flowformer.train.folder import (
-    RunFolder,
-    has_ended,
-    holds_folder,
-    open_folder,
-    write_json,
-)
-from flowformer.train.loop.fit import describe_device, fit, keep_best, torch_settings
-from flowformer.train.loop.recording import EpochRecorder, count_parameters
-from flowformer.train.prediction import choose_device
-from flowformer.train.processes.group import current
-from flowformer.train.trajectories.config import DecisionConfig
 from flowformer.train.trajectories.data import (
+    DecisionNetwork,
     build_decision_model,
     decision_loaders,
     decision_record,
@@ -40,13 +45,6 @@ from flowformer.train.trajectories.data import (
     read_preprocessing,
     rollout_settings,
 )
-from flowformer.train.trajectories.folder import (
-    EPISODES,
-    DecisionRecord,
-    DecisionResult,
-    TargetOutcome,
-)
-from flowformer.train.trajectories.task import DecisionTask
 
 logger = logging.getLogger(__name__)
 
@@ -54,134 +52,278 @@ logger = logging.getLogger(__name__)
 _CURVE_SEED = 1
 
 
-@holds_folder
-def train(config: DecisionConfig, run_dir: str | Path, *, resume: bool = False) -> DecisionResult:
-    """Trains a decision model, lets it act in its environment, and writes the run folder.
+@dataclass(frozen=True, kw_only=True)
+class TrajectoriesEvaluation(Evaluation):
+    """What a run's model came to when it acted again, beside what its training found.
 
-    Killed at any moment, a run that is resumed ends bitwise as it would have without the kill (on
-    the CPU, with as many threads): all randomness is a function of the seed and the step, and every
-    measurement ends with a checkpoint.
+    Attributes:
+        outcomes: at each target return.
+        trained: the figures of the training.
+    """
+
+    outcomes: Sequence[TargetOutcome]
+    trained: TrajectoriesResult
+
+    @property
+    def differs(self) -> bool:
+        """Whether the same episodes come to other returns."""
+        pairs = zip(self.outcomes, self.trained.outcomes, strict=True)
+        return any(abs(now.mean - then.mean) > 1e-6 * abs(then.mean) for now, then in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "env": self.trained.env,
+            "outcomes": to_plain(tuple(self.outcomes)),
+            "trained_score": self.trained.score,
+            "behaviour_score": self.trained.behaviour_score,
+            "protocol_note": self.trained.protocol_note,
+        }
+
+    def describe(self) -> str:
+        """Return the figures in words."""
+        verdict = "differs" if self.differs else "the same"
+        lines = [
+            *describe_outcomes(self.outcomes),
+            f"training found  {self.trained.score:.1f}: {verdict}",
+            f"the data's own  {self.trained.behaviour_score:.1f}",
+            f"protocol        {self.trained.protocol_note}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+class TrajectoriesTask(RecordedTask):
+    """Actions are learned from those of the data. An epoch lies between two measurements.
 
     Args:
-        config: the experiment.
-        run_dir: folder of the run; made when missing.
-        resume: go on with the run in `run_dir`; where there is none yet, start it.
-
-    Returns:
-        The figures, as in result.json.
-
-    Raises:
-        BlockingIOError: another process writes to `run_dir`.
-        FileExistsError: `run_dir` holds something already, and `resume` was not asked for.
-        FileNotFoundError: there is no such data set.
-        ImportError: a library is missing; the message names the extra to install.
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM came; its code is 143.
-        NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
-        ShareDoneError: in all processes but the first, once the training has ended.
-        NotImplementedError: streaming with a mixer that carries no state.
-        ValueError: the configuration does not fit the data or the environment, or not the run to be
-            resumed, or a file of that run is damaged.
+        model: called as a `DecisionTransformer`.
+        optimizer: how its parameters move.
+        steps: steps of the optimizer, all together.
+        seed: seed of the dropout.
+        score: lets the model act in its environment; gives the normalised score.
     """
-    folder = RunFolder(Path(run_dir))
-    group = current()
-    started = group.agree(lambda: folder.begin(resume=resume))
-    device = choose_device(config.training.accelerator)
-    with group.first_alone():  # it fetches what there is to fetch
-        data = load_trajectories(config.data)
-    record = decision_record(config, data)
-    if started and not config.evaluation.targets:  # an earlier version chose others of the data
-        record = replace(record, targets=DecisionRecord.read(folder).targets)
-    digests = group.agree(lambda: digest_trajectories(config, data))
-    if started and has_ended(folder, record, digests):
-        return DecisionResult.read(folder)
-    options = EnvironmentOptions.of(record.env_options)
-    for target in record.targets:
-        check_target(target, data.returns)
-    preprocessing = _preprocessing(config, data, folder if started else None)
-    make_env = environment_maker(record.env, options, preprocessing=preprocessing)
-    settings = rollout_settings(config, preprocessing)
-    with torch_settings(config.training.threads):
-        torch.manual_seed(config.training.seed)
-        model = build_decision_model(record, data.action_space)
-        if config.evaluation.form == "streaming" and not model.has_state:
-            raise NotImplementedError(
-                f"{config.model.mixer} carries no state: give evaluation.form windowed"
-            )
-        if group.is_first:
-            open_folder(folder, record, digests, started=started)
-            write_json(folder.preprocessing, preprocessing.record())
-        logger.info("%s: %s", data.name, data.source)
-        logger.info("tested in %s", options.in_words(record.env))
-        logger.info(
-            "%s: %s episodes to train on, %s for validation, returns %s to %s, %s parameters, "
-            "folder %s",
-            *(config.name, f"{record.episodes['train']:,}", f"{record.episodes['validation']:,}"),
-            *(f"{record.data_worst:,.1f}", f"{record.data_best:,.1f}"),
-            *(f"{count_parameters(model):,}", folder.root),
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: ScheduledOptimizerConfig,
+        *,
+        steps: int,
+        seed: int,
+        score: Callable[[nn.Module], float],
+    ) -> None:
+        super().__init__(seed=seed)
+        self.model = model
+        self._optimizer = optimizer
+        self._steps = steps
+        self._score = score
+        self._scored = 0.0
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, weight decay on all parameters as published, and the schedule."""
+        return build_scheduled(self.model.parameters(), self._optimizer, steps=self._steps)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the model act."""
+        self._scored = self._score(self.model)
+
+    def figures(self) -> Row:
+        """Return the mean losses, and the score of some episodes."""
+        metrics = self.trainer.callback_metrics
+        losses = {name: float(metrics[name]) for name in ("train_loss", "validation_loss")}
+        return {**losses, "validation_score": self._scored}
+
+    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
+        """Rank by the step: a score would choose by the environment that is tested in."""
+        return (float(row["step"]),)
+
+    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
+        """Return the losses and the score, by the step."""
+        return (
+            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
+            f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
         )
+
+    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
+        """Return the mean loss of the actions of a batch."""
+        mask = batch["mask"]
+        loss = action_loss(self.model(**batch).actions, batch["actions"], mask)
+        return self.take(loss, int(mask.sum()), batch, stage, batch_idx)[0]
+
+
+class Trajectories(Study):
+    """Offline reinforcement learning: the actions of the data are learned, and then acted on."""
+
+    use = "rollout {run}"
+
+    def __init__(self, config: TrajectoriesConfig, *, begun: RunFolder | None = None) -> None:
+        self.config, self.begun = config, begun
+        self.data = load_trajectories(config.data)
+        self.record = decision_record(config, self.data)
+        # An earlier version chose other targets of the data.
+        if begun is not None and not config.evaluation.targets:
+            self.record = replace(self.record, targets=TrajectoriesRecord.read(begun).targets)
+        self.env_options = EnvironmentOptions.of(self.record.env_options)
+
+    @cached_property
+    def preprocessing(self) -> DecisionPreprocessing:
+        """That of a run which has begun, whatever version of ours began it; else a new one."""
+        if self.begun is not None and self.begun.preprocessing.exists():
+            return read_preprocessing(self.begun)
+        return DecisionPreprocessing.fit(
+            self.data,
+            return_scale=self.config.data.return_scale,
+            constant_features=self.config.data.constant_features,
+        )
+
+    @cached_property
+    def make_env(self) -> Callable[[], Any]:
+        """The maker of the environment that the model acts in."""
+        return environment_maker(
+            self.record.env, self.env_options, preprocessing=self.preprocessing
+        )
+
+    @property
+    def settings(self) -> RolloutSettings:
+        """How the model acts."""
+        return rollout_settings(self.config, self.preprocessing)
+
+    def describe(self) -> str:
+        """Return what the data are, where the model acts, and how many episodes there are."""
+        record = self.record
+        return (
+            f"{self.data.name}: {self.data.source}\n"
+            f"tested in {self.env_options.in_words(record.env)}\n"
+            f"{self.config.name}: {record.episodes['train']:,} episodes to train on, "
+            f"{record.episodes['validation']:,} for validation, returns "
+            f"{record.data_worst:,.1f} to {record.data_best:,.1f}"
+        )
+
+    def check(self) -> None:
+        """Warn of targets far outside the data, and refuse an environment that does not fit."""
+        for target in self.record.targets:
+            check_target(target, self.data.returns)
+        self.make_env  # noqa: B018 - it is tried once
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Return the batches between two measurements, and those of the validation loss."""
+        return decision_loaders(self.config, self.data, self.preprocessing)
+
+    def build(self) -> DecisionNetwork:
+        """Build the model, with new parameters.
+
+        Raises:
+            NotImplementedError: streaming with a mixer that carries no state.
+        """
+        model = build_decision_model(self.record, self.data.action_space)
+        if self.config.evaluation.form == "streaming" and not model.has_state:
+            raise NotImplementedError(
+                f"{self.config.model.mixer} carries no state: give evaluation.form windowed"
+            )
+        return model
+
+    def write(self, folder: RunFolder) -> None:
+        """Write the preprocessing."""
+        write_json(folder.preprocessing, self.preprocessing.record())
+
+    def task(self, model: nn.Module) -> TrajectoriesTask:
+        """Return the learning of actions, with a score of some episodes."""
+        own = self.config.evaluation
 
         def score(acting: nn.Module) -> float:
             played = rollout(
                 acting,
-                make_env,
-                target_return=record.targets[0],
-                episodes=config.evaluation.validation_episodes,
-                seed=config.evaluation.seed + _CURVE_SEED,
-                settings=settings,
+                self.make_env,
+                target_return=self.record.targets[0],
+                episodes=own.validation_episodes,
+                seed=own.seed + _CURVE_SEED,
+                settings=self.settings,
             )
-            return normalized_score(float(played.returns.mean()), record.references)
+            return normalized_score(float(played.returns.mean()), self.record.references)
 
-        train_batches, held_out = decision_loaders(config, data, preprocessing)
-        recorder = fit(
-            DecisionTask(
-                model,
-                config.optimizer,
-                steps=config.training.steps,
-                seed=config.training.seed,
-                score=score,
-            ),
-            folder,
-            config.training,
-            train=train_batches,
-            validation=held_out,
-            held_out="validation",
-            gradient_clip=config.optimizer.gradient_clip,
+        training = self.config.training
+        return TrajectoriesTask(
+            model, self.config.optimizer, steps=training.steps, seed=training.seed, score=score
         )
-        keep_best(model, folder)
+
+    def test(
+        self, model: DecisionNetwork, recorder: EpochRecorder
+    ) -> tuple[TrajectoriesResult, Mapping[str, str]]:
+        """Let the model act at each target return."""
+        own, record = self.config.evaluation, self.record
         played = evaluate_returns(
-            model.to(device),
-            make_env,
+            model,
+            self.make_env,
+            targets=record.targets,
+            seeds=[own.seed],
+            episodes=own.episodes,
+            settings=self.settings,
+            on_rollouts=say_rollouts,
+        )
+        figures = self.common_figures(model, recorder) | {"protocol_note": record.protocol_note}
+        result = TrajectoriesResult(
+            **figures,
+            env=self.env_options.in_words(record.env),
+            form=own.form,
+            episodes=own.episodes,
+            outcomes=outcomes_of(played, record.references),
+            behaviour_score=normalized_score(record.data_mean, record.references),
+            validation_loss=recorder.best["validation_loss"],
+            steps=self.config.training.steps,
+        )
+        return result, {EPISODES: format_episodes(played)}
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Trained:
+        """Read back what training left in a folder; no code in it runs."""
+        folder = RunFolder(Path(run_dir))
+        record = TrajectoriesRecord.read(folder)
+        preprocessing = read_preprocessing(folder)
+        model = build_decision_model(record, preprocessing.action_space)
+        model = load_weights(model, folder).eval()
+        return Trained(model=model, record=record, preprocessing=preprocessing)
+
+    @classmethod
+    def evaluate(cls, run_dir: str | Path, file: Path | None = None) -> TrajectoriesEvaluation:
+        """Let the model of a finished run act again in the episodes that it was tested by."""
+        if file is not None:
+            raise ValueError(
+                f"{run_dir} is tested in its environment: flowformer rollout has other episodes"
+            )
+        run, trained = cls.load(run_dir), TrajectoriesResult.read(RunFolder(Path(run_dir)))
+        record, config = run.record, run.record.config
+        options = EnvironmentOptions.of(record.env_options)
+        played = evaluate_returns(
+            run.to_device(),
+            environment_maker(record.env, options, preprocessing=run.preprocessing),
             targets=record.targets,
             seeds=[config.evaluation.seed],
             episodes=config.evaluation.episodes,
-            settings=settings,
-            on_rollouts=say_rollouts,
+            settings=rollout_settings(config, run.preprocessing),
         )
-        result = _result(record, played, recorder, model)
-        result.keep(
-            folder,
-            {folder.root / EPISODES: format_episodes(played)},
-            figure=f"the normalised score is {result.score:.1f}",
+        outcomes = outcomes_of(played, record.references)
+        return TrajectoriesEvaluation(outcomes=outcomes, trained=trained)
+
+    @classmethod
+    def report(cls, run_dir: str | Path) -> Path:
+        """Write the page of a finished run: its returns and curves."""
+        folder = RunFolder(Path(run_dir))
+        return write_decision_report(
+            folder.report,
+            result=to_plain(TrajectoriesResult.read(folder)),
+            record=to_plain(TrajectoriesRecord.read(folder)),
+            history=read_history(folder),
         )
-        return result
 
-
-def _preprocessing(
-    config: DecisionConfig, data: Trajectories, begun: RunFolder | None
-) -> DecisionPreprocessing:
-    """That of a run which has begun already, whatever version of ours began it; else a new one."""
-    if begun is not None and begun.preprocessing.exists():
-        return read_preprocessing(begun)
-    return DecisionPreprocessing.fit(
-        data,
-        return_scale=config.data.return_scale,
-        constant_features=config.data.constant_features,
-    )
+    @classmethod
+    def uses(cls, run: str, result: TrajectoriesResult) -> str:
+        """Return the commands that use a run."""
+        del result
+        return f"flowformer rollout {run} --video episode.gif, flowformer evaluate {run}"
 
 
 def say_rollouts(played: Rollouts) -> None:
-    """Logs what came of a target return."""
+    """Log what came of a target return."""
     logger.info(
         "target return %s: %s of %d episodes",
         *(f"{played.target_return:,.1f}", f"{played.returns.mean():,.1f}", len(played.returns)),
@@ -191,7 +333,7 @@ def say_rollouts(played: Rollouts) -> None:
 def outcomes_of(
     played: Sequence[Rollouts], references: tuple[float, float]
 ) -> tuple[TargetOutcome, ...]:
-    """What rollouts came to, one outcome for each."""
+    """Return what rollouts came to, one outcome for each."""
     found = []
     for each in played:
         summary = summarize_returns([each], references=references)
@@ -210,7 +352,7 @@ def outcomes_of(
 
 
 def format_episodes(played: Sequence[Rollouts]) -> str:
-    """Returns a row for each episode, as CSV."""
+    """Return a row for each episode, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("target", "episode", "return", "length", "terminated"))
@@ -221,26 +363,22 @@ def format_episodes(played: Sequence[Rollouts]) -> str:
     return text.getvalue()
 
 
-def _result(
-    record: DecisionRecord,
-    played: Sequence[Rollouts],
-    recorder: EpochRecorder,
-    model: nn.Module,
-) -> DecisionResult:
-    config = record.config
-    return DecisionResult(
-        recipe=config.name,
-        protocol_note=record.protocol_note,
-        seed=config.training.seed,
-        env=EnvironmentOptions.of(record.env_options).in_words(record.env),
-        form=config.evaluation.form,
-        episodes=config.evaluation.episodes,
-        outcomes=outcomes_of(played, record.references),
-        behaviour_score=normalized_score(record.data_mean, record.references),
-        validation_loss=recorder.best["validation_loss"],
-        steps=config.training.steps,
-        parameters=count_parameters(model),
-        seconds=sum(row["seconds"] for row in recorder.rows),
-        device=describe_device(next(model.parameters()).device),
-        threads=torch.get_num_threads(),
-    )
+def action_loss(
+    predicted: Float[Tensor, "b t out"],
+    actions: Float[Tensor, "b t out"] | Int[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+) -> Float[Tensor, ""]:
+    """Return the mean loss over the real steps.
+
+    It is the squared error of the actions of a box, the cross-entropy of discrete ones, and 0 where
+    no step is real.
+
+    Args:
+        predicted: actions in the model's scale, or logits.
+        actions: those taken.
+        mask: real steps (True).
+    """
+    if actions.is_floating_point():
+        wanted = actions[mask]
+        return F.mse_loss(predicted[mask], wanted, reduction="sum") / max(1, wanted.numel())
+    return class_cross_entropy(predicted[mask], actions[mask])

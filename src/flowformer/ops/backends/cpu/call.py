@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.cpu.library import load_library
-from flowformer.ops.backends.operators import Numbers
-from flowformer.ops.packing import sequence_lengths
+from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
 
 CHUNK = 64  # of csrc/api.h
 
@@ -22,7 +22,7 @@ _NO_STATE = (0,) * 7
 
 
 class Inputs(NamedTuple):
-    """What every call reads."""
+    """The tensors that every call reads."""
 
     query: Tensor
     key: Tensor
@@ -48,11 +48,7 @@ def readable(inputs: Inputs) -> Inputs:
         offsets_k = offsets if offsets_k is None else _offsets(offsets_k, key, name)
         if offsets_k is offsets and key.shape[1] != query.shape[1]:
             sequence_lengths(offsets, key.shape[1], name)
-        if len(offsets_k) != len(offsets):
-            raise ValueError(
-                "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-                f"{len(offsets) - 1} and {len(offsets_k) - 1}"
-            )
+        check_same_count(len(offsets) - 1, len(offsets_k) - 1)
     return Inputs(
         query,
         key,
@@ -85,11 +81,6 @@ def _offsets(offsets: Tensor, tensor: Tensor, name: str) -> Tensor:
     return offsets.to("cpu", torch.int64).contiguous()
 
 
-def sequences(inputs: Inputs) -> int:
-    """Return the number of sequences: the batch, or the packed ones."""
-    return inputs.query.shape[0] if inputs.cu_seqlens is None else len(inputs.cu_seqlens) - 1
-
-
 def chunk_count(inputs: Inputs) -> int:
     """Return for how many chunks a causal forward keeps a state.
 
@@ -104,7 +95,7 @@ State = Sequence[Tensor | None]
 
 
 class Kept(NamedTuple):
-    """What a forward leaves for its backward."""
+    """The tensors that a forward leaves for its backward."""
 
     query_stats: Tensor | None = None
     key_stats: Tensor | None = None
@@ -112,7 +103,7 @@ class Kept(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward reads and writes."""
+    """The gradients that a backward reads and writes."""
 
     out: Tensor | None = None
     query: Tensor | None = None
@@ -146,12 +137,12 @@ def call(
         MemoryError: the library could not allocate its scratch.
     """
     query, key, value = inputs[:3]
-    if query.shape[0] == 0 or sequences(inputs) == 0:
+    if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
         return
     record = _CALL.pack(
         _DTYPES[query.dtype],
         *options,
-        sequences(inputs),
+        sequence_count(query, inputs.cu_seqlens),
         query.shape[2],
         query.shape[3],
         value.shape[3],

@@ -58,7 +58,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     """Load one build of the library.
 
     Raises:
-        LibraryUnavailableError: There is none, it does not load, or is not of this release.
+        LibraryUnavailableError: there is none, it does not load, or is not of this release.
     """
     if not path.exists():
         raise LibraryUnavailableError(_why_missing(path))

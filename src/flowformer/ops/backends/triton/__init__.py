@@ -7,28 +7,29 @@ check of what the kernels compute, at a thousandth of the speed.
 
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from shutil import which
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import chunked
-from flowformer.ops.backends.operators import LINEAR_OPTIONS, is_kept, numbers
+from flowformer.ops.backends.arguments import numbers
+from flowformer.ops.backends.compiled import CompiledBackend
+from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.sequences import LARGEST_PACKED_EXPONENT
-from flowformer.ops.features import FlowOptions
+from flowformer.ops.backends.triton.tuning import INTERPRETED
+from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
-from flowformer.ops.state import FlowState, LinearState, flow_state
+from flowformer.ops.state import FlowState, state_before
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 
 
 @cache
@@ -57,21 +58,8 @@ def why_not_for(query: Tensor) -> str | None:
     return None
 
 
-def bidirectional(
-    query: Float[Tensor, "b l h d"],
-    key: Float[Tensor, "b s h d"],
-    value: Float[Tensor, "b s h m"],
-    *,
-    options: FlowOptions,
-    query_mask: Bool[Tensor, "b l"] | None,
-    key_mask: Bool[Tensor, "b s"] | None,
-    cu_seqlens: Int[Tensor, " n"] | None = None,
-    cu_seqlens_k: Int[Tensor, " n"] | None = None,
-) -> Float[Tensor, "b l h m"]:
-    """Flow-Attention."""
-    keep = is_kept(query, key, value)
-    masks = query_mask, key_mask, cu_seqlens, cu_seqlens_k
-    return OPERATORS.bidirectional(query, key, value, *masks, *numbers(options), keep)[0]
+_backend = CompiledBackend(OPERATORS)
+bidirectional, linear_causal = _backend.bidirectional, _backend.linear_causal
 
 
 def causal(
@@ -80,30 +68,21 @@ def causal(
     value: Float[Tensor, "b t h m"],
     *,
     options: FlowOptions,
-    mask: Bool[Tensor, "b t"] | None,
-    state: FlowState | None,
-    return_state: bool = True,
     cu_seqlens: Int[Tensor, " n"] | None = None,
+    **rest: Any,
 ) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
-    """Causal Flow-Attention."""
-    is_large = numbers(options).clamp > LARGEST_PACKED_EXPONENT
-    if cu_seqlens is not None and options.competition is not None and is_large:
-        # exp may overflow, or hide the next sequence's: each is summed by itself.
-        def attend(queries: Any, keys: Any, part: Batch, past: FlowState | None) -> Any:
-            return causal(*queries, *keys, options=options, mask=part.key_mask, state=past)
+    """Causal Flow-Attention, see :class:`CompiledBackend`."""
+    attend = partial(_backend.causal, options=options)
+    is_large = options.clamp is None or options.clamp > LARGEST_PACKED_EXPONENT
+    if cu_seqlens is None or options.competition is None or not is_large:
+        return attend(query, key, value, cu_seqlens=cu_seqlens, **rest)
 
-        batch = Batch(None, None, cu_seqlens, None)
-        return attend_batch(attend, (query,), (key, value), batch, state)
-    before = state or (None,) * 7
-    keep = is_kept(query, key, value, *before)
-    rest = (mask, cu_seqlens, None, *before, *numbers(options), keep, return_state)
-    out, *fields = OPERATORS.causal(query, key, value, *rest)
-    if not return_state:
-        return out, None
-    after = FlowState(*fields[:7])
-    if options.competition is None and state is not None:  # it passes by
-        after = after._replace(competition=state.competition)
-    return out, after
+    # exp may overflow, or hide the next sequence's: each is summed by itself.
+    def alone(queries: Any, keys: Any, part: Batch, past: FlowState | None) -> Any:
+        return attend(*queries, *keys, mask=part.key_mask, state=past)
+
+    batch = Batch(None, None, cu_seqlens, None)
+    return attend_batch(alone, (query,), (key, value), batch, rest["state"])
 
 
 def step(
@@ -115,7 +94,7 @@ def step(
     state: FlowState | None,
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """One token of causal Flow-Attention: one kernel, or with gradients the recurrence itself."""
-    before = flow_state(state, query, value)
+    before = state_before(FlowState, state, query, value)
     if is_kept(query, key, value, *before):
         return chunked.step(query, key, value, options=options, state=before)
     out, *fields = one_token(query, key, value, *before, *numbers(options))
@@ -134,21 +113,3 @@ def linear_bidirectional(
 ) -> Float[Tensor, "b l h m"]:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j: two products, which cuBLAS does, in float32."""
     return chunked.linear_bidirectional(q.float(), k.float(), v.float(), row_scale=row_scale)
-
-
-def linear_causal(
-    q: Float[Tensor, "b t h d"],
-    k: Float[Tensor, "b t h d"],
-    v: Float[Tensor, "b t h m"],
-    *,
-    row_scale: Float[Tensor, "b t h"] | None,
-    state: LinearState | None,
-    return_state: bool = True,
-    cu_seqlens: Int[Tensor, " n"] | None = None,
-) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
-    """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
-    key_value = None if state is None else state.key_value
-    keep = is_kept(q, k, v, row_scale, key_value)
-    rest = (None, cu_seqlens, row_scale, *(None,) * 6, key_value, *LINEAR_OPTIONS)
-    out, *fields = OPERATORS.causal(q, k, v, *rest, keep, return_state)
-    return out, LinearState(fields[6]) if return_state else None

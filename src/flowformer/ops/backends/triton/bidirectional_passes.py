@@ -1,33 +1,37 @@
 """The form that is not causal: the passes of its forward and of its backward.
 
-docs/gpu.md derives the backward. The arguments are those of torch's operators.
+docs/attention/gpu.md derives the backward.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Numbers
+from flowformer.ops.backends.arguments import (
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalInputs,
+    BidirectionalKept,
+    BidirectionalResults,
+    Numbers,
+)
 from flowformer.ops.backends.prefix import LARGEST_EXPONENT
 from flowformer.ops.backends.triton import launch, sequences
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
+from flowformer.ops.packing import check_same_count
 
 
-def _sides(inputs: tuple[Any, ...], options: Numbers) -> tuple[Side, Side]:
-    query, key, value, query_mask, key_mask, offsets, offsets_k = inputs
-    settings = settings_of(query, value, causal=False)
+def _sides(inputs: BidirectionalInputs, options: Numbers) -> tuple[Side, Side]:
+    settings = settings_of(inputs.query, inputs.value, causal=False)
+    offsets, offsets_k = inputs.cu_seqlens, inputs.cu_seqlens_k
     name = "cu_seqlens (cu_seqlens_k is not given)" if offsets_k is None else "cu_seqlens_k"
     offsets_k = offsets if offsets_k is None else offsets_k
-    if offsets is not None and offsets_k is not None and len(offsets) != len(offsets_k):
-        raise ValueError(
-            "cu_seqlens and cu_seqlens_k must hold as many sequences, got "
-            f"{len(offsets) - 1} and {len(offsets_k) - 1}"
-        )
-    queries = side_of(query, query_mask, offsets, options, settings)
-    return queries, side_of(key, key_mask, offsets_k, options, settings, name)
+    if offsets is not None and offsets_k is not None:
+        check_same_count(len(offsets) - 1, len(offsets_k) - 1)
+    queries = side_of(inputs.query, inputs.query_mask, offsets, options, settings)
+    return queries, side_of(inputs.key, inputs.key_mask, offsets_k, options, settings, name)
 
 
 def _ratio(queries: Side, keys: Side) -> Tensor:
@@ -39,12 +43,12 @@ def _ratio(queries: Side, keys: Side) -> Tensor:
     return sinks.to(torch.float32) / sources
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def forward(arguments: BidirectionalArguments) -> BidirectionalResults:
     """Three dependent reductions, then the output."""
-    query, key, value = map(together, (query, key, value))
-    options, keep = Numbers(*rest[4:9]), rest[9]
+    query, key, value = map(together, arguments.inputs[:3])
+    options = arguments.options
     with on_device(query):
-        queries, keys = _sides((query, key, value, *rest[:4]), options)
+        queries, keys = _sides(arguments.inputs, options)
         sums = [
             launch.scan(side, launch.weighted_sum(side, x, None, 0.0))[1].float()
             for side, x in ((keys, key), (queries, query))
@@ -71,24 +75,28 @@ def forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tens
             row_scale=row_scale,
             allocation=allocation,
         )
-    if not keep:
-        return out, *(out.new_empty(0) for _ in range(3))
+    if not arguments.keep:
+        return BidirectionalResults(out)
     conserved = incoming if conserved is None else conserved
     logits = outgoing if logits is None else logits
     vectors = torch.stack((sums[0], key_flow, sums[1], query_flow), 2)
-    kept = torch.cat((vectors.flatten(2), matrix.float().flatten(2)), 2)
-    return out, torch.stack((incoming, conserved)), torch.stack((outgoing, logits)), kept
+    kept = BidirectionalKept(
+        query_stats=torch.stack((incoming, conserved)),
+        key_stats=torch.stack((outgoing, logits)),
+        sums=torch.cat((vectors.flatten(2), matrix.float().flatten(2)), 2),
+    )
+    return BidirectionalResults(out, kept)
 
 
 def _key_value(
     keys: Side, key: Tensor, value: Tensor, query_flow: Tensor, options: Numbers
 ) -> tuple[Tensor, Tensor | None]:
     """Return Σ kᵀ c v of each sequence, and the logits of the competition."""
-    if options.competition == 0:
+    if options.competes_over == 0:
         return launch.states(keys, key, value)[1].float(), None
     packed = keys.layout.ends is not None
     largest = sequences.LARGEST_PACKED_EXPONENT if packed else LARGEST_EXPONENT
-    if options.competition == 1 and options.clamp <= largest:
+    if options.competes_over == 1 and options.clamp <= largest:
         competes = query_flow, options.clamp
         _, matrix, logits = launch.states(keys, key, value, competes=competes)
         assert logits is not None
@@ -104,16 +112,18 @@ def _key_value(
     return launch.states(keys, key, value, weight=competition.contiguous())[1].float(), logits
 
 
-def backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Four passes over either side: see docs/gpu.md."""
-    query, key, value, grad, out = map(together, (*rest[:3], grad_out, out))
-    options, eps = Numbers(*rest[10:]), rest[14]
-    (incoming, conserved), (outgoing, logits), kept = rest[7:10]
-    width = query.shape[3]
-    vectors, matrix = kept[..., : VECTORS * width], kept[..., VECTORS * width :]
+def backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+    """Four passes over either side: see docs/attention/gpu.md."""
+    inputs, kept, options = arguments.saved.inputs, arguments.saved.kept, arguments.options
+    assert arguments.saved.out is not None, "the operators of this backend keep the output"
+    query, key, value = map(together, inputs[:3])
+    grad, out = map(together, (arguments.grad_out, arguments.saved.out))
+    (incoming, conserved), (outgoing, logits) = kept.query_stats, kept.key_stats
+    width, eps = query.shape[3], options.eps
+    vectors, matrix = kept.sums[..., : VECTORS * width], kept.sums[..., VECTORS * width :]
     before = vectors.unflatten(2, (VECTORS, width)).movedim(2, 0).contiguous()
     with on_device(query):
-        queries, keys = _sides((query, key, value, *rest[3:7]), options)
+        queries, keys = _sides(inputs, options)
         matrix = matrix.unflatten(2, (width, value.shape[3])).to(queries.state_dtype).contiguous()
         delta = launch.row_products(queries, out, grad)
         scale, sink_weight = incoming.reciprocal(), torch.zeros_like(delta)
@@ -124,13 +134,13 @@ def backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         grad_incoming = -delta / incoming
         grad_matrix = launch.states(queries, query, grad, weight=scale)[1].to(queries.state_dtype)
         competition = torch.ones_like(outgoing)
-        if options.competition:
+        if options.competes_over:
             competition = sequences.compete(keys, logits, options).contiguous()
         grad_value, grad_weight = launch.values_backward(
             keys, (key, key, value, value), grad_matrix, causal=False, weight=competition
         )
         source_weight = torch.zeros_like(outgoing)
-        if options.competition:
+        if options.competes_over:
             assert grad_weight is not None
             source_weight = sequences.compete_backward(
                 keys, logits, competition, grad_weight, options

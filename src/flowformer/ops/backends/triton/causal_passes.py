@@ -1,69 +1,84 @@
 """The causal form, and causal linear attention: the passes of a forward and of a backward.
 
-docs/gpu.md derives the backward. The arguments are those of torch's operators.
+docs/attention/gpu.md derives the backward.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.operators import LINEAR, Numbers, causal_results
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalGradients,
+    CausalKept,
+    CausalResults,
+    Numbers,
+    StateFields,
+    StateGradients,
+)
 from flowformer.ops.backends.triton import launch, sequences
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import settings_of
 
 
-def forward(*arguments: Any) -> tuple[Tensor, ...]:
+def forward(arguments: CausalArguments) -> CausalResults:
     """Four dependent prefixes: of chunks, over the chunks, inside of them."""
-    query, key, value = map(together, arguments[:3])
-    mask, cu_seqlens, row_scale, tokens, *past = arguments[3:13]
-    options, (keep, return_state) = Numbers(*arguments[13:18]), arguments[18:]
+    inputs, options = arguments.inputs, arguments.options
+    query, key, value = map(together, inputs[:3])
+    past = inputs.past
     with on_device(query):
-        side = side_of(query, mask, cu_seqlens, options, settings_of(query, value, causal=True))
+        settings = settings_of(query, value, causal=True)
+        side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
         if options.feature_map == LINEAR:
-            scale = _scalars(row_scale)
-            before, total, _ = launch.states(side, key, value, start=past[5], prefix=True)
+            scale = _scalars(inputs.row_scale)
+            before, total, _ = launch.states(side, key, value, start=past.key_value, prefix=True)
             assert before is not None
             out, _ = launch.output(side, query, key, value, before, causal=True, row_scale=scale)
-            state = [None] * 6 + [total] if return_state else []
-            return causal_results(out, state, None, None, torch.float32)
-        count, last = sequences.counts(side, tokens)
+            after = StateFields(key_value=total) if arguments.return_state else StateFields()
+            return CausalResults(out, after)
+        count, last = sequences.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
-        keys, key_sum = _prefix(side, launch.weighted_sum(side, key, None, 0.0), past[0])
-        queries, query_sum = _prefix(side, launch.weighted_sum(side, query, None, 0.0), past[1])
+        parts = launch.weighted_sum(side, key, None, 0.0)
+        keys, key_sum = _prefix(side, parts, past.key_sum)
+        queries, query_sum = _prefix(
+            side, launch.weighted_sum(side, query, None, 0.0), past.query_sum
+        )
         incoming, outgoing, *shares = launch.prefix_flow(side, query, key, n, (keys, queries))
-        key_flows, key_flow = _prefix(side, shares[0], past[2])
-        query_flows, query_flow = _prefix(side, shares[1], past[3])
+        key_flows, key_flow = _prefix(side, shares[0], past.key_flow)
+        query_flows, query_flow = _prefix(side, shares[1], past.query_flow)
         flows = key_flows, query_flows
         sink, source, *_ = launch.prefix_flow(side, query, key, n, flows, (incoming, outgoing))
         scale = incoming.reciprocal()
         if options.allocation:
             scale = scale * torch.sigmoid(sink)
-        weight, competition = None, past[4]
-        if options.competition:
-            share, competition = _compete(side, source, past[4], options)
+        weight, competition = None, past.competition
+        if options.competes_over:
+            share, competition = _compete(side, source, past.competition, options)
             weight = (share * n[:, None]).to(torch.float32).contiguous()
         elif competition is None:
             competition = _none_yet(side)
         before, key_value, _ = launch.states(
-            side, key, value, weight=weight, start=past[5], prefix=True
+            side, key, value, weight=weight, start=past.key_value, prefix=True
         )
         assert before is not None
         out, _ = launch.output(
             side, query, key, value, before, causal=True, row_scale=scale, weight=weight
         )
-    state: list[Tensor | None] = []
-    if return_state:
+    state, kept = StateFields(), CausalKept()
+    if arguments.return_state:
         # Without competition it passes by: a copy, since an operator returns none of its inputs.
         competition = competition.clone(memory_format=torch.contiguous_format)
-        sums = (key_sum, query_sum, key_flow, query_flow, competition, key_value)
-        state = [last.clone(), *sums]
-    stats = vectors = None
-    if keep:
-        stats = torch.stack((incoming, outgoing, sink, source))
-        vectors = torch.stack((keys, key_flows, queries, query_flows))
-    return causal_results(out, state, stats, vectors, torch.float32)
+        fields = key_sum, query_sum, key_flow, query_flow, competition, key_value
+        state = StateFields(last.clone(), *fields)
+    if arguments.keep:
+        kept = CausalKept(
+            stats=torch.stack((incoming, outgoing, sink, source)),
+            sums=torch.stack((keys, key_flows, queries, query_flows)),
+        )
+    return CausalResults(out, state, kept)
 
 
 def _prefix(
@@ -118,23 +133,21 @@ class _Competed(NamedTuple):
         return found[0], found[1].contiguous()
 
 
-def _state_grads(empty: Any, found: list[Tensor | None]) -> list[Tensor]:
-    return [empty(0, dtype=torch.float64) if grad is None else grad for grad in found]
-
-
-def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Four dependent suffixes: see docs/gpu.md."""
-    grad_state = list(rest[:6])
-    query, key, value, grad, out = map(together, (*rest[7:10], grad_out, rest[6]))
-    mask, cu_seqlens, row_scale, tokens, *past = rest[10:20]
-    stats, before, options = rest[20], rest[21], Numbers(*rest[22:27])
+def backward(arguments: CausalBackwardArguments) -> CausalGradients:
+    """Four dependent suffixes: see docs/attention/gpu.md."""
+    saved, options, after = arguments.saved, arguments.options, arguments.grad_state
+    assert saved.out is not None, "the operators of this backend keep the output"
+    inputs, past = saved.inputs, saved.inputs.past
+    query, key, value = map(together, inputs[:3])
+    grad, out = map(together, (arguments.grad_out, saved.out))
     tensors = query, key, value, grad
     with on_device(query):
-        side = side_of(query, mask, cu_seqlens, options, settings_of(query, value, causal=True))
+        settings = settings_of(query, value, causal=True)
+        side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
         if options.feature_map == LINEAR:
-            return _linear_backward(side, tensors, _scalars(row_scale), past[5], grad_state[5])
-        incoming, outgoing, sink, source = stats
-        count, _ = sequences.counts(side, tokens)
+            return _linear_backward(side, tensors, arguments)
+        incoming, outgoing, sink, source = saved.kept.stats
+        count, _ = sequences.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
         delta = launch.row_products(side, out, grad)
         scale, sink_weight = incoming.reciprocal(), torch.zeros_like(delta)
@@ -142,18 +155,20 @@ def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             allocated = torch.sigmoid(sink)
             scale, sink_weight = allocated * scale, delta * (1 - allocated) / n[:, None]
         weight = competed = None
-        if options.competition:
-            competed = _Competed.again(side, source, past[4], options)
+        if options.competes_over:
+            competed = _Competed.again(side, source, past.competition, options)
             weight = (competed.share.detach() * n[:, None]).to(torch.float32).contiguous()
-        matrix, _, _ = launch.states(side, key, value, weight=weight, start=past[5], prefix=True)
+        matrix, _, _ = launch.states(
+            side, key, value, weight=weight, start=past.key_value, prefix=True
+        )
         grad_matrix, grad_key_value, _ = launch.states(
-            side, query, grad, weight=scale, start=grad_state[5], prefix=True, reverse=True
+            side, query, grad, weight=scale, start=after.grad_key_value, prefix=True, reverse=True
         )
         assert grad_matrix is not None
         grad_value, grad_weight = launch.values_backward(
             side, tensors, grad_matrix, causal=True, row_scale=scale, weight=weight
         )
-        source_weight, grad_competition = torch.zeros_like(delta), grad_state[4]
+        source_weight, grad_competition = torch.zeros_like(delta), after.grad_competition
         if competed is not None:
             assert grad_weight is not None
             source_weight, grad_competition = competed.backward(
@@ -162,8 +177,8 @@ def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             source_weight = (source_weight / n[:, None]).contiguous()
         key_part = launch.weighted_sum(side, query, sink_weight, options.eps)
         query_part = launch.weighted_sum(side, key, source_weight, options.eps)
-        key_flow, grad_key_flow = _prefix(side, key_part, grad_state[2], reverse=True)
-        query_flow, grad_query_flow = _prefix(side, query_part, grad_state[3], reverse=True)
+        key_flow, grad_key_flow = _prefix(side, key_part, after.grad_key_flow, reverse=True)
+        query_flow, grad_query_flow = _prefix(side, query_part, after.grad_query_flow, reverse=True)
         grad_incoming = -delta / incoming
         grad_outgoing, key_part, query_part = launch.prefix_flow_backward(
             side,
@@ -175,14 +190,14 @@ def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             (key_flow, query_flow),
             grad_incoming,
         )
-        key_sum, grad_key_sum = _prefix(side, key_part, grad_state[0], reverse=True)
-        query_sum, grad_query_sum = _prefix(side, query_part, grad_state[1], reverse=True)
+        key_sum, grad_key_sum = _prefix(side, key_part, after.grad_key_sum, reverse=True)
+        query_sum, grad_query_sum = _prefix(side, query_part, after.grad_query_sum, reverse=True)
         seen = n[:, None]
         of_source = torch.ones_like(delta) if weight is None else weight
         gradients = launch.FlowGradients(
             sinks=torch.stack((scale, sink_weight, grad_incoming, seen / incoming)),
             sources=torch.stack((of_source, source_weight, grad_outgoing, seen / outgoing)),
-            before=before,
+            before=saved.kept.sums,
             after=torch.stack((query_flow, query_sum, key_flow, key_sum)),
             matrix=matrix,
             grad_matrix=grad_matrix,
@@ -192,26 +207,26 @@ def backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     assert grad_key is not None
     if grad_competition is None:
         grad_competition = torch.zeros_like(grad_key_sum[..., 0])
-    fields = [grad_key_sum, grad_query_sum, grad_key_flow, grad_query_flow, grad_competition]
-    empty = query.new_empty
-    return (
-        grad_query,
-        grad_key,
-        grad_value,
-        empty(0, dtype=torch.float32),
-        *_state_grads(empty, [*fields, grad_key_value]),
-    )
+    before = StateGradients()
+    if arguments.state_gradient:
+        before = StateGradients(
+            grad_key_sum,
+            grad_query_sum,
+            grad_key_flow,
+            grad_query_flow,
+            grad_competition,
+            grad_key_value,
+        )
+    return CausalGradients(grad_query, grad_key, grad_value, None, before)
 
 
 def _linear_backward(
-    side: Side,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    row_scale: Tensor | None,
-    start: Tensor | None,
-    grad_end: Tensor | None,
-) -> tuple[Tensor, ...]:
+    side: Side, tensors: tuple[Tensor, Tensor, Tensor, Tensor], arguments: CausalBackwardArguments
+) -> CausalGradients:
     query, key, value, grad = tensors
-    matrix, _, _ = launch.states(side, key, value, start=start, prefix=True)
+    inputs, grad_end = arguments.saved.inputs, arguments.grad_state.grad_key_value
+    row_scale = _scalars(inputs.row_scale)
+    matrix, _, _ = launch.states(side, key, value, start=inputs.past.key_value, prefix=True)
     grad_matrix, grad_start, _ = launch.states(
         side, query, grad, weight=row_scale, start=grad_end, prefix=True, reverse=True
     )
@@ -223,10 +238,9 @@ def _linear_backward(
     grad_query, grad_key, grad_scale = launch.linear_features_backward(
         side, tensors, (matrix, grad_matrix), row_scale
     )
-    empty = query.new_empty
-    if grad_scale is None:
-        grad_scale = empty(0, dtype=torch.float32)
-    else:
+    if grad_scale is not None:
         grad_scale = grad_scale.transpose(1, 2).contiguous()
-    found = [grad_query, grad_key, grad_value, grad_scale]
-    return (*found, *_state_grads(empty, [None] * 5 + [grad_start]))
+    before = StateGradients()
+    if arguments.state_gradient:
+        before = StateGradients(grad_key_value=grad_start)
+    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, before)

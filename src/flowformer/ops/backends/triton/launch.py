@@ -213,7 +213,7 @@ def states(
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What the form that is not causal makes its row scale of."""
+    """The tensors of which the bidirectional form makes its row scale."""
 
     incoming: Scalars
     key_flow: Tensor
@@ -312,7 +312,7 @@ def linear_features_backward(
 
 @dataclass(frozen=True, kw_only=True)
 class FlowGradients:
-    """What the last pass of a backward reads, see the kernel.
+    """The tensors that the last pass of a backward reads, see the kernel.
 
     Attributes:
         sinks: four numbers a sink.

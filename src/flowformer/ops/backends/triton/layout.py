@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """How many there are."""
+        """The number of sequences."""
         return len(self.chunk_first) - 1
 
     @property

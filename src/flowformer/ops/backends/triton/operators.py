@@ -5,33 +5,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Kernels, define_operators
-from flowformer.ops.backends.triton import shapes
+from flowformer.ops.backends.arguments import (
+    LINEAR,
+    BidirectionalArguments,
+    BidirectionalBackwardArguments,
+    BidirectionalKept,
+    BidirectionalResults,
+    CausalArguments,
+    CausalBackwardArguments,
+    CausalGradients,
+    CausalKept,
+    CausalResults,
+    StateFields,
+)
+from flowformer.ops.backends.operators import (
+    Kernels,
+    define_operators,
+    room_for_state,
+)
+from flowformer.ops.backends.triton.layout import chunk_bound
+from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
+from flowformer.ops.packing import sequence_count
 from flowformer.ops.state import FlowState
 
 
-def _bidirectional(*arguments: Any) -> tuple[Tensor, ...]:
+def _bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
     from flowformer.ops.backends.triton import bidirectional_passes
 
-    return bidirectional_passes.forward(*arguments)
+    return bidirectional_passes.forward(arguments)
 
 
-def _bidirectional_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
     from flowformer.ops.backends.triton import bidirectional_passes
 
-    return bidirectional_passes.backward(*arguments)
+    return bidirectional_passes.backward(arguments)
 
 
-def _causal(*arguments: Any) -> tuple[Tensor, ...]:
+def _causal(arguments: CausalArguments) -> CausalResults:
     from flowformer.ops.backends.triton import causal_passes
 
-    return causal_passes.forward(*arguments)
+    return causal_passes.forward(arguments)
 
 
-def _causal_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
     from flowformer.ops.backends.triton import causal_passes
 
-    return causal_passes.backward(*arguments)
+    return causal_passes.backward(arguments)
+
+
+# Shapes of what these return, while a graph is traced: no kernel, no triton.
+
+
+def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
+    query, key, value, _, _, offsets, _ = arguments.inputs
+    out = value.new_empty((*query.shape[:3], value.shape[3]))
+    if not arguments.keep:
+        return BidirectionalResults(out)
+    _, _, h, d = query.shape
+
+    def stats(x: Tensor) -> Tensor:
+        return x.new_empty((2, x.shape[0], h, x.shape[1]), dtype=torch.float32)
+
+    shape = (sequence_count(query, offsets), h, d * (VECTORS + value.shape[3]))
+    sums = query.new_empty(shape, dtype=torch.float32)
+    return BidirectionalResults(out, BidirectionalKept(stats(query), stats(key), sums))
+
+
+def _fake_causal(arguments: CausalArguments) -> CausalResults:
+    query, value = arguments.inputs.query, arguments.inputs.value
+    b, t, h, d = query.shape
+    out = value.new_empty((b, t, h, value.shape[3]))
+    state, kept = StateFields(), CausalKept()
+    if arguments.return_state:
+        state = room_for_state(arguments.inputs, arguments.options)
+    if arguments.keep and arguments.options.feature_map != LINEAR:
+        stats = query.new_empty((VECTORS, b, h, t), dtype=torch.float32)
+        chunks = _chunk_bound(query, value, arguments.inputs.cu_seqlens)
+        sums = query.new_empty((VECTORS, chunks, h, d), dtype=torch.float32)
+        kept = CausalKept(stats, sums)
+    return CausalResults(out, state, kept)
+
+
+def _chunk_bound(query: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Return the number of chunks that a call has room for: it depends on shapes alone."""
+    size = settings_of(query, value, causal=True).size
+    if cu_seqlens is None:
+        return query.shape[0] * -(-query.shape[1] // size)
+    return chunk_bound(query.shape[1], len(cu_seqlens) - 1, size)
 
 
 OPERATORS = define_operators(
@@ -41,10 +101,8 @@ OPERATORS = define_operators(
         bidirectional_backward=_bidirectional_backward,
         causal=_causal,
         causal_backward=_causal_backward,
-        fake_bidirectional=shapes.bidirectional,
-        fake_bidirectional_backward=shapes.bidirectional_backward,
-        fake_causal=shapes.causal,
-        fake_causal_backward=shapes.causal_backward,
+        fake_bidirectional=_fake_bidirectional,
+        fake_causal=_fake_causal,
         keeps_output=True,
     ),
     "CUDA",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Numbers
+from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.prefix import prefix_softmax
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def counts(side: "Side", before: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _rows(side: "Side") -> Tensor:
-    """The sequence of each token of a packed batch."""
+    """Return the sequence of each token of a packed batch."""
     ends = side.layout.ends
     assert ends is not None
     steps = torch.arange(side.shape[1], device=side.device)
@@ -47,7 +47,7 @@ def _rows(side: "Side") -> Tensor:
 
 
 def real(side: "Side") -> Tensor | None:
-    """The mask of numbers a token, [b, 1, t]."""
+    """Return the mask of numbers a token, [b, 1, t]."""
     return None if side.mask is None else side.mask[:, None]
 
 
@@ -99,7 +99,7 @@ def compete(side: "Side", logits: Scalars, options: Numbers) -> Scalars:
     x = logits.clamp(-options.clamp, options.clamp)
     sources = counts(side, None)[1].clamp(min=1)
     shares = sources[:, None].to(x.dtype)
-    if options.competition == 2:  # over heads
+    if options.competes_over == 2:  # over heads
         return x.softmax(1) * spread(side, shares.expand(-1, x.shape[1]))
     mask = real(side)
     if mask is not None:
@@ -119,7 +119,7 @@ def compete_backward(
     """Return the gradient of the logits."""
     product = competition * grad
     sources = counts(side, None)[1].clamp(min=1)[:, None].to(product.dtype)
-    if options.competition == 2:
+    if options.competes_over == 2:
         shares = product.sum(1, keepdim=True) / spread(side, sources)
     else:
         shares = spread(side, (totals(side, product) / sources).to(product.dtype))

@@ -9,10 +9,9 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from flowformer.ops.backends.operators import Numbers
-from flowformer.ops.backends.triton import INTERPRETED
+from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.triton.layout import Layout, dense_layout, packed_layout
-from flowformer.ops.backends.triton.tuning import Settings, padded
+from flowformer.ops.backends.triton.tuning import INTERPRETED, Settings, padded
 from flowformer.ops.packing import sequence_lengths
 
 Scalars = Float[Tensor, "_b _h _t"]  # one number a token, float32
@@ -44,17 +43,17 @@ class Side:
 
     @property
     def half(self) -> bool:
-        """Whether operands of products are bfloat16; float16, whose range is small, is widened."""
+        """Whether operands of products are bfloat16; float16, of a small range, is widened."""
         return self.dtype == torch.bfloat16
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of the sums that stand before each chunk: that of the operands they become."""
+        """The dtype of the sums before each chunk: that of the operands which they become."""
         return torch.bfloat16 if self.half else torch.float32
 
     @property
     def dots(self) -> dict[str, Any]:
-        """How matrices are multiplied."""
+        """The way in which matrices are multiplied."""
         precision = "tf32x3" if self.dtype == torch.float32 else "tf32"
         if self.half or torch.version.hip or INTERPRETED:  # the interpreter has no other
             precision = "ieee"
@@ -68,7 +67,7 @@ class Side:
 
     @property
     def compiled_wide(self) -> dict[str, Any]:
-        """The same of the kernels that need the most registers."""
+        """Options of the compiler for the kernels that need the most registers."""
         return self._options(self.settings.most_warps)
 
     def _options(self, warps: int) -> dict[str, Any]:
@@ -79,28 +78,28 @@ class Side:
         return options
 
     def scalars(self) -> Scalars:
-        """Room for one number a token."""
+        """Return room for one number a token."""
         batch, length, heads = self.shape
         return torch.empty(batch, heads, length, dtype=torch.float32, device=self.device)
 
     def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Room for something a chunk; a packed batch has empty chunks, of which nothing is made."""
+        """Return room for a tensor a chunk; of a packed batch's empty chunks nothing is made."""
         make = torch.empty if self.layout.ends is None else torch.zeros
         return make(shape, dtype=dtype, device=self.device)
 
     def vectors(self, width: int) -> Tensor:
-        """Room for a vector a chunk and head."""
+        """Return room for a vector a chunk and head."""
         shape = len(self.layout.chunks), self.shape[2], width
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def widths(self, x: Tensor, *, narrow: bool = False) -> dict[str, int]:
-        """The width of queries and keys, and its blocks."""
+        """Return the width of queries and keys, and its blocks."""
         block = self.settings.narrow_block if narrow else self.settings.block
         block = min(block, padded(x.shape[-1]))
         return {"WIDTH": x.shape[-1], "BLOCK": block, "SIZE": self.settings.size}
 
     def value_widths(self, y: Tensor) -> dict[str, int]:
-        """The width of values, and its blocks."""
+        """Return the width of values, and its blocks."""
         block = min(self.settings.y_block, padded(y.shape[-1]))
         return {"Y_WIDTH": y.shape[-1], "Y_BLOCK": block}
 

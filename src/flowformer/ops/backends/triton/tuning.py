@@ -1,4 +1,4 @@
-"""How the kernels are cut: sizes of chunks and blocks, warps, splits."""
+"""The cut of the kernels: sizes of chunks and blocks, warps, splits."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it, at its import
 VECTORS = 4  # a chunk or sequence, and numbers a token, that a forward keeps for its backward
 
 # Not Path.expanduser, which raises where there is no home directory: at the import of flowformer.
@@ -16,7 +17,7 @@ CACHE = Path(os.path.expanduser("~/.cache/flowformer/triton"))  # noqa: PTH111
 
 
 class Settings(NamedTuple):
-    """Of the kernels of one call.
+    """The settings of the kernels of one call.
 
     Attributes:
         size: tokens of a chunk.
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What settings depend on: never the exact length, which would tune anew for each."""
+    """The sizes that settings depend on; not the exact length, which would tune for each."""
 
     width: int
     value_width: int
@@ -51,7 +52,7 @@ class Key(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it stands in the file."""
+        """The key's name in the file."""
         form = "causal" if self.causal else "bidirectional"
         return f"{form} d{self.width} m{self.value_width} {self.dtype} L{self.length}"
 
@@ -70,7 +71,7 @@ def padded(width: int) -> int:
 
 
 def default_settings(key: Key) -> Settings:
-    """Return what needs no tuning; `benchmarks/kernel_table.py` shows that nothing spills.
+    """Return what needs no tuning; `python -m benchmarks gpu_kernels` shows that nothing spills.
 
     float32 and float16 are multiplied as (three or one) TensorFloat-32: twice the registers.
     """
@@ -109,8 +110,8 @@ def _tuned(device: str) -> dict[str, Settings]:
         return {name: Settings(**values) for name, values in kept.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} must hold what benchmarks.tune_gpu of this version keeps, got {error}: delete "
-            "it, and tune again if you like"
+            f"{path} must hold what python -m benchmarks tune_gpu of this version keeps, got "
+            f"{error}: delete it, and tune again if you like"
         ) from error
 
 

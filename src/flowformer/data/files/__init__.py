@@ -1,1 +1,0 @@
-"""Reading files and archives within bounds."""

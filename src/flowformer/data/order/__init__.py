@@ -1,1 +1,0 @@
-"""Which items a training step sees, and in which process."""

@@ -1,0 +1,214 @@
+"""Mixers and attentions from their names, and the record of the name in a state dict."""
+
+import difflib
+import json
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from jaxtyping import Int32, Real
+from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
+
+from flowformer.nn.mixers.attention import (
+    HeadAttention,
+    Sizes,
+    make_attention,
+    option_defaults,
+    option_names,
+)
+from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.registry import ATTENTIONS, MIXERS
+
+PROJECTION_OPTIONS = {
+    name
+    for name, each in signature(ProjectedMixer).parameters.items()
+    if each.kind is Parameter.KEYWORD_ONLY
+}
+
+
+def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> ProjectedMixer:
+    """Build the mixer of that name in MIXERS.
+
+    Args:
+        name: a key of MIXERS.
+        dim: width of the hidden states.
+        num_heads: number of heads.
+        options: the keywords of ProjectedMixer, and of the mixer's attention.
+
+    Raises:
+        ValueError: there is no such mixer, or it has no such option; the message lists the choices.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer.nn import build_mixer
+        >>> mixer = build_mixer("linear", 64, 4, dropout=0.1)
+        >>> out, state = mixer(torch.randn(2, 100, 64), causal=True, return_state=True)
+        >>> out.shape
+        torch.Size([2, 100, 64])
+        >>> build_mixer("lineer", 64, 4)
+        Traceback (most recent call last):
+        ValueError: unknown mixer 'lineer': did you mean linear? expected one of flow, ...
+    """
+    _check_name(name, "mixer", list(MIXERS))
+    _check_options(name, options, PROJECTION_OPTIONS | option_names(MIXERS[name].kind))
+    return MIXERS[name](dim, num_heads, **options)
+
+
+def mixer_options(config: Any, model: str) -> dict[str, Any]:
+    """Return the options of a model's mixer: those given, or those that it was published with.
+
+    Args:
+        config: the model's configuration, with a mixer, mixer_options and a dropout.
+        model: the kind of the model: "series", "language", "sequences", "images" or "trajectories".
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    if config.mixer_options is not None:
+        return dict(config.mixer_options)
+    _check_name(config.mixer, "mixer", list(MIXERS))
+    return MIXERS[config.mixer].published_options(model, config.dropout)
+
+
+def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
+    """Build the attention of that name in ATTENTIONS, for a layer with projections of its own.
+
+    Such a layer's state dict says which attention it was saved with, unless it is softmax's, which
+    the layer has without us: see `MixerRecord`.
+
+    Args:
+        name: a key of ATTENTIONS.
+        sizes: those of the layer that it goes into.
+        options: the keywords of that attention's constructor.
+
+    Raises:
+        ValueError: there is no such attention, it needs more than query, key and value, it has no
+            such option, or it needs max_length.
+    """
+    if name in MIXERS and name not in ATTENTIONS:
+        raise ValueError(
+            f"{name!r} does not fit into a layer with projections of its own: it is made of "
+            f"{', '.join(MIXERS[name].kind.inputs)} (hidden: the hidden states, for gates or "
+            f"weights), and comes as a whole, with build_mixer. Those that fit: "
+            f"{', '.join(ATTENTIONS)}"
+        )
+    _check_name(name, "attention", list(ATTENTIONS))
+    _check_options(name, options, option_names(ATTENTIONS[name]))
+    attention = make_attention(ATTENTIONS[name], sizes, options)
+    if name != "softmax":
+        record = MixerRecord(name, option_defaults(ATTENTIONS[name]), options)
+        attention.add_module(record.name, record)
+    return attention
+
+
+def require_independent_sinks(attention: HeadAttention) -> None:
+    """Refuse what would show an autoregressive decoder, as its cross-attention, the future.
+
+    Raises:
+        ValueError: an output depends on the other queries; the message lists what can be had.
+    """
+    if not attention.capabilities.independent_sinks:
+        raise ValueError(
+            f"{type(attention).__name__} cannot be the cross-attention of an autoregressive "
+            "decoder: each output depends on all queries, so on the tokens that are to be "
+            f"predicted. Those that can be had there: {independent_choices()}"
+        )
+
+
+def independent_choices() -> str:
+    """Name the attentions of ATTENTIONS whose outputs depend on no other query, for messages."""
+    able = [name for name, each in ATTENTIONS.items() if each.capabilities.independent_sinks]
+    return ", ".join(["flow with the option independent_sinks=True", *able])
+
+
+def _check_name(name: str, noun: str, names: list[str]) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"unknown {noun} {name!r}: {hint}expected one of {', '.join(names)}")
+
+
+def _check_options(name: str, options: dict[str, Any], allowed: set[str]) -> None:
+    if unknown := sorted(options.keys() - allowed):
+        raise ValueError(
+            f"{name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}"
+        )
+
+
+class MixerRecord(nn.Module):
+    """Writes the mixer and its options into the state dict of the layer that it stands in.
+
+    The projections of such a layer are those of softmax attention: without a word, a fresh model of
+    the other library would take them and compute something else. The name of the key says which
+    mixer it was, and `load_state_dict` of a model without it fails of that key, if strict. Loading
+    into a layer whose options are others fails too. State dicts without a record load.
+
+    Args:
+        mixer: its name.
+        defaults: the options of the mixer and what they are where nothing is given.
+        options: those given.
+    """
+
+    def __init__(self, mixer: str, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+        super().__init__()
+        self.mixer = mixer
+        # But for `backend`, which is how to compute and not what.
+        self.defaults = {name: each for name, each in defaults.items() if name != "backend"}
+        self.options = {name: each for name, each in options.items() if name != "backend"}
+
+    @property
+    def name(self) -> str:
+        """Under which it stands in the layer: keys of a state dict show it."""
+        return f"mixer_{self.mixer}".replace("-", "_")
+
+    def get_extra_state(self) -> Int32[Tensor, " bytes"]:
+        """Return what `state_dict` writes: JSON as a tensor, for safetensors holds nothing else.
+
+        Not of bytes: who averages state dicts sums all that is in them.
+        """
+        text = json.dumps({"mixer": self.mixer, "options": self.options}, default=str)
+        return torch.tensor(list(text.encode()), dtype=torch.int32, device="cpu")
+
+    def set_extra_state(self, state: Real[Tensor, " bytes"]) -> None:
+        """Compare what was saved.
+
+        Raises:
+            ValueError: another mixer, or the same with other options.
+        """
+        saved = json.loads(bytes(map(round, state.tolist())))  # it may have been cast
+        given, theirs = (
+            json.dumps({**self.defaults, **options}, default=str, sort_keys=True)
+            for options in (self.options, saved["options"])
+        )
+        # The values, not their text: 1 is 1.0.
+        if (self.mixer, json.loads(given)) != (saved["mixer"], json.loads(theirs)):
+            raise ValueError(
+                f"expected what was saved with the mixer {self.mixer!r} and the options {given}, "
+                f"got {saved['mixer']!r} and {theirs}"
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],  # noqa: ARG002 - torch's signature
+        strict: bool,  # noqa: ARG002
+        missing_keys: list[str],  # noqa: ARG002
+        unexpected_keys: list[str],  # noqa: ARG002
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + _EXTRA_STATE_KEY_SUFFIX
+        state = state_dict.get(key)
+        if state is None or state.is_meta:  # saved by torch or before there were records; no values
+            return
+        try:
+            self.set_extra_state(state)
+        except ValueError as error:
+            # torch does not say here whether the caller is strict.
+            error_msgs.append(f"{error}. To load it all the same, take {key!r} out of it")
+
+    def extra_repr(self) -> str:
+        """Return the mixer and the options given, for print(model)."""
+        return ", ".join([repr(self.mixer), *(f"{k}={v!r}" for k, v in self.options.items())])

@@ -1,0 +1,276 @@
+"""Linear attention whose state decays (Yang et al. 2024), feature by feature or as a whole.
+
+On CUDA, in half precision, flash-linear-attention's kernel runs where that package is installed;
+everywhere else, and in every other dtype, the chunked form below, which is exact.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.registry import Capabilities
+from flowformer.ops.features import compute_dtype, masked
+from flowformer.ops.inputs import (
+    check_causal,
+    check_tensors,
+    exact_arithmetic,
+    is_for_any_length,
+    is_recorded,
+    resolve_masks,
+    starting_state,
+)
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import LinearState
+
+# Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
+# (their decays cannot be split into a factor of each token: it could be out of range).
+CHUNK, CHUNK_OF_FEATURES = 64, 16
+SEGMENT = 2048  # tokens whose pairs are held at once
+
+
+@takes_layouts("query", "key", "value", "log_decay")
+@contained("query", "key", "value", "log_decay", always=True)
+def gated_linear_attention(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t g d"],
+    value: Float[Tensor, "b t g m"],
+    *,
+    log_decay: Float[Tensor, "b t h e"],
+    mask: Bool[Tensor, "b t"] | None = None,
+    initial_state: LinearState | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    """out_t = q_t S_t with S_t = diag(α_t) S_{t-1} + k_tᵀ v_t, α = exp(log_decay) (equation 3).
+
+    Causal by nature. A padded token leaves the state as it is.
+
+    Args:
+        query: the queries; a scale such as 1/√d is the caller's.
+        key: the keys; g divides h, and each key head serves h / g query heads.
+        value: the values, with as many heads as the keys.
+        log_decay: log α ≤ 0, one for each feature (e = d) or one for all (e = 1).
+        mask: real tokens (True); the output at the others is zero.
+        initial_state: the state after the tokens before these.
+        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+
+    Returns:
+        The output, and the state after these tokens.
+
+    Raises:
+        ValueError: the tensors do not fit each other, or the state is one of other sizes.
+        TypeError: the state is of another kind.
+    """
+    dtype_out = value.dtype
+    query, key, value = check_tensors(query, key, value)
+    check_causal(query, key)
+    if log_decay.shape not in (query.shape, (*query.shape[:3], 1)):
+        raise ValueError(
+            f"log_decay must be [batch, time, head, 1 or {query.shape[3]}] with the sizes of the "
+            f"query {list(query.shape)}, got {list(log_decay.shape)}"
+        )
+    kernel = None
+    if log_decay.shape == query.shape:
+        kernel = fast_kernel(query, "gla", "chunk_gla", _in_float32)
+    return run_recurrence(
+        kernel or chunked_gla, (query, key, value, log_decay), mask, initial_state, dtype_out
+    )
+
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def run_recurrence(
+    attend: Recurrence,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    mask: Bool[Tensor, "b t"] | None,
+    initial_state: LinearState | None,
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    """Run a recurrence over checked tensors; return its output in that dtype, and its state.
+
+    Args:
+        attend: a function of the tensors and of the sums so far, which returns output and sums.
+        tensors: query, key, value and gates, [b, t, heads, …] each.
+        mask: real tokens (True).
+        initial_state: the state after the tokens before these.
+        dtype: the dtype of the output.
+    """
+    query, key, value, _ = tensors
+    mask, _ = resolve_masks(query, key, causal=True, mask=mask)
+    sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+    state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
+    query, key, value, gates = (masked(x, mask) for x in tensors)
+    with exact_arithmetic(query):
+        out, key_value = attend(query, key, value, gates, state.key_value)
+    return out.to(dtype), LinearState(key_value)
+
+
+class RecurrentAttention(HeadAttention):
+    """An attention that is a recurrence, with gates of the hidden states: causal, and only that.
+
+    A subclass says what `recur` is.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
+    )
+    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
+
+    def recur(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
+    ) -> tuple[Tensor, Any]:
+        """Return the output and the state after these tokens; state and mask may be None."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = True,  # noqa: ARG002 - it has no other form
+        mask: Bool[Tensor, "b t"] | None = None,
+        state: Any = None,
+        return_state: bool = False,
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Return the output and, if asked for, the state after these tokens."""
+        out, state = self.recur(query, key, value, hidden, mask, state)
+        return out, state if return_state else None
+
+
+def fast_kernel(
+    query: Tensor, module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
+) -> Recurrence | None:
+    """Return flash-linear-attention's kernel, where it is installed and serves these tensors.
+
+    Args:
+        query: the queries.
+        module: the kernel's module in `fla.ops`.
+        name: the kernel's name there.
+        gates: what the kernel takes as gates, of ours and the queries.
+    """
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return fla_kernel(module, name, gates) if query.is_cuda and half else None
+
+
+@cache
+def fla_kernel(
+    module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
+) -> Recurrence | None:
+    """Return a kernel of flash-linear-attention, which has its own order of arguments, or None."""
+    try:
+        kernel: Any = getattr(import_module(f"fla.ops.{module}"), name)
+    except ImportError:
+        return None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor) -> Any:
+        begun = state.float()
+        out, last = kernel(
+            q, k, v, gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
+        )
+        return out, last.to(state.dtype)
+
+    return attend
+
+
+def _in_float32(log_decay: Tensor, _query: Tensor) -> Tensor:
+    return log_decay.float()
+
+
+def chunked_gla(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    log_decay: Float[Tensor, "b t h e"],
+    state: Float[Tensor, "b h d m"],
+) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
+    """Segment after segment, so that the pairs of few tokens at a time are held."""
+    length = query.shape[1]
+    if is_recorded() or length <= SEGMENT:
+        return _segment(query, key, value, log_decay, state)
+    outputs = []
+    pieces = (x.split(SEGMENT, 1) for x in (query, key, value, log_decay))
+    for q, k, v, decay in zip(*pieces, strict=True):
+        out, state = _segment(q, k, v, decay, state)
+        outputs.append(out)
+    return torch.cat(outputs, 1), state
+
+
+def _segment(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    log_decay: Float[Tensor, "b t h e"],
+    state: Float[Tensor, "b h d m"],
+) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
+    """All pairs inside a chunk, and between chunks the state, one chunk after the other.
+
+    Token t sees token s of its chunk through the decays after s up to t, and the state before the
+    chunk through all of them up to t. No exponent is positive.
+    """
+    dtype = compute_dtype(query.dtype)
+    size = CHUNK if log_decay.shape[-1] == 1 else CHUNK_OF_FEATURES
+    q, k, v, decay = (in_chunks(x.to(dtype), size) for x in (query, key, value, log_decay))
+    between = _decays_between(decay)
+    if between.shape[-1] == 1:
+        scores = (q @ k.mT) * between[..., 0]
+    else:
+        scores = torch.einsum("...td,...sd,...tsd->...ts", q, k, between)
+    total = decay.cumsum(-2)
+    update = ((k * between[..., -1, :, :]).mT @ v).to(state.dtype)
+    kept = total[..., -1:, :].mT.to(state.dtype).exp()
+    if is_for_any_length():
+        before, state = _all_states(update, total[..., -1, :].to(state.dtype), state)
+    else:
+        states = [state]
+        for added, factor in zip(update.unbind(2), kept.unbind(2), strict=True):
+            states.append(states[-1] * factor + added)
+        before, state = torch.stack(states[:-1], 2), states[-1]
+    out = scores @ v + (q * total.exp()) @ before.to(dtype)
+    return from_chunks(out, query.shape[1]), state
+
+
+def _all_states(
+    update: Float[Tensor, "b h n d m"], decay: Float[Tensor, "b h n e"], state: Tensor
+) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
+    """Return the state before each chunk and after the last, without a loop over the chunks.
+
+    Every pair of chunks is formed: for a graph that a loop would fix to one length.
+    """
+    decay = decay.expand(*decay.shape[:-1], update.shape[-2])
+    after = torch.einsum("bhtsd,bhsdm->bhtdm", _decays_between(decay), update)
+    after = after + decay.cumsum(-2).exp()[..., None] * state[:, :, None]
+    return torch.cat((state[:, :, None], after[:, :, :-1]), 2), after[:, :, -1]
+
+
+def _decays_between(decay: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b c c e"]:
+    """exp Σ_{s < r ≤ t} decay_r for row t and column s, zero for s > t.
+
+    Each sum is taken by itself: as a difference of two longer ones it would lose its digits.
+    """
+    size = decay.shape[-2]
+    past = torch.ones(size, size, dtype=torch.bool, device=decay.device).tril(-1)[..., None]
+    sums = torch.where(past, decay[..., :, None, :], 0).cumsum(-3)
+    return sums.masked_fill(past.transpose(0, 1), -torch.inf).exp()
+
+
+def in_chunks(x: Float[Tensor, "b t h d"], size: int) -> Float[Tensor, "b h n c d"]:
+    """Cut the time into chunks, the last one filled up with zeros, heads first."""
+    b, t, h, d = x.shape
+    chunks = (t + size - 1) // size
+    x = F.pad(x, (0, 0, 0, 0, 0, chunks * size - t))
+    return x.view(b, chunks, size, h, d).permute(0, 3, 1, 2, 4)
+
+
+def from_chunks(x: Float[Tensor, "b h n c m"], length: int) -> Float[Tensor, "b t h m"]:
+    """Undo in_chunks."""
+    return x.flatten(2, 3)[:, :, :length].transpose(1, 2)

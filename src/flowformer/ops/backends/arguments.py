@@ -1,0 +1,242 @@
+"""Arguments and results of the compiled operators, by name; their schemas are made from these.
+
+An operator of torch takes and returns tensors and numbers one after another. Here they are named
+tuples, some inside others: :func:`flat` lays them out in the order of their fields, and a
+:func:`reader` picks them up again at the door of each kernel. So a field that is added here is
+known to every schema, and moves none of the others' readers. A result that is None is an empty
+tensor between the two, for an operator returns tensors only.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from torch import Tensor
+
+from flowformer.ops.options import FlowOptions
+
+Record = TypeVar("Record", bound=tuple)
+
+NOTHING: Any = None  # of a forward that keeps nothing; a backward is given tensors
+LINEAR = 2  # in the place of a feature map: linear attention, without flows
+
+_FEATURE_MAPS = {"sigmoid": 0, "relu": 1}
+_COMPETITIONS = {None: 0, "sources": 1, "heads": 2}
+
+
+class Numbers(NamedTuple):
+    """The options as the operators and the library take them, in the order of csrc/api.h."""
+
+    feature_map: int
+    competes_over: int
+    allocation: bool
+    clamp: float
+    eps: float
+
+
+LINEAR_OPTIONS = Numbers(LINEAR, 0, False, 0.0, 0.0)
+
+
+def numbers(options: FlowOptions) -> Numbers:
+    """Return the options as numbers; no clamp is an infinite one."""
+    return Numbers(
+        _FEATURE_MAPS[options.feature_map],
+        _COMPETITIONS[options.competition],
+        options.allocation,
+        float("inf") if options.clamp is None else float(options.clamp),
+        float(options.eps),
+    )
+
+
+def flow_options(numbers: Numbers) -> FlowOptions:
+    """Return the options that were made numbers."""
+    maps = {number: name for name, number in _FEATURE_MAPS.items()}
+    competitions = {number: name for name, number in _COMPETITIONS.items()}
+    return FlowOptions(
+        feature_map=maps[numbers.feature_map],  # pyright: ignore[reportArgumentType]
+        clamp=None if numbers.clamp == float("inf") else numbers.clamp,
+        eps=numbers.eps,
+        competition=competitions[numbers.competes_over],  # pyright: ignore[reportArgumentType]
+        allocation=numbers.allocation,
+    )
+
+
+class BidirectionalInputs(NamedTuple):
+    """The tensors of a bidirectional call."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    query_mask: Tensor | None = None
+    key_mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+
+
+class BidirectionalArguments(NamedTuple):
+    """A bidirectional call; ``keep`` says whether anything is kept for a backward."""
+
+    inputs: BidirectionalInputs
+    options: Numbers
+    keep: bool
+
+
+class BidirectionalKept(NamedTuple):
+    """Tensors that a bidirectional forward keeps for its backward, in a form of the backend's."""
+
+    query_stats: Tensor = NOTHING
+    key_stats: Tensor = NOTHING
+    sums: Tensor = NOTHING
+
+
+class BidirectionalResults(NamedTuple):
+    """The results of a bidirectional call."""
+
+    out: Tensor
+    kept: BidirectionalKept = BidirectionalKept()
+
+
+class BidirectionalSaved(NamedTuple):
+    """Tensors that autograd holds between a bidirectional forward and its backward."""
+
+    out: Tensor | None  # None unless the backward of the backend reads it
+    inputs: BidirectionalInputs
+    kept: BidirectionalKept
+
+
+class BidirectionalBackwardArguments(NamedTuple):
+    """A bidirectional backward; it returns the gradients of query, key and value."""
+
+    grad_out: Tensor
+    saved: BidirectionalSaved
+    options: Numbers
+
+
+class StateFields(NamedTuple):
+    """The fields of a ``FlowState``, or None for all; of a linear one the last alone is there."""
+
+    tokens: Tensor | None = None
+    key_sum: Tensor | None = None
+    query_sum: Tensor | None = None
+    key_flow: Tensor | None = None
+    query_flow: Tensor | None = None
+    competition: Tensor | None = None
+    key_value: Tensor | None = None
+
+
+class StateGradients(NamedTuple):
+    """The gradients of a state's fields; its number of tokens has none."""
+
+    grad_key_sum: Tensor | None = None
+    grad_query_sum: Tensor | None = None
+    grad_key_flow: Tensor | None = None
+    grad_query_flow: Tensor | None = None
+    grad_competition: Tensor | None = None
+    grad_key_value: Tensor | None = None
+
+
+class CausalInputs(NamedTuple):
+    """The tensors of a causal call; ``row_scale`` is of linear attention alone."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    row_scale: Tensor | None = None
+    past: StateFields = StateFields()
+
+
+class CausalArguments(NamedTuple):
+    """A causal call, or one of causal linear attention."""
+
+    inputs: CausalInputs
+    options: Numbers
+    keep: bool
+    return_state: bool
+
+
+class CausalKept(NamedTuple):
+    """Tensors that a causal forward keeps for its backward, in a form of the backend's."""
+
+    stats: Tensor = NOTHING
+    sums: Tensor = NOTHING
+
+
+class CausalResults(NamedTuple):
+    """The results of a causal call."""
+
+    out: Tensor
+    state: StateFields = StateFields()
+    kept: CausalKept = CausalKept()
+
+
+class CausalSaved(NamedTuple):
+    """Tensors that autograd holds between a causal forward and its backward."""
+
+    out: Tensor | None  # None unless the backward of the backend reads it
+    inputs: CausalInputs
+    kept: CausalKept
+
+
+class CausalBackwardArguments(NamedTuple):
+    """A causal backward; ``state_gradient`` says whether that of the past is wanted."""
+
+    grad_out: Tensor
+    grad_state: StateGradients
+    saved: CausalSaved
+    options: Numbers
+    state_gradient: bool
+
+
+class CausalGradients(NamedTuple):
+    """The gradients of a causal call's tensors."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    row_scale: Tensor | None = None
+    past: StateGradients = StateGradients()
+
+
+def flat(record: Iterable[Any]) -> list[Any]:
+    """Return what stands in a tuple, and in the tuples inside it, in order."""
+    found = []
+    for each in record:
+        if isinstance(each, tuple):
+            found += flat(each)
+        else:
+            found.append(each)
+    return found
+
+
+def reader(kind: type[Record]) -> Callable[[Sequence[Any]], Record]:
+    """Return the inverse of :func:`flat`; it leaves alone what comes after."""
+    return _reader(kind, 0)[0]
+
+
+def _reader(kind: Any, start: int) -> tuple[Callable[[Sequence[Any]], Any], int]:
+    """Return what reads a named tuple from its first place on, and the place after its last."""
+    parts: list[tuple[Callable[[Sequence[Any]], Any] | None, int]] = []
+    end = start
+    for hint in get_type_hints(kind).values():
+        read, after = _reader(hint, end) if hasattr(hint, "_fields") else (None, end + 1)
+        parts.append((read, end))
+        end = after
+    if not any(read for read, _ in parts):
+        return lambda values: kind._make(values[start:end]), end
+    return lambda values: kind._make(
+        [values[at] if read is None else read(values) for read, at in parts]
+    ), end
+
+
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool", float: "float"}
+
+
+def declared(kind: type[tuple]) -> list[tuple[str, str]]:
+    """Return the type, as a schema writes it, and the name of all that a named tuple holds."""
+    found: list[tuple[str, str]] = []
+    for name, hint in get_type_hints(kind).items():
+        found += (
+            declared(hint) if hasattr(hint, "_fields") else [(_TYPES.get(hint, "Tensor"), name)]
+        )
+    return found

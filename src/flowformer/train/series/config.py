@@ -1,0 +1,148 @@
+"""The configuration, record and result of a run on time series; no torch here."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from flowformer.data.options import MissingPolicy
+from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.train.config import (
+    AT_LEAST_1,
+    FRACTION,
+    NO_TEST_NOTE,
+    Bounds,
+    Checked,
+    EpochsConfig,
+    ExperimentConfig,
+    OptimizerConfig,
+)
+from flowformer.train.records import ClassifierResult, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesDataConfig(Checked):
+    """Which series to train on, and how they are prepared.
+
+    Either `dataset` or `train_file` is given; neither, when the series are given to `train`.
+
+    Attributes:
+        dataset: name of a set of the UEA archive, for example JapaneseVowels.
+        folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); by default aeon's own, or
+            a download.
+        train_file: a `.ts` file of your own to train on, in place of `dataset`.
+        test_file: the `.ts` file to test on, beside `train_file`.
+        max_length: time steps that the model has room for; the default is the longest series of the
+            set.
+        missing: what to do with missing values: refuse them, interpolate in time, or fill in the
+            training mean.
+        validation_fraction: part of the training set that chooses the epoch under the clean
+            protocol.
+        batch_size: series in one training step.
+    """
+
+    bounds: ClassVar[Bounds] = {
+        "validation_fraction": FRACTION,
+        "batch_size": AT_LEAST_1,
+        "max_length": AT_LEAST_1,
+    }
+
+    dataset: str | None = None
+    folder: Path | None = None
+    train_file: Path | None = None
+    test_file: Path | None = None
+    max_length: int | None = None
+    missing: MissingPolicy = "error"
+    validation_fraction: float = 0.2
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range, or the source of the data is
+                not clear.
+        """
+        super().__post_init__()
+        if self.dataset is not None and self.train_file is not None:
+            raise ValueError(
+                f"give dataset or train_file, not both: got {self.dataset} and {self.train_file}"
+            )
+        if self.test_file is not None and self.train_file is None:
+            raise ValueError(f"test_file needs train_file beside it, got only {self.test_file}")
+        if self.folder is not None and self.dataset is None:
+            raise ValueError(f"folder needs the name of a dataset in it, got only {self.folder}")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it names series; those of a run that names none were given in Python."""
+        return self.dataset is not None or self.train_file is not None
+
+    def without_source(self) -> "SeriesDataConfig":
+        """Return it for series given in Python: they are prepared alike."""
+        return replace(self, dataset=None, folder=None, train_file=None, test_file=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesConfig(ExperimentConfig):
+    """A whole experiment of time-series classification.
+
+    Attributes:
+        name: of the recipe it came from.
+        data: which series, and how they are prepared.
+        model: the classifier.
+        optimizer: how its parameters move.
+        training: how long, on what, and by which rules.
+        paper_dataset: data set that a paper prints a figure for.
+        paper_accuracy: test accuracy that it prints, in [0, 1].
+        paper_source: where it prints it.
+    """
+
+    papers: ClassVar[str] = "dataset"
+
+    name: str
+    data: SeriesDataConfig
+    model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: EpochsConfig = field(default_factory=EpochsConfig)
+    paper_dataset: str | None = None
+    paper_accuracy: float | None = None
+    paper_source: str | None = None
+
+    @property
+    def dataset_name(self) -> str:
+        """The name of a set of the archive or of a file; without either, the recipe's."""
+        if self.data.dataset is not None:
+            return self.data.dataset
+        return self.name if self.data.train_file is None else self.data.train_file.stem
+
+    @property
+    def has_test(self) -> bool:
+        """Whether its data have a test set."""
+        return self.data.train_file is None or self.data.test_file is not None
+
+    @property
+    def protocol_note(self) -> str:
+        """The protocol in words, to stand beside every figure."""
+        return super().protocol_note if self.has_test else NO_TEST_NOTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRecord(Record):
+    """What config.json holds of a run on series.
+
+    Attributes:
+        config: the configuration, overrides included.
+        classes: names of the classes; labels index them.
+        channels: channels of every series.
+        max_length: time steps that the model has room for.
+        sizes: number of series in each part of the data.
+    """
+
+    config: SeriesConfig
+    classes: tuple[str, ...]
+    channels: int
+    max_length: int
+    sizes: dict[str, int]
+
+
+SeriesResult = ClassifierResult
