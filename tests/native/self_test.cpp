@@ -108,7 +108,7 @@ template <class T> Numbers call_library(const Sizes& s, const Inputs& inputs, co
   call.eps = EPS;
   call.batch = 1, call.heads = s.heads, call.key_width = s.d, call.value_width = s.m;
   call.queries = call.keys = s.tokens;
-  call.threads = 3;
+  call.threads = 3, call.spacing = 2;
   call.query = view(query, s.d), call.key = view(key, s.d), call.value = view(value, s.m);
   call.out = view(out, s.m), call.grad_out = view(grad_out, s.m);
   call.query_stats = query_stats.data(), call.key_stats = key_stats.data(), call.sums = sums.data();

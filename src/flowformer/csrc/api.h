@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 1
+#define FLOWFORMER_ABI 2
 
 namespace flowformer {
 
@@ -44,6 +44,7 @@ struct Call {
   int64_t batch, heads, key_width, value_width;
   int64_t queries, keys;  // tokens of a row of the batch; of all packed sequences together
   int64_t threads;
+  int64_t spacing;  // causal: chunks from one kept keyᵀ value to the next
   View query, key, value, out, grad_out;
   const uint8_t* query_mask;     // [b, queries], or null
   const uint8_t* key_mask;       // [b, keys]; the one mask of a causal call
@@ -52,11 +53,12 @@ struct Call {
   const void* row_scale;  // linear attention: real [b, queries, h], or null
   State before, after;
   State grad_before, grad_after;
-  // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and
-  // the sums of the flows and of keyᵀ value, before each chunk (causal) or of each row.
+  // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and the sums of the
+  // flows and of keyᵀ value, of each row; of a causal call those of the flows before each chunk, and behind them those of
+  // keyᵀ value before every `spacing` chunks, from which the backward computes the others again.
   void* query_stats;  // real [b, h, 5 or 2, queries]; packed [h, …, queries]
   void* key_stats;    // real [b, h, 3, keys]
-  void* sums;         // real [chunks or b, h, 4·d + d·m]
+  void* sums;         // real [b, h, 4·d + d·m]; causal: [chunks, h, 4·d], then [chunks / spacing, h, d·m]
   // real and contiguous, [b, t, h, …]
   void* grad_query;
   void* grad_key;

@@ -1,6 +1,8 @@
 // The bidirectional form: five levels, each a pass over the tokens that needs the totals of the levels below.
 //
-// A row that several threads share is cut into segments, whose partial totals are added up between the levels.
+// A row that several threads share is cut into segments, whose partial totals are added up between the levels. Where the keys
+// of a row are one chunk, their keyᵀ value is the product itself, and is not summed up in float64; where queries and keys are
+// one chunk each and it is cheaper, (query keyᵀ) value takes the place of query (keyᵀ value).
 #pragma once
 
 #include "causal.h"
@@ -98,6 +100,15 @@ struct Cache {
   }
 };
 
+// The keys of a row in one chunk: nothing is summed over chunks.
+inline bool has_one_chunk(const Row& row) { return row.key.trimmed > 0 && row.key.trimmed <= CHUNK; }
+
+// Both sides in one chunk, and L S (d + m) operations in place of (L + S) d m.
+template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row) {
+  const int64_t queries = row.query.trimmed, keys = row.key.trimmed;
+  return has_one_chunk(row) && queries > 0 && queries <= CHUNK && queries * keys * (s.dp + s.mp) < (queries + keys) * s.matrix;
+}
+
 // What both directions have of a row: its widths, its features, ε.
 template <class T> struct RowFeatures {
   const Call& call;
@@ -106,11 +117,18 @@ template <class T> struct RowFeatures {
 
   RowFeatures(const Call& c, Arena& arena, const Cache& cache) : call(c), s(c) {
     eps = arena.take<T>(s.dp);
-    partial = arena.take<T>(CHUNK * Simd<T>::W);
-    buffer = arena.take<T>(CHUNK * s.dp);
+    partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
+    buffer = arena.take_unset<T>(CHUNK * s.dp);
     if (cache.queries + cache.keys == 0) return;
     cached[0] = arena.take_unset<T>((cache.queries + CHUNK) * s.dp);
     cached[1] = arena.take_unset<T>((cache.keys + CHUNK) * s.dp);
+  }
+
+  // A matrix [dp, mp] whose rows that are padding are zero, as are their columns in all that is computed here.
+  T* take_matrix(Arena& arena) const {
+    T* matrix = arena.take_unset<T>(s.matrix);
+    if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
+    return matrix;
   }
 
   void begin() {
@@ -135,13 +153,16 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   using RowFeatures<T>::s;
   using RowFeatures<T>::eps;
   using RowFeatures<T>::partial;
-  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out;
+  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out, *k_columns, *scores;
   T dots[CHUNK], weight[CHUNK];
+  bool alone = false;  // the keys are one chunk, and one pass follows the other in this memory
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = arena.take<T>(s.matrix);
-    for (T** rows : {&u, &out}) *rows = arena.take<T>(CHUNK * s.mp);
+    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    for (T** rows : {&u, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
+    k_columns = arena.take_unset<T>(CHUNK * s.dp);
+    scores = arena.take_unset<T>(CHUNK * CHUNK);
   }
 
   T* query_stat(const Row& row, QueryStat stat) {
@@ -181,9 +202,13 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
       for_chunks(keys, [&](int64_t t, int n) { conserve_source(row, t, n, added); });
     } else if (level == KEY_VALUE) {
-      for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, t, n, totals, added); });
+      if (!has_cheap_scores(s, row))
+        for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, t, n, totals, added); });
     } else {
-      round_to(int(s.matrix), totals.key_value, key_value);
+      if (has_cheap_scores(s, row))
+        for_chunks(keys, [&](int64_t t, int n) { turn_keys(row, t, n, totals); });
+      else if (!alone)
+        round_to(int(s.matrix), totals.key_value, key_value);
       for_chunks(queries, [&](int64_t t, int n) { write(row, t, n); });
     }
   }
@@ -246,8 +271,8 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     for (int i = 0; i < n; i += W) store(to + i, exponential<T>(load(logits + i)));
   }
 
-  void add_key_value(const Row& row, int64_t t, int n, const Carry& totals, Carry& added) {
-    const T* k = this->features(row, 1, t, n, false);
+  // u = c v
+  void weigh_values(const Row& row, int64_t t, int n, const Carry& totals) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, u, false);
     if (call.competition != NO_COMPETITION) {
       T* share = key_stat(row, SOURCE_SHARE) + t;
@@ -260,21 +285,37 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       for (int i = 0; i < n; ++i) weight[i] = sources * share[i];
       scale_rows(n, s.mp, u, weight, u);
     }
+  }
+
+  void turn_keys(const Row& row, int64_t t, int n, const Carry& totals) {
+    weigh_values(row, t, n, totals);
+    transpose(Widths<T>::padded(n), s.dp, this->features(row, 1, t, n, false), s.dp, k_columns, CHUNK);
+  }
+
+  void add_key_value(const Row& row, int64_t t, int n, const Carry& totals, Carry& added) {
+    const T* k = this->features(row, 1, t, n, false);
+    weigh_values(row, t, n, totals);
     Ahead ahead = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
-    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, inside, s.mp, &ahead);
-    for (int64_t i = 0; i < s.matrix; ++i) added.key_value[i] += inside[i];
+    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, alone ? key_value : inside, s.mp, &ahead);
+    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
   }
 
   void write(const Row& row, int64_t t, int n) {
     const T* q = this->features(row, 0, t, n, false);
     const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
     for (int i = 0; i < n; ++i) weight[i] = allocation[i] / incoming[i];
-    Ahead ahead = chunk_ahead(call, call.out, row, row.query, t, s.m);
-    multiply<T, false>(n, s.mp, s.d, {q, s.dp, 1}, key_value, s.mp, out, s.mp, &ahead);
+    if (has_cheap_scores(s, row)) {
+      const int keys = int(row.key.trimmed);
+      multiply<T, false>(n, Widths<T>::padded(keys), s.d, {q, s.dp, 1}, k_columns, CHUNK, scores, CHUNK);
+      multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, u, s.mp, out, s.mp);
+    } else {
+      Ahead ahead = chunk_ahead(call, call.out, row, row.query, t, s.m);
+      multiply<T, false>(n, s.mp, s.d, {q, s.dp, 1}, key_value, s.mp, out, s.mp, &ahead);
+    }
     write_output<T>(call, row, t, n, out, weight);
   }
 
-  // The rounded totals, for the backward.
+  // The rounded totals, for the backward, which needs no keyᵀ value where it goes by scores.
   void save(const Row& row, const Carry& totals) {
     if (!call.sums) return;
     T* sums = static_cast<T*>(call.sums) + (row.sequence * call.heads + row.head) * (4 * s.d + s.d * s.m);
@@ -283,8 +324,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       for (int j = 0; j < s.d; ++j) sums[j] = T(field[j]);
       sums += s.d;
     }
-    for (int i = 0; i < s.d; ++i)
-      for (int j = 0; j < s.m; ++j) *sums++ = T(totals.key_value[int64_t(i) * s.mp + j]);
+    if (!has_cheap_scores(s, row)) save_rows(s.d, s.m, s.mp, key_value, sums);
   }
 };
 
@@ -321,8 +361,8 @@ inline int64_t bidirectional_segments(const Call& call) {
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
 
-template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry) {
-  carry.clear(s);
+template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
+  std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
   carry.tokens = carry.total = 0;
   carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
 }
@@ -335,14 +375,16 @@ template <class T> int bidirectional_forward(const Call& call) {
   Arena counted(nullptr);
   BidirectionalForward<T>(call, counted, cache);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
   if (together) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
+      const Row row(call, task);
       Carry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      clear(s, call, totals);
-      const Row row(call, task);
+      forward.alone = has_one_chunk(row);
+      clear(s, call, totals, forward.alone);
       for (int level = SUMS; level <= OUTPUT; ++level)
         forward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
       write_padding<T>(call, row);
@@ -357,7 +399,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
   bool done = true;
   for (int level = SUMS; done && level <= OUTPUT; ++level) {
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
       const Row row(call, task / segments);
@@ -372,7 +414,7 @@ template <class T> int bidirectional_forward(const Call& call) {
     for (int64_t i = 0; done && level < OUTPUT && i < rows * segments; ++i)
       add_segment<T>(call, Level(level), added[i], totals[i / segments], totals[i / segments]);
     if (done && level == COMPETITION && call.competition == HEADS)
-      done = parallel_for(call.threads, call.batch, 1, [&](char*, int64_t sequence) {
+      done = parallel_for(team, call.batch, [&](char*, int64_t sequence) {
         compete_over_heads<T>(call, Row(call, sequence * call.heads));
       });
   }

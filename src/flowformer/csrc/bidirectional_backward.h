@@ -5,6 +5,9 @@
 //   keys      dÔ = γ - p Σ γ:  f = Σ dÔ (k + ε);  dO = -(k·e)/O²:  Σ dO (k + ε)
 //   queries   dI = -ρ/I - (q·f)/I²:  Σ dI (q + ε);  dq is complete
 //   keys      dk is complete
+//
+// Where the forward went by scores (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
+// chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
 #pragma once
 
 #include "bidirectional.h"
@@ -19,18 +22,21 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::s;
   using RowFeatures<T>::eps;
   using RowFeatures<T>::partial;
-  T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow;
-  T dots[CHUNK], weight[CHUNK], scale[CHUNK];
+  T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
+  T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
+  bool alone = false;  // the queries are one chunk, and one pass follows the other in this memory
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
   BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T*& vector : vectors) vector = arena.take<T>(s.dp);
     flow = arena.take<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = arena.take<T>(s.matrix);
-    turned = arena.take<T>(s.matrix);
-    for (T** rows : {&g, &v, &u}) *rows = arena.take<T>(CHUNK * s.mp);
-    for (T** rows : {&scaled, &grad}) *rows = arena.take<T>(CHUNK * s.dp);
+    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    turned = arena.take_unset<T>(s.matrix);
+    for (T** rows : {&g, &v, &u}) *rows = arena.take_unset<T>(CHUNK * s.mp);
+    for (T** rows : {&scaled, &grad}) *rows = arena.take_unset<T>(CHUNK * s.dp);
+    columns = arena.take_unset<T>(CHUNK * (s.dp > s.mp ? s.dp : s.mp));
+    for (T** square : {&products, &scores}) *square = arena.take_unset<T>(CHUNK * CHUNK);
   }
 
   const T* query_stat(const Row& row, QueryStat stat) const {
@@ -46,12 +52,17 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     const T* sums = static_cast<const T*>(call.sums) + (row.sequence * call.heads + row.head) * (4 * s.d + s.d * s.m);
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < s.d; ++j) vectors[i][j] = sums[i * s.d + j] + eps[j];
-    if (level == QUERY_OUTER) {
+    if (level <= KEY_OUTER && has_cheap_scores(s, row)) {
+      if (level == KEY_OUTER && queries.first < queries.last) both_outer(row, added);
+    } else if (level == QUERY_OUTER) {
       restore_rows(s.d, s.m, s.mp, sums + 4 * s.d, key_value);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       for_chunks(queries, [&](int64_t t, int n) { query_outer(row, t, n, added); });
     } else if (level == KEY_OUTER) {
-      round_to(int(s.matrix), totals.key_value, key_value);
+      if (alone)
+        std::swap(key_value, inside);
+      else
+        round_to(int(s.matrix), totals.key_value, key_value);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       for_chunks(keys, [&](int64_t t, int n) { key_outer(row, t, n, added); });
     } else if (level == KEY_FLOWS) {
@@ -80,12 +91,36 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     for (int i = 0; i < n; ++i) std::memcpy(grad + i * s.dp, from + i * call.heads * s.d, s.d * sizeof(T));
   }
 
+  void both_outer(const Row& row, BackCarry& added) {
+    const int n = int(row.query.trimmed), keys = int(row.key.trimmed), columns_of_keys = Widths<T>::padded(keys);
+    const T* k = this->features(row, 1, 0, keys, true);
+    weigh_values(row, 0, keys);
+    transpose(columns_of_keys, s.mp, u, s.mp, columns, CHUNK);
+    read_values<T>(call, call.grad_out, row, row.query, 0, n, s.m, g);
+    multiply<T, false>(n, columns_of_keys, s.m, {g, s.mp, 1}, columns, CHUNK, products, CHUNK);
+    multiply<T, false>(n, s.dp, keys, {products, CHUNK, 1}, k, s.dp, grad, s.dp);
+    transpose(columns_of_keys, s.dp, k, s.dp, columns, CHUNK);
+    finish_queries(row, 0, n, this->features(row, 0, 0, n, true), added);
+    multiply<T, false>(n, columns_of_keys, s.d, {scaled, s.dp, 1}, columns, CHUNK, scores, CHUNK);
+    multiply<T, false>(keys, s.dp, n, {products, 1, CHUNK}, scaled, s.dp, grad, s.dp);
+    put(keys, grad_key(row, 0));
+    multiply<T, false>(keys, s.mp, n, {scores, 1, CHUNK}, g, s.mp, u, s.mp);
+    finish_values(row, 0, keys, added);
+  }
+
   void query_outer(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, true);
-    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
     read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g);
-    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
     multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, grad, s.dp);
+    finish_queries(row, t, n, q, added);
+    multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
+    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
+  }
+
+  // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.
+  void finish_queries(const Row& row, int64_t t, int n, const T* q, BackCarry& added) {
+    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
+    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
     scale_rows(n, s.dp, grad, scale, grad);
     row_dots(n, s.dp, q, grad, partial, dots);
     const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
@@ -97,23 +132,31 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     put(n, grad_query(row, t));
     weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
     scale_rows(n, s.dp, q, scale, scaled);
-    multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
-    for (int64_t i = 0; i < s.matrix; ++i) added.key_value[i] += inside[i];
   }
 
   void key_outer(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, true);
+    weigh_values(row, t, n);
+    multiply<T, false>(n, s.dp, s.m, {u, s.mp, 1}, turned, s.dp, grad, s.dp);
+    put(n, grad_key(row, t));
+    multiply<T, false>(n, s.mp, s.d, {k, s.dp, 1}, key_value, s.mp, u, s.mp);
+    finish_values(row, t, n, added);
+  }
+
+  // v, c in `key_weight`, u = c v
+  void weigh_values(const Row& row, int64_t t, int n) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
     const T sources = T(row.key.tokens);
     const T* share = key_stat(row, SOURCE_SHARE) + t;
-    for (int i = 0; i < n; ++i) weight[i] = competes ? sources * share[i] : T(1);
-    scale_rows(n, s.mp, v, weight, u);
-    multiply<T, false>(n, s.dp, s.m, {u, s.mp, 1}, turned, s.dp, grad, s.dp);
-    put(n, grad_key(row, t));
-    multiply<T, false>(n, s.mp, s.d, {k, s.dp, 1}, key_value, s.mp, u, s.mp);
-    scale_rows(n, s.mp, u, weight, u);
-    if (competes) {
+    for (int i = 0; i < n; ++i) key_weight[i] = competes ? sources * share[i] : T(1);
+    scale_rows(n, s.mp, v, key_weight, u);
+  }
+
+  // From dv / c in `u`: dv and γ.
+  void finish_values(const Row& row, int64_t t, int n, BackCarry& added) {
+    scale_rows(n, s.mp, u, key_weight, u);
+    if (call.competition != NO_COMPETITION) {
       row_dots(n, s.mp, u, v, partial, dots);
       for (int i = 0; i < n; ++i) added.late += dots[i];
       std::memcpy(gamma + t, dots, n * sizeof(T));
@@ -198,17 +241,19 @@ template <class T> int bidirectional_backward(const Call& call) {
   BidirectionalBackward<T>(call, counted, cache);
   counted.take<double>(s.sums());
   counted.take<T>(call.queries + call.keys);
+  Team team(call.threads, counted.used());
   if (together) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
+      const Row row(call, task);
+      backward.alone = row.query.trimmed > 0 && row.query.trimmed <= CHUNK;
       BackCarry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      totals.clear(s);
+      std::memset(totals.key_sum, 0, size_t(backward.alone ? s.vectors : s.sums()) * sizeof(double));
       totals.late = 0;
       backward.rho = arena.take_unset<T>(call.queries + call.keys);
       backward.gamma = backward.rho + call.queries;
-      const Row row(call, task);
       for (int level = QUERY_OUTER; level <= KEY_SUMS; ++level)
         backward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
       zero_gradient_padding<T>(call, row);
@@ -224,7 +269,7 @@ template <class T> int bidirectional_backward(const Call& call) {
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
   bool done = true;
   for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task / segments);

@@ -115,18 +115,32 @@ template <class T> inline void write_state(const Call& call, const Row& row, con
   if (state.competition) state.competition[row.index] = carry.shift + __builtin_log(carry.total);
 }
 
-// What the backward needs: five numbers a token (incoming, outgoing, allocation, odds, conserved source), and the rounded
-// sums before each chunk. The odds are those against a token, Σ_{s<t} w_s / w_t: its share p = c / n and 1 - p both follow
+// What the backward needs: five numbers a token (incoming, outgoing, allocation, odds, conserved source), and rounded sums
+// before chunks. The odds are those against a token, Σ_{s<t} w_s / w_t: its share p = c / n and 1 - p both follow
 // from them, whereas 1 - p of a rounded p is wrong where one token outweighs all before it.
 enum CausalStat { INCOMING, OUTGOING, ALLOCATION, ODDS, SOURCE, CAUSAL_STATS };
 
-template <class T> inline T* chunk_sums(const Call& call, const Row& row, int64_t chunk) {
-  if (!call.sums) return nullptr;
-  // Sequences of a pack follow each other: at most one chunk each more than their tokens fill.
-  const int64_t first = row.packed ? row.key.start / CHUNK + row.sequence
-                                   : row.sequence * ((call.keys + CHUNK - 1) / CHUNK);
-  const int64_t size = 4 * call.key_width + call.key_width * call.value_width;
-  return static_cast<T*>(call.sums) + ((first + chunk) * call.heads + row.head) * size;
+// Which of what is kept is a row's first. Sequences of a pack follow each other: at most one chunk (or `tokens`) each more than
+// their tokens fill.
+inline int64_t first_kept(const Call& call, const Row& row, int64_t tokens) {
+  return row.packed ? row.key.start / tokens + row.sequence : row.sequence * ((call.keys + tokens - 1) / tokens);
+}
+inline int64_t all_kept(const Call& call, bool packed, int64_t tokens) {
+  return packed ? call.keys / tokens + call.batch : call.batch * ((call.keys + tokens - 1) / tokens);
+}
+
+// The kept sums of the flows before a chunk, four vectors; linear attention has none.
+template <class T> inline T* kept_vectors(const Call& call, const Row& row, int64_t chunk) {
+  if (!call.sums || call.feature_map == IDENTITY) return nullptr;
+  return static_cast<T*>(call.sums) + ((first_kept(call, row, CHUNK) + chunk) * call.heads + row.head) * 4 * call.key_width;
+}
+
+// The kept keyᵀ value before a chunk that is a multiple of the spacing.
+template <class T> inline T* kept_matrix(const Call& call, const Row& row, int64_t chunk) {
+  if (!call.sums || chunk % call.spacing) return nullptr;
+  const int64_t vectors = call.feature_map == IDENTITY ? 0 : all_kept(call, row.packed, CHUNK) * call.heads * 4 * call.key_width;
+  const int64_t at = (first_kept(call, row, CHUNK * call.spacing) + chunk / call.spacing) * call.heads + row.head;
+  return static_cast<T*>(call.sums) + vectors + at * call.key_width * call.value_width;
 }
 
 // w = exp(clamp(Ô)), the running Σ w, p_t = w_t / Σ_{s≤t} w_s and the odds against it. Those of no weight are infinite.
@@ -230,8 +244,7 @@ template <class T> struct CausalForward {
     const bool flows = call.feature_map != IDENTITY;
     read_features<T>(call, call.key, row, row.key, t, n, k);
     if (level == OUTPUT || flows) read_features<T>(call, call.query, row, row.query, t, n, q);
-    T* sums = level == OUTPUT ? chunk_sums<T>(call, row, chunk) : nullptr;
-    if (!weigh(row, t, n, level, carry, sums)) return;
+    if (!weigh(row, t, n, level, carry, level == OUTPUT ? kept_vectors<T>(call, row, chunk) : nullptr)) return;
     if (level == OUTPUT) {
       // Rows n … are of an earlier chunk: their columns of the scores are never read.
       transpose(Widths<T>::padded(n), s.dp, k, s.dp, k_columns, CHUNK);
@@ -244,7 +257,7 @@ template <class T> struct CausalForward {
         multiply<T, true, Shape::lower>(n, s.mp, n, {scores, CHUNK, 1}, u, s.mp, out, s.mp);
       }
       write_output<T>(call, row, t, n, out, scale);
-      if (sums) save_rows(s.d, s.m, s.mp, key_value, sums + 4 * s.d);
+      if (T* kept = kept_matrix<T>(call, row, chunk)) save_rows(s.d, s.m, s.mp, key_value, kept);
     }
   }
 
@@ -378,11 +391,12 @@ template <class T> int causal_forward(const Call& call) {
   Arena counted(nullptr);
   CausalForward<T>(call, counted);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
   const auto chunk_at = [](int64_t chunks, int64_t segment, int64_t segments) { return chunks * segment / segments; };
 
   const int64_t segments = segments_of(call, (call.keys + CHUNK - 1) / CHUNK);
   if (segments == 1) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalForward<T> forward(call, arena);
       Carry carry;
@@ -408,7 +422,7 @@ template <class T> int causal_forward(const Call& call) {
   bool done = true;
   for (int level = call.feature_map == IDENTITY ? KEY_VALUE : SUMS; done && level <= OUTPUT; ++level) {
     if (level == COMPETITION && call.competition == NO_COMPETITION) continue;
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalForward<T> forward(call, arena);
       const Row row(call, task / segments);

@@ -1,4 +1,5 @@
-// The gradients of the causal form: one pass back over the chunks of a row, from what the forward kept.
+// The gradients of the causal form: one pass back over the chunks of a row, from what the forward kept. keyᵀ value is kept before
+// every so many chunks; from there those before the chunks that follow are computed again, once for all of them.
 //
 // With g the gradient of the output, r = a / I, T_t = Σ_{s≤t} k_s (u_s·g_t), R_s = Σ_{t≥s} r_t q_t g_tᵀ:
 //
@@ -41,7 +42,8 @@ template <class T> struct CausalBackward {
   const Call& call;
   const CausalSizes<T> s;
   T *q, *k, *v, *u, *g, *scaled, *columns, *dq, *dk, *du, *products, *scores, *partial;
-  T *key_value, *turned, *outer, *inside, *eps;
+  T *states, *key_value, *turned, *outer, *inside, *eps;  // states: keyᵀ value before each chunk from one that is kept on
+  int64_t computed = -1;                                  // the kept one that `states` begins with
   T* between = nullptr;   // ρ and γ of this row, [2, tokens], from one level to the next where a row is cut into segments
   bool empty, alone;       // no past, no future
   T *base[4], *after[4];  // sums before the chunk, with ε; gradients of the sums after it
@@ -55,7 +57,8 @@ template <class T> struct CausalBackward {
     columns = arena.take_unset<T>(CHUNK * (s.dp > s.mp ? s.dp : s.mp));
     for (T** square : {&products, &scores}) *square = arena.take_unset<T>(CHUNK * CHUNK);
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
-    key_value = arena.take<T>(s.matrix);  // its padded lanes are never written
+    const int64_t kept = call.spacing * s.matrix;
+    states = s.whole() ? arena.take_unset<T>(kept) : arena.take<T>(kept);  // padded lanes are never written
     for (T** matrix : {&outer, &inside, &turned}) *matrix = arena.take_unset<T>(s.matrix);
     eps = arena.take<T>(s.dp);
     for (T*& vector : base) vector = arena.take<T>(s.dp);
@@ -84,6 +87,7 @@ template <class T> struct CausalBackward {
 
   void step(const Row& row, int64_t chunk, int64_t t, int n, BackwardLevel level, double& tokens, BackCarry& carry) {
     const bool flows = call.feature_map != IDENTITY;
+    if (level == HEAVY || level == GRADIENT) find_key_value(row, chunk, t + n, tokens);
     read_features<T>(call, call.query, row, row.query, t, n, q);
     if (level > OUTER) read_features<T>(call, call.key, row, row.key, t, n, k);
     if (flows)
@@ -93,7 +97,7 @@ template <class T> struct CausalBackward {
     scale_rows(n, s.dp, q, scale, scaled);
     if (level == OUTER || level == HEAVY || level == GRADIENT)
       read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g);
-    if (level == HEAVY || level == GRADIENT) second_half(row, chunk, t, n);
+    if (level == HEAVY || level == GRADIENT) second_half(row, t, n);
     if (level == OUTER) return;
     if (flows) {
       if (!flow_gradients(row, chunk, t, n, level, carry)) return;
@@ -104,6 +108,32 @@ template <class T> struct CausalBackward {
     const ptrdiff_t stride = call.heads * s.d;
     write_feature_gradient<T>(call, row.query, t, n, q, dq, row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d), stride);
     write_feature_gradient<T>(call, row.key, t, n, k, dk, row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d), stride);
+  }
+
+  // keyᵀ value before a chunk; `tokens` are the real ones before `end`, where the chunk ends.
+  void find_key_value(const Row& row, int64_t chunk, int64_t end, double tokens) {
+    const int64_t first = chunk / call.spacing * call.spacing;
+    key_value = states + (chunk - first) * s.matrix;
+    if (first == computed) return;
+    computed = first;
+    restore_rows(s.d, s.m, s.mp, kept_matrix<T>(call, row, first), states);
+    tokens -= double(row.key.count(first * CHUNK, end));
+    for (int64_t t = first * CHUNK; t < chunk * CHUNK; t += CHUNK) {
+      const T* before = states + (t / CHUNK - first) * s.matrix;
+      read_features<T>(call, call.key, row, row.key, t, CHUNK, k);
+      read_values<T>(call, call.value, row, row.key, t, CHUNK, s.m, u);
+      if (call.feature_map != IDENTITY && call.competition != NO_COMPETITION) {
+        const T* against = row.stats<T>(call.query_stats, call, row.query, call.queries, CAUSAL_STATS, ODDS) + t;
+        for (int i = 0; i < CHUNK; ++i) {
+          tokens += row.key.real(t + i);
+          weight[i] = (tokens > 1 ? T(tokens) : T(1)) / (against[i] + T(1));
+        }
+        scale_rows(CHUNK, s.mp, u, weight, u);
+      }
+      multiply<T, false>(s.d, s.mp, CHUNK, {k, 1, s.dp}, u, s.mp, inside, s.mp);
+      T* after = states + (t / CHUNK - first + 1) * s.matrix;
+      for (int i = 0; i < s.d * s.mp; ++i) after[i] = before[i] + inside[i];
+    }
   }
 
   // The numbers of the forward.
@@ -136,14 +166,12 @@ template <class T> struct CausalBackward {
   }
 
   // dq, dk, du, and with them dv, ρ (for a given scale: its gradient) and γ.
-  void second_half(const Row& row, int64_t chunk, int64_t t, int n) {
+  void second_half(const Row& row, int64_t t, int n) {
     const bool weighted = call.feature_map != IDENTITY && call.competition != NO_COMPETITION;
     const int np = Widths<T>::padded(n);
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const T* values = v;
     if (weighted) scale_rows(n, s.mp, v, weight, u), values = u;
-    restore_rows(s.d, s.m, s.mp, chunk_sums<T>(call, row, chunk) + 4 * s.d, key_value);
-
     transpose(np, s.mp, values, s.mp, columns, CHUNK);
     multiply_to_lower<T>(n, s.m, {g, s.mp, 1}, columns, CHUNK, products, CHUNK);
     if (empty) {
@@ -190,7 +218,7 @@ template <class T> struct CausalBackward {
   // False when the level is reached.
   bool flow_gradients(const Row& row, int64_t chunk, int64_t t, int n, BackwardLevel level, BackCarry& carry) {
     const bool competes = call.competition != NO_COMPETITION;
-    const T* sums = chunk_sums<T>(call, row, chunk);
+    const T* sums = kept_vectors<T>(call, row, chunk);
     for (int i = 0; i < 4; ++i) std::memcpy(base[i], sums + i * s.d, s.d * sizeof(T));
     if (between && level == HEAVY) {
       std::memcpy(between + t, rho, n * sizeof(T));
@@ -269,10 +297,11 @@ template <class T> int causal_backward(const Call& call) {
   Arena counted(nullptr);
   CausalBackward<T>(call, counted);
   counted.take<double>(s.sums());
+  Team team(call.threads, counted.used());
 
   const int64_t segments = segments_of(call, (call.keys + CHUNK - 1) / CHUNK);
   if (segments == 1) {
-    return !parallel_for(call.threads, rows, counted.used(), [&](char* scratch, int64_t task) {
+    return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalBackward<T> backward(call, arena);
       BackCarry carry;
@@ -295,7 +324,7 @@ template <class T> int causal_backward(const Call& call) {
   bool done = true;
   for (int level = OUTER; done && level <= GRADIENT; ++level) {
     if (call.feature_map == IDENTITY && level != OUTER && level != GRADIENT) continue;
-    done = parallel_for(call.threads, rows * segments, counted.used(), [&](char* scratch, int64_t task) {
+    done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       CausalBackward<T> backward(call, arena);
       const Row row(call, task / segments);

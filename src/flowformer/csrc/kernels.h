@@ -15,8 +15,8 @@ template <int (*NARROW)(const Call&), int (*WIDE)(const Call&)> int either(const
   const double tokens = double(call.query_offsets ? 1 : call.batch) * double(call.queries > call.keys ? call.queries : call.keys);
   const double width = double(call.key_width), value_width = double(call.value_width);
   const double operations = tokens * double(call.heads) * (4 * width * value_width + 2 * CHUNK * (width + value_width));
-  const int64_t worth = int64_t(operations / OPERATIONS_PER_THREAD) + 1;
-  call.threads = call.threads < worth ? call.threads : worth;
+  const int64_t worth = int64_t(operations / OPERATIONS_PER_THREAD);
+  call.threads = call.threads < worth ? call.threads : worth > 1 ? worth : 1;
   return call.dtype == FLOAT64 ? WIDE(call) : NARROW(call);
 }
 

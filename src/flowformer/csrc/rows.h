@@ -7,12 +7,11 @@
 
 namespace flowformer::FF_ISA {
 
-template <class Task>
-inline bool parallel_for(int64_t threads, int64_t tasks, size_t scratch_bytes, const Task& task) {
+template <class Task> inline bool parallel_for(Team& team, int64_t tasks, const Task& task) {
   const auto work = [](const void* context, char* scratch, int64_t i) {
     (*static_cast<const Task*>(context))(scratch, i);
   };
-  return run_parallel(threads, tasks, scratch_bytes, work, &task);
+  return team.run(tasks, work, &task);
 }
 
 // Hands out pieces of a thread's scratch, each aligned to a vector and zero (padded lanes stay so); without memory it only
@@ -31,6 +30,7 @@ class Arena {
     return piece;
   }
   size_t used() const { return used_; }
+  bool holds_memory() const { return memory_ != 0; }
 
  private:
   uintptr_t memory_;

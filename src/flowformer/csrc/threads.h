@@ -9,8 +9,22 @@ namespace flowformer {
 // A function pointer and its context: std::function's code would be compiled for several instruction sets and merged.
 using Work = void (*)(const void* context, char* scratch, int64_t task);
 
-// Runs work(context, scratch, task) for task = 0 … tasks - 1, each thread with scratch of its own, aligned to 64 bytes.
-// False when memory ran out. A thread that cannot be started only leaves its tasks to the others.
-bool run_parallel(int64_t threads, int64_t tasks, size_t scratch_bytes, Work work, const void* context);
+// One call's threads, of which the calling one is the first. The others start with the first work that needs them and sleep
+// between one piece of work and the next. Each has scratch of its own, aligned to 64 bytes, for as long as the team is there.
+class Team {
+ public:
+  Team(int64_t threads, size_t scratch_bytes);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  // Runs work(context, scratch, task) for task = 0 … tasks - 1, and returns when all are done. False when memory ran out. A
+  // thread that cannot be started only leaves its tasks to the others.
+  bool run(int64_t tasks, Work work, const void* context);
+
+ private:
+  struct Members;  // the standard library's code stays out of what is compiled for an instruction set
+  Members* members_;
+};
 
 }  // namespace flowformer

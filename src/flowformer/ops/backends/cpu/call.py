@@ -16,7 +16,7 @@ CHUNK = 64  # of csrc/api.h
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
-_CALL = struct.Struct("@4i2d7q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_STATE = (0,) * 7
 
@@ -81,14 +81,35 @@ def _offsets(offsets: Tensor, tensor: Tensor, name: str) -> Tensor:
     return offsets.to("cpu", torch.int64).contiguous()
 
 
-def chunk_count(inputs: Inputs) -> int:
-    """Return for how many chunks a causal forward keeps a state.
+def spacing(inputs: Inputs) -> int:
+    """Return from how many chunks to how many a causal forward keeps the product keyᵀ value.
+
+    One of each chunk takes as much memory as the key where the value is as wide as a chunk, and
+    more where it is wider, or the key is of half precision: so what is kept never takes more.
+    """
+    of_one = CHUNK if inputs.key.element_size() >= 4 else 24
+    return -(-inputs.value.shape[3] // of_one)
+
+
+def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
+    """Return how many numbers a causal forward keeps of the sums before its chunks."""
+    (_, _, heads, width), value_width, every = (
+        inputs.query.shape,
+        inputs.value.shape[3],
+        spacing(inputs),
+    )
+    vectors = 0 if linear else 4 * width * _count(inputs, CHUNK)
+    return heads * (vectors + width * value_width * _count(inputs, CHUNK * every))
+
+
+def _count(inputs: Inputs, tokens: int) -> int:
+    """Return how many pieces of so many tokens the keys have.
 
     A packed sequence may need one more than its tokens fill.
     """
     if inputs.cu_seqlens is None:
-        return inputs.key.shape[0] * ((inputs.key.shape[1] + CHUNK - 1) // CHUNK)
-    return inputs.key.shape[1] // CHUNK + len(inputs.cu_seqlens) - 1
+        return inputs.key.shape[0] * ((inputs.key.shape[1] + tokens - 1) // tokens)
+    return inputs.key.shape[1] // tokens + len(inputs.cu_seqlens) - 1
 
 
 State = Sequence[Tensor | None]
@@ -149,6 +170,7 @@ def call(
         query.shape[1],
         key.shape[1],
         torch.get_num_threads(),
+        spacing(inputs),
         *_view(query),
         *_view(key),
         *_view(value),

@@ -30,9 +30,9 @@ from flowformer.ops.backends.cpu.call import (
     Inputs,
     Kept,
     call,
-    chunk_count,
     contiguous,
     features_together,
+    kept_numbers,
     readable,
 )
 from flowformer.ops.backends.operators import (
@@ -50,11 +50,16 @@ def _output(inputs: Inputs) -> Tensor:
     return inputs.value.new_empty((*inputs.query.shape[:3], inputs.value.shape[3]))
 
 
-def _sums(inputs: Inputs, rows: Any) -> Tensor:
-    """Return room for the sums of ``rows`` chunks or sequences."""
-    width = inputs.query.shape[3]
-    shape = (rows, inputs.query.shape[2], width * (4 + inputs.value.shape[3]))
+def _sums(inputs: Inputs, *shape: Any) -> Tensor:
+    """Return room for sums, in the dtype of the arithmetic."""
     return inputs.query.new_empty(shape, dtype=compute_dtype(inputs.query.dtype))
+
+
+def _row_sums(inputs: Inputs) -> Tensor:
+    """Return room for the sums of each row."""
+    heads, width = inputs.query.shape[2:]
+    rows = sequence_count(inputs.query, inputs.cu_seqlens)
+    return _sums(inputs, rows, heads, width * (4 + inputs.value.shape[3]))
 
 
 def _stats(tensor: Tensor, count: int) -> Tensor:
@@ -69,7 +74,7 @@ def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> B
     kept = BidirectionalKept(
         _stats(inputs.query, _QUERY_STATS),  # these two the forward itself needs between its passes
         _stats(inputs.key, _KEY_STATS),
-        _sums(inputs, sequence_count(inputs.query, inputs.cu_seqlens)) if keep else NOTHING,
+        _row_sums(inputs) if keep else NOTHING,
     )
     if runs:
         call(
@@ -113,7 +118,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
     inputs = _library_inputs(arguments.inputs, runs=runs)
     linear, keep = arguments.options.feature_map == LINEAR, arguments.keep
     stats = _stats(inputs.query, _CAUSAL_STATS) if keep and not linear else NOTHING
-    sums = _sums(inputs, chunk_count(inputs)) if keep else NOTHING
+    sums = _sums(inputs, kept_numbers(inputs, linear=linear)) if keep else NOTHING
     out = _output(inputs)
     state = StateFields()
     if arguments.return_state:
