@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowformer.nn.mixers.landmarks import masked_softmax, segment_means
+from flowformer.nn.mixers.nystromformer import masked_softmax, segment_means
 
 
 def test_segments_of_equal_length_are_means_of_consecutive_tokens() -> None:

@@ -2,9 +2,8 @@
 
 from typing import Any, ClassVar
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import mobile_attention
 from flowformer.ops.features import FeatureMap
 from flowformer.ops.options import resolve_options
