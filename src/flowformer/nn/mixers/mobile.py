@@ -34,22 +34,12 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(feature_map=feature_map, clamp=clamp, eps=eps, normalize=normalize)
         resolve_options(feature_map=feature_map, clamp=clamp, eps=eps)  # a wrong one raises
-        self.feature_map: FeatureMap = feature_map
-        self.clamp, self.eps, self.normalize = clamp, eps, normalize
 
     def arguments(self) -> dict[str, Any]:
         """Return the options, and the layout, which its function warns of where nobody says it."""
-        names = ("feature_map", "clamp", "eps", "normalize")
-        return {**{name: getattr(self, name) for name in names}, "layout": "bthd"}
-
-    def extra_repr(self) -> str:
-        """Return the options, for print(model)."""
-        return (
-            f"feature_map={self.feature_map!r}, clamp={self.clamp}, eps={self.eps}, "
-            f"normalize={self.normalize}"
-        )
+        return {**super().arguments(), "layout": "bthd"}
 
 
 class MobileMixer(ProjectedMixer, name="mobile"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, partialmethod
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -149,8 +149,6 @@ def _columns(
 
 
 Part = Literal["dense", "factorized-dense", "random", "fixed-random", "factorized-random"]
-
-CAPABILITIES = Capabilities(causal=True, cross=False, state=False, variable_length=False)
 
 
 class DenseScores(nn.Module):
@@ -335,8 +333,8 @@ class Synthesis(nn.Module):
         return total
 
 
-class SynthesizerAttention(HeadAttention):
-    """Synthesizer (Tay et al. 2020): weights from each token alone, or from its place alone.
+class SynthesizingAttention(HeadAttention):
+    """An attention whose scores are synthesized, all of them or some.
 
     Args:
         dim: width of the hidden states.
@@ -348,8 +346,9 @@ class SynthesizerAttention(HeadAttention):
         rank: of "factorized-random".
     """
 
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
-    inputs = ("hidden", "value")
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        causal=True, cross=False, state=False, variable_length=False
+    )
 
     def __init__(
         self,
@@ -364,13 +363,19 @@ class SynthesizerAttention(HeadAttention):
         super().__init__()
         self.synthesis = Synthesis(
             parts,
-            others=0,
+            others=int("query" in self.inputs),  # the dot products
             dim=dim,
             num_heads=num_heads,
             head_dim=head_dim,
             max_length=max_length,
             rank=rank,
         )
+
+
+class SynthesizerAttention(SynthesizingAttention):
+    """Synthesizer (Tay et al. 2020): weights from each token alone, or from its place alone."""
+
+    inputs = ("hidden", "value")
 
     @contained("hidden", "value")
     def forward(
@@ -386,41 +391,11 @@ class SynthesizerAttention(HeadAttention):
         return synthesizer_attention(scores, value, causal=causal, mask=mask), None
 
 
-class SynthesizerMixtureAttention(HeadAttention):
-    """Synthesizer (Tay et al. 2020), mixed with dot products: scores α₀ q·k/√d + Σ_p α_p B_p.
+class SynthesizerMixtureAttention(SynthesizingAttention):
+    """Synthesizer (Tay et al. 2020), mixed with dot products: scores α₀ q·k/√d + Σ_p α_p B_p."""
 
-    Args:
-        dim: width of the hidden states.
-        num_heads: number of heads.
-        head_dim: width of a head.
-        max_length: longest sequence; a token has a score for each place.
-        parts: what is mixed with the dot products, see SynthesizerAttention.
-        rank: of "factorized-random".
-    """
-
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
     inputs = ("hidden", "query", "key", "value")
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        max_length: int,
-        parts: Sequence[Part] = ("random",),
-        rank: int = 8,
-    ) -> None:
-        super().__init__()
-        self.synthesis = Synthesis(
-            parts,
-            others=1,
-            dim=dim,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            max_length=max_length,
-            rank=rank,
-        )
+    __init__ = partialmethod(SynthesizingAttention.__init__, parts=("random",))  # pyright: ignore[reportAssignmentType]
 
     @contained("hidden", "query", "key", "value")
     def forward(
