@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowformer.ops.inputs import resolve_masks
+
 # The mixers by name, in the order in which `flowformer.nn.mixers` imports them, and the attentions
 # of those that need no more than query, key and value: these also go into a layer with projections
 # of its own, such as the stand-in for `nn.MultiheadAttention`.
@@ -132,6 +134,12 @@ class CausalCall(Masks, total=False):
     causal: bool
     initial_state: Any
     return_state: bool
+
+
+def call_masks(query: Tensor, key: Tensor, **call: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return the masks of the queries and of the keys, of the keywords of a `CausalCall`."""
+    masks = {name: x for name, x in call.items() if name not in ("initial_state", "return_state")}
+    return resolve_masks(query, key, **masks)
 
 
 class HeadAttention(nn.Module):

@@ -1,7 +1,5 @@
 """BigBird (Zaheer et al. 2020): softmax attention to global, neighbouring and random blocks."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -196,9 +194,7 @@ class BigBirdAttention(HeadAttention):
         random_blocks: how many random blocks each block sees, for each head its own.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
     function = staticmethod(bigbird_attention)
     block: int
     seed: Tensor

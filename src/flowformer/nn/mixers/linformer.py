@@ -1,6 +1,6 @@
 """Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -80,7 +80,7 @@ class LinformerAttention(HeadAttention):
         rank: number of mixed keys, called k in the paper.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=False, cross=True, state=False, variable_length=False, independent_sinks=True
     )
     function = staticmethod(linformer_attention)

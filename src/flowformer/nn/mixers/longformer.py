@@ -1,6 +1,6 @@
 """Longformer (Beltagy et al. 2020): softmax attention to a window and to a few global tokens."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -106,11 +106,9 @@ class LongformerAttention(HeadAttention):
         global_tokens: how many tokens at the beginning are global; 0 for none.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
-    value_layers: ClassVar[tuple[str, ...]] = ("value_global",)
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    inputs = ("query", "key", "value", "hidden")
+    value_layers = ("value_global",)
     function = staticmethod(longformer_attention)
     global_tokens: int
 

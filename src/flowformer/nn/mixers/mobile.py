@@ -1,6 +1,6 @@
 """Mobile-Attention as a layer."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
@@ -21,9 +21,7 @@ class MobileAttention(HeadAttention):
         normalize: divide by the number of tokens (ours, not published).
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
     function = staticmethod(mobile_attention)
 
     def __init__(

@@ -1,6 +1,6 @@
 """Nyströmformer (Xiong et al. 2021): softmax attention through the means of segments."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -154,9 +154,7 @@ class NystromformerAttention(HeadAttention):
             place for it.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=True, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=True, state=False, variable_length=True)
     function = staticmethod(nystromformer_attention)
 
     def __init__(

@@ -1,7 +1,7 @@
 """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
 import math
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,16 +15,11 @@ from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
-from flowformer.ops.state import (
-    LinearState,
-    carry_dtype,
-    detach_state,
-    reorder_state,
-    to_state,
-)
+from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 # Below this, a step of the running maximum multiplies what was before by zero.
 LOWEST_STEP = -100.0
+LOWEST_MAXIMUM = -1e30  # of no key; finite, for all may be padded
 
 
 class PerformerState(NamedTuple):
@@ -43,15 +38,6 @@ class PerformerState(NamedTuple):
     to = to_state
     detach = detach_state
     reorder = reorder_state
-
-    @classmethod
-    def initial(
-        cls, batch: int, heads: int, num_features: int, value_width: int, device: torch.device
-    ) -> "PerformerState":
-        """Return the state before the first token."""
-        linear = LinearState.initial(batch, heads, num_features, value_width + 1, device)
-        maximum = torch.full((batch, heads), -1e30, dtype=carry_dtype(device), device=device)
-        return cls(maximum, linear.key_value)
 
 
 torch.serialization.add_safe_globals([PerformerState])
@@ -102,8 +88,10 @@ def performer_attention(
         if causal:
             check_causal(query, key)
             k = k.repeat_interleave(query.shape[2] // key.shape[2], 2)
-            sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3]
-            state = starting_state(initial_state, PerformerState.initial(*sizes, query.device))
+            sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3] + 1
+            sums = LinearState.initial(*sizes, query.device).key_value
+            maximum = torch.full_like(sums[..., 0, 0], LOWEST_MAXIMUM)
+            state = starting_state(initial_state, PerformerState(maximum, sums))
             out, state = _causal(q, k, value, eps=eps, mask=query_mask, state=state)
             return (out, state) if return_state else out
         largest = _visible(k.detach().amax(-1), key_mask).amax(1)[:, None, :, None]
@@ -119,8 +107,8 @@ def _exponent(
 
 
 def _visible(x: Float[Tensor, "b t h"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b t h"]:
-    """Too small to be a maximum at padded tokens; finite, for all may be padded."""
-    return x if mask is None else torch.where(mask[:, :, None], x, -1e30)
+    """Return x, too small to be a maximum at padded tokens."""
+    return x if mask is None else torch.where(mask[:, :, None], x, LOWEST_MAXIMUM)
 
 
 def _causal(
@@ -241,7 +229,7 @@ class PerformerAttention(HeadAttention):
         eps: added to every feature, relative to the largest.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
     function = staticmethod(performer_attention)

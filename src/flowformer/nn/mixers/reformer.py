@@ -1,6 +1,6 @@
 """Reformer (Kitaev et al. 2020): softmax attention among tokens that a hash puts together."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,10 +148,8 @@ class ReformerAttention(HeadAttention):
         chunk: the sorted tokens see this chunk and that before it.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "value")
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    inputs = ("query", "value")
     function = staticmethod(reformer_attention)
     rotations: Tensor
 

@@ -1,6 +1,6 @@
 """Random-feature attention (Peng et al. 2021), with and without a gate."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -138,7 +138,7 @@ class RFAAttention(HeadAttention):
         eps: least denominator; see `rfa_attention`.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
     )
     function = staticmethod(rfa_attention)

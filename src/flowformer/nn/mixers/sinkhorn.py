@@ -1,6 +1,6 @@
 """Sparse Sinkhorn attention (Tay et al. 2020): each block attends to itself and a sorted block."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -144,9 +144,7 @@ class SinkhornAttention(HeadAttention):
         noise: add Gumbel noise to the sorting's scores in training.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
     function = staticmethod(sinkhorn_attention)
     block: int
 

@@ -1,7 +1,5 @@
 """SOFT (Lu et al. 2021, "Softmax-free transformer with linear complexity"): Gaussian kernels."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -104,9 +102,7 @@ class SoftAttention(HeadAttention):
         ridge: added to the diagonal before the inverse.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
     inputs = ("query", "value")
     function = staticmethod(soft_attention)
 

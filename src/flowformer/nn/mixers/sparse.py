@@ -1,6 +1,6 @@
 """Sparse Transformer (Child et al. 2019): factorised softmax attention, strided and fixed."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -129,9 +129,7 @@ class SparseAttention(HeadAttention):
         summary: how many tokens at the end of a block the other blocks see; unused if strided.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
     function = staticmethod(sparse_attention)
 
     def __init__(self, *, pattern: Pattern = "fixed", stride: int = 128, summary: int = 8) -> None:

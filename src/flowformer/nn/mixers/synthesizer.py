@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial, partialmethod
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -258,6 +258,9 @@ class Synthesis(nn.Module):
         head_dim: width of a head.
         max_length: number of places.
         rank: of a factorized random part.
+
+    Raises:
+        ValueError: there is no part, one is unknown, or one is named twice.
     """
 
     def __init__(
@@ -271,11 +274,6 @@ class Synthesis(nn.Module):
         max_length: int,
         rank: int,
     ) -> None:
-        """Create the parts.
-
-        Raises:
-            ValueError: there is no part, one is unknown, or one is named twice.
-        """
         super().__init__()
         if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(get_args(Part)):
             raise ValueError(
@@ -346,9 +344,7 @@ class SynthesizingAttention(HeadAttention):
         rank: of "factorized-random".
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=False
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=False)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """YOSO-E (Zeng et al. 2021, "You Only Sample (Almost) Once"), in expectation, without sampling."""
 
 import math
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 from jaxtyping import Float
 from torch import Tensor
@@ -88,7 +88,7 @@ class YosoAttention(HeadAttention):
         hash_bits: number of hyperplanes in a hash, called τ in the paper.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=False, cross=True, state=False, variable_length=True, independent_sinks=True
     )
     linear_in_values = False  # each output is scaled to length 1
