@@ -52,7 +52,7 @@ class AFTAttention(HeadAttention):
         temperature: the higher, the more alike are the weights.
     """
 
-    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     linear_in_values = False  # each feature has weights of its own
     function = staticmethod(aft_attention)
 

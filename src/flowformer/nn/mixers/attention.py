@@ -39,7 +39,7 @@ class Capabilities:
     causal: bool
     cross: bool
     state: bool
-    variable_length: bool
+    variable_length: bool = True
     bidirectional: bool = True
     exact_mask: bool = True
     growing_state: bool = False

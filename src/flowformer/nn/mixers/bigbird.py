@@ -194,7 +194,7 @@ class BigBirdAttention(HeadAttention):
         random_blocks: how many random blocks each block sees, for each head its own.
     """
 
-    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     function = staticmethod(bigbird_attention)
     block: int
     seed: Tensor

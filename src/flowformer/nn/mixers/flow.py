@@ -40,7 +40,7 @@ class FlowAttention(HeadAttention):
             `set_sequence_parallel`.
     """
 
-    capabilities = Capabilities(causal=True, cross=True, state=True, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=True, state=True)
     fixed: ClassVar[FlowKeywords] = {}
 
     def __init_subclass__(cls) -> None:
@@ -102,7 +102,7 @@ class FlowHeadsAttention(FlowAttention):
     output grows with the length; features are relu(x) + 1e-6, and nothing is clamped.
     """
 
-    capabilities = Capabilities(causal=False, cross=True, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=True, state=False)
     fixed: ClassVar[FlowKeywords] = {
         "feature_map": "relu",
         "clamp": None,

@@ -121,9 +121,7 @@ class LinearAttention(HeadAttention):
         eps: added to the denominator.
     """
 
-    capabilities = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(elu_attention)
 
     def __init__(self, *, eps: float = 1e-6) -> None:

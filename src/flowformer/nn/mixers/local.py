@@ -199,7 +199,7 @@ class LocalAttention(HeadAttention):
             arena, Tay et al. 2021); otherwise the window slides.
     """
 
-    capabilities = Capabilities(causal=True, cross=False, state=True, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=False, state=True)
     function = staticmethod(local_attention)
 
     def __init__(self, *, window: int = 128, blocked: bool = False) -> None:

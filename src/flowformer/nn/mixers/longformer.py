@@ -106,7 +106,7 @@ class LongformerAttention(HeadAttention):
         global_tokens: how many tokens at the beginning are global; 0 for none.
     """
 
-    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     inputs = ("query", "key", "value", "hidden")
     value_layers = ("value_global",)
     function = staticmethod(longformer_attention)

@@ -21,7 +21,7 @@ class MobileAttention(HeadAttention):
         normalize: divide by the number of tokens (ours, not published).
     """
 
-    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     function = staticmethod(mobile_attention)
 
     def __init__(

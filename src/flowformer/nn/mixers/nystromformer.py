@@ -154,7 +154,7 @@ class NystromformerAttention(HeadAttention):
             place for it.
     """
 
-    capabilities = Capabilities(causal=False, cross=True, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=True, state=False)
     function = staticmethod(nystromformer_attention)
 
     def __init__(

@@ -229,9 +229,7 @@ class PerformerAttention(HeadAttention):
         eps: added to every feature, relative to the largest.
     """
 
-    capabilities = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(performer_attention)
 
     def __init__(

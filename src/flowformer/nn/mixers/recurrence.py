@@ -118,9 +118,7 @@ class RecurrentAttention(HeadAttention):
     A subclass says what `recur` is.
     """
 
-    capabilities = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=True, bidirectional=False)
     inputs = ("query", "key", "value", "hidden")
 
     def recur(

@@ -148,7 +148,7 @@ class ReformerAttention(HeadAttention):
         chunk: the sorted tokens see this chunk and that before it.
     """
 
-    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     inputs = ("query", "value")
     function = staticmethod(reformer_attention)
     rotations: Tensor

@@ -138,9 +138,7 @@ class RFAAttention(HeadAttention):
         eps: least denominator; see `rfa_attention`.
     """
 
-    capabilities = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(rfa_attention)
 
     def __init__(

@@ -144,7 +144,7 @@ class SinkhornAttention(HeadAttention):
         noise: add Gumbel noise to the sorting's scores in training.
     """
 
-    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     function = staticmethod(sinkhorn_attention)
     block: int
 

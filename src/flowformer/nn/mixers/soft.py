@@ -102,7 +102,7 @@ class SoftAttention(HeadAttention):
         ridge: added to the diagonal before the inverse.
     """
 
-    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     inputs = ("query", "value")
     function = staticmethod(soft_attention)
 

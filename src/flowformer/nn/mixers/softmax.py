@@ -153,12 +153,7 @@ class SoftmaxAttention(HeadAttention):
     """
 
     capabilities = Capabilities(
-        causal=True,
-        cross=True,
-        state=True,
-        growing_state=True,
-        variable_length=True,
-        independent_sinks=True,
+        causal=True, cross=True, state=True, growing_state=True, independent_sinks=True
     )
     function = staticmethod(softmax_attention)
 

@@ -129,7 +129,7 @@ class SparseAttention(HeadAttention):
         summary: how many tokens at the end of a block the other blocks see; unused if strided.
     """
 
-    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     function = staticmethod(sparse_attention)
 
     def __init__(self, *, pattern: Pattern = "fixed", stride: int = 128, summary: int = 8) -> None:

@@ -88,9 +88,7 @@ class YosoAttention(HeadAttention):
         hash_bits: number of hyperplanes in a hash, called τ in the paper.
     """
 
-    capabilities = Capabilities(
-        causal=False, cross=True, state=False, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=False, cross=True, state=False, independent_sinks=True)
     linear_in_values = False  # each output is scaled to length 1
     function = staticmethod(yoso_attention)
 
