@@ -18,8 +18,7 @@ from flowformer import (
     mobile_attention,
 )
 from flowformer.nn.mixers.cosformer import cosformer_attention
-from flowformer.nn.mixers.flow import FlowAttention
-from flowformer.nn.mixers.flow_variants import FlowHeadsAttention
+from flowformer.nn.mixers.flow import FlowAttention, FlowHeadsAttention
 from flowformer.nn.mixers.linear import elu_attention
 from flowformer.nn.mixers.performer import performer_attention
 from flowformer.nn.mixers.rfa import gated_rfa_attention, rfa_attention

@@ -76,7 +76,7 @@ def part_settings(kind: type) -> list[tuple[str, str]]:
 
 def _with_mixers_in_its_help(config: Experiment) -> Any:
     """The model's configuration, its docstring with the mixers, which are known with torch only."""
-    from flowformer.nn.mixers.registry import able
+    from flowformer.nn.mixers.attention import able
 
     kind: Any = type(config.model)
     names = ", ".join(able("causal" if config.causal else "bidirectional"))

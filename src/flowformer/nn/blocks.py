@@ -54,15 +54,13 @@ class DropPath(nn.Module):
     What is left is divided by the probability of staying, so that the mean is the input.
 
     Args:
-        probability: that a sample is dropped.
+        probability: that a sample is dropped, in [0, 1).
+
+    Raises:
+        ValueError: it is not.
     """
 
     def __init__(self, probability: float) -> None:
-        """Hold the probability.
-
-        Raises:
-            ValueError: it is not in [0, 1).
-        """
         super().__init__()
         if not 0 <= probability < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {probability}")

@@ -253,9 +253,6 @@ def flow_attention_step(
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """Attend with one more token: causal :func:`flow_attention` with l = 1, at constant cost.
 
-    Tensors are ``[batch, 1, head, feature]``; with ``layout="bhtd"``,
-    ``[batch, head, 1, feature]``.
-
     Args:
         query: ``[b, 1, h, d]``.
         key: ``[b, 1, g, d]``, g dividing h.
@@ -324,9 +321,6 @@ def flow_map(
     **options: Unpack[FlowKeywords],
 ) -> FlowMap:
     """Return source_competition c and sink_allocation a of :func:`flow_attention`.
-
-    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
-    ``[batch, head, time, feature]``.
 
     Args:
         query: ``[b, l, h, d]``.

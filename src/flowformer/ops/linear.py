@@ -68,9 +68,6 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], LinearState]:
     """Return out_i = row_scale_i · query_i Σ_j key_jᵀ value_j, over j ≤ i in the causal form.
 
-    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
-    ``[batch, head, time, feature]``.
-
     There is no feature map and no normaliser in it: query and key are features, and row_scale is
     where a normaliser goes (Katharopoulos et al. 2020, "Transformers are RNNs", equations 5, 9).
 

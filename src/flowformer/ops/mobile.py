@@ -36,9 +36,6 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
 ) -> Float[Tensor, "b t h m"]:
     """Attend with flows that the heads of a token exchange (Mobile-Attention, ICML 2024).
 
-    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
-    ``[batch, head, time, feature]``.
-
     With q = φ(query), k = φ(key), S tokens and sums over the heads g of the same token::
 
         I_h = (q_h + ε)·(Σ_g k_g + ε)            O_h = (k_h + ε)·(Σ_g q_g + ε)

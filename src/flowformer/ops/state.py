@@ -1,7 +1,8 @@
 """The states that a causal attention carries from call to call: named tuples, batch first."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,22 +21,29 @@ def carry_dtype(device: torch.device) -> torch.dtype:
 _State = TypeVar("_State", bound=tuple)
 
 
+def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return type(state)(*(None if field is None else change(field) for field in state))
+
+
 def to_state(self: _State, device: torch.device | str) -> _State:
     """Return the state on another device, in the dtype that sums are carried in there."""
     dtype = carry_dtype(torch.device(device))
-    return type(self)(
-        *(field.to(device, dtype if field.is_floating_point() else None) for field in self)
-    )
+    return _each(self, lambda x: x.to(device, dtype if x.is_floating_point() else None))
+
+
+def move_state(self: _State, device: torch.device | str) -> _State:
+    """Return a state of tokens, not of sums, on another device, in the dtype that it has."""
+    return _each(self, lambda x: x.to(device))
 
 
 def detach_state(self: _State) -> _State:
     """Return the state without its history of gradients (truncated back-propagation)."""
-    return type(self)(*(field.detach() for field in self))
+    return _each(self, Tensor.detach)
 
 
 def reorder_state(self: _State, index: Int[Tensor, " n"]) -> _State:
     """Return the rows ``index`` of the batch (beam search keeps, drops and repeats sequences)."""
-    return type(self)(*(field.index_select(0, index) for field in self))
+    return _each(self, lambda x: x.index_select(0, index))
 
 
 class FlowState(NamedTuple):

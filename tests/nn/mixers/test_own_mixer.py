@@ -14,7 +14,7 @@ from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer, replace_attention
 from flowformer.nn.mixers import ATTENTIONS
-from flowformer.nn.mixers.registry import leave
+from flowformer.nn.mixers.attention import leave
 from tests.conformance import test_mixers as conformance
 
 FILE = '''
@@ -52,7 +52,7 @@ class AFTAttention(HeadAttention):
         temperature: the higher, the more alike are the weights.
     """
 
-    capabilities = Capabilities(causal=False, cross=False, state=False, variable_length=True)
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     linear_in_values = False  # each feature has weights of its own
     function = staticmethod(aft_attention)
 

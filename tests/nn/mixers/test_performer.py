@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.performer import PerformerAttention, performer_attention
-from flowformer.nn.mixers.random_features import RandomDirections, orthogonal_directions
+from flowformer.nn.mixers.performer import (
+    PerformerAttention,
+    RandomDirections,
+    orthogonal_directions,
+    performer_attention,
+)
 from flowformer.nn.mixers.softmax import softmax_attention
 
 WIDTH = 8

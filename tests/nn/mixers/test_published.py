@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.published import published_mixer
+from flowformer.nn.mixers.building import published_mixer
 
 EPS = 1e-6
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
-from flowformer.nn.mixers.random_features import RandomDirections
+from flowformer.nn.mixers.performer import RandomDirections
 from flowformer.nn.mixers.rfa import GatedRFAAttention, gated_rfa_attention, rfa_attention
 from flowformer.nn.mixers.softmax import softmax_attention
 from flowformer.ops import LinearState

@@ -1,11 +1,11 @@
 """The mixers: a file for each method, with its function, its attention and its name.
 
-`registry.py` is the table of them all, `attention.py` and `projected.py` what they are made of, and
-`building.py` makes one from its name. `blockwise.py`, `landmarks.py`, `random_features.py` and
-`recurrence.py` hold what several methods share.
+`attention.py` and `projected.py` are what they are made of, the first with the table of them all,
+and `building.py` makes one from its name. `blockwise.py` and `recurrence.py` hold what several
+methods share; what a later one takes from an earlier one stands in the earlier one's file.
 """
 
-from flowformer.nn.mixers import registry
+from flowformer.nn.mixers import attention
 from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.building import build_attention as build_attention
 from flowformer.nn.mixers.building import build_mixer as build_mixer
@@ -13,8 +13,8 @@ from flowformer.nn.mixers.projected import ProjectedMixer
 
 # Mixers enter the table when their file is imported: this is its order, not the alphabet's.
 # isort: off
-from flowformer.nn.mixers.flow import FlowMixer as FlowMixer
-from flowformer.nn.mixers.flow_variants import (
+from flowformer.nn.mixers.flow import (
+    FlowMixer as FlowMixer,
     FlowNoCompetitionMixer as FlowNoCompetitionMixer,
     FlowNoAllocationMixer as FlowNoAllocationMixer,
     FlowHeadsMixer as FlowHeadsMixer,
@@ -43,5 +43,5 @@ from flowformer.nn.mixers.reformer import ReformerMixer as ReformerMixer
 from flowformer.nn.mixers.mobile import MobileMixer as MobileMixer
 # isort: on
 
-MIXERS: dict[str, type[ProjectedMixer]] = registry.MIXERS
-ATTENTIONS: dict[str, type[HeadAttention]] = registry.ATTENTIONS
+MIXERS: dict[str, type[ProjectedMixer]] = attention.MIXERS
+ATTENTIONS: dict[str, type[HeadAttention]] = attention.ATTENTIONS

@@ -1,12 +1,10 @@
 """BigBird (Zaheer et al. 2020): softmax attention to global, neighbouring and random blocks."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Part,
     Sequences,
@@ -20,7 +18,6 @@ from flowformer.nn.mixers.blockwise import (
     windows,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 
@@ -197,9 +194,7 @@ class BigBirdAttention(HeadAttention):
         random_blocks: how many random blocks each block sees, for each head its own.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     function = staticmethod(bigbird_attention)
     block: int
     seed: Tensor

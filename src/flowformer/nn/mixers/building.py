@@ -1,7 +1,8 @@
-"""Mixers and attentions from their names, and the record of the name in a state dict."""
+"""Mixers and attentions from their names, published modules, the name's record in a state dict."""
 
 import difflib
 import json
+from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
 from flowformer.nn.mixers.attention import (
+    ATTENTIONS,
+    MIXERS,
     HeadAttention,
     Sizes,
     make_attention,
@@ -18,13 +21,21 @@ from flowformer.nn.mixers.attention import (
     option_names,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import ATTENTIONS, MIXERS
 
 PROJECTION_OPTIONS = {
     name
     for name, each in signature(ProjectedMixer).parameters.items()
     if each.kind is Parameter.KEYWORD_ONLY
 }
+
+# Published class: the mixer that it is. The causal one is the same module called with causal=True.
+PUBLISHED = {
+    "Flow_Attention": "flow",
+    "Flow_Attention_Causal": "flow",
+    "Mobile_Attention": "mobile",
+}
+
+_PROJECTIONS = ("query_projection", "key_projection", "value_projection", "out_projection")
 
 
 def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> ProjectedMixer:
@@ -69,6 +80,60 @@ def mixer_options(config: Any, model: str) -> dict[str, Any]:
         return dict(config.mixer_options)
     _check_name(config.mixer, "mixer", list(MIXERS))
     return MIXERS[config.mixer].published_options(model, config.dropout)
+
+
+def published_mixer(
+    state_dict: Mapping[str, Tensor],
+    num_heads: int,
+    *,
+    name: str = "Flow_Attention",
+    dropout: float = 0.05,
+) -> ProjectedMixer:
+    """Build the mixer that computes what a published attention module computes.
+
+    The modules are `Flow_Attention` and `Flow_Attention_Causal` (thuml/Flowformer,
+    Flow_Attention.py) and `Mobile_Attention` (thuml/MobileAttention). `module(x, x, x)` there is
+    `mixer(x)` here, with causal=True for the causal one; `module(x, c, c)` is `mixer(x, c)`.
+
+    Args:
+        state_dict: the module's parameters; its widths are read from them.
+        num_heads: the module's `n_heads`, which no parameter tells.
+        name: the class of the module, a key of PUBLISHED.
+        dropout: of the output; 0.05 there.
+
+    Raises:
+        ValueError: another name, or parameters missing, left over, or of shapes that do not fit.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"unknown published module {name!r}: expected {', '.join(PUBLISHED)}")
+    expected = {f"{part}.{kind}" for part in _PROJECTIONS for kind in ("weight", "bias")}
+    if state_dict.keys() != expected:
+        missing, unknown = expected - state_dict.keys(), state_dict.keys() - expected
+        raise ValueError(
+            f"not the parameters of a published {name}: missing {sorted(missing)}, "
+            f"not known {sorted(unknown)}"
+        )
+    query = state_dict["query_projection.weight"]
+    inner, dim = query.shape
+    if num_heads < 1 or inner % num_heads:
+        raise ValueError(f"num_heads must divide the inner width {inner}, got {num_heads}")
+    mixer = build_mixer(
+        PUBLISHED[name],
+        dim,
+        num_heads,
+        head_dim=inner // num_heads,
+        context_dim=state_dict["key_projection.weight"].shape[1],
+        out_dim=state_dict["out_projection.weight"].shape[0],
+        dropout=dropout,
+    ).to(query)
+    for parameter_name, parameter in mixer.named_parameters():
+        if state_dict[parameter_name].shape != parameter.shape:
+            raise ValueError(
+                f"{parameter_name}: expected {list(parameter.shape)}, "
+                f"got {list(state_dict[parameter_name].shape)}"
+            )
+    mixer.load_state_dict(state_dict)
+    return mixer
 
 
 def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:

@@ -1,16 +1,15 @@
 """cosFormer (Qin et al. 2022): relu features, weighted by the cosine of the distance."""
 
 import math
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention
 from flowformer.nn.mixers.linear import real_tokens, weighted_mean
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
@@ -32,14 +31,6 @@ class CosformerState(NamedTuple):
     to = to_state
     detach = detach_state
     reorder = reorder_state
-
-    @classmethod
-    def initial(
-        cls, batch: int, heads: int, key_width: int, value_width: int, device: torch.device
-    ) -> "CosformerState":
-        """Return the state before the first token."""
-        linear = LinearState.initial(batch, heads, 2 * key_width, value_width + 1, device)
-        return cls(torch.zeros(batch, dtype=torch.int64, device=device), linear.key_value)
 
 
 torch.serialization.add_safe_globals([CosformerState])
@@ -87,8 +78,10 @@ def cosformer_attention(
     start = None
     if causal:
         check_causal(query, key)
-        sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
-        start = starting_state(initial_state, CosformerState.initial(*sizes, query.device))
+        b, _, h, d = query.shape
+        sums = LinearState.initial(b, h, 2 * d, value.shape[3] + 1, query.device)
+        tokens = torch.zeros(b, dtype=torch.int64, device=query.device)
+        start = starting_state(initial_state, CosformerState(tokens, sums.key_value))
     _check_length(query, key, max_length, initial_state)
     rest: dict[str, Any] = {**call}
     rest["initial_state"] = None if start is None else LinearState(start.key_value)
@@ -147,7 +140,7 @@ class CosformerAttention(HeadAttention):
         eps: least denominator, as in the published code.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=True, cross=True, state=True, variable_length=False, independent_sinks=True
     )
     function = staticmethod(cosformer_attention)

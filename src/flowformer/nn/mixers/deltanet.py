@@ -1,10 +1,9 @@
 """DeltaNet (Schlag et al. 2021; Yang et al. 2024): a memory that is corrected, not only added to.
 
-On CUDA, in half precision, flash-linear-attention's kernel runs where that package is installed;
-everywhere else, and in every other dtype, the chunked form below, which is exact.
+The chunked form below is exact; where another kernel runs, :mod:`recurrence` says.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,14 +20,10 @@ from flowformer.nn.mixers.recurrence import (
     run_recurrence,
 )
 from flowformer.ops.features import check_eps, compute_dtype, masked
-from flowformer.ops.inputs import (
-    check_causal,
-    check_tensors,
-    starting_state,
-)
+from flowformer.ops.inputs import check_causal, check_tensors, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
-from flowformer.ops.state import LinearState, carry_dtype, detach_state, reorder_state, to_state
+from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
@@ -184,18 +179,6 @@ class DeltaNetState(NamedTuple):
     detach = detach_state
     reorder = reorder_state
 
-    @classmethod
-    def initial(
-        cls, batch: int, recent: int, heads: int, width: int, device: torch.device
-    ) -> "DeltaNetState":
-        """Return the state before the first token."""
-        shape = (batch, recent, heads, width)
-        query, key, value = (
-            torch.zeros(shape, dtype=carry_dtype(device), device=device) for _ in range(3)
-        )
-        memory = LinearState.initial(batch, heads, width, width, device)
-        return cls(query, key, value, memory.key_value)
-
 
 torch.serialization.add_safe_globals([DeltaNetState])
 
@@ -214,7 +197,7 @@ class DeltaNetAttention(RecurrentAttention):
         eps: of the normalisation.
     """
 
-    linear_in_values: ClassVar[bool] = False  # its output is normalised
+    linear_in_values = False  # its output is normalised
 
     def __init__(
         self,
@@ -245,10 +228,9 @@ class DeltaNetAttention(RecurrentAttention):
     ) -> tuple[Tensor, DeltaNetState]:
         """Return the output and the state after these tokens."""
         batch, _, heads, width = query.shape
-        empty = DeltaNetState.initial(
-            batch, self.convolution.shape[-1] - 1, heads, width, query.device
-        )
-        start = starting_state(state, empty)
+        memory = LinearState.initial(batch, heads, width, width, query.device).key_value
+        recent = memory.new_zeros(3, batch, self.convolution.shape[-1] - 1, heads, width)
+        start = starting_state(state, DeltaNetState(*recent, key_value=memory))
         groups = heads // key.shape[2]
         key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
         (query, recent_q), (key, recent_k), (value, recent_v) = (

@@ -1,4 +1,4 @@
-"""Flow-Attention as a layer."""
+"""Flow-Attention as a layer: in full, without one of its parts, and as published elsewhere."""
 
 from dataclasses import replace
 from typing import Any, ClassVar, Unpack
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowformer.nn.mixers.attention import HeadAttention, option_names
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention, option_names
 from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import FlowMap, flow_attention, flow_map
 from flowformer.ops.options import (
     FlowKeywords,
@@ -41,9 +40,7 @@ class FlowAttention(HeadAttention):
             `set_sequence_parallel`.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True)
     fixed: ClassVar[FlowKeywords] = {}
 
     def __init_subclass__(cls) -> None:
@@ -79,6 +76,40 @@ class FlowAttention(HeadAttention):
     def extra_repr(self) -> str:
         """The options, for print(model)."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+
+class FlowNoCompetitionAttention(FlowAttention):
+    """Flow-Attention without competition: every source counts alike, c_j = 1."""
+
+    fixed: ClassVar[FlowKeywords] = {
+        "competition": None,
+        "clamp": None,  # it would bound nothing
+        "allocation": True,
+        "independent_sinks": False,
+    }
+
+
+class FlowNoAllocationAttention(FlowAttention):
+    """Flow-Attention without allocation: every sink takes in alike, a_i = 1."""
+
+    fixed: ClassVar[FlowKeywords] = {"allocation": False, "independent_sinks": False}
+
+
+class FlowHeadsAttention(FlowAttention):
+    """Flow-Attention as the published Long Range Arena code has it: bidirectional only.
+
+    The heads of each source compete, c_jh = S · softmax_h(Ô_jh), and not the sources, so that the
+    output grows with the length; features are relu(x) + 1e-6, and nothing is clamped.
+    """
+
+    capabilities = Capabilities(causal=False, cross=True, state=False)
+    fixed: ClassVar[FlowKeywords] = {
+        "feature_map": "relu",
+        "clamp": None,
+        "competition": "heads",
+        "allocation": True,
+        "independent_sinks": False,
+    }
 
 
 def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | None) -> None:
@@ -156,3 +187,21 @@ class FlowMixer(ProjectedMixer, name="flow"):
             **mask_arguments(mask, context, context_mask),
             **self.attention.options._asdict(),
         )
+
+
+class FlowNoCompetitionMixer(FlowMixer, name="flow-no-competition"):
+    """Flow-Attention without competition (Wu et al. 2022, ablation)."""
+
+    kind = FlowNoCompetitionAttention
+
+
+class FlowNoAllocationMixer(FlowMixer, name="flow-no-allocation"):
+    """Flow-Attention without allocation (Wu et al. 2022, ablation)."""
+
+    kind = FlowNoAllocationAttention
+
+
+class FlowHeadsMixer(FlowMixer, name="flow-heads"):
+    """Flow-Attention with competing heads (the published Long Range Arena code)."""
+
+    kind = FlowHeadsAttention

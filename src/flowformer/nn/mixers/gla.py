@@ -1,6 +1,6 @@
 """Gated linear attention (Yang et al. 2024): its gates, around the recurrence."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +27,7 @@ class GLAAttention(RecurrentAttention):
         eps: of the normalisation.
     """
 
-    linear_in_values: ClassVar[bool] = False  # its output is normalised
+    linear_in_values = False  # its output is normalised
 
     def __init__(
         self,

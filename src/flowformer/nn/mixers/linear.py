@@ -1,18 +1,16 @@
 """Linear attention with elu + 1 features (Katharopoulos et al. 2020, "Transformers are RNNs")."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention, call_masks
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import check_eps, compute_dtype, masked
-from flowformer.ops.inputs import resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
 
@@ -55,8 +53,7 @@ def real_tokens(
         key: the keys.
         call: see `CausalCall`.
     """
-    masks = {name: x for name, x in call.items() if name not in ("initial_state", "return_state")}
-    query_mask, key_mask = resolve_masks(query, key, **masks)
+    query_mask, key_mask = call_masks(query, key, **call)
     dtype = compute_dtype(query.dtype)
     q, k = masked(query, query_mask).to(dtype), masked(key, key_mask).to(dtype)
     return q, k, query_mask, key_mask
@@ -124,9 +121,7 @@ class LinearAttention(HeadAttention):
         eps: added to the denominator.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(elu_attention)
 
     def __init__(self, *, eps: float = 1e-6) -> None:

@@ -1,15 +1,14 @@
 """Linformer (Wang et al. 2020): softmax attention over a fixed number of mixed keys and values."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention, Masks
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention, Masks
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -81,7 +80,7 @@ class LinformerAttention(HeadAttention):
         rank: number of mixed keys, called k in the paper.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         causal=False, cross=True, state=False, variable_length=False, independent_sinks=True
     )
     function = staticmethod(linformer_attention)

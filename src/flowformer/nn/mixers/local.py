@@ -1,13 +1,13 @@
 """Local attention: softmax attention to the neighbours (Liu et al. 2018; Tay et al. 2021)."""
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Sequences,
     attend,
@@ -19,11 +19,10 @@ from flowformer.nn.mixers.blockwise import (
     restore,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
-from flowformer.ops.state import detach_state, reorder_state
+from flowformer.ops.state import detach_state, move_state, reorder_state
 
 
 class LocalState(NamedTuple):
@@ -40,12 +39,9 @@ class LocalState(NamedTuple):
     value: Float[Tensor, "b w g m"]
     mask: Bool[Tensor, "b w"]
 
+    to = move_state
     detach = detach_state
     reorder = reorder_state
-
-    def to(self, device: torch.device | str) -> "LocalState":
-        """Return the state on another device."""
-        return LocalState(*(part.to(device) for part in self))
 
 
 # A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
@@ -203,9 +199,7 @@ class LocalAttention(HeadAttention):
             arena, Tay et al. 2021); otherwise the window slides.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=True)
     function = staticmethod(local_attention)
 
     def __init__(self, *, window: int = 128, blocked: bool = False) -> None:

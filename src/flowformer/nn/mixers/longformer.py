@@ -1,12 +1,12 @@
 """Longformer (Beltagy et al. 2020): softmax attention to a window and to a few global tokens."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Part,
     Sequences,
@@ -18,7 +18,6 @@ from flowformer.nn.mixers.blockwise import (
     restore,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -107,11 +106,9 @@ class LongformerAttention(HeadAttention):
         global_tokens: how many tokens at the beginning are global; 0 for none.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
-    value_layers: ClassVar[tuple[str, ...]] = ("value_global",)
+    capabilities = Capabilities(causal=True, cross=False, state=False)
+    inputs = ("query", "key", "value", "hidden")
+    value_layers = ("value_global",)
     function = staticmethod(longformer_attention)
     global_tokens: int
 

@@ -1,10 +1,9 @@
 """Mobile-Attention as a layer."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops import mobile_attention
 from flowformer.ops.features import FeatureMap
 from flowformer.ops.options import resolve_options
@@ -22,9 +21,7 @@ class MobileAttention(HeadAttention):
         normalize: divide by the number of tokens (ours, not published).
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     function = staticmethod(mobile_attention)
 
     def __init__(
@@ -35,22 +32,12 @@ class MobileAttention(HeadAttention):
         eps: float = 1e-6,
         normalize: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(feature_map=feature_map, clamp=clamp, eps=eps, normalize=normalize)
         resolve_options(feature_map=feature_map, clamp=clamp, eps=eps)  # a wrong one raises
-        self.feature_map: FeatureMap = feature_map
-        self.clamp, self.eps, self.normalize = clamp, eps, normalize
 
     def arguments(self) -> dict[str, Any]:
         """Return the options, and the layout, which its function warns of where nobody says it."""
-        names = ("feature_map", "clamp", "eps", "normalize")
-        return {**{name: getattr(self, name) for name in names}, "layout": "bthd"}
-
-    def extra_repr(self) -> str:
-        """Return the options, for print(model)."""
-        return (
-            f"feature_map={self.feature_map!r}, clamp={self.clamp}, eps={self.eps}, "
-            f"normalize={self.normalize}"
-        )
+        return {**super().arguments(), "layout": "bthd"}
 
 
 class MobileMixer(ProjectedMixer, name="mobile"):

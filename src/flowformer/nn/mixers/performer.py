@@ -1,32 +1,25 @@
 """Performer (Choromanski et al. 2021): softmax attention through positive random features."""
 
 import math
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention
 from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.random_features import RandomDirections
 from flowformer.nn.mixers.recurrence import gated_linear_attention
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
-from flowformer.ops.state import (
-    LinearState,
-    carry_dtype,
-    detach_state,
-    reorder_state,
-    to_state,
-)
+from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 
 # Below this, a step of the running maximum multiplies what was before by zero.
 LOWEST_STEP = -100.0
+LOWEST_MAXIMUM = -1e30  # of no key; finite, for all may be padded
 
 
 class PerformerState(NamedTuple):
@@ -45,15 +38,6 @@ class PerformerState(NamedTuple):
     to = to_state
     detach = detach_state
     reorder = reorder_state
-
-    @classmethod
-    def initial(
-        cls, batch: int, heads: int, num_features: int, value_width: int, device: torch.device
-    ) -> "PerformerState":
-        """Return the state before the first token."""
-        linear = LinearState.initial(batch, heads, num_features, value_width + 1, device)
-        maximum = torch.full((batch, heads), -1e30, dtype=carry_dtype(device), device=device)
-        return cls(maximum, linear.key_value)
 
 
 torch.serialization.add_safe_globals([PerformerState])
@@ -104,8 +88,10 @@ def performer_attention(
         if causal:
             check_causal(query, key)
             k = k.repeat_interleave(query.shape[2] // key.shape[2], 2)
-            sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3]
-            state = starting_state(initial_state, PerformerState.initial(*sizes, query.device))
+            sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3] + 1
+            sums = LinearState.initial(*sizes, query.device).key_value
+            maximum = torch.full_like(sums[..., 0, 0], LOWEST_MAXIMUM)
+            state = starting_state(initial_state, PerformerState(maximum, sums))
             out, state = _causal(q, k, value, eps=eps, mask=query_mask, state=state)
             return (out, state) if return_state else out
         largest = _visible(k.detach().amax(-1), key_mask).amax(1)[:, None, :, None]
@@ -121,8 +107,8 @@ def _exponent(
 
 
 def _visible(x: Float[Tensor, "b t h"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b t h"]:
-    """Too small to be a maximum at padded tokens; finite, for all may be padded."""
-    return x if mask is None else torch.where(mask[:, :, None], x, -1e30)
+    """Return x, too small to be a maximum at padded tokens."""
+    return x if mask is None else torch.where(mask[:, :, None], x, LOWEST_MAXIMUM)
 
 
 def _causal(
@@ -153,6 +139,83 @@ def _causal(
     return out, PerformerState(peaks[:, -1], linear.key_value)
 
 
+def orthogonal_directions(num_features: int, width: int) -> Float[Tensor, "f d"]:
+    """Rows from N(0, I) each, orthogonal to the others of its block of `width` rows.
+
+    A block is the orthogonal factor of a Gaussian matrix; the lengths are drawn apart, so that each
+    row by itself is Gaussian, and every estimate unbiased (Choromanski et al. 2021, section 2.4).
+    Drawn in float64 from torch's generator for the CPU.
+    """
+    blocks = [_rotation(width)[: num_features - start] for start in range(0, num_features, width)]
+    lengths = torch.randn(num_features, width, dtype=torch.float64).norm(dim=1, keepdim=True)
+    return torch.cat(blocks) * lengths
+
+
+def _rotation(width: int) -> Float[Tensor, "d d"]:
+    orthogonal, upper = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+    return orthogonal * upper.diagonal().sign()  # without the signs it is not uniform
+
+
+class RandomDirections(nn.Module):
+    """Orthogonal Gaussian directions ω, saved and loaded with the parameters.
+
+    Called by a layer in training, it counts the calls and draws anew after every `redraw_every`, as
+    the Performer's authors do, so that a model does not adapt to one draw. Count and directions
+    are buffers: a run that is resumed goes on where it was, and replicas receive those of rank 0.
+    The count is read on the host: one small transfer a call on a GPU, none with None.
+
+    Args:
+        shape: [..., features, width]; each matrix is drawn by itself.
+        redraw_every: training calls between draws; None never redraws.
+    """
+
+    directions: Tensor
+    calls: Tensor
+
+    def __init__(self, *shape: int, redraw_every: int | None) -> None:
+        super().__init__()
+        if min(shape) < 1:
+            raise ValueError(
+                f"the number of features and their width must be positive, got {shape}"
+            )
+        if redraw_every is not None and redraw_every < 1:
+            raise ValueError(f"redraw_every must be positive or None, got {redraw_every}")
+        self.redraw_every = redraw_every
+        self.register_buffer("directions", torch.empty(shape))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw other directions, in place."""
+        _draw(self.directions)
+
+    def forward(self) -> Float[Tensor, "... f d"]:
+        """Return the directions; in training, count the call and redraw when it is time."""
+        if self.training and self.redraw_every is not None:
+            _count_call(self.directions, self.calls, self.redraw_every)
+            return self.directions.clone()  # the backward pass needs those of this call
+        return self.directions
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for print(model)."""
+        return f"{tuple(self.directions.shape)}, redraw_every={self.redraw_every}"
+
+
+def _draw(directions: Tensor) -> None:
+    with torch.no_grad():
+        for matrix in directions.flatten(0, -3) if directions.ndim > 2 else [directions]:
+            matrix.copy_(orthogonal_directions(*matrix.shape))
+
+
+# An operator of its own, because whether it draws depends on a tensor: torch.compile takes it as it
+# is, where a Python branch would end the graph.
+@torch.library.custom_op("flowformer::count_call", mutates_args=("directions", "calls"))
+def _count_call(directions: Tensor, calls: Tensor, redraw_every: int) -> None:
+    calls.add_(1)
+    if int(calls) % redraw_every == 0:
+        _draw(directions)
+
+
 class PerformerAttention(HeadAttention):
     """FAVOR+ (Choromanski et al. 2021): an estimate of softmax attention by positive features.
 
@@ -166,9 +229,7 @@ class PerformerAttention(HeadAttention):
         eps: added to every feature, relative to the largest.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(performer_attention)
 
     def __init__(

@@ -5,8 +5,14 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_row, make_attention
-from flowformer.nn.mixers.registry import Capabilities, enter
+from flowformer.nn.mixers.attention import (
+    Capabilities,
+    HeadAttention,
+    Sizes,
+    enter,
+    implied_row,
+    make_attention,
+)
 from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
 from flowformer.ops.packing import Batch, attend_batch, check_batch

@@ -7,15 +7,14 @@ everywhere else, and in every other dtype, the chunked form below, which is exac
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.registry import Capabilities
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -119,10 +118,8 @@ class RecurrentAttention(HeadAttention):
     A subclass says what `recur` is.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=True, variable_length=True, bidirectional=False
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value", "hidden")
+    capabilities = Capabilities(causal=True, cross=False, state=True, bidirectional=False)
+    inputs = ("query", "key", "value", "hidden")
 
     def recur(
         self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
@@ -206,12 +203,8 @@ def chunked_gla(
 
 
 def _segment(
-    query: Float[Tensor, "b t h d"],
-    key: Float[Tensor, "b t h d"],
-    value: Float[Tensor, "b t h m"],
-    log_decay: Float[Tensor, "b t h e"],
-    state: Float[Tensor, "b h d m"],
-) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """All pairs inside a chunk, and between chunks the state, one chunk after the other.
 
     Token t sees token s of its chunk through the decays after s up to t, and the state before the

@@ -1,13 +1,13 @@
 """Reformer (Kitaev et al. 2020): softmax attention among tokens that a hash puts together."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Part,
     Sequences,
@@ -20,7 +20,6 @@ from flowformer.nn.mixers.blockwise import (
     windows,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -149,10 +148,8 @@ class ReformerAttention(HeadAttention):
         chunk: the sorted tokens see this chunk and that before it.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
-    inputs: ClassVar[tuple[str, ...]] = ("query", "value")
+    capabilities = Capabilities(causal=True, cross=False, state=False)
+    inputs = ("query", "value")
     function = staticmethod(reformer_attention)
     rotations: Tensor
 

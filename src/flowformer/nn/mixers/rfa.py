@@ -1,18 +1,17 @@
 """Random-feature attention (Peng et al. 2021), with and without a gate."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import CausalCall, HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention
 from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
+from flowformer.nn.mixers.performer import RandomDirections
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.random_features import RandomDirections
 from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
@@ -139,9 +138,7 @@ class RFAAttention(HeadAttention):
         eps: least denominator; see `rfa_attention`.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=True, state=True, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=True, cross=True, state=True, independent_sinks=True)
     function = staticmethod(rfa_attention)
 
     def __init__(

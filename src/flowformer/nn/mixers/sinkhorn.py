@@ -1,12 +1,12 @@
 """Sparse Sinkhorn attention (Tay et al. 2020): each block attends to itself and a sorted block."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     EMPTY,
     Sequences,
@@ -19,7 +19,6 @@ from flowformer.nn.mixers.blockwise import (
     restore,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -145,9 +144,7 @@ class SinkhornAttention(HeadAttention):
         noise: add Gumbel noise to the sorting's scores in training.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     function = staticmethod(sinkhorn_attention)
     block: int
 

@@ -1,15 +1,12 @@
 """SOFT (Lu et al. 2021, "Softmax-free transformer with linear complexity"): Gaussian kernels."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.landmarks import segment_means
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.nystromformer import segment_means
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -105,9 +102,7 @@ class SoftAttention(HeadAttention):
         ridge: added to the diagonal before the inverse.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=False, cross=False, state=False)
     inputs = ("query", "value")
     function = staticmethod(soft_attention)
 

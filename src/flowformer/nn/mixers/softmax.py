@@ -1,20 +1,19 @@
 """Softmax attention (Vaswani et al. 2017), over torch's `scaled_dot_product_attention`."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention, call_masks
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import masked
-from flowformer.ops.inputs import check_causal, resolve_masks
+from flowformer.ops.inputs import check_causal
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
+from flowformer.ops.state import detach_state, move_state, reorder_state
 
 
 class KVState(NamedTuple):
@@ -30,21 +29,9 @@ class KVState(NamedTuple):
     value: Float[Tensor, "b s g m"]
     mask: Bool[Tensor, "b s"] | None = None
 
-    def detach(self) -> "KVState":
-        """Return the state without its history of gradients."""
-        return self._map(Tensor.detach)
-
-    def to(self, device: torch.device | str) -> "KVState":
-        """Return the state on another device."""
-        return self._map(lambda part: part.to(device))
-
-    def reorder(self, batch_index: Tensor) -> "KVState":
-        """Return the state of the sequences `batch_index`, in that order (beam search)."""
-        return self._map(lambda part: part.index_select(0, batch_index))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "KVState":
-        mask = None if self.mask is None else change(self.mask)
-        return KVState(change(self.key), change(self.value), mask)
+    to = move_state
+    detach = detach_state
+    reorder = reorder_state
 
 
 # A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
@@ -53,19 +40,14 @@ torch.serialization.add_safe_globals([KVState])
 
 @takes_layouts("query", "key", "value")
 @contained("query", "key", "value")
-def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here takes
+def softmax_attention(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     value: Float[Tensor, "b s g m"],
     *,
-    causal: bool = False,
-    mask: Bool[Tensor, "b l"] | None = None,
-    query_mask: Bool[Tensor, "b l"] | None = None,
-    key_mask: Bool[Tensor, "b s"] | None = None,
     dropout: float = 0.0,
-    initial_state: KVState | None = None,
-    return_state: bool = False,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
+    **call: Unpack[CausalCall],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], KVState]:
     """out_i = Σ_j softmax_j(q_i · k_j / √d) v_j, the sum over real keys (and j ≤ i when causal).
 
@@ -73,22 +55,17 @@ def softmax_attention(  # noqa: PLR0913 - the keywords that every attention here
         query: the queries.
         key: the keys; g divides h, and each key head serves h / g query heads.
         value: the values, with as many heads as the keys.
-        causal: let query i see the keys up to i only; needs l == s.
-        mask: real tokens (True) of queries and keys, in self-attention.
-        query_mask: real tokens of the queries; the output at the others is zero.
-        key_mask: real tokens of the keys; a query with no real key gives zero.
         dropout: probability with which a weight is dropped.
-        initial_state: the keys and values of the tokens before these (causal only).
-        return_state: also return the state after these tokens (causal only).
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
+        call: see `CausalCall`; the state is a `KVState`.
 
     Raises:
         ValueError: causal with l ≠ s, a state without causal, or one of other sizes.
         TypeError: the state is of another kind.
     """
-    query_mask, key_mask = resolve_masks(
-        query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
-    )
+    causal, return_state = call.get("causal", False), call.get("return_state", False)
+    initial_state: KVState | None = call.get("initial_state")
+    query_mask, key_mask = call_masks(query, key, **call)
     if (initial_state is not None or return_state) and not causal:
         raise ValueError("a state exists for causal attention only, got causal=False")
     if causal:
@@ -175,13 +152,8 @@ class SoftmaxAttention(HeadAttention):
         weight_dropout: probability with which an attention weight is dropped in training.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True,
-        cross=True,
-        state=True,
-        growing_state=True,
-        variable_length=True,
-        independent_sinks=True,
+    capabilities = Capabilities(
+        causal=True, cross=True, state=True, growing_state=True, independent_sinks=True
     )
     function = staticmethod(softmax_attention)
 

@@ -1,12 +1,12 @@
 """Sparse Transformer (Child et al. 2019): factorised softmax attention, strided and fixed."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Part,
     Sequences,
@@ -20,7 +20,6 @@ from flowformer.nn.mixers.blockwise import (
     restore,
 )
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -130,9 +129,7 @@ class SparseAttention(HeadAttention):
         summary: how many tokens at the end of a block the other blocks see; unused if strided.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=True, cross=False, state=False, variable_length=True
-    )
+    capabilities = Capabilities(causal=True, cross=False, state=False)
     function = staticmethod(sparse_attention)
 
     def __init__(self, *, pattern: Pattern = "fixed", stride: int = 128, summary: int = 8) -> None:

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import ClassVar, Literal, get_args
+from functools import partial, partialmethod
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import HeadAttention
-from flowformer.nn.mixers.landmarks import masked_softmax
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.nystromformer import masked_softmax
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -151,8 +150,6 @@ def _columns(
 
 Part = Literal["dense", "factorized-dense", "random", "fixed-random", "factorized-random"]
 
-CAPABILITIES = Capabilities(causal=True, cross=False, state=False, variable_length=False)
-
 
 class DenseScores(nn.Module):
     """Scores of each token for all places, by a layer with relu and a linear one.
@@ -261,6 +258,9 @@ class Synthesis(nn.Module):
         head_dim: width of a head.
         max_length: number of places.
         rank: of a factorized random part.
+
+    Raises:
+        ValueError: there is no part, one is unknown, or one is named twice.
     """
 
     def __init__(
@@ -274,11 +274,6 @@ class Synthesis(nn.Module):
         max_length: int,
         rank: int,
     ) -> None:
-        """Create the parts.
-
-        Raises:
-            ValueError: there is no part, one is unknown, or one is named twice.
-        """
         super().__init__()
         if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(get_args(Part)):
             raise ValueError(
@@ -336,8 +331,8 @@ class Synthesis(nn.Module):
         return total
 
 
-class SynthesizerAttention(HeadAttention):
-    """Synthesizer (Tay et al. 2020): weights from each token alone, or from its place alone.
+class SynthesizingAttention(HeadAttention):
+    """An attention whose scores are synthesized, all of them or some.
 
     Args:
         dim: width of the hidden states.
@@ -349,8 +344,7 @@ class SynthesizerAttention(HeadAttention):
         rank: of "factorized-random".
     """
 
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
-    inputs = ("hidden", "value")
+    capabilities = Capabilities(causal=True, cross=False, state=False, variable_length=False)
 
     def __init__(
         self,
@@ -365,13 +359,19 @@ class SynthesizerAttention(HeadAttention):
         super().__init__()
         self.synthesis = Synthesis(
             parts,
-            others=0,
+            others=int("query" in self.inputs),  # the dot products
             dim=dim,
             num_heads=num_heads,
             head_dim=head_dim,
             max_length=max_length,
             rank=rank,
         )
+
+
+class SynthesizerAttention(SynthesizingAttention):
+    """Synthesizer (Tay et al. 2020): weights from each token alone, or from its place alone."""
+
+    inputs = ("hidden", "value")
 
     @contained("hidden", "value")
     def forward(
@@ -387,41 +387,11 @@ class SynthesizerAttention(HeadAttention):
         return synthesizer_attention(scores, value, causal=causal, mask=mask), None
 
 
-class SynthesizerMixtureAttention(HeadAttention):
-    """Synthesizer (Tay et al. 2020), mixed with dot products: scores α₀ q·k/√d + Σ_p α_p B_p.
+class SynthesizerMixtureAttention(SynthesizingAttention):
+    """Synthesizer (Tay et al. 2020), mixed with dot products: scores α₀ q·k/√d + Σ_p α_p B_p."""
 
-    Args:
-        dim: width of the hidden states.
-        num_heads: number of heads.
-        head_dim: width of a head.
-        max_length: longest sequence; a token has a score for each place.
-        parts: what is mixed with the dot products, see SynthesizerAttention.
-        rank: of "factorized-random".
-    """
-
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
     inputs = ("hidden", "query", "key", "value")
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        max_length: int,
-        parts: Sequence[Part] = ("random",),
-        rank: int = 8,
-    ) -> None:
-        super().__init__()
-        self.synthesis = Synthesis(
-            parts,
-            others=1,
-            dim=dim,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            max_length=max_length,
-            rank=rank,
-        )
+    __init__ = partialmethod(SynthesizingAttention.__init__, parts=("random",))  # pyright: ignore[reportAssignmentType]
 
     @contained("hidden", "query", "key", "value")
     def forward(

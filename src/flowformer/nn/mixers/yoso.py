@@ -1,15 +1,14 @@
 """YOSO-E (Zeng et al. 2021, "You Only Sample (Almost) Once"), in expectation, without sampling."""
 
 import math
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention, Masks
+from flowformer.nn.mixers.attention import Capabilities, HeadAttention, Masks
 from flowformer.nn.mixers.projected import ProjectedMixer
-from flowformer.nn.mixers.registry import Capabilities
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts
@@ -89,9 +88,7 @@ class YosoAttention(HeadAttention):
         hash_bits: number of hyperplanes in a hash, called τ in the paper.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=True, state=False, variable_length=True, independent_sinks=True
-    )
+    capabilities = Capabilities(causal=False, cross=True, state=False, independent_sinks=True)
     linear_in_values = False  # each output is scaled to length 1
     function = staticmethod(yoso_attention)
 

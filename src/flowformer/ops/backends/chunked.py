@@ -163,10 +163,8 @@ def _causal_segment(
     n = count.clamp(min=1).to(q.dtype)  # before the first real token nothing is kept
 
     scores = q @ k.transpose(-1, -2)
-    lower, upper = (
-        scores.tril(),
-        scores.triu().transpose(-1, -2),
-    )  # rows: the token t; columns: the sources s ≤ t
+    # Rows: the token t; columns: the sources s ≤ t.
+    lower, upper = scores.tril(), scores.triu().transpose(-1, -2)
 
     key_before, key_sum = _before(k.sum(-2), state.key_sum)
     query_before, query_sum = _before(q.sum(-2), state.query_sum)
@@ -199,15 +197,8 @@ def _causal_segment(
         v = v * (n * cut(share, 2, *q.shape[2:4]).to(n.dtype))[..., None]
 
     out, key_value = _second_half(q, k, v, lower, state.key_value)
-    state = FlowState(
-        tokens=_last(count.flatten(1), length),
-        key_sum=key_sum,
-        query_sum=query_sum,
-        key_flow=key_flow,
-        query_flow=query_flow,
-        competition=competition,
-        key_value=key_value,
-    )
+    tokens = _last(count.flatten(1), length)
+    state = FlowState(tokens, key_sum, query_sum, key_flow, query_flow, competition, key_value)
     return _tokens(out * scale[..., None], length).to(value.dtype), state
 
 

@@ -1,12 +1,14 @@
 """The functions that compiled backends share: they name a call, and hand it to an operator.
 
+Their tensors are those of ``reference.py``; masks, offsets and scales come by their names in the
+records of ``arguments.py``.
+
 Packed sequences need no padding here. Where no past is given a state is not needed either: None
 stands for it, and no memory is set to zero for it.
 """
 
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends.arguments import (
@@ -46,21 +48,16 @@ class CompiledBackend:
 
     def bidirectional(
         self,
-        query: Float[Tensor, "b l h d"],
-        key: Float[Tensor, "b s h d"],
-        value: Float[Tensor, "b s h m"],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         *,
         options: FlowOptions,
-        query_mask: Bool[Tensor, "b l"] | None,
-        key_mask: Bool[Tensor, "b s"] | None,
-        cu_seqlens: Int[Tensor, " n"] | None = None,
-        cu_seqlens_k: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "b l h m"]:
+        **given: Tensor | None,
+    ) -> Tensor:
         """Flow-Attention."""
         keep = is_kept(query, key, value)
-        inputs = BidirectionalInputs(
-            query, key, value, query_mask, key_mask, cu_seqlens, cu_seqlens_k
-        )
+        inputs = BidirectionalInputs(query, key, value, **given)
         arguments = BidirectionalArguments(inputs, numbers(options), keep)
         if self._direct is not None and not keep and is_plain(*inputs):
             return self._direct.bidirectional(arguments).out
@@ -68,19 +65,18 @@ class CompiledBackend:
 
     def causal(
         self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t h d"],
-        value: Float[Tensor, "b t h m"],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         *,
         options: FlowOptions,
-        mask: Bool[Tensor, "b t"] | None,
         state: FlowState | None,
         return_state: bool = True,
-        cu_seqlens: Int[Tensor, " n"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
+        **given: Tensor | None,
+    ) -> tuple[Tensor, FlowState | None]:
         """Causal Flow-Attention."""
         past = StateFields() if state is None else StateFields(*state)
-        inputs = CausalInputs(query, key, value, mask, cu_seqlens, past=past)
+        inputs = CausalInputs(query, key, value, **given, past=past)
         keep = is_kept(query, key, value, *past)
         results = self._causal(CausalArguments(inputs, numbers(options), keep, return_state))
         if not return_state:
@@ -95,26 +91,25 @@ class CompiledBackend:
         self, query: Tensor, key: Tensor, value: Tensor, *, options: FlowOptions, state: Any
     ) -> tuple[Tensor, FlowState]:
         """One token of causal Flow-Attention."""
-        out, after = self.causal(query, key, value, options=options, mask=None, state=state)
+        out, after = self.causal(query, key, value, options=options, state=state)
         assert after is not None
         return out, after
 
     def linear_causal(
         self,
-        q: Float[Tensor, "b t h d"],
-        k: Float[Tensor, "b t h d"],
-        v: Float[Tensor, "b t h m"],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         *,
-        row_scale: Float[Tensor, "b t h"] | None,
         state: LinearState | None,
         return_state: bool = True,
-        cu_seqlens: Int[Tensor, " n"] | None = None,
-    ) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
+        **given: Tensor | None,
+    ) -> tuple[Tensor, LinearState | None]:
         """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
         key_value = None if state is None else state.key_value
         past = StateFields(key_value=key_value)
-        inputs = CausalInputs(q, k, v, None, cu_seqlens, row_scale, past)
-        keep = is_kept(q, k, v, row_scale, key_value)
+        inputs = CausalInputs(q, k, v, **given, past=past)
+        keep = is_kept(q, k, v, inputs.row_scale, key_value)
         results = self._causal(CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state))
         after: Any = results.state.key_value
         return results.out, LinearState(after) if return_state else None

@@ -18,12 +18,7 @@ from flowformer.ops.backends import choose_backend
 from flowformer.ops.flow import FlowArguments
 from flowformer.ops.inputs import check_causal, check_state, check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.options import (
-    FlowKeywords,
-    check_causal_options,
-    resolve_options,
-    spells_out,
-)
+from flowformer.ops.options import FlowKeywords, check_causal_options, resolve_options, spells_out
 from flowformer.ops.packing import resolve_batch, sequence_count
 from flowformer.ops.parallel import packed
 from flowformer.ops.parallel.collectives import (
@@ -85,9 +80,6 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     **options: Unpack[FlowKeywords],
 ) -> Float[Tensor, "b l h m"] | tuple[Float[Tensor, "b l h m"], FlowState]:
     """:func:`flow_attention` on sequences of which each rank holds a part, in the order of ranks.
-
-    Tensors are ``[batch, time, head, feature]``; with ``layout="bhtd"``,
-    ``[batch, head, time, feature]``.
 
     Every rank calls it with its tokens, any number of them, none included, and gets the output at
     them: what one process gets for the whole, and its gradients, where every rank takes part in the

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.arguments import Numbers
+from flowformer.ops.backends.arguments import BidirectionalKept, Numbers
 from flowformer.ops.backends.cpu.library import load_library
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
 
@@ -115,14 +115,6 @@ def _count(inputs: Inputs, tokens: int) -> int:
 State = Sequence[Tensor | None]
 
 
-class Kept(NamedTuple):
-    """The tensors that a forward leaves for its backward."""
-
-    query_stats: Tensor | None = None
-    key_stats: Tensor | None = None
-    sums: Tensor | None = None
-
-
 class Gradients(NamedTuple):
     """The gradients that a backward reads and writes."""
 
@@ -140,7 +132,7 @@ def call(
     *,
     out: Tensor | None = None,
     states: tuple[State, State, State, State] = ((), (), (), ()),
-    kept: Kept = Kept(),  # noqa: B008 - immutable
+    kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
 ) -> None:
     """Call a function of the library; ``inputs`` are readable, all that is written is contiguous.
@@ -151,7 +143,7 @@ def call(
         options: the options.
         out: the output.
         states: before, after, and the gradients of both; each the fields of a FlowState or none.
-        kept: what the forward keeps.
+        kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
 
     Raises:

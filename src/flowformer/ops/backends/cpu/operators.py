@@ -28,18 +28,13 @@ from flowformer.ops.backends.arguments import (
 from flowformer.ops.backends.cpu.call import (
     Gradients,
     Inputs,
-    Kept,
     call,
     contiguous,
     features_together,
     kept_numbers,
     readable,
 )
-from flowformer.ops.backends.operators import (
-    Kernels,
-    define_operators,
-    room_for_state,
-)
+from flowformer.ops.backends.operators import Kernels, define_operators, room_for_state
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.packing import sequence_count
 
@@ -77,9 +72,7 @@ def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> B
         _row_sums(inputs) if keep else NOTHING,
     )
     if runs:
-        call(
-            "flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=Kept(*kept)
-        )
+        call("flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=kept)
     return BidirectionalResults(out, kept if keep else BidirectionalKept())
 
 
@@ -97,7 +90,7 @@ def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[
         "flowformer_bidirectional_backward",
         inputs,
         arguments.options,
-        kept=Kept(*arguments.saved.kept),
+        kept=arguments.saved.kept,
         gradients=Gradients(features_together(arguments.grad_out), *grads),
     )
     return tuple(grad.to(inputs.query.dtype) for grad in grads)
@@ -130,7 +123,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
             arguments.options,
             out=out,
             states=(tuple(map(contiguous, arguments.inputs.past)), state, (), ()),
-            kept=Kept(stats, None, sums),
+            kept=BidirectionalKept(stats, sums=sums),
         )
     return CausalResults(out, state, CausalKept(stats, sums))
 
@@ -153,7 +146,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
             (None, *past),
             (None, *map(contiguous, arguments.grad_state)),
         ),
-        kept=Kept(query_stats=saved.kept.stats, sums=saved.kept.sums),
+        kept=BidirectionalKept(saved.kept.stats, sums=saved.kept.sums),
         gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
     )
     query, key, value = (grad.to(inputs.query.dtype) for grad in grads)

@@ -13,7 +13,6 @@ from shutil import which
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import chunked
@@ -63,14 +62,14 @@ bidirectional, linear_causal = _backend.bidirectional, _backend.linear_causal
 
 
 def causal(
-    query: Float[Tensor, "b t h d"],
-    key: Float[Tensor, "b t h d"],
-    value: Float[Tensor, "b t h m"],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     *,
     options: FlowOptions,
-    cu_seqlens: Int[Tensor, " n"] | None = None,
+    cu_seqlens: Tensor | None = None,
     **rest: Any,
-) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
+) -> tuple[Tensor, FlowState | None]:
     """Causal Flow-Attention, see :class:`CompiledBackend`."""
     attend = partial(_backend.causal, options=options)
     is_large = options.clamp is None or options.clamp > LARGEST_PACKED_EXPONENT
@@ -86,13 +85,8 @@ def causal(
 
 
 def step(
-    query: Float[Tensor, "b 1 h d"],
-    key: Float[Tensor, "b 1 h d"],
-    value: Float[Tensor, "b 1 h m"],
-    *,
-    options: FlowOptions,
-    state: FlowState | None,
-) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
+    query: Tensor, key: Tensor, value: Tensor, *, options: FlowOptions, state: FlowState | None
+) -> tuple[Tensor, FlowState]:
     """One token of causal Flow-Attention: one kernel, or with gradients the recurrence itself."""
     before = state_before(FlowState, state, query, value)
     if is_kept(query, key, value, *before):
@@ -104,12 +98,6 @@ def step(
     return out, after
 
 
-def linear_bidirectional(
-    q: Float[Tensor, "b l h d"],
-    k: Float[Tensor, "b s h d"],
-    v: Float[Tensor, "b s h m"],
-    *,
-    row_scale: Float[Tensor, "b l h"] | None,
-) -> Float[Tensor, "b l h m"]:
+def linear_bidirectional(q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None) -> Tensor:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j: two products, which cuBLAS does, in float32."""
     return chunked.linear_bidirectional(q.float(), k.float(), v.float(), row_scale=row_scale)

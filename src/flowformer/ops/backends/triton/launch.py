@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowformer.ops.backends.triton.kernels import features as features_kernels
 from flowformer.ops.backends.triton.kernels import flows, products
-from flowformer.ops.backends.triton.kernels import step as step_kernel
 from flowformer.ops.backends.triton.side import Scalars, Side
 from flowformer.ops.backends.triton.tuning import padded
 from flowformer.ops.state import FlowState
@@ -377,7 +376,7 @@ def step(
     out = value.new_empty((batch, 1, heads, y_width))
     views = [(x, x.stride(0), x.stride(2)) for x in (query, key, value)]
     _launch(
-        step_kernel.step, (batch, heads, triton.cdiv(y_width, 16)),
+        flows.step, (batch, heads, triton.cdiv(y_width, 16)),
         *(part for each in views for part in each), out, *before, *after,
         heads, eps, 0.0 if clamp is None else clamp,
         WIDTH=width, PADDED=padded(width), Y_WIDTH=y_width, Y_BLOCK=16, FEATURES=features,
