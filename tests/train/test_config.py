@@ -75,7 +75,7 @@ def test_a_wrong_value_is_refused(build, message):
 @pytest.mark.usefixtures("shape_checks_off")
 def test_what_is_no_experiment_is_refused():
     model: Any = TimeSeriesModelConfig()
-    with pytest.raises(TypeError, match=r"must be one of SeriesConfig, .*got TimeSeriesModelConfig"):
+    with pytest.raises(TypeError, match=r"one of SeriesConfig, .*got TimeSeriesModelConfig"):
         kind_of(model)
 
 
