@@ -1,11 +1,13 @@
 """What the configurations refuse, and in which words."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import EpochsConfig, OptimizerConfig
+from flowformer.train.kinds import KINDS, kind_of
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 
@@ -68,3 +70,16 @@ from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 def test_a_wrong_value_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+def test_what_is_no_experiment_is_refused():
+    model: Any = TimeSeriesModelConfig()
+    with pytest.raises(TypeError, match=r"one of SeriesConfig, .*got TimeSeriesModelConfig"):
+        kind_of(model)
+
+
+def test_one_file_is_predicted_but_for_images():
+    with pytest.raises(ValueError, match="expected one file for a run on series, got 2"):
+        KINDS["series"].study.require_classifier("run", Path("a.ts"), Path("b.ts"))
+    KINDS["images"].study.require_classifier("run", Path("a.png"), Path("b.png"))

@@ -94,15 +94,10 @@ def predict(arguments: list[str]) -> int:
     options = parse(PredictOptions, arguments, prog="flowformer predict")
     kind = kind_of_run(RunFolder(options.run))
     study = kind.study
-    study.require_classifier(options.run)
-    if options.more and kind.name != "images":
-        raise ValueError(
-            f"expected one file for a run on {kind.name}, got {1 + len(options.more)}: those on "
-            "images take several"
-        )
+    inputs = (options.file, *options.more)
+    study.require_classifier(options.run, *inputs)
     from flowformer.files import require_no_input, write_atomically
 
-    inputs = (options.file, *options.more)
     output = options.output
     if output is not None:
         require_no_input(output, [*inputs, *RunFolder(options.run).files])
@@ -120,7 +115,7 @@ def predict(arguments: list[str]) -> int:
 
 
 def visualize(arguments: list[str]) -> int:
-    """Write the report of a run and says where."""
+    """Write the report of a run and say where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
         from flowformer.train.images.attention import SinkChoice, write_attention_pictures

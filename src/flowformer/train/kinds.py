@@ -94,8 +94,16 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 
 
 def kind_of(config: Experiment) -> Kind:
-    """Return the kind of an experiment."""
-    return next(kind for kind in KINDS.values() if kind.config is type(config))
+    """Return the kind of an experiment.
+
+    Raises:
+        TypeError: it is the configuration of none.
+    """
+    for kind in KINDS.values():
+        if kind.config is type(config):
+            return kind
+    names = ", ".join(kind.config.__name__ for kind in KINDS.values())
+    raise TypeError(f"an experiment must be one of {names}, got {type(config).__name__}")
 
 
 def kind_of_run(folder: RunFolder) -> Kind:

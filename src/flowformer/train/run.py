@@ -140,7 +140,7 @@ def predict(run_dir: str | Path, *files: Path) -> str:
             classifies nothing, and the message names the command that uses it.
     """
     study = kind_of_run(RunFolder(Path(run_dir))).study
-    study.require_classifier(run_dir)
+    study.require_classifier(run_dir, *files)
     return study.predict(run_dir, *files)
 
 

@@ -78,6 +78,7 @@ class Study(ABC):
 
     Attributes:
         reads: what `predict` is given, in a word or two; empty where there is nothing to classify.
+        reads_several: whether `predict` takes any number of files.
         labelled: what `evaluate` is given in place of the run's own test set, if anything.
         use: of runs that classify nothing, the command that uses them, after {run}.
         config: the experiment, as the run records it.
@@ -87,6 +88,7 @@ class Study(ABC):
     """
 
     reads: ClassVar[str] = ""
+    reads_several: ClassVar[bool] = False
     labelled: ClassVar[str] = ""
     use: ClassVar[str] = ""
 
@@ -163,16 +165,22 @@ class Study(ABC):
         """Test a finished run again; see `flowformer.train.run.evaluate`."""
 
     @classmethod
-    def require_classifier(cls, run_dir: str | Path) -> None:
-        """Refuse a run that classifies nothing.
+    def require_classifier(cls, run_dir: str | Path, *files: Path) -> None:
+        """Refuse a run that classifies nothing, and several files where one is read.
 
         Raises:
-            ValueError: it does not; the message names the command that uses it.
+            ValueError: it does not, and the message names the command that uses it; or it reads
+                one file.
         """
         if not cls.reads:
             raise ValueError(
                 f"{run_dir} holds a run on {cls.__name__.lower()}, not a classifier: flowformer "
                 f"{cls.use.format(run=run_dir)} uses it"
+            )
+        if len(files) != 1 and not cls.reads_several:
+            raise ValueError(
+                f"expected one file for a run on {cls.__name__.lower()}, got {len(files)}: those "
+                "on images take several"
             )
 
     @classmethod

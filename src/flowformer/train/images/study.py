@@ -109,6 +109,7 @@ class Images(Classifier):
     """Image classification."""
 
     reads = "IMAGE"
+    reads_several = True
     labelled = "FOLDER"
     unit = "images"
 
