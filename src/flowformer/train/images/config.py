@@ -85,12 +85,7 @@ class AugmentationConfig(Checked):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or one of photographs beside
-                another crop.
-        """
+        """Check the values, and that those of photographs stand beside their crop."""
         super().__post_init__()
         for name in ("rand_augment", "color_jitter", "random_erasing"):
             if self.crop != "resized" and getattr(self, name):
@@ -136,11 +131,7 @@ class ImagesOptimizerConfig(Checked):
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, with those of the schedule that they come to."""
         super().__post_init__()
         self.by_steps(1, images=self.reference_batch or 1)
 
@@ -180,11 +171,7 @@ class ImagesTrainingConfig(EpochsConfig):
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, and that there is one whole model to average."""
         super().__post_init__()
         if self.average is not None and self.strategy == "fsdp":
             raise ValueError("training.average is for one process and ddp, got strategy fsdp")
@@ -218,11 +205,7 @@ class ImagesConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or two do not fit.
-        """
+        """Check the values, and that the images suit the mixing and the crop."""
         super().__post_init__()
         processes = self.training.processes
         if self.augmentation.mixes and self.data.batch_size % (2 * processes):

@@ -56,12 +56,7 @@ class SeriesDataConfig(Checked):
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or the source of the data is
-                not clear.
-        """
+        """Check the values, and that the source of the data is clear."""
         super().__post_init__()
         if self.dataset is not None and self.train_file is not None:
             raise ValueError(
