@@ -15,7 +15,7 @@ from flowformer.report.classifier import FinishedRun, write_report
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 from flowformer.serialization import to_plain
-from flowformer.train.config import NO_TEST_NOTE, StepsConfig
+from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, StepsConfig
 from flowformer.train.folder import RunFolder, read_task
 from flowformer.train.kinds import kind_of_run
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row
@@ -218,6 +218,14 @@ class Classifier(Study):
 
     classes: Sequence[str]
     note: str | None = None
+
+    def describe(self) -> str:
+        """Return how many cases there are."""
+        sizes = self.record.sizes
+        return (
+            f"{self.config.name}: {sizes['train']:,} {self.unit} to train on, "
+            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
+        )
 
     @abstractmethod
     def predict_test(self, model: Any) -> Tested | None:

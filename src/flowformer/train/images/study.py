@@ -23,7 +23,6 @@ from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
 from flowformer.train.classification import ClassificationTask, Classifier, Tested
-from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
@@ -138,13 +137,8 @@ class Images(Classifier):
         return super().paper if len(self.classes) == self.config.paper_classes else (None, None)
 
     def describe(self) -> str:
-        """Return how many images there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} images to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}, "
-            f"{len(self.classes)} classes"
-        )
+        """Return how many images and classes there are."""
+        return f"{super().describe()}, {len(self.classes)} classes"
 
     def check(self) -> None:
         """Refuse damaged images of the validation and the test part."""

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.classification import ClassificationTask, Classifier, Tested
-from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.loop.recording import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
@@ -55,12 +54,7 @@ class Sequences(Classifier):
 
     def describe(self) -> str:
         """Return what the data are, and how many cases there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.data.name}: {self.data.source}\n"
-            f"{self.config.name}: {sizes['train']:,} cases to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
-        )
+        return f"{self.data.name}: {self.data.source}\n{super().describe()}"
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches between two measurements, and those that are measured on."""

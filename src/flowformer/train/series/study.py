@@ -29,7 +29,6 @@ from flowformer.train.classification import (
     Tested,
     report_classifier,
 )
-from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
 from flowformer.train.loop.recording import build_constant
 from flowformer.train.prediction import format_predictions, load_weights
@@ -78,14 +77,6 @@ class Series(Classifier):
                 "validation": len(self.prepared.validation),
                 "test": 0 if data.test is None else len(data.test),
             },
-        )
-
-    def describe(self) -> str:
-        """Return how many series there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} series to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
         )
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
