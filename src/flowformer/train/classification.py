@@ -1,7 +1,7 @@
 """What the studies of all classifiers share: the task, the test, evaluation and report."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,27 +28,15 @@ _CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accura
 
 
 class ClassificationTask(RecordedTask):
-    """Cross-entropy training of a classifier.
+    """Cross-entropy training of a classifier, whose model gives `logits` and `loss`.
 
     Args:
-        model: called with a batch as keyword arguments; gives `logits` and `loss`.
-        build_optimizer: gives what `configure_optimizers` returns, from the model.
-        seed: seed of the dropout.
-        steps: steps of the optimizer, all together, where those are counted and not epochs.
+        parts: those of a `RecordedTask`.
+        options: likewise.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        build_optimizer: Callable[[nn.Module], Any],
-        *,
-        seed: int,
-        steps: int | None = None,
-    ) -> None:
-        super().__init__(seed=seed)
-        self.model = model
-        self._build_optimizer = build_optimizer
-        self._steps = steps
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._correct = dict.fromkeys(STAGES, 0)
         self._seen = dict.fromkeys(STAGES, 0)
 
@@ -63,10 +51,6 @@ class ClassificationTask(RecordedTask):
         """
         correct, seen = self.across_processes(self._correct[stage], self._seen[stage])
         return correct / seen
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer, with its schedule if it has one."""
-        return self._build_optimizer(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Log the accuracies; the last validation of the epoch is over by now."""

@@ -1,7 +1,6 @@
 """Image classification: the parts of a run, and the use of a finished one."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,23 +48,22 @@ class ImagesTask(ClassificationTask):
 
     Args:
         model: gives `logits` and `loss` for `images` and `labels`.
-        build_optimizer: gives what `configure_optimizers` returns, from the model.
-        seed: of the dropout, and of what is mixed.
+        parts: those of a `RecordedTask`; the seed is of what is mixed, too.
         mixing: of the images and labels that are trained on.
         average: decay of a moving average of the parameters; None for none. Step t has
             min(decay, 1 - t^(-2/3)), so that a short training is averaged too.
+        options: further ones of a `RecordedTask`.
     """
 
     def __init__(
         self,
         model: VisionClassifier,
-        build_optimizer: Callable[[nn.Module], Any],
-        *,
-        seed: int,
+        *parts: Any,
         mixing: Mixing,
         average: float | None,
+        **options: Any,
     ) -> None:
-        super().__init__(model, build_optimizer, seed=seed)
+        super().__init__(model, *parts, **options)
         self._mixing = mixing
         # A module of this one, so that checkpoints have it.
         self.average = None
