@@ -26,9 +26,9 @@ from flowformer.report.page import (
     details,
     heading,
     headline,
-    page,
     paragraph,
     picture,
+    save,
     settings,
     table,
 )
@@ -108,10 +108,10 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
     sections = find(compared)
     write_atomically(folder / "table.md", to_markdown(compared, sections))
     write_atomically(folder / "table.csv", to_csv(compared.cells))
-    html = page(
+    return save(
+        folder,
         compared.title,
         [
-            heading(compared.title, level=1),
             paragraph(f"Protocol {compared.protocol}: {compared.protocol_note}.", soft=True),
             *_headline(compared),
             *_sections(sections[:1]),
@@ -122,8 +122,6 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
             settings(compared.settings),
         ],
     )
-    write_atomically(folder / "index.html", html)
-    return folder / "index.html"
 
 
 def _headline(compared: Comparison) -> Iterator[str]:

@@ -11,11 +11,7 @@ from dataclasses import replace
 
 from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.train.config import ScheduledOptimizerConfig
-from flowformer.train.language.config import (
-    LanguageConfig,
-    LanguageTrainingConfig,
-    TextDataConfig,
-)
+from flowformer.train.language.config import LanguageConfig, LanguageTrainingConfig, TextDataConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
 FIGURES = (f"Of text, test perplexity of words, {SOURCE}.",)

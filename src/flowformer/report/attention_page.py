@@ -13,7 +13,7 @@ from flowformer.report.attention_maps import (
     title,
 )
 from flowformer.report.figures import png_bytes
-from flowformer.report.page import heading, page, paragraph, picture
+from flowformer.report.page import heading, paragraph, picture, save
 
 NOTES = (
     "Attention. Before its output projection a head gives the token i the sum over all tokens j of "
@@ -80,12 +80,11 @@ def write_attention_page(folder: Path, images: Sequence[Sequence[AttentionPictur
     name = f"What {', '.join(models)} attend{'s' if len(models) == 1 else ''} to"
     for file, content in files.items():
         write_atomically(folder / file, content)
-    html = page(name, [heading(name, level=1), *parts])
-    write_atomically(folder / "index.html", html)
+    page = save(folder, name, parts)
     for old in folder.glob("*.png"):
         if old.name not in files and OURS.fullmatch(old.name):  # the folder may hold others
             old.unlink()
-    return folder / "index.html"
+    return page
 
 
 def _quantities(picture: AttentionPicture) -> Iterator[Quantity]:

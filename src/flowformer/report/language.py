@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowformer.files import write_atomically
 from flowformer.report.curves import method_curves
 from flowformer.report.figures import png_bytes
 from flowformer.report.page import (
     details,
     heading,
     headline,
-    page,
     paragraph,
     picture,
+    save,
     settings,
     table,
 )
@@ -50,10 +49,10 @@ def write_language_report(
     recipe = str(result["recipe"])
     curves = method_curves({recipe: [history]}, measure, held_out="validation")
     name = f"{measure.name[0].upper()}{measure.name[1:]}"
-    html = page(
-        f"{recipe}: run report",
+    return save(
+        folder,
+        recipe,
         [
-            heading(recipe, level=1),
             paragraph(f"{result['protocol_note']}.", soft=True),
             headline(_cards(measure, result)),
             heading("Learning curves"),
@@ -69,9 +68,8 @@ def write_language_report(
                 table(("step", "training loss", name), _rows(measure, history)),
             ),
         ],
+        of=": run report",
     )
-    write_atomically(folder / "index.html", html)
-    return folder / "index.html"
 
 
 def _cards(measure: Measure, result: Mapping[str, Any]) -> list[tuple[str, str, str]]:

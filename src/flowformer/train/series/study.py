@@ -33,12 +33,7 @@ from flowformer.train.folder import RunFolder, read_json, read_versions, write_j
 from flowformer.train.loop.recording import build_constant
 from flowformer.train.prediction import format_predictions, load_weights
 from flowformer.train.series.config import SeriesConfig, SeriesRecord
-from flowformer.train.series.data import (
-    load_again,
-    load_data,
-    predict_probabilities,
-    prepare,
-)
+from flowformer.train.series.data import load_again, load_data, predict_probabilities, prepare
 from flowformer.train.study import Trained
 
 
