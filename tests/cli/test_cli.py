@@ -199,7 +199,7 @@ def test_characters_that_a_stream_has_not_are_replaced(flowformer, monkeypatch, 
         sys.stdout.write("ł × \udcff\n")
         raise ValueError("5 × 5 are ł")
 
-    monkeypatch.setattr("flowformer.cli.recipes.main", write)
+    monkeypatch.setattr("flowformer.cli.info.recipes", write)
     for encoding, shown in [("ascii", "?"), ("latin-1", "×")]:
         streams = {}
         for name in ("stdout", "stderr"):

@@ -17,9 +17,9 @@ from flowformer.train.kinds import KINDS
 # The function of each command, imported when it is called: none pays for what another needs, and
 # without the extras the command line can still say which one is missing.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "recipes": ("flowformer.cli.recipes:main", "list the experiments that can be trained"),
+    "recipes": ("flowformer.cli.info:recipes", "list the experiments that can be trained"),
     "info": (
-        "flowformer.cli.info:main",
+        "flowformer.cli.info:info",
         "versions, device, backends, extras, and why any is missing",
     ),
     "data": (
@@ -31,10 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "flowformer.cli.compare:main",
         "train the same recipe with several mixers and seeds: a table with costs and tests",
     ),
-    "generate": ("flowformer.cli.generate:main", "go on with a text by a trained language model"),
+    "generate": ("flowformer.cli.runs:generate", "go on with a text by a trained language model"),
     "evaluate": ("flowformer.cli.runs:evaluate", "test a trained run again"),
     "rollout": (
-        "flowformer.cli.rollout:main",
+        "flowformer.cli.runs:rollout",
         "let a trained decision model act: other targets, forms, episodes; a film",
     ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowformer.files import write_atomically
-from flowformer.report.attention_maps import AttentionPicture
-from flowformer.report.attention_page import attention_parts
+from flowformer.report.attention_maps import AttentionPicture, attention_parts
 from flowformer.report.figures import (
     SeriesFlowMap,
     confusion_matrix,
