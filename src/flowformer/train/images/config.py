@@ -182,7 +182,6 @@ class ImagesConfig(ExperimentConfig):
     """A whole experiment of image classification.
 
     Attributes:
-        name: of the recipe it came from.
         data: which images, and how they become batches.
         augmentation: what chance does to those that are trained on.
         model: the classifier.
@@ -190,8 +189,6 @@ class ImagesConfig(ExperimentConfig):
         training: how long, from where, and by which rules.
         paper_classes: number of classes of the data that a paper prints a figure for. Of a run on
             data with another, its result has no such figure.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
     """
 
     name: str
@@ -240,11 +237,9 @@ class ImagesRecord(Record):
     """What config.json holds of a run on images.
 
     Attributes:
-        config: the configuration, overrides included.
         classes: names of the classes; labels index them.
         channels: of every image: 1 for grey, 3 for RGB.
         sizes: number of images in each part of the data.
-        task: what kind of run it is.
     """
 
     config: ImagesConfig

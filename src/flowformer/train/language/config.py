@@ -80,14 +80,11 @@ class LanguageConfig(ExperimentConfig):
     """A whole experiment of language modelling.
 
     Attributes:
-        name: of the recipe it came from.
         data: which text, and how it becomes batches.
         model: the language model.
         optimizer: how its parameters move.
         training: how long, and how it is measured.
-        paper_dataset: corpus that a paper prints a figure for.
-        paper_perplexity: test perplexity that it prints.
-        paper_source: where it prints it.
+        paper_perplexity: test perplexity that the paper prints.
     """
 
     papers: ClassVar[str] = "corpus"
@@ -149,11 +146,9 @@ class LanguageRecord(Record):
     """What config.json holds of a run on a text.
 
     Attributes:
-        config: the configuration, overrides included.
         vocab_size: entries of the vocabulary.
         sizes: tokens in each part of the text; of addition, problems.
         tokenizer: digest of the tokenizer's file; None of addition.
-        task: what kind of run it is.
     """
 
     config: LanguageConfig

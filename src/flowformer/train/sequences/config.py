@@ -90,14 +90,10 @@ class SequencesConfig(ExperimentConfig):
     """A whole experiment of classifying long sequences, or pairs of them.
 
     Attributes:
-        name: of the recipe it came from.
         data: which sequences, and how they become batches.
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
         paper_length: longest sequence there.
     """
 
@@ -148,7 +144,6 @@ class SequencesRecord(Record):
     """What config.json holds of a run on labelled sequences.
 
     Attributes:
-        config: the configuration, overrides included.
         source: of the data, in words; in what they differ from those of a paper, and what was cut.
         classes: names of the classes; labels index them.
         vocab_size: of the tokens, that of padding included; None of features.
@@ -156,7 +151,6 @@ class SequencesRecord(Record):
         max_length: longest sequence that the model has room for.
         sizes: number of cases in each part of the data.
         picture: height and width, where a sequence is the rows of a picture.
-        task: what kind of run it is.
     """
 
     config: SequencesConfig

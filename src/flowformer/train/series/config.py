@@ -82,14 +82,10 @@ class SeriesConfig(ExperimentConfig):
     """A whole experiment of time-series classification.
 
     Attributes:
-        name: of the recipe it came from.
         data: which series, and how they are prepared.
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
     """
 
     papers: ClassVar[str] = "dataset"
@@ -126,7 +122,6 @@ class SeriesRecord(Record):
     """What config.json holds of a run on series.
 
     Attributes:
-        config: the configuration, overrides included.
         classes: names of the classes; labels index them.
         channels: channels of every series.
         max_length: time steps that the model has room for.

@@ -117,7 +117,6 @@ class TrajectoriesConfig(ExperimentConfig):
     """A whole experiment of offline reinforcement learning.
 
     Attributes:
-        name: of the recipe it came from.
         data: which episodes to learn from.
         model: of the actions.
         optimizer: how its parameters move.
@@ -182,7 +181,6 @@ class TrajectoriesRecord(Record):
     """What config.json holds of a run on trajectories.
 
     Attributes:
-        config: the configuration, overrides included.
         source: of the data, in words.
         env: the environment that it is tested in.
         targets: returns that it is asked for, the score's first.
@@ -195,7 +193,6 @@ class TrajectoriesRecord(Record):
         data_worst: of the worst.
         env_options: what it is made with, other than its name says; see
             `flowformer.data.trajectories.records.EnvironmentOptions`.
-        task: what kind of run it is.
     """
 
     config: TrajectoriesConfig
