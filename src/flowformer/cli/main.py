@@ -6,8 +6,9 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
@@ -162,17 +163,16 @@ def _name_flags(text: str) -> str:
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: flowformer COMMAND [ARGUMENTS] [--debug]",
-            "",
-            "Train and use Flow-Attention models.",
-            "",
-            *lines,
-            "",
-            "flowformer COMMAND --help says more; --debug shows the traceback of an error.",
-            "",
-        ]
+    return usage_of(
+        "COMMAND [ARGUMENTS] [--debug]",
+        "Train and use Flow-Attention models.",
+        COMMANDS,
+        "flowformer COMMAND --help says more; --debug shows the traceback of an error.\n",
     )
+
+
+def usage_of(arguments: str, about: str, table: Mapping[str, tuple[Any, str]], *more: str) -> str:
+    """Return what is printed in place of a command; the table says what there is."""
+    width = max(map(len, table))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in table.items()]
+    return "\n".join([f"usage: flowformer {arguments}", "", about, "", *lines, "", *more])

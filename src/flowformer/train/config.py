@@ -75,6 +75,7 @@ class ExperimentConfig:
 
     Attributes:
         papers: the field of `data` by which the data of the paper's figure are known, if any.
+        causal: whether mixers are asked for their causal form.
         name: name of the recipe that the experiment came from.
         data: which data, and how they are prepared.
         model: the configuration of the model.
@@ -88,6 +89,7 @@ class ExperimentConfig:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     papers: ClassVar[str] = ""
+    causal: ClassVar[bool] = False
 
     name: str
     data: Any
@@ -122,11 +124,6 @@ class ExperimentConfig:
     def measure(self) -> Measure:
         """The figure that runs are ranked by."""
         return ACCURACY
-
-    @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return False
 
     @property
     def paper_score(self) -> float | None:

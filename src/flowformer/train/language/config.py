@@ -88,6 +88,7 @@ class LanguageConfig(ExperimentConfig):
     """
 
     papers: ClassVar[str] = "corpus"
+    causal: ClassVar[bool] = True
 
     name: str
     data: TextDataConfig = field(default_factory=TextDataConfig)
@@ -124,11 +125,6 @@ class LanguageConfig(ExperimentConfig):
         if self.data.corpus == ADDITION:
             return EXACT_SUMS
         return BITS_PER_CHARACTER if self.by_character else PERPLEXITY
-
-    @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return True
 
     @property
     def paper_score(self) -> float | None:

@@ -124,6 +124,8 @@ class TrajectoriesConfig(ExperimentConfig):
         evaluation: the episodes that it is tested by.
     """
 
+    causal: ClassVar[bool] = True
+
     name: str
     data: DecisionDataConfig = field(default_factory=DecisionDataConfig)
     model: DecisionModelConfig = field(default_factory=DecisionModelConfig)
@@ -149,11 +151,6 @@ class TrajectoriesConfig(ExperimentConfig):
     def measure(self) -> Measure:
         """The figure that runs are ranked by."""
         return NORMALIZED_SCORE
-
-    @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return True
 
     @property
     def protocol_note(self) -> str:
