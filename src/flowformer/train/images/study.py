@@ -17,7 +17,7 @@ except ImportError as error:
     ) from error
 
 from flowformer.data.images.records import ImageSplit, load_labelled_images
-from flowformer.data.images.transforms import ImagePreprocessing, Mixing
+from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
@@ -145,7 +145,7 @@ class Images(Classifier):
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of an epoch, and those that choose it."""
         self.batches = train_loader(self.config, self.parts)
-        validation = batches_of(self.config, self.parts.validation, self.parts.preprocessing)
+        validation = test_loader(self.config, self.parts.validation, self.parts.preprocessing)
         return self.batches, validation
 
     def build(self) -> VisionClassifier:
@@ -191,7 +191,7 @@ class Images(Classifier):
         if test is None:
             return None
         return _tested(
-            classify(model, batches_of(self.config, test, self.parts.preprocessing)), test
+            classify(model, test_loader(self.config, test, self.parts.preprocessing)), test
         )
 
     @classmethod
@@ -234,16 +234,8 @@ class Images(Classifier):
         return format_predictions(_classify(run, split), run.classes, files=paths)
 
 
-def batches_of(
-    config: ImagesConfig, split: ImageSplit, preprocessing: ImagePreprocessing
-) -> DataLoader:
-    """Return batches of all images of a part, in their order, without chance."""
-    size, workers = config.data.batch_size, config.data.workers
-    return test_loader(split, preprocessing, batch_size=size, workers=workers)
-
-
 def _classify(run: Trained, split: ImageSplit) -> Float64[np.ndarray, "n classes"]:
-    return classify(run.to_device(), batches_of(run.config, split, run.preprocessing))
+    return classify(run.to_device(), test_loader(run.config, split, run.preprocessing))
 
 
 def _tested(probabilities: Float64[np.ndarray, "n classes"], split: ImageSplit) -> Tested:
