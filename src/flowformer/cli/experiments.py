@@ -15,7 +15,7 @@ T = TypeVar("T")
 def parse_experiment(
     own: type[T], arguments: Sequence[str], *, prog: str, config: Experiment
 ) -> tuple[T, Experiment]:
-    """Reads the flags of a command and those of an experiment's parts.
+    """Read the flags of a command and those of an experiment's parts.
 
     Args:
         own: the command's own flags, a frozen dataclass with a default for each.
@@ -49,7 +49,7 @@ def parse_experiment(
 
 
 def options_for(name: str, model: Any) -> dict[str, Any]:
-    """Returns those of a model's mixer options that another mixer has too, such as a clamp.
+    """Return those of a model's mixer options that another mixer has too, such as a clamp.
 
     Args:
         name: of the other mixer, or of a method that is none and has no options.
@@ -65,7 +65,7 @@ def options_for(name: str, model: Any) -> dict[str, Any]:
 
 
 def part_settings(kind: type) -> list[tuple[str, str]]:
-    """Returns the settings of a kind of experiment: part and name of each."""
+    """Return the settings of a kind of experiment: part and name of each."""
     return [
         (part.name, setting.name)
         for part in fields(kind)

@@ -180,7 +180,7 @@ def predict(arguments: list[str]) -> int:
 
 
 def visualize(arguments: list[str]) -> int:
-    """Write the report of a run and says where."""
+    """Write the report of a run and say where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
         from flowformer.train.images.attention import SinkChoice, write_attention_pictures
