@@ -1,7 +1,7 @@
 """What the studies of all classifiers share: the task, the test, evaluation and report."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -187,6 +187,12 @@ class ClassifierEvaluation(Evaluation):
         if self.own_test_set:
             lines.append(f"protocol       {trained.protocol}: {trained.protocol_note}")
         return "\n".join(lines) + "\n"
+
+
+def sizes_of(train: Sized, validation: Sized, test: Sized | None) -> dict[str, int]:
+    """Return the number of cases in each part of the data, 0 of one that there is not."""
+    parts = {"train": train, "validation": validation, "test": () if test is None else test}
+    return {name: len(part) for name, part in parts.items()}
 
 
 class Classifier(Study):

@@ -21,7 +21,7 @@ from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
-from flowformer.train.classification import ClassificationTask, Classifier, Tested
+from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
@@ -115,18 +115,13 @@ class Images(Classifier):
         self.parts = part_images(config, self.data)
         self.classes, self.note = self.data.classes, self.parts.note
         self.weights = "model." if config.training.average is None else AVERAGE
-        test = self.parts.test
         self.record = ImagesRecord(
             recipe=config.name,
             config=config,
             versions=read_versions(),
             classes=self.data.classes,
             channels=self.data.channels,
-            sizes={
-                "train": len(self.parts.train),
-                "validation": len(self.parts.validation),
-                "test": 0 if test is None else len(test),
-            },
+            sizes=sizes_of(self.parts.train, self.parts.validation, self.parts.test),
         )
 
     @property

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.train.classification import ClassificationTask, Classifier, Tested
+from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.loop.recording import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
@@ -46,9 +46,7 @@ class Sequences(Classifier):
             vocab_size=self.data.vocab_size,
             paired=self.data.paired,
             max_length=room_for(config.data, self.data),
-            sizes={
-                part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")
-            },
+            sizes=sizes_of(self.parts.train, self.parts.validation, self.parts.test),
             picture=self.data.picture,
         )
 

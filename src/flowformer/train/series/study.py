@@ -28,6 +28,7 @@ from flowformer.train.classification import (
     Classifier,
     Tested,
     report_classifier,
+    sizes_of,
 )
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
 from flowformer.train.loop.recording import build_constant
@@ -67,11 +68,7 @@ class Series(Classifier):
             classes=data.classes,
             channels=data.channels,
             max_length=self.prepared.max_length,
-            sizes={
-                "train": len(self.prepared.train),
-                "validation": len(self.prepared.validation),
-                "test": 0 if data.test is None else len(data.test),
-            },
+            sizes=sizes_of(self.prepared.train, self.prepared.validation, data.test),
         )
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
