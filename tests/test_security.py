@@ -29,13 +29,12 @@ FORBIDDEN_CALLS = {
 FETCHING = {"load_dataset", "load_classification", "CIFAR10", "from_pretrained", "hf_hub_download"}
 FETCHING |= {"snapshot_download", "load_state_dict_from_url", "urlopen", "urlretrieve", "download"}
 FETCHERS = {
-    "src/flowformer/data/standins/debian.py": {"apt-get download"},
+    "src/flowformer/data/standins/fetching.py": {"pip download", "apt-get download"},
     "src/flowformer/data/trajectories/minari.py": {"load_dataset"},
-    "src/flowformer/data/standins/packages.py": {"pip download"},
     "src/flowformer/data/sequences/pictures.py": {"CIFAR10"},
-    "src/flowformer/data/sequences/reviews.py": {"load_dataset"},
+    "src/flowformer/data/sequences/texts.py": {"load_dataset"},
     "src/flowformer/data/series/uea.py": {"load_classification"},
-    "src/flowformer/data/language/wikitext.py": {"load_dataset"},
+    "src/flowformer/data/language/corpora.py": {"load_dataset"},
 }
 
 
@@ -90,14 +89,11 @@ def imports(source: str) -> set[str]:
 def fetches(source: str) -> set[str]:
     """What in a module can fetch."""
     found = set()
-    for name, call in calls(source):
+    for name, _ in calls(source):
         if (last := name.rpartition(".")[2]) in FETCHING:
             found.add(last)
-        words = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant)]
-        found |= {f"{one} download" for one in ("pip", "apt-get") if {one, "download"} <= {*words}}
-    words = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    if {"pip", "download"} <= {word for word in words if isinstance(word, str)}:
-        found.add("pip download")
+    words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    found |= {f"{one} download" for one in ("pip", "apt-get") if {one, "download"} <= words}
     return found
 
 

@@ -139,8 +139,9 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
         RuntimeError: the backend asked for is not available; the message says why.
 
-    Example:
+    Examples:
         >>> import torch
+        >>> from flowformer import flow_attention
         >>> query, key, value = (torch.randn(2, 100, 4, 16) for _ in range(3))
         >>> flow_attention(query, key, value).shape
         torch.Size([2, 100, 4, 16])
@@ -272,8 +273,9 @@ def flow_attention_step(
         TypeError: the state is no :class:`FlowState`.
         RuntimeError: the backend asked for is not available; the message says why.
 
-    Example:
+    Examples:
         >>> import torch
+        >>> from flowformer import flow_attention_step
         >>> state = None
         >>> for _ in range(3):  # a token at a time, at constant cost
         ...     query, key, value = (torch.randn(2, 1, 4, 16) for _ in range(3))
@@ -344,8 +346,9 @@ def flow_map(
         ValueError: as :func:`flow_attention`.
         TypeError: a mask is not boolean.
 
-    Example:
+    Examples:
         >>> import torch
+        >>> from flowformer import flow_map
         >>> query, key = torch.randn(2, 100, 4, 16), torch.randn(2, 100, 4, 16)
         >>> competition, allocation = flow_map(query, key)
         >>> competition.shape, competition.mean().round(decimals=3).item()

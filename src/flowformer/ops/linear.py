@@ -99,8 +99,9 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
         RuntimeError: the backend asked for is not available; the message says why.
 
-    Example:
+    Examples:
         >>> import torch
+        >>> from flowformer import linear_attention
         >>> query, key, value = (torch.rand(2, 100, 4, 16) for _ in range(3))
         >>> scale = 1 / (query * key.cumsum(1)).sum(-1)  # rows of weights sum to one
         >>> linear_attention(query, key, value, causal=True, row_scale=scale).shape

@@ -71,8 +71,9 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         TypeError: the mask is not boolean, or offsets are no integers.
         RuntimeError: the backend asked for is not available; the message says why.
 
-    Example:
+    Examples:
         >>> import torch
+        >>> from flowformer import mobile_attention
         >>> query, key, value = (torch.randn(2, 100, 4, 16) for _ in range(3))
         >>> mobile_attention(query, key, value, normalize=True).shape
         torch.Size([2, 100, 4, 16])

@@ -41,7 +41,7 @@ def test_is_right_or_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch)
     calls: list[bool] = []
     attend = flow.flow_attention
 
-    def spy(*tensors: Any, causal: bool, **others: Any) -> Any:
+    def spy(*tensors: Any, causal: bool = False, **others: Any) -> Any:
         calls.append(causal)
         return attend(*tensors, causal=causal, **others)
 
