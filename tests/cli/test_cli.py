@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import Mock
@@ -199,7 +200,7 @@ def test_characters_that_a_stream_has_not_are_replaced(flowformer, monkeypatch, 
         sys.stdout.write("ł × \udcff\n")
         raise ValueError("5 × 5 are ł")
 
-    monkeypatch.setattr("flowformer.cli.recipes.main", write)
+    monkeypatch.setattr(import_module("flowformer.cli.info"), "recipes", write)
     for encoding, shown in [("ascii", "?"), ("latin-1", "×")]:
         streams = {}
         for name in ("stdout", "stderr"):

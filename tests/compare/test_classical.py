@@ -40,10 +40,7 @@ def test_learns_unequal_series_of_several_channels(
     np.testing.assert_allclose(outcome.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert outcome.accuracy > 0.7  # a guess is right in 11 % of all cases
     assert outcome.accuracy == np.mean(outcome.probabilities.argmax(axis=1) == vowels.test.labels)
-    assert outcome.fit_seconds > 0
-    assert outcome.predict_seconds > 0
-    assert outcome.seconds == outcome.fit_seconds + outcome.predict_seconds
-    assert outcome.peak_memory > 50 * 2**20  # the libraries alone
+    assert outcome.seconds > 0
 
 
 def test_rocket_learns_basic_motions() -> None:

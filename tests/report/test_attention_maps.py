@@ -12,11 +12,12 @@ from flowformer.report.attention_maps import (
     OPACITY,
     AttentionPicture,
     LayerMaps,
+    attention_parts,
     head_maps,
     relative_weights,
     side_by_side,
+    write_attention_page,
 )
-from flowformer.report.attention_page import attention_parts, write_attention_page
 
 HEADS, SIDE = 2, 16
 GREY = 0.5  # lightness of the image: 127.5 rounds to 128

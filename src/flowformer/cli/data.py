@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowformer.cli.main import usage_of
 from flowformer.cli.parsing import Named, parse
 from flowformer.data.options import TextOptions
 from flowformer.names import choose, did_you_mean
@@ -71,7 +72,8 @@ def main(arguments: list[str]) -> int:
     """Run the action that the first argument names."""
     action, *rest = arguments or ["--help"]
     if action in ("-h", "--help"):
-        sys.stdout.write(_usage())
+        about = "Texts, labelled sequences and trajectories to train on."
+        sys.stdout.write(usage_of("data ACTION [ARGUMENTS]", about, _ACTIONS))
         return 0
     run, _ = choose(action, _ACTIONS, "action")
     return run(rest)
@@ -217,18 +219,3 @@ _ACTIONS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "collect": (_collect, "play episodes for offline learning: flowformer data collect ENV"),
     "show": (_show, "how a text begins, some cases, or what a prepared folder holds"),
 }
-
-
-def _usage() -> str:
-    width = max(map(len, _ACTIONS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in _ACTIONS.items()]
-    return "\n".join(
-        [
-            "usage: flowformer data ACTION [ARGUMENTS]",
-            "",
-            "Texts, labelled sequences and trajectories to train on.",
-            "",
-            *lines,
-            "",
-        ]
-    )

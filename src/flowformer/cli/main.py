@@ -6,8 +6,9 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
@@ -17,9 +18,9 @@ from flowformer.train.kinds import KINDS
 # The function of each command, imported when it is called: none pays for what another needs, and
 # without the extras the command line can still say which one is missing.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "recipes": ("flowformer.cli.recipes:main", "list the experiments that can be trained"),
+    "recipes": ("flowformer.cli.info:recipes", "list the experiments that can be trained"),
     "info": (
-        "flowformer.cli.info:main",
+        "flowformer.cli.info:info",
         "versions, device, backends, extras, and why any is missing",
     ),
     "data": (
@@ -31,10 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "flowformer.cli.compare:main",
         "train the same recipe with several mixers and seeds: a table with costs and tests",
     ),
-    "generate": ("flowformer.cli.generate:main", "go on with a text by a trained language model"),
+    "generate": ("flowformer.cli.runs:generate", "go on with a text by a trained language model"),
     "evaluate": ("flowformer.cli.runs:evaluate", "test a trained run again"),
     "rollout": (
-        "flowformer.cli.rollout:main",
+        "flowformer.cli.runs:rollout",
         "let a trained decision model act: other targets, forms, episodes; a film",
     ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
@@ -162,17 +163,16 @@ def _name_flags(text: str) -> str:
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: flowformer COMMAND [ARGUMENTS] [--debug]",
-            "",
-            "Train and use Flow-Attention models.",
-            "",
-            *lines,
-            "",
-            "flowformer COMMAND --help says more; --debug shows the traceback of an error.",
-            "",
-        ]
+    return usage_of(
+        "COMMAND [ARGUMENTS] [--debug]",
+        "Train and use Flow-Attention models.",
+        COMMANDS,
+        "flowformer COMMAND --help says more; --debug shows the traceback of an error.\n",
     )
+
+
+def usage_of(arguments: str, about: str, table: Mapping[str, tuple[Any, str]], *more: str) -> str:
+    """Return what is printed in place of a command; the table says what there is."""
+    width = max(map(len, table))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in table.items()]
+    return "\n".join([f"usage: flowformer {arguments}", "", about, "", *lines, "", *more])

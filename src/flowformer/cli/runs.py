@@ -1,9 +1,10 @@
-"""`flowformer evaluate | predict | visualize`: what to do with a trained run."""
+"""`flowformer evaluate | predict | visualize | generate | rollout`: the use of a trained run."""
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from flowformer.cli.parsing import Positional, parse
 from flowformer.train.folder import RunFolder
@@ -76,6 +77,65 @@ class VisualizeOptions:
             raise ValueError(f"num_series must be at least 0, got {self.num_series}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    r"""Go on with a text, shown as it is made. Without sampling the most probable token is taken.
+
+    Attributes:
+        run: folder of the run of a language model.
+        prompt: the text to go on with; - reads it from standard input.
+        max_new_tokens: the most tokens that are made.
+        sample: draw each token, in place of the most probable one.
+        temperature: divides the logits before a draw.
+        top_k: draw from so many most probable tokens only.
+        top_p: draw from the fewest tokens that together have this probability.
+        repetition_penalty: above 1 makes tokens that have occurred less probable.
+        num_beams: above 1 looks for the most probable text, with so many at a time.
+        stop: texts that end it, for example --stop "." $'\n\n'; they are no part of it.
+        seed: of the draws.
+    """
+
+    run: Path
+    prompt: str
+    max_new_tokens: int = 200
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """Let a trained decision model act. What is not given is as in the run's own test.
+
+    Attributes:
+        run: folder of the run.
+        targets: returns that it is asked for.
+        form: streaming carries the state over the episode; windowed reads the last steps again.
+        context: steps that the windowed form reads; by default those of the training.
+        episodes: at each target and seed.
+        seeds: of the episodes.
+        env: another environment with the same observations and actions.
+        video: a file, .gif or .mp4, with the first episode at the first target; with it, no others
+            are played unless --episodes is given.
+        json: print the figures as JSON.
+    """
+
+    run: Path
+    targets: tuple[float, ...] = ()
+    form: Literal["streaming", "windowed"] | None = None
+    context: int | None = None
+    episodes: int | None = None
+    seeds: tuple[int, ...] = ()
+    env: str | None = None
+    video: Path | None = None
+    json: bool = False
+
+
 def evaluate(arguments: list[str]) -> int:
     """Test a run again; the code is 1 when its test set gives another figure than before."""
     options = parse(EvaluateOptions, arguments, prog="flowformer evaluate")
@@ -138,6 +198,114 @@ def visualize(arguments: list[str]) -> int:
         only_series = {"num_series": options.num_series} if name == "series" else {}
         page = write_report(options.run, **only_series)
     sys.stdout.write(f"{page}\n")
+    return 0
+
+
+def generate(arguments: list[str]) -> int:
+    """Write the prompt and what follows it."""
+    options = parse(GenerateOptions, arguments, prog="flowformer generate")
+    draws = (options.temperature != 1, options.top_k is not None, options.top_p is not None)
+    if any(draws) and not options.sample:
+        raise ValueError("--temperature, --top-k and --top-p are for draws: give --sample too")
+    from flowformer.generation.text import generate_text
+    from flowformer.train.language.study import Language
+
+    run = Language.load(options.run)
+    if run.tokenizer is None:
+        raise ValueError(f"{options.run} was trained on sums, and has no text to go on with")
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    waiting = [prompt]  # shown with what follows it: an error says no word of it
+
+    def show(text: str) -> None:
+        sys.stdout.write((waiting.pop() if waiting else "") + text)
+        sys.stdout.flush()
+
+    generate_text(
+        run.model,
+        run.tokenizer,
+        prompt,
+        max_new_tokens=options.max_new_tokens,
+        stop_ids=run.stop_ids,
+        stop_strings=options.stop,
+        on_text=show,
+        do_sample=options.sample,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        num_beams=options.num_beams,
+        seed=options.seed,
+    )
+    show("\n")
+    return 0
+
+
+def rollout(arguments: list[str]) -> int:
+    """Play the episodes, print what they came to, and write the film."""
+    options = parse(RolloutOptions, arguments, prog="flowformer rollout")
+    import numpy as np
+
+    from flowformer.data.options import NOT_D4RL
+    from flowformer.data.trajectories.environments import make_environment, task_of
+    from flowformer.data.trajectories.records import EnvironmentOptions
+    from flowformer.rollouts.scores import check_target, evaluate_returns
+    from flowformer.serialization import to_plain
+    from flowformer.train.trajectories.config import describe_outcomes
+    from flowformer.train.trajectories.data import (
+        environment_maker,
+        rollout_settings,
+        warn_of_another,
+    )
+    from flowformer.train.trajectories.study import Trajectories, outcomes_of, say_rollouts
+
+    run = Trajectories.load(options.run)
+    record, own = run.record, run.record.config.evaluation
+    form = options.form or own.form
+    config = replace(record.config, evaluation=replace(own, form=form))
+    settings = rollout_settings(config, run.preprocessing)
+    if options.context is not None:
+        settings = replace(settings, context=options.context)
+    env, made_with = record.env, EnvironmentOptions.of(record.env_options)
+    if options.env is not None:
+        warn_of_another(options.env, "--env", env, made_with)
+        env, made_with = options.env, EnvironmentOptions()
+    make_env = environment_maker(env, made_with, preprocessing=run.preprocessing)
+    targets = options.targets or record.targets
+    for target in targets:
+        check_target(target, np.array([record.data_worst, record.data_best]))
+    seeds = options.seeds or (own.seed,)
+    if options.video is not None:
+        from flowformer.rollouts.video import record_episode
+
+        played = record_episode(
+            run.model,
+            make_environment(env, options=made_with, render_mode="rgb_array"),
+            options.video,
+            target_return=targets[0],
+            seed=seeds[0],
+            settings=settings,
+        )
+        say_rollouts(played)
+        sys.stdout.write(f"{options.video}\n")
+        if options.episodes is None:
+            return 0
+    played = evaluate_returns(
+        run.model,
+        make_env,
+        targets=targets,
+        seeds=seeds,
+        episodes=own.episodes if options.episodes is None else options.episodes,
+        settings=settings,
+        on_rollouts=say_rollouts,
+    )
+    outcomes = outcomes_of(played, record.references)
+    if options.json:
+        sys.stdout.write(json.dumps(to_plain(outcomes), indent=2) + "\n")
+        return 0
+    steps = "" if settings.context is None else f", {settings.context} steps"
+    sys.stdout.write("\n".join(describe_outcomes(outcomes)) + "\n")
+    note = "" if task_of(env, "") is None else f" {NOT_D4RL}"
+    sys.stdout.write(f"in {made_with.in_words(env)}, {settings.form}{steps}.{note}\n")
     return 0
 
 

@@ -170,43 +170,45 @@ def _untested(why: str) -> Section:
 
 
 def _over_datasets(compared: Comparison, tests: Sequence[PairedTest]) -> Section:
-    header, rows = significance.to_rows(tests, "data sets")
-    notes = [
+    note = (
         f"Each method against {compared.baseline} over the data sets: Wilcoxon's signed-rank test "
         f"of the mean {compared.measure.name}, two-sided, {_corrected(tests)}."
-    ]
-    if any(test.smallest > LEVEL for test in tests):
-        notes.append(
-            f"For p below {LEVEL:g} at all, {_pairs_needed(len(tests))} data sets must differ: "
-            "with fewer, nothing can be said."
-        )
-    return Section(
-        title=f"Against {compared.baseline}, over data sets",
-        notes=tuple(notes + _of_published(compared)),
-        header=header,
-        rows=rows,
     )
+    return _against(compared, tests, note, unit="data sets", over="data sets", must="differ")
 
 
 def _over_cases(compared: Comparison, dataset: str, tests: Sequence[PairedTest]) -> Section:
-    header, rows = significance.to_rows(tests, "test cases")
     seeds = {run.seed for run in compared.outcomes if run.dataset == dataset}
     test = "McNemar's exact test"
     if len(seeds) > 1:
         test = "the exact sign-flip test (McNemar's, summed over the seeds that both have finished)"
-    notes = [
+    note = (
         f"Each method against {compared.baseline} on the test cases of {dataset}: {test}, "
         f"two-sided, {_corrected(tests)}. It tells whether the models as trained would differ on "
         "more cases of this kind, not whether training again would find the same."
-    ]
+    )
+    over, must = f"the test cases of {dataset}", "be classified differently"
+    return _against(compared, tests, note, unit="test cases", over=over, must=must)
+
+
+def _against(
+    compared: Comparison, tests: Sequence[PairedTest], note: str, *, unit: str, over: str, must: str
+) -> Section:
+    header, rows = significance.to_rows(tests, unit)
+    notes = [note]
     if any(test.smallest > LEVEL for test in tests):
         notes.append(
-            f"For p below {LEVEL:g} at all, {_pairs_needed(len(tests))} test cases must be "
-            "classified differently: with fewer, nothing can be said."
+            f"For p below {LEVEL:g} at all, {_pairs_needed(len(tests))} {unit} must {must}: "
+            "with fewer, nothing can be said."
+        )
+    if compared.protocol == "published":
+        notes.append(
+            "The test set chose the weights of every run, so these p are smaller than they should "
+            "be."
         )
     return Section(
-        title=f"Against {compared.baseline}, over the test cases of {dataset}",
-        notes=tuple(notes + _of_published(compared)),
+        title=f"Against {compared.baseline}, over {over}",
+        notes=tuple(notes),
         header=header,
         rows=rows,
     )
@@ -223,11 +225,3 @@ def _pairs_needed(comparisons: int) -> int:
     while comparisons * 2.0 ** (1 - pairs) > LEVEL:
         pairs += 1
     return pairs
-
-
-def _of_published(compared: Comparison) -> list[str]:
-    if compared.protocol != "published":
-        return []
-    return [
-        "The test set chose the weights of every run, so these p are smaller than they should be."
-    ]

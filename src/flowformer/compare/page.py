@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter
 from flowformer.compare.findings import Comparison, Section, find, to_markdown
 from flowformer.compare.table import Cell, to_csv
 from flowformer.files import write_atomically
+from flowformer.report import page
 from flowformer.report.classifier import HELD_OUT
 from flowformer.report.curves import (
     History,
@@ -22,16 +23,6 @@ from flowformer.report.curves import (
     method_curves,
 )
 from flowformer.report.figures import plain, png_bytes
-from flowformer.report.page import (
-    details,
-    heading,
-    headline,
-    page,
-    paragraph,
-    picture,
-    settings,
-    table,
-)
 from flowformer.report.words import duration, memory
 from flowformer.scores.measures import ACCURACY, Measure
 
@@ -108,22 +99,20 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
     sections = find(compared)
     write_atomically(folder / "table.md", to_markdown(compared, sections))
     write_atomically(folder / "table.csv", to_csv(compared.cells))
-    html = page(
+    return page.save(
+        folder,
         compared.title,
         [
-            heading(compared.title, level=1),
-            paragraph(f"Protocol {compared.protocol}: {compared.protocol_note}.", soft=True),
+            page.paragraph(f"Protocol {compared.protocol}: {compared.protocol_note}.", soft=True),
             *_headline(compared),
             *_sections(sections[:1]),
             *_plots(compared),
             *_sections(sections[1:]),
             *_cost(cost),
-            heading("Settings of the runs"),
-            settings(compared.settings),
+            page.heading("Settings of the runs"),
+            page.settings(compared.settings),
         ],
     )
-    write_atomically(folder / "index.html", html)
-    return folder / "index.html"
 
 
 def _headline(compared: Comparison) -> Iterator[str]:
@@ -142,16 +131,16 @@ def _headline(compared: Comparison) -> Iterator[str]:
             shown = compared.measure.show(best.mean or 0.0) + compared.measure.unit
             cards.append((dataset, shown, note))
     if cards:
-        yield headline(cards)
+        yield page.headline(cards)
 
 
 def _sections(sections: Sequence[Section]) -> Iterator[str]:
     for section in sections:
-        yield heading(section.title)
+        yield page.heading(section.title)
         if section.rows:
-            yield table(section.header, section.rows, numbers_from=section.numbers_from)
+            yield page.table(section.header, section.rows, numbers_from=section.numbers_from)
         for note in section.notes:
-            yield paragraph(note, soft=True)
+            yield page.paragraph(note, soft=True)
 
 
 def _plots(compared: Comparison) -> Iterator[str]:
@@ -167,16 +156,16 @@ def _plots(compared: Comparison) -> Iterator[str]:
             figure = method_curves(
                 histories, compared.measure, held_out=HELD_OUT[compared.protocol], target=paper
             )
-            yield heading(f"Learning curves{where}")
-            yield picture(
+            yield page.heading(f"Learning curves{where}")
+            yield page.picture(
                 png_bytes(figure),
                 alt=f"Training loss and held-out {compared.measure.name} over the training of "
                 f"{', '.join(histories)} on {dataset}: the mean over the seeds.",
             )
         if any(cell.step_seconds is not None for cell in cells):
             name = compared.measure.name
-            yield heading(f"{name[0].upper()}{name[1:]} against cost{where}")
-            yield picture(
+            yield page.heading(f"{name[0].upper()}{name[1:]} against cost{where}")
+            yield page.picture(
                 png_bytes(score_against_cost(cells, compared.measure)),
                 alt=f"{name[0].upper()}{name[1:]} on {dataset} over the time of a training step, "
                 "and over peak memory; the figures are in the table above.",
@@ -188,14 +177,16 @@ def _cost(cost: MixerCost | None) -> Iterator[str]:
         return
     setting = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in cost.setting.items())
     machine = ", ".join(f"{key} {value}" for key, value in cost.machine.items())
-    yield heading("Time and memory over length")
-    yield picture(
+    yield page.heading("Time and memory over length")
+    yield page.picture(
         png_bytes(cost_over_length(cost.cells)),
         alt="Time and memory of a pass of each mixer over the length, forward, and forward and "
         "backward. The table below has the figures.",
     )
-    yield paragraph(f"One mixer, without the rest of a model: {setting}. {machine}.", soft=True)
-    yield details("Figures", "".join(_cost_tables(cost.cells)))
+    yield page.paragraph(
+        f"One mixer, without the rest of a model: {setting}. {machine}.", soft=True
+    )
+    yield page.details("Figures", "".join(_cost_tables(cost.cells)))
 
 
 def _cost_tables(cells: Sequence[CostCell]) -> Iterator[str]:
@@ -206,8 +197,8 @@ def _cost_tables(cells: Sequence[CostCell]) -> Iterator[str]:
             [mixer, *(_cost_text(at.get((mixer, length, pass_name))) for length in lengths)]
             for mixer in dict.fromkeys(cell.mixer for cell in cells)
         ]
-        yield heading(words.capitalize(), level=3)
-        yield table(["mixer", *(f"{length:,}" for length in lengths)], rows)
+        yield page.heading(words.capitalize(), level=3)
+        yield page.table(["mixer", *(f"{length:,}" for length in lengths)], rows)
 
 
 def _cost_text(cell: CostCell | None) -> str:

@@ -11,14 +11,13 @@ from dataclasses import replace
 
 from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.train.config import ScheduledOptimizerConfig
-from flowformer.train.language.config import (
-    LanguageConfig,
-    LanguageTrainingConfig,
-    TextDataConfig,
-)
+from flowformer.train.language.config import LanguageConfig, LanguageTrainingConfig, TextDataConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), WikiText-103 table"
 FIGURES = (f"Of text, test perplexity of words, {SOURCE}.",)
+SMALL = LanguageModelConfig(
+    dim=128, num_heads=4, num_layers=4, feedforward=512, dropout=0.0, positions="sinusoidal"
+)
 
 
 def wikitext_103() -> LanguageConfig:
@@ -52,7 +51,7 @@ def char_shakespeare() -> LanguageConfig:
     return LanguageConfig(
         name="char-shakespeare",
         data=TextDataConfig(corpus="shakespeare", tokenizer="char", length=256, batch_size=16),
-        model=_small(dim=128, num_heads=4, num_layers=4, max_length=256),
+        model=replace(SMALL, max_length=256),
         optimizer=ScheduledOptimizerConfig(
             learning_rate=1e-3, warmup=100, betas=(0.9, 0.99), weight_decay=0.1
         ),
@@ -67,7 +66,7 @@ def wiki_small() -> LanguageConfig:
         data=TextDataConfig(
             corpus="wiki-small", tokenizer="word", vocab_size=20_000, length=512, batch_size=4
         ),
-        model=_small(dim=128, num_heads=4, num_layers=4, max_length=512, dropout=0.1),
+        model=replace(SMALL, max_length=512, dropout=0.1),
         optimizer=ScheduledOptimizerConfig(
             learning_rate=1e-3, warmup=100, betas=(0.9, 0.98), weight_decay=0.01
         ),
@@ -98,17 +97,3 @@ RECIPES: Mapping[str, Callable[[], LanguageConfig]] = {
     "char-shakespeare": char_shakespeare,
     "adder": adder,
 }
-
-
-def _small(
-    *, dim: int, num_heads: int, num_layers: int, max_length: int, dropout: float = 0.0
-) -> LanguageModelConfig:
-    return LanguageModelConfig(
-        dim=dim,
-        num_heads=num_heads,
-        num_layers=num_layers,
-        feedforward=4 * dim,
-        max_length=max_length,
-        dropout=dropout,
-        positions="sinusoidal",
-    )

@@ -9,6 +9,7 @@ score here is the first's. The paper prints an average of 73.5 ± 2.9 over all n
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 from flowformer.data.options import D4RL_ENVIRONMENTS
 from flowformer.models.trajectories.config import DecisionModelConfig
@@ -33,11 +34,7 @@ QUALITIES = ("medium-expert", "medium", "medium-replay")
 
 def decision() -> TrajectoriesConfig:
     """Episodes of your own: --data.path FILE.hdf5 or --data.dataset NAME (Minari)."""
-    return TrajectoriesConfig(
-        name="decision",
-        optimizer=_adamw(1e-3, warmup=10_000),
-        training=StepsConfig(steps=100_000, evaluate_every=10_000),
-    )
+    return _published("decision", TrajectoriesEvaluationConfig())
 
 
 def decision_small() -> TrajectoriesConfig:
@@ -50,34 +47,32 @@ def decision_small_long() -> TrajectoriesConfig:
     return _small("decision-small-long", context=200, form="streaming", batch_size=8)
 
 
-def _published(env: str, quality: str) -> TrajectoriesConfig:
+def _published(name: str, evaluation: TrajectoriesEvaluationConfig) -> TrajectoriesConfig:
     return TrajectoriesConfig(
-        name=f"{env}-{quality}",
-        optimizer=_adamw(1e-3, warmup=10_000),
+        name=name,
+        optimizer=_adamw(warmup=10_000),
         training=StepsConfig(steps=100_000, evaluate_every=10_000),
-        evaluation=TrajectoriesEvaluationConfig(env=D4RL_ENVIRONMENTS[env], targets=TARGETS[env]),
+        evaluation=evaluation,
     )
 
 
-def _small(name: str, *, context: int, form: str, batch_size: int) -> TrajectoriesConfig:
+def _small(
+    name: str, *, context: int, form: Literal["streaming", "windowed"], batch_size: int
+) -> TrajectoriesConfig:
     return TrajectoriesConfig(
         name=name,
         data=DecisionDataConfig(batch_size=batch_size),
         model=DecisionModelConfig(dim=64, num_layers=2, num_heads=4, context=context),
-        optimizer=_adamw(1e-3, warmup=200),
+        optimizer=_adamw(warmup=200),
         training=StepsConfig(steps=3000, evaluate_every=1000),
-        evaluation=TrajectoriesEvaluationConfig(
-            episodes=20,
-            validation_episodes=5,
-            form="streaming" if form == "streaming" else "windowed",
-        ),
+        evaluation=TrajectoriesEvaluationConfig(episodes=20, validation_episodes=5, form=form),
     )
 
 
-def _adamw(rate: float, *, warmup: int) -> ScheduledOptimizerConfig:
+def _adamw(*, warmup: int) -> ScheduledOptimizerConfig:
     return ScheduledOptimizerConfig(
         name="adamw",
-        learning_rate=rate,
+        learning_rate=1e-3,
         schedule="constant",
         warmup=warmup,
         warmup_from=0.0,
@@ -88,7 +83,8 @@ def _adamw(rate: float, *, warmup: int) -> ScheduledOptimizerConfig:
 
 
 def _recipe(env: str, quality: str) -> Callable[[], TrajectoriesConfig]:
-    build = partial(_published, env, quality)
+    evaluation = TrajectoriesEvaluationConfig(env=D4RL_ENVIRONMENTS[env], targets=TARGETS[env])
+    build = partial(_published, f"{env}-{quality}", evaluation)
     build.__doc__ = f"D4RL's {env}-{quality}-v2: --data.path FILE.hdf5."
     return build
 

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowformer.files import write_atomically
-from flowformer.report.attention_maps import AttentionPicture
-from flowformer.report.attention_page import attention_parts
+from flowformer.report.attention_maps import AttentionPicture, attention_parts
 from flowformer.report.figures import (
     SeriesFlowMap,
     confusion_matrix,
@@ -18,15 +17,7 @@ from flowformer.report.figures import (
     learning_curves,
     png_bytes,
 )
-from flowformer.report.page import (
-    details,
-    heading,
-    headline,
-    page,
-    paragraph,
-    picture,
-    table,
-)
+from flowformer.report.page import details, heading, headline, paragraph, picture, save, table
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 from flowformer.serialization import flatten
 
@@ -113,30 +104,26 @@ def write_report(
         files, parts = attention_parts([[each] for each in attention])
         pictures |= files
         shown = [heading("What the layers attend to"), *parts]
-    html = page(
-        f"{run.result['recipe']}: run report",
-        [
-            *_headline(run, metrics),
-            *_curves(run, pictures["learning-curves.png"]),
-            *(_classes(run, metrics, pictures["confusion-matrix.png"]) if metrics else ()),
-            *_flow_maps(flow_maps, pictures),
-            *shown,
-            *_settings(run),
-        ],
-    )
+    parts = [
+        *_headline(run, metrics),
+        *_curves(run, pictures["learning-curves.png"]),
+        *(_classes(run, metrics, pictures["confusion-matrix.png"]) if metrics else ()),
+        *_flow_maps(flow_maps, pictures),
+        *shown,
+        *_settings(run),
+    ]
     for name, content in pictures.items():
         write_atomically(folder / name, content)
-    write_atomically(folder / "index.html", html)
+    page = save(folder, run.result["recipe"], parts, of=": run report")
     for old in folder.glob("*.png"):
         if old.name not in pictures:
             old.unlink()
-    return folder / "index.html"
+    return page
 
 
 def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterator[str]:
     result = run.result
     protocol = f"{result['protocol']} protocol"
-    yield heading(result["recipe"], level=1)
     # Wherever an accuracy is shown, the protocol that it was measured under stands beside it.
     yield paragraph(f"{protocol.capitalize()}: {result['protocol_note']}.", soft=True)
     if metrics is None:

@@ -7,19 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowformer.files import write_atomically
+from flowformer.report import page
 from flowformer.report.curves import method_curves
 from flowformer.report.figures import png_bytes
-from flowformer.report.page import (
-    details,
-    heading,
-    headline,
-    page,
-    paragraph,
-    picture,
-    settings,
-    table,
-)
 from flowformer.report.words import duration
 from flowformer.scores.measures import Measure
 from flowformer.serialization import flatten
@@ -50,28 +40,27 @@ def write_language_report(
     recipe = str(result["recipe"])
     curves = method_curves({recipe: [history]}, measure, held_out="validation")
     name = f"{measure.name[0].upper()}{measure.name[1:]}"
-    html = page(
-        f"{recipe}: run report",
+    return page.save(
+        folder,
+        recipe,
         [
-            heading(recipe, level=1),
-            paragraph(f"{result['protocol_note']}.", soft=True),
-            headline(_cards(measure, result)),
-            heading("Learning curves"),
-            picture(
+            page.paragraph(f"{result['protocol_note']}.", soft=True),
+            page.headline(_cards(measure, result)),
+            page.heading("Learning curves"),
+            page.picture(
                 png_bytes(curves),
                 alt=f"Training loss and validation {measure.name} over the measurements.",
             ),
-            *([heading("Samples"), *_samples(samples)] if samples else []),
-            heading("Settings"),
-            settings(flatten(config)),
-            details(
+            *([page.heading("Samples"), *_samples(samples)] if samples else []),
+            page.heading("Settings"),
+            page.settings(flatten(config)),
+            page.details(
                 f"{name} after each measurement",
-                table(("step", "training loss", name), _rows(measure, history)),
+                page.table(("step", "training loss", name), _rows(measure, history)),
             ),
         ],
+        of=": run report",
     )
-    write_atomically(folder / "index.html", html)
-    return folder / "index.html"
 
 
 def _cards(measure: Measure, result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -91,8 +80,8 @@ def _cards(measure: Measure, result: Mapping[str, Any]) -> list[tuple[str, str, 
 
 def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
     return [
-        paragraph("Drawn with temperature 0.8 and seed 0.", soft=True),
-        table(("prompt", "what follows"), samples, numbers_from=2),
+        page.paragraph("Drawn with temperature 0.8 and seed 0.", soft=True),
+        page.table(("prompt", "what follows"), samples, numbers_from=2),
     ]
 
 

@@ -1,11 +1,14 @@
 """The HTML page around a report's parts: no scripts, nothing loaded from elsewhere.
 
-Every function returns HTML; text from outside is escaped here and nowhere else.
+Every function but `save` returns HTML; text from outside is escaped here and nowhere else.
 """
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
+
+from flowformer.files import write_atomically
 
 CSS = """
 :root { color-scheme: light dark; --ink: #202124; --soft: #5f6368; --paper: #ffffff;
@@ -40,15 +43,24 @@ summary { cursor: pointer; }
 """
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return a whole document; `title` is plain text, `parts` are HTML."""
-    body = "\n".join(parts)
-    return (
+def save(folder: Path, name: str, parts: Iterable[str], *, of: str = "") -> Path:
+    """Write FOLDER/index.html, one file that stands alone, and return its path.
+
+    Args:
+        folder: made when missing.
+        name: the page's heading, plain text.
+        parts: what stands below it, HTML.
+        of: what follows the name in the title of the document.
+    """
+    body = "\n".join([heading(name, level=1), *parts])
+    html = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<title>{escape(name + of)}</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+    write_atomically(folder / "index.html", html)
+    return folder / "index.html"
 
 
 def heading(text: str, level: int = 2) -> str:

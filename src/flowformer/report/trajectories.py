@@ -9,18 +9,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowformer.files import write_atomically
 from flowformer.report.curves import COLOURS, method_curves
 from flowformer.report.figures import png_bytes
-from flowformer.report.page import (
-    heading,
-    headline,
-    page,
-    paragraph,
-    picture,
-    settings,
-    table,
-)
+from flowformer.report.page import heading, headline, paragraph, picture, save, settings, table
 from flowformer.report.words import duration
 from flowformer.scores.measures import NORMALIZED_SCORE
 from flowformer.serialization import flatten
@@ -47,10 +38,10 @@ def write_decision_report(
     recipe, outcomes = str(result["recipe"]), result["outcomes"]
     curves = method_curves({recipe: [history]}, NORMALIZED_SCORE, held_out="some episodes")
     behaviour = (record["data_worst"], record["data_mean"], record["data_best"])
-    html = page(
-        f"{recipe}: run report",
+    return save(
+        folder,
+        recipe,
         [
-            heading(recipe, level=1),
             paragraph(f"{result['protocol_note']}. Data: {record['source']}.", soft=True),
             headline(_cards(result, record)),
             heading("Returns"),
@@ -72,9 +63,8 @@ def write_decision_report(
             heading("Settings"),
             settings(flatten(record["config"])),
         ],
+        of=": run report",
     )
-    write_atomically(folder / "index.html", html)
-    return folder / "index.html"
 
 
 def returns_figure(

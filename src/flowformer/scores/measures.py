@@ -41,26 +41,15 @@ ACCURACY = Measure(
     name="accuracy", unit="%", digits=1, higher_is_better=True, column="validation_accuracy"
 )
 ACCURACY_BY_STEP = replace(ACCURACY, over="step")
-EXACT_SUMS = Measure(
-    name="exact sums",
-    unit="%",
-    digits=2,
-    higher_is_better=True,
-    column="validation_exact",
-    over="step",
-)
+EXACT_SUMS = replace(ACCURACY_BY_STEP, name="exact sums", digits=2, column="validation_exact")
 PERPLEXITY = Measure(
     name="perplexity", digits=2, higher_is_better=False, column="validation_perplexity", over="step"
 )
-BITS_PER_CHARACTER = Measure(
-    name="bits per character",
-    digits=3,
-    higher_is_better=False,
-    column="validation_bits_per_character",
-    over="step",
+BITS_PER_CHARACTER = replace(
+    PERPLEXITY, name="bits per character", digits=3, column="validation_bits_per_character"
 )
-NORMALIZED_SCORE = Measure(
-    name="normalised score", digits=1, higher_is_better=True, column="validation_score", over="step"
+NORMALIZED_SCORE = replace(
+    ACCURACY_BY_STEP, name="normalised score", unit="", column="validation_score"
 )
 
 

@@ -1,7 +1,7 @@
 """What the studies of all classifiers share: the task, the test, evaluation and report."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from flowformer.report.classifier import FinishedRun, write_report
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 from flowformer.serialization import to_plain
-from flowformer.train.config import NO_TEST_NOTE, StepsConfig
+from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, StepsConfig
 from flowformer.train.folder import RunFolder, read_task
 from flowformer.train.kinds import kind_of_run
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row
@@ -28,27 +28,15 @@ _CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accura
 
 
 class ClassificationTask(RecordedTask):
-    """Cross-entropy training of a classifier.
+    """Cross-entropy training of a classifier, whose model gives `logits` and `loss`.
 
     Args:
-        model: called with a batch as keyword arguments; gives `logits` and `loss`.
-        build_optimizer: gives what `configure_optimizers` returns, from the model.
-        seed: seed of the dropout.
-        steps: steps of the optimizer, all together, where those are counted and not epochs.
+        parts: those of a `RecordedTask`.
+        options: likewise.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        build_optimizer: Callable[[nn.Module], Any],
-        *,
-        seed: int,
-        steps: int | None = None,
-    ) -> None:
-        super().__init__(seed=seed)
-        self.model = model
-        self._build_optimizer = build_optimizer
-        self._steps = steps
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._correct = dict.fromkeys(STAGES, 0)
         self._seen = dict.fromkeys(STAGES, 0)
 
@@ -63,10 +51,6 @@ class ClassificationTask(RecordedTask):
         """
         correct, seen = self.across_processes(self._correct[stage], self._seen[stage])
         return correct / seen
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer, with its schedule if it has one."""
-        return self._build_optimizer(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Log the accuracies; the last validation of the epoch is over by now."""
@@ -205,6 +189,12 @@ class ClassifierEvaluation(Evaluation):
         return "\n".join(lines) + "\n"
 
 
+def sizes_of(train: Sized, validation: Sized, test: Sized | None) -> dict[str, int]:
+    """Return the number of cases in each part of the data, 0 of one that there is not."""
+    parts = {"train": train, "validation": validation, "test": () if test is None else test}
+    return {name: len(part) for name, part in parts.items()}
+
+
 class Classifier(Study):
     """A study whose model classifies: it leaves predictions.csv, and accuracies.
 
@@ -218,6 +208,14 @@ class Classifier(Study):
 
     classes: Sequence[str]
     note: str | None = None
+
+    def describe(self) -> str:
+        """Return how many cases there are."""
+        sizes = self.record.sizes
+        return (
+            f"{self.config.name}: {sizes['train']:,} {self.unit} to train on, "
+            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
+        )
 
     @abstractmethod
     def predict_test(self, model: Any) -> Tested | None:

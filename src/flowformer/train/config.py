@@ -75,6 +75,7 @@ class ExperimentConfig:
 
     Attributes:
         papers: the field of `data` by which the data of the paper's figure are known, if any.
+        causal: whether mixers are asked for their causal form.
         name: name of the recipe that the experiment came from.
         data: which data, and how they are prepared.
         model: the configuration of the model.
@@ -88,6 +89,7 @@ class ExperimentConfig:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     papers: ClassVar[str] = ""
+    causal: ClassVar[bool] = False
 
     name: str
     data: Any
@@ -122,11 +124,6 @@ class ExperimentConfig:
     def measure(self) -> Measure:
         """The figure that runs are ranked by."""
         return ACCURACY
-
-    @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return False
 
     @property
     def paper_score(self) -> float | None:
@@ -214,11 +211,7 @@ class ScheduledOptimizerConfig(Checked):
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, and that the decay rates are two."""
         super().__post_init__()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
@@ -291,11 +284,7 @@ class ComputeConfig(Checked):
     timeout: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or two do not fit.
-        """
+        """Check the values, and that batches can be left out under the strategy."""
         super().__post_init__()
         if self.skip_nan and self.strategy == "fsdp":
             raise ValueError("training.skip_nan is for one process and ddp, got strategy fsdp")
@@ -350,11 +339,7 @@ class StepsConfig(ComputeConfig):
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or two do not fit.
-        """
+        """Check the values, and that the measurements divide the steps."""
         super().__post_init__()
         if self.steps % self.evaluate_every:
             raise ValueError(

@@ -16,12 +16,9 @@ class Slope(RecordedTask):
     """The loss of batch i is weight · i; of -1, NaN; without a target, 0. A step has rate 1."""
 
     def __init__(self) -> None:
-        super().__init__(seed=0)
+        super().__init__(nn.Module(), lambda _: torch.optim.SGD(self.parameters(), lr=1.0), seed=0)
         self.weight = nn.Parameter(torch.zeros(1))
         self.places: list[float] = []
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
 
     def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
         number = batch["number"].item()

@@ -13,8 +13,13 @@ from flowformer.data.images.files import read_image
 from flowformer.data.images.transforms import ImagePreprocessing
 from flowformer.models.images.attention import LayerAttention, Sink, layer_attentions
 from flowformer.models.images.model import VisionClassifier
-from flowformer.report.attention_maps import AttentionPicture, LayerMaps, relative_weights
-from flowformer.report.attention_page import OURS, write_attention_page
+from flowformer.report.attention_maps import (
+    OURS,
+    AttentionPicture,
+    LayerMaps,
+    relative_weights,
+    write_attention_page,
+)
 from flowformer.train.classification import report_classifier
 from flowformer.train.folder import holds_folder
 from flowformer.train.images.study import Images

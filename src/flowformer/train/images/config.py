@@ -85,12 +85,7 @@ class AugmentationConfig(Checked):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or one of photographs beside
-                another crop.
-        """
+        """Check the values, and that those of photographs stand beside their crop."""
         super().__post_init__()
         for name in ("rand_augment", "color_jitter", "random_erasing"):
             if self.crop != "resized" and getattr(self, name):
@@ -136,11 +131,7 @@ class ImagesOptimizerConfig(Checked):
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, with those of the schedule that they come to."""
         super().__post_init__()
         self.by_steps(1, images=self.reference_batch or 1)
 
@@ -180,11 +171,7 @@ class ImagesTrainingConfig(EpochsConfig):
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, and that there is one whole model to average."""
         super().__post_init__()
         if self.average is not None and self.strategy == "fsdp":
             raise ValueError("training.average is for one process and ddp, got strategy fsdp")
@@ -195,7 +182,6 @@ class ImagesConfig(ExperimentConfig):
     """A whole experiment of image classification.
 
     Attributes:
-        name: of the recipe it came from.
         data: which images, and how they become batches.
         augmentation: what chance does to those that are trained on.
         model: the classifier.
@@ -203,8 +189,6 @@ class ImagesConfig(ExperimentConfig):
         training: how long, from where, and by which rules.
         paper_classes: number of classes of the data that a paper prints a figure for. Of a run on
             data with another, its result has no such figure.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
     """
 
     name: str
@@ -218,11 +202,7 @@ class ImagesConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or two do not fit.
-        """
+        """Check the values, and that the images suit the mixing and the crop."""
         super().__post_init__()
         processes = self.training.processes
         if self.augmentation.mixes and self.data.batch_size % (2 * processes):
@@ -257,11 +237,9 @@ class ImagesRecord(Record):
     """What config.json holds of a run on images.
 
     Attributes:
-        config: the configuration, overrides included.
         classes: names of the classes; labels index them.
         channels: of every image: 1 for grey, 3 for RGB.
         sizes: number of images in each part of the data.
-        task: what kind of run it is.
     """
 
     config: ImagesConfig

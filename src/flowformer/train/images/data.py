@@ -159,14 +159,15 @@ def train_loader(config: ImagesConfig, parts: Parts) -> DataLoader:
 
 
 def test_loader(
-    split: ImageSplit, preprocessing: ImagePreprocessing, *, batch_size: int, workers: int
+    config: ImagesConfig, split: ImageSplit, preprocessing: ImagePreprocessing
 ) -> DataLoader:
-    """Return batches of all images, in their order, without chance."""
+    """Return batches of all images of a part, in their order, without chance."""
+    size, workers = config.data.batch_size, config.data.workers
     if isinstance(split.images, tuple):
         images: Dataset = ImageDataset(split, preprocessing.apply)
     else:
         images = GreyDataset(split, preprocessing, shift=None)
-    return WorkerLoader(images, batch_size, num_workers=workers, collate_fn=_collate(images))
+    return WorkerLoader(images, size, num_workers=workers, collate_fn=_collate(images))
 
 
 def parameter_groups(model: VisionClassifier, weight_decay: float) -> list[dict[str, object]]:

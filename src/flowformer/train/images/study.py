@@ -1,7 +1,6 @@
 """Image classification: the parts of a run, and the use of a finished one."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +17,11 @@ except ImportError as error:
     ) from error
 
 from flowformer.data.images.records import ImageSplit, load_labelled_images
-from flowformer.data.images.transforms import ImagePreprocessing, Mixing
+from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
 from flowformer.serialization import to_plain
-from flowformer.train.classification import ClassificationTask, Classifier, Tested
-from flowformer.train.config import HELD_OUT
+from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
@@ -50,23 +48,22 @@ class ImagesTask(ClassificationTask):
 
     Args:
         model: gives `logits` and `loss` for `images` and `labels`.
-        build_optimizer: gives what `configure_optimizers` returns, from the model.
-        seed: of the dropout, and of what is mixed.
+        parts: those of a `RecordedTask`; the seed is of what is mixed, too.
         mixing: of the images and labels that are trained on.
         average: decay of a moving average of the parameters; None for none. Step t has
             min(decay, 1 - t^(-2/3)), so that a short training is averaged too.
+        options: further ones of a `RecordedTask`.
     """
 
     def __init__(
         self,
         model: VisionClassifier,
-        build_optimizer: Callable[[nn.Module], Any],
-        *,
-        seed: int,
+        *parts: Any,
         mixing: Mixing,
         average: float | None,
+        **options: Any,
     ) -> None:
-        super().__init__(model, build_optimizer, seed=seed)
+        super().__init__(model, *parts, **options)
         self._mixing = mixing
         # A module of this one, so that checkpoints have it.
         self.average = None
@@ -119,18 +116,13 @@ class Images(Classifier):
         self.parts = part_images(config, self.data)
         self.classes, self.note = self.data.classes, self.parts.note
         self.weights = "model." if config.training.average is None else AVERAGE
-        test = self.parts.test
         self.record = ImagesRecord(
             recipe=config.name,
             config=config,
             versions=read_versions(),
             classes=self.data.classes,
             channels=self.data.channels,
-            sizes={
-                "train": len(self.parts.train),
-                "validation": len(self.parts.validation),
-                "test": 0 if test is None else len(test),
-            },
+            sizes=sizes_of(self.parts.train, self.parts.validation, self.parts.test),
         )
 
     @property
@@ -139,13 +131,8 @@ class Images(Classifier):
         return super().paper if len(self.classes) == self.config.paper_classes else (None, None)
 
     def describe(self) -> str:
-        """Return how many images there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} images to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}, "
-            f"{len(self.classes)} classes"
-        )
+        """Return how many images and classes there are."""
+        return f"{super().describe()}, {len(self.classes)} classes"
 
     def check(self) -> None:
         """Refuse damaged images of the validation and the test part."""
@@ -154,7 +141,7 @@ class Images(Classifier):
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of an epoch, and those that choose it."""
         self.batches = train_loader(self.config, self.parts)
-        validation = batches_of(self.config, self.parts.validation, self.parts.preprocessing)
+        validation = test_loader(self.config, self.parts.validation, self.parts.preprocessing)
         return self.batches, validation
 
     def build(self) -> VisionClassifier:
@@ -200,7 +187,7 @@ class Images(Classifier):
         if test is None:
             return None
         return _tested(
-            classify(model, batches_of(self.config, test, self.parts.preprocessing)), test
+            classify(model, test_loader(self.config, test, self.parts.preprocessing)), test
         )
 
     @classmethod
@@ -243,16 +230,8 @@ class Images(Classifier):
         return format_predictions(_classify(run, split), run.classes, files=paths)
 
 
-def batches_of(
-    config: ImagesConfig, split: ImageSplit, preprocessing: ImagePreprocessing
-) -> DataLoader:
-    """Return batches of all images of a part, in their order, without chance."""
-    size, workers = config.data.batch_size, config.data.workers
-    return test_loader(split, preprocessing, batch_size=size, workers=workers)
-
-
 def _classify(run: Trained, split: ImageSplit) -> Float64[np.ndarray, "n classes"]:
-    return classify(run.to_device(), batches_of(run.config, split, run.preprocessing))
+    return classify(run.to_device(), test_loader(run.config, split, run.preprocessing))
 
 
 def _tested(probabilities: Float64[np.ndarray, "n classes"], split: ImageSplit) -> Tested:

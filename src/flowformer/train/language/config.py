@@ -7,15 +7,14 @@ from typing import Any, ClassVar, Literal
 from flowformer.data.options import TextOptions
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.scores.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
-from flowformer.serialization import check_types
 from flowformer.train.config import (
     AT_LEAST_0,
     AT_LEAST_1,
     Bounds,
+    Checked,
     ExperimentConfig,
     ScheduledOptimizerConfig,
     StepsConfig,
-    require,
 )
 from flowformer.train.records import Lines, Record, Result
 
@@ -26,7 +25,7 @@ PROTOCOL_NOTE = "the validation part chose the step; the test part was read once
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextDataConfig(TextOptions):
+class TextDataConfig(Checked, TextOptions):
     """Which text to train on, and how it becomes batches of tokens.
 
     Attributes:
@@ -38,23 +37,16 @@ class TextDataConfig(TextOptions):
         digits: of the numbers of addition.
     """
 
+    bounds: ClassVar[Bounds] = {
+        **dict.fromkeys(("min_count", "length", "batch_size", "digits"), AT_LEAST_1),
+        "vocab_size": ("at least 2", lambda value: value >= 2),
+    }
+
     length: int = 512
     packing: Packing = "contiguous"
     batch_size: int = 4
     cache: Path | None = None
     digits: int = 2
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self)
-        for name in ("min_count", "length", "batch_size", "digits"):
-            require(name, getattr(self, name), "at least 1", lambda v: v >= 1)
-        if self.vocab_size is not None:
-            require("vocab_size", self.vocab_size, "at least 2", lambda v: v >= 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +80,15 @@ class LanguageConfig(ExperimentConfig):
     """A whole experiment of language modelling.
 
     Attributes:
-        name: of the recipe it came from.
         data: which text, and how it becomes batches.
         model: the language model.
         optimizer: how its parameters move.
         training: how long, and how it is measured.
-        paper_dataset: corpus that a paper prints a figure for.
-        paper_perplexity: test perplexity that it prints.
-        paper_source: where it prints it.
+        paper_perplexity: test perplexity that the paper prints.
     """
 
     papers: ClassVar[str] = "corpus"
+    causal: ClassVar[bool] = True
 
     name: str
     data: TextDataConfig = field(default_factory=TextDataConfig)
@@ -110,11 +100,7 @@ class LanguageConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values, and drop the paper's figure when it is one for another text.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or two do not fit.
-        """
+        """Check the values, and that a sample has more than the context."""
         super().__post_init__()
         if self.training.context_window >= self.data.length:
             raise ValueError(
@@ -141,11 +127,6 @@ class LanguageConfig(ExperimentConfig):
         return BITS_PER_CHARACTER if self.by_character else PERPLEXITY
 
     @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return True
-
-    @property
     def paper_score(self) -> float | None:
         """The paper's figure, where comparisons measure the same."""
         return self.paper_perplexity if self.measure == PERPLEXITY else None
@@ -161,11 +142,9 @@ class LanguageRecord(Record):
     """What config.json holds of a run on a text.
 
     Attributes:
-        config: the configuration, overrides included.
         vocab_size: entries of the vocabulary.
         sizes: tokens in each part of the text; of addition, problems.
         tokenizer: digest of the tokenizer's file; None of addition.
-        task: what kind of run it is.
     """
 
     config: LanguageConfig

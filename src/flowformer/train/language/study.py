@@ -19,7 +19,6 @@ from flowformer.models.language.model import LanguageModel
 from flowformer.report.language import write_language_report
 from flowformer.scores.perplexity import Perplexity
 from flowformer.serialization import to_plain
-from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.language.config import LanguageConfig, LanguageRecord, LanguageResult
 from flowformer.train.language.data import Score, Text, open_source
@@ -124,39 +123,17 @@ class LanguageTask(RecordedTask):
     """Next-token cross-entropy. An epoch is what lies between two measurements.
 
     Args:
-        model: called with a batch as keyword arguments; gives the `loss`.
-        optimizer: how its parameters move.
-        steps: steps of the optimizer, all together.
-        seed: seed of the dropout.
+        parts: those of a `RecordedTask`.
         column: name of the score in metrics.csv.
         score_of: gives it from the validation loss, see ScoreOf.
+        options: further ones of a `RecordedTask`.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        optimizer: ScheduledOptimizerConfig,
-        *,
-        steps: int,
-        seed: int,
-        column: str,
-        score_of: ScoreOf,
-    ) -> None:
-        super().__init__(seed=seed)
-        self.model = model
-        self._optimizer = optimizer
-        self._steps = steps
+    def __init__(self, *parts: Any, column: str, score_of: ScoreOf, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._column = column
         self._score_of = score_of
         self._right: list[Tensor] = []
-
-    def configure_optimizers(self) -> Any:
-        """Build Adam or AdamW, weight decay on the matrices alone, and the schedule by steps."""
-        return build_scheduled(
-            self.model.parameter_groups(self._optimizer.weight_decay),
-            self._optimizer,
-            steps=self._steps,
-        )
 
     def figures(self) -> Row:
         """Return the mean losses, in nats a token, and the score on the validation part."""
@@ -255,11 +232,15 @@ class Language(Study):
 
     def task(self, model: Any) -> LanguageTask:
         """Return the prediction of the next token."""
+        training, optimizer = self.config.training, self.config.optimizer
         return LanguageTask(
             model,
-            self.config.optimizer,
-            steps=self.config.training.steps,
-            seed=self.config.training.seed,
+            # Weight decay is of the matrices alone.
+            lambda model: build_scheduled(
+                model.parameter_groups(optimizer.weight_decay), optimizer, steps=training.steps
+            ),
+            seed=training.seed,
+            steps=training.steps,
             column=self.config.measure.column,
             score_of=self.source.score_of,
         )

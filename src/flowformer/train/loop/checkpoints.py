@@ -42,6 +42,17 @@ _MODEL = "model/"
 _OPTIMIZER = "optimizer/"
 
 
+def place_of_last(folder: RunFolder, path: str | Path, storage_options: Any) -> Path | None:
+    """Return where the last checkpoint goes, if that is the one which a new one replaces.
+
+    Raises:
+        TypeError: storage options, of which there are none here.
+    """
+    if storage_options is not None:
+        raise TypeError(f"storage_options must be None, got {storage_options!r}")
+    return folder.previous if Path(path) == folder.last else None
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints so that a kill, of the machine too, leaves the previous one whole.
 
@@ -56,14 +67,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint in one step.
-
-        Raises:
-            TypeError: storage options, of which there are none here.
-        """
-        if storage_options is not None:
-            raise TypeError(f"storage_options must be None, got {storage_options!r}")
-        before = self._folder.previous if Path(path) == self._folder.last else None
+        """Write a checkpoint in one step."""
+        before = place_of_last(self._folder, path, storage_options)
         with atomic_file(Path(path), before=before) as file:
             save_to(file, checkpoint)
 

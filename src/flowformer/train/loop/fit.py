@@ -33,11 +33,7 @@ from flowformer.train.loop.checkpoints import (
     read_rest,
     read_whole,
 )
-from flowformer.train.loop.recording import (
-    EpochRecorder,
-    NonFiniteLossError,
-    RecordedTask,
-)
+from flowformer.train.loop.recording import EpochRecorder, NonFiniteLossError, RecordedTask
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,

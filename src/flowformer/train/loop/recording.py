@@ -69,7 +69,10 @@ class RecordedTask(LightningModule):
     stopped.
 
     Args:
+        model: called with a batch as keyword arguments.
+        build_optimizer: gives what `configure_optimizers` returns, from the model.
         seed: seed of the dropout.
+        steps: steps of the optimizer, all together, where those are counted and not epochs.
 
     Attributes:
         shares: of the batches of each stage among several processes; empty for one process.
@@ -77,13 +80,27 @@ class RecordedTask(LightningModule):
         skipped: training batches of this epoch that were.
     """
 
-    def __init__(self, *, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        build_optimizer: Callable[[nn.Module], Any],
+        *,
+        seed: int,
+        steps: int | None = None,
+    ) -> None:
         super().__init__()
+        self.model = model
+        self._build_optimizer = build_optimizer
         self._seed = seed
+        self._steps = steps
         self.shares: Mapping[str, SharedBatches] = {}
         self.skips_left = self.skipped = 0
         self._taken = 0  # of the batches whose gradients make one step
         self._is_sharded = False
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, with its schedule if it has one."""
+        return self._build_optimizer(self.model)
 
     def configure_model(self) -> None:
         """Share the parameters out among processes, under FSDP2.

@@ -24,7 +24,7 @@ except ImportError as error:
 
 from flowformer.train.config import ComputeConfig
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.checkpoints import load_shards, read_rest, save_shards
+from flowformer.train.loop.checkpoints import load_shards, place_of_last, read_rest, save_shards
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -116,14 +116,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint, each process its shards.
-
-        Raises:
-            TypeError: storage options, of which there are none here.
-        """
-        if storage_options is not None:
-            raise TypeError(f"storage_options must be None, got {storage_options!r}")
-        before = self._folder.previous if Path(filepath) == self._folder.last else None
+        """Write a checkpoint, each process its shards."""
+        before = place_of_last(self._folder, filepath, storage_options)
         save_shards(checkpoint, Path(filepath), before=before)
 
     def load_checkpoint(

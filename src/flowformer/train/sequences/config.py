@@ -7,15 +7,15 @@ from typing import ClassVar, Literal
 from flowformer.data.options import SequenceOptions
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.scores.measures import ACCURACY_BY_STEP, Measure
-from flowformer.serialization import check_types
 from flowformer.train.config import (
     AT_LEAST_1,
+    FRACTION,
     Bounds,
+    Checked,
     ExperimentConfig,
     Protocol,
     ScheduledOptimizerConfig,
     StepsConfig,
-    require,
 )
 from flowformer.train.records import ClassifierResult, Record
 
@@ -26,7 +26,7 @@ PROTOCOL_NOTES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceDataConfig(SequenceOptions):
+class SequenceDataConfig(Checked, SequenceOptions):
     """Which sequences to train on, and how they become batches.
 
     Attributes:
@@ -37,24 +37,19 @@ class SequenceDataConfig(SequenceOptions):
         workers: processes that generate; by default all cores.
     """
 
+    bounds: ClassVar[Bounds] = {
+        "validation_fraction": FRACTION,
+        **dict.fromkeys(("batch_size", "max_length", "workers"), AT_LEAST_1),
+    }
+
     validation_fraction: float = 0.1
     batch_size: int = 32
     cache: Path | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values; the set takes its options when it is prepared.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self)
-        require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-        require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
-        for name in ("max_length", "workers"):
-            value = getattr(self, name)
-            if value is not None:
-                require(name, value, "at least 1", lambda v: v >= 1)
+        """Check the values; the set takes its options when it is prepared."""
+        super().__post_init__()
         if self.sizes is not None and (len(self.sizes) != 3 or min(self.sizes) < 1):
             raise ValueError(
                 f"sizes must be three numbers of cases (train, validation, test), got {self.sizes}"
@@ -81,12 +76,7 @@ class SequencesTrainingConfig(StepsConfig):
     test_cases: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or has no meaning under the
-                protocol.
-        """
+        """Check the values, and that they have a meaning under the protocol."""
         super().__post_init__()
         if self.protocol == "published" and self.validation_cases is not None:
             raise ValueError(
@@ -100,14 +90,10 @@ class SequencesConfig(ExperimentConfig):
     """A whole experiment of classifying long sequences, or pairs of them.
 
     Attributes:
-        name: of the recipe it came from.
         data: which sequences, and how they become batches.
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
         paper_length: longest sequence there.
     """
 
@@ -158,7 +144,6 @@ class SequencesRecord(Record):
     """What config.json holds of a run on labelled sequences.
 
     Attributes:
-        config: the configuration, overrides included.
         source: of the data, in words; in what they differ from those of a paper, and what was cut.
         classes: names of the classes; labels index them.
         vocab_size: of the tokens, that of padding included; None of features.
@@ -166,7 +151,6 @@ class SequencesRecord(Record):
         max_length: longest sequence that the model has room for.
         sizes: number of cases in each part of the data.
         picture: height and width, where a sequence is the rows of a picture.
-        task: what kind of run it is.
     """
 
     config: SequencesConfig

@@ -17,11 +17,7 @@ from flowformer.data.sequences.records import SequenceData
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.digests import Digests, digest_values
-from flowformer.train.sequences.config import (
-    SequenceDataConfig,
-    SequencesConfig,
-    SequencesRecord,
-)
+from flowformer.train.sequences.config import SequenceDataConfig, SequencesConfig, SequencesRecord
 
 logger = logging.getLogger(__name__)
 

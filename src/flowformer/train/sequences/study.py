@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.train.classification import ClassificationTask, Classifier, Tested
-from flowformer.train.config import HELD_OUT
+from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.loop.recording import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
@@ -47,20 +46,13 @@ class Sequences(Classifier):
             vocab_size=self.data.vocab_size,
             paired=self.data.paired,
             max_length=room_for(config.data, self.data),
-            sizes={
-                part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")
-            },
+            sizes=sizes_of(self.parts.train, self.parts.validation, self.parts.test),
             picture=self.data.picture,
         )
 
     def describe(self) -> str:
         """Return what the data are, and how many cases there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.data.name}: {self.data.source}\n"
-            f"{self.config.name}: {sizes['train']:,} cases to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
-        )
+        return f"{self.data.name}: {self.data.source}\n{super().describe()}"
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches between two measurements, and those that are measured on."""

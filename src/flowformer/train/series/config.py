@@ -56,12 +56,7 @@ class SeriesDataConfig(Checked):
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range, or the source of the data is
-                not clear.
-        """
+        """Check the values, and that the source of the data is clear."""
         super().__post_init__()
         if self.dataset is not None and self.train_file is not None:
             raise ValueError(
@@ -87,14 +82,10 @@ class SeriesConfig(ExperimentConfig):
     """A whole experiment of time-series classification.
 
     Attributes:
-        name: of the recipe it came from.
         data: which series, and how they are prepared.
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
-        paper_dataset: data set that a paper prints a figure for.
-        paper_accuracy: test accuracy that it prints, in [0, 1].
-        paper_source: where it prints it.
     """
 
     papers: ClassVar[str] = "dataset"
@@ -131,7 +122,6 @@ class SeriesRecord(Record):
     """What config.json holds of a run on series.
 
     Attributes:
-        config: the configuration, overrides included.
         classes: names of the classes; labels index them.
         channels: channels of every series.
         max_length: time steps that the model has room for.

@@ -93,7 +93,7 @@ def digest_data(config: SeriesConfig, data: TimeSeriesData | None = None) -> Dig
 
 
 def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
-    """Part the training set as the protocol says, fits the preprocessing and applies it.
+    """Part the training set as the protocol says, fit the preprocessing and apply it.
 
     Under "clean" the validation part is cut from the training set, and nothing of the test set is
     read but its lengths and whether values are missing, which would otherwise end the run after

@@ -28,18 +28,13 @@ from flowformer.train.classification import (
     Classifier,
     Tested,
     report_classifier,
+    sizes_of,
 )
-from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
 from flowformer.train.loop.recording import build_constant
 from flowformer.train.prediction import format_predictions, load_weights
 from flowformer.train.series.config import SeriesConfig, SeriesRecord
-from flowformer.train.series.data import (
-    load_again,
-    load_data,
-    predict_probabilities,
-    prepare,
-)
+from flowformer.train.series.data import load_again, load_data, predict_probabilities, prepare
 from flowformer.train.study import Trained
 
 
@@ -73,19 +68,7 @@ class Series(Classifier):
             classes=data.classes,
             channels=data.channels,
             max_length=self.prepared.max_length,
-            sizes={
-                "train": len(self.prepared.train),
-                "validation": len(self.prepared.validation),
-                "test": 0 if data.test is None else len(data.test),
-            },
-        )
-
-    def describe(self) -> str:
-        """Return how many series there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} series to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
+            sizes=sizes_of(self.prepared.train, self.prepared.validation, data.test),
         )
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:

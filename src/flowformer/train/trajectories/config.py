@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Literal
 from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL, ConstantFeatures
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.scores.measures import NORMALIZED_SCORE, Measure
-from flowformer.serialization import check_types
 from flowformer.train.config import (
+    ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
+    FRACTION,
     Bounds,
     Checked,
     ExperimentConfig,
     ScheduledOptimizerConfig,
     StepsConfig,
-    require,
 )
 from flowformer.train.records import Lines, Record, Result
 
@@ -26,7 +26,7 @@ EPISODES = "episodes.csv"  # in the run folder: a row for each that a model was 
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionDataConfig:
+class DecisionDataConfig(Checked):
     """Which episodes to learn from.
 
     Attributes:
@@ -45,6 +45,16 @@ class DecisionDataConfig:
         batch_size: windows of `model.context` steps in one training step.
     """
 
+    bounds: ClassVar[Bounds] = {
+        **dict.fromkeys(("time_limit", "num_actions", "batch_size"), AT_LEAST_1),
+        "action_bounds": (
+            "two values, the lower first",
+            lambda value: len(value) == 2 and value[0] < value[1],
+        ),
+        "return_scale": ABOVE_0,
+        "validation_fraction": FRACTION,
+    }
+
     dataset: str | None = None
     path: Path | None = None
     mixed_with: str | None = None
@@ -55,25 +65,6 @@ class DecisionDataConfig:
     constant_features: ConstantFeatures = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
-        check_types(self)
-        for name in ("time_limit", "num_actions"):
-            require(name, getattr(self, name), "at least 1", lambda v: v is None or v >= 1)
-        require(
-            "action_bounds",
-            self.action_bounds,
-            "two values, the lower first",
-            lambda v: v is None or (len(v) == 2 and v[0] < v[1]),
-        )
-        require("return_scale", self.return_scale, "above 0", lambda v: v > 0)
-        require("validation_fraction", self.validation_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-        require("batch_size", self.batch_size, "at least 1", lambda v: v >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +87,7 @@ class TrajectoriesEvaluationConfig(Checked):
     """
 
     bounds: ClassVar[Bounds] = {
-        "episodes": AT_LEAST_1,
-        "validation_episodes": AT_LEAST_1,
-        "parallel": AT_LEAST_1,
+        **dict.fromkeys(("episodes", "validation_episodes", "parallel"), AT_LEAST_1),
         "seed": AT_LEAST_0,
     }
 
@@ -112,11 +101,7 @@ class TrajectoriesEvaluationConfig(Checked):
     seed: int = 1000
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, and that targets and references are returns to tell apart."""
         super().__post_init__()
         if not all(map(math.isfinite, self.targets)) or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets must be finite and differ, got {self.targets}")
@@ -132,13 +117,14 @@ class TrajectoriesConfig(ExperimentConfig):
     """A whole experiment of offline reinforcement learning.
 
     Attributes:
-        name: of the recipe it came from.
         data: which episodes to learn from.
         model: of the actions.
         optimizer: how its parameters move.
         training: how long, and where.
         evaluation: the episodes that it is tested by.
     """
+
+    causal: ClassVar[bool] = True
 
     name: str
     data: DecisionDataConfig = field(default_factory=DecisionDataConfig)
@@ -148,11 +134,7 @@ class TrajectoriesConfig(ExperimentConfig):
     evaluation: TrajectoriesEvaluationConfig = field(default_factory=TrajectoriesEvaluationConfig)
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value is of the wrong type or out of range.
-        """
+        """Check the values, and that the strategy is one that lets the model act."""
         super().__post_init__()
         if self.training.strategy == "fsdp":
             # It acts between the measurements step by step, which FSDP2's hooks do not see.
@@ -169,11 +151,6 @@ class TrajectoriesConfig(ExperimentConfig):
     def measure(self) -> Measure:
         """The figure that runs are ranked by."""
         return NORMALIZED_SCORE
-
-    @property
-    def causal(self) -> bool:
-        """Whether mixers are asked for their causal form."""
-        return True
 
     @property
     def protocol_note(self) -> str:
@@ -201,7 +178,6 @@ class TrajectoriesRecord(Record):
     """What config.json holds of a run on trajectories.
 
     Attributes:
-        config: the configuration, overrides included.
         source: of the data, in words.
         env: the environment that it is tested in.
         targets: returns that it is asked for, the score's first.
@@ -214,7 +190,6 @@ class TrajectoriesRecord(Record):
         data_worst: of the worst.
         env_options: what it is made with, other than its name says; see
             `flowformer.data.trajectories.records.EnvironmentOptions`.
-        task: what kind of run it is.
     """
 
     config: TrajectoriesConfig

@@ -21,7 +21,6 @@ from flowformer.report.trajectories import write_decision_report
 from flowformer.rollouts.rollouts import Rollouts, RolloutSettings, rollout
 from flowformer.rollouts.scores import check_target, evaluate_returns, summarize_returns
 from flowformer.serialization import to_plain
-from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder, write_json
 from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
@@ -96,32 +95,15 @@ class TrajectoriesTask(RecordedTask):
     """Actions are learned from those of the data. An epoch lies between two measurements.
 
     Args:
-        model: called as a `DecisionTransformer`.
-        optimizer: how its parameters move.
-        steps: steps of the optimizer, all together.
-        seed: seed of the dropout.
+        parts: those of a `RecordedTask`.
         score: lets the model act in its environment; gives the normalised score.
+        options: further ones of a `RecordedTask`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: ScheduledOptimizerConfig,
-        *,
-        steps: int,
-        seed: int,
-        score: Callable[[nn.Module], float],
-    ) -> None:
-        super().__init__(seed=seed)
-        self.model = model
-        self._optimizer = optimizer
-        self._steps = steps
+    def __init__(self, *parts: Any, score: Callable[[nn.Module], float], **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._score = score
         self._scored = 0.0
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer, weight decay on all parameters as published, and the schedule."""
-        return build_scheduled(self.model.parameters(), self._optimizer, steps=self._steps)
 
     def on_validation_epoch_end(self) -> None:
         """Let the model act."""
@@ -241,9 +223,14 @@ class Trajectories(Study):
             )
             return normalized_score(float(played.returns.mean()), self.record.references)
 
-        training = self.config.training
+        training, optimizer = self.config.training, self.config.optimizer
         return TrajectoriesTask(
-            model, self.config.optimizer, steps=training.steps, seed=training.seed, score=score
+            model,
+            # Weight decay is of all parameters, as published.
+            lambda model: build_scheduled(model.parameters(), optimizer, steps=training.steps),
+            seed=training.seed,
+            steps=training.steps,
+            score=score,
         )
 
     def test(
