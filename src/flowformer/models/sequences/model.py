@@ -1,7 +1,7 @@
 """The Long Range Arena's models (Tay et al. 2021): classifiers of one long sequence or of two."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -185,6 +185,12 @@ class SequenceEncoder(nn.Module):
             )
 
 
+class _Sizes(TypedDict, total=False):
+    vocab_size: int | None
+    channels: int | None
+    max_length: Required[int]
+
+
 class _EncodedClassifier(nn.Module):
     def __init__(
         self,
@@ -192,7 +198,7 @@ class _EncodedClassifier(nn.Module):
         *,
         vocab_size: int | None = None,
         channels: int | None = None,
-        num_classes: int = 2,
+        num_classes: int,
         max_length: int,
     ) -> None:
         super().__init__()
@@ -269,6 +275,11 @@ class PairClassifier(_EncodedClassifier):
         >>> model(torch.randint(1, 257, (4, 100)), torch.randint(1, 257, (4, 80))).logits.shape
         torch.Size([4, 2])
     """
+
+    def __init__(
+        self, config: SequenceModelConfig, *, num_classes: int = 2, **sizes: Unpack[_Sizes]
+    ) -> None:
+        super().__init__(config, num_classes=num_classes, **sizes)
 
     @staticmethod
     def _hidden(config: SequenceModelConfig, width: int) -> tuple[int, ...]:
