@@ -93,7 +93,7 @@ def test_a_second_build_in_the_same_folder_holds_what_the_sources_hold_then(sour
     (wheel,) = (tmp_path / "second").iterdir()
     with zipfile.ZipFile(wheel) as packed:
         assert "flowformer/gone.py" not in packed.namelist()
-        assert packed.read("flowformer/serialization.py").decode() == "NEW = True\n"
+        assert packed.read("flowformer/config_json.py").decode() == "NEW = True\n"
     assert not (again / "build").exists()
 
 

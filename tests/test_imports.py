@@ -15,7 +15,7 @@ from flowformer import models
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Import nothing of the package; no torch.
-SHARED = {"files", "machine", "names", "serialization"}
+SHARED = {"files", "machine", "names", "config_json"}
 BESIDE = {"data", "scores", "generation", "rollouts", "report", "compare"}
 
 # What each room may import, itself aside. The library never imports the laboratory.
@@ -23,14 +23,14 @@ LIBRARY = {
     "ops": {"names"},
     "nn": {"ops", "names"},
     "models": {"ops", "nn", "names"},
-    "integrations": {"ops", "nn", "models", "names", "files", "serialization"},
+    "integrations": {"ops", "nn", "models", "names", "files", "config_json"},
 }
 LABORATORY = {
-    "data": {"files", "machine", "names", "serialization"},
+    "data": {"files", "machine", "names", "config_json"},
     "scores": {"generation", "names"},
     "generation": set(),
     "rollouts": {"data", "names"},
-    "report": {"scores", "files", "serialization"},
+    "report": {"scores", "files", "config_json"},
     "compare": {"data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},

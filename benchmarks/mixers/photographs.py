@@ -7,7 +7,7 @@ They are first fetched into the cache of `flowformer.data.standins.fetching`; no
 
 from argparse import Namespace
 
-from flowformer.data.standins.corpora import fetch_photographs
+from flowformer.data.standins.packaged import fetch_photographs
 
 
 def execute(_: Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parallel.hosts import CABLE, NAMES, NETWORK, enter
-from flowformer.train.loop.recording import RecordedTask
+from flowformer.train.loop.task import RecordedTask
 
 ROOT = os.name == "posix" and os.geteuid() == 0
 NOBODY = 65534

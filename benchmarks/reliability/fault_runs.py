@@ -23,7 +23,7 @@ from flowformer.recipes.language import char_shakespeare
 from flowformer.train.kinds import Experiment
 from flowformer.train.language.config import LanguageConfig, TextDataConfig
 from flowformer.train.language.study import Language  # noqa: F401 - imported once here, too
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask
+from flowformer.train.loop.task import EpochRecorder, RecordedTask
 from flowformer.train.processes.group import ShareDoneError, joined
 from flowformer.train.run import train
 

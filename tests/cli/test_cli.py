@@ -97,7 +97,7 @@ def test_the_help_of_a_recipe_shows_its_own_settings(flowformer):
 def test_the_help_of_the_mixer_names_those_of_the_table_that_have_the_form(
     flowformer, recipe, form
 ):
-    from flowformer.nn.mixers.attention import able
+    from flowformer.nn.mixers.head_attention import able
 
     out = re.sub(r"[│\s]+", " ", flowformer("train", recipe, "--help").out)
     assert f"--model.mixer STR Name of the attention: {', '.join(able(form))}. (default" in out

@@ -11,7 +11,7 @@ import pytest
 
 from flowformer.compare import execution, worker
 from flowformer.compare.plan import RunRequest
-from flowformer.serialization import from_plain
+from flowformer.config_json import from_plain
 
 
 class Here(subprocess.Popen):

@@ -16,10 +16,10 @@ import pytest
 from flowformer.compare import execution
 from flowformer.compare.execution import execute
 from flowformer.compare.plan import Plan, RunState, make_plan, read_comparison
+from flowformer.config_json import to_plain
 from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.building import mixer_options
-from flowformer.serialization import to_plain
 from flowformer.train import kinds
 from flowformer.train.kinds import METHODS, TRAIN
 from tests.compare.comparison_methods import FAKES, HERE, experiment

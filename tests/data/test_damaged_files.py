@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowformer.config_json import from_plain
 from flowformer.data.images.fashion_mnist import read_idx
 from flowformer.data.language.corpora import WikiText
 from flowformer.data.language.tokenizers import load_tokenizer
@@ -19,7 +20,6 @@ from flowformer.data.standins.wikipedia import read_dump
 from flowformer.data.trajectories.records import Space
 from flowformer.files import parse_json
 from flowformer.models.published import read_fairseq_checkpoint
-from flowformer.serialization import from_plain
 from flowformer.train.loop.checkpoints import read_checkpoint
 from tests.data.sequences.arena_files import aan_files
 from tests.fuzz.runs import make_pair, make_prepared

@@ -95,13 +95,13 @@ def make_sequences(folder: Path) -> None:
 
 
 def part(folder: Path) -> object:
-    from flowformer.data.standins.collection import _read_part
+    from flowformer.data.standins.collect_episodes import _read_part
 
     return _read_part(folder / "000000000.npz")
 
 
 def make_part(folder: Path) -> None:
-    from flowformer.data.standins.collection import _write_part
+    from flowformer.data.standins.collect_episodes import _write_part
     from flowformer.data.standins.episodes import Episode
 
     episode = Episode(

@@ -126,8 +126,8 @@ def make_record(folder: Path) -> None:
 
 
 def fitted(folder: Path) -> object:
+    from flowformer.config_json import from_plain
     from flowformer.data.series.batches import Preprocessing
-    from flowformer.serialization import from_plain
     from flowformer.train.folder import read_json
 
     path = folder / "preprocessing.json"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.config_json import from_plain, to_plain
 from flowformer.nn.mixers.building import mixer_options
 from flowformer.recipes import RECIPES, build_recipe, series
 from flowformer.recipes.series import PAPER_AVERAGE
-from flowformer.serialization import from_plain, to_plain
 from flowformer.train.series.config import SeriesDataConfig
 
 # Dataset, longest series, optimizer, epochs, and the paper's accuracy in percent.

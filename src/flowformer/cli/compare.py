@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowformer.cli.experiments import options_for, parse_experiment
+from flowformer.cli.experiment_flags import options_for, parse_experiment
 from flowformer.names import check_sizes
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment

@@ -150,7 +150,7 @@ def describe_error(error: Exception) -> str:
 
 def _name_flags(text: str) -> str:
     """Name settings as they are given here: data.max_length is --data.max-length."""
-    from flowformer.cli.experiments import part_settings
+    from flowformer.cli.experiment_flags import part_settings
 
     settings = [
         rf"{part}\.{setting}"

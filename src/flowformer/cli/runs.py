@@ -245,11 +245,11 @@ def rollout(arguments: list[str]) -> int:
     options = parse(RolloutOptions, arguments, prog="flowformer rollout")
     import numpy as np
 
+    from flowformer.config_json import to_plain
     from flowformer.data.options import NOT_D4RL
     from flowformer.data.trajectories.environments import make_environment, task_of
     from flowformer.data.trajectories.records import EnvironmentOptions
     from flowformer.rollouts.scores import check_target, evaluate_returns
-    from flowformer.serialization import to_plain
     from flowformer.train.trajectories.config import describe_outcomes
     from flowformer.train.trajectories.data import (
         environment_maker,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowformer.cli.experiments import parse_experiment
+from flowformer.cli.experiment_flags import parse_experiment
 from flowformer.machine import is_out_of_memory
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.folder import RunFolder

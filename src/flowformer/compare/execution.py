@@ -26,10 +26,10 @@ from flowformer.compare.plan import (
     require_data,
     require_same,
 )
+from flowformer.config_json import to_plain
 from flowformer.files import locked
 from flowformer.machine import available_processors, is_out_of_memory, python
 from flowformer.report.words import duration
-from flowformer.serialization import to_plain
 from flowformer.train.folder import say_held
 
 if os.name != "posix":

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.train.folder import RunFolder, holds_folder, keep_digests
-from flowformer.train.records import Outcome
+from flowformer.train.run_files import Outcome
 from flowformer.train.sequences.config import SequencesConfig
 from flowformer.train.series.config import SeriesConfig
 

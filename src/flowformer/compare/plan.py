@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float
 from flowformer.compare.findings import Comparison
 from flowformer.compare.methods import MethodResult
 from flowformer.compare.table import RunOutcome
-from flowformer.serialization import flatten, from_plain, to_plain
+from flowformer.config_json import flatten, from_plain, to_plain
 from flowformer.train.digests import require_same_data
 from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
 from flowformer.train.kinds import TRAIN, Experiment, function_of, kind_of, methods_of
-from flowformer.train.records import Result, read_history
+from flowformer.train.run_files import Result, read_history
 
 # The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,
 # and the form of the published Long Range Arena code.

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
+from flowformer.config_json import from_plain
 from flowformer.machine import is_out_of_memory, limit_memory, offer_to_the_kernel, peak_memory
 from flowformer.report.words import memory
-from flowformer.serialization import from_plain
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from flowformer.config_json import from_plain
 from flowformer.data import (
     Preprocessing,
     SeriesDataset,
@@ -27,7 +28,6 @@ from flowformer.data.options import MissingPolicy
 from flowformer.files import write_atomically
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.model import TimeSeriesClassifier
-from flowformer.serialization import from_plain
 from flowformer.train.config import Accelerator, EpochsConfig, OptimizerConfig, OptimizerName
 from flowformer.train.prediction import choose_device
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig

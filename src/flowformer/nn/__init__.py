@@ -35,10 +35,10 @@ from flowformer.nn.mixers import (
     YosoMixer,
     build_mixer,
 )
-from flowformer.nn.mixers.attention import Capabilities
 from flowformer.nn.mixers.building import published_mixer
 from flowformer.nn.mixers.flow import set_sequence_parallel
-from flowformer.nn.mixers.projected import Mixer
+from flowformer.nn.mixers.head_attention import Capabilities
+from flowformer.nn.mixers.mixer import Mixer
 from flowformer.nn.multihead import MultiheadAttention
 from flowformer.nn.positions import PositionalEmbedding, Rotation, rotate, rotation
 from flowformer.nn.replace import replace_attention

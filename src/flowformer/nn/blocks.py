@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.projected import Mixer
+from flowformer.nn.mixers.mixer import Mixer
 from flowformer.nn.positions import Rotation
 from flowformer.ops.features import check_eps
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import HeadAttention, Sizes, implied_weights
 from flowformer.nn.mixers.building import build_attention, require_independent_sinks
+from flowformer.nn.mixers.head_attention import HeadAttention, Sizes, implied_weights
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops.inputs import has_values, is_recorded
 

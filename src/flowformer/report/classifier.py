@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from flowformer.config_json import flatten
 from flowformer.files import write_atomically
 from flowformer.report.attention_maps import AttentionPicture, attention_parts
 from flowformer.report.figures import (
@@ -19,7 +20,6 @@ from flowformer.report.figures import (
 )
 from flowformer.report.page import details, heading, headline, paragraph, picture, save, table
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
-from flowformer.serialization import flatten
 
 # What the validation columns of metrics.csv were measured on.
 HELD_OUT: Mapping[str, str] = {"clean": "validation", "published": "test (chose the weights)"}

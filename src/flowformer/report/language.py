@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowformer.config_json import flatten
 from flowformer.report import page
 from flowformer.report.curves import method_curves
 from flowformer.report.figures import png_bytes
 from flowformer.report.words import duration
 from flowformer.scores.measures import Measure
-from flowformer.serialization import flatten
 
 
 def write_language_report(

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowformer.config_json import flatten
 from flowformer.report.curves import COLOURS, method_curves
 from flowformer.report.figures import png_bytes
 from flowformer.report.page import heading, headline, paragraph, picture, save, settings, table
 from flowformer.report.words import duration
 from flowformer.scores.measures import NORMALIZED_SCORE
-from flowformer.serialization import flatten
 
 
 def write_decision_report(

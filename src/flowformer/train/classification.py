@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
+from flowformer.config_json import to_plain
 from flowformer.report.attention_maps import AttentionPicture
 from flowformer.report.classifier import FinishedRun, write_report
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
-from flowformer.serialization import to_plain
 from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, StepsConfig
 from flowformer.train.folder import RunFolder, read_task
 from flowformer.train.kinds import kind_of_run
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row
+from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row
 from flowformer.train.prediction import format_predictions
-from flowformer.train.records import ClassifierResult, Result, read_history, read_predictions
+from flowformer.train.run_files import ClassifierResult, Result, read_history, read_predictions
 from flowformer.train.study import Evaluation, Study, Trained
 
 STAGES: tuple[str, ...] = ("train", "validation")

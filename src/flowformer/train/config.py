@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from flowformer.config_json import check_types
 from flowformer.scores.measures import ACCURACY, Measure
-from flowformer.serialization import check_types
 
 Protocol = Literal["clean", "published"]
 OptimizerName = Literal["radam", "adam", "adamw"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from flowformer import __version__
+from flowformer.config_json import flatten, to_plain
 from flowformer.files import locked, parse_json, remove_unfinished, write_atomically
-from flowformer.serialization import flatten, to_plain
 from flowformer.train.digests import changed_data
 from flowformer.train.processes import group
 

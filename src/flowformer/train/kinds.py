@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowformer.train.config import ExperimentConfig
 from flowformer.train.digests import Digests
 from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_task
-from flowformer.train.records import Record, Result
+from flowformer.train.run_files import Record, Result
 
 TRAIN = "flowformer.train.run:train"
 

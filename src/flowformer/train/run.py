@@ -10,7 +10,7 @@ from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
 from flowformer.train.loop.fit import fit, keep_best, torch_settings
-from flowformer.train.loop.recording import count_parameters
+from flowformer.train.loop.task import count_parameters
 from flowformer.train.prediction import choose_device
 from flowformer.train.processes.group import current
 from flowformer.train.study import Evaluation, Study

@@ -14,9 +14,9 @@ from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import KINDS
 from flowformer.train.loop.fit import describe_device
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask, count_parameters
+from flowformer.train.loop.task import EpochRecorder, RecordedTask, count_parameters
 from flowformer.train.prediction import choose_device
-from flowformer.train.records import Result
+from flowformer.train.run_files import Result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from flowformer.data.files import split_names
 from flowformer.data.language.corpora import CORPORA, load_corpus
 from flowformer.data.language.preparation import TextSource, prepare_text
 from flowformer.data.language.tokens import PARTS
-from flowformer.data.standins import corpora as package_corpora
-from flowformer.data.standins.corpora import plain_play
+from flowformer.data.standins import packaged as package_corpora
+from flowformer.data.standins.packaged import plain_play
 
 TITLES = ["Valkyria Chronicles III", "Tower Building", "Cicely Mary Barker"]
 # As the official files have it: blanks around lines, headings between empty lines.

@@ -27,7 +27,7 @@ from flowformer.data.sequences.preparation import (
     sequences_folder,
 )
 from flowformer.data.sequences.records import SequenceData
-from flowformer.data.standins import corpora
+from flowformer.data.standins import packaged as corpora
 from tests.data.sequences.arena_files import (
     aan_files,
     cifar_files,

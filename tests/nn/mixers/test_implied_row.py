@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowformer.nn import MIXERS, FlowMixer, ProjectedMixer, build_mixer
-from flowformer.nn.mixers.attention import implied_row, implied_weights
+from flowformer.nn.mixers.head_attention import implied_row, implied_weights
 from tests.conformance.cases import CASES, Case
 
 BIDIRECTIONAL = [name for name, kind in MIXERS.items() if kind.capabilities.bidirectional]

@@ -8,8 +8,8 @@ import torch
 
 from flowformer.nn import MIXERS, FlowMixer, LinformerMixer, build_mixer, build_norm
 from flowformer.nn.mixers import ATTENTIONS
-from flowformer.nn.mixers.attention import HeadAttention, implied_weights, option_names
 from flowformer.nn.mixers.building import mixer_options
+from flowformer.nn.mixers.head_attention import HeadAttention, implied_weights, option_names
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops import flow_attention
 from flowformer.train.config import ScheduledOptimizerConfig

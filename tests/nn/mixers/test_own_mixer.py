@@ -14,7 +14,7 @@ from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer, replace_attention
 from flowformer.nn.mixers import ATTENTIONS
-from flowformer.nn.mixers.attention import leave
+from flowformer.nn.mixers.head_attention import leave
 from tests.conformance import test_mixers as conformance
 
 FILE = '''

@@ -23,7 +23,7 @@ from flowformer.train.language.config import (
     TextDataConfig,
 )
 from flowformer.train.language.study import Language
-from flowformer.train.loop.recording import NonFiniteLossError
+from flowformer.train.loop.task import NonFiniteLossError
 from flowformer.train.run import load_run, train, write_report
 from tests.compare.in_process import in_this_process
 

@@ -17,9 +17,9 @@ import sklearn.model_selection  # noqa: F401 - what a run imports late, imported
 import torch.utils.tensorboard  # noqa: F401
 
 from flowformer import files
-from flowformer.serialization import from_plain
+from flowformer.config_json import from_plain
 from flowformer.train.kinds import KINDS, Experiment
-from flowformer.train.loop.recording import RecordedTask
+from flowformer.train.loop.task import RecordedTask
 from flowformer.train.run import train
 
 

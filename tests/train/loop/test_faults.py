@@ -9,7 +9,7 @@ import torch
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.train.folder import RunFolder
 from flowformer.train.loop.checkpoints import read_checkpoint
-from flowformer.train.loop.recording import NonFiniteLossError
+from flowformer.train.loop.task import NonFiniteLossError
 from flowformer.train.run import train
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop import recording
+from flowformer.train.loop import task as recording
 from flowformer.train.loop.fit import InterruptBetweenBatches
-from flowformer.train.records import ClassifierResult
 from flowformer.train.run import train
+from flowformer.train.run_files import ClassifierResult
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_heard")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flowformer.serialization import to_plain
+from flowformer.config_json import to_plain
 from flowformer.train.kinds import Experiment
 from tests.train.small_images import tiny_vision, write_images
 from tests.train.small_sequences import tiny_sequences

@@ -19,8 +19,8 @@ from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import DEFAULT_TASK, RunFolder
 from flowformer.train.kinds import KINDS, kind_of_run
 from flowformer.train.language.config import LanguageRecord
-from flowformer.train.records import ClassifierResult
 from flowformer.train.run import load_run, predict, train, write_report
+from flowformer.train.run_files import ClassifierResult
 from flowformer.train.sequences.config import (
     SequenceDataConfig,
     SequencesConfig,

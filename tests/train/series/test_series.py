@@ -20,9 +20,9 @@ from flowformer.data import SeriesDataset, SeriesSplit, from_arrays
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.train.config import OptimizerConfig
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.recording import NonFiniteLossError
-from flowformer.train.records import ClassifierResult
+from flowformer.train.loop.task import NonFiniteLossError
 from flowformer.train.run import load_run, predict, train, write_report
+from flowformer.train.run_files import ClassifierResult
 from flowformer.train.series.config import SeriesDataConfig
 from flowformer.train.series.data import predict_probabilities
 from flowformer.train.series.study import Series, choose_series
@@ -159,7 +159,7 @@ def test_the_accuracy_is_told_where_it_cannot_be_kept(tmp_path, monkeypatch, cap
     def fail(path: Path, _content: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("flowformer.train.records.write_atomically", fail)
+    monkeypatch.setattr("flowformer.train.run_files.write_atomically", fail)
     result = MethodResult(test_accuracy=0.9876, seconds=1.0)
     with pytest.raises(OSError, match=r"predictions\.csv"):
         result.keep_tested(RunFolder(tmp_path), "")

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from flowformer.config_json import from_plain
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.files import parse_json
-from flowformer.serialization import from_plain
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
+from flowformer.config_json import from_plain, to_plain
 from flowformer.data.arrays import map_array
 from flowformer.files import atomic_file, parse_json, write_atomically
-from flowformer.serialization import from_plain, to_plain
 
 Bound = float | tuple[float, ...] | None
 

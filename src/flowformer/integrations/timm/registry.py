@@ -15,12 +15,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from flowformer.config_json import from_plain
 from flowformer.files import parse_json
 from flowformer.integrations.timm.modeling import FlowformerImageModel
 from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
 from flowformer.models.published import matched, rename_images
-from flowformer.serialization import from_plain
 
 __all__: list[str] = []  # timm adds the names that it registers
 

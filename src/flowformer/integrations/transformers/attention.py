@@ -24,8 +24,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
-from flowformer.nn.mixers.attention import HeadAttention
 from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.replace.transformers_attention import attend, padding_mask
 from flowformer.nn.replace.transformers_owner import claim, own_modules, uses_interface
 

@@ -51,8 +51,8 @@ from flowformer.nn import (
     rotation,
     set_sequence_parallel,
 )
-from flowformer.nn.mixers.attention import State
 from flowformer.nn.mixers.building import mixer_options
+from flowformer.nn.mixers.head_attention import State
 
 GPT2_STD = 0.02
 

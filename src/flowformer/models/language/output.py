@@ -22,7 +22,7 @@ from flowformer.models.cross_entropy import (
 )
 from flowformer.models.inputs import SequenceShards, last_real
 from flowformer.names import IGNORED
-from flowformer.nn.mixers.attention import State
+from flowformer.nn.mixers.head_attention import State
 from flowformer.ops.inputs import is_transformed
 from flowformer.ops.packing import Batch, check_batch
 

@@ -18,8 +18,8 @@ from flowformer.models.published import (
 from flowformer.models.trajectories.config import BehaviourCloningConfig, DecisionModelConfig
 from flowformer.names import require_positive
 from flowformer.nn import MIXERS, TransformerBlock, build_mixer
-from flowformer.nn.mixers.attention import State
 from flowformer.nn.mixers.building import mixer_options
+from flowformer.nn.mixers.head_attention import State
 
 TOKENS = 3  # of a step: return-to-go, observation, action
 INITIAL_STD = 0.02

@@ -1,15 +1,15 @@
 """The mixers: a file for each method, with its function, its attention and its name.
 
-`attention.py` and `projected.py` are what they are made of, the first with the table of them all,
+`head_attention.py` and `mixer.py` are what they are made of, the first with the table of them all,
 and `building.py` makes one from its name. `blockwise.py` and `recurrence.py` hold what several
 methods share; what a later one takes from an earlier one stands in the earlier one's file.
 """
 
-from flowformer.nn.mixers import attention
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers import head_attention
 from flowformer.nn.mixers.building import build_attention as build_attention
 from flowformer.nn.mixers.building import build_mixer as build_mixer
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 
 # Mixers enter the table when their file is imported: this is its order, not the alphabet's.
 # isort: off
@@ -43,5 +43,5 @@ from flowformer.nn.mixers.reformer import ReformerMixer as ReformerMixer
 from flowformer.nn.mixers.mobile import MobileMixer as MobileMixer
 # isort: on
 
-MIXERS: dict[str, type[ProjectedMixer]] = attention.MIXERS
-ATTENTIONS: dict[str, type[HeadAttention]] = attention.ATTENTIONS
+MIXERS: dict[str, type[ProjectedMixer]] = head_attention.MIXERS
+ATTENTIONS: dict[str, type[HeadAttention]] = head_attention.ATTENTIONS

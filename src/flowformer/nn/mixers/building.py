@@ -11,7 +11,7 @@ from jaxtyping import Int32, Real
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
-from flowformer.nn.mixers.attention import (
+from flowformer.nn.mixers.head_attention import (
     ATTENTIONS,
     MIXERS,
     HeadAttention,
@@ -20,7 +20,7 @@ from flowformer.nn.mixers.attention import (
     option_defaults,
     option_names,
 )
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 
 PROJECTION_OPTIONS = {
     name

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention
+from flowformer.nn.mixers.head_attention import Capabilities, CausalCall, HeadAttention
 from flowformer.nn.mixers.linear import real_tokens, weighted_mean
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import (
     RecurrentAttention,
     fast_kernel,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention, option_names
-from flowformer.nn.mixers.projected import ProjectedMixer, mask_arguments
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention, option_names
+from flowformer.nn.mixers.mixer import ProjectedMixer, mask_arguments
 from flowformer.ops import FlowMap, flow_attention, flow_map
 from flowformer.ops.options import (
     FlowKeywords,

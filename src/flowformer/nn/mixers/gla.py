@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
 from flowformer.ops import LinearState
 from flowformer.ops.features import check_eps

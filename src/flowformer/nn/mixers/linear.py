@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention, call_masks
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, CausalCall, HeadAttention, call_masks
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.layout import Layout, takes_layouts

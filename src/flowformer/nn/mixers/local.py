@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Sequences,
     attend,
@@ -18,7 +17,8 @@ from flowformer.nn.mixers.blockwise import (
     joined_windows,
     restore,
 )
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops.inputs import at_most, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained

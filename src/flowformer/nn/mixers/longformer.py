@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     Part,
     Sequences,
@@ -17,7 +16,8 @@ from flowformer.nn.mixers.blockwise import (
     merge,
     restore,
 )
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops import mobile_attention
 from flowformer.ops.features import FeatureMap
 from flowformer.ops.options import resolve_options

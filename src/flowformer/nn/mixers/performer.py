@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention
+from flowformer.nn.mixers.head_attention import Capabilities, CausalCall, HeadAttention
 from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import gated_linear_attention
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state

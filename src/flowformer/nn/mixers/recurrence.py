@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,

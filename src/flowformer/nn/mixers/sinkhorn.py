@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.blockwise import (
     EMPTY,
     Sequences,
@@ -18,7 +17,8 @@ from flowformer.nn.mixers.blockwise import (
     merge,
     restore,
 )
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops.inputs import exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.nystromformer import segment_means
-from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import check_tensors, exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts

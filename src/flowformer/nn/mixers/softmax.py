@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.attention import Capabilities, CausalCall, HeadAttention, call_masks
-from flowformer.nn.mixers.projected import ProjectedMixer
+from flowformer.nn.mixers.head_attention import Capabilities, CausalCall, HeadAttention, call_masks
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import check_causal
 from flowformer.ops.layout import Layout, takes_layouts

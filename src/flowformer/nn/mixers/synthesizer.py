@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.nystromformer import masked_softmax
-from flowformer.nn.mixers.projected import ProjectedMixer
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import exact_arithmetic, resolve_masks
 from flowformer.ops.layout import Layout, takes_layouts

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import HeadAttention, Sizes
 from flowformer.nn.mixers.building import (
     build_attention,
     independent_choices,
     require_independent_sinks,
 )
+from flowformer.nn.mixers.head_attention import HeadAttention, Sizes
 from flowformer.nn.multihead import ADDED_KEYS, ROLES, MultiheadAttention, Role
 from flowformer.nn.replace import transformers as replace_transformers
 from flowformer.nn.replace.transformers import plain_class

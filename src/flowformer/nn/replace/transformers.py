@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import HeadAttention, Sizes
 from flowformer.nn.mixers.building import build_attention
+from flowformer.nn.mixers.head_attention import HeadAttention, Sizes
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.nn.replace.transformers_attention import attend, padding_mask
 from flowformer.nn.replace.transformers_owner import claim

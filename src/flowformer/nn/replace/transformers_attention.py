@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.mixers.linformer import LinformerAttention
-from flowformer.nn.mixers.projected import attend_packed
+from flowformer.nn.mixers.mixer import attend_packed
 from flowformer.nn.mixers.softmax import KVState, SoftmaxAttention
 from flowformer.nn.replace.transformers_owner import document_offsets, owner_of, says_causal
 

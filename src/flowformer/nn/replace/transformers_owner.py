@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from flowformer.nn.mixers.attention import HeadAttention
+from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.ops.inputs import has_values, is_transformed
 

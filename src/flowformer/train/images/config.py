@@ -18,7 +18,7 @@ from flowformer.train.config import (
     Schedule,
     ScheduledOptimizerConfig,
 )
-from flowformer.train.records import ClassifierResult, Record
+from flowformer.train.run_files import ClassifierResult, Record
 
 BELOW_1: Bound = ("in [0, 1)", lambda value: 0 <= value < 1)
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from flowformer.config_json import from_plain
 from flowformer.data.arrays import require_classes
 from flowformer.data.images.records import IMAGE_SETS, ImageData, ImageSplit, with_validation
 from flowformer.data.images.transforms import (
@@ -20,7 +21,6 @@ from flowformer.data.images.transforms import (
 )
 from flowformer.data.loaders import WorkerLoader, as_it_is
 from flowformer.models.images.model import VisionClassifier, load_published_vision_model
-from flowformer.serialization import from_plain
 from flowformer.train.digests import Digests, digest_files, digest_values
 from flowformer.train.folder import RunFolder, read_json
 from flowformer.train.images.config import ImageDataConfig, ImagesConfig, ImagesRecord

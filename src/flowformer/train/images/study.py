@@ -16,11 +16,11 @@ except ImportError as error:
         "timm is needed to train on images: pip install 'flowformer[vision]'"
     ) from error
 
+from flowformer.config_json import to_plain
 from flowformer.data.images.records import ImageSplit, load_labelled_images
 from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
-from flowformer.serialization import to_plain
 from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
@@ -34,7 +34,7 @@ from flowformer.train.images.data import (
     test_loader,
     train_loader,
 )
-from flowformer.train.loop.recording import build_scheduled
+from flowformer.train.loop.task import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.study import Trained
 

@@ -16,7 +16,7 @@ from flowformer.train.config import (
     ScheduledOptimizerConfig,
     StepsConfig,
 )
-from flowformer.train.records import Lines, Record, Result
+from flowformer.train.run_files import Lines, Record, Result
 
 Packing = Literal["contiguous", "documents"]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from flowformer.config_json import to_plain
 from flowformer.data.files import Patient, data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
@@ -22,7 +23,6 @@ from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
-from flowformer.serialization import to_plain
 from flowformer.train.digests import Digests, digest_values
 from flowformer.train.language.config import ADDITION, LanguageConfig, TextDataConfig
 

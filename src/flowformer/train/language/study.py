@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flowformer.config_json import to_plain
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.generation.text import generate_text
 from flowformer.models.language.model import LanguageModel
 from flowformer.report.language import write_language_report
 from flowformer.scores.perplexity import Perplexity
-from flowformer.serialization import to_plain
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.language.config import LanguageConfig, LanguageRecord, LanguageResult
 from flowformer.train.language.data import Score, Text, open_source
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
+from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
-from flowformer.train.records import read_history
+from flowformer.train.run_files import read_history
 from flowformer.train.study import Evaluation, Study, Trained
 
 TOKENIZER = "tokenizer.json"  # in the run folder: a run is used without the text it learned from

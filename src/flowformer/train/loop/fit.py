@@ -33,12 +33,12 @@ from flowformer.train.loop.checkpoints import (
     read_rest,
     read_whole,
 )
-from flowformer.train.loop.recording import EpochRecorder, NonFiniteLossError, RecordedTask
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
     options_for_processes,
 )
+from flowformer.train.loop.task import EpochRecorder, NonFiniteLossError, RecordedTask
 from flowformer.train.processes.group import ShareDoneError, current, leave_group
 
 logger = logging.getLogger(__name__)

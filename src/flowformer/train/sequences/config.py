@@ -17,7 +17,7 @@ from flowformer.train.config import (
     ScheduledOptimizerConfig,
     StepsConfig,
 )
-from flowformer.train.records import ClassifierResult, Record
+from flowformer.train.run_files import ClassifierResult, Record
 
 PROTOCOL_NOTES: dict[str, str] = {
     "clean": "the validation part chose the step; the test part was read once",

@@ -10,7 +10,7 @@ from flowformer.data.sequences.batches import LabelledSequences, collate_sequenc
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
 from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions
-from flowformer.train.loop.recording import build_scheduled
+from flowformer.train.loop.task import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.sequences.config import SequencesConfig, SequencesRecord
 from flowformer.train.sequences.data import (

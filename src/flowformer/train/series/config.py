@@ -16,7 +16,7 @@ from flowformer.train.config import (
     ExperimentConfig,
     OptimizerConfig,
 )
-from flowformer.train.records import ClassifierResult, Record
+from flowformer.train.run_files import ClassifierResult, Record
 
 
 @dataclass(frozen=True, kw_only=True)

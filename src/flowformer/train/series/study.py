@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from torch import nn
 from torch.utils.data import DataLoader
 
+from flowformer.config_json import from_plain
 from flowformer.data import (
     EpochSampler,
     Preprocessing,
@@ -22,7 +23,6 @@ from flowformer.data import (
 )
 from flowformer.models.series.model import SeriesClassifier, TimeSeriesClassifier, build_classifier
 from flowformer.report.figures import SeriesFlowMap
-from flowformer.serialization import from_plain
 from flowformer.train.classification import (
     ClassificationTask,
     Classifier,
@@ -31,7 +31,7 @@ from flowformer.train.classification import (
     sizes_of,
 )
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
-from flowformer.train.loop.recording import build_constant
+from flowformer.train.loop.task import build_constant
 from flowformer.train.prediction import format_predictions, load_weights
 from flowformer.train.series.config import SeriesConfig, SeriesRecord
 from flowformer.train.series.data import load_again, load_data, predict_probabilities, prepare

@@ -20,7 +20,7 @@ from flowformer.train.config import (
     ScheduledOptimizerConfig,
     StepsConfig,
 )
-from flowformer.train.records import Lines, Record, Result
+from flowformer.train.run_files import Lines, Record, Result
 
 EPISODES = "episodes.csv"  # in the run folder: a row for each that a model was tested by
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from flowformer.config_json import to_plain
 from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, normalized_score
 from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.report.trajectories import write_decision_report
 from flowformer.rollouts.rollouts import Rollouts, RolloutSettings, rollout
 from flowformer.rollouts.scores import check_target, evaluate_returns, summarize_returns
-from flowformer.serialization import to_plain
 from flowformer.train.folder import RunFolder, write_json
-from flowformer.train.loop.recording import EpochRecorder, RecordedTask, Row, build_scheduled
+from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
-from flowformer.train.records import read_history
+from flowformer.train.run_files import read_history
 from flowformer.train.study import Evaluation, Study, Trained
 from flowformer.train.trajectories.config import (
     EPISODES,

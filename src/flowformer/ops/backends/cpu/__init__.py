@@ -1,8 +1,8 @@
 """The compiled kernels of csrc/ as a backend: one fused pass over the tokens, on CPU tensors."""
 
 from flowformer.ops.backends.chunked import linear_bidirectional
-from flowformer.ops.backends.compiled import CompiledBackend
 from flowformer.ops.backends.cpu.operators import KERNELS, OPERATORS
+from flowformer.ops.backends.operator_backend import CompiledBackend
 
 PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic

@@ -17,7 +17,7 @@ from flowformer.ops.backends.arguments import (
     Numbers,
 )
 from flowformer.ops.backends.prefix import LARGEST_EXPONENT
-from flowformer.ops.backends.triton import launch, sequences
+from flowformer.ops.backends.triton import launch, token_sums
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
 from flowformer.ops.packing import check_same_count
@@ -36,7 +36,7 @@ def _sides(inputs: BidirectionalInputs, options: Numbers) -> tuple[Side, Side]:
 
 def _ratio(queries: Side, keys: Side) -> Tensor:
     """Return L/S of each sequence."""
-    sinks, sources = sequences.counts(queries, None)[1], sequences.counts(keys, None)[1]
+    sinks, sources = token_sums.counts(queries, None)[1], token_sums.counts(keys, None)[1]
     if keys.mask is not None or keys.layout.ends is not None:
         sources = sources.clamp(min=1)
     # Of integers alone the quotient would have the default dtype, which may be a narrow one.
@@ -95,20 +95,20 @@ def _key_value(
     if options.competes_over == 0:
         return launch.states(keys, key, value)[1].float(), None
     packed = keys.layout.ends is not None
-    largest = sequences.LARGEST_PACKED_EXPONENT if packed else LARGEST_EXPONENT
+    largest = token_sums.LARGEST_PACKED_EXPONENT if packed else LARGEST_EXPONENT
     if options.competes_over == 1 and options.clamp <= largest:
         competes = query_flow, options.clamp
         _, matrix, logits = launch.states(keys, key, value, competes=competes)
         assert logits is not None
         weight = logits.clamp(-options.clamp, options.clamp).exp()
-        mask = sequences.real(keys)
+        mask = token_sums.real(keys)
         if mask is not None:
             weight = torch.where(mask, weight, 0)
-        total = sequences.totals(keys, weight)
-        share = sequences.counts(keys, None)[1][:, None] / torch.where(total == 0, 1, total)
+        total = token_sums.totals(keys, weight)
+        share = token_sums.counts(keys, None)[1][:, None] / torch.where(total == 0, 1, total)
         return (matrix * share[..., None, None]).float(), logits
     logits, _ = launch.total_flow(keys, key, query_flow, shares=False)
-    competition = sequences.compete(keys, logits, options)
+    competition = token_sums.compete(keys, logits, options)
     return launch.states(keys, key, value, weight=competition.contiguous())[1].float(), logits
 
 
@@ -128,21 +128,21 @@ def backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
         delta = launch.row_products(queries, out, grad)
         scale, sink_weight = incoming.reciprocal(), torch.zeros_like(delta)
         if options.allocation:
-            ratio = sequences.spread(queries, _ratio(queries, keys)[:, None])
+            ratio = token_sums.spread(queries, _ratio(queries, keys)[:, None])
             allocated = torch.sigmoid(conserved * ratio)
             scale, sink_weight = allocated * scale, delta * (1 - allocated) * ratio
         grad_incoming = -delta / incoming
         grad_matrix = launch.states(queries, query, grad, weight=scale)[1].to(queries.state_dtype)
         competition = torch.ones_like(outgoing)
         if options.competes_over:
-            competition = sequences.compete(keys, logits, options).contiguous()
+            competition = token_sums.compete(keys, logits, options).contiguous()
         grad_value, grad_weight = launch.values_backward(
             keys, (key, key, value, value), grad_matrix, causal=False, weight=competition
         )
         source_weight = torch.zeros_like(outgoing)
         if options.competes_over:
             assert grad_weight is not None
-            source_weight = sequences.compete_backward(
+            source_weight = token_sums.compete_backward(
                 keys, logits, competition, grad_weight, options
             ).contiguous()
 

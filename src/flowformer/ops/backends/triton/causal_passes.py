@@ -19,7 +19,7 @@ from flowformer.ops.backends.arguments import (
     StateFields,
     StateGradients,
 )
-from flowformer.ops.backends.triton import launch, sequences
+from flowformer.ops.backends.triton import launch, token_sums
 from flowformer.ops.backends.triton.side import Side, on_device, side_of, together
 from flowformer.ops.backends.triton.tuning import settings_of
 
@@ -39,7 +39,7 @@ def forward(arguments: CausalArguments) -> CausalResults:
             out, _ = launch.output(side, query, key, value, before, causal=True, row_scale=scale)
             after = StateFields(key_value=total) if arguments.return_state else StateFields()
             return CausalResults(out, after)
-        count, last = sequences.counts(side, past.tokens)
+        count, last = token_sums.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
         parts = launch.weighted_sum(side, key, None, 0.0)
         keys, key_sum = _prefix(side, parts, past.key_sum)
@@ -104,7 +104,7 @@ def _compete(
     side: Side, source: Tensor, before: Tensor | None, options: Numbers
 ) -> tuple[Tensor, Tensor]:
     before = _none_yet(side) if before is None else before
-    return sequences.prefix_compete(side, source, before, options.clamp)
+    return token_sums.prefix_compete(side, source, before, options.clamp)
 
 
 class _Competed(NamedTuple):
@@ -147,7 +147,7 @@ def backward(arguments: CausalBackwardArguments) -> CausalGradients:
         if options.feature_map == LINEAR:
             return _linear_backward(side, tensors, arguments)
         incoming, outgoing, sink, source = saved.kept.stats
-        count, _ = sequences.counts(side, past.tokens)
+        count, _ = token_sums.counts(side, past.tokens)
         n = count.clamp(min=1).to(torch.float32).contiguous()
         delta = launch.row_products(side, out, grad)
         scale, sink_weight = incoming.reciprocal(), torch.zeros_like(delta)

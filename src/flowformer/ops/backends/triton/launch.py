@@ -8,8 +8,7 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
-from flowformer.ops.backends.triton.kernels import features as features_kernels
-from flowformer.ops.backends.triton.kernels import flows, products
+from flowformer.ops.backends.triton.kernels import feature_gradients, flows, products
 from flowformer.ops.backends.triton.side import Scalars, Side
 from flowformer.ops.backends.triton.tuning import padded
 from flowformer.ops.state import FlowState
@@ -300,7 +299,7 @@ def linear_features_backward(
     grad_scale = None if row_scale is None else side.scalars()
     views = (part for x in (*tensors, *grads) for part in view(x))
     _launch(
-        features_kernels.linear_features_backward, side.grid,
+        feature_gradients.linear_features_backward, side.grid,
         *views, side.mask, row_scale, grad_scale, *matrices, side.layout.chunks, *side.shape[1:],
         **side.widths(query, narrow=True), **side.value_widths(value),
         HAS_MASK=side.mask is not None,
@@ -348,7 +347,7 @@ def flow_features_backward(
         views += none if grad is None else view(grad)
     batch, length, heads = side.shape
     _launch(
-        features_kernels.flow_features_backward, side.grid,
+        feature_gradients.flow_features_backward, side.grid,
         *views, side.mask, sinks, sources, gradients.before, gradients.after,
         gradients.matrix, gradients.grad_matrix, side.layout.chunks, length,
         batch * length * heads, gradients.before[0].numel(), heads, side.eps,

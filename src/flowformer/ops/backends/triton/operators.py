@@ -19,7 +19,7 @@ from flowformer.ops.backends.arguments import (
     StateFields,
 )
 from flowformer.ops.backends.operators import Kernels, define_operators, room_for_state
-from flowformer.ops.backends.triton.layout import chunk_bound
+from flowformer.ops.backends.triton.chunks import chunk_bound
 from flowformer.ops.backends.triton.tuning import VECTORS, settings_of
 from flowformer.ops.packing import sequence_count
 from flowformer.ops.state import FlowState

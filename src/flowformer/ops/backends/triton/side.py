@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowformer.ops.backends.arguments import Numbers
-from flowformer.ops.backends.triton.layout import Layout, dense_layout, packed_layout
+from flowformer.ops.backends.triton.chunks import Layout, dense_layout, packed_layout
 from flowformer.ops.backends.triton.tuning import INTERPRETED, Settings, padded
 from flowformer.ops.packing import sequence_lengths
 

@@ -58,7 +58,7 @@ def options_for(name: str, model: Any) -> dict[str, Any]:
     if not model.mixer_options:
         return {}
     from flowformer.nn.mixers import MIXERS
-    from flowformer.nn.mixers.attention import option_names
+    from flowformer.nn.mixers.head_attention import option_names
 
     known = option_names(MIXERS[name].kind) if name in MIXERS else set()
     return {key: value for key, value in model.mixer_options.items() if key in known}
@@ -76,7 +76,7 @@ def part_settings(kind: type) -> list[tuple[str, str]]:
 
 def _with_mixers_in_its_help(config: Experiment) -> Any:
     """The model's configuration, its docstring with the mixers, which are known with torch only."""
-    from flowformer.nn.mixers.attention import able
+    from flowformer.nn.mixers.head_attention import able
 
     kind: Any = type(config.model)
     names = ", ".join(able("causal" if config.causal else "bidirectional"))

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flowformer.train.loop.recording import RecordedTask, Row
+from flowformer.train.loop.task import RecordedTask, Row
 
 
 class Slope(RecordedTask):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from flowformer.config_json import from_plain, to_plain
 from flowformer.files import write_atomically
-from flowformer.serialization import from_plain, to_plain
 from flowformer.train.config import Protocol, StepsConfig
 from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_json, read_task, write_json
 

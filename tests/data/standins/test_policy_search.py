@@ -11,7 +11,7 @@ import pytest
 
 from flowformer.data.parallel import Workers
 from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
-from flowformer.data.standins.search import Search, SearchConfig, run_search, search_of
+from flowformer.data.standins.policy_search import Search, SearchConfig, run_search, search_of
 from flowformer.data.trajectories.environments import make_environment, space_of
 from flowformer.data.trajectories.records import Space
 from tests.data.walks import STEPS, WALK
@@ -112,7 +112,7 @@ def test_observations_are_normalised_by_all_that_was_seen(tmp_path, monkeypatch)
         played.append(episode.observations[:-1])
         return episode
 
-    monkeypatch.setattr("flowformer.data.standins.search.roll_out", keep)
+    monkeypatch.setattr("flowformer.data.standins.policy_search.roll_out", keep)
     found = search(tmp_path, iterations=1, evaluations=1)
     observations = np.concatenate(played[:-1]).astype(np.float64)  # the last is a trial's
     np.testing.assert_allclose(found.mean, observations.mean(axis=0))
@@ -142,7 +142,7 @@ def test_a_search_that_was_killed_ends_the_same(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return roll_out(rollout)
 
-    monkeypatch.setattr("flowformer.data.standins.search.roll_out", die)
+    monkeypatch.setattr("flowformer.data.standins.policy_search.roll_out", die)
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "killed")
     monkeypatch.undo()
@@ -275,7 +275,7 @@ def test_a_perfect_search_ends_and_stays_ended(tmp_path, monkeypatch):
         search.offsets.append(np.zeros(2))
         search.scores.append(min(500.0, 200.0 * len(search.gains)))
 
-    monkeypatch.setattr("flowformer.data.standins.search._iterate", improve)
+    monkeypatch.setattr("flowformer.data.standins.policy_search._iterate", improve)
     for iterations in (50, 60):
         config = SearchConfig(env="CartPole-v1", iterations=iterations)
         search = run_search(config, folder=tmp_path, workers=Workers(1))

@@ -17,7 +17,7 @@ from flowformer.data.files import digest, preparing
 from flowformer.data.options import NOT_D4RL
 from flowformer.data.parallel import Workers, generator_of, require_main
 from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
-from flowformer.data.standins.search import (
+from flowformer.data.standins.policy_search import (
     Progress,
     Search,
     SearchConfig,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.nn.mixers.attention import (
+from flowformer.nn.mixers.head_attention import (
     Capabilities,
     HeadAttention,
     Sizes,
@@ -217,7 +217,7 @@ class ProjectedMixer(nn.Module):
         """Return what each head takes from every token for one: W_i of out_i = Σ_j W_ij v_j.
 
         v are the projected values, out is what the output projection reads. See `implied_row` of
-        `flowformer.nn.mixers.attention`.
+        `flowformer.nn.mixers.head_attention`.
 
         Args:
             x: the hidden states.

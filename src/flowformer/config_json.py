@@ -47,7 +47,7 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
 
     Examples:
         >>> from flowformer.models import LanguageModelConfig
-        >>> from flowformer.serialization import from_plain, to_plain
+        >>> from flowformer.config_json import from_plain, to_plain
         >>> plain = to_plain(LanguageModelConfig(dim=64))
         >>> from_plain(LanguageModelConfig, plain).dim
         64

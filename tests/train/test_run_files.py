@@ -8,7 +8,7 @@ import pytest
 
 from flowformer.train.classification import report_classifier
 from flowformer.train.folder import RunFolder
-from flowformer.train.records import ClassifierResult, read_history, read_predictions
+from flowformer.train.run_files import ClassifierResult, read_history, read_predictions
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig, SeriesRecord
 
 COLUMNS = "epoch,step,train_loss,train_accuracy,validation_loss,validation_accuracy\n"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowformer.data.standins.collection import Anchors, CollectionConfig, Quality, collect
-from flowformer.data.standins.search import SearchConfig
+from flowformer.data.standins.collect_episodes import Anchors, CollectionConfig, Quality, collect
+from flowformer.data.standins.policy_search import SearchConfig
 from flowformer.data.trajectories.minari import load_minari, local_minari
 from flowformer.data.trajectories.records import Trajectories
 from tests.data.trajectories.test_records import require_same
@@ -69,7 +69,7 @@ def test_a_set_does_not_depend_on_the_workers(tmp_path):
 
 @pytest.mark.parametrize("part", [1, 3])
 def test_a_killed_collection_ends_the_same(tmp_path, monkeypatch, part):
-    monkeypatch.setattr("flowformer.data.standins.collection._PART", 3)
+    monkeypatch.setattr("flowformer.data.standins.collect_episodes._PART", 3)
     straight = collected("replay", folder=tmp_path / "straight")
 
     class Killed(Exception):  # noqa: N818 - no error
@@ -94,7 +94,7 @@ def test_a_killed_collection_ends_the_same(tmp_path, monkeypatch, part):
 
 def test_a_set_that_is_there_is_read(tmp_path, monkeypatch):
     one = collected(folder=tmp_path / "set")
-    monkeypatch.delattr("flowformer.data.standins.collection._play")
+    monkeypatch.delattr("flowformer.data.standins.collect_episodes._play")
     require_same(one, collected(folder=tmp_path / "set"))
 
 
@@ -127,7 +127,7 @@ def no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     def returns(_config: CollectionConfig, policy: object, _pool: object) -> np.ndarray:
         return np.resize([-1500.0, -900.0], 50) + (0 if policy is None else 36)
 
-    monkeypatch.setattr("flowformer.data.standins.collection._returns", returns)
+    monkeypatch.setattr("flowformer.data.standins.collect_episodes._returns", returns)
 
 
 @pytest.mark.usefixtures("no_better")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flowformer.data.sequences.records import SequenceData
-from flowformer.data.standins import corpora
-from flowformer.data.standins.corpora import load_wiki_passages
+from flowformer.data.standins import packaged as corpora
+from flowformer.data.standins.packaged import load_wiki_passages
 
 LENGTH = 24
 

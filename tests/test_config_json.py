@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.config_json import flatten, from_plain, to_plain
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.serialization import flatten, from_plain, to_plain
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 CONFIG = SeriesConfig(
