@@ -83,7 +83,7 @@ def test_a_second_build_in_the_same_folder_holds_what_the_sources_hold_then(sour
     shutil.copytree(source, again)
     package = again / "src" / "flowformer"
     (package / "gone.py").write_text("")
-    changed = package / "serialization.py"
+    changed = package / "config_json.py"
     assert build(again, tmp_path / "first", CXX="/nonexistent/c++").returncode == 0
     (package / "gone.py").unlink()
     changed.write_text("NEW = True\n")
