@@ -13,15 +13,14 @@ from typing import Any
 
 import pytest
 
-from flowformer.compare import execution
+from flowformer.compare import execution, methods
 from flowformer.compare.execution import execute
+from flowformer.compare.methods import METHODS, TRAIN
 from flowformer.compare.plan import Plan, RunState, make_plan, read_comparison
 from flowformer.config_json import to_plain
 from flowformer.files import locked
 from flowformer.nn import MIXERS
 from flowformer.nn.mixers.building import mixer_options
-from flowformer.train import kinds
-from flowformer.train.kinds import METHODS, TRAIN
 from tests.compare.comparison_methods import FAKES, HERE, experiment
 from tests.compare.in_process import in_this_process
 
@@ -34,7 +33,7 @@ MakePlan = Callable[..., Plan]
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     """`plan({"quick": {"wrong": 2}})`: of methods that only tests know."""
-    monkeypatch.setattr(kinds, "METHODS", FAKES)
+    monkeypatch.setattr(methods, "METHODS", FAKES)
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
     def make(
@@ -90,8 +89,8 @@ def test_an_encoder_is_trained_as_a_model_and_has_no_options(tmp_path):
 
 
 def test_methods_and_mixers_have_different_names():
-    for methods in METHODS.values():
-        assert not set(methods) & set(MIXERS)
+    for table in METHODS.values():
+        assert not set(table) & set(MIXERS)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -277,9 +276,9 @@ import sys
 from pathlib import Path
 from flowformer.compare.execution import execute
 from flowformer.compare.plan import make_plan
-from flowformer.train import kinds
+from flowformer.compare import methods
 from tests.compare.comparison_methods import FAKES, experiment
-kinds.METHODS = FAKES
+methods.METHODS = FAKES
 plan = make_plan(
     [experiment()],
     {"quick": {"seconds": 0.8, "calls": sys.argv[2]}},

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
+from flowformer.compare.methods import METHODS, TRAIN
 from flowformer.files import locked
 from flowformer.train import folder as folders
 from flowformer.train.folder import RunFolder, holds_folder
-from flowformer.train.kinds import METHODS, TRAIN
 from flowformer.train.processes import group as processes
 
 REPORT = "flowformer.train.run:write_report"

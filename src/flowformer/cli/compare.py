@@ -161,8 +161,8 @@ def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[
 
 def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], list[str]]:
     """Return the names of mixers, and those of other methods."""
+    from flowformer.compare.methods import methods_of
     from flowformer.nn import MIXERS
-    from flowformer.train.kinds import methods_of
 
     methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)

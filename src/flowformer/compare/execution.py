@@ -35,7 +35,7 @@ from flowformer.train.folder import say_held
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
 
-logger = logging.getLogger("flowformer.train")  # whose lines the command line shows
+logger = logging.getLogger(__name__)
 
 WORKER = "flowformer.compare.worker"
 POLL_SECONDS = 0.2

@@ -1,12 +1,13 @@
-"""Methods of a comparison that are no models, behind the call of a training.
+"""The methods that a comparison can run beside the mixers: their table, and those without a model.
 
 Those of series are classical. Those of sequences see no order: what they reach, a model reaches
-without reading, and what mechanisms are compared by is above it. `flowformer.train.kinds` names
-all. Each leaves a run folder with predictions.csv and, written last, result.json. No torch here:
-the functions import what they need when they run.
+without reading, and what mechanisms are compared by is above it. `METHODS` names all. Each leaves
+a run folder with predictions.csv and, written last, result.json. No torch here: the functions
+import what they need when they run.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flowformer.train.folder import RunFolder, holds_folder, keep_digests
+from flowformer.train.kinds import Experiment, kind_of
 from flowformer.train.run_files import Outcome
 from flowformer.train.sequences.config import SequencesConfig
 from flowformer.train.series.config import SeriesConfig
@@ -190,3 +192,46 @@ def count_tokens(
 
     sides = [split.inputs] if split.others is None else [split.inputs, split.others]
     return np.concatenate([count(side) for side in sides], axis=1)
+
+
+TRAIN = "flowformer.train.run:train"
+
+
+# What a comparison can run beside the mixers, for each kind of experiment: the function that runs
+# it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name
+# of its encoder.
+METHODS: Mapping[str, Mapping[str, str]] = {
+    "series": {
+        "dtw": "flowformer.compare.methods:dtw",
+        "rocket": "flowformer.compare.methods:rocket",
+        "xgboost": "flowformer.compare.methods:xgboost",
+        "lstm": TRAIN,
+        "dilated-conv": TRAIN,
+    },
+    "sequences": {
+        "bag-of-tokens": "flowformer.compare.methods:bag_of_tokens",
+        "chance": "flowformer.compare.methods:chance",
+    },
+    "trajectories": {"behaviour-cloning": TRAIN},
+}
+
+
+def methods_of(config: Experiment) -> Mapping[str, str]:
+    """Return the methods that a comparison can run beside the mixers, by name."""
+    return METHODS.get(kind_of(config).name, {})
+
+
+def function_of(method: str, config: Experiment) -> str:
+    """Return what runs a method, or what trains a model if it is the name of none but a mixer.
+
+    Raises:
+        ValueError: it is a method for another kind of experiment.
+    """
+    if method in methods_of(config):
+        return methods_of(config)[method]
+    for name, methods in METHODS.items():
+        if method in methods:
+            raise ValueError(
+                f"{method} runs on {name}, and {config.name} is on {kind_of(config).name}"
+            )
+    return TRAIN

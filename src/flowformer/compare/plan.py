@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowformer.compare.findings import Comparison
-from flowformer.compare.methods import MethodResult
+from flowformer.compare.methods import TRAIN, MethodResult, function_of, methods_of
 from flowformer.compare.table import RunOutcome
 from flowformer.config_json import flatten, from_plain, to_plain
 from flowformer.train.digests import require_same_data
 from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
-from flowformer.train.kinds import TRAIN, Experiment, function_of, kind_of, methods_of
+from flowformer.train.kinds import Experiment, kind_of
 from flowformer.train.run_files import Result, read_history
 
 # The methods that are the Flowformer, whose score a recipe's paper_score is: the paper's equations,

@@ -1,4 +1,4 @@
-"""The kinds of experiments, and what a comparison can run beside the mixers. No torch here."""
+"""The kinds of experiments, by name. No torch here."""
 
 import functools
 import operator
@@ -11,8 +11,6 @@ from flowformer.train.config import ExperimentConfig
 from flowformer.train.digests import Digests
 from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_task
 from flowformer.train.run_files import Record, Result
-
-TRAIN = "flowformer.train.run:train"
 
 
 @dataclass(frozen=True)
@@ -74,24 +72,6 @@ if TYPE_CHECKING:
 else:  # any of them, as values are read back and checked
     Experiment = functools.reduce(operator.or_, (kind.config for kind in KINDS.values()))
 
-# What a comparison can run beside the mixers, for each kind of experiment: the function that runs
-# it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name
-# of its encoder.
-METHODS: Mapping[str, Mapping[str, str]] = {
-    "series": {
-        "dtw": "flowformer.compare.methods:dtw",
-        "rocket": "flowformer.compare.methods:rocket",
-        "xgboost": "flowformer.compare.methods:xgboost",
-        "lstm": TRAIN,
-        "dilated-conv": TRAIN,
-    },
-    "sequences": {
-        "bag-of-tokens": "flowformer.compare.methods:bag_of_tokens",
-        "chance": "flowformer.compare.methods:chance",
-    },
-    "trajectories": {"behaviour-cloning": TRAIN},
-}
-
 
 def kind_of(config: Experiment) -> Kind:
     """Return the kind of an experiment.
@@ -116,24 +96,3 @@ def kind_of_run(folder: RunFolder) -> Kind:
     if task not in KINDS:
         raise ValueError(f"{folder.config}: task must be one of {', '.join(KINDS)}, got {task!r}")
     return KINDS[task]
-
-
-def methods_of(config: Experiment) -> Mapping[str, str]:
-    """Return the methods that a comparison can run beside the mixers, by name."""
-    return METHODS.get(kind_of(config).name, {})
-
-
-def function_of(method: str, config: Experiment) -> str:
-    """Return what runs a method, or what trains a model if it is the name of none but a mixer.
-
-    Raises:
-        ValueError: it is a method for another kind of experiment.
-    """
-    if method in methods_of(config):
-        return methods_of(config)[method]
-    for name, methods in METHODS.items():
-        if method in methods:
-            raise ValueError(
-                f"{method} runs on {name}, and {config.name} is on {kind_of(config).name}"
-            )
-    return TRAIN

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from flowformer.compare.methods import TRAIN
 from flowformer.compare.plan import make_plan
 from flowformer.data.trajectories.records import EnvironmentOptions, WrapperOptions
 from flowformer.models.trajectories.config import DecisionModelConfig
 from flowformer.train.folder import RunFolder
-from flowformer.train.kinds import TRAIN
 from flowformer.train.run import evaluate, load_run, train
 from flowformer.train.trajectories import study
 from flowformer.train.trajectories.config import (
