@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.compare import methods
 from flowformer.compare.plan import RunState
-from flowformer.train import kinds
 from tests.compare.comparison_methods import FAKES
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ TINY += ["--model.feedforward", 32, "--training.epochs", 1, "--training.accelera
 @pytest.fixture
 def compare(flowformer, monkeypatch, tmp_path):
     """`compare("japanese-vowels", ...)`, with the methods that only tests know."""
-    monkeypatch.setattr(kinds, "METHODS", FAKES)
+    monkeypatch.setattr(methods, "METHODS", FAKES)
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: flowformer("compare", *arguments)
@@ -187,9 +187,9 @@ def test_a_changed_configuration_is_code_2_and_is_named(compare):
 )
 def test_stopped_it_ends_its_runs_and_says_how_to_go_on(tmp_path, stop, stop_when_there):
     code = (
-        "from flowformer.cli import main; from flowformer.train import kinds; "
+        "from flowformer.cli import main; from flowformer.compare import methods; "
         "from tests.compare.comparison_methods import FAKES; "
-        "kinds.METHODS = FAKES; main()"
+        "methods.METHODS = FAKES; main()"
     )
     command = ["compare", "japanese-vowels", "--mixers", "", "--methods", "quick"]
     command += ["--mixer-options", "quick.seconds=600", f"quick.calls={tmp_path / 'calls'}"]

@@ -143,6 +143,7 @@ def spelled_out(function: Callable[..., Any], *, without: Sequence[str] = ()) ->
         shown += [
             Parameter(name, Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=annotation)
             for name, annotation in FlowKeywords.__annotations__.items()
+            if name not in given.parameters  # declared again, with a default of its own
         ]
     return given.replace(parameters=[each for each in shown if each.name not in without])
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer, replace_attention
 from flowformer.nn.mixers import ATTENTIONS
-from flowformer.nn.mixers.head_attention import leave
+from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.head_attention import leave, option_defaults
+from flowformer.nn.mixers.linear import LinearAttention
 from tests.conformance import test_mixers as conformance
 
 FILE = '''
@@ -145,3 +148,18 @@ def test_a_name_is_taken_once_and_free_again_when_it_leaves(
     with pytest.raises(ValueError, match="unknown mixer 'aft'"):
         build_mixer("aft", 24, 3)
     del sys.modules["other_aft"]
+
+
+def test_options_of_an_own_attention_may_stand_anywhere_in_its_constructor() -> None:
+    class Doubled(LinearAttention):
+        def __init__(self, factor: float = 2.0) -> None:
+            super().__init__()
+            self.factor = factor
+
+    class Clamped(FlowAttention):
+        def __init__(self, *, clamp: float | None = 2.0, **options: Any) -> None:
+            super().__init__(clamp=clamp, **options)
+
+    assert option_defaults(Doubled) == {"factor": 2.0}
+    assert option_defaults(Clamped)["clamp"] == 2.0
+    assert Clamped(allocation=False).options.clamp == 2.0

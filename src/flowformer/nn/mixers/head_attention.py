@@ -229,7 +229,8 @@ def option_defaults(kind: type[HeadAttention]) -> dict[str, Any]:
     return {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in Sizes.__annotations__ and parameter.kind is parameter.KEYWORD_ONLY
+        if name not in Sizes.__annotations__
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
 
 
