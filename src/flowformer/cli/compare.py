@@ -296,8 +296,8 @@ def _usage() -> str:
         [
             "usage: flowformer compare RECIPE [RECIPE ...] [flags]",
             "",
-            "Compare mixers and other methods on a recipe or several. What it was stopped in, the",
-            "same command goes on with. flowformer compare RECIPE --help lists the flags.",
+            "Compare mixers and other methods on a recipe or several. Where it was stopped, the",
+            "same command goes on. flowformer compare RECIPE --help lists the flags.",
             "",
             *(f"  {name:<29}{(build.__doc__ or '').strip()}" for name, build in RECIPES.items()),
             "",
