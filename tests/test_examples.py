@@ -42,7 +42,7 @@ def test_example_runs(text, request, tmp_path, monkeypatch):
     example = doctest.DocTestParser().get_doctest(text, {}, request.node.name, None, None)
     imported = {name for part in example.examples for name in IMPORTED.findall(part.source)}
     for library in imported & EXTRAS:
-        pytest.importorskip(library)
+        pytest.importorskip(library)  # of an extra: the core alone has its examples tested too
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     assert runner.run(example, out=said.append).failed == 0, "".join(said)
