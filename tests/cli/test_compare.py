@@ -35,6 +35,10 @@ def compare(flowformer, monkeypatch, tmp_path):
         (["--seeds", 3], "usage: flowformer compare RECIPE"),
         (["japanese-vowel"], "did you mean japanese-vowels"),
         (["japanese-vowels", "--mixers", "flwo"], "unknown mixer 'flwo': did you mean flow?"),
+        (
+            ["char-shakespeare", "--mixers", "flow,linformer"],
+            "linformer has no causal form, which char-shakespeare needs: choose from flow,",
+        ),
         (["japanese-vowels", "--methods", "rockt"], "unknown method 'rockt': expected one of"),
         (["japanese-vowels", "--mixers", "flow,flow"], "each once, got flow, flow"),
         (

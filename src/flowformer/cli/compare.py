@@ -163,15 +163,22 @@ def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], li
     """Return the names of mixers, and those of other methods."""
     from flowformer.compare.methods import methods_of
     from flowformer.nn import MIXERS
+    from flowformer.nn.mixers.head_attention import able
 
     methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)
+    form = "causal" if experiment.causal else "bidirectional"
+    fitting = able(form)
     if mixers == ["all"]:
-        form = "causal" if experiment.causal else "bidirectional"
-        mixers = [name for name, kind in MIXERS.items() if getattr(kind.capabilities, form)]
+        mixers = fitting
     for name in mixers:
         if name in methods:
             raise ValueError(f"{name} is no mixer but another method: give it to --methods")
+        if name in MIXERS and name not in fitting:
+            raise ValueError(
+                f"{name} has no {form} form, which {experiment.name} needs: choose from "
+                f"{', '.join(fitting)}"
+            )
     for name in others:
         if name in MIXERS:
             raise ValueError(f"{name} is a mixer: give it to --mixers")
