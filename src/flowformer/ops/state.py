@@ -54,7 +54,8 @@ class FlowState(NamedTuple):
     heads save nothing here):
 
     Attributes:
-        tokens: n, the number of real tokens. Shape ``[b]``, int64.
+        tokens: n, the number of real tokens. Shape ``[b]``, int64; where there has been a decay,
+            what is left of them in each head, ``[b, h]``, float64.
         key_sum: Σ k. Shape ``[b, h, d]``.
         query_sum: Σ q. Shape ``[b, h, d]``.
         key_flow: Σ n·k/O. Shape ``[b, h, d]``.
@@ -62,11 +63,11 @@ class FlowState(NamedTuple):
         competition: log Σ exp Ô, -inf before the first token. Shape ``[b, h]``.
         key_value: Σ kᵀ(c·v). Shape ``[b, h, d, m]``.
 
-    All but ``tokens`` are float64 (float32 on a device without float64). The state is an ordinary
+    All but a count are float64 (float32 on a device without float64). The state is an ordinary
     tuple of tensors: differentiable, and saved and loaded by ``torch.save`` and ``torch.load``.
     """
 
-    tokens: Int[Tensor, " b"]
+    tokens: Int[Tensor, " b"] | Float[Tensor, "b h"]
     key_sum: Float[Tensor, "b h d"]
     query_sum: Float[Tensor, "b h d"]
     key_flow: Float[Tensor, "b h d"]
@@ -96,12 +97,40 @@ class FlowState(NamedTuple):
             key_value=zeros((*width, value_width)),
         )
 
+    @property
+    def decays(self) -> bool:
+        """Whether n is one of each head, which a decay may have made smaller."""
+        return self.tokens.ndim == 2
+
+    def of_heads(self) -> "FlowState":
+        """Return the state with n of each head."""
+        if self.decays:
+            return self
+        tokens = self.tokens[:, None].expand(self.competition.shape)
+        return self._replace(tokens=tokens.to(self.key_sum.dtype))
+
+    def faded(self, log_decay: Float[Tensor, "b h"]) -> "FlowState":
+        """Return what is left of the state after a decay."""
+        log_decay = log_decay.to(self.key_sum.dtype)
+        each = log_decay.exp()
+        vector = each[..., None]
+        return FlowState(
+            tokens=self.of_heads().tokens * each,
+            key_sum=self.key_sum * vector,
+            query_sum=self.query_sum * vector,
+            key_flow=self.key_flow * vector,
+            query_flow=self.query_flow * vector,
+            competition=self.competition + log_decay,
+            key_value=self.key_value * vector[..., None],
+        )
+
 
 class LinearState(NamedTuple):
     """The state of causal linear attention.
 
     Attributes:
-        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it).
+        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it). Of a
+            normalised attention it has one more column, Σ k: ``[b, h, d, m + 1]``.
     """
 
     key_value: Float[Tensor, "b h d m"]

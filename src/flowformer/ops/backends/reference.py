@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.features import features, masked
@@ -17,6 +18,7 @@ from flowformer.ops.state import FlowState, LinearState, carry_dtype, state_befo
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
 CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
+DECAYS = ("flow", "linear")  # the attentions that take log_decay
 
 
 def conserve(
@@ -91,6 +93,36 @@ def bidirectional(
     return (out * (allocation / incoming)[..., None]).to(value.dtype)
 
 
+class Memory:
+    """What is left of earlier tokens: all of them without decays."""
+
+    def __init__(self, log_decay: Float[Tensor, "b t h"] | None) -> None:
+        self._between = self._since = None
+        if log_decay is not None:
+            self._between = decays_between(log_decay.transpose(1, 2)[..., None])[..., 0]
+            self._since = log_decay.cumsum(1).exp()[..., None]
+
+    def triangle(self, scores: Float[Tensor, "b h t t"]) -> Float[Tensor, "b h t t"]:
+        """Return D_ts · scores_ts, zero for s > t."""
+        return scores.tril() if self._between is None else scores * self._between
+
+    def prefix(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """Return Σ_{s≤t} D_ts x_s."""
+        if self._between is None:
+            return x.cumsum(1)
+        return torch.einsum("bhts,bshd->bthd", self._between, x)
+
+    def since(self, before: Float[Tensor, "b _ h d"]) -> Float[Tensor, "b _ h d"]:
+        """Return what is left at each token of what there was before the first."""
+        return before if self._since is None else before * self._since
+
+    def at_end(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """Return what is left of each token after the last."""
+        if self._between is None:
+            return x
+        return x * self._between[:, :, -1].transpose(1, 2)[..., None]
+
+
 def conserve_causal(
     q: Float[Tensor, "b t h d"],
     k: Float[Tensor, "b t h d"],
@@ -98,6 +130,7 @@ def conserve_causal(
     options: FlowOptions,
     mask: Bool[Tensor, "b t"] | None,
     state: FlowState,
+    log_decay: Float[Tensor, "b t h"] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, FlowState]:
     """Return sink_incoming, source_competition, sink_allocation, each [b, t, h], and the new state.
 
@@ -105,11 +138,21 @@ def conserve_causal(
     """
     eps = options.eps
     real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
-    count = state.tokens[:, None] + real.cumsum(1)
-    n = count.to(q.dtype)[..., None].clamp(min=1)  # before the first real token nothing is kept
+    if log_decay is not None:
+        log_decay = torch.where(real[..., None], log_decay.to(q.dtype), 0)
+        state = state.of_heads()
+    memory = Memory(log_decay)
 
     def prefix(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
-        return x.cumsum(1) + before[:, None].to(x.dtype)
+        return memory.prefix(x) + memory.since(before[:, None].to(x.dtype))
+
+    if log_decay is None:
+        before = state.tokens.view(real.shape[0], 1, -1)
+        count = before + real.cumsum(1)[..., None]
+    else:
+        ones = real[..., None, None].to(q.dtype).expand(*q.shape[:3], 1)
+        count = prefix(ones, state.tokens[..., None])[..., 0]
+    n = torch.where(count > 0, count, 1).to(q.dtype)  # before the first token nothing is kept
 
     sink_incoming = ((q + eps) * (prefix(k, state.key_sum) + eps)).sum(-1)
     source_outgoing = ((k + eps) * (prefix(q, state.query_sum) + eps)).sum(-1)
@@ -132,17 +175,22 @@ def conserve_causal(
             real[:, None],
             log_sum,
             options.clamp,
+            None if log_decay is None else log_decay.transpose(-1, -2).to(log_sum.dtype),
         )
         source_competition = n * share.transpose(-1, -2).to(n.dtype)
         log_sum = log_sums[..., -1]
 
-    carry = carry_dtype(q.device)
+    past = state if log_decay is None else state.faded(log_decay.sum(1))
+
+    def total(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
+        return before + memory.at_end(x.to(carry_dtype(q.device))).sum(1)
+
     state = FlowState(
-        tokens=count[:, -1],
-        key_sum=state.key_sum + k.to(carry).sum(1),
-        query_sum=state.query_sum + q.to(carry).sum(1),
-        key_flow=state.key_flow + key_share.to(carry).sum(1),
-        query_flow=state.query_flow + query_share.to(carry).sum(1),
+        tokens=count[:, -1].to(state.tokens.dtype).view(state.tokens.shape),
+        key_sum=total(k, past.key_sum),
+        query_sum=total(q, past.query_sum),
+        key_flow=total(key_share, past.key_flow),
+        query_flow=total(query_share, past.query_flow),
         competition=log_sum,
         key_value=state.key_value,
     )
@@ -157,14 +205,18 @@ def causal(
     options: FlowOptions,
     mask: Bool[Tensor, "b t"] | None,
     state: FlowState | None,
+    log_decay: Float[Tensor, "b t h"] | None = None,
     return_state: bool = True,  # noqa: ARG001 - it is there anyway
 ) -> tuple[Float[Tensor, "b t h m"], FlowState]:
     """Causal Flow-Attention (paper, section 3; published as ``Flow_Attention_Causal``)."""
     q = features(query, mask, options.feature_map)
     k = features(key, mask, options.feature_map)
     v = masked(value, mask).to(k.dtype)
+    if log_decay is not None:
+        log_decay = masked(log_decay[..., None], mask)[..., 0]
+    state = state_before(FlowState, state, query, value)
     incoming, competition, allocation, state = conserve_causal(
-        q, k, options=options, mask=mask, state=state_before(FlowState, state, query, value)
+        q, k, options=options, mask=mask, state=state, log_decay=log_decay
     )
     out, second = linear_causal(
         q,
@@ -172,6 +224,7 @@ def causal(
         v * competition[..., None],
         row_scale=allocation / incoming,
         state=LinearState(state.key_value),
+        log_decay=log_decay,
     )
     return out.to(value.dtype), state._replace(key_value=second.key_value)
 
@@ -195,14 +248,18 @@ def linear_causal(
     *,
     row_scale: Float[Tensor, "b t h"] | None,
     state: LinearState | None,
+    log_decay: Float[Tensor, "b t h"] | None = None,
     return_state: bool = True,  # noqa: ARG001 - it is there anyway
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
-    """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
-    state = state_before(LinearState, state, q, v)
-    scores = torch.einsum("bthd,bshd->bhts", q, k).tril()
-    out = torch.einsum("bhts,bshm->bthm", scores, v)
-    out = out + torch.einsum("bthd,bhdm->bthm", q, state.key_value.to(q.dtype))
+    """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
+    key_value = state_before(LinearState, state, q, v).key_value
+    memory = Memory(None if log_decay is None else log_decay.to(q.dtype))
+    scores = torch.einsum("bthd,bshd->bhts", q, k)
+    out = torch.einsum("bhts,bshm->bthm", memory.triangle(scores), v)
+    out = out + torch.einsum("bthd,bhdm->bthm", memory.since(q), key_value.to(q.dtype))
     carry = carry_dtype(q.device)
-    added = torch.einsum("bshd,bshm->bhdm", k.to(carry), v.to(carry))
+    added = torch.einsum("bshd,bshm->bhdm", memory.at_end(k.to(carry)), v.to(carry))
+    if log_decay is not None:
+        key_value = key_value * log_decay.sum(1).to(carry).exp()[..., None, None]
     out = out if row_scale is None else out * row_scale[..., None]
-    return out, LinearState(state.key_value + added)
+    return out, LinearState(key_value + added)
