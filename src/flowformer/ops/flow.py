@@ -40,7 +40,7 @@ from flowformer.ops.options import (
     spells_out,
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
-from flowformer.ops.state import FlowState
+from flowformer.ops.state import FlowState, has_decayed
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
@@ -167,9 +167,9 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     query, key, value = check_tensors(query, key, value)
     given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
-    module = choose_backend(backend, query, key, value, log_decay, *batch, *(initial_state or ()))
     if log_decay is not None:
         log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
+    module = choose_backend(backend, query, key, value, log_decay, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
@@ -190,7 +190,7 @@ def _that_decays(
     module: ModuleType, log_decay: Tensor | None, state: FlowState | None
 ) -> ModuleType:
     """Return the backend's module, or one that takes a decay, or the state after one."""
-    decays = log_decay is not None or (state is not None and state.decays)
+    decays = log_decay is not None or (state is not None and has_decayed(state))
     return that_decays(module, "flow") if decays else module
 
 
@@ -316,10 +316,10 @@ def flow_attention_step(
             "heads come first need layout='bhtd'"
         )
     check_state(state, FlowState, query, value, query.shape[0])
-    module = choose_backend(backend, query, key, value, log_decay, *(state or ()))
     decay = {}
     if log_decay is not None:
         decay["log_decay"] = check_decay(log_decay, query, None, causal=True)
+    module = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
     module = _that_decays(module, log_decay, state)
     with exact_arithmetic(query):
         return module.step(query, key, value, options=resolved, state=state, **decay)

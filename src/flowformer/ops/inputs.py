@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 from flowformer.ops.features import compute_dtype
+from flowformer.ops.state import FlowState, has_decayed, of_heads
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -250,7 +251,7 @@ def check_state(
     if given is not None:
         layout = _traced_layout if is_recorded() else _cached_layout
         sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more
-        decays = type(given) is kind and getattr(given, "decays", False)
+        decays = isinstance(given, FlowState) and has_decayed(given)
         _check_layout(given, kind, layout(kind, sizes, query.device, decays))
 
 
@@ -263,7 +264,7 @@ def _layout_of(state: tuple) -> Layout:
 
 def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device, decays: bool) -> Layout:
     empty = kind.initial(*sizes, device)
-    return _layout_of(empty.of_heads() if decays else empty)
+    return _layout_of(of_heads(empty) if decays and kind is FlowState else empty)
 
 
 _cached_layout = lru_cache(maxsize=64)(_traced_layout)

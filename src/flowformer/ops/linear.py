@@ -151,10 +151,11 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
             )
     given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
+    if log_decay is not None:
+        log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
     others = (row_scale, log_decay, *batch, *(initial_state or ()))
     module = choose_backend(backend, query, key, value, *others)
     if log_decay is not None:
-        log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
         module = that_decays(module, "linear")
     if causal:
         check_causal(query, key, cu_seqlens_k)

@@ -97,33 +97,6 @@ class FlowState(NamedTuple):
             key_value=zeros((*width, value_width)),
         )
 
-    @property
-    def decays(self) -> bool:
-        """Whether n is one of each head, which a decay may have made smaller."""
-        return self.tokens.ndim == 2
-
-    def of_heads(self) -> "FlowState":
-        """Return the state with n of each head."""
-        if self.decays:
-            return self
-        tokens = self.tokens[:, None].expand(self.competition.shape)
-        return self._replace(tokens=tokens.to(self.key_sum.dtype))
-
-    def faded(self, log_decay: Float[Tensor, "b h"]) -> "FlowState":
-        """Return what is left of the state after a decay."""
-        log_decay = log_decay.to(self.key_sum.dtype)
-        each = log_decay.exp()
-        vector = each[..., None]
-        return FlowState(
-            tokens=self.of_heads().tokens * each,
-            key_sum=self.key_sum * vector,
-            query_sum=self.query_sum * vector,
-            key_flow=self.key_flow * vector,
-            query_flow=self.query_flow * vector,
-            competition=self.competition + log_decay,
-            key_value=self.key_value * vector[..., None],
-        )
-
 
 class LinearState(NamedTuple):
     """The state of causal linear attention.
@@ -149,6 +122,35 @@ class LinearState(NamedTuple):
 
 
 Past = TypeVar("Past", FlowState, LinearState)
+
+
+def has_decayed(state: FlowState) -> bool:
+    """Return whether n is one of each head, which a decay may have made smaller."""
+    return state.tokens.ndim == 2
+
+
+def of_heads(state: FlowState) -> FlowState:
+    """Return the state with n of each head."""
+    if has_decayed(state):
+        return state
+    tokens = state.tokens[:, None].expand(state.competition.shape)
+    return state._replace(tokens=tokens.to(state.key_sum.dtype))
+
+
+def faded(state: FlowState, log_decay: Float[Tensor, "b h"]) -> FlowState:
+    """Return what is left of a state after a decay."""
+    log_decay = log_decay.to(state.key_sum.dtype)
+    factor = log_decay.exp()
+    vector = factor[..., None]
+    return FlowState(
+        tokens=of_heads(state).tokens * factor,
+        key_sum=state.key_sum * vector,
+        query_sum=state.query_sum * vector,
+        key_flow=state.key_flow * vector,
+        query_flow=state.query_flow * vector,
+        competition=state.competition + log_decay,
+        key_value=state.key_value * vector[..., None],
+    )
 
 
 def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState) -> FlowState:

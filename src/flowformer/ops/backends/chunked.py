@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from flowformer.ops.backends.decay import Decays
+from flowformer.ops.backends.decay import Decays, segment_decays
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.state import FlowState, LinearState, state_before
+from flowformer.ops.state import FlowState, LinearState, has_decayed, of_heads, state_before
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
@@ -169,11 +169,11 @@ def _causal_segment(
     v = _chunks(masked(value, mask).to(k.dtype))
     decays, logs = None, None
     if log_decay is not None:
-        state = state.of_heads()
+        state = of_heads(state)
         if mask is not None:
             log_decay = torch.where(mask[..., None], log_decay, 0)
         logs = _chunks(log_decay.to(q.dtype)[..., None])[..., 0]
-        decays = Decays.of(logs, state.key_sum.dtype)
+        decays = segment_decays(logs, state.key_sum.dtype)
     count, real = _counts(mask, state.tokens, q, decays)
     n = torch.where(count > 0, count, 1).to(q.dtype)  # before the first real token nothing is kept
 
@@ -215,7 +215,7 @@ def _causal_segment(
 
     out, key_value = _second_half(q, k, v, lower, state.key_value, decays)
     tokens = _last(count.flatten(2), length)
-    tokens = tokens if state.decays else tokens[:, 0]
+    tokens = tokens if has_decayed(state) else tokens[:, 0]
     state = FlowState(tokens, key_sum, query_sum, key_flow, query_flow, competition, key_value)
     return _tokens(out * scale[..., None], length).to(value.dtype), state
 
@@ -356,7 +356,7 @@ def linear_causal(
         decays = None
         if log_decay is not None:
             logs = _chunks(log_decay[:, part, :, None].to(q.dtype))[..., 0]
-            decays = Decays.of(logs, key_value.dtype)
+            decays = segment_decays(logs, key_value.dtype)
         lower = _triangle(queries @ keys.transpose(-1, -2), decays)
         out, key_value = _second_half(queries, keys, values, lower, key_value, decays)
         outputs.append(_tokens(out, q[:, part].shape[1]))

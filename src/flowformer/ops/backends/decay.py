@@ -30,6 +30,7 @@ class Decays(NamedTuple):
 
     Attributes:
         inside: D_ts of two tokens of a chunk, zero for s > t. ``[b, h, n, c, c]``.
+        end: what is left of each token at the end of its chunk. ``[b, h, n, c]``.
         start: what is left at each token of what came before its chunk. ``[b, h, n, c]``.
         chunks: what is left before each chunk, and after the last (rows), of what came before the
             first, and of what each chunk added (columns). ``[b, h, n + 1, n + 1]``, as wide as
@@ -37,21 +38,15 @@ class Decays(NamedTuple):
     """
 
     inside: Float[Tensor, "b h n c c"]
+    end: Float[Tensor, "b h n c"]
     start: Float[Tensor, "b h n c"]
     chunks: Float[Tensor, "b h n1 n1"]
 
-    @classmethod
-    def of(cls, log_decay: Float[Tensor, "b h n c"], carried: torch.dtype) -> "Decays":
-        """Return the decays of such tokens, for sums that are carried in that dtype."""
-        sums = log_decay.cumsum(-1)
-        of_chunks = torch.nn.functional.pad(sums[..., -1].to(carried), (1, 0))
-        return cls(
-            decays_between(log_decay[..., None])[..., 0],
-            sums.exp(),
-            decays_between(of_chunks[..., None])[..., 0],
-        )
 
-    @property
-    def end(self) -> Float[Tensor, "b h n c"]:
-        """What is left of each token at the end of its chunk."""
-        return self.inside[..., -1, :]
+def segment_decays(log_decay: Float[Tensor, "b h n c"], carried: torch.dtype) -> Decays:
+    """Return the decays of such tokens, for sums that are carried in that dtype."""
+    sums = log_decay.cumsum(-1)
+    of_chunks = torch.nn.functional.pad(sums[..., -1].to(carried), (1, 0))
+    inside = decays_between(log_decay[..., None])[..., 0]
+    chunks = decays_between(of_chunks[..., None])[..., 0]
+    return Decays(inside, inside[..., -1, :], sums.exp(), chunks)

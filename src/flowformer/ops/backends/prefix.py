@@ -9,7 +9,7 @@ from flowformer.ops.backends.decay import log_decays_between
 from flowformer.ops.features import apply_feature_map, compute_dtype
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.state import FlowState, state_before
+from flowformer.ops.state import FlowState, faded, has_decayed, state_before
 
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
@@ -146,14 +146,14 @@ def step(
     """
     state = state_before(FlowState, state, query, value)
     if log_decay is not None:
-        state = state.faded(log_decay[:, 0])
+        state = faded(state, log_decay[:, 0])
     eps, wide = options.eps, state.key_sum.dtype
     narrow = compute_dtype(query.dtype)
     q = apply_feature_map(query[:, 0].to(narrow), options.feature_map).to(wide)
     k = apply_feature_map(key[:, 0].to(narrow), options.feature_map).to(wide)
     v = value[:, 0].to(wide)
     count = state.tokens + 1
-    n = count if state.decays else count.to(wide)[:, None]
+    n = count if has_decayed(state) else count.to(wide)[:, None]
 
     key_sum, query_sum = state.key_sum + k, state.query_sum + q
     incoming = ((q + eps) * (key_sum + eps)).sum(-1)

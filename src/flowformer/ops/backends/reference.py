@@ -4,6 +4,8 @@ Written to be read beside the paper; nothing here is fast, and the causal form i
 run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,7 +15,7 @@ from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.features import features, masked
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.state import FlowState, LinearState, carry_dtype, state_before
+from flowformer.ops.state import FlowState, LinearState, carry_dtype, faded, of_heads, state_before
 
 PACKS_SEQUENCES = False  # packed sequences come as padded batches, see packing.py
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
@@ -93,34 +95,41 @@ def bidirectional(
     return (out * (allocation / incoming)[..., None]).to(value.dtype)
 
 
-class Memory:
-    """What is left of earlier tokens: all of them without decays."""
+class Memory(NamedTuple):
+    """What is left of earlier tokens: all of them where both are None."""
 
-    def __init__(self, log_decay: Float[Tensor, "b t h"] | None) -> None:
-        self._between = self._since = None
-        if log_decay is not None:
-            self._between = decays_between(log_decay.transpose(1, 2)[..., None])[..., 0]
-            self._since = log_decay.cumsum(1).exp()[..., None]
+    between: Float[Tensor, "b h t t"] | None = None  # D_ts for row t and column s, zero for s > t
+    since: Float[Tensor, "b t h 1"] | None = None  # of what there was before the first token
 
-    def triangle(self, scores: Float[Tensor, "b h t t"]) -> Float[Tensor, "b h t t"]:
-        """Return D_ts · scores_ts, zero for s > t."""
-        return scores.tril() if self._between is None else scores * self._between
 
-    def prefix(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-        """Return Σ_{s≤t} D_ts x_s."""
-        if self._between is None:
-            return x.cumsum(1)
-        return torch.einsum("bhts,bshd->bthd", self._between, x)
+def _memory(log_decay: Float[Tensor, "b t h"] | None) -> Memory:
+    if log_decay is None:
+        return Memory()
+    between = decays_between(log_decay.transpose(1, 2)[..., None])[..., 0]
+    return Memory(between, log_decay.cumsum(1).exp()[..., None])
 
-    def since(self, before: Float[Tensor, "b _ h d"]) -> Float[Tensor, "b _ h d"]:
-        """Return what is left at each token of what there was before the first."""
-        return before if self._since is None else before * self._since
 
-    def at_end(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-        """Return what is left of each token after the last."""
-        if self._between is None:
-            return x
-        return x * self._between[:, :, -1].transpose(1, 2)[..., None]
+def _triangle(scores: Float[Tensor, "b h t t"], memory: Memory) -> Float[Tensor, "b h t t"]:
+    """Return D_ts · scores_ts, zero for s > t."""
+    return scores.tril() if memory.between is None else scores * memory.between
+
+
+def _prefix(
+    x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"], memory: Memory
+) -> Float[Tensor, "b t h d"]:
+    """Return Σ_{s≤t} D_ts x_s, and what is left of the sum before the first token."""
+    if memory.between is None:
+        return x.cumsum(1) + before[:, None].to(x.dtype)
+    inside = torch.einsum("bhts,bshd->bthd", memory.between, x)
+    return inside + before[:, None].to(x.dtype) * memory.since
+
+
+def _at_end(x: Float[Tensor, "b t h d"], memory: Memory) -> Float[Tensor, "b t h d"]:
+    """Return what is left of each token after the last, in the dtype of carried sums."""
+    x = x.to(carry_dtype(x.device))
+    if memory.between is None:
+        return x
+    return x * memory.between[:, :, -1].transpose(1, 2)[..., None]
 
 
 def conserve_causal(
@@ -140,29 +149,27 @@ def conserve_causal(
     real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
     if log_decay is not None:
         log_decay = torch.where(real[..., None], log_decay.to(q.dtype), 0)
-        state = state.of_heads()
-    memory = Memory(log_decay)
-
-    def prefix(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
-        return memory.prefix(x) + memory.since(before[:, None].to(x.dtype))
-
+        state = of_heads(state)
+    memory = _memory(log_decay)
     if log_decay is None:
         before = state.tokens.view(real.shape[0], 1, -1)
         count = before + real.cumsum(1)[..., None]
     else:
         ones = real[..., None, None].to(q.dtype).expand(*q.shape[:3], 1)
-        count = prefix(ones, state.tokens[..., None])[..., 0]
+        count = _prefix(ones, state.tokens[..., None], memory)[..., 0]
     n = torch.where(count > 0, count, 1).to(q.dtype)  # before the first token nothing is kept
 
-    sink_incoming = ((q + eps) * (prefix(k, state.key_sum) + eps)).sum(-1)
-    source_outgoing = ((k + eps) * (prefix(q, state.query_sum) + eps)).sum(-1)
+    sink_incoming = ((q + eps) * (_prefix(k, state.key_sum, memory) + eps)).sum(-1)
+    source_outgoing = ((k + eps) * (_prefix(q, state.query_sum, memory) + eps)).sum(-1)
     sink_incoming = torch.where(real[..., None], sink_incoming, 1)
     source_outgoing = torch.where(real[..., None], source_outgoing, 1)
 
     key_share = k * (n / source_outgoing)[..., None]
     query_share = q * (n / sink_incoming)[..., None]
-    conserved_sink = ((q + eps) * (prefix(key_share, state.key_flow) + eps)).sum(-1) / n
-    conserved_source = ((k + eps) * (prefix(query_share, state.query_flow) + eps)).sum(-1) / n
+    conserved_sink = ((q + eps) * (_prefix(key_share, state.key_flow, memory) + eps)).sum(-1) / n
+    conserved_source = ((k + eps) * (_prefix(query_share, state.query_flow, memory) + eps)).sum(
+        -1
+    ) / n
 
     sink_allocation = torch.ones_like(conserved_sink)
     if options.allocation:
@@ -180,17 +187,13 @@ def conserve_causal(
         source_competition = n * share.transpose(-1, -2).to(n.dtype)
         log_sum = log_sums[..., -1]
 
-    past = state if log_decay is None else state.faded(log_decay.sum(1))
-
-    def total(x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"]) -> Tensor:
-        return before + memory.at_end(x.to(carry_dtype(q.device))).sum(1)
-
+    past = state if log_decay is None else faded(state, log_decay.sum(1))
     state = FlowState(
         tokens=count[:, -1].to(state.tokens.dtype).view(state.tokens.shape),
-        key_sum=total(k, past.key_sum),
-        query_sum=total(q, past.query_sum),
-        key_flow=total(key_share, past.key_flow),
-        query_flow=total(query_share, past.query_flow),
+        key_sum=past.key_sum + _at_end(k, memory).sum(1),
+        query_sum=past.query_sum + _at_end(q, memory).sum(1),
+        key_flow=past.key_flow + _at_end(key_share, memory).sum(1),
+        query_flow=past.query_flow + _at_end(query_share, memory).sum(1),
         competition=log_sum,
         key_value=state.key_value,
     )
@@ -253,13 +256,13 @@ def linear_causal(
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
     """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
     key_value = state_before(LinearState, state, q, v).key_value
-    memory = Memory(None if log_decay is None else log_decay.to(q.dtype))
+    memory = _memory(None if log_decay is None else log_decay.to(q.dtype))
     scores = torch.einsum("bthd,bshd->bhts", q, k)
-    out = torch.einsum("bhts,bshm->bthm", memory.triangle(scores), v)
-    out = out + torch.einsum("bthd,bhdm->bthm", memory.since(q), key_value.to(q.dtype))
-    carry = carry_dtype(q.device)
-    added = torch.einsum("bshd,bshm->bhdm", memory.at_end(k.to(carry)), v.to(carry))
+    out = torch.einsum("bhts,bshm->bthm", _triangle(scores, memory), v)
+    since = q if memory.since is None else q * memory.since
+    out = out + torch.einsum("bthd,bhdm->bthm", since, key_value.to(q.dtype))
+    added = torch.einsum("bshd,bshm->bhdm", _at_end(k, memory), v.to(key_value.dtype))
     if log_decay is not None:
-        key_value = key_value * log_decay.sum(1).to(carry).exp()[..., None, None]
+        key_value = key_value * log_decay.sum(1).to(key_value.dtype).exp()[..., None, None]
     out = out if row_scale is None else out * row_scale[..., None]
     return out, LinearState(key_value + added)
