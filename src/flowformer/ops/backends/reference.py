@@ -118,7 +118,7 @@ def _prefix(
     x: Float[Tensor, "b t h d"], before: Float[Tensor, "b h d"], memory: Memory
 ) -> Float[Tensor, "b t h d"]:
     """Return Σ_{s≤t} D_ts x_s, and what is left of the sum before the first token."""
-    if memory.between is None:
+    if memory.between is None or memory.since is None:
         return x.cumsum(1) + before[:, None].to(x.dtype)
     inside = torch.einsum("bhts,bshd->bthd", memory.between, x)
     return inside + before[:, None].to(x.dtype) * memory.since
@@ -152,11 +152,14 @@ def conserve_causal(
         state = of_heads(state)
     memory = _memory(log_decay)
     if log_decay is None:
-        before = state.tokens.view(real.shape[0], 1, -1)
-        count = before + real.cumsum(1)[..., None]
+        past = state
+        count = state.tokens.view(real.shape[0], 1, -1) + real.cumsum(1)[..., None]
+        tokens = count[:, -1].view(state.tokens.shape)
     else:
+        past = faded(state, log_decay.sum(1))
         ones = real[..., None, None].to(q.dtype).expand(*q.shape[:3], 1)
         count = _prefix(ones, state.tokens[..., None], memory)[..., 0]
+        tokens = past.tokens + _at_end(ones, memory)[..., 0].sum(1)
     n = torch.where(count > 0, count, 1).to(q.dtype)  # before the first token nothing is kept
 
     sink_incoming = ((q + eps) * (_prefix(k, state.key_sum, memory) + eps)).sum(-1)
@@ -166,10 +169,10 @@ def conserve_causal(
 
     key_share = k * (n / source_outgoing)[..., None]
     query_share = q * (n / sink_incoming)[..., None]
-    conserved_sink = ((q + eps) * (_prefix(key_share, state.key_flow, memory) + eps)).sum(-1) / n
-    conserved_source = ((k + eps) * (_prefix(query_share, state.query_flow, memory) + eps)).sum(
-        -1
-    ) / n
+    key_flow = _prefix(key_share, state.key_flow, memory)
+    query_flow = _prefix(query_share, state.query_flow, memory)
+    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1) / n
+    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1) / n
 
     sink_allocation = torch.ones_like(conserved_sink)
     if options.allocation:
@@ -187,9 +190,8 @@ def conserve_causal(
         source_competition = n * share.transpose(-1, -2).to(n.dtype)
         log_sum = log_sums[..., -1]
 
-    past = state if log_decay is None else faded(state, log_decay.sum(1))
     state = FlowState(
-        tokens=count[:, -1].to(state.tokens.dtype).view(state.tokens.shape),
+        tokens=tokens,
         key_sum=past.key_sum + _at_end(k, memory).sum(1),
         query_sum=past.query_sum + _at_end(q, memory).sum(1),
         key_flow=past.key_flow + _at_end(key_share, memory).sum(1),
