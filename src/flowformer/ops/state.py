@@ -137,6 +137,12 @@ def of_heads(state: FlowState) -> FlowState:
     return state._replace(tokens=tokens.to(state.key_sum.dtype))
 
 
+def empty_state(decays: bool, *sizes: Any) -> FlowState:
+    """Return the state before the first token, of the sizes that ``initial`` takes."""
+    state = FlowState.initial(*sizes)
+    return of_heads(state) if decays else state
+
+
 def faded(state: FlowState, log_decay: Float[Tensor, "b h"]) -> FlowState:
     """Return what is left of a state after a decay."""
     log_decay = log_decay.to(state.key_sum.dtype)
