@@ -19,6 +19,9 @@ struct Scratch {
   ~Scratch() { std::free(memory); }
 };
 
+// Turns are short, and to sleep takes longer than most of them.
+constexpr int TRIES = 32;
+
 }  // namespace
 
 struct Team::Members {
@@ -36,7 +39,6 @@ struct Team::Members {
   const void* context = nullptr;
   int64_t tasks = 0;
   std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
 
   Members(int64_t count, size_t bytes) : threads(count), scratch_bytes(bytes), scratch(bytes) {}
 
@@ -50,7 +52,6 @@ struct Team::Members {
 
   void serve(int64_t served) {
     const Scratch own(scratch_bytes);
-    if (own.memory == nullptr) failed = true;
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex);
@@ -58,14 +59,14 @@ struct Team::Members {
         if (ended) return;
         served = round;
       }
-      take_tasks(own.memory);
+      if (own.memory != nullptr) take_tasks(own.memory);
       const std::lock_guard<std::mutex> lock(mutex);
       if (--busy == 0) done.notify_one();
     }
   }
 
   void take_tasks(char* memory) {
-    for (int64_t task = next++; task < tasks && !failed; task = next++) work(context, memory, task);
+    for (int64_t task = next++; task < tasks; task = next++) work(context, memory, task);
   }
 };
 
@@ -99,7 +100,36 @@ bool Team::run(int64_t tasks, Work work, const void* context) {
   own.take_tasks(own.scratch.memory);
   std::unique_lock<std::mutex> lock(own.mutex);
   own.done.wait(lock, [&] { return own.busy == 0; });
-  return !own.failed;
+  return true;
+}
+
+struct Turns::Line {
+  std::atomic<int64_t> passed{0}, sleeping{0};
+  std::mutex mutex;
+  std::condition_variable moved;
+};
+
+Turns::Turns(int64_t lines) : lines_(new (std::nothrow) Line[lines]) {}
+Turns::~Turns() { delete[] lines_; }
+
+void Turns::wait(int64_t line, int64_t before) {
+  Line& own = lines_[line];
+  for (int tries = 0; tries < TRIES; ++tries) {
+    if (own.passed >= before) return;
+    std::this_thread::yield();
+  }
+  std::unique_lock<std::mutex> lock(own.mutex);
+  ++own.sleeping;
+  own.moved.wait(lock, [&] { return own.passed >= before; });
+  --own.sleeping;
+}
+
+void Turns::pass(int64_t line) {
+  Line& own = lines_[line];
+  ++own.passed;
+  if (own.sleeping == 0) return;
+  { const std::lock_guard<std::mutex> lock(own.mutex); }  // whoever counts itself as asleep waits by now
+  own.moved.notify_all();
 }
 
 }  // namespace flowformer
