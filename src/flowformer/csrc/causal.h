@@ -4,7 +4,8 @@
 //   keyᵀ value   of each half of a chunk, added to that of all tokens before it
 //   output  scale · (q · (keyᵀ value before the half) + (the half's triangle of q kᵀ) · c v)
 //
-// Triangles are of half a chunk, as they cost what is left out of them twice over; what is carried, in float64, is added up
+// Triangles are of half a chunk where the matrices are small: half of a triangle is the product of two halves, which costs more
+// than a step of keyᵀ value. What is carried, in float64, is added up
 // chunk by chunk. Threads that share a row take stretches of a few chunks: the flows, and the adding of keyᵀ value, wait for the
 // stretch before, and everything else goes on side by side. A stretch stays in the second-level cache from part to part, a
 // single chunk (where a thread has the row for itself) mostly in the first. The numbers do not depend on who does what.
@@ -125,12 +126,14 @@ template <class Pass> bool over_rows(const Call& call) {
 }
 
 // A chunk of n tokens on the way of a matrix Σ xᵀ y through its row: the half of it that the way leads through first begins at
-// `first`; nothing came before the chunk (empty), something comes after it (followed).
+// `first`; nothing came before the chunk (empty), something comes after it (followed). It is split where that saves time: where
+// the matrix between the halves stays in the first-level cache, and there is one.
 struct Halves {
   int n, first;
-  bool empty, followed;
-  bool split() const { return !empty && n > HALF; }
+  bool empty, followed, small;
+  bool split() const { return small && !empty && n > HALF; }
 };
+constexpr int64_t SMALL = 32 << 10;  // bytes
 
 // xᵀ y of the first half in to[1] and of the second in to[2], as far as they are needed; in to[2] that of an undivided chunk.
 template <class T>
@@ -270,12 +273,12 @@ template <class T> struct CausalForward {
 
   bool is_empty(int64_t t) const { return t == 0 && !call.before.key_value; }
   Halves halves(const Row& row, int64_t t, int n) const {
-    return {n, 0, is_empty(t), t + n < row.key.trimmed || call.after.key_value};
+    return {n, 0, is_empty(t), t + n < row.key.trimmed || call.after.key_value, s.matrix * int64_t(sizeof(T)) <= SMALL};
   }
 
   void output(const Row& row, int64_t t, int n, const T* queries, const T* keys, const T* values, const T* scales,
               T* const* states) {
-    const int step = is_empty(t) ? CHUNK : HALF;
+    const int step = halves(row, t, n).split() ? HALF : CHUNK;
     for (int i = 0; i < n; i += step) {
       const int rows = n - i < step ? n - i : step;
       const T* x = queries + i * s.dp;
@@ -286,7 +289,7 @@ template <class T> struct CausalForward {
       if (is_empty(t)) {
         multiply<T, false, Shape::lower>(rows, s.mp, rows, {scores, CHUNK, 1}, values, s.mp, to, s.mp);
       } else {
-        Ahead ahead = chunk_ahead(call, call.out, row, row.query, t + i, s.m, HALF);
+        Ahead ahead = chunk_ahead(call, call.out, row, row.query, t + i, s.m, step);
         multiply<T, false>(rows, s.mp, s.d, {x, s.dp, 1}, states[i / HALF], s.mp, to, s.mp, &ahead);
         multiply<T, true, Shape::lower>(rows, s.mp, rows, {scores, CHUNK, 1}, values + i * s.mp, s.mp, to, s.mp);
       }

@@ -88,15 +88,17 @@ template <class T> struct CausalBackward {
     if (chunk < 0) return;
     const int n = int(row.key.trimmed - t < CHUNK ? row.key.trimmed - t : CHUNK);
     const bool flows = call.feature_map != IDENTITY;
-    const Halves halves{n, HALF, index == 0 && !call.grad_after.key_value, chunk > 0 || call.grad_before.key_value};
-    read_features<T>(call, call.query, row, row.query, t, n, q);
+    const Halves halves{n, HALF, index == 0 && !call.grad_after.key_value, chunk > 0 || call.grad_before.key_value,
+                        s.matrix * int64_t(sizeof(T)) <= SMALL};
+    read_features<T>(call, call.query, row, row.query, t, n, q, false);
     if (flows)
       recall(row, t, n);
     else
       given_scale(call, row, t, n, scale);
     scale_rows(n, s.dp, q, scale, scaled);
-    read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g);
-    products_of_halves(s, halves, scaled, g, outer, nullptr);
+    read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g, false);
+    Ahead ahead = earlier(row, call.query, row.query, t, s.d);
+    products_of_halves(s, halves, scaled, g, outer, &ahead);
     turn.wait(0);
     if (!rounded && !halves.empty) round_to(int(s.matrix), carry.key_value, outer[0]);
     add_halves(s, halves, outer, carry.key_value);
@@ -105,7 +107,7 @@ template <class T> struct CausalBackward {
     turn.pass(0);
 
     find_key_value(row, chunk, t + n);
-    read_features<T>(call, call.key, row, row.key, t, n, k);
+    read_features<T>(call, call.key, row, row.key, t, n, k, false);
     if (flows) count_tokens(row, t, n);
     second_half(row, t, n, halves);
     turn.wait(1);
@@ -127,6 +129,16 @@ template <class T> struct CausalBackward {
       outer[2] = before;
       rounded = true;
     }
+  }
+
+  // The rows of the chunk before t, which is the next.
+  Ahead earlier(const Row& row, const View& view, const Side& side, int64_t t, int width) const {
+    return chunk_ahead(call, view, row, side, t - CHUNK, width, t > 0 ? CHUNK : 0);
+  }
+  // Those of a gradient that n tokens get.
+  Ahead written(const Row& row, void* to, const Side& side, int64_t tokens, int64_t t, int n, int width) const {
+    const ptrdiff_t bytes = width * sizeof(T);
+    return {reinterpret_cast<const char*>(row.dense<T>(to, call, side, tokens, t, width)), call.heads * bytes, n, int(bytes)};
   }
 
   // keyᵀ value before a chunk that ends at `end`.
@@ -198,7 +210,7 @@ template <class T> struct CausalBackward {
   // dq, dk, du, and with them dv, ρ (for a given scale: its gradient) and γ.
   void second_half(const Row& row, int64_t t, int n, const Halves& halves) {
     const bool weighted = call.feature_map != IDENTITY && call.competition != NO_COMPETITION;
-    read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
+    read_values<T>(call, call.value, row, row.key, t, n, s.m, v, false);
     const T* values = v;
     if (weighted) scale_rows(n, s.mp, v, weight, u), values = u;
     transpose(Widths<T>::padded(n), s.mp, values, s.mp, columns, CHUNK);
@@ -207,19 +219,24 @@ template <class T> struct CausalBackward {
       multiply<T, false, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp);
     } else {
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
-      multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, dq, s.dp);
-      multiply<T, true, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp);
+      Ahead ahead = written(row, call.grad_query, row.query, call.queries, t, n, s.d);
+      multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, dq, s.dp, &ahead);
+      Ahead values_ahead = earlier(row, call.value, row.key, t, s.m);
+      multiply<T, true, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp, &values_ahead);
     }
     row_dots(n, s.dp, q, dq, partial, rho);
     if (call.feature_map != IDENTITY)
       for (int i = 0; i < n; ++i) rho[i] *= scale[i];
     scale_rows(n, s.dp, dq, scale, dq);
 
+    Ahead ahead[] = {written(row, call.grad_key, row.key, call.keys, t, n, s.d),
+                     written(row, call.grad_value, row.key, call.keys, t, n, s.m),
+                     earlier(row, call.grad_out, row.query, t, s.m), earlier(row, call.key, row.key, t, s.d)};
     if (halves.split()) {
-      source_gradients(HALF, n - HALF, values, outer[0]);
-      source_gradients(0, HALF, values, outer[1]);
+      source_gradients(HALF, n - HALF, values, outer[0], ahead, ahead + 1);
+      source_gradients(0, HALF, values, outer[1], ahead + 2, ahead + 3);
     } else {
-      source_gradients(0, n, values, halves.empty ? nullptr : outer[0]);
+      source_gradients(0, n, values, halves.empty ? nullptr : outer[0], ahead, ahead + 1);
     }
     if (weighted) {
       scale_rows(n, s.mp, du, weight, du);
@@ -235,7 +252,7 @@ template <class T> struct CausalBackward {
   }
 
   // dk and du of n tokens of the chunk, with R after them; none: zero.
-  void source_gradients(int first, int n, const T* values, const T* late) {
+  void source_gradients(int first, int n, const T* values, const T* late, Ahead* ahead, Ahead* further) {
     const T *keys = k + first * s.dp, *sinks = scaled + first * s.dp, *grad = g + first * s.mp;
     const T* triangle = products + first * (CHUNK + 1);
     T *to_keys = dk + first * s.dp, *to_values = du + first * s.mp;
@@ -243,9 +260,9 @@ template <class T> struct CausalBackward {
     multiply_to_lower<T>(n, s.d, {sinks, s.dp, 1}, columns, CHUNK, scores, CHUNK);
     if (late) {
       transpose(s.dp, s.mp, late, s.mp, turned, s.dp);
-      multiply<T, false>(n, s.dp, s.m, {values + first * s.mp, s.mp, 1}, turned, s.dp, to_keys, s.dp);
+      multiply<T, false>(n, s.dp, s.m, {values + first * s.mp, s.mp, 1}, turned, s.dp, to_keys, s.dp, ahead);
       multiply<T, true, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, sinks, s.dp, to_keys, s.dp);
-      multiply<T, false>(n, s.mp, s.d, {keys, s.dp, 1}, late, s.mp, to_values, s.mp);
+      multiply<T, false>(n, s.mp, s.d, {keys, s.dp, 1}, late, s.mp, to_values, s.mp, further);
       multiply<T, true, Shape::upper>(n, s.mp, n, {scores, 1, CHUNK}, grad, s.mp, to_values, s.mp);
     } else {
       multiply<T, false, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, sinks, s.dp, to_keys, s.dp);

@@ -13,12 +13,6 @@
 namespace flowformer {
 namespace {
 
-struct Scratch {
-  char* const memory;
-  explicit Scratch(size_t bytes) : memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(memory); }
-};
-
 // Turns are short, and to sleep takes longer than most of them.
 constexpr int TRIES = 32;
 
@@ -26,8 +20,8 @@ constexpr int TRIES = 32;
 
 struct Team::Members {
   const int64_t threads;
-  const size_t scratch_bytes;
-  const Scratch scratch;  // of the calling thread
+  const size_t scratch_bytes;  // of each
+  char* const scratch;         // all of it from the calling thread, which has it at hand: each page of a new thread's costs a fault
   std::vector<std::thread> others;
 
   std::mutex mutex;  // of the three below
@@ -40,18 +34,21 @@ struct Team::Members {
   int64_t tasks = 0;
   std::atomic<int64_t> next{0};
 
-  Members(int64_t count, size_t bytes) : threads(count), scratch_bytes(bytes), scratch(bytes) {}
+  Members(int64_t count, size_t bytes)
+      : threads(count), scratch_bytes((bytes + 63) / 64 * 64),
+        scratch(static_cast<char*>(std::aligned_alloc(64, size_t(count) * scratch_bytes))) {}
+  ~Members() { std::free(scratch); }
 
   void start(int64_t wanted) {
     try {
-      while (static_cast<int64_t>(others.size()) + 1 < wanted) others.emplace_back([this, now = round] { serve(now); });
+      while (static_cast<int64_t>(others.size()) + 1 < wanted)
+        others.emplace_back([this, now = round, own = scratch + (others.size() + 1) * scratch_bytes] { serve(now, own); });
     } catch (const std::system_error&) {  // no more threads to be had
     } catch (const std::bad_alloc&) {
     }
   }
 
-  void serve(int64_t served) {
-    const Scratch own(scratch_bytes);
+  void serve(int64_t served, char* own) {
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex);
@@ -59,7 +56,7 @@ struct Team::Members {
         if (ended) return;
         served = round;
       }
-      if (own.memory != nullptr) take_tasks(own.memory);
+      take_tasks(own);
       const std::lock_guard<std::mutex> lock(mutex);
       if (--busy == 0) done.notify_one();
     }
@@ -84,7 +81,7 @@ Team::~Team() {
 }
 
 bool Team::run(int64_t tasks, Work work, const void* context) {
-  if (members_ == nullptr || members_->scratch.memory == nullptr) return false;
+  if (members_ == nullptr || members_->scratch == nullptr) return false;
   Members& own = *members_;
   own.start(std::min(own.threads, tasks));
   {
@@ -97,7 +94,7 @@ bool Team::run(int64_t tasks, Work work, const void* context) {
     ++own.round;
   }
   own.begun.notify_all();
-  own.take_tasks(own.scratch.memory);
+  own.take_tasks(own.scratch);
   std::unique_lock<std::mutex> lock(own.mutex);
   own.done.wait(lock, [&] { return own.busy == 0; });
   return true;

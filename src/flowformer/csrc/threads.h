@@ -20,7 +20,7 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   // Runs work(context, scratch, task) for task = 0 … tasks - 1, taken in this order, and returns when all are done. False when
-  // memory ran out. A thread that cannot be started, or has no memory, only leaves its tasks to the others.
+  // memory ran out. A thread that cannot be started only leaves its tasks to the others.
   bool run(int64_t tasks, Work work, const void* context);
 
  private:
