@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 2
+#define FLOWFORMER_ABI 3
 
 namespace flowformer {
 
@@ -51,6 +51,7 @@ struct Call {
   const int64_t* query_offsets;  // [b + 1] of packed sequences, or null
   const int64_t* key_offsets;
   const void* row_scale;  // linear attention: real [b, queries, h], or null
+  const void* log_decay;  // causal linear attention: real [b, queries, h], at most 0, or null
   State before, after;
   State grad_before, grad_after;
   // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and the sums of the
@@ -64,6 +65,7 @@ struct Call {
   void* grad_key;
   void* grad_value;
   void* grad_row_scale;  // [b, queries, h]
+  void* grad_log_decay;  // likewise
 };
 
 // Each returns 0, or 1 when memory ran out.

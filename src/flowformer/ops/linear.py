@@ -192,7 +192,7 @@ def _attend(
         scale = queries[1].to(compute_dtype(dtype))
         rows["row_scale"] = masked(scale[..., None], batch.query_mask)[..., 0]
     if len(keys) > 2:
-        rows["log_decay"] = keys[2]
+        rows["log_decay"] = masked(keys[2][..., None], batch.key_mask)[..., 0]
     run = partial(_bidirectional, module)
     if causal:
         rest: dict[str, Any] = {"state": state, "return_state": return_state}

@@ -135,7 +135,7 @@ class StateGradients(NamedTuple):
 
 
 class CausalInputs(NamedTuple):
-    """The tensors of a causal call; ``row_scale`` is of linear attention alone."""
+    """The tensors of a causal call; ``row_scale`` and ``log_decay`` are of linear attention alone."""
 
     query: Tensor
     key: Tensor
@@ -143,6 +143,7 @@ class CausalInputs(NamedTuple):
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
     past: StateFields = StateFields()
 
 
@@ -195,6 +196,7 @@ class CausalGradients(NamedTuple):
     key: Tensor
     value: Tensor
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
     past: StateGradients = StateGradients()
 
 

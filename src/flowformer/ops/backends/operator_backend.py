@@ -105,11 +105,11 @@ class CompiledBackend:
         return_state: bool = True,
         **given: Tensor | None,
     ) -> tuple[Tensor, LinearState | None]:
-        """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
+        """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
         key_value = None if state is None else state.key_value
         past = StateFields(key_value=key_value)
         inputs = CausalInputs(q, k, v, **given, past=past)
-        keep = is_kept(q, k, v, inputs.row_scale, key_value)
+        keep = is_kept(q, k, v, inputs.row_scale, inputs.log_decay, key_value)
         results = self._causal(CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state))
         after: Any = results.state.key_value
         return results.out, LinearState(after) if return_state else None

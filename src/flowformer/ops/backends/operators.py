@@ -139,14 +139,16 @@ def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> t
 
 
 def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
+    inputs = arguments.saved.inputs
     query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    if scale is not None:
-        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    scale, log_decay = (
+        None if x is None else query.new_empty(x.shape, dtype=compute_dtype(query.dtype))
+        for x in (inputs.row_scale, inputs.log_decay)
+    )
     past = StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(query, key, value, scale, past)
+    return CausalGradients(query, key, value, scale, log_decay, past)
 
 
 _read_bidirectional = reader(BidirectionalArguments)
@@ -217,7 +219,9 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         )
         found = _read_causal_gradients(backward(*flat(arguments)))
         past = StateFields(None, *found.past)
-        inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
+        inputs = CausalInputs(
+            *found[:3], row_scale=found.row_scale, log_decay=found.log_decay, past=past
+        )
         pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
         return (*(grad if want else None for grad, want in pairs), *unused)
 
@@ -286,7 +290,9 @@ def _chunked_causal(
     def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if linear:
             scale = queries[1] if len(queries) > 1 else None
-            return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
+            k, v, *decay = keys
+            rest = {"log_decay": decay[0]} if decay else {}
+            return chunked.linear_causal(queries[0], k, v, row_scale=scale, state=state, **rest)
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state
@@ -300,7 +306,10 @@ def _chunked_causal(
         if fields.key_value is not None:
             past = LinearState(fields.key_value) if linear else FlowState(*fields)
         batch = Batch(given.mask, given.mask, given.cu_seqlens, None)
-        out, after = attend_batch(attend, queries, (given.key, given.value), batch, past)
+        keys = (given.key, given.value)
+        if given.log_decay is not None:
+            keys = (*keys, given.log_decay)
+        out, after = attend_batch(attend, queries, keys, batch, past)
         assert after is not None
         return (out, after.key_value) if linear else (out, *after[1:])
 

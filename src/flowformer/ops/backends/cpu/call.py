@@ -15,8 +15,9 @@ CHUNK = 64  # of csrc/api.h
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
+# Options and sizes, views, masks and offsets, row_scale and log_decay, states, what is kept,
+# gradients.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "2P" + "7P" * 4 + "3P" + "5P")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_STATE = (0,) * 7
 
@@ -32,6 +33,7 @@ class Inputs(NamedTuple):
     cu_seqlens: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
 
 
 def readable(inputs: Inputs) -> Inputs:
@@ -58,6 +60,7 @@ def readable(inputs: Inputs) -> Inputs:
         offsets,
         offsets_k,
         contiguous(inputs.row_scale),
+        contiguous(inputs.log_decay),
     )
 
 
@@ -122,6 +125,7 @@ class Gradients(NamedTuple):
     key: Tensor | None = None
     value: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
 
 
 def call(

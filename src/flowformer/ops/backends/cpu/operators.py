@@ -103,6 +103,7 @@ def _library_inputs(inputs: CausalInputs, *, runs: bool = True) -> Inputs:
         key_mask=inputs.mask,
         cu_seqlens=inputs.cu_seqlens,
         row_scale=inputs.row_scale,
+        log_decay=inputs.log_decay,
     )
     return readable(found) if runs else found
 
@@ -132,7 +133,8 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
     saved, options = arguments.saved, arguments.options
     inputs = _library_inputs(saved.inputs)
     grads = _input_gradients(inputs)
-    row_scale = None if inputs.row_scale is None else torch.empty_like(inputs.row_scale)
+    rows = (None if x is None else torch.empty_like(x) for x in inputs[-2:])
+    row_scale, log_decay = rows
     past = StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(saved.inputs, options)[1:])
@@ -147,10 +149,10 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
             (None, *map(contiguous, arguments.grad_state)),
         ),
         kept=BidirectionalKept(saved.kept.stats, sums=saved.kept.sums),
-        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
+        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale, log_decay),
     )
     query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
-    return CausalGradients(query, key, value, row_scale, past)
+    return CausalGradients(query, key, value, row_scale, log_decay, past)
 
 
 KERNELS = Kernels(
