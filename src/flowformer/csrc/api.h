@@ -68,7 +68,7 @@ struct Call {
   void* grad_log_decay;  // likewise
 };
 
-// Each returns 0, or 1 when memory ran out.
+// Each returns 0, or 1 when memory ran out; a causal forward 2 when a decay is above zero.
 struct Kernels {
   int (*bidirectional_forward)(const Call&);
   int (*bidirectional_backward)(const Call&);

@@ -400,6 +400,9 @@ template <class T> struct CausalForward {
   }
 };
 
-template <class T> int causal_forward(const Call& call) { return !over_rows<CausalForward<T>>(call); }
+template <class T> int causal_forward(const Call& call) {
+  if (any_grows<T>(call)) return 2;
+  return !over_rows<CausalForward<T>>(call);
+}
 
 }  // namespace flowformer::FF_ISA

@@ -16,6 +16,16 @@ template <class T> inline void read_decays(const Call& call, const Row& row, int
   for (int i = 0; i < n; ++i) logs[i] = row.key.real(t + i) ? from[i * call.heads] : T(0);
 }
 
+// Whether a real token has a decay above zero, which would be growth.
+template <class T> inline bool any_grows(const Call& call) {
+  const T* of_token = static_cast<const T*>(call.log_decay);
+  const int64_t tokens = of_token ? (call.query_offsets ? 1 : call.batch) * call.queries : 0;
+  for (int64_t t = 0; t < tokens; ++t, of_token += call.heads)
+    for (int64_t head = 0; head < call.heads; ++head)
+      if (of_token[head] > T(0) && (!call.key_mask || call.key_mask[t])) return true;
+  return false;
+}
+
 template <class T> inline void exponentials(int n, T* x) {
   for (int i = 0; i < n; i += Simd<T>::W) store(x + i, exponential<T>(load(x + i)));
 }

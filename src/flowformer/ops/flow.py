@@ -18,6 +18,7 @@ from flowformer.ops.inputs import (
     check_state,
     check_tensors,
     exact_arithmetic,
+    refuse_growth,
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -191,7 +192,7 @@ def _that_decays(
 ) -> ModuleType:
     """Return the backend's module, or one that takes a decay, or the state after one."""
     decays = log_decay is not None or (state is not None and has_decayed(state))
-    return that_decays(module, "flow") if decays else module
+    return that_decays(module, "flow", log_decay) if decays else module
 
 
 def _attend(
@@ -393,6 +394,8 @@ def flow_map(
         if causal:
             check_causal(query, key, sums_over_sinks=True)
             check_causal_options(resolved)
+            if log_decay is not None:
+                refuse_growth(log_decay)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
                 q, k, options=resolved, mask=key_mask, state=state, log_decay=log_decay

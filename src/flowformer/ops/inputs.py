@@ -191,10 +191,8 @@ def check_causal(
 def check_decay(log_decay: Tensor, query: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
     """Return the logarithms of decays, in the dtype of the arithmetic and zero at padded tokens.
 
-    Their values are looked at where that makes nothing wait.
-
     Raises:
-        ValueError: a call that is not causal, another shape or device, or one above zero.
+        ValueError: a call that is not causal, another shape or device.
         TypeError: no tensor of floating-point numbers.
     """
     if not causal:
@@ -208,17 +206,29 @@ def check_decay(log_decay: Tensor, query: Tensor, mask: Tensor | None, *, causal
             f"log_decay must be [batch, time, head] = {list(query.shape[:3])} on {query.device}, "
             f"got {list(log_decay.shape)} on {log_decay.device}"
         )
-    log_decay = log_decay.to(compute_dtype(query.dtype))
+    if dtype != (wanted := compute_dtype(query.dtype)):
+        log_decay = log_decay.to(wanted)
     if mask is not None:
         log_decay = torch.where(mask[..., None], log_decay, 0)
-    if log_decay.numel() and log_decay.device.type == "cpu" and has_values(log_decay):
-        largest = log_decay.detach().amax().item()
-        if largest > 0:
-            raise ValueError(
-                "log_decay is the logarithm of what is left of earlier tokens, at most 0, got "
-                f"{largest:g}"
-            )
     return log_decay
+
+
+def refuse_growth(log_decay: Tensor) -> None:
+    """Look at decays where that makes nothing wait: none may be above zero.
+
+    Raises:
+        ValueError: one is.
+    """
+    if is_plain(log_decay) and log_decay.numel() and log_decay.amax() > 0:
+        raise growth(log_decay)
+
+
+def growth(log_decay: Tensor) -> ValueError:
+    """Return the error of decays of which one is above zero."""
+    return ValueError(
+        "log_decay is the logarithm of what is left of earlier tokens, at most 0, got "
+        f"{log_decay.amax().item():g}"
+    )
 
 
 State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors

@@ -156,7 +156,7 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     others = (row_scale, log_decay, *batch, *(initial_state or ()))
     module = choose_backend(backend, query, key, value, *others)
     if log_decay is not None:
-        module = that_decays(module, "linear")
+        module = that_decays(module, "linear", log_decay)
     if causal:
         check_causal(query, key, cu_seqlens_k)
     elif initial_state is not None or return_state:
@@ -192,7 +192,9 @@ def _attend(
         scale = queries[1].to(compute_dtype(dtype))
         rows["row_scale"] = masked(scale[..., None], batch.query_mask)[..., 0]
     if len(keys) > 2:
-        rows["log_decay"] = masked(keys[2][..., None], batch.key_mask)[..., 0]
+        rows["log_decay"] = keys[2]
+        if batch.key_mask is not None:
+            rows["log_decay"] = torch.where(batch.key_mask[..., None], keys[2], 0)
     run = partial(_bidirectional, module)
     if causal:
         rest: dict[str, Any] = {"state": state, "return_state": return_state}

@@ -135,7 +135,7 @@ class StateGradients(NamedTuple):
 
 
 class CausalInputs(NamedTuple):
-    """The tensors of a causal call; ``row_scale`` and ``log_decay`` are of linear attention alone."""
+    """The tensors of a causal call; linear attention alone has ``row_scale`` and ``log_decay``."""
 
     query: Tensor
     key: Tensor

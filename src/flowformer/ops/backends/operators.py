@@ -128,9 +128,9 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
     query, rows = inputs.query, sequence_count(inputs.query, inputs.cu_seqlens)
     h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
     shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
-    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
     if options.feature_map == LINEAR:
-        return StateFields(key_value=sums[5])
+        return StateFields(key_value=query.new_empty(shapes[5], dtype=torch.float64))
+    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
     return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
 
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from flowformer.ops.backends.arguments import BidirectionalKept, Numbers
 from flowformer.ops.backends.cpu.library import load_library
+from flowformer.ops.inputs import growth
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
 
 CHUNK = 64  # of csrc/api.h
+GROWS = 2  # what a causal forward returns when a decay is above zero
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -151,6 +153,7 @@ def call(
 
     Raises:
         MemoryError: the library could not allocate its scratch.
+        ValueError: a decay is above zero.
     """
     query, key, value = inputs[:3]
     if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
@@ -178,7 +181,11 @@ def call(
     )
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
-    if getattr(library, function)(record):
+    failure = getattr(library, function)(record)
+    if failure == GROWS:
+        assert inputs.log_decay is not None
+        raise growth(inputs.log_decay)
+    if failure:
         raise MemoryError(f"{function} could not allocate its scratch memory")
 
 
