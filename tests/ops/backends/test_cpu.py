@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ CORE: list[Any] = []
 
 
 def core(test: Any) -> Any:
-    """Note a test, with its parameters, as one for every instruction set of the machine."""
+    """Note a test as one for every instruction set; of fixtures it may have `threads`."""
     CORE.append(test)
     return test
 
@@ -71,6 +72,7 @@ def test_float32_under_a_mask_is_that_of_float64(causal, shape):
     assert_close(gradients(out, inputs), gradients(expected, wide), **close)
 
 
+@core
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_a_row_shared_by_threads_gives_the_same(options, threads):
     inputs = qkv(1, 6000, heads=2, width=16, value_width=8)  # enough work for nine threads
@@ -245,9 +247,14 @@ def run_core(isa: str) -> str | None:
     served = instruction_set()
     for test in CORE if served == isa else ():
         torch.manual_seed(0)
+        fixtures = (
+            {"threads": torch.set_num_threads} if "threads" in signature(test).parameters else {}
+        )
         marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
         for values in product(*(mark.args[1] for mark in marks)):
-            test(**dict(zip((mark.args[0] for mark in marks), values, strict=True)))
+            given = dict(zip((mark.args[0] for mark in marks), values, strict=True))
+            test(**given, **fixtures)
+            torch.set_num_threads(1)
     return served
 
 
