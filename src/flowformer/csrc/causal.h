@@ -157,18 +157,19 @@ inline void add_fading_halves(const CausalSizes<T>& s, const Halves& chunk, T* c
   const T* before = states[0];
   T *half = states[1], *after = states[2];
   const int size = s.d * s.mp;
-  const double first = factors[0], second = factors[1];
+  const double both = factors[0] * factors[1];
+  const T first = T(factors[0]), second = T(factors[1]);
   if (!chunk.followed) {
-    for (int i = 0; chunk.split() && i < size; ++i) half[i] += T(first) * before[i];
+    for (int i = 0; chunk.split() && i < size; ++i) half[i] += first * before[i];
   } else if (chunk.empty) {
     for (int i = 0; i < size; ++i) carried[i] = after[i];
   } else if (!chunk.split()) {
-    for (int i = 0; i < size; ++i) after[i] = T(carried[i] = carried[i] * first + after[i]);
+    for (int i = 0; i < size; ++i) after[i] = T(carried[i] = carried[i] * factors[0] + after[i]);
   } else {
     for (int i = 0; i < size; ++i) {
-      const double added = half[i] * second + after[i];
-      half[i] += T(first) * before[i];
-      after[i] = T(carried[i] = carried[i] * first * second + added);
+      const T added = half[i] * second + after[i];
+      half[i] += first * before[i];
+      after[i] = T(carried[i] = carried[i] * both + added);
     }
   }
 }

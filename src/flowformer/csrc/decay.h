@@ -33,15 +33,12 @@ template <class T> inline void exponentials(int n, T* x) {
 // Of a block: since[t] = exp Σ_{r≤t} g_r, until[t] = exp Σ_{r>t} g_r, and what is left of everything before it, which is returned.
 // There is room for whole vectors.
 template <class T> inline double decays_of_block(int n, const T* logs, T* since, T* until) {
-  double total = 0;
-  for (int i = 0; i < n; ++i) {
+  double total = 0, later = 0;
+  for (int i = 0, j = n - 1; i < n; ++i, --j) {
     total += logs[i];
     since[i] = T(total);
-  }
-  double later = 0;
-  for (int i = n - 1; i >= 0; --i) {
-    until[i] = T(later);
-    later += logs[i];
+    until[j] = T(later);
+    later += logs[j];
   }
   for (int i = n; i % Simd<T>::W; ++i) since[i] = until[i] = 0;
   exponentials(n, since);
@@ -53,13 +50,18 @@ template <class T> inline double decays_of_block(int n, const T* logs, T* since,
 template <class T, class Use> inline void each_decay(int n, const T* logs, Use use) {
   constexpr int W = Simd<T>::W;
   T sums[CHUNK] = {};  // Σ_{s<r≤t} g_r, zero for s ≥ t
-  for (int t = 0; t < n; ++t)
-    for (int s = 0; s <= t; s += W) {
-      const auto earlier = lanes_below<T>(t - s);
-      const Vec<T> sum = (Vec<T>)((typename Simd<T>::Bits)(load(sums + s) + logs[t]) & earlier);
+  for (int t = 0; t < n; ++t) {
+    const int last = t / W * W;
+    for (int s = 0; s < last; s += W) {
+      const Vec<T> sum = load(sums + s) + logs[t];
       store(sums + s, sum);
       use(t, s, exponential<T>(sum));
     }
+    const auto earlier = lanes_below<T>(t - last);
+    const Vec<T> sum = (Vec<T>)((typename Simd<T>::Bits)(load(sums + last) + logs[t]) & earlier);
+    store(sums + last, sum);
+    use(t, last, exponential<T>(sum));
+  }
 }
 
 // The lower triangle of a square, times that of another.
