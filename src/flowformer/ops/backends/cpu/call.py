@@ -92,7 +92,7 @@ def spacing(inputs: Inputs) -> int:
 
 
 def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
-    """Return how many numbers a causal forward keeps of the sums before all chunks but the first."""
+    """Return how many numbers a causal forward keeps of the sums before later chunks."""
     (_, _, heads, width), value_width, every = (
         inputs.query.shape,
         inputs.value.shape[3],
