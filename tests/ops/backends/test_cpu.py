@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -63,16 +64,17 @@ def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(
     form, batch, heads, width, threads
 ):
     """Stretches of a row follow each other, so that nothing is added up in another order."""
-    attend = flow_attention if form == "flow" else linear_attention
+    attend: Any = flow_attention if form == "flow" else linear_attention
     inputs = qkv(1, 3000, heads=heads, width=width, value_width=70, dtype=torch.float32)
     if form == "linear":
         inputs = (inputs[0].sigmoid(), inputs[1].sigmoid(), inputs[2])
+    options: dict[str, Any] = {}
     if batch == "mask":
         mask = torch.rand(1, 3000) < 0.9
         mask[:, 2900:] = False
-        options = {"mask": mask}
+        options["mask"] = mask
     else:
-        options = {"cu_seqlens": torch.tensor([0, 0, 1700, 1701, 3000])}
+        options["cu_seqlens"] = torch.tensor([0, 0, 1700, 1701, 3000])
     for tensor in inputs:
         tensor.requires_grad_()
     earlier = qkv(4 if batch == "pack" else 1, 5, heads=heads, width=width, value_width=70)
