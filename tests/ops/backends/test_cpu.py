@@ -92,12 +92,11 @@ def test_a_row_shared_by_threads_gives_the_same(options, threads):
 @core
 @pytest.mark.parametrize("form", ["flow", "linear"])
 @pytest.mark.parametrize("batch", ["mask", "pack"])
-@pytest.mark.parametrize(("heads", "width"), [(1, 90), (3, 30)], ids=["h1-d90", "h3-d30"])
-def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(
-    form, batch, heads, width, threads
-):
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(form, batch, heads, threads):
     """Stretches of a row follow each other, so that nothing is added up in another order."""
     attend: Any = flow_attention if form == "flow" else linear_attention
+    width = 90 // heads
     inputs = qkv(1, 3000, heads=heads, width=width, value_width=70, dtype=torch.float32)
     if form == "linear":
         inputs = (inputs[0].sigmoid(), inputs[1].sigmoid(), inputs[2])
