@@ -104,11 +104,19 @@ class BidirectionalSaved(NamedTuple):
 
 
 class BidirectionalBackwardArguments(NamedTuple):
-    """A bidirectional backward; it returns the gradients of query, key and value."""
+    """A bidirectional backward."""
 
     grad_out: Tensor
     saved: BidirectionalSaved
     options: Numbers
+
+
+class BidirectionalGradients(NamedTuple):
+    """The gradients of a bidirectional call's tensors."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 class StateFields(NamedTuple):

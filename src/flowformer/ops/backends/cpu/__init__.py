@@ -1,7 +1,7 @@
 """The compiled kernels of csrc/ as a backend: one fused pass over the tokens, on CPU tensors."""
 
 from flowformer.ops.backends.chunked import linear_bidirectional
-from flowformer.ops.backends.cpu.operators import KERNELS, OPERATORS
+from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.backends.operator_backend import CompiledBackend
 
 PACKS_SEQUENCES = True
@@ -10,6 +10,6 @@ CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (grad
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
 
-_backend = CompiledBackend(OPERATORS, direct=KERNELS)
+_backend = CompiledBackend(OPERATORS)
 bidirectional, causal, step = _backend.bidirectional, _backend.causal, _backend.step
 linear_causal = _backend.linear_causal

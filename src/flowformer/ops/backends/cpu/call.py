@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16:
 # Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
 _CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
 _NO_VIEW = (0, 0, 0, 0)
-_NO_STATE = (0,) * 7
+NO_STATE = (None,) * 7
 
 
 class Inputs(NamedTuple):
@@ -131,7 +132,7 @@ def call(
     options: Numbers,
     *,
     out: Tensor | None = None,
-    states: tuple[State, State, State, State] = ((), (), (), ()),
+    states: tuple[State, State, State, State] = (NO_STATE,) * 4,
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
 ) -> None:
@@ -142,7 +143,7 @@ def call(
         inputs: see :func:`readable`.
         options: the options.
         out: the output.
-        states: before, after, and the gradients of both; each the fields of a FlowState or none.
+        states: before, after, and the gradients of both; each the fields of a FlowState, or Nones.
         kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
 
@@ -152,6 +153,7 @@ def call(
     query, key, value = inputs[:3]
     if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
         return
+    others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[1:])
     record = _CALL.pack(
         _DTYPES[query.dtype],
         *options,
@@ -168,10 +170,7 @@ def call(
         *_view(value),
         *_view(out),
         *_view(gradients.out),
-        *(_pointer(tensor) for tensor in inputs[3:]),
-        *(pointer for state in states for pointer in _pointers(state)),
-        *(_pointer(tensor) for tensor in kept),
-        *(_pointer(tensor) for tensor in gradients[1:]),
+        *[0 if tensor is None else tensor.data_ptr() for tensor in others],
     )
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
@@ -179,13 +178,5 @@ def call(
         raise MemoryError(f"{function} could not allocate its scratch memory")
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _view(tensor: Tensor | None) -> tuple[int, ...]:
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
-
-
-def _pointers(state: State) -> tuple[int, ...]:
-    return tuple(map(_pointer, state)) if state else _NO_STATE
