@@ -295,6 +295,13 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     )
 
 
+def is_kept(*tensors: Tensor | None) -> bool:
+    """Return whether a gradient may be asked for: only then is anything kept for it."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 # What torch's dispatcher is told by an ordinary tensor on a CPU, and by a thread in which nothing
 # is at work. All else is for it to do: turn a sign, make zeros, record a graph, tell a mode.
 _KEYS = ("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU", "BackendSelect")

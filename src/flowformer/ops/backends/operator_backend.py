@@ -20,7 +20,8 @@ from flowformer.ops.backends.arguments import (
     StateFields,
     numbers,
 )
-from flowformer.ops.backends.operators import Operators, is_kept
+from flowformer.ops.backends.operators import Operators
+from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState
 

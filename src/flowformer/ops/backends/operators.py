@@ -48,13 +48,6 @@ _RECORDS: dict[str, tuple[type[tuple], type[tuple]]] = {
 _LIBRARY = torch.library.Library("flowformer", "DEF")
 
 
-def is_kept(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient may be asked for: only then is anything kept for it."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
-
-
 class Kernels(NamedTuple):
     """The functions of a backend, and fakes of the forwards, which return the shapes alone.
 

@@ -3,14 +3,17 @@
 import struct
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.arguments import BidirectionalKept, Numbers
+from flowformer.ops.backends.arguments import LINEAR, BidirectionalKept, Numbers
 from flowformer.ops.backends.cpu.library import load_library
+from flowformer.ops.features import compute_dtype
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
+from flowformer.ops.state import room_after
+from flowformer.ops.steps import Step
 
 CHUNK = 64  # of csrc/api.h
 
@@ -19,6 +22,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16:
 # Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
 _CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
 _NO_VIEW = (0, 0, 0, 0)
+_NO_OTHERS, _NO_GRADIENTS = (0,) * 5, (0,) * 21  # masks, offsets, scale; and what is behind states
 NO_STATE = (None,) * 7
 
 
@@ -132,7 +136,7 @@ def call(
     options: Numbers,
     *,
     out: Tensor | None = None,
-    states: tuple[State, State, State, State] = (NO_STATE,) * 4,
+    states: tuple[State, State, State, State] = (NO_STATE, NO_STATE, NO_STATE, NO_STATE),
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
 ) -> None:
@@ -155,14 +159,7 @@ def call(
         return
     others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[1:])
     record = _CALL.pack(
-        _DTYPES[query.dtype],
-        *options,
-        sequence_count(query, inputs.cu_seqlens),
-        query.shape[2],
-        query.shape[3],
-        value.shape[3],
-        query.shape[1],
-        key.shape[1],
+        *_sizes(inputs, options),
         torch.get_num_threads(),
         spacing(inputs),
         *_view(query),
@@ -172,6 +169,24 @@ def call(
         *_view(gradients.out),
         *[0 if tensor is None else tensor.data_ptr() for tensor in others],
     )
+    _run(function, record)
+
+
+def _sizes(inputs: Inputs, options: Numbers) -> tuple[Any, ...]:
+    query, key, value = inputs[:3]
+    return (
+        _DTYPES[query.dtype],
+        *options,
+        sequence_count(query, inputs.cu_seqlens),
+        query.shape[2],
+        query.shape[3],
+        value.shape[3],
+        query.shape[1],
+        key.shape[1],
+    )
+
+
+def _run(function: str, record: bytes) -> None:
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
     if getattr(library, function)(record):
@@ -180,3 +195,60 @@ def call(
 
 def _view(tensor: Tensor | None) -> tuple[int, ...]:
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def prepare_step(
+    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+) -> Step | None:
+    """Return the call of one token, laid out but for the pointers; None where they do not suffice.
+
+    Args:
+        query: ``[b, 1, h, d]``, with as many heads as the key, as those after it.
+        key: see query.
+        value: see query.
+        options: the options.
+        state: the state before, with all its fields, or that of linear attention.
+    """
+    inputs = query, key, value
+    linear = options.feature_map == LINEAR
+    if (
+        len({(tensor.dtype, *tensor.shape[:3]) for tensor in inputs}) > 1
+        or query.shape[0] == 0
+        or any(tensor.stride(3) != 1 for tensor in inputs)
+        or not all(field.is_contiguous() for field in state)
+        or (linear and query.dtype != compute_dtype(query.dtype))
+        or not (linear or options.competes_over)  # its field is not written
+    ):
+        return None
+    sizes = _sizes(Inputs(*inputs), options)
+    q_strides, k_strides, v_strides = (tensor.stride()[:3] for tensor in inputs)
+    shape = (*query.shape[:3], value.shape[3])
+    out_strides = value.new_empty(shape).stride()[:3]
+    missing = (0,) * (len(NO_STATE) - len(state))
+
+    def step(query: Tensor, key: Tensor, value: Tensor, state: Any) -> tuple[Tensor, Any]:
+        out, after = value.new_empty(shape), room_after(state)
+        record = _CALL.pack(
+            *sizes,
+            torch.get_num_threads(),
+            1,
+            query.data_ptr(),
+            *q_strides,
+            key.data_ptr(),
+            *k_strides,
+            value.data_ptr(),
+            *v_strides,
+            out.data_ptr(),
+            *out_strides,
+            *_NO_VIEW,
+            *_NO_OTHERS,
+            *missing,
+            *map(Tensor.data_ptr, state),
+            *missing,
+            *map(Tensor.data_ptr, after),
+            *_NO_GRADIENTS,
+        )
+        _run("flowformer_causal_forward", record)
+        return out, after
+
+    return step
