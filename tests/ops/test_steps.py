@@ -1,5 +1,7 @@
 """A step that was prepared is the step, and is used for nothing that only resembles its tensors."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -11,9 +13,9 @@ from tests.ops.cases import needs_library
 pytestmark = needs_library
 
 
-def token(d=5, m=6, heads=2, **options):
-    shapes = ((3, 1, 2, d), (3, 1, heads, d), (3, 1, heads, m))
-    return [torch.rand(shape, **options) for shape in shapes]
+def token(d=5, m=6, heads=2, dtype=torch.float32):
+    query, key = torch.rand(3, 1, 2, d, dtype=dtype), torch.rand(3, 1, heads, d, dtype=dtype)
+    return query, key, torch.rand(3, 1, heads, m, dtype=dtype)
 
 
 def flow_step(q, k, v, state, **options):
@@ -38,7 +40,7 @@ def _nothing_known(monkeypatch):
     monkeypatch.setattr(linear._STEPS, "_known", {})
 
 
-def first_state(call, d=5, m=6):
+def first_state(call, d=5, m=6) -> Any:
     kind = LinearState if call is linear_call else FlowState
     return kind.initial(3, 2, d, m, torch.device("cpu"))
 
@@ -93,7 +95,7 @@ def test_what_only_resembles_them_is_checked_and_served_anew(call):
         assert forward_ad.unpack_dual(out).tangent is not None
     strided = torch.stack((q, q), -1)[..., 0]
     torch.testing.assert_close(call(strided, k, v, state)[0], expected)
-    negative = torch._neg_view(-q)
+    negative = torch.ops.aten._neg_view(-q)
     torch.testing.assert_close(call(negative, k, v, state)[0], expected)
     half = state._replace(key_value=state.key_value.float())
     with pytest.raises(TypeError, match=r"key_value of the state must be torch\.float64"):

@@ -107,9 +107,10 @@ class PreparedSteps:
             return
         if sum(map(len, self._known.values())) >= _MOST:
             self._known.clear()
-        fixed: Any = {  # torch declares none of its parameters
-            "dynamic_dims_sizes": [list(x.shape) for x in tensors],
-            "dynamic_dims_strides": [list(x.stride()) for x in tensors],
-        }
-        guard = TensorGuards(*tensors, **fixed)
+        guard_of: Any = TensorGuards  # torch declares none of its parameters
+        guard = guard_of(
+            *tensors,
+            dynamic_dims_sizes=[list(x.shape) for x in tensors],
+            dynamic_dims_strides=[list(x.stride()) for x in tensors],
+        )
         self._known.setdefault((look, query.shape), []).append((guard, step))
