@@ -29,9 +29,9 @@ from flowformer.ops.backends.arguments import (
     StateFields,
     StateGradients,
     declared,
-    flat,
     flow_options,
     reader,
+    writer,
 )
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import is_plain, is_transformed
@@ -83,14 +83,15 @@ class Operator:
     ) -> None:
         self.dispatched, self._kernel = dispatched, kernel
         self._recorded: type[torch.autograd.Function] | None = None
-        self._read_arguments, self._read = reader(arguments), reader(results)
+        self._write, self._read = writer(arguments), reader(results)
+        self._read_arguments, self._write_results = reader(arguments), writer(results)
         kinds = [kind for kind, _ in declared(arguments)]
         self._tensors = sum(kind.startswith("Tensor") for kind in kinds)  # these lead
         self._others = (None,) * (len(kinds) - self._tensors)
 
     def __call__(self, arguments: Any) -> Any:
         """Call the kernel, with as much of torch around it as it needs."""
-        values = flat(arguments)
+        values = self._write(arguments)
         tensors = values[: self._tensors]
         if self._kernel is None or not is_plain(*tensors):
             return self._read(self.dispatched(*values))
@@ -118,7 +119,7 @@ class Operator:
         torch.library.register_autograd(
             self.dispatched.name(), dispatched_backward, setup_context=set_up, lib=_LIBRARY
         )
-        kernel = self._kernel
+        kernel, write = self._kernel, self._write_results
         if kernel is None:
             return
 
@@ -130,7 +131,7 @@ class Operator:
                 arguments = given[-1]
                 results = kernel(arguments)
                 keep(ctx, arguments, results)
-                return tuple(flat(results))
+                return tuple(write(results))
 
             @staticmethod
             def backward(ctx: Any, *grads: Any) -> Any:
@@ -171,10 +172,10 @@ def define_operators(
             names = [""] * len(names)
         returned = ", ".join(f"Tensor {each}".rstrip() for each in names)
         _LIBRARY.define(f"{prefix}{name}({given}) -> ({returned})")
-        door = _door(arguments, getattr(kernels, name))
+        door = _door(arguments, results, getattr(kernels, name))
         for device in devices:
             _LIBRARY.impl(f"{prefix}{name}", door, device)
-        fake = _door(arguments, fakes[name])
+        fake = _door(arguments, results, fakes[name])
         torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
         operator = getattr(torch.ops.flowformer, f"{prefix}{name}").default
         kernel = getattr(kernels, name) if direct else None
@@ -185,14 +186,16 @@ def define_operators(
     return Operators(defined["bidirectional"], defined["causal"])
 
 
-def _door(kind: type[tuple], kernel: Callable[[Any], tuple]) -> Callable[..., tuple[Tensor, ...]]:
+def _door(
+    arguments: type[tuple], results: type[tuple], kernel: Callable[[Any], tuple]
+) -> Callable[..., tuple[Tensor, ...]]:
     """Return a kernel as torch calls it: an operator has no results that are None."""
-    read = reader(kind)
+    read, write = reader(arguments), writer(results)
 
-    def call(*arguments: Any) -> tuple[Tensor, ...]:
-        empty = arguments[0].new_empty
-        results = flat(kernel(read(arguments)))
-        return tuple(empty(0) if each is None else each for each in results)
+    def call(*values: Any) -> tuple[Tensor, ...]:
+        empty = values[0].new_empty
+        returned = write(kernel(read(values)))
+        return tuple(empty(0) if each is None else each for each in returned)
 
     return call
 
@@ -227,6 +230,7 @@ def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients
 
 
 _read_bidirectional_saved = reader(BidirectionalSaved)
+_write_bidirectional_saved = writer(BidirectionalSaved)
 
 
 def _bidirectional_gradients(operator: Operator, backward: Operator, keeps_output: bool) -> None:
@@ -235,7 +239,8 @@ def _bidirectional_gradients(operator: Operator, backward: Operator, keeps_outpu
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*_tensors(results.kept))
         out = results.out if keeps_output else None
-        ctx.save_for_backward(*flat(BidirectionalSaved(out, arguments.inputs, results.kept)))
+        saved = BidirectionalSaved(out, arguments.inputs, results.kept)
+        ctx.save_for_backward(*_write_bidirectional_saved(saved))
 
     unused = (None,) * len(BidirectionalInputs._fields[3:])
 
@@ -255,6 +260,8 @@ def _bidirectional_gradients(operator: Operator, backward: Operator, keeps_outpu
 _read_causal_inputs = reader(CausalInputs)
 _read_causal_results = reader(CausalResults)
 _read_causal_saved = reader(CausalSaved)
+_write_causal_inputs = writer(CausalInputs)
+_write_causal_saved = writer(CausalSaved)
 
 
 def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool) -> None:
@@ -266,7 +273,8 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
             constants.append(results.state.competition)
         ctx.mark_non_differentiable(*_tensors(constants))
         out = results.out if keeps_output else None
-        ctx.save_for_backward(*flat(CausalSaved(out, arguments.inputs, results.kept)))
+        saved = CausalSaved(out, arguments.inputs, results.kept)
+        ctx.save_for_backward(*_write_causal_saved(saved))
 
     def differentiate(ctx: Any, *grads: Any) -> Sequence[Tensor | None]:
         saved = _read_causal_saved(ctx.saved_tensors)  # once, see above
@@ -284,7 +292,8 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
         found = backward(arguments)
         past = StateFields(None, *found.past)
         inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
+        # Of the tensors, which lead the arguments.
+        pairs = zip(_write_causal_inputs(inputs), ctx.needs_input_grad, strict=False)
         return [grad if want else None for grad, want in pairs]
 
     operator.differentiate(keep, differentiate)
@@ -373,4 +382,4 @@ def _chunked_causal(
         return (out, after.key_value) if linear else (out, *after[1:])
 
     grads = (grad_out, grad_state.grad_key_value) if linear else (grad_out, *grad_state)
-    return _gradients(forward, flat(inputs), grads)
+    return _gradients(forward, _write_causal_inputs(inputs), grads)
