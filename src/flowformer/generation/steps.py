@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowformer.ops.state import states_in_place
+from flowformer.ops import states_in_place
 
 UseCache = bool | Literal["auto"]
 

@@ -63,7 +63,7 @@ def states_in_place() -> Iterator[None]:
     Examples:
         >>> import torch
         >>> from flowformer import flow_attention_step
-        >>> from flowformer.ops.state import states_in_place
+        >>> from flowformer.ops import states_in_place
         >>> state = None
         >>> with torch.no_grad(), states_in_place():
         ...     for _ in range(3):
