@@ -3,7 +3,8 @@
 ``flow.py`` holds the public Flow-Attention functions, which check their arguments, choose a
 backend and call it; ``reference.py`` is the oracle and ``chunked.py`` the PyTorch backend;
 ``linear.py`` is the second half that every linear attention shares; ``mobile.py`` is
-Mobile-Attention; ``steps.py`` knows a decoding step again. The methods that it is compared with stand in ``flowformer.nn.mixers``.
+Mobile-Attention; ``steps.py`` knows a decoding step again. The methods that it is compared with
+stand in ``flowformer.nn.mixers``.
 """
 
 from flowformer.ops.flow import FlowMap, flow_attention, flow_attention_step, flow_map
