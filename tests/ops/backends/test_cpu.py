@@ -227,10 +227,12 @@ def test_causal_linear_attention(scaled):
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
     nothing = (None,) * 4
-    torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
+    torch.library.opcheck(
+        OPERATORS.bidirectional.dispatched, (*inputs, *nothing, *numbers(OPTIONS), True)
+    )
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+    torch.library.opcheck(OPERATORS.causal.dispatched, (*inputs, *rest))
 
 
 def test_inference_mode_and_several_python_threads():

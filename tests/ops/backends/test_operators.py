@@ -10,10 +10,10 @@ from flowformer.ops.backends.arguments import (
     CausalBackwardArguments,
     CausalGradients,
     declared,
-    flat,
     flow_options,
     numbers,
     reader,
+    writer,
 )
 from flowformer.ops.backends.cpu.call import Inputs
 from flowformer.ops.options import FlowOptions
@@ -74,7 +74,7 @@ def test_schemas_that_are_made_of_the_names_stay_what_saved_programs_call(prefix
 def test_what_is_laid_out_is_picked_up_again(kind):
     names = [name for _, name in declared(kind)]
     record = reader(kind)(names)
-    assert flat(record) == names
+    assert writer(kind)(record) == names
     for name in ("query", "past", "options", "keep"):  # some that stand on the first floor
         if name in kind._fields and name in names:
             assert getattr(record, name) == name

@@ -14,6 +14,7 @@ from flowformer.ops.backends.arguments import (
     NOTHING,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalKept,
     BidirectionalResults,
     CausalArguments,
@@ -26,6 +27,7 @@ from flowformer.ops.backends.arguments import (
     StateGradients,
 )
 from flowformer.ops.backends.cpu.call import (
+    NO_STATE,
     Gradients,
     Inputs,
     call,
@@ -83,7 +85,7 @@ def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> BidirectionalGradients:
     inputs = readable(Inputs(*arguments.saved.inputs))
     grads = _input_gradients(inputs)
     call(
@@ -93,7 +95,7 @@ def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[
         kept=arguments.saved.kept,
         gradients=Gradients(features_together(arguments.grad_out), *grads),
     )
-    return tuple(grad.to(inputs.query.dtype) for grad in grads)
+    return BidirectionalGradients(*(grad.to(inputs.query.dtype) for grad in grads))
 
 
 def _library_inputs(inputs: CausalInputs, *, runs: bool = True) -> Inputs:
@@ -122,7 +124,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
             inputs,
             arguments.options,
             out=out,
-            states=(tuple(map(contiguous, arguments.inputs.past)), state, (), ()),
+            states=(tuple(map(contiguous, arguments.inputs.past)), state, NO_STATE, NO_STATE),
             kept=BidirectionalKept(stats, sums=sums),
         )
     return CausalResults(out, state, CausalKept(stats, sums))
@@ -141,8 +143,8 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
         inputs,
         options,
         states=(
-            tuple(map(contiguous, saved.inputs.past)),
-            (),
+            StateFields(*map(contiguous, saved.inputs.past)),
+            NO_STATE,
             (None, *past),
             (None, *map(contiguous, arguments.grad_state)),
         ),
@@ -162,4 +164,4 @@ KERNELS = Kernels(
     fake_causal=partial(_causal, runs=False),
     keeps_output=False,
 )
-OPERATORS = define_operators("", KERNELS, "CPU")
+OPERATORS = define_operators("", KERNELS, "CPU", direct=True)

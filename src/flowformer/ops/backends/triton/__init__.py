@@ -18,10 +18,10 @@ from torch import Tensor
 from flowformer.ops.backends import chunked
 from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.operator_backend import CompiledBackend
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.token_sums import LARGEST_PACKED_EXPONENT
 from flowformer.ops.backends.triton.tuning import INTERPRETED
+from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, state_before

@@ -9,6 +9,7 @@ from flowformer.ops.backends.arguments import (
     LINEAR,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalKept,
     BidirectionalResults,
     CausalArguments,
@@ -31,7 +32,7 @@ def _bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
     return bidirectional_passes.forward(arguments)
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> BidirectionalGradients:
     from flowformer.ops.backends.triton import bidirectional_passes
 
     return bidirectional_passes.backward(arguments)
