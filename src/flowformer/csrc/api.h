@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 2
+#define FLOWFORMER_ABI 3
 
 namespace flowformer {
 
@@ -64,6 +64,7 @@ struct Call {
   void* grad_key;
   void* grad_value;
   void* grad_row_scale;  // [b, queries, h]
+  int64_t normalize;  // Mobile-Attention: whether the output is divided by the number of sources
 };
 
 // Each returns 0, or 1 when memory ran out.
@@ -72,6 +73,8 @@ struct Kernels {
   int (*bidirectional_backward)(const Call&);
   int (*causal_forward)(const Call&);
   int (*causal_backward)(const Call&);
+  int (*mobile_forward)(const Call&);
+  int (*mobile_backward)(const Call&);
 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;

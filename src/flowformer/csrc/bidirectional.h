@@ -3,6 +3,8 @@
 // A row that several threads share is cut into segments, whose partial totals are added up between the levels. Where the keys
 // of a row are one chunk, their keyᵀ value is the product itself, and is not summed up in float64; where queries and keys are
 // one chunk each and it is cheaper, (query keyᵀ) value takes the place of query (keyᵀ value).
+//
+// Where the flows are known already (mobile.h), it starts at the third level, which reads them from what is kept.
 #pragma once
 
 #include "causal.h"
@@ -156,6 +158,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out, *k_columns, *scores;
   T dots[CHUNK], weight[CHUNK];
   bool alone = false;  // the keys are one chunk, and one pass follows the other in this memory
+  Level first = SUMS;  // the level that the call starts with
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take<T>(s.dp);
@@ -199,7 +202,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     } else if (level == COMPETITION) {
       this->with_eps(totals.key_flow, key_flow);
       this->with_eps(totals.query_flow, query_flow);
-      for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
+      if (first == SUMS) for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
       for_chunks(keys, [&](int64_t t, int n) { conserve_source(row, t, n, added); });
     } else if (level == KEY_VALUE) {
       if (!has_cheap_scores(s, row))
@@ -248,8 +251,13 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   void conserve_source(const Row& row, int64_t t, int n, Carry& added) {
     if (call.competition == NO_COMPETITION) return;
-    flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
-    std::memcpy(key_stat(row, CONSERVED_SOURCE) + t, dots, n * sizeof(T));
+    T* source = key_stat(row, CONSERVED_SOURCE) + t;
+    if (first == SUMS) {
+      flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
+      std::memcpy(source, dots, n * sizeof(T));
+    } else {
+      std::memcpy(dots, source, n * sizeof(T));
+    }
     double highest = added.shift;
     const bool bounded = call.clamp <= LARGEST_EXPONENT;
     for (int i = 0; !bounded && i < n; ++i)
@@ -274,6 +282,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   // u = c v
   void weigh_values(const Row& row, int64_t t, int n, const Carry& totals) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, u, false);
+    const T unit = weight_of_share(call, row);
     if (call.competition != NO_COMPETITION) {
       T* share = key_stat(row, SOURCE_SHARE) + t;
       if (call.competition == SOURCES) {
@@ -281,10 +290,18 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         for (int i = 0; i < n; ++i)
           share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
       }
-      const T sources = T(row.key.tokens);
-      for (int i = 0; i < n; ++i) weight[i] = sources * share[i];
+      for (int i = 0; i < n; ++i) weight[i] = unit * share[i];
+      scale_rows(n, s.mp, u, weight, u);
+    } else if (unit != T(1)) {
+      for (int i = 0; i < n; ++i) weight[i] = unit;
       scale_rows(n, s.mp, u, weight, u);
     }
+  }
+
+  // What a source weighs whose share of the softmax is 1, or without competition.
+  static T weight_of_share(const Call& call, const Row& row) {
+    const double sources = double(row.key.tokens > 1 ? row.key.tokens : 1);
+    return T((call.competition == NO_COMPETITION ? 1 : sources) / (call.normalize ? sources : 1));
   }
 
   void turn_keys(const Row& row, int64_t t, int n, const Carry& totals) {
@@ -367,11 +384,11 @@ template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, 
   carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
 }
 
-template <class T> int bidirectional_forward(const Call& call) {
+template <class T> int bidirectional_from(const Call& call, Level first) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
+  const Cache cache = together && first == SUMS ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
   BidirectionalForward<T>(call, counted, cache);
   counted.take<double>(s.sums());
@@ -384,8 +401,9 @@ template <class T> int bidirectional_forward(const Call& call) {
       Carry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
       forward.alone = has_one_chunk(row);
+      forward.first = first;
       clear(s, call, totals, forward.alone);
-      for (int level = SUMS; level <= OUTPUT; ++level)
+      for (int level = first; level <= OUTPUT; ++level)
         forward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
       write_padding<T>(call, row);
       forward.save(row, totals);
@@ -398,10 +416,11 @@ template <class T> int bidirectional_forward(const Call& call) {
   Carry *totals = memory.data(), *added = totals + rows;
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
   bool done = true;
-  for (int level = SUMS; done && level <= OUTPUT; ++level) {
+  for (int level = first; done && level <= OUTPUT; ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
+      forward.first = first;
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
       forward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments), Level(level),
@@ -420,5 +439,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   }
   return !done;
 }
+
+template <class T> int bidirectional_forward(const Call& call) { return bidirectional_from<T>(call, SUMS); }
 
 }  // namespace flowformer::FF_ISA

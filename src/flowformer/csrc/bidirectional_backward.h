@@ -8,6 +8,8 @@
 //
 // Where the forward went by scores (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
 // chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
+//
+// Where the flows are not those of these sums (mobile_backward.h), it ends with dÔ in the third level.
 #pragma once
 
 #include "bidirectional.h"
@@ -25,6 +27,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
   T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
   bool alone = false;  // the queries are one chunk, and one pass follows the other in this memory
+  BidirectionalLevel last = KEY_SUMS;  // the level that the call ends with
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
@@ -128,9 +131,11 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       rho[t + i] = dots[i];
       weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
     }
-    add_rows(n, s.dp, weight, vectors[2], grad);
+    if (last == KEY_SUMS) {
+      add_rows(n, s.dp, weight, vectors[2], grad);
+      weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
+    }
     put(n, grad_query(row, t));
-    weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
     scale_rows(n, s.dp, q, scale, scaled);
   }
 
@@ -147,9 +152,9 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   void weigh_values(const Row& row, int64_t t, int n) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
-    const T sources = T(row.key.tokens);
+    const T unit = BidirectionalForward<T>::weight_of_share(call, row);
     const T* share = key_stat(row, SOURCE_SHARE) + t;
-    for (int i = 0; i < n; ++i) key_weight[i] = competes ? sources * share[i] : T(1);
+    for (int i = 0; i < n; ++i) key_weight[i] = competes ? unit * share[i] : unit;
     scale_rows(n, s.mp, v, key_weight, u);
   }
 
@@ -170,18 +175,28 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     }
   }
 
+  // dÔ of a competition, in `weight`.
+  void source_gradients(const Row& row, int64_t t, int n, const BackCarry& totals) {
+    const T *share = key_stat(row, SOURCE_SHARE) + t, *source = key_stat(row, CONSERVED_SOURCE) + t;
+    const T bound = T(call.clamp);
+    for (int i = 0; i < n; ++i) {
+      const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
+      const bool free = row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
+      weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
+    }
+  }
+
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {
+    const bool competes = call.competition != NO_COMPETITION;
+    if (competes) source_gradients(row, t, n, totals);
+    if (last == KEY_FLOWS) {
+      for (int i = 0; i < n; ++i) gamma[t + i] = competes ? weight[i] : T(0);
+      return;
+    }
     const T* k = this->features(row, 1, t, n, false);
-    const T *outgoing = key_stat(row, SOURCE_OUTGOING) + t, *share = key_stat(row, SOURCE_SHARE) + t;
-    const T* source = key_stat(row, CONSERVED_SOURCE) + t;
+    const T* outgoing = key_stat(row, SOURCE_OUTGOING) + t;
     get(n, grad_key(row, t));
-    if (call.competition != NO_COMPETITION) {
-      const T bound = T(call.clamp);
-      for (int i = 0; i < n; ++i) {
-        const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
-        const bool free = row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
-        weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
-      }
+    if (competes) {
       add_rows(n, s.dp, weight, vectors[3], grad);
       weighted_sum(n, s.dp, k, weight, eps, added.query_flow);
     }
@@ -232,11 +247,13 @@ template <class T> inline void add_totals(const CausalSizes<T>& s, const BackCar
   total.late += added.late;
 }
 
-template <class T> int bidirectional_backward(const Call& call) {
+// Up to a level, the third of which leaves ρ and dÔ of all rows, [b, h, t].
+template <class T>
+int bidirectional_gradients(const Call& call, BidirectionalLevel last, T* given_rho, T* given_gamma) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
+  const Cache cache = together && last == KEY_SUMS ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
   BidirectionalBackward<T>(call, counted, cache);
   counted.take<double>(s.sums());
@@ -252,9 +269,11 @@ template <class T> int bidirectional_backward(const Call& call) {
       totals.place(s, arena.take_unset<double>(s.sums()));
       std::memset(totals.key_sum, 0, size_t(backward.alone ? s.vectors : s.sums()) * sizeof(double));
       totals.late = 0;
-      backward.rho = arena.take_unset<T>(call.queries + call.keys);
-      backward.gamma = backward.rho + call.queries;
-      for (int level = QUERY_OUTER; level <= KEY_SUMS; ++level)
+      backward.last = last;
+      backward.rho = given_rho ? row.stats<T>(given_rho, call, row.query, call.queries, 1, 0)
+                               : arena.take_unset<T>(call.queries + call.keys);
+      backward.gamma = given_gamma ? row.stats<T>(given_gamma, call, row.key, call.keys, 1, 0) : backward.rho + call.queries;
+      for (int level = QUERY_OUTER; level <= last; ++level)
         backward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
       zero_gradient_padding<T>(call, row);
     });
@@ -267,13 +286,15 @@ template <class T> int bidirectional_backward(const Call& call) {
   if (!memory.whole() || !flows.data()) return 1;
   BackCarry *totals = memory.data(), *added = totals + rows;
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
+  if (given_rho) rhos = given_rho, gammas = given_gamma;
   bool done = true;
-  for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
+  for (int level = QUERY_OUTER; done && level <= last; ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
+      backward.last = last;
       backward.rho = row.stats<T>(rhos, call, row.query, call.queries, 1, 0);
       backward.gamma = row.stats<T>(gammas, call, row.key, call.keys, 1, 0);
       backward.gamma_sum = gamma_sums + row.batch() * call.keys + row.key.start;
@@ -281,13 +302,17 @@ template <class T> int bidirectional_backward(const Call& call) {
       added[task].late = 0;
       backward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments),
                     BidirectionalLevel(level), totals[row.index], added[task]);
-      if (level == KEY_SUMS && segment == 0) zero_gradient_padding<T>(call, row);
+      if (level == last && segment == 0) zero_gradient_padding<T>(call, row);
     });
     for (int64_t i = 0; done && i < rows * segments; ++i) add_totals(s, added[i], totals[i / segments]);
     for (int64_t i = 0; done && level == KEY_OUTER && call.competition == HEADS && i < batch * call.heads; ++i)
       for (int64_t t = 0; t < call.keys; ++t) gamma_sums[i / call.heads * call.keys + t] += gammas[i * call.keys + t];
   }
   return !done;
+}
+
+template <class T> int bidirectional_backward(const Call& call) {
+  return bidirectional_gradients<T>(call, KEY_SUMS, nullptr, nullptr);
 }
 
 }  // namespace flowformer::FF_ISA

@@ -3,6 +3,7 @@
 
 #include "bidirectional_backward.h"
 #include "causal_backward.h"
+#include "mobile_backward.h"
 
 namespace flowformer {
 namespace FF_ISA {
@@ -29,6 +30,8 @@ extern const Kernels FF_TABLE(FF_ISA) = {
     FF_ISA::either<FF_ISA::bidirectional_backward<float>, FF_ISA::bidirectional_backward<double>>,
     FF_ISA::either<FF_ISA::causal_forward<float>, FF_ISA::causal_forward<double>>,
     FF_ISA::either<FF_ISA::causal_backward<float>, FF_ISA::causal_backward<double>>,
+    FF_ISA::either<FF_ISA::mobile_forward<float>, FF_ISA::mobile_forward<double>>,
+    FF_ISA::either<FF_ISA::mobile_backward<float>, FF_ISA::mobile_backward<double>>,
 };
 
 }  // namespace flowformer

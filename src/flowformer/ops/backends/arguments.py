@@ -111,6 +111,29 @@ class BidirectionalBackwardArguments(NamedTuple):
     options: Numbers
 
 
+class MobileNumbers(NamedTuple):
+    """The options of Mobile-Attention: those of Flow-Attention, and whether to divide by S."""
+
+    flow: Numbers
+    normalize: bool
+
+
+class MobileArguments(NamedTuple):
+    """A call of Mobile-Attention: bidirectional, of one mask and one row of offsets."""
+
+    inputs: BidirectionalInputs
+    options: MobileNumbers
+    keep: bool
+
+
+class MobileBackwardArguments(NamedTuple):
+    """A backward of Mobile-Attention; it returns the gradients of query, key and value."""
+
+    grad_out: Tensor
+    saved: BidirectionalSaved
+    options: MobileNumbers
+
+
 class StateFields(NamedTuple):
     """The fields of a ``FlowState``, or None for all; of a linear one the last alone is there."""
 

@@ -19,6 +19,8 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalInputs,
     CausalResults,
+    MobileArguments,
+    MobileNumbers,
     StateFields,
     flat,
     numbers,
@@ -59,9 +61,31 @@ class CompiledBackend:
         keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, **given)
         arguments = BidirectionalArguments(inputs, numbers(options), keep)
-        if self._direct is not None and not keep and is_plain(*inputs):
-            return self._direct.bidirectional(arguments).out
-        return _read_bidirectional(self._operators.bidirectional(*flat(arguments))).out
+        return self._bidirectional("bidirectional", arguments)
+
+    def mobile(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        options: FlowOptions,
+        normalize: bool,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Mobile-Attention."""
+        keep = is_kept(query, key, value)
+        inputs = BidirectionalInputs(query, key, value, mask, mask, cu_seqlens)
+        arguments = MobileArguments(inputs, MobileNumbers(numbers(options), normalize), keep)
+        return self._bidirectional("mobile", arguments)
+
+    def _bidirectional(
+        self, name: str, arguments: BidirectionalArguments | MobileArguments
+    ) -> Tensor:
+        if self._direct is not None and not arguments.keep and is_plain(*arguments.inputs):
+            return getattr(self._direct, name)(arguments).out
+        return _read_bidirectional(getattr(self._operators, name)(*flat(arguments))).out
 
     def causal(
         self,

@@ -24,6 +24,9 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalResults,
     CausalSaved,
+    MobileArguments,
+    MobileBackwardArguments,
+    MobileNumbers,
     Numbers,
     StateFields,
     StateGradients,
@@ -37,13 +40,13 @@ from flowformer.ops.inputs import is_transformed
 from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
+_NAMED = ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults))
 # Of each operator what it takes, and what its schema says that it returns.
 _OPERATORS: dict[str, tuple[type[tuple], str]] = {
-    "bidirectional": (
-        BidirectionalArguments,
-        ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults)),
-    ),
+    "bidirectional": (BidirectionalArguments, _NAMED),
     "bidirectional_backward": (BidirectionalBackwardArguments, "Tensor, Tensor, Tensor"),
+    "mobile": (MobileArguments, _NAMED),
+    "mobile_backward": (MobileBackwardArguments, "Tensor, Tensor, Tensor"),
     "causal": (
         CausalArguments,
         ", ".join(f"Tensor {name}" for _, name in declared(CausalResults)),
@@ -68,6 +71,9 @@ class Kernels(NamedTuple):
 
     Attributes:
         keeps_output: whether the backward reads the output; otherwise it gets None.
+        mobile: Mobile-Attention, None where the backend has no kernels for it; its results are
+            those of the bidirectional form, and so is their fake.
+        mobile_backward: its backward.
     """
 
     bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
@@ -77,6 +83,8 @@ class Kernels(NamedTuple):
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
     fake_causal: Callable[[CausalArguments], CausalResults]
     keeps_output: bool
+    mobile: Callable[[MobileArguments], BidirectionalResults] | None = None
+    mobile_backward: Callable[[MobileBackwardArguments], tuple[Tensor, ...]] | None = None
 
 
 class Operators(NamedTuple):
@@ -84,17 +92,23 @@ class Operators(NamedTuple):
 
     bidirectional: Any
     causal: Any
+    mobile: Any = None
 
 
 def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
-    """Define flowformer::{prefix}bidirectional and {prefix}causal, with gradients, for devices."""
+    """Define flowformer::{prefix}bidirectional and the others, with gradients, for devices."""
     fakes = {
         "bidirectional": kernels.fake_bidirectional,
         "bidirectional_backward": _fake_bidirectional_backward,
+        "mobile": kernels.fake_bidirectional,
+        "mobile_backward": _fake_bidirectional_backward,
         "causal": kernels.fake_causal,
         "causal_backward": _fake_causal_backward,
     }
+    defined: dict[str, Any] = {}
     for name, (arguments, results) in _OPERATORS.items():
+        if getattr(kernels, name) is None:
+            continue
         given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
         _LIBRARY.define(f"{prefix}{name}({given}) -> ({results})")
         kernel = _door(arguments, getattr(kernels, name))
@@ -102,13 +116,18 @@ def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
             _LIBRARY.impl(f"{prefix}{name}", kernel, device)
         fake = _door(arguments, fakes[name])
         torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
-    defined = {
-        name: getattr(torch.ops.flowformer, f"{prefix}{name}").default for name in _OPERATORS
-    }
+        defined[name] = getattr(torch.ops.flowformer, f"{prefix}{name}").default
     keeps = kernels.keeps_output
-    _bidirectional_gradients(f"{prefix}bidirectional", defined["bidirectional_backward"], keeps)
+    for name, backward_arguments in (
+        ("bidirectional", BidirectionalBackwardArguments),
+        ("mobile", MobileBackwardArguments),
+    ):
+        if name in defined:
+            kinds = _OPERATORS[name][0], backward_arguments
+            backward = defined[f"{name}_backward"]
+            _bidirectional_gradients(f"{prefix}{name}", backward, kinds, keeps)
     _causal_gradients(f"{prefix}causal", defined["causal_backward"], keeps)
-    return Operators(defined["bidirectional"], defined["causal"])
+    return Operators(defined["bidirectional"], defined["causal"], defined.get("mobile"))
 
 
 def _door(kind: type[tuple], kernel: Callable[[Any], tuple]) -> Callable[..., tuple[Tensor, ...]]:
@@ -134,7 +153,9 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
     return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
 
 
-def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _fake_bidirectional_backward(
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
+) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
 
 
@@ -149,16 +170,20 @@ def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients
     return CausalGradients(query, key, value, scale, past)
 
 
-_read_bidirectional = reader(BidirectionalArguments)
 _read_bidirectional_results = reader(BidirectionalResults)
 _read_bidirectional_saved = reader(BidirectionalSaved)
 
 
-def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
-    unused = (None,) * len(declared(BidirectionalArguments)[3:])
+def _bidirectional_gradients(
+    name: str, backward: Any, kinds: tuple[Any, Any], keeps_output: bool
+) -> None:
+    """Register the gradients of an operator, given what it and its backward take."""
+    forward_arguments, backward_arguments = kinds
+    read = reader(forward_arguments)
+    unused = (None,) * len(declared(forward_arguments)[3:])
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments = _read_bidirectional(inputs)
+        arguments = read(inputs)
         results = _read_bidirectional_results(output)
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
@@ -173,7 +198,7 @@ def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> No
         if grad_out is not None and _in_pytorch(ctx, grad_out):
             found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
         elif grad_out is not None:
-            found = backward(*flat(BidirectionalBackwardArguments(grad_out, saved, ctx.options)))
+            found = backward(*flat(backward_arguments(grad_out, saved, ctx.options)))
         return (*found, *unused)
 
     torch.library.register_autograd(
@@ -237,11 +262,15 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 
 
 def _chunked_bidirectional(
-    inputs: BidirectionalInputs, options: Numbers, grad_out: Tensor
+    inputs: BidirectionalInputs, options: Numbers | MobileNumbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
     def attend(queries, keys, part, state):
-        masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
-        out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
+        if isinstance(options, MobileNumbers):
+            rest = {"normalize": options.normalize, "mask": part.key_mask}
+            out = chunked.mobile(*queries, *keys, options=flow_options(options.flow), **rest)
+        else:
+            masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
+            out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
         return out, state
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -91,6 +91,63 @@ def bidirectional(
     return (out * (allocation / incoming)[..., None]).to(value.dtype)
 
 
+def conserve_over_heads(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b t h d"],
+    *,
+    options: FlowOptions,
+    mask: Bool[Tensor, "b t"] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`conserve` does, with sums over the heads of each token, and c / S.
+
+    q and k are features, zero at padded tokens.
+    """
+    eps = options.eps
+    real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
+
+    sink_incoming = ((q + eps) * (k.sum(2, keepdim=True) + eps)).sum(-1)
+    source_outgoing = ((k + eps) * (q.sum(2, keepdim=True) + eps)).sum(-1)
+    sink_incoming = torch.where(real[..., None], sink_incoming, 1)
+    source_outgoing = torch.where(real[..., None], source_outgoing, 1)
+
+    key_flow = (k / source_outgoing[..., None]).sum(2, keepdim=True)
+    query_flow = (q / sink_incoming[..., None]).sum(2, keepdim=True)
+    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1)
+    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1)
+
+    sink_allocation = torch.ones_like(conserved_sink)
+    if options.allocation:
+        sink_allocation = torch.sigmoid(conserved_sink)
+    share = torch.ones_like(conserved_source)
+    if options.competition is not None:
+        share = compete(conserved_source, real, options)
+    return sink_incoming, share, sink_allocation
+
+
+def mobile(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    *,
+    options: FlowOptions,
+    normalize: bool,
+    mask: Bool[Tensor, "b t"] | None,
+) -> Float[Tensor, "b t h m"]:
+    """Mobile-Attention (Yao et al. 2024), and what ``normalize`` makes of it."""
+    q = features(query, mask, options.feature_map)
+    k = features(key, mask, options.feature_map)
+    v = masked(value, mask).to(k.dtype)
+    incoming, weight, allocation = conserve_over_heads(q, k, options=options, mask=mask)
+    S = k.new_ones(k.shape[:2]).sum(1) if mask is None else mask.sum(1).clamp(min=1)
+    if options.competition is not None:
+        weight = weight * S[:, None, None]
+    if normalize:
+        weight = weight / S[:, None, None]
+    key_value = torch.einsum("bshd,bshm->bhdm", k, v * weight[..., None])
+    out = torch.einsum("blhd,bhdm->blhm", q, key_value)
+    return (out * (allocation / incoming)[..., None]).to(value.dtype)
+
+
 def conserve_causal(
     q: Float[Tensor, "b t h d"],
     k: Float[Tensor, "b t h d"],

@@ -8,8 +8,8 @@ PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
 CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
 
-__all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
+__all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "mobile", "step"]
 
 _backend = CompiledBackend(OPERATORS, direct=KERNELS)
 bidirectional, causal, step = _backend.bidirectional, _backend.causal, _backend.step
-linear_causal = _backend.linear_causal
+linear_causal, mobile = _backend.linear_causal, _backend.mobile

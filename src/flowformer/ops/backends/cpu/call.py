@@ -15,8 +15,9 @@ CHUNK = 64  # of csrc/api.h
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
+# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients, an option
+# of Mobile-Attention.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P" + "q")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_STATE = (0,) * 7
 
@@ -134,6 +135,7 @@ def call(
     states: tuple[State, State, State, State] = ((), (), (), ()),
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
+    normalize: bool = False,
 ) -> None:
     """Call a function of the library; ``inputs`` are readable, all that is written is contiguous.
 
@@ -145,6 +147,7 @@ def call(
         states: before, after, and the gradients of both; each the fields of a FlowState or none.
         kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
+        normalize: whether the output of Mobile-Attention is divided by the number of sources.
 
     Raises:
         MemoryError: the library could not allocate its scratch.
@@ -172,6 +175,7 @@ def call(
         *(pointer for state in states for pointer in _pointers(state)),
         *(_pointer(tensor) for tensor in kept),
         *(_pointer(tensor) for tensor in gradients[1:]),
+        normalize,
     )
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"

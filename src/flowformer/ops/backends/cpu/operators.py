@@ -22,6 +22,10 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalKept,
     CausalResults,
+    MobileArguments,
+    MobileBackwardArguments,
+    MobileNumbers,
+    Numbers,
     StateFields,
     StateGradients,
 )
@@ -62,7 +66,20 @@ def _stats(tensor: Tensor, count: int) -> Tensor:
     return tensor.new_empty((b, h, count, t), dtype=compute_dtype(tensor.dtype))
 
 
-def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> BidirectionalResults:
+def _call_bidirectional(
+    direction: str, inputs: Inputs, options: Numbers | MobileNumbers, **rest: Any
+) -> None:
+    """Call the function of Flow-Attention, or of Mobile-Attention, which has an option more."""
+    if isinstance(options, MobileNumbers):
+        function = f"flowformer_mobile_{direction}"
+        call(function, inputs, options.flow, normalize=options.normalize, **rest)
+    else:
+        call(f"flowformer_bidirectional_{direction}", inputs, options, **rest)
+
+
+def _bidirectional(
+    arguments: BidirectionalArguments | MobileArguments, *, runs: bool = True
+) -> BidirectionalResults:
     inputs, keep = Inputs(*arguments.inputs), arguments.keep
     inputs = readable(inputs) if runs else inputs
     out = _output(inputs)
@@ -72,7 +89,7 @@ def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> B
         _row_sums(inputs) if keep else NOTHING,
     )
     if runs:
-        call("flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=kept)
+        _call_bidirectional("forward", inputs, arguments.options, out=out, kept=kept)
     return BidirectionalResults(out, kept if keep else BidirectionalKept())
 
 
@@ -83,11 +100,13 @@ def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _bidirectional_backward(
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
+) -> tuple[Tensor, ...]:
     inputs = readable(Inputs(*arguments.saved.inputs))
     grads = _input_gradients(inputs)
-    call(
-        "flowformer_bidirectional_backward",
+    _call_bidirectional(
+        "backward",
         inputs,
         arguments.options,
         kept=arguments.saved.kept,
@@ -161,5 +180,7 @@ KERNELS = Kernels(
     fake_bidirectional=partial(_bidirectional, runs=False),
     fake_causal=partial(_causal, runs=False),
     keeps_output=False,
+    mobile=_bidirectional,
+    mobile_backward=_bidirectional_backward,
 )
 OPERATORS = define_operators("", KERNELS, "CPU")

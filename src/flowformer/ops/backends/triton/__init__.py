@@ -98,6 +98,27 @@ def step(
     return out, after
 
 
+def mobile(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    options: FlowOptions,
+    normalize: bool,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Mobile-Attention, in PyTorch: it has no kernels here."""
+
+    def attend(queries: Any, keys: Any, part: Batch, state: None) -> Any:
+        rest = {"options": options, "normalize": normalize, "mask": part.key_mask}
+        return chunked.mobile(*queries, *keys, **rest), state
+
+    return attend_batch(attend, (query,), (key, value), Batch(mask, mask, cu_seqlens, None), None)[
+        0
+    ]
+
+
 def linear_bidirectional(q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None) -> Tensor:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j: two products, which cuBLAS does, in float32."""
     return chunked.linear_bidirectional(q.float(), k.float(), v.float(), row_scale=row_scale)
