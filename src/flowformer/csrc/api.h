@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 2
+#define FLOWFORMER_ABI 3
 
 namespace flowformer {
 
@@ -58,7 +58,8 @@ struct Call {
   // keyᵀ value before every `spacing` chunks, from which the backward computes the others again.
   void* query_stats;  // real [b, h, 5 or 2, queries]; packed [h, …, queries]
   void* key_stats;    // real [b, h, 3, keys]
-  void* sums;         // real [b, h, 4·d + d·m]; causal: [chunks, h, 4·d], then [chunks / spacing, h, d·m]
+  void* sums;         // real [b, h, 4·d], then [rows of more than a chunk, h, d·m]; causal: [chunks, h, 4·d], then
+                      // [chunks / spacing, h, d·m]; of linear attention the latter alone
   // real and contiguous, [b, t, h, …]
   void* grad_query;
   void* grad_key;

@@ -6,6 +6,8 @@
 //   queries   dI = -ρ/I - (q·f)/I²:  Σ dI (q + ε);  dq is complete
 //   keys      dk is complete
 //
+// Linear attention is the first two, with r as it was given: its gradient is q·T.
+//
 // Where the forward went by scores (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
 // chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
 #pragma once
@@ -24,11 +26,12 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::partial;
   T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
   T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
+  const bool flows;
   bool alone = false;  // the queries are one chunk, and one pass follows the other in this memory
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
-  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
+  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY) {
     for (T*& vector : vectors) vector = arena.take<T>(s.dp);
     flow = arena.take<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
@@ -39,23 +42,17 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     for (T** square : {&products, &scores}) *square = arena.take_unset<T>(CHUNK * CHUNK);
   }
 
-  const T* query_stat(const Row& row, QueryStat stat) const {
-    return row.stats<T>(call.query_stats, call, row.query, call.queries, QUERY_STATS, stat);
-  }
-  const T* key_stat(const Row& row, KeyStat stat) const {
-    return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
-  }
-
   void pass(const Row& row, Range queries, Range keys, BidirectionalLevel level, const BackCarry& totals,
             BackCarry& added) {
     this->begin();
-    const T* sums = static_cast<const T*>(call.sums) + (row.sequence * call.heads + row.head) * (4 * s.d + s.d * s.m);
-    for (int i = 0; i < 4; ++i)
-      for (int j = 0; j < s.d; ++j) vectors[i][j] = sums[i * s.d + j] + eps[j];
+    for (int i = 0; flows && i < 4; ++i) {
+      const T* sums = row_vectors<T>(call, row) + i * s.d;
+      for (int j = 0; j < s.d; ++j) vectors[i][j] = sums[j] + eps[j];
+    }
     if (level <= KEY_OUTER && has_cheap_scores(s, row)) {
       if (level == KEY_OUTER && queries.first < queries.last) both_outer(row, added);
     } else if (level == QUERY_OUTER) {
-      restore_rows(s.d, s.m, s.mp, sums + 4 * s.d, key_value);
+      find_key_value(row);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       for_chunks(queries, [&](int64_t t, int n) { query_outer(row, t, n, added); });
     } else if (level == KEY_OUTER) {
@@ -103,9 +100,17 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     finish_queries(row, 0, n, this->features(row, 0, 0, n, true), added);
     multiply<T, false>(n, columns_of_keys, s.d, {scaled, s.dp, 1}, columns, CHUNK, scores, CHUNK);
     multiply<T, false>(keys, s.dp, n, {products, 1, CHUNK}, scaled, s.dp, grad, s.dp);
-    put(keys, grad_key(row, 0));
+    finish_keys(row, 0, keys, k);
     multiply<T, false>(keys, s.mp, n, {scores, 1, CHUNK}, g, s.mp, u, s.mp);
     finish_values(row, 0, keys, added);
+  }
+
+  void find_key_value(const Row& row) {
+    if (const T* kept = row_matrix<T>(call, row)) return restore_rows(s.d, s.m, s.mp, kept, key_value);
+    const int n = int(row.key.trimmed);
+    const T* k = this->features(row, 1, 0, n, true);
+    weigh_values(row, 0, n);
+    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
   }
 
   void query_outer(const Row& row, int64_t t, int n, BackCarry& added) {
@@ -119,10 +124,16 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.
   void finish_queries(const Row& row, int64_t t, int n, const T* q, BackCarry& added) {
-    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
-    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
+    this->find_scale(row, t, n, scale);
+    if (T* to = flows || !call.grad_row_scale ? nullptr : row.dense<T>(call.grad_row_scale, call, row.query, call.queries, t, 1)) {
+      row_dots(n, s.dp, q, grad, partial, dots);
+      for (int i = 0; i < n; ++i) to[i * call.heads] = row.query.real(t + i) ? dots[i] : T(0);
+    }
     scale_rows(n, s.dp, grad, scale, grad);
+    scale_rows(n, s.dp, q, scale, scaled);
+    if (!flows) return write_feature_gradient<T>(call, row.query, t, n, q, grad, grad_query(row, t), call.heads * s.d);
     row_dots(n, s.dp, q, grad, partial, dots);
+    const T* allocation = this->query_stat(row, SINK_ALLOCATION) + t;
     const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
     for (int i = 0; i < n; ++i) {
       rho[t + i] = dots[i];
@@ -131,16 +142,23 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     add_rows(n, s.dp, weight, vectors[2], grad);
     put(n, grad_query(row, t));
     weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
-    scale_rows(n, s.dp, q, scale, scaled);
   }
 
   void key_outer(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, true);
     weigh_values(row, t, n);
     multiply<T, false>(n, s.dp, s.m, {u, s.mp, 1}, turned, s.dp, grad, s.dp);
-    put(n, grad_key(row, t));
+    finish_keys(row, t, n, k);
     multiply<T, false>(n, s.mp, s.d, {k, s.dp, 1}, key_value, s.mp, u, s.mp);
     finish_values(row, t, n, added);
+  }
+
+  // From K u in `grad`: dk but for the sums.
+  void finish_keys(const Row& row, int64_t t, int n, const T* k) {
+    if (flows)
+      put(n, grad_key(row, t));
+    else
+      write_feature_gradient<T>(call, row.key, t, n, k, grad, grad_key(row, t), call.heads * s.d);
   }
 
   // v, c in `key_weight`, u = c v
@@ -148,7 +166,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
     const T sources = T(row.key.tokens);
-    const T* share = key_stat(row, SOURCE_SHARE) + t;
+    const T* share = competes ? this->key_stat(row, SOURCE_SHARE) + t : nullptr;
     for (int i = 0; i < n; ++i) key_weight[i] = competes ? sources * share[i] : T(1);
     scale_rows(n, s.mp, v, key_weight, u);
   }
@@ -172,8 +190,8 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, false);
-    const T *outgoing = key_stat(row, SOURCE_OUTGOING) + t, *share = key_stat(row, SOURCE_SHARE) + t;
-    const T* source = key_stat(row, CONSERVED_SOURCE) + t;
+    const T *outgoing = this->key_stat(row, SOURCE_OUTGOING) + t, *share = this->key_stat(row, SOURCE_SHARE) + t;
+    const T* source = this->key_stat(row, CONSERVED_SOURCE) + t;
     get(n, grad_key(row, t));
     if (call.competition != NO_COMPETITION) {
       const T bound = T(call.clamp);
@@ -207,7 +225,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   void query_flows(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, false);
-    const T* incoming = query_stat(row, SINK_INCOMING) + t;
+    const T* incoming = this->query_stat(row, SINK_INCOMING) + t;
     get(n, grad_query(row, t));
     for (int i = 0; i < n; ++i) weight[i] = T(1) / incoming[i];
     add_rows(n, s.dp, weight, flow, grad);
@@ -236,6 +254,7 @@ template <class T> int bidirectional_backward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
+  const int last = call.feature_map == IDENTITY ? KEY_OUTER : KEY_SUMS;
   const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
   BidirectionalBackward<T>(call, counted, cache);
@@ -254,7 +273,7 @@ template <class T> int bidirectional_backward(const Call& call) {
       totals.late = 0;
       backward.rho = arena.take_unset<T>(call.queries + call.keys);
       backward.gamma = backward.rho + call.queries;
-      for (int level = QUERY_OUTER; level <= KEY_SUMS; ++level)
+      for (int level = QUERY_OUTER; level <= last; ++level)
         backward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
       zero_gradient_padding<T>(call, row);
     });
@@ -268,7 +287,7 @@ template <class T> int bidirectional_backward(const Call& call) {
   BackCarry *totals = memory.data(), *added = totals + rows;
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
   bool done = true;
-  for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
+  for (int level = QUERY_OUTER; done && level <= last; ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
@@ -281,7 +300,7 @@ template <class T> int bidirectional_backward(const Call& call) {
       added[task].late = 0;
       backward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments),
                     BidirectionalLevel(level), totals[row.index], added[task]);
-      if (level == KEY_SUMS && segment == 0) zero_gradient_padding<T>(call, row);
+      if (level == last && segment == 0) zero_gradient_padding<T>(call, row);
     });
     for (int64_t i = 0; done && i < rows * segments; ++i) add_totals(s, added[i], totals[i / segments]);
     for (int64_t i = 0; done && level == KEY_OUTER && call.competition == HEADS && i < batch * call.heads; ++i)

@@ -19,6 +19,7 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalInputs,
     CausalResults,
+    Numbers,
     StateFields,
     flat,
     numbers,
@@ -56,9 +57,18 @@ class CompiledBackend:
         **given: Tensor | None,
     ) -> Tensor:
         """Flow-Attention."""
-        keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, **given)
-        arguments = BidirectionalArguments(inputs, numbers(options), keep)
+        return self._bidirectional(inputs, numbers(options))
+
+    def linear_bidirectional(
+        self, q: Tensor, k: Tensor, v: Tensor, **given: Tensor | None
+    ) -> Tensor:
+        """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+        return self._bidirectional(BidirectionalInputs(q, k, v, **given), LINEAR_OPTIONS)
+
+    def _bidirectional(self, inputs: BidirectionalInputs, options: Numbers) -> Tensor:
+        keep = is_kept(*inputs[:3], inputs.row_scale)
+        arguments = BidirectionalArguments(inputs, options, keep)
         if self._direct is not None and not keep and is_plain(*inputs):
             return self._direct.bidirectional(arguments).out
         return _read_bidirectional(self._operators.bidirectional(*flat(arguments))).out

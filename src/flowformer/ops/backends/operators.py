@@ -15,6 +15,7 @@ from flowformer.ops.backends.arguments import (
     LINEAR,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalInputs,
     BidirectionalResults,
     BidirectionalSaved,
@@ -43,7 +44,10 @@ _OPERATORS: dict[str, tuple[type[tuple], str]] = {
         BidirectionalArguments,
         ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults)),
     ),
-    "bidirectional_backward": (BidirectionalBackwardArguments, "Tensor, Tensor, Tensor"),
+    "bidirectional_backward": (
+        BidirectionalBackwardArguments,
+        ", ".join("Tensor" for _ in declared(BidirectionalGradients)),
+    ),
     "causal": (
         CausalArguments,
         ", ".join(f"Tensor {name}" for _, name in declared(CausalResults)),
@@ -71,7 +75,7 @@ class Kernels(NamedTuple):
     """
 
     bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
-    bidirectional_backward: Callable[[BidirectionalBackwardArguments], tuple[Tensor, ...]]
+    bidirectional_backward: Callable[[BidirectionalBackwardArguments], BidirectionalGradients]
     causal: Callable[[CausalArguments], CausalResults]
     causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
@@ -134,28 +138,35 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
     return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
 
 
-def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+def _fake_bidirectional_backward(
+    arguments: BidirectionalBackwardArguments,
+) -> BidirectionalGradients:
+    return BidirectionalGradients(*_fake_gradients(arguments.saved.inputs))
+
+
+def _fake_gradients(inputs: BidirectionalInputs | CausalInputs) -> tuple[Any, ...]:
+    query, scale = inputs.query, inputs.row_scale
+    if scale is not None:
+        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    return *(tensor.new_empty(tensor.shape) for tensor in inputs[:3]), scale
 
 
 def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    if scale is not None:
-        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
-    past = StateGradients()
+    inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(query, key, value, scale, past)
+    return CausalGradients(*_fake_gradients(inputs), past)
 
 
 _read_bidirectional = reader(BidirectionalArguments)
 _read_bidirectional_results = reader(BidirectionalResults)
+_read_bidirectional_inputs = reader(BidirectionalInputs)
 _read_bidirectional_saved = reader(BidirectionalSaved)
+_read_bidirectional_gradients = reader(BidirectionalGradients)
 
 
 def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
-    unused = (None,) * len(declared(BidirectionalArguments)[3:])
+    unused = (None,) * (len(declared(BidirectionalArguments)) - len(declared(BidirectionalInputs)))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         arguments = _read_bidirectional(inputs)
@@ -169,12 +180,14 @@ def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> No
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         # Read once: under torch's checkpoint they exist for one reading.
         saved = _read_bidirectional_saved(ctx.saved_tensors)
-        found: Sequence[Tensor | None] = (None, None, None)
-        if grad_out is not None and _in_pytorch(ctx, grad_out):
-            found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
-        elif grad_out is not None:
-            found = backward(*flat(BidirectionalBackwardArguments(grad_out, saved, ctx.options)))
-        return (*found, *unused)
+        if grad_out is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if _in_pytorch(ctx, grad_out):
+            return (*_chunked_bidirectional(saved.inputs, ctx.options, grad_out), *unused)
+        arguments = BidirectionalBackwardArguments(grad_out, saved, ctx.options)
+        found = _read_bidirectional_gradients(backward(*flat(arguments)))
+        inputs = BidirectionalInputs(*found[:3], row_scale=found.row_scale)
+        return (*_wanted(inputs, ctx), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
@@ -218,12 +231,17 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         found = _read_causal_gradients(backward(*flat(arguments)))
         past = StateFields(None, *found.past)
         inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
-        return (*(grad if want else None for grad, want in pairs), *unused)
+        return (*_wanted(inputs, ctx), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
     )
+
+
+def _wanted(inputs: tuple, ctx: Any) -> list[Tensor | None]:
+    """Return the gradients of the tensors, which lead the arguments, where they are wanted."""
+    pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)
+    return [grad if want else None for grad, want in pairs]
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
@@ -239,15 +257,33 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 def _chunked_bidirectional(
     inputs: BidirectionalInputs, options: Numbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    def attend(queries, keys, part, state):
+    linear = options.feature_map == LINEAR
+
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
-        out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
-        return out, state
+        if linear:
+            out = _linear(chunked.linear_bidirectional, queries, keys, **masks)
+            return out.to(keys[1].dtype), state
+        return chunked.bidirectional(
+            *queries, *keys, options=flow_options(options), **masks
+        ), state
 
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return (attend_batch(attend, (query,), (key, value), Batch(*inputs[3:]), None)[0],)
+    def forward(*tensors: Any) -> tuple[Tensor, ...]:
+        given = _read_bidirectional_inputs(tensors)
+        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        batch = Batch(*inputs[3:7])
+        return (attend_batch(attend, queries, (given.key, given.value), batch, None)[0],)
 
-    return _gradients(forward, inputs[:3], (grad_out,))
+    return _gradients(forward, inputs, (grad_out,))
+
+
+def _linear(
+    attend: Callable[..., Any], queries: Sequence[Tensor], keys: Sequence[Tensor], **rest: Any
+) -> Any:
+    """Call a function of ``chunked``, which computes in the dtype of what it gets."""
+    dtype = compute_dtype(queries[0].dtype)
+    query, key, value = (tensor.to(dtype) for tensor in (queries[0], *keys))
+    return attend(query, key, value, row_scale=queries[1] if len(queries) > 1 else None, **rest)
 
 
 def _gradients(
@@ -285,8 +321,8 @@ def _chunked_causal(
 
     def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if linear:
-            scale = queries[1] if len(queries) > 1 else None
-            return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
+            out, after = _linear(chunked.linear_causal, queries, keys, state=state)
+            return out.to(keys[1].dtype), after
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state

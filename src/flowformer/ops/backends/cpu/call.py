@@ -102,6 +102,20 @@ def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
     return heads * (vectors + width * value_width * _count(inputs, CHUNK * every))
 
 
+def row_numbers(inputs: Inputs, *, linear: bool) -> int:
+    """Return how many numbers a bidirectional forward keeps of the sums of its rows.
+
+    No keyᵀ value of one chunk, which the backward computes again: of many short rows they would
+    take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
+    """
+    (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
+    matrices = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    if inputs.cu_seqlens is not None:
+        matrices = keys // CHUNK
+    vectors = 0 if linear else 4 * sequence_count(inputs.query, inputs.cu_seqlens)
+    return heads * width * (vectors + matrices * inputs.value.shape[3])
+
+
 def _count(inputs: Inputs, tokens: int) -> int:
     """Return how many pieces of so many tokens the keys have.
 
