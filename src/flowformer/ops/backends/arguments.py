@@ -61,7 +61,7 @@ def flow_options(numbers: Numbers) -> FlowOptions:
 
 
 class BidirectionalInputs(NamedTuple):
-    """The tensors of a bidirectional call."""
+    """The tensors of a bidirectional call; ``row_scale`` is of linear attention alone."""
 
     query: Tensor
     key: Tensor
@@ -70,10 +70,14 @@ class BidirectionalInputs(NamedTuple):
     key_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
+    row_scale: Tensor | None = None
 
 
 class BidirectionalArguments(NamedTuple):
-    """A bidirectional call; ``keep`` says whether anything is kept for a backward."""
+    """A bidirectional call, or one of linear attention.
+
+    ``keep`` says whether anything is kept for a backward.
+    """
 
     inputs: BidirectionalInputs
     options: Numbers
@@ -104,11 +108,20 @@ class BidirectionalSaved(NamedTuple):
 
 
 class BidirectionalBackwardArguments(NamedTuple):
-    """A bidirectional backward; it returns the gradients of query, key and value."""
+    """A bidirectional backward."""
 
     grad_out: Tensor
     saved: BidirectionalSaved
     options: Numbers
+
+
+class BidirectionalGradients(NamedTuple):
+    """The gradients of a bidirectional call's tensors."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    row_scale: Tensor | None = None
 
 
 class MobileNumbers(NamedTuple):
@@ -119,7 +132,7 @@ class MobileNumbers(NamedTuple):
 
 
 class MobileArguments(NamedTuple):
-    """A call of Mobile-Attention: bidirectional, of one mask and one row of offsets."""
+    """A call of Mobile-Attention; its masks are one, and so are its offsets."""
 
     inputs: BidirectionalInputs
     options: MobileNumbers
@@ -127,7 +140,7 @@ class MobileArguments(NamedTuple):
 
 
 class MobileBackwardArguments(NamedTuple):
-    """A backward of Mobile-Attention; it returns the gradients of query, key and value."""
+    """A backward of Mobile-Attention; what it returns has no scale."""
 
     grad_out: Tensor
     saved: BidirectionalSaved

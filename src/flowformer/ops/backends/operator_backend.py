@@ -21,6 +21,7 @@ from flowformer.ops.backends.arguments import (
     CausalResults,
     MobileArguments,
     MobileNumbers,
+    Numbers,
     StateFields,
     flat,
     numbers,
@@ -58,10 +59,14 @@ class CompiledBackend:
         **given: Tensor | None,
     ) -> Tensor:
         """Flow-Attention."""
-        keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, **given)
-        arguments = BidirectionalArguments(inputs, numbers(options), keep)
-        return self._bidirectional("bidirectional", arguments)
+        return self._bidirectional(inputs, numbers(options))
+
+    def linear_bidirectional(
+        self, q: Tensor, k: Tensor, v: Tensor, **given: Tensor | None
+    ) -> Tensor:
+        """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+        return self._bidirectional(BidirectionalInputs(q, k, v, **given), LINEAR_OPTIONS)
 
     def mobile(
         self,
@@ -75,15 +80,18 @@ class CompiledBackend:
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Mobile-Attention."""
-        keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, mask, mask, cu_seqlens)
-        arguments = MobileArguments(inputs, MobileNumbers(numbers(options), normalize), keep)
-        return self._bidirectional("mobile", arguments)
+        return self._bidirectional(inputs, MobileNumbers(numbers(options), normalize))
 
     def _bidirectional(
-        self, name: str, arguments: BidirectionalArguments | MobileArguments
+        self, inputs: BidirectionalInputs, options: Numbers | MobileNumbers
     ) -> Tensor:
-        if self._direct is not None and not arguments.keep and is_plain(*arguments.inputs):
+        keep = is_kept(*inputs[:3], inputs.row_scale)
+        if isinstance(options, MobileNumbers):
+            name, arguments = "mobile", MobileArguments(inputs, options, keep)
+        else:
+            name, arguments = "bidirectional", BidirectionalArguments(inputs, options, keep)
+        if self._direct is not None and not keep and is_plain(*inputs):
             return getattr(self._direct, name)(arguments).out
         return _read_bidirectional(getattr(self._operators, name)(*flat(arguments))).out
 

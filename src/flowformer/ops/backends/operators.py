@@ -15,6 +15,7 @@ from flowformer.ops.backends.arguments import (
     LINEAR,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalInputs,
     BidirectionalResults,
     BidirectionalSaved,
@@ -41,12 +42,13 @@ from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
 _NAMED = ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults))
+_GRADIENTS = ", ".join("Tensor" for _ in declared(BidirectionalGradients))
 # Of each operator what it takes, and what its schema says that it returns.
 _OPERATORS: dict[str, tuple[type[tuple], str]] = {
     "bidirectional": (BidirectionalArguments, _NAMED),
-    "bidirectional_backward": (BidirectionalBackwardArguments, "Tensor, Tensor, Tensor"),
+    "bidirectional_backward": (BidirectionalBackwardArguments, _GRADIENTS),
     "mobile": (MobileArguments, _NAMED),
-    "mobile_backward": (MobileBackwardArguments, "Tensor, Tensor, Tensor"),
+    "mobile_backward": (MobileBackwardArguments, _GRADIENTS),
     "causal": (
         CausalArguments,
         ", ".join(f"Tensor {name}" for _, name in declared(CausalResults)),
@@ -77,14 +79,14 @@ class Kernels(NamedTuple):
     """
 
     bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
-    bidirectional_backward: Callable[[BidirectionalBackwardArguments], tuple[Tensor, ...]]
+    bidirectional_backward: Callable[[BidirectionalBackwardArguments], BidirectionalGradients]
     causal: Callable[[CausalArguments], CausalResults]
     causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
     fake_causal: Callable[[CausalArguments], CausalResults]
     keeps_output: bool
     mobile: Callable[[MobileArguments], BidirectionalResults] | None = None
-    mobile_backward: Callable[[MobileBackwardArguments], tuple[Tensor, ...]] | None = None
+    mobile_backward: Callable[[MobileBackwardArguments], BidirectionalGradients] | None = None
 
 
 class Operators(NamedTuple):
@@ -155,32 +157,37 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
 
 def _fake_bidirectional_backward(
     arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
-) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+) -> BidirectionalGradients:
+    return BidirectionalGradients(*_fake_gradients(arguments.saved.inputs))
+
+
+def _fake_gradients(inputs: BidirectionalInputs | CausalInputs) -> tuple[Any, ...]:
+    query, scale = inputs.query, inputs.row_scale
+    if scale is not None:
+        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    return *(tensor.new_empty(tensor.shape) for tensor in inputs[:3]), scale
 
 
 def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    if scale is not None:
-        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
-    past = StateGradients()
+    inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(query, key, value, scale, past)
+    return CausalGradients(*_fake_gradients(inputs), past)
 
 
 _read_bidirectional_results = reader(BidirectionalResults)
+_read_bidirectional_inputs = reader(BidirectionalInputs)
 _read_bidirectional_saved = reader(BidirectionalSaved)
+_read_bidirectional_gradients = reader(BidirectionalGradients)
 
 
 def _bidirectional_gradients(
     name: str, backward: Any, kinds: tuple[Any, Any], keeps_output: bool
 ) -> None:
     """Register the gradients of an operator, given what it and its backward take."""
-    forward_arguments, backward_arguments = kinds
-    read = reader(forward_arguments)
-    unused = (None,) * len(declared(forward_arguments)[3:])
+    kind, backward_kind = kinds
+    read = reader(kind)
+    unused = (None,) * (len(declared(kind)) - len(declared(BidirectionalInputs)))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         arguments = read(inputs)
@@ -194,12 +201,14 @@ def _bidirectional_gradients(
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         # Read once: under torch's checkpoint they exist for one reading.
         saved = _read_bidirectional_saved(ctx.saved_tensors)
-        found: Sequence[Tensor | None] = (None, None, None)
-        if grad_out is not None and _in_pytorch(ctx, grad_out):
-            found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
-        elif grad_out is not None:
-            found = backward(*flat(backward_arguments(grad_out, saved, ctx.options)))
-        return (*found, *unused)
+        if grad_out is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if _in_pytorch(ctx, grad_out):
+            return (*_chunked_bidirectional(saved.inputs, ctx.options, grad_out), *unused)
+        arguments = backward_kind(grad_out, saved, ctx.options)
+        found = _read_bidirectional_gradients(backward(*flat(arguments)))
+        inputs = BidirectionalInputs(*found[:3], row_scale=found.row_scale)
+        return (*_wanted(inputs, ctx), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
@@ -243,12 +252,17 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         found = _read_causal_gradients(backward(*flat(arguments)))
         past = StateFields(None, *found.past)
         inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
-        return (*(grad if want else None for grad, want in pairs), *unused)
+        return (*_wanted(inputs, ctx), *unused)
 
     torch.library.register_autograd(
         f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
     )
+
+
+def _wanted(inputs: tuple, ctx: Any) -> list[Tensor | None]:
+    """Return the gradients of the tensors, which lead the arguments, where they are wanted."""
+    pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)
+    return [grad if want else None for grad, want in pairs]
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
@@ -264,19 +278,34 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 def _chunked_bidirectional(
     inputs: BidirectionalInputs, options: Numbers | MobileNumbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    def attend(queries, keys, part, state):
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if isinstance(options, MobileNumbers):
             rest = {"normalize": options.normalize, "mask": part.key_mask}
-            out = chunked.mobile(*queries, *keys, options=flow_options(options.flow), **rest)
-        else:
-            masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
-            out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
-        return out, state
+            return chunked.mobile(
+                *queries, *keys, options=flow_options(options.flow), **rest
+            ), state
+        masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
+        if options.feature_map == LINEAR:
+            out = _linear(chunked.linear_bidirectional, queries, keys, **masks)
+            return out.to(keys[1].dtype), state
+        return chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks), state
 
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return (attend_batch(attend, (query,), (key, value), Batch(*inputs[3:]), None)[0],)
+    def forward(*tensors: Any) -> tuple[Tensor, ...]:
+        given = _read_bidirectional_inputs(tensors)
+        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        batch = Batch(*inputs[3:7])
+        return (attend_batch(attend, queries, (given.key, given.value), batch, None)[0],)
 
-    return _gradients(forward, inputs[:3], (grad_out,))
+    return _gradients(forward, inputs, (grad_out,))
+
+
+def _linear(
+    attend: Callable[..., Any], queries: Sequence[Tensor], keys: Sequence[Tensor], **rest: Any
+) -> Any:
+    """Call a function of ``chunked``, which computes in the dtype of what it gets."""
+    dtype = compute_dtype(queries[0].dtype)
+    query, key, value = (tensor.to(dtype) for tensor in (queries[0], *keys))
+    return attend(query, key, value, row_scale=queries[1] if len(queries) > 1 else None, **rest)
 
 
 def _gradients(
@@ -314,8 +343,8 @@ def _chunked_causal(
 
     def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if linear:
-            scale = queries[1] if len(queries) > 1 else None
-            return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
+            out, after = _linear(chunked.linear_causal, queries, keys, state=state)
+            return out.to(keys[1].dtype), after
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state

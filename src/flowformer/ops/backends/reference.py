@@ -239,10 +239,13 @@ def linear_bidirectional(
     v: Float[Tensor, "b s h m"],
     *,
     row_scale: Float[Tensor, "b l h"] | None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+    q, k, v = masked(q, query_mask), masked(k, key_mask), masked(v, key_mask)
     out = torch.einsum("blhd,bhdm->blhm", q, torch.einsum("bshd,bshm->bhdm", k, v))
-    return out if row_scale is None else out * row_scale[..., None]
+    return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
 def linear_causal(

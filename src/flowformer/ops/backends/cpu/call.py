@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.arguments import BidirectionalKept, Numbers
+from flowformer.ops.backends.arguments import BidirectionalKept, MobileNumbers, Numbers
 from flowformer.ops.backends.cpu.library import load_library
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
 
@@ -15,9 +15,9 @@ CHUNK = 64  # of csrc/api.h
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients, an option
-# of Mobile-Attention.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P" + "q")
+# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients; what is
+# of Mobile-Attention alone.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P" + "2i")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_STATE = (0,) * 7
 
@@ -103,6 +103,20 @@ def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
     return heads * (vectors + width * value_width * _count(inputs, CHUNK * every))
 
 
+def row_numbers(inputs: Inputs, *, sums_flows: bool) -> int:
+    """Return how many numbers a bidirectional forward keeps of the sums of its rows.
+
+    No keyᵀ value of one chunk, which the backward computes again: of many short rows they would
+    take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
+    """
+    (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
+    matrices = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    if inputs.cu_seqlens is not None:
+        matrices = keys // CHUNK
+    vectors = 4 * sequence_count(inputs.query, inputs.cu_seqlens) if sums_flows else 0
+    return heads * width * (vectors + matrices * inputs.value.shape[3])
+
+
 def _count(inputs: Inputs, tokens: int) -> int:
     """Return how many pieces of so many tokens the keys have.
 
@@ -129,13 +143,12 @@ class Gradients(NamedTuple):
 def call(
     function: str,
     inputs: Inputs,
-    options: Numbers,
+    options: Numbers | MobileNumbers,
     *,
     out: Tensor | None = None,
     states: tuple[State, State, State, State] = ((), (), (), ()),
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
-    normalize: bool = False,
 ) -> None:
     """Call a function of the library; ``inputs`` are readable, all that is written is contiguous.
 
@@ -147,7 +160,6 @@ def call(
         states: before, after, and the gradients of both; each the fields of a FlowState or none.
         kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
-        normalize: whether the output of Mobile-Attention is divided by the number of sources.
 
     Raises:
         MemoryError: the library could not allocate its scratch.
@@ -155,6 +167,9 @@ def call(
     query, key, value = inputs[:3]
     if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
         return
+    mobile = (0, 0)
+    if isinstance(options, MobileNumbers):
+        options, mobile = options.flow, (1, options.normalize)
     record = _CALL.pack(
         _DTYPES[query.dtype],
         *options,
@@ -175,7 +190,7 @@ def call(
         *(pointer for state in states for pointer in _pointers(state)),
         *(_pointer(tensor) for tensor in kept),
         *(_pointer(tensor) for tensor in gradients[1:]),
-        normalize,
+        *mobile,
     )
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
