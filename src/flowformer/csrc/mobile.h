@@ -5,8 +5,8 @@
 //
 // No flow needs another token: one pass over the tokens leaves them where the first levels of bidirectional.h leave theirs,
 // and its last three follow, head by head. The pass takes a few tokens at a time, whose heads lie side by side in memory, and
-// which stay in the first-level cache for the four sums over heads. Where the features of a whole sequence fit into
-// CACHED_FEATURES, and a thread has sequences of its own, they are computed once; else again where the product needs them.
+// which stay in the first-level cache for the four sums over heads. Where a thread has short sequences of its own, their
+// features are computed once; else again where the product needs them, which is faster than to write them to memory.
 #pragma once
 
 #include "bidirectional.h"
@@ -14,6 +14,9 @@
 namespace flowformer::FF_ISA {
 
 constexpr int FEW = 8;  // tokens
+
+// Bytes of the features of a sequence that stay in a second-level cache.
+constexpr int64_t CACHED_SEQUENCE = 1 << 20;
 
 // Numbers of the heads of a few tokens are [head][FEW]; the rows of their features are `stride` apart from head to head.
 struct Heads {
@@ -82,7 +85,7 @@ template <class T> struct HeadFeatures {
 
   static int64_t longest(const Call& call) { return Cache::longest(call.query_offsets, call.batch, call.queries); }
   static bool fits(const Call& call) {
-    return 2 * (longest(call) + CHUNK) * call.heads * Widths<T>(call).dp * int64_t(sizeof(T)) <= CACHED_FEATURES;
+    return 2 * (longest(call) + CHUNK) * call.heads * Widths<T>(call).dp * int64_t(sizeof(T)) <= CACHED_SEQUENCE;
   }
 
   Heads of(int n) const { return {heads, n, s.dp, ptrdiff_t(stride)}; }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
@@ -40,71 +41,29 @@ def bidirectional(
     key_mask: Bool[Tensor, "b s"] | None,
 ) -> Float[Tensor, "b l h m"]:
     """Flow-Attention: three dependent reductions over the tokens, then the output."""
+    eps = options.eps
     q = _heads_first(features(query, query_mask, options.feature_map))
     k = _heads_first(features(key, key_mask, options.feature_map))
     v = masked(value, key_mask).to(k.dtype).transpose(1, 2)
-    sources = _count(key_mask, key)
-    real = (None if mask is None else mask[:, None] for mask in (query_mask, key_mask))
-    scale, conserved_source = _conserve(
-        q, k, *real, options=options, ratio=_count(query_mask, query) / sources
-    )
-    if conserved_source is not None:
-        v = v * (_compete(conserved_source, key_mask, options) * sources)[..., None]
-    out = (q @ (k.transpose(-1, -2) @ v)) * scale[..., None]
-    return out.to(value.dtype).transpose(1, 2)
 
-
-def mobile(
-    query: Float[Tensor, "b t h d"],
-    key: Float[Tensor, "b t h d"],
-    value: Float[Tensor, "b t h m"],
-    *,
-    options: FlowOptions,
-    normalize: bool,
-    mask: Bool[Tensor, "b t"] | None,
-) -> Float[Tensor, "b t h m"]:
-    """Mobile-Attention: the flows are conserved over the heads of a token, as over tokens."""
-    q = features(query, mask, options.feature_map)
-    k = features(key, mask, options.feature_map)
-    v = masked(value, mask).to(k.dtype)
-    real = None if mask is None else mask[:, :, None]
-    scale, conserved_source = _conserve(q, k, real, real, options=options, ratio=1)
-    sources = _count(mask, key)
-    weight = torch.ones_like(scale)
-    if conserved_source is not None:
-        weight = _compete(conserved_source.mT, mask, options).mT * sources
-    if normalize:
-        weight = weight / sources
-    return linear_bidirectional(q, k, v * weight[..., None], row_scale=scale).to(value.dtype)
-
-
-def _conserve(
-    q: Float[Tensor, "b g l d"],
-    k: Float[Tensor, "b g s d"],
-    query_real: Bool[Tensor, "b _ _"] | None,
-    key_real: Bool[Tensor, "b _ _"] | None,
-    *,
-    options: FlowOptions,
-    ratio: Tensor | float,
-) -> tuple[Float[Tensor, "b g l"], Float[Tensor, "b g s"] | None]:
-    """Return sink_allocation / sink_incoming, and conserved_source, None without competition.
-
-    The flows run between the l sinks and s sources of each g.
-    """
-    eps = options.eps
     incoming = total_flow(q, k.sum(2), eps)
     outgoing = total_flow(k, q.sum(2), eps)
-    # A padded token's flow, of order eps², only ever divides zero.
-    incoming = incoming if query_real is None else torch.where(query_real, incoming, 1)
-    outgoing = outgoing if key_real is None else torch.where(key_real, outgoing, 1)
+    if query_mask is not None:  # a padded token's flow, of order eps², only ever divides zero
+        incoming = torch.where(query_mask[:, None], incoming, 1)
+    if key_mask is not None:
+        outgoing = torch.where(key_mask[:, None], outgoing, 1)
 
     scale = incoming.reciprocal()
     if options.allocation:
         conserved_sink = total_flow(q, _weighted_sum(k, outgoing.reciprocal()), eps)
-        scale = scale * torch.sigmoid(conserved_sink * ratio)
-    if options.competition is None:
-        return scale, None
-    return scale, total_flow(k, _weighted_sum(q, incoming.reciprocal()), eps)
+        sinks = _count(query_mask, query)
+        scale = scale * torch.sigmoid(conserved_sink * (sinks / _count(key_mask, key)))
+    if options.competition is not None:
+        conserved_source = total_flow(k, _weighted_sum(q, incoming.reciprocal()), eps)
+        competition = _compete(conserved_source, key_mask, options)
+        v = v * (competition * _count(key_mask, key))[..., None]
+    out = (q @ (k.transpose(-1, -2) @ v)) * scale[..., None]
+    return out.to(value.dtype).transpose(1, 2)
 
 
 def _heads_first(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h t d"]:
