@@ -16,6 +16,10 @@ enum KeyStat { SOURCE_OUTGOING, SOURCE_SHARE, CONSERVED_SOURCE, KEY_STATS };
 // Where a row's features fit into this many bytes they are computed once, else again in every pass.
 constexpr int64_t CACHED_FEATURES = 8 << 20;
 
+// A product of so many tokens is summed up in the dtype of the arithmetic, and only then added to the float64 sum of the row: its
+// matrix takes twice the memory, and would drive all else out of the first-level cache.
+constexpr int64_t FOLDED = 4 * CHUNK;
+
 struct Range {
   int64_t first, last;  // tokens
 };
@@ -25,6 +29,17 @@ inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
   const int64_t chunks = (side.trimmed + CHUNK - 1) / CHUNK;
   const int64_t last = chunks * (segment + 1) / segments * CHUNK;
   return {chunks * segment / segments * CHUNK, last < side.trimmed ? last : side.trimmed};
+}
+
+// sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
+template <class T>
+inline void add_product(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
+                        Ahead* ahead) {
+  if ((t - range.first) % FOLDED)
+    multiply<T, true>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+  else
+    multiply<T, false>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+  if (t + n == range.last || (t + n - range.first) % FOLDED == 0) fold<T>(int(s.matrix), inside, sum, nullptr);
 }
 
 template <class Task> FF_INLINE void for_chunks(Range range, const Task& task) {
@@ -247,7 +262,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       for_chunks(keys, [&](int64_t t, int n) { conserve_source(row, t, n, added); });
     } else if (level == KEY_VALUE) {
       if (!has_cheap_scores(s, row))
-        for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, t, n, totals, added); });
+        for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, keys, t, n, totals, added); });
     } else {
       if (has_cheap_scores(s, row))
         for_chunks(keys, [&](int64_t t, int n) { turn_keys(row, t, n, totals); });
@@ -344,12 +359,14 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     transpose(Widths<T>::padded(n), s.dp, this->features(row, 1, t, n, false), s.dp, k_columns, CHUNK);
   }
 
-  void add_key_value(const Row& row, int64_t t, int n, const Carry& totals, Carry& added) {
+  void add_key_value(const Row& row, Range keys, int64_t t, int n, const Carry& totals, Carry& added) {
     const T* k = this->features(row, 1, t, n, false);
     weigh_values(row, t, n, totals);
     Ahead ahead = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
-    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, alone ? key_value : inside, s.mp, &ahead);
-    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
+    if (alone)
+      multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
+    else
+      add_product<T>(s, keys, t, n, {k, 1, s.dp}, u, inside, added.key_value, &ahead);
   }
 
   void write(const Row& row, int64_t t, int n) {

@@ -60,7 +60,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     } else if (level == QUERY_OUTER) {
       find_key_value(row);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
-      for_chunks(queries, [&](int64_t t, int n) { query_outer(row, t, n, added); });
+      for_chunks(queries, [&](int64_t t, int n) { query_outer(row, queries, t, n, added); });
     } else if (level == KEY_OUTER) {
       if (alone)
         std::swap(key_value, inside);
@@ -134,13 +134,15 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
   }
 
-  void query_outer(const Row& row, int64_t t, int n, BackCarry& added) {
+  void query_outer(const Row& row, Range queries, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, true);
     read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g);
     multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, grad, s.dp);
     finish_queries(row, t, n, q, added);
-    multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
-    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
+    if (alone)
+      multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
+    else
+      add_product<T>(s, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
   }
 
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.
