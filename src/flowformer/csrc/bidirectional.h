@@ -95,7 +95,13 @@ template <class T> inline void add_rows(int n, int dp, const T* weight, const T*
     }
 }
 
-// Tokens of the longest row of each side, where its features fit; none where they do not.
+// The levels that a call has: all, or those from where its flows are known or there are none.
+inline Level first_level(const Call& call) {
+  return call.feature_map == IDENTITY ? KEY_VALUE : call.flows == OVER_HEADS ? COMPETITION : SUMS;
+}
+inline bool sums_flows(const Call& call) { return first_level(call) == SUMS; }
+
+// Tokens of the longest row of each side, where its features fit and are used again; else none.
 struct Cache {
   int64_t queries = 0, keys = 0;
 
@@ -103,7 +109,7 @@ struct Cache {
   Cache(const Call& call, int64_t bytes_of_row) {
     queries = longest(call.query_offsets, call.batch, call.queries);
     keys = longest(call.key_offsets, call.batch, call.keys);
-    if (call.feature_map == IDENTITY || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
+    if (!sums_flows(call) || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
   }
   static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
     if (!offsets) return tokens;
@@ -124,12 +130,6 @@ template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const R
   const int64_t queries = row.query.trimmed, keys = row.key.trimmed;
   return has_one_chunk(row) && queries > 0 && queries <= CHUNK && queries * keys * (s.dp + s.mp) < (queries + keys) * s.matrix;
 }
-
-// The levels that a call has: all, or those from where its flows are known or there are none.
-inline Level first_level(const Call& call) {
-  return call.feature_map == IDENTITY ? KEY_VALUE : call.flows == OVER_HEADS ? COMPETITION : SUMS;
-}
-inline bool sums_flows(const Call& call) { return first_level(call) == SUMS; }
 
 // The kept sums of the flows of a row, four vectors; where flows are no sums over tokens there are none.
 template <class T> inline T* row_vectors(const Call& call, const Row& row) {
