@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, linear_attention
+from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
 from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
@@ -55,13 +57,20 @@ def test_a_row_shared_by_threads_gives_the_same(options, threads):
     assert torch.equal(again, shared)  # the same for a number of threads, whatever their order
 
 
+NARROW: dict[str, Any] = {
+    "bidirectional": flow_attention,
+    "causal": partial(flow_attention, causal=True),
+    "mobile": mobile_attention,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_narrow_inputs_are_rounded_once(causal, dtype):
+@pytest.mark.parametrize("attend", NARROW.values(), ids=NARROW)
+def test_narrow_inputs_are_rounded_once(attend, dtype):
     inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    expected = flow_attention(*wide, causal=causal, backend="reference")
-    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    expected = attend(*wide, backend="reference", layout="bthd")
+    out = attend(*inputs, backend="cpu", layout="bthd")
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
@@ -109,6 +118,46 @@ def test_packed_sequences_of_every_length(causal):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+MOBILE = {
+    "published": {},
+    "unclamped": {"clamp": None},
+    "relu": {"feature_map": "relu", "eps": 1e-3},
+    "normalized": {"normalize": True},
+    "no-competition": {"competition": False, "normalize": True},
+    "no-allocation": {"allocation": False},
+}
+# As SHAPES, and heads: of a sequence whose features stay in the cache, and of one whose do not.
+MOBILE_SHAPES = {name: (*shape, 3) for name, shape in SHAPES.items()} | {"long": (300, 72, 5, 8)}
+
+
+@pytest.mark.parametrize("shape", MOBILE_SHAPES.values(), ids=MOBILE_SHAPES)
+@pytest.mark.parametrize("options", MOBILE.values(), ids=MOBILE)
+def test_mobile_attention_is_that_of_the_equations(options, shape, threads):
+    length, width, value_width, heads = shape
+    inputs = qkv(2, length, heads=heads, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = mobile_attention(*inputs, backend="reference", layout="bthd", **options)
+    wanted = gradients(expected, inputs)
+    for count in (1, 9):  # a thread for each sequence, and many for one
+        threads(count)
+        out = mobile_attention(*inputs, backend="cpu", layout="bthd", **options)
+        assert_close(out, expected)
+        assert_close(gradients(out, inputs), wanted)
+
+
+def test_mobile_attention_of_packed_sequences_of_every_length():
+    lengths = [1, 7, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths), heads=3))
+    out, expected = (
+        mobile_attention(*inputs, cu_seqlens=offsets, backend=backend, layout="bthd")
+        for backend in ("cpu", "chunked")
+    )
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_causal_linear_attention(scaled):
     q, k, v = (x.requires_grad_() for x in qkv(2, 150, width=20))
@@ -126,13 +175,17 @@ def test_causal_linear_attention(scaled):
 @pytest.mark.usefixtures("shape_checks_off")
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
-    nothing = (None,) * 4
+    nothing = (None,) * 5
     torch.library.opcheck(
         OPERATORS.bidirectional.dispatched, (*inputs, *nothing, *numbers(OPTIONS), True)
     )
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(OPERATORS.causal.dispatched, (*inputs, *rest))
+    assert OPERATORS.mobile is not None
+    torch.library.opcheck(
+        OPERATORS.mobile.dispatched, (*inputs, *nothing, *numbers(OPTIONS), True, True)
+    )
 
 
 def test_inference_mode_and_several_python_threads():
@@ -197,7 +250,7 @@ INSTRUCTION_SETS = ["portable", "avx2", "avx512"]
 # The library chooses one when it is loaded, in each child anew; torch is imported once for all.
 EACH_INSTRUCTION_SET = """
 import os, sys, torch
-from flowformer import flow_attention as attend
+from flowformer import flow_attention as attend, mobile_attention as mobile
 from flowformer.ops.backends.cpu.library import instruction_set
 for isa in sys.argv[1:]:
   if child := os.fork():
@@ -205,9 +258,9 @@ for isa in sys.argv[1:]:
     continue
   os.environ["FLOWFORMER_ISA"] = isa
   for dtype in (torch.float64, torch.float32):
-    for causal in (False, True):
+    for f in (attend, lambda *x, **rest: attend(*x, causal=True, **rest), mobile):
       x = [torch.randn(1, 130, 2, 20, dtype=dtype).requires_grad_() for _ in range(3)]
-      runs = [attend(*x, causal=causal, backend=b) for b in ('cpu', 'reference')]
+      runs = [f(*x, backend=b, layout='bthd') for b in ('cpu', 'reference')]
       grads = [torch.autograd.grad(y.square().sum(), x) for y in runs]
       tight = {'rtol': 1e-4, 'atol': 1e-5} if dtype == torch.float32 else {}
       torch.testing.assert_close(*runs, **tight)
