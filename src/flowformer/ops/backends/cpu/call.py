@@ -228,17 +228,9 @@ def prepare_step(
         options: the options.
         state: the state before, with all its fields, or that of linear attention.
     """
-    inputs = query, key, value
-    linear = options.feature_map == LINEAR
-    if (
-        len({(tensor.dtype, *tensor.shape[:3]) for tensor in inputs}) > 1
-        or query.shape[0] == 0
-        or any(tensor.stride(3) != 1 for tensor in inputs)
-        or not all(field.is_contiguous() for field in state)
-        or (linear and query.dtype != compute_dtype(query.dtype))
-        or not (linear or options.competes_over)  # its field is not written
-    ):
+    if not _suffice_pointers(query, key, value, options, state):
         return None
+    inputs = query, key, value
     sizes = _sizes(Inputs(*inputs), options)
     q_strides, k_strides, v_strides = (tensor.stride()[:3] for tensor in inputs)
     shape = (*query.shape[:3], value.shape[3])
@@ -272,3 +264,22 @@ def prepare_step(
         return out, after
 
     return step
+
+
+def _suffice_pointers(
+    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+) -> bool:
+    """Return whether the library reads and writes all of a step where it is, and what it is."""
+    (b, _, h, d), m = query.shape, value.shape[3]
+    if options.feature_map == LINEAR:
+        fits = query.dtype == compute_dtype(query.dtype)
+    else:  # a count of each sequence; and without competition its sum would not be written
+        fits = state[0].dtype == torch.int64 and options.competes_over != 0
+    return (
+        fits
+        and b > 0
+        and len({(tensor.dtype, *tensor.shape[:3]) for tensor in (query, key, value)}) == 1
+        and all(tensor.stride(3) == 1 for tensor in (query, key, value))
+        and all(field.is_contiguous() for field in state)
+        and state[-1].shape == (b, h, d, m)
+    )
