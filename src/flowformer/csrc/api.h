@@ -5,12 +5,13 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 2
+#define FLOWFORMER_ABI 3
 
 namespace flowformer {
 
 enum Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 enum FeatureMap : int32_t { SIGMOID = 0, RELU = 1, IDENTITY = 2 };  // identity: linear attention, without flows
+enum Flows : int32_t { OVER_TOKENS = 0, OVER_HEADS = 1 };  // over heads: Mobile-Attention
 enum Competition : int32_t { NO_COMPETITION = 0, SOURCES = 1, HEADS = 2 };
 
 // Tokens cut into chunks: the states before each of them are what a causal forward leaves for its backward.
@@ -59,12 +60,15 @@ struct Call {
   // are those of the past.
   void* query_stats;  // real [b, h, 5 or 2, queries]; packed [h, …, queries]
   void* key_stats;    // real [b, h, 3, keys]
-  void* sums;         // real [b, h, 4·d + d·m]; causal: [chunks, h, 4·d], then [chunks / spacing, h, d·m]
+  void* sums;         // real [b, h, 4·d], then [rows of more than a chunk, h, d·m]; causal: [chunks, h, 4·d], then
+                      // [chunks / spacing, h, d·m]; of linear attention the latter alone
   // real and contiguous, [b, t, h, …]
   void* grad_query;
   void* grad_key;
   void* grad_value;
   void* grad_row_scale;  // [b, queries, h]
+  int32_t flows;
+  int32_t normalize;  // over heads: whether the output is divided by the number of sources
 };
 
 // Each returns 0, or 1 when memory ran out.

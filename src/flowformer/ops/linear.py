@@ -126,8 +126,9 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     check_state(initial_state, LinearState, query, value, sequence_count(query, batch.cu_seqlens))
     queries = (query,) if row_scale is None else (query, row_scale)
     with exact_arithmetic(query):
-        attend = partial(_attend, module, causal, return_state)
-        packs = causal and module.PACKS_SEQUENCES
+        attend = partial(_attend_causal, module, return_state)
+        attend = attend if causal else partial(_attend, module)
+        packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, queries, (key, value), batch, initial_state, packs=packs)
     if one:
         _STEPS.keep((backend,), module, None, *unrepeated, initial_state)
@@ -140,21 +141,39 @@ _STEPS = PreparedSteps(LinearState)
 
 def _attend(
     module: ModuleType,
-    causal: bool,
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    batch: Batch,
+    state: LinearState | None,
+) -> tuple[Tensor, LinearState | None]:
+    q, k, v, scale = _readable(module, queries, keys)
+    given: dict[str, Any] = {"query_mask": batch.query_mask, "key_mask": batch.key_mask}
+    if batch.cu_seqlens is not None:
+        given |= {"cu_seqlens": batch.cu_seqlens, "cu_seqlens_k": batch.cu_seqlens_k}
+    return module.linear_bidirectional(q, k, v, row_scale=scale, **given), state
+
+
+def _readable(
+    module: ModuleType, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return query, key, value and row_scale in the dtypes that the module takes."""
+    dtype = queries[0].dtype if module.TAKES_HALF else compute_dtype(queries[0].dtype)
+    q, k, v = (tensor.to(dtype) for tensor in (queries[0], *keys))
+    return q, k, v, queries[1].to(compute_dtype(dtype)) if len(queries) > 1 else None
+
+
+def _attend_causal(
+    module: ModuleType,
     return_state: bool,
     queries: tuple[Tensor, ...],
     keys: tuple[Tensor, ...],
     batch: Batch,
     state: LinearState | None,
 ) -> tuple[Tensor, LinearState | None]:
-    dtype = queries[0].dtype if module.TAKES_HALF else compute_dtype(queries[0].dtype)
-    q = masked(queries[0], batch.query_mask).to(dtype)
-    k, v = (masked(tensor, batch.key_mask).to(dtype) for tensor in keys)
-    scale = queries[1].to(compute_dtype(dtype)) if len(queries) > 1 else None
+    q, k, v, scale = _readable(module, queries, keys)
+    q, k, v = (masked(tensor, batch.key_mask) for tensor in (q, k, v))
     if scale is not None:
-        scale = masked(scale[..., None], batch.query_mask)[..., 0]
-    if not causal:
-        return module.linear_bidirectional(q, k, v, row_scale=scale), None
+        scale = masked(scale[..., None], batch.key_mask)[..., 0]
     rest: dict[str, Any] = {"state": state, "return_state": return_state}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens

@@ -61,7 +61,7 @@ def flow_options(numbers: Numbers) -> FlowOptions:
 
 
 class BidirectionalInputs(NamedTuple):
-    """The tensors of a bidirectional call."""
+    """The tensors of a bidirectional call; ``row_scale`` is of linear attention alone."""
 
     query: Tensor
     key: Tensor
@@ -70,10 +70,14 @@ class BidirectionalInputs(NamedTuple):
     key_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
+    row_scale: Tensor | None = None
 
 
 class BidirectionalArguments(NamedTuple):
-    """A bidirectional call; ``keep`` says whether anything is kept for a backward."""
+    """A bidirectional call, or one of linear attention.
+
+    ``keep`` says whether anything is kept for a backward.
+    """
 
     inputs: BidirectionalInputs
     options: Numbers
@@ -117,6 +121,30 @@ class BidirectionalGradients(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+    row_scale: Tensor | None = None
+
+
+class MobileNumbers(NamedTuple):
+    """The options of Mobile-Attention: those of Flow-Attention, and whether to divide by S."""
+
+    flow: Numbers
+    normalize: bool
+
+
+class MobileArguments(NamedTuple):
+    """A call of Mobile-Attention; its masks are one, and so are its offsets."""
+
+    inputs: BidirectionalInputs
+    options: MobileNumbers
+    keep: bool
+
+
+class MobileBackwardArguments(NamedTuple):
+    """A backward of Mobile-Attention; what it returns has no scale."""
+
+    grad_out: Tensor
+    saved: BidirectionalSaved
+    options: MobileNumbers
 
 
 class StateFields(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
@@ -298,12 +299,13 @@ def linear_bidirectional(
     v: Float[Tensor, "b s h m"],
     *,
     row_scale: Float[Tensor, "b l h"] | None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
-    out = q.transpose(1, 2) @ (k.permute(0, 2, 3, 1) @ v.transpose(1, 2))
-    if row_scale is not None:
-        out = out * row_scale.transpose(1, 2)[..., None]
-    return out.transpose(1, 2)
+    q, k, v = masked(q, query_mask), masked(k, key_mask), masked(v, key_mask)
+    out = (q.transpose(1, 2) @ (k.permute(0, 2, 3, 1) @ v.transpose(1, 2))).transpose(1, 2)
+    return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
 def linear_causal(

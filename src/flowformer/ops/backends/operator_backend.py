@@ -17,6 +17,9 @@ from flowformer.ops.backends.arguments import (
     BidirectionalInputs,
     CausalArguments,
     CausalInputs,
+    MobileArguments,
+    MobileNumbers,
+    Numbers,
     StateFields,
     numbers,
 )
@@ -46,10 +49,38 @@ class CompiledBackend:
         **given: Tensor | None,
     ) -> Tensor:
         """Flow-Attention."""
-        keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, **given)
-        arguments = BidirectionalArguments(inputs, numbers(options), keep)
-        return self._operators.bidirectional(arguments).out
+        return self._bidirectional(inputs, numbers(options))
+
+    def linear_bidirectional(
+        self, q: Tensor, k: Tensor, v: Tensor, **given: Tensor | None
+    ) -> Tensor:
+        """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+        return self._bidirectional(BidirectionalInputs(q, k, v, **given), LINEAR_OPTIONS)
+
+    def mobile(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        options: FlowOptions,
+        normalize: bool,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Mobile-Attention."""
+        inputs = BidirectionalInputs(query, key, value, mask, mask, cu_seqlens)
+        return self._bidirectional(inputs, MobileNumbers(numbers(options), normalize))
+
+    def _bidirectional(
+        self, inputs: BidirectionalInputs, options: Numbers | MobileNumbers
+    ) -> Tensor:
+        keep = is_kept(*inputs[:3], inputs.row_scale)
+        if isinstance(options, MobileNumbers):
+            assert self._operators.mobile is not None, "only who has the operator calls this"
+            return self._operators.mobile(MobileArguments(inputs, options, keep)).out
+        return self._operators.bidirectional(BidirectionalArguments(inputs, options, keep)).out
 
     def causal(
         self,

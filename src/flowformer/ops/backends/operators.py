@@ -25,6 +25,9 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalResults,
     CausalSaved,
+    MobileArguments,
+    MobileBackwardArguments,
+    MobileNumbers,
     Numbers,
     StateFields,
     StateGradients,
@@ -42,6 +45,8 @@ from flowformer.ops.state import FlowState, LinearState
 _RECORDS: dict[str, tuple[type[tuple], type[tuple]]] = {
     "bidirectional": (BidirectionalArguments, BidirectionalResults),
     "bidirectional_backward": (BidirectionalBackwardArguments, BidirectionalGradients),
+    "mobile": (MobileArguments, BidirectionalResults),
+    "mobile_backward": (MobileBackwardArguments, BidirectionalGradients),
     "causal": (CausalArguments, CausalResults),
     "causal_backward": (CausalBackwardArguments, CausalGradients),
 }
@@ -53,6 +58,9 @@ class Kernels(NamedTuple):
 
     Attributes:
         keeps_output: whether the backward reads the output; otherwise it gets None.
+        mobile: Mobile-Attention, None where the backend has no kernels for it; its results are
+            those of the bidirectional form, and so is their fake.
+        mobile_backward: its backward.
     """
 
     bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
@@ -62,6 +70,8 @@ class Kernels(NamedTuple):
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
     fake_causal: Callable[[CausalArguments], CausalResults]
     keeps_output: bool
+    mobile: Callable[[MobileArguments], BidirectionalResults] | None = None
+    mobile_backward: Callable[[MobileBackwardArguments], BidirectionalGradients] | None = None
 
 
 class Operator:
@@ -145,12 +155,13 @@ class Operators(NamedTuple):
 
     bidirectional: Operator
     causal: Operator
+    mobile: Operator | None = None
 
 
 def define_operators(
     prefix: str, kernels: Kernels, *devices: str, direct: bool = False
 ) -> Operators:
-    """Define flowformer::{prefix}bidirectional and {prefix}causal, with gradients, for devices.
+    """Define flowformer::{prefix}bidirectional and the others, with gradients, for devices.
 
     Args:
         prefix: of their names.
@@ -161,11 +172,15 @@ def define_operators(
     fakes = {
         "bidirectional": kernels.fake_bidirectional,
         "bidirectional_backward": _fake_bidirectional_backward,
+        "mobile": kernels.fake_bidirectional,
+        "mobile_backward": _fake_bidirectional_backward,
         "causal": kernels.fake_causal,
         "causal_backward": _fake_causal_backward,
     }
-    defined = {}
+    defined: dict[str, Operator] = {}
     for name, (arguments, results) in _RECORDS.items():
+        if getattr(kernels, name) is None:
+            continue
         given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
         names = [each for _, each in declared(results)]
         if name.endswith("_backward"):  # those of gradients are no part of the schema
@@ -180,10 +195,12 @@ def define_operators(
         operator = getattr(torch.ops.flowformer, f"{prefix}{name}").default
         kernel = getattr(kernels, name) if direct else None
         defined[name] = Operator(operator, arguments, results, kernel)
-    keeps = kernels.keeps_output
-    _bidirectional_gradients(defined["bidirectional"], defined["bidirectional_backward"], keeps)
-    _causal_gradients(defined["causal"], defined["causal_backward"], keeps)
-    return Operators(defined["bidirectional"], defined["causal"])
+    for name in ("bidirectional", "mobile"):
+        if name in defined:
+            backward = defined[f"{name}_backward"], _RECORDS[f"{name}_backward"][0]
+            _bidirectional_gradients(defined[name], *backward, kernels.keeps_output)
+    _causal_gradients(defined["causal"], defined["causal_backward"], kernels.keeps_output)
+    return Operators(defined["bidirectional"], defined["causal"], defined.get("mobile"))
 
 
 def _door(
@@ -212,29 +229,34 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
 
 
 def _fake_bidirectional_backward(
-    arguments: BidirectionalBackwardArguments,
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
 ) -> BidirectionalGradients:
-    inputs = arguments.saved.inputs
-    return BidirectionalGradients(*(tensor.new_empty(tensor.shape) for tensor in inputs[:3]))
+    return BidirectionalGradients(*_fake_gradients(arguments.saved.inputs))
+
+
+def _fake_gradients(inputs: BidirectionalInputs | CausalInputs) -> tuple[Any, ...]:
+    query, scale = inputs.query, inputs.row_scale
+    if scale is not None:
+        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
+    return *(tensor.new_empty(tensor.shape) for tensor in inputs[:3]), scale
 
 
 def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    if scale is not None:
-        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
-    past = StateGradients()
+    inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(query, key, value, scale, past)
+    return CausalGradients(*_fake_gradients(inputs), past)
 
 
+_read_bidirectional_inputs = reader(BidirectionalInputs)
 _read_bidirectional_saved = reader(BidirectionalSaved)
 _write_bidirectional_saved = writer(BidirectionalSaved)
 
 
-def _bidirectional_gradients(operator: Operator, backward: Operator, keeps_output: bool) -> None:
-    def keep(ctx: Any, arguments: BidirectionalArguments, results: BidirectionalResults) -> None:
+def _bidirectional_gradients(
+    operator: Operator, backward: Operator, backward_arguments: Any, keeps_output: bool
+) -> None:
+    def keep(ctx: Any, arguments: Any, results: BidirectionalResults) -> None:
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*_tensors(results.kept))
@@ -242,17 +264,16 @@ def _bidirectional_gradients(operator: Operator, backward: Operator, keeps_outpu
         saved = BidirectionalSaved(out, arguments.inputs, results.kept)
         ctx.save_for_backward(*_write_bidirectional_saved(saved))
 
-    unused = (None,) * len(BidirectionalInputs._fields[3:])
-
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> Sequence[Tensor | None]:
         # Read once: under torch's checkpoint they exist for one reading.
         saved = _read_bidirectional_saved(ctx.saved_tensors)
-        found: Sequence[Tensor | None] = (None, None, None)
-        if grad_out is not None and _in_pytorch(ctx, grad_out):
-            found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
-        elif grad_out is not None:
-            found = backward(BidirectionalBackwardArguments(grad_out, saved, ctx.options))
-        return (*found, *unused)
+        if grad_out is None:
+            return (None,) * len(BidirectionalInputs._fields)
+        if _in_pytorch(ctx, grad_out):
+            return _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
+        found = backward(backward_arguments(grad_out, saved, ctx.options))
+        inputs = BidirectionalInputs(*found[:3], row_scale=found.row_scale)
+        return _wanted(inputs, ctx)
 
     operator.differentiate(keep, differentiate)
 
@@ -292,15 +313,19 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
         found = backward(arguments)
         past = StateFields(None, *found.past)
         inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        # Of the tensors, which lead the arguments.
-        pairs = zip(_write_causal_inputs(inputs), ctx.needs_input_grad, strict=False)
-        return [grad if want else None for grad, want in pairs]
+        return _wanted(_write_causal_inputs(inputs), ctx)
 
     operator.differentiate(keep, differentiate)
 
 
 def _tensors(given: Iterable[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in given if tensor is not None]
+
+
+def _wanted(inputs: Sequence[Tensor | None], ctx: Any) -> list[Tensor | None]:
+    """Return the gradients of the tensors, which lead the arguments, where they are wanted."""
+    pairs = zip(inputs, ctx.needs_input_grad, strict=False)
+    return [grad if want else None for grad, want in pairs]
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
@@ -314,17 +339,36 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 
 
 def _chunked_bidirectional(
-    inputs: BidirectionalInputs, options: Numbers, grad_out: Tensor
+    inputs: BidirectionalInputs, options: Numbers | MobileNumbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    def attend(queries, keys, part, state):
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
+        if isinstance(options, MobileNumbers):
+            rest = {"normalize": options.normalize, "mask": part.key_mask}
+            return chunked.mobile(
+                *queries, *keys, options=flow_options(options.flow), **rest
+            ), state
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
-        out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
-        return out, state
+        if options.feature_map == LINEAR:
+            out = _linear(chunked.linear_bidirectional, queries, keys, **masks)
+            return out.to(keys[1].dtype), state
+        return chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks), state
 
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return (attend_batch(attend, (query,), (key, value), Batch(*inputs[3:]), None)[0],)
+    def forward(*tensors: Any) -> tuple[Tensor, ...]:
+        given = _read_bidirectional_inputs(tensors)
+        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        batch = Batch(*inputs[3:7])
+        return (attend_batch(attend, queries, (given.key, given.value), batch, None)[0],)
 
-    return _gradients(forward, inputs[:3], (grad_out,))
+    return _gradients(forward, inputs, (grad_out,))
+
+
+def _linear(
+    attend: Callable[..., Any], queries: Sequence[Tensor], keys: Sequence[Tensor], **rest: Any
+) -> Any:
+    """Call a function of ``chunked``, which computes in the dtype of what it gets."""
+    dtype = compute_dtype(queries[0].dtype)
+    query, key, value = (tensor.to(dtype) for tensor in (queries[0], *keys))
+    return attend(query, key, value, row_scale=queries[1] if len(queries) > 1 else None, **rest)
 
 
 def _gradients(
@@ -362,8 +406,8 @@ def _chunked_causal(
 
     def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if linear:
-            scale = queries[1] if len(queries) > 1 else None
-            return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
+            out, after = _linear(chunked.linear_causal, queries, keys, state=state)
+            return out.to(keys[1].dtype), after
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state

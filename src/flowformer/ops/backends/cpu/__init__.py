@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
-from flowformer.ops.backends.chunked import linear_bidirectional
 from flowformer.ops.backends.cpu import call
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.backends.operator_backend import CompiledBackend
@@ -12,7 +11,7 @@ from flowformer.ops.state import FlowState, LinearState
 from flowformer.ops.steps import Step
 
 PACKS_SEQUENCES = True
-TAKES_HALF = False  # linear products get the dtype of the arithmetic
+TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
 
 __all__ = [
@@ -20,13 +19,15 @@ __all__ = [
     "causal",
     "linear_bidirectional",
     "linear_causal",
+    "mobile",
     "prepare_step",
     "step",
 ]
 
 _backend = CompiledBackend(OPERATORS)
 bidirectional, causal, step = _backend.bidirectional, _backend.causal, _backend.step
-linear_causal = _backend.linear_causal
+linear_bidirectional, linear_causal = _backend.linear_bidirectional, _backend.linear_causal
+mobile = _backend.mobile
 
 
 def prepare_step(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.arguments import LINEAR, BidirectionalKept, Numbers
+from flowformer.ops.backends.arguments import LINEAR, BidirectionalKept, MobileNumbers, Numbers
 from flowformer.ops.backends.cpu.library import load_library
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
@@ -19,10 +19,12 @@ CHUNK = 64  # of csrc/api.h
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
+# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients; what is
+# of Mobile-Attention alone.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P" + "2i")
 _NO_VIEW = (0, 0, 0, 0)
 _NO_OTHERS, _NO_GRADIENTS = (0,) * 5, (0,) * 21  # masks, offsets, scale; and what is behind states
+_NO_MOBILE = (0, 0)
 NO_STATE = (None,) * 7
 
 
@@ -107,6 +109,20 @@ def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
     return heads * (vectors + width * value_width * _count(inputs, CHUNK * every))
 
 
+def row_numbers(inputs: Inputs, *, sums_flows: bool) -> int:
+    """Return how many numbers a bidirectional forward keeps of the sums of its rows.
+
+    No keyᵀ value of one chunk, which the backward computes again: of many short rows they would
+    take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
+    """
+    (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
+    matrices = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    if inputs.cu_seqlens is not None:
+        matrices = keys // CHUNK
+    vectors = 4 * sequence_count(inputs.query, inputs.cu_seqlens) if sums_flows else 0
+    return heads * width * (vectors + matrices * inputs.value.shape[3])
+
+
 def _count(inputs: Inputs, tokens: int) -> int:
     """Return how many pieces of so many tokens begin within the keys' sequences.
 
@@ -134,7 +150,7 @@ class Gradients(NamedTuple):
 def call(
     function: str,
     inputs: Inputs,
-    options: Numbers,
+    options: Numbers | MobileNumbers,
     *,
     out: Tensor | None = None,
     states: tuple[State, State, State, State] = (NO_STATE, NO_STATE, NO_STATE, NO_STATE),
@@ -158,6 +174,9 @@ def call(
     query, key, value = inputs[:3]
     if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
         return
+    mobile = _NO_MOBILE
+    if isinstance(options, MobileNumbers):
+        options, mobile = options.flow, (1, options.normalize)
     others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[1:])
     record = _CALL.pack(
         *_sizes(inputs, options),
@@ -169,6 +188,7 @@ def call(
         *_view(out),
         *_view(gradients.out),
         *[0 if tensor is None else tensor.data_ptr() for tensor in others],
+        *mobile,
     )
     _run(function, record)
 
@@ -240,6 +260,7 @@ def prepare_step(
             *missing,
             *map(Tensor.data_ptr, after),
             *_NO_GRADIENTS,
+            *_NO_MOBILE,
         )
         _run("flowformer_causal_forward", record)
         return out, after

@@ -54,7 +54,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
 
 
 def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
-    query, key, value, _, _, offsets, _ = arguments.inputs
+    query, key, value = arguments.inputs[:3]
     out = value.new_empty((*query.shape[:3], value.shape[3]))
     if not arguments.keep:
         return BidirectionalResults(out)
@@ -63,7 +63,7 @@ def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResul
     def stats(x: Tensor) -> Tensor:
         return x.new_empty((2, x.shape[0], h, x.shape[1]), dtype=torch.float32)
 
-    shape = (sequence_count(query, offsets), h, d * (VECTORS + value.shape[3]))
+    shape = (sequence_count(query, arguments.inputs.cu_seqlens), h, d * (VECTORS + value.shape[3]))
     sums = query.new_empty(shape, dtype=torch.float32)
     return BidirectionalResults(out, BidirectionalKept(stats(query), stats(key), sums))
 
