@@ -33,7 +33,7 @@ inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
 
 // sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
 template <class T>
-inline void add_product(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
+inline void sum_chunks(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
                         Ahead* ahead) {
   if ((t - range.first) % FOLDED)
     multiply<T, true>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
@@ -366,7 +366,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     if (alone)
       multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
     else
-      add_product<T>(s, keys, t, n, {k, 1, s.dp}, u, inside, added.key_value, &ahead);
+      sum_chunks<T>(s, keys, t, n, {k, 1, s.dp}, u, inside, added.key_value, &ahead);
   }
 
   void write(const Row& row, int64_t t, int n) {
