@@ -33,7 +33,7 @@ inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
 
 // sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
 template <class T>
-inline void add_product(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
+inline void sum_chunks(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
                         Ahead* ahead) {
   if ((t - range.first) % FOLDED)
     multiply<T, true>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
@@ -125,10 +125,13 @@ struct Cache {
 // The keys of a row in one chunk: nothing is summed over chunks.
 inline bool has_one_chunk(const Row& row) { return row.key.trimmed > 0 && row.key.trimmed <= CHUNK; }
 
-// Both sides in one chunk, and L S (d + m) operations in place of (L + S) d m.
-template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row) {
+// Both sides in one chunk, and about L S (d + m) operations in place of (L + S) d m. `turning`: so many operations of a product
+// take as long as to turn one number of the keys, which the backward has to do either way.
+template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row, int64_t turning = 20) {
   const int64_t queries = row.query.trimmed, keys = row.key.trimmed;
-  return has_one_chunk(row) && queries > 0 && queries <= CHUNK && queries * keys * (s.dp + s.mp) < (queries + keys) * s.matrix;
+  if (!has_one_chunk(row) || queries == 0 || queries > CHUNK) return false;
+  const int64_t columns = Widths<T>::padded(int(keys));
+  return queries * (columns * s.dp + keys * s.mp) + turning * keys * s.dp < (queries + keys) * s.matrix;
 }
 
 // The kept sums of the flows of a row, four vectors; where flows are no sums over tokens there are none.
@@ -152,7 +155,8 @@ template <class T> struct RowFeatures {
   T *eps, *partial, *buffer, *cached[2] = {nullptr, nullptr};
 
   RowFeatures(const Call& c, Arena& arena, const Cache& cache) : call(c), s(c) {
-    eps = arena.take<T>(s.dp);
+    eps = arena.take_unset<T>(s.dp);
+    for (int j = 0; arena.holds_memory() && j < s.dp; ++j) eps[j] = j < s.d ? T(call.eps) : T(0);
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     buffer = arena.take_unset<T>(CHUNK * s.dp);
     if (cache.queries + cache.keys == 0) return;
@@ -165,10 +169,6 @@ template <class T> struct RowFeatures {
     T* matrix = arena.take_unset<T>(s.matrix);
     if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
     return matrix;
-  }
-
-  void begin() {
-    for (int j = 0; j < s.d; ++j) eps[j] = T(call.eps);
   }
 
   // Of queries (side 0) or keys (1); `fresh` when this row's are asked for the first time.
@@ -184,6 +184,23 @@ template <class T> struct RowFeatures {
   }
   T* key_stat(const Row& row, KeyStat stat) const {
     return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
+  }
+
+  // Queries or keys as the left factor of a product: those of linear attention from where they are, without a copy.
+  Left<T> left(const Row& row, int side, int64_t t, int n) {
+    const View& view = side ? call.key : call.query;
+    const Side& tokens = side ? row.key : row.query;
+    if (is_in_place(tokens)) return {static_cast<const T*>(view.data) + row.offset(view, tokens, t), view.token, 1};
+    return {features(row, side, t, n, false), s.dp, 1};
+  }
+  bool is_in_place(const Side& tokens) const {
+    return call.feature_map == IDENTITY && !tokens.mask && bytes_of_number(call) == sizeof(T);
+  }
+  // The next chunk of them, where none of its rows was read before.
+  Ahead left_ahead(const Row& row, int side, int64_t t) const {
+    const Side& tokens = side ? row.key : row.query;
+    const int64_t next = is_in_place(tokens) ? t + CHUNK : tokens.trimmed;
+    return chunk_ahead(call, side ? call.key : call.query, row, tokens, next, s.d);
   }
 
   // a / I, or what was given.
@@ -204,7 +221,7 @@ template <class T> struct RowFeatures {
   }
 
   void with_eps(const double* from, T* to) const {
-    for (int j = 0; j < s.d; ++j) to[j] = T(from[j]) + eps[j];
+    for (int j = 0; j < s.dp; ++j) to[j] = T(from[j]) + eps[j];
   }
 };
 
@@ -224,7 +241,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   bool alone = false;  // the keys are one chunk, and one pass follows the other in this memory
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
-    for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take<T>(s.dp);
+    for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
     for (T** rows : {&u, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
@@ -233,9 +250,9 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   // What the tokens of these ranges add to the field of a level. One object may be both, the totals and the added.
   void pass(const Row& row, Range queries, Range keys, Level level, const Carry& totals, Carry& added) {
-    this->begin();
     const bool fresh = level == SUMS;
     if (level == SUMS) {
+      if (alone) fetch_rows(chunk_ahead(call, call.value, row, row.key, 0, s.m));
       for_chunks(queries, [&](int64_t t, int n) {
         weighted_sum<T>(n, s.dp, this->features(row, 0, t, n, fresh), nullptr, nullptr, added.query_sum);
       });
@@ -256,6 +273,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         weighted_sum<T>(n, s.dp, k, weight, nullptr, added.key_flow);
       });
     } else if (level == COMPETITION) {
+      if (alone) fetch_rows(chunk_ahead(call, call.out, row, row.query, 0, s.m));
       this->with_eps(totals.key_flow, key_flow);
       this->with_eps(totals.query_flow, query_flow);
       if (sums_flows(call)) for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
@@ -270,6 +288,11 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         round_to(int(s.matrix), totals.key_value, key_value);
       for_chunks(queries, [&](int64_t t, int n) { write(row, t, n); });
     }
+  }
+
+  // Rows that no earlier chunk has asked for.
+  static void fetch_rows(Ahead ahead) {
+    while (ahead.rows > 0) ahead.fetch();
   }
 
   // I or O, kept, and its inverse in `weight`.
@@ -360,25 +383,29 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   }
 
   void add_key_value(const Row& row, Range keys, int64_t t, int n, const Carry& totals, Carry& added) {
-    const T* k = this->features(row, 1, t, n, false);
+    const auto [k, token, feature] = this->left(row, 1, t, n);
     weigh_values(row, t, n, totals);
-    Ahead ahead = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
+    const Ahead next = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
+    Ahead ahead = this->left_ahead(row, 1, t);
+    ahead.next = &next;
     if (alone)
-      multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
+      multiply<T, false>(s.d, s.mp, n, {k, feature, token}, u, s.mp, key_value, s.mp);
     else
-      add_product<T>(s, keys, t, n, {k, 1, s.dp}, u, inside, added.key_value, &ahead);
+      sum_chunks<T>(s, keys, t, n, {k, feature, token}, u, inside, added.key_value, &ahead);
   }
 
   void write(const Row& row, int64_t t, int n) {
-    const T* q = this->features(row, 0, t, n, false);
+    const Left<T> q = this->left(row, 0, t, n);
     this->find_scale(row, t, n, weight);
     if (has_cheap_scores(s, row)) {
       const int keys = int(row.key.trimmed);
-      multiply<T, false>(n, Widths<T>::padded(keys), s.d, {q, s.dp, 1}, k_columns, CHUNK, scores, CHUNK);
+      multiply<T, false>(n, Widths<T>::padded(keys), s.d, q, k_columns, CHUNK, scores, CHUNK);
       multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, u, s.mp, out, s.mp);
     } else {
+      const Ahead next = this->left_ahead(row, 0, t);
       Ahead ahead = chunk_ahead(call, call.out, row, row.query, t, s.m);
-      multiply<T, false>(n, s.mp, s.d, {q, s.dp, 1}, key_value, s.mp, out, s.mp, &ahead);
+      ahead.next = &next;
+      multiply<T, false>(n, s.mp, s.d, q, key_value, s.mp, out, s.mp, &ahead);
     }
     write_output<T>(call, row, t, n, out, weight);
   }

@@ -9,7 +9,7 @@
 // Linear attention is the first two, with r as it was given: its gradient is q·T. Mobile-Attention (mobile_backward.h) is the
 // first three, which leave ρ and dÔ.
 //
-// Where the forward went by scores (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
+// Where scores are cheaper (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
 // chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
 #pragma once
 
@@ -38,8 +38,8 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache)
       : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY), sums(sums_flows(c)) {
-    for (T*& vector : vectors) vector = arena.take<T>(s.dp);
-    flow = arena.take<T>(s.dp);
+    for (T*& vector : vectors) vector = arena.take_unset<T>(s.dp);
+    flow = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
     turned = arena.take_unset<T>(s.matrix);
     for (T** rows : {&g, &v, &u}) *rows = arena.take_unset<T>(CHUNK * s.mp);
@@ -50,12 +50,12 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   void pass(const Row& row, Range queries, Range keys, BidirectionalLevel level, const BackCarry& totals,
             BackCarry& added) {
-    this->begin();
     for (int i = 0; sums && i < 4; ++i) {
       const T* kept = row_vectors<T>(call, row) + i * s.d;
       for (int j = 0; j < s.d; ++j) vectors[i][j] = kept[j] + eps[j];
+      for (int j = s.d; j < s.dp; ++j) vectors[i][j] = 0;
     }
-    if (level <= KEY_OUTER && has_cheap_scores(s, row)) {
+    if (level <= KEY_OUTER && has_cheap_scores(s, row, 0)) {
       if (level == KEY_OUTER && queries.first < queries.last) both_outer(row, added);
     } else if (level == QUERY_OUTER) {
       find_key_value(row);
@@ -142,7 +142,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     if (alone)
       multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
     else
-      add_product<T>(s, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
+      sum_chunks<T>(s, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
   }
 
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.

@@ -24,15 +24,16 @@ from flowformer.ops.options import FlowOptions
 SCHEMAS = {
     "bidirectional": (
         "(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, "
-        "Tensor? cu_seqlens, Tensor? cu_seqlens_k, int feature_map, int competes_over, bool "
-        "allocation, float clamp, float eps, bool keep) -> (Tensor out, Tensor query_stats, "
-        "Tensor key_stats, Tensor sums)"
+        "Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor? row_scale, int feature_map, int "
+        "competes_over, bool allocation, float clamp, float eps, bool keep) -> (Tensor out, "
+        "Tensor query_stats, Tensor key_stats, Tensor sums)"
     ),
     "bidirectional_backward": (
         "(Tensor grad_out, Tensor? out, Tensor query, Tensor key, Tensor value, Tensor? "
-        "query_mask, Tensor? key_mask, Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor "
-        "query_stats, Tensor key_stats, Tensor sums, int feature_map, int competes_over, bool"
-        " allocation, float clamp, float eps) -> (Tensor, Tensor, Tensor)"
+        "query_mask, Tensor? key_mask, Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor? "
+        "row_scale, Tensor query_stats, Tensor key_stats, Tensor sums, int feature_map, int "
+        "competes_over, bool allocation, float clamp, float eps) -> (Tensor, Tensor, Tensor, "
+        "Tensor)"
     ),
     "causal": (
         "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? cu_seqlens, Tensor? "
@@ -130,4 +131,4 @@ def test_options_survive_as_numbers(options):
 
 def test_the_library_reads_the_inputs_of_either_operator_by_the_same_names():
     names = [name for _, name in declared(BidirectionalArguments)]
-    assert list(Inputs._fields[:-1]) == names[:7]
+    assert list(Inputs._fields) == names[:8]

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowformer import FlowState, flow_attention, flow_attention_step, linear_attention
+from flowformer import (
+    FlowState,
+    flow_attention,
+    flow_attention_step,
+    linear_attention,
+    mobile_attention,
+)
 from flowformer.ops.backends import available_backends
 from tests.ops.cases import CAUSAL, FORMS, gradients, qkv
 from tests.ops.test_golden import NAMES, VARIANTS, relative_error
@@ -283,6 +289,17 @@ def test_linear_attention_with_a_row_scale_state_and_gradients(dtype):
     assert_near(state.key_value, after.key_value, tolerance)
     inputs, exact = [*inputs, scales[0]], [*exact, scales[1]]
     assert_same_gradients(out, inputs, expected, exact, tolerance)
+
+
+def test_mobile_attention_takes_packs_without_kernels_of_its_own():
+    inputs, exact = both()
+    offsets = torch.tensor([0, 3, LENGTH], device=DEVICE)
+    out, expected = (
+        mobile_attention(*x, cu_seqlens=offsets, backend=name, layout="bthd")
+        for x, name in ((inputs, "triton"), (exact, "reference"))
+    )
+    assert_near(out, expected)
+    assert_same_gradients(out, inputs, expected, exact)
 
 
 def _golden_cases():
