@@ -1,6 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import choose_backend, reference, that_decays
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -18,6 +17,7 @@ from flowformer.ops.inputs import (
     check_state,
     check_tensors,
     exact_arithmetic,
+    is_kept,
     refuse_growth,
     resolve_masks,
 )
@@ -33,6 +33,7 @@ from flowformer.ops.nonfinite import (
     without,
 )
 from flowformer.ops.options import (
+    DEFAULTS,
     Competition,
     FlowKeywords,
     FlowOptions,
@@ -42,6 +43,7 @@ from flowformer.ops.options import (
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState, has_decayed
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
@@ -157,6 +159,11 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         >>> state.key_value.shape  # constant, whatever the length
         torch.Size([2, 4, 16, 16])
     """
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    if causal and return_state and is_step((query, key, value), initial_state, (log_decay, *given)):
+        words = feature_map, clamp, eps, competition, allocation, independent_sinks
+        spelled = dict(zip(DEFAULTS, words, strict=True))
+        return _step(query, key, value, initial_state, backend, spelled)
     options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
@@ -166,7 +173,6 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
     if log_decay is not None:
         log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
@@ -307,9 +313,29 @@ def flow_attention_step(
         >>> out.shape, state.tokens
         (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
+    return _step(query, key, value, state, backend, options, log_decay)
+
+
+_STEPS = PreparedSteps(FlowState)
+
+
+def _step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FlowState | None,
+    backend: str | None,
+    options: Mapping[str, Any],
+    log_decay: Tensor | None = None,
+) -> tuple[Tensor, FlowState]:
+    look = backend, *options.items()
+    plain = log_decay is None
+    if plain and (step := _STEPS.find(look, query, key, value, state)) is not None:
+        return step(query, key, value, state)
+    given = query, key, value
     resolved = resolve_options(**options)
     check_causal_options(resolved)
-    query, key, value = check_tensors(query, key, value)
+    query, key, value = check_tensors(*given)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
@@ -323,7 +349,10 @@ def flow_attention_step(
     module = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
     module = _that_decays(module, log_decay, state)
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=resolved, state=state, **decay)
+        out, after = module.step(query, key, value, options=resolved, state=state, **decay)
+    if plain and state is not None:
+        _STEPS.keep(look, module, resolved, *given, state)
+    return out, after
 
 
 class FlowMap(NamedTuple):

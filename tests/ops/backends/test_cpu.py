@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, linear_attention
-from flowformer.ops.backends.arguments import numbers
+from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
+from flowformer.ops.backends.arguments import MobileNumbers, flat, numbers
+from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
-from tests.ops.cases import FORMS, gradients, needs_library, qkv
+from tests.ops.cases import CAUSAL, FORMS, gradients, needs_library, qkv
 
 pytestmark = needs_library
 
@@ -75,7 +77,7 @@ def test_float32_under_a_mask_is_that_of_float64(causal, shape):
 @core
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_a_row_shared_by_threads_gives_the_same(options, threads):
-    inputs = qkv(1, 6000, heads=2, width=16, value_width=8)  # enough work for nine threads
+    inputs = qkv(1, 6000, heads=2, width=48, value_width=40)  # enough work for nine threads
     for tensor in inputs:
         tensor.requires_grad_()
     alone = flow_attention(*inputs, backend="cpu", **options)
@@ -89,13 +91,83 @@ def test_a_row_shared_by_threads_gives_the_same(options, threads):
 
 
 @core
+@pytest.mark.parametrize("form", ["flow", "linear"])
+@pytest.mark.parametrize("batch", ["mask", "pack"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(form, batch, heads, threads):
+    """Stretches of a row follow each other, so that nothing is added up in another order."""
+    attend: Any = flow_attention if form == "flow" else linear_attention
+    width = 90 // heads
+    inputs = qkv(1, 3000, heads=heads, width=width, value_width=70, dtype=torch.float32)
+    if form == "linear":
+        inputs = (inputs[0].sigmoid(), inputs[1].sigmoid(), inputs[2])
+    options: dict[str, Any] = {}
+    if batch == "mask":
+        mask = torch.rand(1, 3000) < 0.9
+        mask[:, 2900:] = False
+        options["mask"] = mask
+    else:
+        options["cu_seqlens"] = torch.tensor([0, 0, 1700, 1701, 3000])
+    for tensor in inputs:
+        tensor.requires_grad_()
+    earlier = qkv(4 if batch == "pack" else 1, 5, heads=heads, width=width, value_width=70)
+    _, state = attend(*earlier, causal=True, return_state=True)
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        out, after = attend(
+            *inputs, causal=True, backend="cpu", initial_state=state, return_state=True, **options
+        )
+        weight = torch.linspace(-1, 1, out.numel()).view_as(out)
+        total = (out * weight).sum() + after.key_value.sum() * 1e-3
+        found.append((out, *after, *torch.autograd.grad(total, inputs)))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_a_causal_forward_keeps_little_more_than_a_key(dtype, width):
+    inputs = Inputs(*qkv(1, 1024, heads=1, width=width, value_width=width, dtype=dtype))
+    size = max(dtype.itemsize, 4)
+    kept = size * (5 * 1024 + kept_numbers(inputs, linear=False))
+    assert kept <= 1.3 * inputs.key.numel() * dtype.itemsize
+
+
+@core
+@pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)
+def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(options):
+    inputs = qkv(2, 64, width=5, value_width=7)
+    assert kept_numbers(Inputs(*inputs), linear=False) == 0
+    earlier = qkv(2, 9, width=5, value_width=7)
+    _, state = flow_attention(*earlier, return_state=True, **options)
+    found = []
+    for backend in ("reference", "cpu"):
+        leaves = [tensor.detach().requires_grad_() for tensor in (*inputs, *state[1:])]
+        past = FlowState(state.tokens, *leaves[3:])
+        out = flow_attention(*leaves[:3], backend=backend, initial_state=past, **options)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        grads = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
+        found.append([torch.zeros(()) if grad is None else grad for grad in grads])
+    for expected, grad in zip(*found, strict=True):
+        assert_close(grad, expected.expand_as(grad), check_dtype=False)
+
+
+NARROW: dict[str, Any] = {
+    "bidirectional": flow_attention,
+    "causal": partial(flow_attention, causal=True),
+    "mobile": mobile_attention,
+}
+
+
+@core
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_narrow_inputs_are_rounded_once(causal, dtype):
+@pytest.mark.parametrize("attend", NARROW.values(), ids=NARROW)
+def test_narrow_inputs_are_rounded_once(attend, dtype):
     inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    expected = flow_attention(*wide, causal=causal, backend="reference")
-    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    expected = attend(*wide, backend="reference", layout="bthd")
+    out = attend(*inputs, backend="cpu", layout="bthd")
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
@@ -144,6 +216,48 @@ def test_packed_sequences_of_every_length(causal):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+MOBILE = {
+    "published": {},
+    "unclamped": {"clamp": None},
+    "relu": {"feature_map": "relu", "eps": 1e-3},
+    "normalized": {"normalize": True},
+    "no-competition": {"competition": False, "normalize": True},
+    "no-allocation": {"allocation": False},
+}
+# As SHAPES, and heads: of a sequence whose features stay in the cache, and of one whose do not.
+MOBILE_SHAPES = {name: (*shape, 3) for name, shape in SHAPES.items()} | {"long": (300, 72, 5, 8)}
+
+
+@core
+@pytest.mark.parametrize("shape", MOBILE_SHAPES.values(), ids=MOBILE_SHAPES)
+@pytest.mark.parametrize("options", MOBILE.values(), ids=MOBILE)
+def test_mobile_attention_is_that_of_the_equations(options, shape, threads):
+    length, width, value_width, heads = shape
+    inputs = qkv(2, length, heads=heads, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = mobile_attention(*inputs, backend="reference", layout="bthd", **options)
+    wanted = gradients(expected, inputs)
+    for count in (1, 9):  # a thread for each sequence, and many for one
+        threads(count)
+        out = mobile_attention(*inputs, backend="cpu", layout="bthd", **options)
+        assert_close(out, expected)
+        assert_close(gradients(out, inputs), wanted)
+
+
+@core
+def test_mobile_attention_of_packed_sequences_of_every_length():
+    lengths = [1, 7, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths), heads=3))
+    out, expected = (
+        mobile_attention(*inputs, cu_seqlens=offsets, backend=backend, layout="bthd")
+        for backend in ("cpu", "chunked")
+    )
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
 @core
 @pytest.mark.parametrize("scaled", [False, True])
 def test_causal_linear_attention(scaled):
@@ -162,11 +276,13 @@ def test_causal_linear_attention(scaled):
 @pytest.mark.usefixtures("shape_checks_off")
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
-    nothing = (None,) * 4
+    nothing = (None,) * 5
     torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+    options = flat(MobileNumbers(numbers(OPTIONS), normalize=True))
+    torch.library.opcheck(OPERATORS.mobile, (*inputs, *nothing, *options, True))
 
 
 def test_inference_mode_and_several_python_threads():
