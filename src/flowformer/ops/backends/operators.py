@@ -264,9 +264,7 @@ def _chunked_bidirectional(
         if linear:
             out = _linear(chunked.linear_bidirectional, queries, keys, **masks)
             return out.to(keys[1].dtype), state
-        return chunked.bidirectional(
-            *queries, *keys, options=flow_options(options), **masks
-        ), state
+        return chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks), state
 
     def forward(*tensors: Any) -> tuple[Tensor, ...]:
         given = _read_bidirectional_inputs(tensors)
