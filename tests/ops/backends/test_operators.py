@@ -23,8 +23,8 @@ SCHEMAS = {
     "bidirectional": (
         "(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, "
         "Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor? row_scale, int feature_map, int "
-        "competes_over, bool allocation, float clamp, float eps, bool keep) -> (Tensor out, Tensor query_stats, "
-        "Tensor key_stats, Tensor sums)"
+        "competes_over, bool allocation, float clamp, float eps, bool keep) -> (Tensor out, "
+        "Tensor query_stats, Tensor key_stats, Tensor sums)"
     ),
     "bidirectional_backward": (
         "(Tensor grad_out, Tensor? out, Tensor query, Tensor key, Tensor value, Tensor? "
