@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention
 from flowformer.ops.backends.arguments import numbers
+from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
-from tests.ops.cases import FORMS, gradients, needs_library, qkv
+from tests.ops.cases import CAUSAL, FORMS, gradients, needs_library, qkv
 
 pytestmark = needs_library
 
@@ -42,7 +43,7 @@ def test_outputs_and_gradients_are_those_of_the_equations(options, shape):
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_a_row_shared_by_threads_gives_the_same(options, threads):
-    inputs = qkv(1, 6000, heads=2, width=16, value_width=8)  # enough work for nine threads
+    inputs = qkv(1, 6000, heads=2, width=48, value_width=40)  # enough work for nine threads
     for tensor in inputs:
         tensor.requires_grad_()
     alone = flow_attention(*inputs, backend="cpu", **options)
@@ -53,6 +54,67 @@ def test_a_row_shared_by_threads_gives_the_same(options, threads):
     assert_close(gradients(shared, inputs), expected)
     again = flow_attention(*inputs, backend="cpu", **options)
     assert torch.equal(again, shared)  # the same for a number of threads, whatever their order
+
+
+@pytest.mark.parametrize("form", ["flow", "linear"])
+@pytest.mark.parametrize("batch", ["mask", "pack"])
+@pytest.mark.parametrize(("heads", "width"), [(1, 90), (3, 30)], ids=["h1-d90", "h3-d30"])
+def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(
+    form, batch, heads, width, threads
+):
+    """Stretches of a row follow each other, so that nothing is added up in another order."""
+    attend = flow_attention if form == "flow" else linear_attention
+    inputs = qkv(1, 3000, heads=heads, width=width, value_width=70, dtype=torch.float32)
+    if form == "linear":
+        inputs = (inputs[0].sigmoid(), inputs[1].sigmoid(), inputs[2])
+    if batch == "mask":
+        mask = torch.rand(1, 3000) < 0.9
+        mask[:, 2900:] = False
+        options = {"mask": mask}
+    else:
+        options = {"cu_seqlens": torch.tensor([0, 0, 1700, 1701, 3000])}
+    for tensor in inputs:
+        tensor.requires_grad_()
+    earlier = qkv(4 if batch == "pack" else 1, 5, heads=heads, width=width, value_width=70)
+    _, state = attend(*earlier, causal=True, return_state=True)
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        out, after = attend(
+            *inputs, causal=True, backend="cpu", initial_state=state, return_state=True, **options
+        )
+        weight = torch.linspace(-1, 1, out.numel()).view_as(out)
+        total = (out * weight).sum() + after.key_value.sum() * 1e-3
+        found.append((out, *after, *torch.autograd.grad(total, inputs)))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_a_causal_forward_keeps_little_more_than_a_key(dtype, width):
+    inputs = Inputs(*qkv(1, 1024, heads=1, width=width, value_width=width, dtype=dtype))
+    size = max(dtype.itemsize, 4)
+    kept = size * (5 * 1024 + kept_numbers(inputs, linear=False))
+    assert kept <= 1.3 * inputs.key.numel() * dtype.itemsize
+
+
+@pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)
+def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(options):
+    inputs = qkv(2, 64, width=5, value_width=7)
+    assert kept_numbers(Inputs(*inputs), linear=False) == 0
+    earlier = qkv(2, 9, width=5, value_width=7)
+    _, state = flow_attention(*earlier, return_state=True, **options)
+    found = []
+    for backend in ("reference", "cpu"):
+        leaves = [tensor.detach().requires_grad_() for tensor in (*inputs, *state[1:])]
+        past = FlowState(state.tokens, *leaves[3:])
+        out = flow_attention(*leaves[:3], backend=backend, initial_state=past, **options)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        grads = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
+        found.append([torch.zeros(()) if grad is None else grad for grad in grads])
+    for expected, grad in zip(*found, strict=True):
+        assert_close(grad, expected.expand_as(grad), check_dtype=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])

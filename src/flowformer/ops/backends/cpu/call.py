@@ -92,7 +92,7 @@ def spacing(inputs: Inputs) -> int:
 
 
 def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
-    """Return how many numbers a causal forward keeps of the sums before its chunks."""
+    """Return how many numbers a causal forward keeps of the sums before later chunks."""
     (_, _, heads, width), value_width, every = (
         inputs.query.shape,
         inputs.value.shape[3],
@@ -117,13 +117,14 @@ def row_numbers(inputs: Inputs, *, linear: bool) -> int:
 
 
 def _count(inputs: Inputs, tokens: int) -> int:
-    """Return how many pieces of so many tokens the keys have.
+    """Return how many pieces of so many tokens begin within the keys' sequences.
 
-    A packed sequence may need one more than its tokens fill.
+    What is known before the first token is the past, and not kept.
     """
-    if inputs.cu_seqlens is None:
-        return inputs.key.shape[0] * ((inputs.key.shape[1] + tokens - 1) // tokens)
-    return inputs.key.shape[1] // tokens + len(inputs.cu_seqlens) - 1
+    batch, length = inputs.key.shape[:2]
+    if inputs.cu_seqlens is not None:  # one after another: none has more than its tokens fill
+        return length // tokens
+    return batch * (max(length - 1, 0) // tokens)
 
 
 State = Sequence[Tensor | None]
