@@ -138,11 +138,21 @@ FF_INLINE Words widened(const void* from) {
 template <class T> FF_INLINE Vec<T> read(const Brain* from) { return (Vec<float>)(widened(from) << 16); }
 
 template <class T> FF_INLINE Vec<T> read(const Half* from) {
+#if FF_BYTES == 64
+  __m256i x;
+  std::memcpy(&x, from, sizeof x);
+  return (Vec<T>)_mm512_maskz_cvtph_ps(0xffff, x);
+#elif FF_BYTES == 32
+  __m128i x;
+  std::memcpy(&x, from, sizeof x);
+  return (Vec<T>)_mm256_cvtph_ps(x);
+#else
   const Words x = widened(from);
   const Words magnitude = (x & 0x7fffu) << 13;
   const Words special = magnitude | 0x7f800000u;  // infinity and NaN
   const Words finite = (Words)((Vec<float>)magnitude * 0x1p112f);
   return (Vec<float>)((magnitude >= 0x0f800000u ? special : finite) | (x & 0x8000u) << 16);
+#endif
 }
 
 template <class T> FF_INLINE void write(T* to, Vec<T> x) { store(to, x); }
@@ -160,6 +170,13 @@ FF_INLINE void write(Brain* to, Vec<float> value) {
 }
 
 FF_INLINE void write(Half* to, Vec<float> value) {
+#if FF_BYTES == 64
+  const __m256i x = _mm512_maskz_cvtps_ph(0xffff, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(static_cast<void*>(to), &x, sizeof x);
+#elif FF_BYTES == 32
+  const __m128i x = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(static_cast<void*>(to), &x, sizeof x);
+#else
   const Words bits = (Words)value, sign = (bits >> 16) & 0x8000u, x = bits & 0x7fffffffu;
   const Words normal = (x - 0x38000000u + 0xfffu + ((x >> 13) & 1u)) >> 13;
   const Words subnormal = (Words)((Vec<float>)x + 0.5f) - 0x3f000000u;  // 0.5 has the spacing of the smallest halves
@@ -167,6 +184,7 @@ FF_INLINE void write(Half* to, Vec<float> value) {
   y = x >= 0x477ff000u ? (Words{} + 0x7c00u) : y;  // 65,520 and above
   y = x > 0x7f800000u ? (Words{} + 0x7e00u) : y;
   write_narrow(to, y | sign);
+#endif
 }
 
 // The last numbers of a row, fewer than a vector's, as a vector with zeros behind them; and back. Masked instructions where
