@@ -14,8 +14,8 @@ CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanit
 preload="$($CXX -print-file-name=libasan.so) $($CXX -print-file-name=libstdc++.so)"
 export FLOWFORMER_LIBRARY=$PWD/$folder/flowformer/libflowformer_cpu.so
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONMALLOC=malloc
-for isa in ${ISAS:-portable avx2 avx512}; do
-  if [ "$isa" != portable ] && ! grep -qs "$isa" /proc/cpuinfo; then
+for isa in ${ISAS:-portable avx2 avx512 avx512bf16}; do
+  if [ "$isa" != portable ] && ! grep -qs "${isa/512bf/512_bf}" /proc/cpuinfo; then
     printf '==> %s: not of this processor, skipped\n' "$isa"
     continue
   fi
