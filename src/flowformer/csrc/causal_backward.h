@@ -98,7 +98,7 @@ template <class T> struct CausalBackward {
     scale_rows(n, s.dp, q, scale, scaled);
     read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g, false);
     Ahead ahead = earlier(row, call.query, row.query, t, s.d);
-    products_of_halves(s, halves, scaled, g, outer, &ahead);
+    products_of_halves(s, false, halves, scaled, g, outer, &ahead);
     turn.wait(0);
     if (!rounded && !halves.empty) round_to(int(s.matrix), carry.key_value, outer[0]);
     add_halves(s, halves, outer, carry.key_value);

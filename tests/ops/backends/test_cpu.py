@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
@@ -171,6 +172,49 @@ def test_narrow_inputs_are_rounded_once(attend, dtype):
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
+
+
+# Where the machine multiplies bfloat16, features are rounded first: each may be off by a rounding,
+# and less only their mean over a token. So these are few, alike, or all that counts is one token.
+STRESSES: dict[str, Callable[..., Any]] = {
+    "alike": lambda q, k, v: (torch.full_like(q, 0.01), torch.full_like(k, 0.01), v),
+    "few": lambda q, k, v: (*(x - 20 * (torch.rand(64) > 0.05) for x in (q, k)), v),
+    "saturated": lambda q, k, v: (10 * q, 10 * k, v),
+    "rare": lambda q, k, v: (q - 3, k - 3, v),
+    "one-large": lambda q, k, v: (
+        q,
+        k,
+        v * (1.0 + 999 * (torch.arange(500) == 250))[:, None, None],
+    ),
+    "biased": lambda q, k, v: (q, k, v + 3),
+}
+
+
+@core
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("stress", STRESSES.values(), ids=STRESSES)
+@pytest.mark.parametrize("options", [{}, {"clamp": None}, {"feature_map": "relu"}], ids=str)
+def test_bfloat16_costs_at_most_twice_the_rounding_of_the_result(stress, options, causal):
+    inputs = [x.bfloat16() for x in stress(*qkv(1, 500, width=64, value_width=40))]
+    wide = (x.double() for x in inputs)
+    exact = flow_attention(*wide, causal=causal, backend="reference", **options)
+    out = flow_attention(*inputs, causal=causal, backend="cpu", **options)
+    rounding = (exact.bfloat16().double() - exact).abs().max()
+    assert (out.double() - exact).abs().max() <= 2 * rounding
+
+
+@core
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+def test_what_is_not_finite_never_reaches_the_past_of_bfloat16(value, where):
+    inputs = [x.bfloat16() for x in qkv(1, 300, width=64)]
+    clean = flow_attention(*inputs, causal=True, backend="cpu")
+    inputs[where][0, 201, 0, 3] = value
+    out = flow_attention(*inputs, causal=True, backend="cpu")
+    # For its sake its chunk may be multiplied in float32: what is before it differs by a rounding.
+    assert torch.equal(out[:, :192], clean[:, :192])
+    assert_close(out[:, 192:201].float(), clean[:, 192:201].float(), rtol=2**-7, atol=2**-8)
+    assert torch.equal(out[:, :, 1], clean[:, :, 1])
 
 
 def test_tensors_with_any_strides():
