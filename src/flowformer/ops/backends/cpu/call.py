@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def row_numbers(inputs: Inputs, *, linear: bool) -> int:
     take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
     """
     (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
-    matrices = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    matrices: Any = batch * torch.sym_min(keys // (CHUNK + 1), 1)
     if inputs.cu_seqlens is not None:
         matrices = keys // CHUNK
     vectors = 0 if linear else 4 * sequence_count(inputs.query, inputs.cu_seqlens)
