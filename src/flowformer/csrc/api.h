@@ -11,6 +11,7 @@ namespace flowformer {
 
 enum Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 enum FeatureMap : int32_t { SIGMOID = 0, RELU = 1, IDENTITY = 2 };  // identity: linear attention, without flows
+enum Flows : int32_t { OVER_TOKENS = 0, OVER_HEADS = 1 };  // over heads: Mobile-Attention
 enum Competition : int32_t { NO_COMPETITION = 0, SOURCES = 1, HEADS = 2 };
 
 // Tokens cut into chunks: the states before each of them are what a causal forward leaves for its backward.
@@ -66,6 +67,8 @@ struct Call {
   void* grad_key;
   void* grad_value;
   void* grad_row_scale;  // [b, queries, h]
+  int32_t flows;
+  int32_t normalize;  // over heads: whether the output is divided by the number of sources
 };
 
 // Each returns 0, or 1 when memory ran out.

@@ -1,5 +1,5 @@
 // The bidirectional form: five levels, each a pass over the tokens that needs the totals of the levels below. Linear attention
-// is the last two of them, with scales that were given.
+// is the last two of them, with scales that were given; Mobile-Attention (mobile.h) the last three, with flows that are known.
 //
 // A row that several threads share is cut into segments, whose partial totals are added up between the levels. Where the keys
 // of a row are one chunk, their keyᵀ value is the product itself, and is not summed up in float64; where queries and keys are
@@ -95,7 +95,13 @@ template <class T> inline void add_rows(int n, int dp, const T* weight, const T*
     }
 }
 
-// Tokens of the longest row of each side, where its features fit; none where they do not.
+// The levels that a call has: all, or those from where its flows are known or there are none.
+inline Level first_level(const Call& call) {
+  return call.feature_map == IDENTITY ? KEY_VALUE : call.flows == OVER_HEADS ? COMPETITION : SUMS;
+}
+inline bool sums_flows(const Call& call) { return first_level(call) == SUMS; }
+
+// Tokens of the longest row of each side, where its features fit and are used again; else none.
 struct Cache {
   int64_t queries = 0, keys = 0;
 
@@ -103,7 +109,7 @@ struct Cache {
   Cache(const Call& call, int64_t bytes_of_row) {
     queries = longest(call.query_offsets, call.batch, call.queries);
     keys = longest(call.key_offsets, call.batch, call.keys);
-    if (call.feature_map == IDENTITY || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
+    if (!sums_flows(call) || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
   }
   static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
     if (!offsets) return tokens;
@@ -128,7 +134,7 @@ template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const R
   return queries * (columns * s.dp + keys * s.mp) + turning * keys * s.dp < (queries + keys) * s.matrix;
 }
 
-// The kept sums of the flows of a row, four vectors; linear attention has none.
+// The kept sums of the flows of a row, four vectors; where flows are no sums over tokens there are none.
 template <class T> inline T* row_vectors(const Call& call, const Row& row) {
   return static_cast<T*>(call.sums) + row.index * 4 * call.key_width;
 }
@@ -137,7 +143,7 @@ template <class T> inline T* row_vectors(const Call& call, const Row& row) {
 // chunk of its own in which it begins.
 template <class T> inline T* row_matrix(const Call& call, const Row& row) {
   if (!call.sums || row.key.length <= CHUNK) return nullptr;
-  const int64_t vectors = call.feature_map == IDENTITY ? 0 : call.batch * call.heads * 4 * call.key_width;
+  const int64_t vectors = !sums_flows(call) ? 0 : call.batch * call.heads * 4 * call.key_width;
   const int64_t at = (row.packed ? row.key.start / CHUNK : row.sequence) * call.heads + row.head;
   return static_cast<T*>(call.sums) + vectors + at * call.key_width * call.value_width;
 }
@@ -208,10 +214,22 @@ template <class T> struct RowFeatures {
     for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
   }
 
+  // What a source weighs whose share of the softmax is 1, or of which there is none.
+  T weight_of_share(const Row& row) const {
+    const double sources = double(row.key.tokens > 1 ? row.key.tokens : 1);
+    return T((call.competition == NO_COMPETITION ? 1 : sources) / (call.normalize ? sources : 1));
+  }
+
   void with_eps(const double* from, T* to) const {
     for (int j = 0; j < s.dp; ++j) to[j] = T(from[j]) + eps[j];
   }
 };
+
+template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
+  std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
+  carry.tokens = carry.total = 0;
+  carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
+}
 
 template <class T> struct BidirectionalForward : RowFeatures<T> {
   using RowFeatures<T>::call;
@@ -258,7 +276,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       if (alone) fetch_rows(chunk_ahead(call, call.out, row, row.query, 0, s.m));
       this->with_eps(totals.key_flow, key_flow);
       this->with_eps(totals.query_flow, query_flow);
-      for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
+      if (sums_flows(call)) for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
       for_chunks(keys, [&](int64_t t, int n) { conserve_source(row, t, n, added); });
     } else if (level == KEY_VALUE) {
       if (!has_cheap_scores(s, row))
@@ -312,8 +330,13 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   void conserve_source(const Row& row, int64_t t, int n, Carry& added) {
     if (call.competition == NO_COMPETITION) return;
-    flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
-    std::memcpy(this->key_stat(row, CONSERVED_SOURCE) + t, dots, n * sizeof(T));
+    T* source = this->key_stat(row, CONSERVED_SOURCE) + t;
+    if (sums_flows(call)) {
+      flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
+      std::memcpy(source, dots, n * sizeof(T));
+    } else {
+      std::memcpy(dots, source, n * sizeof(T));
+    }
     double highest = added.shift;
     const bool bounded = call.clamp <= LARGEST_EXPONENT;
     for (int i = 0; !bounded && i < n; ++i)
@@ -338,6 +361,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   // u = c v
   void weigh_values(const Row& row, int64_t t, int n, const Carry& totals) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, u, false);
+    const T unit = this->weight_of_share(row);
     if (call.competition != NO_COMPETITION) {
       T* share = this->key_stat(row, SOURCE_SHARE) + t;
       if (call.competition == SOURCES) {
@@ -345,8 +369,10 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         for (int i = 0; i < n; ++i)
           share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
       }
-      const T sources = T(row.key.tokens);
-      for (int i = 0; i < n; ++i) weight[i] = sources * share[i];
+      for (int i = 0; i < n; ++i) weight[i] = unit * share[i];
+      scale_rows(n, s.mp, u, weight, u);
+    } else if (unit != T(1)) {
+      for (int i = 0; i < n; ++i) weight[i] = unit;
       scale_rows(n, s.mp, u, weight, u);
     }
   }
@@ -384,11 +410,21 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     write_output<T>(call, row, t, n, out, weight);
   }
 
+  // All levels of a row that is for one thread.
+  void whole(const Row& row, Carry& totals) {
+    alone = has_one_chunk(row);
+    clear(s, call, totals, alone);
+    for (int level = first_level(call); level <= OUTPUT; ++level)
+      pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
+    write_padding<T>(call, row);
+    save(row, totals);
+  }
+
   // The rounded totals, for the backward, which needs no keyᵀ value where it goes by scores.
   void save(const Row& row, const Carry& totals) {
     if (!call.sums) return;
     const double* fields[] = {totals.key_sum, totals.query_sum, totals.key_flow, totals.query_flow};
-    for (int i = 0; call.feature_map != IDENTITY && i < 4; ++i) round_to(s.d, fields[i], row_vectors<T>(call, row) + i * s.d);
+    for (int i = 0; sums_flows(call) && i < 4; ++i) round_to(s.d, fields[i], row_vectors<T>(call, row) + i * s.d);
     if (T* matrix = row_matrix<T>(call, row)) save_rows(s.d, s.m, s.mp, key_value, matrix);
   }
 };
@@ -426,17 +462,10 @@ inline int64_t bidirectional_segments(const Call& call) {
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
 
-template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
-  std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
-  carry.tokens = carry.total = 0;
-  carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
-}
-
 template <class T> int bidirectional_forward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const int first = call.feature_map == IDENTITY ? KEY_VALUE : SUMS;
   const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
   BidirectionalForward<T>(call, counted, cache);
@@ -446,15 +475,9 @@ template <class T> int bidirectional_forward(const Call& call) {
     return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
-      const Row row(call, task);
       Carry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      forward.alone = has_one_chunk(row);
-      clear(s, call, totals, forward.alone);
-      for (int level = first; level <= OUTPUT; ++level)
-        forward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
-      write_padding<T>(call, row);
-      forward.save(row, totals);
+      forward.whole(Row(call, task), totals);
     });
   }
 
@@ -464,7 +487,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   Carry *totals = memory.data(), *added = totals + rows;
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
   bool done = true;
-  for (int level = first; done && level <= OUTPUT; ++level) {
+  for (int level = first_level(call); done && level <= OUTPUT; ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);

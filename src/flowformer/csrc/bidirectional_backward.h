@@ -6,7 +6,8 @@
 //   queries   dI = -ρ/I - (q·f)/I²:  Σ dI (q + ε);  dq is complete
 //   keys      dk is complete
 //
-// Linear attention is the first two, with r as it was given: its gradient is q·T.
+// Linear attention is the first two, with r as it was given: its gradient is q·T. Mobile-Attention (mobile_backward.h) is the
+// first three, which leave ρ and dÔ.
 //
 // Where scores are cheaper (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
 // chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
@@ -19,6 +20,10 @@ namespace flowformer::FF_ISA {
 
 enum BidirectionalLevel { QUERY_OUTER = 1, KEY_OUTER, KEY_FLOWS, QUERY_FLOWS, KEY_SUMS };
 
+inline BidirectionalLevel last_level(const Call& call) {
+  return call.feature_map == IDENTITY ? KEY_OUTER : call.flows == OVER_HEADS ? KEY_FLOWS : KEY_SUMS;
+}
+
 template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::call;
   using RowFeatures<T>::s;
@@ -26,12 +31,13 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::partial;
   T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
   T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
-  const bool flows;
+  const bool flows, sums;
   bool alone = false;  // the queries are one chunk, and one pass follows the other in this memory
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
-  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY) {
+  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache)
+      : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY), sums(sums_flows(c)) {
     for (T*& vector : vectors) vector = arena.take_unset<T>(s.dp);
     flow = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
@@ -44,9 +50,9 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   void pass(const Row& row, Range queries, Range keys, BidirectionalLevel level, const BackCarry& totals,
             BackCarry& added) {
-    for (int i = 0; flows && i < 4; ++i) {
-      const T* sums = row_vectors<T>(call, row) + i * s.d;
-      for (int j = 0; j < s.d; ++j) vectors[i][j] = sums[j] + eps[j];
+    for (int i = 0; sums && i < 4; ++i) {
+      const T* kept = row_vectors<T>(call, row) + i * s.d;
+      for (int j = 0; j < s.d; ++j) vectors[i][j] = kept[j] + eps[j];
       for (int j = s.d; j < s.dp; ++j) vectors[i][j] = 0;
     }
     if (level <= KEY_OUTER && has_cheap_scores(s, row, 0)) {
@@ -62,6 +68,11 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
         round_to(int(s.matrix), totals.key_value, key_value);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       for_chunks(keys, [&](int64_t t, int n) { key_outer(row, t, n, added); });
+    } else if (level == KEY_FLOWS && !sums) {
+      for_chunks(keys, [&](int64_t t, int n) {
+        source_gradients(row, t, n, totals);
+        std::memcpy(gamma + t, weight, n * sizeof(T));
+      });
     } else if (level == KEY_FLOWS) {
       round_to(s.dp, totals.key_flow, flow);
       for_chunks(keys, [&](int64_t t, int n) { key_flows(row, t, n, totals, added); });
@@ -73,6 +84,16 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       round_to(s.dp, totals.key_sum, flow);
       for_chunks(keys, [&](int64_t t, int n) { key_sums(row, t, n); });
     }
+  }
+
+  // All levels of a row that is for one thread.
+  void whole(const Row& row, BackCarry& totals) {
+    alone = row.query.trimmed > 0 && row.query.trimmed <= CHUNK;
+    std::memset(totals.key_sum, 0, size_t(alone ? s.vectors : s.sums()) * sizeof(double));
+    totals.late = 0;
+    for (int level = QUERY_OUTER; level <= last_level(call); ++level)
+      pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
+    zero_gradient_padding<T>(call, row);
   }
 
   T* grad_query(const Row& row, int64_t t) const {
@@ -135,12 +156,11 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     scale_rows(n, s.dp, q, scale, scaled);
     if (!flows) return write_feature_gradient<T>(call, row.query, t, n, q, grad, grad_query(row, t), call.heads * s.d);
     row_dots(n, s.dp, q, grad, partial, dots);
+    std::memcpy(rho + t, dots, n * sizeof(T));
+    if (!sums) return put(n, grad_query(row, t));
     const T* allocation = this->query_stat(row, SINK_ALLOCATION) + t;
     const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
-    for (int i = 0; i < n; ++i) {
-      rho[t + i] = dots[i];
-      weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
-    }
+    for (int i = 0; i < n; ++i) weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
     add_rows(n, s.dp, weight, vectors[2], grad);
     put(n, grad_query(row, t));
     weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
@@ -167,9 +187,9 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   void weigh_values(const Row& row, int64_t t, int n) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
-    const T sources = T(row.key.tokens);
+    const T unit = this->weight_of_share(row);
     const T* share = competes ? this->key_stat(row, SOURCE_SHARE) + t : nullptr;
-    for (int i = 0; i < n; ++i) key_weight[i] = competes ? sources * share[i] : T(1);
+    for (int i = 0; i < n; ++i) key_weight[i] = competes ? unit * share[i] : unit;
     scale_rows(n, s.mp, v, key_weight, u);
   }
 
@@ -190,18 +210,23 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     }
   }
 
+  // dÔ, in `weight`.
+  void source_gradients(const Row& row, int64_t t, int n, const BackCarry& totals) {
+    const T *share = this->key_stat(row, SOURCE_SHARE) + t, *source = this->key_stat(row, CONSERVED_SOURCE) + t;
+    const T bound = T(call.clamp);
+    for (int i = 0; i < n; ++i) {
+      const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
+      const bool free = call.competition != NO_COMPETITION && row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
+      weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
+    }
+  }
+
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, false);
-    const T *outgoing = this->key_stat(row, SOURCE_OUTGOING) + t, *share = this->key_stat(row, SOURCE_SHARE) + t;
-    const T* source = this->key_stat(row, CONSERVED_SOURCE) + t;
+    const T* outgoing = this->key_stat(row, SOURCE_OUTGOING) + t;
     get(n, grad_key(row, t));
     if (call.competition != NO_COMPETITION) {
-      const T bound = T(call.clamp);
-      for (int i = 0; i < n; ++i) {
-        const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
-        const bool free = row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
-        weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
-      }
+      source_gradients(row, t, n, totals);
       add_rows(n, s.dp, weight, vectors[3], grad);
       weighted_sum(n, s.dp, k, weight, eps, added.query_flow);
     }
@@ -252,11 +277,11 @@ template <class T> inline void add_totals(const CausalSizes<T>& s, const BackCar
   total.late += added.late;
 }
 
-template <class T> int bidirectional_backward(const Call& call) {
+// ρ and γ of all rows, [b, h, t], are wanted where they are given, and otherwise as long as their row is at work.
+template <class T> int bidirectional_gradients(const Call& call, T* given_rhos, T* given_gammas) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const int last = call.feature_map == IDENTITY ? KEY_OUTER : KEY_SUMS;
   const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
   Arena counted(nullptr);
   BidirectionalBackward<T>(call, counted, cache);
@@ -268,16 +293,12 @@ template <class T> int bidirectional_backward(const Call& call) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task);
-      backward.alone = row.query.trimmed > 0 && row.query.trimmed <= CHUNK;
       BackCarry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      std::memset(totals.key_sum, 0, size_t(backward.alone ? s.vectors : s.sums()) * sizeof(double));
-      totals.late = 0;
-      backward.rho = arena.take_unset<T>(call.queries + call.keys);
-      backward.gamma = backward.rho + call.queries;
-      for (int level = QUERY_OUTER; level <= last; ++level)
-        backward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
-      zero_gradient_padding<T>(call, row);
+      T* flows = arena.take_unset<T>(call.queries + call.keys);
+      backward.rho = given_rhos ? row.stats<T>(given_rhos, call, row.query, call.queries, 1, 0) : flows;
+      backward.gamma = given_gammas ? row.stats<T>(given_gammas, call, row.key, call.keys, 1, 0) : flows + call.queries;
+      backward.whole(row, totals);
     });
   }
 
@@ -288,8 +309,9 @@ template <class T> int bidirectional_backward(const Call& call) {
   if (!memory.whole() || !flows.data()) return 1;
   BackCarry *totals = memory.data(), *added = totals + rows;
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
+  if (given_rhos) rhos = given_rhos, gammas = given_gammas;
   bool done = true;
-  for (int level = QUERY_OUTER; done && level <= last; ++level) {
+  for (int level = QUERY_OUTER; done && level <= last_level(call); ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
@@ -302,13 +324,17 @@ template <class T> int bidirectional_backward(const Call& call) {
       added[task].late = 0;
       backward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments),
                     BidirectionalLevel(level), totals[row.index], added[task]);
-      if (level == last && segment == 0) zero_gradient_padding<T>(call, row);
+      if (level == last_level(call) && segment == 0) zero_gradient_padding<T>(call, row);
     });
     for (int64_t i = 0; done && i < rows * segments; ++i) add_totals(s, added[i], totals[i / segments]);
     for (int64_t i = 0; done && level == KEY_OUTER && call.competition == HEADS && i < batch * call.heads; ++i)
       for (int64_t t = 0; t < call.keys; ++t) gamma_sums[i / call.heads * call.keys + t] += gammas[i * call.keys + t];
   }
   return !done;
+}
+
+template <class T> int bidirectional_backward(const Call& call) {
+  return bidirectional_gradients<T>(call, nullptr, nullptr);
 }
 
 }  // namespace flowformer::FF_ISA

@@ -1,6 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import choose_backend, reference
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
     check_state,
     check_tensors,
     exact_arithmetic,
+    is_kept,
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -31,6 +31,7 @@ from flowformer.ops.nonfinite import (
     without,
 )
 from flowformer.ops.options import (
+    DEFAULTS,
     Competition,
     FlowKeywords,
     FlowOptions,
@@ -40,6 +41,7 @@ from flowformer.ops.options import (
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
@@ -149,6 +151,11 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         >>> state.key_value.shape  # constant, whatever the length
         torch.Size([2, 4, 16, 16])
     """
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    if causal and return_state and is_step((query, key, value), initial_state, given):
+        words = feature_map, clamp, eps, competition, allocation, independent_sinks
+        spelled = dict(zip(DEFAULTS, words, strict=True))
+        return _step(query, key, value, initial_state, backend, spelled)
     options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
@@ -158,7 +165,6 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
     module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
     if causal:
@@ -280,9 +286,27 @@ def flow_attention_step(
         >>> out.shape, state.tokens
         (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
+    return _step(query, key, value, state, backend, options)
+
+
+_STEPS = PreparedSteps(FlowState)
+
+
+def _step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FlowState | None,
+    backend: str | None,
+    options: Mapping[str, Any],
+) -> tuple[Tensor, FlowState]:
+    look = backend, *options.items()
+    if (step := _STEPS.find(look, query, key, value, state)) is not None:
+        return step(query, key, value, state)
+    given = query, key, value
     resolved = resolve_options(**options)
     check_causal_options(resolved)
-    query, key, value = check_tensors(query, key, value)
+    query, key, value = check_tensors(*given)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
@@ -292,7 +316,10 @@ def flow_attention_step(
     check_state(state, FlowState, query, value, query.shape[0])
     module = choose_backend(backend, query, key, value, *(state or ()))
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=resolved, state=state)
+        out, after = module.step(query, key, value, options=resolved, state=state)
+    if state is not None:
+        _STEPS.keep(look, module, resolved, *given, state)
+    return out, after
 
 
 class FlowMap(NamedTuple):

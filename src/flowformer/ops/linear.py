@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import choose_backend
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -16,11 +15,13 @@ from flowformer.ops.inputs import (
     check_strided,
     check_tensors,
     exact_arithmetic,
+    is_kept,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import LinearState
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class LinearArguments(BatchKeywords, total=False):
@@ -104,6 +105,10 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         >>> linear_attention(query, key, value, causal=True, row_scale=scale).shape
         torch.Size([2, 100, 4, 16])
     """
+    given, unrepeated = (mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k), (query, key, value)
+    one = causal and return_state and is_step(unrepeated, initial_state, (row_scale, *given))
+    if one and (step := _STEPS.find((backend,), query, key, value, initial_state)) is not None:
+        return step(query, key, value, initial_state)
     query, key, value = check_tensors(query, key, value)
     if row_scale is not None:
         check_strided("row_scale", row_scale)
@@ -112,7 +117,6 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
                 f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
                 f"{list(row_scale.shape)}"
             )
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
     module = choose_backend(backend, query, key, value, row_scale, *batch, *(initial_state or ()))
     if causal:
@@ -126,8 +130,13 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         attend = attend if causal else partial(_attend, module)
         packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, queries, (key, value), batch, initial_state, packs=packs)
+    if one:
+        _STEPS.keep((backend,), module, None, *unrepeated, initial_state)
     out = out.to(value.dtype)
     return out if not return_state or state is None else (out, state)
+
+
+_STEPS = PreparedSteps(LinearState)
 
 
 def _attend(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, linear_attention
+from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
 from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
@@ -152,14 +153,21 @@ def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(opti
         assert_close(grad, expected.expand_as(grad), check_dtype=False)
 
 
+NARROW: dict[str, Any] = {
+    "bidirectional": flow_attention,
+    "causal": partial(flow_attention, causal=True),
+    "mobile": mobile_attention,
+}
+
+
 @core
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_narrow_inputs_are_rounded_once(causal, dtype):
+@pytest.mark.parametrize("attend", NARROW.values(), ids=NARROW)
+def test_narrow_inputs_are_rounded_once(attend, dtype):
     inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    expected = flow_attention(*wide, causal=causal, backend="reference")
-    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    expected = attend(*wide, backend="reference", layout="bthd")
+    out = attend(*inputs, backend="cpu", layout="bthd")
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
@@ -204,6 +212,48 @@ def test_packed_sequences_of_every_length(causal):
     options = {"causal": causal, "cu_seqlens": offsets}
     out = flow_attention(*inputs, backend="cpu", **options)
     expected = flow_attention(*inputs, backend="chunked", **options)
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
+MOBILE = {
+    "published": {},
+    "unclamped": {"clamp": None},
+    "relu": {"feature_map": "relu", "eps": 1e-3},
+    "normalized": {"normalize": True},
+    "no-competition": {"competition": False, "normalize": True},
+    "no-allocation": {"allocation": False},
+}
+# As SHAPES, and heads: of a sequence whose features stay in the cache, and of one whose do not.
+MOBILE_SHAPES = {name: (*shape, 3) for name, shape in SHAPES.items()} | {"long": (300, 72, 5, 8)}
+
+
+@core
+@pytest.mark.parametrize("shape", MOBILE_SHAPES.values(), ids=MOBILE_SHAPES)
+@pytest.mark.parametrize("options", MOBILE.values(), ids=MOBILE)
+def test_mobile_attention_is_that_of_the_equations(options, shape, threads):
+    length, width, value_width, heads = shape
+    inputs = qkv(2, length, heads=heads, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = mobile_attention(*inputs, backend="reference", layout="bthd", **options)
+    wanted = gradients(expected, inputs)
+    for count in (1, 9):  # a thread for each sequence, and many for one
+        threads(count)
+        out = mobile_attention(*inputs, backend="cpu", layout="bthd", **options)
+        assert_close(out, expected)
+        assert_close(gradients(out, inputs), wanted)
+
+
+@core
+def test_mobile_attention_of_packed_sequences_of_every_length():
+    lengths = [1, 7, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths), heads=3))
+    out, expected = (
+        mobile_attention(*inputs, cu_seqlens=offsets, backend=backend, layout="bthd")
+        for backend in ("cpu", "chunked")
+    )
     assert_close(out, expected)
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
@@ -286,13 +336,19 @@ def test_a_forward_of_many_short_rows_keeps_no_products():
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
     nothing = (None,) * 5
-    torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
+    bidirectional, causal, mobile = (
+        OPERATORS.bidirectional.dispatched,
+        OPERATORS.causal.dispatched,
+        OPERATORS.mobile.dispatched,
+    )
+    torch.library.opcheck(bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     scale = torch.rand(1, 70, 2, dtype=torch.float64, requires_grad=True)
     scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
-    torch.library.opcheck(OPERATORS.bidirectional, scaled)
+    torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+    torch.library.opcheck(causal, (*inputs, *rest))
+    torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
 
 
 def test_inference_mode_and_several_python_threads():

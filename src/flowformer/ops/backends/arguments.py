@@ -1,13 +1,13 @@
 """Arguments and results of the compiled operators, by name; their schemas are made from these.
 
 An operator of torch takes and returns tensors and numbers one after another. Here they are named
-tuples, some inside others: :func:`flat` lays them out in the order of their fields, and a
+tuples, some inside others: a :func:`writer` lays them out in the order of their fields, and a
 :func:`reader` picks them up again at the door of each kernel. So a field that is added here is
 known to every schema, and moves none of the others' readers. A result that is None is an empty
 tensor between the two, for an operator returns tensors only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -124,6 +124,29 @@ class BidirectionalGradients(NamedTuple):
     row_scale: Tensor | None = None
 
 
+class MobileNumbers(NamedTuple):
+    """The options of Mobile-Attention: those of Flow-Attention, and whether to divide by S."""
+
+    flow: Numbers
+    normalize: bool
+
+
+class MobileArguments(NamedTuple):
+    """A call of Mobile-Attention; its masks are one, and so are its offsets."""
+
+    inputs: BidirectionalInputs
+    options: MobileNumbers
+    keep: bool
+
+
+class MobileBackwardArguments(NamedTuple):
+    """A backward of Mobile-Attention; what it returns has no scale."""
+
+    grad_out: Tensor
+    saved: BidirectionalSaved
+    options: MobileNumbers
+
+
 class StateFields(NamedTuple):
     """The fields of a ``FlowState``, or None for all; of a linear one the last alone is there."""
 
@@ -211,19 +234,23 @@ class CausalGradients(NamedTuple):
     past: StateGradients = StateGradients()
 
 
-def flat(record: Iterable[Any]) -> list[Any]:
-    """Return what stands in a tuple, and in the tuples inside it, in order."""
-    found = []
-    for each in record:
-        if isinstance(each, tuple):
-            found += flat(each)
-        else:
-            found.append(each)
-    return found
+def writer(kind: type[tuple]) -> Callable[[Any], list[Any]]:
+    """Return what lays a named tuple out: what stands in it, and in those inside it, in order."""
+    hints = enumerate(get_type_hints(kind).values())
+    inside = [(at, writer(hint)) for at, hint in hints if hasattr(hint, "_fields")]
+    inside.reverse()  # from behind: places before stay
+
+    def write(record: Any) -> list[Any]:
+        values = list(record)
+        for at, write_part in inside:
+            values[at : at + 1] = write_part(values[at])
+        return values
+
+    return write
 
 
 def reader(kind: type[Record]) -> Callable[[Sequence[Any]], Record]:
-    """Return the inverse of :func:`flat`; it leaves alone what comes after."""
+    """Return the inverse of what :func:`writer` returns; it leaves alone what comes after."""
     return _reader(kind, 0)[0]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
@@ -117,10 +118,12 @@ def causal(
     options: FlowOptions,
     mask: Bool[Tensor, "b t"] | None,
     state: FlowState | None,
-    return_state: bool = True,  # noqa: ARG001 - it is there anyway
-) -> tuple[Float[Tensor, "b t h m"], FlowState]:
+    return_state: bool = True,
+) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
     """Causal Flow-Attention, segment after segment."""
-    outputs, state = [], state_before(FlowState, state, query, value)
+    outputs, wanted = [], return_state or query.shape[1] > SEGMENT
+    # Without a past there is no key value to start from: an empty one, which no memory is set for.
+    state = state_before(FlowState, state, query, value[..., :0])
     for part in _segments(query.shape[1]):
         out, state = _causal_segment(
             query[:, part],
@@ -129,9 +132,11 @@ def causal(
             options=options,
             mask=None if mask is None else mask[:, part],
             state=state,
+            return_state=wanted,
         )
         outputs.append(out)
-    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
+    out = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+    return out, state if return_state else None
 
 
 def _segments(length: int) -> list[slice]:
@@ -152,6 +157,7 @@ def _causal_segment(
     options: FlowOptions,
     mask: Bool[Tensor, "b t"] | None,
     state: FlowState,
+    return_state: bool,
 ) -> tuple[Float[Tensor, "b t h m"], FlowState]:
     """Four dependent prefixes; see the head of this file. Shapes inside: [b, h, chunk, C, …]."""
     length = query.shape[1]
@@ -196,7 +202,7 @@ def _causal_segment(
         competition = _last(log_sum, length)
         v = v * (n * cut(share, 2, *q.shape[2:4]).to(n.dtype))[..., None]
 
-    out, key_value = _second_half(q, k, v, lower, state.key_value)
+    out, key_value = _second_half(q, k, v, lower, state.key_value, return_state)
     tokens = _last(count.flatten(1), length)
     state = FlowState(tokens, key_sum, query_sum, key_flow, query_flow, competition, key_value)
     return _tokens(out * scale[..., None], length).to(value.dtype), state
@@ -238,6 +244,8 @@ def _before(
     x: Float[Tensor, "b h n *rest"], start: Float[Tensor, "b h *rest"]
 ) -> tuple[Float[Tensor, "b h n *rest"], Float[Tensor, "b h *rest"]]:
     """Return the sum before each chunk, and after the last; summed in the dtype of the state."""
+    if _is_one(x):
+        return start[:, :, None].to(x.dtype), start + x[:, :, 0]
     sums = torch.cat([start[:, :, None], x.to(start.dtype)], 2).cumsum(2)
     return sums[:, :, :-1].to(x.dtype), sums[:, :, -1]
 
@@ -260,11 +268,29 @@ def _second_half(
     k: Float[Tensor, "b h n c d"],
     v: Float[Tensor, "b h n c m"],
     lower: Float[Tensor, "b h n c c"],
-    key_value: Float[Tensor, "b h d m"],
-) -> tuple[Float[Tensor, "b h n c m"], Float[Tensor, "b h d m"]]:
-    """Return q_t Σ_{s≤t} k_sᵀ v_s, given the triangle of q kᵀ, and Σ kᵀ v after the last token."""
-    before, after = _before(k.transpose(-1, -2) @ v, key_value)
+    key_value: Float[Tensor, "b h d m_before"],
+    return_state: bool,
+) -> tuple[Float[Tensor, "b h n c m"], Float[Tensor, "b h d m_after"]]:
+    """Return q_t Σ_{s≤t} k_sᵀ v_s, given the triangle of q kᵀ, and Σ kᵀ v after the last token.
+
+    Of one chunk without a past the triangle is all, and of many short rows the sums would take
+    longer: they are formed only if they are wanted.
+    """
+    empty = key_value.shape[-1] == 0
+    if empty and _is_one(q) and not return_state:
+        return lower @ v, key_value
+    added = k.transpose(-1, -2) @ v
+    if empty and _is_one(q):
+        return lower @ v, added[:, :, 0].to(key_value.dtype)
+    if empty:
+        key_value = torch.zeros_like(added[:, :, 0], dtype=key_value.dtype)
+    before, after = _before(added, key_value)
     return lower @ v + q @ before, after
+
+
+def _is_one(x: Float[Tensor, "b h n *rest"]) -> bool:
+    """Return whether there is one chunk; never while a graph is traced, which is for others too."""
+    return not (torch.compiler.is_compiling() or is_for_any_length()) and x.shape[2] == 1
 
 
 def linear_bidirectional(
@@ -289,14 +315,16 @@ def linear_causal(
     *,
     row_scale: Float[Tensor, "b t h"] | None,
     state: LinearState | None,
-    return_state: bool = True,  # noqa: ARG001 - it is there anyway
-) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    return_state: bool = True,
+) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
     """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
-    outputs, key_value = [], state_before(LinearState, state, q, v).key_value
+    outputs, wanted = [], return_state or q.shape[1] > SEGMENT
+    key_value = state_before(LinearState, state, q, v[..., :0]).key_value
     for part in _segments(q.shape[1]):
         queries, keys, values = _chunks(q[:, part]), _chunks(k[:, part]), _chunks(v[:, part])
         lower = (queries @ keys.transpose(-1, -2)).tril()
-        out, key_value = _second_half(queries, keys, values, lower, key_value)
+        out, key_value = _second_half(queries, keys, values, lower, key_value, wanted)
         outputs.append(_tokens(out, q[:, part].shape[1]))
     out = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
-    return out if row_scale is None else out * row_scale[..., None], LinearState(key_value)
+    out = out if row_scale is None else out * row_scale[..., None]
+    return out, LinearState(key_value) if return_state else None

@@ -23,10 +23,13 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalKept,
     CausalResults,
+    MobileArguments,
+    MobileBackwardArguments,
     StateFields,
     StateGradients,
 )
 from flowformer.ops.backends.cpu.call import (
+    NO_STATE,
     Gradients,
     Inputs,
     call,
@@ -56,16 +59,19 @@ def _stats(tensor: Tensor, count: int) -> Tensor:
     return tensor.new_empty((b, h, count, t), dtype=compute_dtype(tensor.dtype))
 
 
-def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> BidirectionalResults:
+def _bidirectional(
+    arguments: BidirectionalArguments | MobileArguments, *, runs: bool = True
+) -> BidirectionalResults:
     inputs, keep = Inputs(*arguments.inputs), arguments.keep
     inputs = readable(inputs) if runs else inputs
-    linear = arguments.options.feature_map == LINEAR
+    mobile = isinstance(arguments, MobileArguments)
+    linear = not mobile and arguments.options.feature_map == LINEAR
     out = _output(inputs)
     kept = BidirectionalKept(
         # These two a forward with flows itself needs between its passes.
         NOTHING if linear else _stats(inputs.query, _QUERY_STATS),
         NOTHING if linear else _stats(inputs.key, _KEY_STATS),
-        _sums(inputs, row_numbers(inputs, linear=linear)) if keep else NOTHING,
+        _sums(inputs, row_numbers(inputs, sums_flows=not (linear or mobile))) if keep else NOTHING,
     )
     if runs:
         call("flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=kept)
@@ -79,7 +85,9 @@ def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> BidirectionalGradients:
+def _bidirectional_backward(
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
+) -> BidirectionalGradients:
     inputs = readable(Inputs(*arguments.saved.inputs))
     grads, row_scale = _input_gradients(inputs), _like(inputs.row_scale)
     call(
@@ -123,7 +131,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
             inputs,
             arguments.options,
             out=out,
-            states=(tuple(map(contiguous, arguments.inputs.past)), state, (), ()),
+            states=(tuple(map(contiguous, arguments.inputs.past)), state, NO_STATE, NO_STATE),
             kept=BidirectionalKept(stats, sums=sums),
         )
     return CausalResults(out, state, CausalKept(stats, sums))
@@ -142,8 +150,8 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
         inputs,
         options,
         states=(
-            tuple(map(contiguous, saved.inputs.past)),
-            (),
+            StateFields(*map(contiguous, saved.inputs.past)),
+            NO_STATE,
             (None, *past),
             (None, *map(contiguous, arguments.grad_state)),
         ),
@@ -162,5 +170,7 @@ KERNELS = Kernels(
     fake_bidirectional=partial(_bidirectional, runs=False),
     fake_causal=partial(_causal, runs=False),
     keeps_output=False,
+    mobile=_bidirectional,
+    mobile_backward=_bidirectional_backward,
 )
-OPERATORS = define_operators("", KERNELS, "CPU")
+OPERATORS = define_operators("", KERNELS, "CPU", direct=True)

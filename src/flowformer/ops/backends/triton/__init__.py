@@ -18,10 +18,10 @@ from torch import Tensor
 from flowformer.ops.backends import chunked
 from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.operator_backend import CompiledBackend
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.token_sums import LARGEST_PACKED_EXPONENT
 from flowformer.ops.backends.triton.tuning import INTERPRETED
+from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, state_before
@@ -96,6 +96,26 @@ def step(
     if options.competition is None:
         after = after._replace(competition=before.competition)
     return out, after
+
+
+def mobile(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    options: FlowOptions,
+    normalize: bool,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Mobile-Attention, in PyTorch: it has no kernels here."""
+
+    def attend(queries: Any, keys: Any, part: Batch, state: None) -> Any:
+        rest = {"options": options, "normalize": normalize, "mask": part.key_mask}
+        return chunked.mobile(*queries, *keys, **rest), state
+
+    batch = Batch(mask, mask, cu_seqlens, None)
+    return attend_batch(attend, (query,), (key, value), batch, None)[0]
 
 
 def linear_bidirectional(
