@@ -194,7 +194,7 @@ template <class T> struct RowFeatures {
     return {features(row, side, t, n, false), s.dp, 1};
   }
   bool is_in_place(const Side& tokens) const {
-    return call.feature_map == IDENTITY && !tokens.mask && bytes_of_number(call) == sizeof(T);
+    return call.feature_map == IDENTITY && !tokens.mask && tokens.length > CHUNK && bytes_of_number(call) == sizeof(T);
   }
   // The next chunk of them, where none of its rows was read before.
   Ahead left_ahead(const Row& row, int side, int64_t t) const {

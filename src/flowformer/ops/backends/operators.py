@@ -245,7 +245,8 @@ def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients
     inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(*_fake_gradients(inputs), past)
+    query, key, value, scale = _fake_gradients(inputs)
+    return CausalGradients(query, key, value, scale, past)
 
 
 _read_bidirectional_inputs = reader(BidirectionalInputs)
