@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from flowformer.nn import build_mixer
 from flowformer.nn.mixers import deltanet
-from flowformer.nn.mixers.deltanet import DeltaNetAttention, delta_rule_attention, short_convolution
+from flowformer.nn.mixers.convolution import short_convolution
+from flowformer.nn.mixers.deltanet import DeltaNetAttention, delta_rule_attention
 from flowformer.nn.mixers.recurrence import fla_kernel
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing  # torch.jit does not export it
-from torch.nn import functional as F
 
+from flowformer.nn.mixers.convolution import short_convolution
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import (
     RecurrentAttention,
@@ -19,7 +19,7 @@ from flowformer.nn.mixers.recurrence import (
     in_chunks,
     run_recurrence,
 )
-from flowformer.ops.features import check_eps, compute_dtype, masked
+from flowformer.ops.features import check_eps, compute_dtype
 from flowformer.ops.inputs import check_causal, check_tensors, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
@@ -111,51 +111,6 @@ def chunked_delta_rule(
         outputs.append(q[:, :, n] @ before + scores[:, :, n] @ correction)
         state = state + (k[:, :, n].mT @ correction).to(state.dtype)
     return from_chunks(torch.stack(outputs, 2), length), state
-
-
-@takes_layouts("x")
-@contained("x", always=True)
-def short_convolution(
-    x: Float[Tensor, "b t h d"],
-    weight: Float[Tensor, "h d w"],
-    recent: Float[Tensor, "b w_minus_1 h d"],
-    mask: Bool[Tensor, "b t"] | None,
-    *,
-    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
-) -> tuple[Float[Tensor, "b t h d"], Float[Tensor, "b w_minus_1 h d"]]:
-    """y_t = silu(Σ_i weight_i x_{t - w + 1 + i}), over the last w real tokens, channel by channel.
-
-    Padded tokens are taken out before and put back after: they delay nothing.
-
-    Args:
-        x: the tokens; what stands at padded places is not read.
-        weight: the weights of each channel, the oldest token's first.
-        recent: the w - 1 real tokens before these, zero where there are none.
-        mask: real tokens (True).
-        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
-
-    Returns:
-        y (of no meaning at padded places), and the last w - 1 real tokens in the dtype of `recent`.
-    """
-    width = weight.shape[-1]
-    order = None
-    if mask is not None:
-        x, order = masked(x, mask), (~mask).to(torch.int8).argsort(dim=1, stable=True)
-        x = _taken(x, order)
-    joined = torch.cat((recent.to(x.dtype), x), 1)
-    y = sum(joined[:, i : i + x.shape[1]] * weight[..., i].to(x.dtype) for i in range(width))
-    assert isinstance(y, Tensor)
-    if order is None or mask is None:
-        last = joined[:, x.shape[1] :]
-    else:
-        y = _taken(y, order.argsort(dim=1))
-        ahead = torch.arange(width - 1, device=x.device)
-        last = _taken(joined, mask.sum(1, keepdim=True) + ahead)
-    return F.silu(y), last.to(recent.dtype)
-
-
-def _taken(x: Float[Tensor, "b t h d"], places: Tensor) -> Float[Tensor, "b s h d"]:
-    return x.gather(1, places[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
 class DeltaNetState(NamedTuple):
