@@ -19,6 +19,7 @@ from flowformer.nn.mixers.flow import (
     FlowNoAllocationMixer as FlowNoAllocationMixer,
     FlowHeadsMixer as FlowHeadsMixer,
 )
+from flowformer.nn.mixers.gated import GatedMixer as GatedMixer
 from flowformer.nn.mixers.softmax import SoftmaxMixer as SoftmaxMixer
 from flowformer.nn.mixers.linear import LinearMixer as LinearMixer
 from flowformer.nn.mixers.performer import PerformerMixer as PerformerMixer

@@ -5,6 +5,7 @@ Positions count real tokens: padding is stepped over, and a sequence gives what 
 
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,9 +17,34 @@ from flowformer.ops.features import masked
 from flowformer.ops.inputs import is_recorded
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained, may_look
-from flowformer.ops.state import carry_dtype
+from flowformer.ops.state import carry_dtype, detach_state, reorder_state, to_state
 
 SHORTEST = 16  # tokens for which torch's convolution is called
+
+
+class ConvolvedState(NamedTuple):
+    """The state of a recurrence behind short convolutions: constant size, however many tokens.
+
+    Attributes:
+        query: the last tokens' queries, for the convolution. Shape ``[b, w - 1, h, d]``.
+        key: likewise.
+        value: likewise.
+        key_value: the memory S. Shape ``[b, h, d, m]``.
+
+    All are float64 (float32 on a device without float64).
+    """
+
+    query: Float[Tensor, "b w h d"]
+    key: Float[Tensor, "b w h d"]
+    value: Float[Tensor, "b w h d"]
+    key_value: Float[Tensor, "b h d m"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+
+torch.serialization.add_safe_globals([ConvolvedState])
 
 
 @takes_layouts("x")

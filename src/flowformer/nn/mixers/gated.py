@@ -1,0 +1,389 @@
+"""Gated linear attention and Flow-Attention: the same parts around a sum, and around the flows.
+
+What they have in common with each other and with the gated mixers of others: a short convolution of
+query, key and value, a gain that spreads the features, a decay by which a head forgets, gates of
+what comes in and goes out, and a norm of each head. Every part is an option; without any of them
+they are `linear` and `flow`.
+"""
+
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowformer.nn.mixers.blockwise import front_order
+from flowformer.nn.mixers.convolution import ConvolvedState, centred_convolution
+from flowformer.nn.mixers.gated_options import (
+    Features,
+    GatedKeywords,
+    GatedOptions,
+    check_options,
+    flow_options,
+)
+from flowformer.nn.mixers.gating import (
+    Decay,
+    convolved,
+    gated_output,
+    identity_convolution,
+    no_recent,
+    normalised,
+    repeated,
+    with_gain,
+)
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.linear import divided, with_ones
+from flowformer.nn.mixers.mixer import ProjectedMixer
+from flowformer.nn.mixers.recurrence import gated_linear_attention
+from flowformer.ops import FlowState, LinearState, flow_attention, linear_attention
+from flowformer.ops.features import (
+    compute_dtype,
+    features,
+    masked,
+)
+from flowformer.ops.inputs import starting_state
+from flowformer.ops.state import detach_state, reorder_state, to_state
+
+# Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
+# decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
+UNFORGETTING = 1e9
+
+OPEN = 1.2784645427610738  # silu of it is one
+
+
+class FlowGatedState(NamedTuple):
+    """The state of gated Flow-Attention: that of the flows, and the last tokens for convolutions.
+
+    Attributes:
+        query: the last tokens' queries, for the convolution. Shape ``[b, w - 1, h, d]``, float64
+            (float32 on a device without it), and so are the next two.
+        key: likewise.
+        value: likewise.
+        tokens: this and the following are those of `flowformer.ops.FlowState`.
+    """
+
+    query: Float[Tensor, "b w h d"]
+    key: Float[Tensor, "b w h d"]
+    value: Float[Tensor, "b w h d"]
+    tokens: Tensor
+    key_sum: Float[Tensor, "b h d"]
+    query_sum: Float[Tensor, "b h d"]
+    key_flow: Float[Tensor, "b h d"]
+    query_flow: Float[Tensor, "b h d"]
+    competition: Float[Tensor, "b h"]
+    key_value: Float[Tensor, "b h d m"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+
+torch.serialization.add_safe_globals([FlowGatedState])
+
+
+class Heads(NamedTuple):
+    """What the attention of some heads is made of; gates are those of a part, or None."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_decay: Tensor | None
+    write: Tensor | None
+
+
+def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
+    """Return all of them changed; a function, for compilers take no methods of tuples."""
+    changed: list[Any] = [None if x is None else change(x) for x in heads]
+    return Heads(*changed)
+
+
+class GatedAttention(HeadAttention):
+    """Linear attention, or Flow-Attention, with the parts that gated mixers have.
+
+    out_t = silu(W_o x_t + b) ∘ norm(φ(q_t) Σ_s D_ts φ(k_s)ᵀ i_s v_s / φ(q_t)·Σ_s D_ts φ(k_s)) with
+    D_ts = Π_{s<r≤t} α_r, where q, k, v have passed a short convolution, q and k a norm with a gain,
+    α is the `Decay` of a head and i = 2 sigmoid(w·x) its input gate. With flows, competition and
+    allocation stand in the sum as in Flow-Attention, all of whose sums decay.
+
+    The bidirectional form has heads of three kinds, in this order: they read in both directions,
+    without decay; forwards; backwards.
+
+    What can start as the identity does: convolution and gates change nothing at first. The weights
+    of a mixer without these parts, `linear` or `flow`, load into this one; its decays are then such
+    that nothing is forgotten. With neither gain nor norm, and `directions=0`, it computes the same.
+
+    Args:
+        dim: width of the hidden states, or of the values where a layer with projections of its own
+            gives none: the gates are then functions of the values.
+        num_heads: number of query heads.
+        head_dim: width of a head.
+        backend: who computes the attention; see `flow_attention`.
+        options: those of `GatedOptions`.
+
+    Raises:
+        ValueError: an option is out of its range.
+        TypeError: there is no such option.
+    """
+
+    capabilities = Capabilities(causal=True, cross=False, state=True)
+    inputs = ("query", "key", "value", "hidden")
+    optional = ("hidden",)
+    linear_in_values = False  # its output is normalised
+    defaults: ClassVar[GatedOptions] = GatedOptions()
+
+    def __init_subclass__(cls) -> None:
+        """Show the options, with their defaults: the tables of mixers read the signature."""
+        super().__init_subclass__()
+        cls.__signature__ = _signature(cls)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        backend: str | None = None,
+        **options: Unpack[GatedKeywords],
+    ) -> None:
+        super().__init__()
+        if unknown := options.keys() - set(GatedOptions._fields):
+            raise TypeError(
+                f"there is no option {', '.join(sorted(unknown))}: those of a gated attention are "
+                f"{', '.join(GatedOptions._fields)}"
+            )
+        self.options = chosen = self.defaults._replace(**options)
+        check_options(chosen)
+        self.backend = backend
+        width, inner = chosen.convolution, num_heads * head_dim
+        shape = (3, num_heads, head_dim, width)
+        self.convolution = nn.Parameter(torch.empty(shape)) if width else None
+        self.gain = None if chosen.gain is None else nn.Parameter(torch.empty(2, num_heads))
+        self.decay = None if chosen.decay is None else Decay(dim, num_heads, chosen.decay)
+        self.input_gate = nn.Linear(dim, num_heads) if chosen.input_gate else None
+        self.norm = nn.RMSNorm(head_dim, eps=1e-6) if chosen.norm else None
+        self.output_gate = nn.Linear(dim, inner) if chosen.output_gate else None
+        # Whole pairs, so that both directions are alike.
+        pairs = int(num_heads * chosen.directions / 2 + 0.5)
+        self.pairs = min(pairs, (num_heads - (chosen.directions < 1)) // 2)
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_go_on_from_a_plain_mixer)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Let convolution and gates change nothing."""
+        if self.convolution is not None:
+            self.convolution.copy_(identity_convolution(self.convolution))
+        if self.gain is not None and self.options.gain is not None:
+            nn.init.constant_(self.gain, self.options.gain)
+        if self.decay is not None and self.options.decay is not None:
+            self.decay.start(self.options.decay)
+        if self.norm is not None:
+            self.norm.reset_parameters()
+        for gate, bias in ((self.input_gate, 0.0), (self.output_gate, OPEN)):
+            if gate is not None:
+                nn.init.zeros_(gate.weight)
+                nn.init.constant_(gate.bias, bias)
+
+    def extra_repr(self) -> str:
+        """Return the options, for print(model)."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+    def forward(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"] | None = None,
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        state: Any = None,
+        return_state: bool = False,
+        causal: bool = False,
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Return the output and, if asked for, the state after these tokens."""
+        if hidden is None:
+            query, key, value = (masked(x, mask) for x in (query, key, value))
+            hidden = value.flatten(2)
+        heads = self._heads(query, key, value, hidden)
+        if causal:
+            given = (heads, self.convolution, mask, state)
+            out, state = self._causal(*given, return_state=return_state)
+        else:
+            out, state = self._bidirectional(heads, self.convolution, mask), None
+        out = gated_output(self.output_gate, hidden, normalised(self.norm, out.to(value.dtype)))
+        return out, state
+
+    def weighted(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        """Return what is linear in the values that have passed the convolution.
+
+        What comes after it, norm and output gate, is each token's own.
+        """
+        heads, weights = self._heads(query, key, value, hidden), self.convolution
+        if weights is not None:
+            weights = torch.cat((weights[:2], identity_convolution(weights[2:])))
+        if causal:
+            return self._causal(heads, weights, mask)[0], None
+        return self._bidirectional(heads, weights, mask), None
+
+    def _heads(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Heads:
+        key, value = repeated(query, key, value)
+        log_decay = None if self.decay is None else self.decay(hidden)[..., None]
+        write = None if self.input_gate is None else 2 * self.input_gate(hidden).sigmoid()
+        return Heads(query, key, value, log_decay, None if write is None else write[..., None])
+
+    def _bidirectional(
+        self, heads: Heads, weights: Tensor | None, mask: Tensor | None
+    ) -> Float[Tensor, "b t h m"]:
+        """Attend with the undirected heads, and with the others as causal ones, some turned."""
+        undirected = heads.query.shape[2] - 2 * self.pairs
+        first, rest = slice(undirected), slice(undirected, None)
+        parts = []
+        if undirected:
+            some = _each(heads, lambda x: x[:, :, first])
+            if weights is not None:
+                pairs = zip(some[:3], weights[:, first], strict=True)
+                q, k, v = (centred_convolution(x, weight, mask) for x, weight in pairs)
+                some = some._replace(query=q, key=k, value=v)
+            parts.append(self._attend(some, first, mask=mask)[0])
+        if self.pairs:
+            order = None if mask is None else backward_order(mask)
+            some = _each(heads, lambda x: self._turned(x[:, :, rest], order))
+            parts.append(self._turned(self._causal(some, weights, mask, at=rest)[0], order))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def _turned(self, x: Float[Tensor, "b t h d"], order: Tensor | None) -> Tensor:
+        """Return the heads that read backwards with their tokens in the other order."""
+        ahead, back = x[:, :, : self.pairs], x[:, :, self.pairs :]
+        back = back.flip(1) if order is None else back.take_along_dim(order[..., None, None], 1)
+        return torch.cat((ahead, back), 2)
+
+    def _causal(
+        self,
+        heads: Heads,
+        weights: Tensor | None,
+        mask: Tensor | None,
+        state: Any = None,
+        *,
+        return_state: bool = False,
+        at: slice = slice(None),
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Convolve and attend; `at` are the heads."""
+        recent, memory = self._parts_of_state(heads, state)
+        if weights is not None:
+            given = (weights[:, at], recent, mask)
+            (q, k, v), recent = convolved(heads[:3], *given, activate=False)
+            heads = heads._replace(query=q, key=k, value=v)
+        call = {"mask": mask, "initial_state": memory, "return_state": return_state}
+        out, memory = self._attend(heads, at, causal=True, **call)
+        if not return_state:
+            return out, None
+        recent = no_recent(heads[:3], 1) if recent is None else recent
+        return out, self._kind_of_state()(*recent, *memory)
+
+    def _kind_of_state(self) -> Any:
+        return FlowGatedState if self.options.flows else ConvolvedState
+
+    def _parts_of_state(self, heads: Heads, state: Any) -> tuple[Any, Any]:
+        """Return the last tokens and the memory, checked, or None for each."""
+        if state is None:
+            return None, None
+        batch, _, count, width = heads.query.shape
+        sizes, device = (batch, count, width, heads.value.shape[3]), heads.query.device
+        if not self.options.flows:
+            empty = LinearState.initial(*sizes[:3], sizes[3] + 1, device)
+        elif self.decay is None:
+            empty = FlowState.initial(*sizes, device)
+        else:
+            empty = FlowState.initial(*sizes, device).of_heads()  # pyright: ignore
+        recent = no_recent(heads[:3], max(self.options.convolution, 1))
+        state = starting_state(state, self._kind_of_state()(*recent, *empty))
+        return state[:3], type(empty)(*state[3:])
+
+    def _attend(self, heads: Heads, at: slice, **call: Any) -> tuple[Tensor, Any]:
+        """Attend with these heads; the keywords are those of `flow_attention`."""
+        query, key, value, log_decay, write = heads
+        if self.gain is not None:
+            query, key = map(with_gain, (query, key), self.gain[:, at])
+        if write is not None:
+            value = value * write.to(value.dtype)
+        log_decay = log_decay if call.get("causal") else None
+        rest: dict[str, Any] = {"backend": self.backend, "layout": "bthd", **call}
+        if self.options.flows:
+            if log_decay is not None:
+                rest["log_decay"] = log_decay[..., 0]
+            result = flow_attention(query, key, value, **flow_options(self.options), **rest)
+            return result if isinstance(result, tuple) else (result, None)
+        mask = call["mask"]
+        q, k = (map_features(x, mask, self.options.feature_map) for x in (query, key))
+        values = with_ones(value, q.dtype)
+        if log_decay is not None:
+            given = {"mask": mask, "initial_state": call["initial_state"]}
+            result = gated_linear_attention(q, k, values, log_decay=log_decay, **given)
+        else:
+            result = linear_attention(q, k, values, **rest)
+        out, after = result if isinstance(result, tuple) else (result, None)
+        return divided(out, value.dtype, added=self.options.eps), after
+
+
+def _go_on_from_a_plain_mixer(
+    attention: Any, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Let the parts change nothing where the dict is that of a mixer without them."""
+    own = attention.state_dict(prefix=prefix)
+    if any(name in state_dict for name in own):
+        return
+    attention.reset_parameters()
+    if attention.decay is not None:
+        attention.decay.start((UNFORGETTING, UNFORGETTING))
+    state_dict.update(attention.state_dict(prefix=prefix))
+
+
+def map_features(
+    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, feature_map: Features
+) -> Float[Tensor, "b t h d"]:
+    """Return φ(x) in the dtype of the arithmetic; padded tokens are masked before and after."""
+    if feature_map != "elu":
+        return features(x, mask, feature_map)
+    return F.elu(masked(x, mask).to(compute_dtype(x.dtype))) + 1
+
+
+def backward_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """Return where the tokens come from when the real ones change places, the last for the first.
+
+    Padding stays where it is, so that both orders have one mask.
+    """
+    rank = mask.sum(1, keepdim=True) - mask.cumsum(1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, front_order(mask).gather(1, rank), places)
+
+
+def _signature(kind: type[GatedAttention]) -> Signature:
+    """Return the signature of its constructor, with the options and their defaults."""
+    given = signature(GatedAttention.__init__)
+    shown = [each for each in given.parameters.values() if each.name not in ("self", "options")]
+    shown += [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+        for name, default in kind.defaults._asdict().items()
+    ]
+    return given.replace(parameters=shown)
+
+
+GatedAttention.__signature__ = _signature(GatedAttention)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class GatedMixer(ProjectedMixer, name="gated"):
+    """Linear attention with convolution, gain, decay, gates and a norm of each head."""
+
+    kind = GatedAttention
