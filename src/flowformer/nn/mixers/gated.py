@@ -7,7 +7,6 @@ they are `linear` and `flow`.
 """
 
 from collections.abc import Callable
-from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
@@ -33,6 +32,7 @@ from flowformer.nn.mixers.gating import (
     normalised,
     repeated,
     with_gain,
+    with_options,
 )
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.linear import divided, with_ones
@@ -137,7 +137,7 @@ class GatedAttention(HeadAttention):
     def __init_subclass__(cls) -> None:
         """Show the options, with their defaults: the tables of mixers read the signature."""
         super().__init_subclass__()
-        cls.__signature__ = _signature(cls)  # pyright: ignore[reportAttributeAccessIssue]
+        cls.__signature__ = with_options(cls.__init__, cls.defaults._asdict())  # pyright: ignore[reportAttributeAccessIssue]
 
     def __init__(
         self,
@@ -369,18 +369,8 @@ def backward_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
     return torch.where(mask, front_order(mask).gather(1, rank), places)
 
 
-def _signature(kind: type[GatedAttention]) -> Signature:
-    """Return the signature of its constructor, with the options and their defaults."""
-    given = signature(GatedAttention.__init__)
-    shown = [each for each in given.parameters.values() if each.name not in ("self", "options")]
-    shown += [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default)
-        for name, default in kind.defaults._asdict().items()
-    ]
-    return given.replace(parameters=shown)
-
-
-GatedAttention.__signature__ = _signature(GatedAttention)  # pyright: ignore[reportAttributeAccessIssue]
+_shown = with_options(GatedAttention.__init__, GatedAttention.defaults._asdict())
+GatedAttention.__signature__ = _shown  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GatedMixer(ProjectedMixer, name="gated"):
