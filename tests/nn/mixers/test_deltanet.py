@@ -140,8 +140,8 @@ class TestConvolution:
 def test_the_layer_is_the_papers() -> None:
     """Token by token from the mixer's weights: convolution, delta rule, normalisation."""
     mixer, x = build_mixer("deltanet", 12, 3).double(), torch.randn(1, 20, 12, dtype=torch.float64)
+    assert isinstance(mixer.attention, DeltaNetAttention)
     attention: Any = mixer.attention
-    assert type(attention) is DeltaNetAttention
 
     def convolved(projection: nn.Linear, weight: Tensor) -> Tensor:
         channels = F.pad(projection(x[0]).T, (3, 0))[None]
@@ -176,8 +176,8 @@ def test_the_gated_layer_is_the_papers() -> None:
     """DeltaNet's, with a decay before the correction and a gate after the norm; every part acts."""
     mixer = build_mixer("gated-deltanet", 12, 3).double()
     x = torch.randn(1, 20, 12, dtype=torch.float64)
+    assert isinstance(mixer.attention, GatedDeltaNetAttention)
     attention: Any = mixer.attention
-    assert type(attention) is GatedDeltaNetAttention
     plain = build_mixer("deltanet", 12, 3, norm=False).double()
     plain.load_state_dict(mixer.state_dict(), strict=False)
     tensors = plain._tensors(x, x)
