@@ -7,8 +7,8 @@
 namespace flowformer {
 namespace FF_ISA {
 
-// A thread costs tens of microseconds to start: each is to have some millions of operations.
-constexpr double OPERATIONS_PER_THREAD = 2e6;
+// A thread costs some forty microseconds to start and to join: each is to have a hundred of work.
+constexpr double OPERATIONS_PER_THREAD = 2e7;
 
 template <int (*NARROW)(const Call&), int (*WIDE)(const Call&)> int either(const Call& given) {
   Call call = given;

@@ -248,15 +248,15 @@ inline void read_values(const Call& call, const View& view, const Row& row, cons
 // φ of queries or keys.
 template <class T>
 inline void read_features(const Call& call, const View& view, const Row& row, const Side& side, int64_t t, int rows,
-                          T* to) {
+                          T* to, bool fetch = true) {
   const int width = int(call.key_width);
   if (call.feature_map == SIGMOID)
-    read_view<T>(call, view, row, side, t, rows, width, to, true, [](Vec<T> x) FF_LAMBDA { return sigmoid<T>(x); });
+    read_view<T>(call, view, row, side, t, rows, width, to, fetch, [](Vec<T> x) FF_LAMBDA { return sigmoid<T>(x); });
   else if (call.feature_map == RELU)  // as published; x < 0 and not x > 0: NaN stays NaN
-    read_view<T>(call, view, row, side, t, rows, width, to, true,
+    read_view<T>(call, view, row, side, t, rows, width, to, fetch,
                  [](Vec<T> x) FF_LAMBDA { return (x < T(0) ? Vec<T>{} : x) + T(1e-6); });
   else
-    read_values<T>(call, view, row, side, t, rows, width, to);
+    read_values<T>(call, view, row, side, t, rows, width, to, fetch);
 }
 
 // grad · φ'(x), given φ; the derivative of the identity is 1. Exactly zero at masked tokens.

@@ -20,6 +20,9 @@ from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.state import FlowState, has_decayed, of_heads
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -185,6 +188,39 @@ def check_causal(
     )
 
 
+def check_decay(log_decay: Tensor, query: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Return the logarithms of decays, in the dtype of the arithmetic and zero at padded tokens.
+
+    Their values are looked at where that makes nothing wait.
+
+    Raises:
+        ValueError: a call that is not causal, another shape or device, or one above zero.
+        TypeError: no tensor of floating-point numbers.
+    """
+    if not causal:
+        raise ValueError("only a causal call forgets: log_decay needs causal=True")
+    dtype = log_decay.dtype if isinstance(log_decay, Tensor) else type(log_decay).__name__
+    if dtype not in DTYPES:
+        raise TypeError(f"log_decay must be a floating-point tensor, got {dtype}")
+    check_strided("log_decay", log_decay)
+    if log_decay.shape != query.shape[:3] or log_decay.device != query.device:
+        raise ValueError(
+            f"log_decay must be [batch, time, head] = {list(query.shape[:3])} on {query.device}, "
+            f"got {list(log_decay.shape)} on {log_decay.device}"
+        )
+    log_decay = log_decay.to(compute_dtype(query.dtype))
+    if mask is not None:
+        log_decay = torch.where(mask[..., None], log_decay, 0)
+    if log_decay.numel() and log_decay.device.type == "cpu" and has_values(log_decay):
+        largest = log_decay.detach().amax().item()
+        if largest > 0:
+            raise ValueError(
+                "log_decay is the logarithm of what is left of earlier tokens, at most 0, got "
+                f"{largest:g}"
+            )
+    return log_decay
+
+
 State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors
 
 
@@ -203,17 +239,20 @@ def starting_state(given: State | None, empty: State) -> State:
 
 
 def check_state(
-    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any
+    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any, more: int = 0
 ) -> None:
     """Check a state against the initial one of such tensors, which is not made again every time.
+
+    It may be one whose value has ``more`` columns.
 
     Raises:
         TypeError, ValueError: as :func:`starting_state`.
     """
     if given is not None:
         layout = _traced_layout if is_recorded() else _cached_layout
-        sizes = sequences, query.shape[2], query.shape[3], value.shape[3]
-        _check_layout(given, kind, layout(kind, sizes, query.device))
+        sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more
+        decays = isinstance(given, FlowState) and has_decayed(given)
+        _check_layout(given, kind, layout(kind, sizes, query.device, decays))
 
 
 Layout = list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -223,8 +262,9 @@ def _layout_of(state: tuple) -> Layout:
     return [(field.shape, field.dtype, field.device) for field in state]
 
 
-def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device) -> Layout:
-    return _layout_of(kind.initial(*sizes, device))
+def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device, decays: bool) -> Layout:
+    empty = kind.initial(*sizes, device)
+    return _layout_of(of_heads(empty) if decays and kind is FlowState else empty)
 
 
 _cached_layout = lru_cache(maxsize=64)(_traced_layout)

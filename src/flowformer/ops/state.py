@@ -54,7 +54,8 @@ class FlowState(NamedTuple):
     heads save nothing here):
 
     Attributes:
-        tokens: n, the number of real tokens. Shape ``[b]``, int64.
+        tokens: n, the number of real tokens. Shape ``[b]``, int64; where there has been a decay,
+            what is left of them in each head, ``[b, h]``, float64.
         key_sum: Σ k. Shape ``[b, h, d]``.
         query_sum: Σ q. Shape ``[b, h, d]``.
         key_flow: Σ n·k/O. Shape ``[b, h, d]``.
@@ -62,11 +63,11 @@ class FlowState(NamedTuple):
         competition: log Σ exp Ô, -inf before the first token. Shape ``[b, h]``.
         key_value: Σ kᵀ(c·v). Shape ``[b, h, d, m]``.
 
-    All but ``tokens`` are float64 (float32 on a device without float64). The state is an ordinary
+    All but a count are float64 (float32 on a device without float64). The state is an ordinary
     tuple of tensors: differentiable, and saved and loaded by ``torch.save`` and ``torch.load``.
     """
 
-    tokens: Int[Tensor, " b"]
+    tokens: Int[Tensor, " b"] | Float[Tensor, "b h"]
     key_sum: Float[Tensor, "b h d"]
     query_sum: Float[Tensor, "b h d"]
     key_flow: Float[Tensor, "b h d"]
@@ -101,7 +102,8 @@ class LinearState(NamedTuple):
     """The state of causal linear attention.
 
     Attributes:
-        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it).
+        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it). Of a
+            normalised attention it has one more column, Σ k: ``[b, h, d, m + 1]``.
     """
 
     key_value: Float[Tensor, "b h d m"]
@@ -120,6 +122,41 @@ class LinearState(NamedTuple):
 
 
 Past = TypeVar("Past", FlowState, LinearState)
+
+
+def has_decayed(state: FlowState) -> bool:
+    """Return whether n is one of each head, which a decay may have made smaller."""
+    return state.tokens.ndim == 2
+
+
+def of_heads(state: FlowState) -> FlowState:
+    """Return the state with n of each head."""
+    if has_decayed(state):
+        return state
+    tokens = state.tokens[:, None].expand(state.competition.shape)
+    return state._replace(tokens=tokens.to(state.key_sum.dtype))
+
+
+def empty_state(decays: bool, *sizes: Any) -> FlowState:
+    """Return the state before the first token, of the sizes that ``initial`` takes."""
+    state = FlowState.initial(*sizes)
+    return of_heads(state) if decays else state
+
+
+def faded(state: FlowState, log_decay: Float[Tensor, "b h"]) -> FlowState:
+    """Return what is left of a state after a decay."""
+    log_decay = log_decay.to(state.key_sum.dtype)
+    factor = log_decay.exp()
+    vector = factor[..., None]
+    return FlowState(
+        tokens=of_heads(state).tokens * factor,
+        key_sum=state.key_sum * vector,
+        query_sum=state.query_sum * vector,
+        key_flow=state.key_flow * vector,
+        query_flow=state.query_flow * vector,
+        competition=state.competition + log_decay,
+        key_value=state.key_value * vector[..., None],
+    )
 
 
 def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState) -> FlowState:

@@ -21,7 +21,7 @@ from flowformer.nn.mixers.flow import (
 )
 from flowformer.nn.mixers.softmax import SoftmaxMixer as SoftmaxMixer
 from flowformer.nn.mixers.linear import LinearMixer as LinearMixer
-from flowformer.nn.mixers.gated import GatedMixer as GatedMixer
+from flowformer.nn.mixers.gated import GatedMixer as GatedMixer, FlowGatedMixer as FlowGatedMixer
 from flowformer.nn.mixers.performer import PerformerMixer as PerformerMixer
 from flowformer.nn.mixers.cosformer import CosformerMixer as CosformerMixer
 from flowformer.nn.mixers.rfa import RFAMixer as RFAMixer, GatedRFAMixer as GatedRFAMixer

@@ -14,12 +14,12 @@ from flowformer.nn.mixers.convolution import ConvolvedState
 from flowformer.nn.mixers.gating import Decay, PartKeywords, Parts, RecurrenceInParts
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import (
-    decays_between,
     fast_kernel,
     from_chunks,
     in_chunks,
     run_recurrence,
 )
+from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import at_most, check_causal, check_tensors
 from flowformer.ops.layout import Layout, takes_layouts

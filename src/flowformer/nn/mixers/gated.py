@@ -26,6 +26,7 @@ from flowformer.nn.mixers.gated_options import (
 from flowformer.nn.mixers.gating import (
     Decay,
     convolved,
+    draw_convolution,
     gated_output,
     identity_convolution,
     no_recent,
@@ -35,9 +36,7 @@ from flowformer.nn.mixers.gating import (
     with_options,
 )
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
-from flowformer.nn.mixers.linear import divided, with_ones
 from flowformer.nn.mixers.mixer import ProjectedMixer
-from flowformer.nn.mixers.recurrence import gated_linear_attention
 from flowformer.ops import FlowState, LinearState, flow_attention, linear_attention
 from flowformer.ops.features import (
     compute_dtype,
@@ -45,7 +44,7 @@ from flowformer.ops.features import (
     masked,
 )
 from flowformer.ops.inputs import starting_state
-from flowformer.ops.state import detach_state, reorder_state, to_state
+from flowformer.ops.state import detach_state, of_heads, reorder_state, to_state
 
 # Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
 # decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
@@ -111,9 +110,9 @@ class GatedAttention(HeadAttention):
     The bidirectional form has heads of three kinds, in this order: they read in both directions,
     without decay; forwards; backwards.
 
-    What can start as the identity does: convolution and gates change nothing at first. The weights
-    of a mixer without these parts, `linear` or `flow`, load into this one; its decays are then such
-    that nothing is forgotten. With neither gain nor norm, and `directions=0`, it computes the same.
+    The weights of a mixer without these parts, `linear` or `flow`, load into this one. What can
+    start as the identity then does: convolution and gates change nothing, and nothing is forgotten.
+    With neither gain nor norm, and `directions=0`, it computes the same.
 
     Args:
         dim: width of the hidden states, or of the values where a layer with projections of its own
@@ -166,22 +165,31 @@ class GatedAttention(HeadAttention):
         self.norm = nn.RMSNorm(head_dim, eps=1e-6) if chosen.norm else None
         self.output_gate = nn.Linear(dim, inner) if chosen.output_gate else None
         # Whole pairs, so that both directions are alike.
-        pairs = int(num_heads * chosen.directions / 2 + 0.5)
-        self.pairs = min(pairs, (num_heads - (chosen.directions < 1)) // 2)
+        self.pairs = min(int(num_heads * chosen.directions / 2 + 0.5), num_heads // 2)
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_go_on_from_a_plain_mixer)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Let convolution and gates change nothing."""
+        """Draw the convolutions and the gates, and spread gains and decays as the options say."""
         if self.convolution is not None:
-            self.convolution.copy_(identity_convolution(self.convolution))
+            draw_convolution(self.convolution)
         if self.gain is not None and self.options.gain is not None:
             nn.init.constant_(self.gain, self.options.gain)
         if self.decay is not None and self.options.decay is not None:
+            self.decay.projection.reset_parameters()
             self.decay.start(self.options.decay)
-        if self.norm is not None:
-            self.norm.reset_parameters()
+        for part in (self.input_gate, self.norm, self.output_gate):
+            if part is not None:
+                part.reset_parameters()
+
+    @torch.no_grad()
+    def pass_through(self) -> None:
+        """Let convolution, decay and gates change nothing, from where they learn."""
+        if self.convolution is not None:
+            self.convolution.copy_(identity_convolution(self.convolution))
+        if self.decay is not None:
+            nn.init.zeros_(self.decay.projection.weight)
+            self.decay.start((UNFORGETTING, UNFORGETTING))
         for gate, bias in ((self.input_gate, 0.0), (self.output_gate, OPEN)):
             if gate is not None:
                 nn.init.zeros_(gate.weight)
@@ -306,7 +314,7 @@ class GatedAttention(HeadAttention):
         elif self.decay is None:
             empty = FlowState.initial(*sizes, device)
         else:
-            empty = FlowState.initial(*sizes, device).of_heads()  # pyright: ignore
+            empty = of_heads(FlowState.initial(*sizes, device))
         recent = no_recent(heads[:3], max(self.options.convolution, 1))
         state = starting_state(state, self._kind_of_state()(*recent, *empty))
         return state[:3], type(empty)(*state[3:])
@@ -318,23 +326,16 @@ class GatedAttention(HeadAttention):
             query, key = map(with_gain, (query, key), self.gain[:, at])
         if write is not None:
             value = value * write.to(value.dtype)
-        log_decay = log_decay if call.get("causal") else None
-        rest: dict[str, Any] = {"backend": self.backend, "layout": "bthd", **call}
+        given: dict[str, Any] = {"backend": self.backend, "layout": "bthd", **call}
+        if log_decay is not None and call.get("causal"):
+            given["log_decay"] = log_decay[..., 0]
         if self.options.flows:
-            if log_decay is not None:
-                rest["log_decay"] = log_decay[..., 0]
-            result = flow_attention(query, key, value, **flow_options(self.options), **rest)
-            return result if isinstance(result, tuple) else (result, None)
-        mask = call["mask"]
-        q, k = (map_features(x, mask, self.options.feature_map) for x in (query, key))
-        values = with_ones(value, q.dtype)
-        if log_decay is not None:
-            given = {"mask": mask, "initial_state": call["initial_state"]}
-            result = gated_linear_attention(q, k, values, log_decay=log_decay, **given)
+            result = flow_attention(query, key, value, **flow_options(self.options), **given)
         else:
-            result = linear_attention(q, k, values, **rest)
-        out, after = result if isinstance(result, tuple) else (result, None)
-        return divided(out, value.dtype, added=self.options.eps), after
+            mask, kind = call["mask"], self.options.feature_map
+            q, k = (map_features(x, mask, kind) for x in (query, key))
+            result = linear_attention(q, k, value.to(q.dtype), normalize=True, **given)
+        return result if isinstance(result, tuple) else (result, None)
 
 
 def _go_on_from_a_plain_mixer(
@@ -345,8 +346,7 @@ def _go_on_from_a_plain_mixer(
     if any(name in state_dict for name in own):
         return
     attention.reset_parameters()
-    if attention.decay is not None:
-        attention.decay.start((UNFORGETTING, UNFORGETTING))
+    attention.pass_through()
     state_dict.update(attention.state_dict(prefix=prefix))
 
 
@@ -373,7 +373,19 @@ _shown = with_options(GatedAttention.__init__, GatedAttention.defaults._asdict()
 GatedAttention.__signature__ = _shown  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class FlowGatedAttention(GatedAttention):
+    """Flow-Attention with the parts that gated mixers have: `GatedAttention` with flows."""
+
+    defaults = GatedOptions(flows=True)
+
+
 class GatedMixer(ProjectedMixer, name="gated"):
     """Linear attention with convolution, gain, decay, gates and a norm of each head."""
 
     kind = GatedAttention
+
+
+class FlowGatedMixer(ProjectedMixer, name="flow-gated"):
+    """Flow-Attention with convolution, gain, decay, gates and a norm of each head."""
+
+    kind = FlowGatedAttention

@@ -23,15 +23,15 @@ class GatedOptions(NamedTuple):
         norm: whether the output of each head is normalised.
         output_gate: whether the output is multiplied by silu(W x + b).
         directions: share of the heads that read in one direction in the bidirectional form, half of
-            them forwards and half backwards; only these decay. One head at least reads in both,
-            unless it is 1: a head that reads forwards shows a token in front nothing.
+            them forwards and half backwards, in whole pairs; only these decay. With none that reads
+            in both, a token in front sees others by the heads that read backwards alone.
         flows: Flow-Attention in place of linear attention.
         feature_map: φ: "sigmoid", "relu" for relu(x) + 1e-6, or, without flows, "elu" for
             elu(x) + 1, as `linear` has it.
         clamp: of the flows; see `flowformer.ops.options.FlowOptions`.
         competition: of the flows.
         allocation: of the flows. With a norm, a factor of each row has no effect.
-        eps: of the flows, or added to the denominator.
+        eps: of the flows.
     """
 
     convolution: int = 4

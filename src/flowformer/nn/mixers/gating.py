@@ -28,8 +28,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 class Decay(nn.Module):
     """log α_t = -softplus(W x_t + b) · exp(A) of each head, as in Mamba-2 (Dao & Gu 2024).
 
-    At first W and A are zero, and 1 / softplus(b), the tokens after which 1/e is left, is spread
-    over the heads, evenly in its logarithm.
+    At first A is zero, and 1 / softplus(b), the tokens after which 1/e is left, is spread over the
+    heads, evenly in its logarithm.
 
     Args:
         dim: width of the hidden states.
@@ -57,11 +57,10 @@ class Decay(nn.Module):
 
     @torch.no_grad()
     def start(self, time_constants: Sequence[float]) -> None:
-        """Set the parameters to those at first."""
+        """Spread b between those time constants, and let A be zero."""
         shortest, longest = time_constants
         heads = torch.arange(self.log_scale.numel(), dtype=torch.float64) + 0.5
         tokens = shortest * (longest / shortest) ** (heads * GOLDEN % 1)
-        nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.log_scale)
         self.projection.bias.copy_(torch.expm1(1 / tokens).log())
 

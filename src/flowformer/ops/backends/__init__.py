@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import Literal
 
 from torch import Tensor
 
@@ -75,6 +76,11 @@ def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> M
     if reason is not None:
         raise RuntimeError(f"{name} backend unavailable: {reason}")
     return backend.module
+
+
+def that_decays(module: ModuleType, kind: Literal["flow", "linear"]) -> ModuleType:
+    """Return the backend's module, or that of ``chunked`` if its kernels know no decay."""
+    return module if kind in module.DECAYS else chunked
 
 
 @constant_in_graphs

@@ -7,6 +7,7 @@ from flowformer.ops.backends.operator_backend import CompiledBackend
 PACKS_SEQUENCES = True
 TAKES_HALF = False  # linear products get the dtype of the arithmetic
 CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
+DECAYS = ()  # the attentions that take log_decay; chunked computes the others
 
 __all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
 

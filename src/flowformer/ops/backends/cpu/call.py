@@ -103,13 +103,12 @@ def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
 
 
 def _count(inputs: Inputs, tokens: int) -> int:
-    """Return how many pieces of so many tokens the keys have.
+    """Return how many pieces of so many tokens begin within the keys' sequences.
 
-    A packed sequence may need one more than its tokens fill.
+    What is known before the first token is the past, and not kept.
     """
-    if inputs.cu_seqlens is None:
-        return inputs.key.shape[0] * ((inputs.key.shape[1] + tokens - 1) // tokens)
-    return inputs.key.shape[1] // tokens + len(inputs.cu_seqlens) - 1
+    batch, length = inputs.key.shape[:2]
+    return batch * ((length - 1) // tokens) if inputs.cu_seqlens is None else length // tokens
 
 
 State = Sequence[Tensor | None]

@@ -141,7 +141,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
         inputs,
         options,
         states=(
-            StateFields(contiguous(saved.inputs.past.tokens)),
+            tuple(map(contiguous, saved.inputs.past)),
             (),
             (None, *past),
             (None, *map(contiguous, arguments.grad_state)),
