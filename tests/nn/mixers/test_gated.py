@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flowformer.nn import MultiheadAttention, build_mixer
 from flowformer.nn.mixers.gated import GatedAttention, backward_order
 from flowformer.nn.mixers.gating import Decay
-from flowformer.ops import flow_attention
+from flowformer.ops import flow_attention, flow_map
 
 DIM, HEADS, WIDTH = 24, 4, 6
 
@@ -188,7 +188,7 @@ class TestDecay:
     ("options", "message"),
     [
         ({"convolution": -1}, "convolution must be a whole number, 0 for none, got -1"),
-        ({"decay": (100.0, 4.0)}, r"such as \(4, 4096\), got \(100"),
+        ({"decay": (100.0, 4.0)}, r"such as \(1, 4096\), got \(100"),
         ({"gain": 0.0}, "gain must be positive or None"),
         ({"directions": 1.5}, r"directions must be in \[0, 1\]"),
         ({"norm": "yes"}, "norm must be True or False"),
@@ -240,3 +240,25 @@ def test_in_a_layer_with_projections_of_its_own_the_gates_read_the_values() -> N
         torch.testing.assert_close(out[row, :length], expected[0])
     with pytest.raises(NotImplementedError, match="need_weights=False"):
         layer(x, x, x)
+
+
+def test_the_map_of_its_flows_is_that_of_each_kind_of_heads() -> None:
+    """Convolution and gain off, so that the operator sees the heads themselves."""
+    mixer, x = build("flow-gated", convolution=0, gain=None), draw(2, 11, DIM)
+    query, key, _, hidden = mixer._tensors(x, x)
+    log_decay = mixer.attention.decay(hidden)
+    for causal in (True, False):
+        competition, allocation = mixer.flow_map(x, causal=causal)
+        ways = {"forwards": slice(4)} if causal else BIDIRECTIONAL
+        for way, at in ways.items():
+            decays = {} if way == "both" else {"causal": True, "log_decay": log_decay[:, :, at]}
+            given: dict[str, Any] = {"query": query[:, :, at], "key": key[:, :, at], **decays}
+            if way == "backwards":
+                given = {k: v.flip(1) if isinstance(v, Tensor) else v for k, v in given.items()}
+            expected = flow_map(**given, layout="bthd")
+            turned = [each.flip(1) if way == "backwards" else each for each in expected]
+            torch.testing.assert_close(competition[:, :, at], turned[0])
+            torch.testing.assert_close(allocation[:, :, at], turned[1])
+
+
+BIDIRECTIONAL = {"both": slice(2), "forwards": slice(2, 3), "backwards": slice(3, 4)}

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from flowformer.nn.mixers.blockwise import front_order
 from flowformer.nn.mixers.convolution import ConvolvedState, centred_convolution
+from flowformer.nn.mixers.flow import FlowMixer
 from flowformer.nn.mixers.gated_options import (
     Features,
     GatedKeywords,
@@ -37,14 +38,20 @@ from flowformer.nn.mixers.gating import (
 )
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.mixer import ProjectedMixer
-from flowformer.ops import FlowState, LinearState, flow_attention, linear_attention
+from flowformer.ops import (
+    FlowMap,
+    LinearState,
+    flow_attention,
+    flow_map,
+    linear_attention,
+)
 from flowformer.ops.features import (
     compute_dtype,
     features,
     masked,
 )
 from flowformer.ops.inputs import starting_state
-from flowformer.ops.state import detach_state, of_heads, reorder_state, to_state
+from flowformer.ops.state import detach_state, empty_state, reorder_state, to_state
 
 # Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
 # decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
@@ -97,6 +104,10 @@ def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
     """Return all of them changed; a function, for compilers take no methods of tuples."""
     changed: list[Any] = [None if x is None else change(x) for x in heads]
     return Heads(*changed)
+
+
+# What attends with some heads: all of them are given, and which parameters are theirs.
+Attend = Callable[..., tuple[Tensor, Any]]
 
 
 class GatedAttention(HeadAttention):
@@ -245,6 +256,24 @@ class GatedAttention(HeadAttention):
             return self._causal(heads, weights, mask)[0], None
         return self._bidirectional(heads, weights, mask), None
 
+    def flow_map(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> FlowMap:
+        """Return the competition and the allocation of the flows; see `flowformer.ops.flow_map`."""
+        given = (self._heads(query, key, value, hidden), self.convolution, mask)
+        if causal:
+            maps, _ = self._causal(*given, attend=self._map_flows)
+        else:
+            maps = self._bidirectional(*given, attend=self._map_flows)
+        return FlowMap(*maps.unbind(-1))
+
     def _heads(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Heads:
         key, value = repeated(query, key, value)
         log_decay = None if self.decay is None else self.decay(hidden)[..., None]
@@ -252,9 +281,15 @@ class GatedAttention(HeadAttention):
         return Heads(query, key, value, log_decay, None if write is None else write[..., None])
 
     def _bidirectional(
-        self, heads: Heads, weights: Tensor | None, mask: Tensor | None
+        self,
+        heads: Heads,
+        weights: Tensor | None,
+        mask: Tensor | None,
+        *,
+        attend: Attend | None = None,
     ) -> Float[Tensor, "b t h m"]:
         """Attend with the undirected heads, and with the others as causal ones, some turned."""
+        attend = attend or self._attend
         undirected = heads.query.shape[2] - 2 * self.pairs
         first, rest = slice(undirected), slice(undirected, None)
         parts = []
@@ -264,11 +299,12 @@ class GatedAttention(HeadAttention):
                 pairs = zip(some[:3], weights[:, first], strict=True)
                 q, k, v = (centred_convolution(x, weight, mask) for x, weight in pairs)
                 some = some._replace(query=q, key=k, value=v)
-            parts.append(self._attend(some, first, mask=mask)[0])
+            parts.append(attend(some, first, mask=mask)[0])
         if self.pairs:
             order = None if mask is None else backward_order(mask)
             some = _each(heads, lambda x: self._turned(x[:, :, rest], order))
-            parts.append(self._turned(self._causal(some, weights, mask, at=rest)[0], order))
+            out, _ = self._causal(some, weights, mask, at=rest, attend=attend)
+            parts.append(self._turned(out, order))
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
     def _turned(self, x: Float[Tensor, "b t h d"], order: Tensor | None) -> Tensor:
@@ -286,15 +322,17 @@ class GatedAttention(HeadAttention):
         *,
         return_state: bool = False,
         at: slice = slice(None),
+        attend: Attend | None = None,
     ) -> tuple[Float[Tensor, "b t h m"], Any]:
         """Convolve and attend; `at` are the heads."""
+        attend = attend or self._attend
         recent, memory = self._parts_of_state(heads, state)
         if weights is not None:
             given = (weights[:, at], recent, mask)
             (q, k, v), recent = convolved(heads[:3], *given, activate=False)
             heads = heads._replace(query=q, key=k, value=v)
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
-        out, memory = self._attend(heads, at, causal=True, **call)
+        out, memory = attend(heads, at, causal=True, **call)
         if not return_state:
             return out, None
         recent = no_recent(heads[:3], 1) if recent is None else recent
@@ -311,31 +349,44 @@ class GatedAttention(HeadAttention):
         sizes, device = (batch, count, width, heads.value.shape[3]), heads.query.device
         if not self.options.flows:
             empty = LinearState.initial(*sizes[:3], sizes[3] + 1, device)
-        elif self.decay is None:
-            empty = FlowState.initial(*sizes, device)
         else:
-            empty = of_heads(FlowState.initial(*sizes, device))
+            empty = empty_state(self.decay is not None, *sizes, device)
         recent = no_recent(heads[:3], max(self.options.convolution, 1))
         state = starting_state(state, self._kind_of_state()(*recent, *empty))
         return state[:3], type(empty)(*state[3:])
 
     def _attend(self, heads: Heads, at: slice, **call: Any) -> tuple[Tensor, Any]:
         """Attend with these heads; the keywords are those of `flow_attention`."""
-        query, key, value, log_decay, write = heads
-        if self.gain is not None:
-            query, key = map(with_gain, (query, key), self.gain[:, at])
-        if write is not None:
-            value = value * write.to(value.dtype)
-        given: dict[str, Any] = {"backend": self.backend, "layout": "bthd", **call}
-        if log_decay is not None and call.get("causal"):
-            given["log_decay"] = log_decay[..., 0]
+        query, key, call = self._gained(heads, at, backend=self.backend, **call)
+        value = heads.value
+        if heads.write is not None:
+            value = value * heads.write.to(value.dtype)
         if self.options.flows:
-            result = flow_attention(query, key, value, **flow_options(self.options), **given)
+            result = flow_attention(query, key, value, **flow_options(self.options), **call)
         else:
             mask, kind = call["mask"], self.options.feature_map
             q, k = (map_features(x, mask, kind) for x in (query, key))
-            result = linear_attention(q, k, value.to(q.dtype), normalize=True, **given)
+            result = linear_attention(q, k, value.to(q.dtype), normalize=True, **call)
         return result if isinstance(result, tuple) else (result, None)
+
+    def _map_flows(
+        self, heads: Heads, at: slice, *, mask: Tensor | None, causal: bool = False, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Return competition and allocation in place of the output, as its last axis."""
+        query, key, call = self._gained(heads, at, mask=mask, causal=causal)
+        maps = flow_map(query, key, **flow_options(self.options), **call)
+        return torch.stack(maps, -1), None
+
+    def _gained(
+        self, heads: Heads, at: slice, **call: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Return query and key as the feature map sees them, and the call with its decays."""
+        query, key = heads.query, heads.key
+        if self.gain is not None:
+            query, key = map(with_gain, (query, key), self.gain[:, at])
+        if heads.log_decay is not None and call.get("causal"):
+            call["log_decay"] = heads.log_decay[..., 0]
+        return query, key, {"layout": "bthd", **call}
 
 
 def _go_on_from_a_plain_mixer(
@@ -385,7 +436,7 @@ class GatedMixer(ProjectedMixer, name="gated"):
     kind = GatedAttention
 
 
-class FlowGatedMixer(ProjectedMixer, name="flow-gated"):
+class FlowGatedMixer(FlowMixer, name="flow-gated"):
     """Flow-Attention with convolution, gain, decay, gates and a norm of each head."""
 
     kind = FlowGatedAttention

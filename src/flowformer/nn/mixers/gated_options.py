@@ -36,7 +36,7 @@ class GatedOptions(NamedTuple):
 
     convolution: int = 4
     gain: float | None = 2.0
-    decay: Sequence[float] | None = (4.0, 4096.0)
+    decay: Sequence[float] | None = (1.0, 4096.0)
     input_gate: bool = True
     norm: bool = True
     output_gate: bool = True
@@ -110,7 +110,7 @@ def check_time_constants(time_constants: object) -> tuple[float, float]:
             return float(shortest), float(longest)
     raise ValueError(
         "decay must be None or the shortest and the longest time constant in tokens, such as "
-        f"(4, 4096), got {time_constants!r}"
+        f"(1, 4096), got {time_constants!r}"
     )
 
 

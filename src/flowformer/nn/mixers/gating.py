@@ -23,6 +23,7 @@ from flowformer.ops.state import LinearState, carry_dtype
 # Between neighbours of the sequence that spreads time constants: any few heads that stand side by
 # side have short and long ones.
 GOLDEN = (math.sqrt(5) - 1) / 2
+FIRST = (1 - GOLDEN) / 3  # so that of two heads one is short and one is long
 
 
 class Decay(nn.Module):
@@ -59,8 +60,8 @@ class Decay(nn.Module):
     def start(self, time_constants: Sequence[float]) -> None:
         """Spread b between those time constants, and let A be zero."""
         shortest, longest = time_constants
-        heads = torch.arange(self.log_scale.numel(), dtype=torch.float64) + 0.5
-        tokens = shortest * (longest / shortest) ** (heads * GOLDEN % 1)
+        heads = torch.arange(self.log_scale.numel(), dtype=torch.float64)
+        tokens = shortest * (longest / shortest) ** ((FIRST + heads * GOLDEN) % 1)
         nn.init.zeros_(self.log_scale)
         self.projection.bias.copy_(torch.expm1(1 / tokens).log())
 
