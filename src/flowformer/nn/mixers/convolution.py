@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.blockwise import front_order
@@ -17,6 +18,7 @@ from flowformer.ops.features import masked
 from flowformer.ops.inputs import is_recorded
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained, may_look
+from flowformer.ops.parallel.collectives import gather_ranks, sum_ranks
 from flowformer.ops.state import carry_dtype, detach_state, reorder_state, to_state
 
 SHORTEST = 16  # tokens for which torch's convolution is called
@@ -127,6 +129,49 @@ def centred_convolution(
     joined = F.pad(x, (0, 0, 0, 0, before, after))
     y = _products(joined, weight[..., [width - 1 - rank for rank in ranks]], x.shape[1])
     return y if order is None else _taken(y, order.argsort(dim=1))
+
+
+def border_tokens(
+    x: Float[Tensor, "b t h d"],
+    mask: Bool[Tensor, "b t"] | None,
+    recent: Float[Tensor, "b n h d"],
+    group: ProcessGroup,
+) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
+    """Return the last n real tokens before this rank's part of a sequence, and of the whole.
+
+    Every rank sends its own last n, and takes part in the backward pass, whatever it needs of them.
+
+    Args:
+        x: this rank's part.
+        mask: its real tokens (True).
+        recent: the n real tokens before the first rank's, the same on each.
+        group: the ranks that share the sequence, in its order.
+    """
+    count, ranks = recent.shape[1], group.size()
+    real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    own, there = _last_real(masked(x, mask), real, count)
+    at = torch.arange(ranks, device=x.device) == group.rank()
+    slots = torch.where(at[:, None, None, None, None], own, 0)
+    tokens = sum_ranks(slots, group).transpose(0, 1).flatten(1, 2)
+    there = gather_ranks(there.to(torch.uint8), group).bool().transpose(0, 1)
+    earlier = torch.arange(ranks, device=x.device) < group.rank()
+    tokens = torch.cat((recent.to(x.dtype), tokens), 1)
+    known = torch.ones_like(there[:, 0])
+    before, whole = (
+        _last_real(tokens, torch.cat((known, flags.flatten(1)), 1), count)[0].to(recent.dtype)
+        for flags in (there & earlier[:, None], there)
+    )
+    return before, whole
+
+
+def _last_real(
+    x: Float[Tensor, "b t h d"], real: Bool[Tensor, "b t"], count: int
+) -> tuple[Float[Tensor, "b n h d"], Bool[Tensor, "b n"]]:
+    """Return the last real tokens, zeros in front where there are fewer, and which are there."""
+    joined = F.pad(_taken(x, front_order(real)), (0, 0, 0, 0, count, 0))
+    ahead = torch.arange(count, device=x.device)
+    total = real.sum(1, keepdim=True)
+    return _taken(joined, total + ahead), total + ahead >= count
 
 
 def _finished(y: Tensor, bias: Tensor | None, *, activate: bool) -> Tensor:

@@ -131,19 +131,21 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
         mesh: the ranks that share sequences: one dimension of a mesh, or a group; None ends it.
 
     Raises:
-        NotImplementedError: an attention that has no such form; there is one of Flow-Attention.
+        NotImplementedError: an attention that has no such form; there is one of Flow-Attention, and
+            of gated attention where it is causal.
         ValueError: no attention inside, or a mesh of more than one dimension.
         TypeError: mesh is neither a mesh nor a group that this process is in.
     """
     if mesh is not None:
         resolve_group(mesh)
-    attentions: list[FlowAttention] = []
+    attentions: list[Any] = []
     for each in module.modules():
-        if isinstance(each, FlowAttention):
+        if isinstance(each, HeadAttention) and hasattr(each, "mesh"):
             attentions.append(each)
         elif isinstance(each, HeadAttention):
             raise NotImplementedError(
-                "only Flow-Attention takes sequences that are sharded over ranks, got "
+                "only Flow-Attention and gated attention take sequences that are sharded over "
+                "ranks, got "
                 f"{type(each).__name__}"
             )
     if not attentions:

@@ -12,10 +12,12 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.blockwise import front_order
-from flowformer.nn.mixers.convolution import ConvolvedState, centred_convolution
+from flowformer.nn.mixers.convolution import ConvolvedState, border_tokens, centred_convolution
 from flowformer.nn.mixers.flow import FlowMixer
 from flowformer.nn.mixers.gated_options import (
     Features,
@@ -51,11 +53,15 @@ from flowformer.ops.features import (
     masked,
 )
 from flowformer.ops.inputs import starting_state
+from flowformer.ops.parallel import sequence_parallel_flow_attention
+from flowformer.ops.parallel.collectives import resolve_group
 from flowformer.ops.state import detach_state, empty_state, reorder_state, to_state
 
 # Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
 # decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
 UNFORGETTING = 1e9
+
+NOTHING = 1e-30  # an ε that is lost beside any feature
 
 OPEN = 1.2784645427610738  # silu of it is one
 
@@ -167,6 +173,7 @@ class GatedAttention(HeadAttention):
         self.options = chosen = self.defaults._replace(**options)
         check_options(chosen)
         self.backend = backend
+        self.mesh: DeviceMesh | ProcessGroup | None = None
         width, inner = chosen.convolution, num_heads * head_dim
         shape = (3, num_heads, head_dim, width)
         self.convolution = nn.Parameter(torch.empty(shape)) if width else None
@@ -221,8 +228,21 @@ class GatedAttention(HeadAttention):
         state: Any = None,
         return_state: bool = False,
         causal: bool = False,
+        **packed: Any,
     ) -> tuple[Float[Tensor, "b t h m"], Any]:
-        """Return the output and, if asked for, the state after these tokens."""
+        """Return the output and, if asked for, the state after these tokens.
+
+        Raises:
+            NotImplementedError: sequences that are sharded over ranks, in another than the causal
+                form, packed, or with elu.
+        """
+        elu = self.options.feature_map == "elu"
+        if self.mesh is not None and (not causal or packed or elu):
+            raise NotImplementedError(
+                "of gated attention, sequences that are sharded over ranks have a causal form "
+                "alone, one in each row, without feature_map='elu': end their sharding first, with "
+                "set_sequence_parallel(model, None)"
+            )
         if hidden is None:
             query, key, value = (masked(x, mask) for x in (query, key, value))
             hidden = value.flatten(2)
@@ -328,15 +348,30 @@ class GatedAttention(HeadAttention):
         attend = attend or self._attend
         recent, memory = self._parts_of_state(heads, state)
         if weights is not None:
+            whole = None
+            if self.mesh is not None:
+                recent, whole = self._border(heads, mask, recent)
             given = (weights[:, at], recent, mask)
             (q, k, v), recent = convolved(heads[:3], *given, activate=False)
-            heads = heads._replace(query=q, key=k, value=v)
+            heads, recent = heads._replace(query=q, key=k, value=v), whole or recent
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
         out, memory = attend(heads, at, causal=True, **call)
         if not return_state:
             return out, None
         recent = no_recent(heads[:3], 1) if recent is None else recent
         return out, self._kind_of_state()(*recent, *memory)
+
+    def _border(
+        self, heads: Heads, mask: Tensor | None, recent: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the last tokens of each before this rank's part of the sequence, and of it all."""
+        assert self.mesh is not None
+        before = no_recent(heads[:3], self.options.convolution) if recent is None else recent
+        found = border_tokens(
+            torch.cat(heads[:3], 2), mask, torch.cat(before, 2), resolve_group(self.mesh)
+        )
+        at_border, at_end = (x.chunk(3, 2) for x in found)
+        return at_border, at_end
 
     def _kind_of_state(self) -> Any:
         return FlowGatedState if self.options.flows else ConvolvedState
@@ -361,13 +396,34 @@ class GatedAttention(HeadAttention):
         value = heads.value
         if heads.write is not None:
             value = value * heads.write.to(value.dtype)
-        if self.options.flows:
+        if self.mesh is not None:
+            result = self._attend_sharded(query, key, value, call)
+        elif self.options.flows:
             result = flow_attention(query, key, value, **flow_options(self.options), **call)
         else:
             mask, kind = call["mask"], self.options.feature_map
             q, k = (map_features(x, mask, kind) for x in (query, key))
             result = linear_attention(q, k, value.to(q.dtype), normalize=True, **call)
         return result if isinstance(result, tuple) else (result, None)
+
+    def _attend_sharded(
+        self, query: Tensor, key: Tensor, value: Tensor, call: dict[str, Any]
+    ) -> Any:
+        """Attend over ranks; linear attention is the flows without competition and allocation."""
+        call.update(mesh=self.mesh, **flow_options(self.options))
+        if self.options.flows:
+            return sequence_parallel_flow_attention(query, key, value, **call)
+        call.update(competition=None, allocation=False, clamp=None, eps=NOTHING)
+        if (memory := call["initial_state"]) is not None:
+            sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+            empty = empty_state("log_decay" in call, *sizes, query.device)
+            sums = memory.key_value
+            call["initial_state"] = empty._replace(key_sum=sums[..., -1], key_value=sums[..., :-1])
+        result = sequence_parallel_flow_attention(query, key, value, **call)
+        if not isinstance(result, tuple):
+            return result
+        sums = result[1].key_value, result[1].key_sum[..., None]
+        return result[0], LinearState(torch.cat(sums, -1))
 
     def _map_flows(
         self, heads: Heads, at: slice, *, mask: Tensor | None, causal: bool = False, **_: Any
