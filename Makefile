@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, bench, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, package, docs, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest bench bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -62,6 +62,16 @@ bench: environment-dev
 	$(BIN)/python -m benchmarks attention_cpu --report
 	@echo "==> A training step against the published model's, about 4 minutes"
 	$(BIN)/python -m benchmarks training_step
+
+bench-sizes: environment-dev
+	@echo "==> Attention at every size beside its goals, about 10 minutes"
+	$(BIN)/python -m benchmarks attention_sizes
+	$(BIN)/python -m benchmarks attention_sizes --report
+
+bench-choice: environment-dev
+	@echo "==> The compiled backend against the others at sizes drawn at random, about 10 minutes"
+	$(BIN)/python -m benchmarks backend_choice
+	$(BIN)/python -m benchmarks backend_choice --report
 
 bench-peers: environment-dev
 	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"

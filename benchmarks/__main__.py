@@ -27,6 +27,7 @@ BENCHMARKS = {
     "gpu_kernels": "attention.gpu.kernels",
     "tune_gpu": "attention.gpu.tune",
     "training_step": "models.training_step",
+    "end_to_end": "models.end_to_end",
     "language_step": "models.language_step",
     "generation": "models.generation",
     "rollout_speed": "models.rollout_speed",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowformer.compare import read
 from flowformer.compare.findings import Comparison
 from flowformer.compare.page import (
     CostCell,
@@ -18,6 +19,7 @@ from flowformer.compare.page import (
     score_against_cost,
     write_comparison,
 )
+from flowformer.compare.paper import critical_difference, to_latex
 from flowformer.compare.table import RunOutcome
 from flowformer.report.curves import method_curves
 from flowformer.scores.measures import ACCURACY, PERPLEXITY
@@ -233,3 +235,88 @@ def test_a_figure_that_is_far_too_large_is_readable():
     assert PERPLEXITY.show(92475713881.21) == "9.25e+10"
     assert PERPLEXITY.show(24.371) == "24.37"
     assert ACCURACY.show(0.98149) == "98.1"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def three_sets() -> list[RunOutcome]:
+    """Return three methods on two data sets, three seeds each."""
+    figures = {"flow": 0.9, "linear_heads": 0.7, "softmax": 0.8}
+    return [
+        outcome(method, seed, accuracy + 0.01 * (seed + 1) * at + 0.01 * seed, dataset)
+        for seed in range(3)
+        for at, (method, accuracy) in enumerate(figures.items())
+        for dataset in ("A", "B_1")
+    ]
+
+
+def test_a_paper_gets_every_run_and_every_pair(tmp_path: Path):
+    write_comparison(tmp_path, compared(three_sets()))
+    runs, tests = read_csv(tmp_path / "runs.csv"), read_csv(tmp_path / "tests.csv")
+    assert len(runs) == 18
+    assert (runs[0]["dataset"], runs[0]["method"], runs[0]["seed"]) == ("A", "flow", "0")
+    assert float(runs[0]["score"]) == pytest.approx(0.9)
+    assert len(tests) == 3 * (1 + 2 + 2)  # over data sets; over seeds and cases of each set
+    seeds = [row for row in tests if (row["over"], row["dataset"]) == ("seeds", "A")]
+    assert [(row["method"], row["baseline"]) for row in seeds] == [
+        ("linear_heads", "flow"),
+        ("softmax", "flow"),
+        ("softmax", "linear_heads"),
+    ]
+    assert all(float(row["corrected"]) >= float(row["p"]) for row in tests)
+
+
+def test_a_paper_gets_a_table_with_the_best_in_bold(tmp_path: Path):
+    write_comparison(tmp_path, compared(three_sets()))
+    text = (tmp_path / "table.tex").read_text()
+    assert r"method & A & B\_1 & average \\" in text
+    assert r"flow & \textbf{91.0} $\pm$ 1.0 &" in text
+    assert r"softmax & \underline{85.0} $\pm$ 3.0 &" in text
+    assert r"linear\_heads & 73.0 $\pm$ 2.0 &" in text
+
+
+def test_equal_figures_are_marked_alike_and_missing_ones_are_dashes():
+    runs = [outcome("flow", 0, 0.9), outcome("linear", 0, 0.9), outcome("softmax", 0, None)]
+    text = to_latex(compared(runs))
+    assert text.count(r"\textbf{90.0}") == 2
+    assert r"softmax & -- \\" in text
+
+
+def test_the_lower_is_the_better_where_the_measure_says_so():
+    runs = [outcome("flow", 0, 9.0), outcome("linear", 0, 7.0)]
+    assert r"linear & \textbf{7.00}" in to_latex(compared(runs, measure=PERPLEXITY))
+
+
+def test_a_paper_gets_curves_and_ranks_as_pdf_and_png(tmp_path: Path):
+    write_comparison(tmp_path, compared(three_sets()))
+    for name in ("curves-A", "curves-B_1", "critical-difference"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diagram_of_ranks_needs_methods_that_have_finished_every_set():
+    assert critical_difference(compared(three_methods())) is None  # of one data set
+    assert critical_difference(compared([*three_methods("A"), *three_methods("B")])) is None
+
+
+def test_a_comparison_is_read_as_data_frames(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"has no runs\.csv"):
+        read(tmp_path)
+    write_comparison(tmp_path, compared(three_sets()))
+    metrics = tmp_path / "runs/A/flow-seed1/metrics.csv"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
+    frames = read(tmp_path)
+    assert len(frames.runs) == 18
+    assert frames.table.set_index(["method", "dataset"]).loc[("flow", "A"), "mean"] == 0.91
+    assert set(frames.tests["over"]) == {"data sets", "seeds", "test cases"}
+    assert frames.curves.to_dict("list") == {
+        "epoch": [1, 2],
+        "train_loss": [0.5, 0.4],
+        "dataset": ["A", "A"],
+        "method": ["flow", "flow"],
+        "seed": [1, 1],
+    }

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, permutation_test, ttest_rel
 
 from flowformer.compare.significance import (
     PairedTest,
+    against,
     compare_over_cases,
     compare_over_datasets,
+    compare_over_seeds,
+    every_pair,
     holm,
+    rank_biserial,
     sign_flip_p,
     to_rows,
 )
@@ -16,7 +20,14 @@ from flowformer.compare.table import RunOutcome, summarize
 
 
 def paired(p: float, method: str = "softmax", pairs: int = 100) -> PairedTest:
-    return PairedTest(method=method, baseline="flow", difference=-0.1, pairs=pairs, p=p)
+    return PairedTest(
+        method=method,
+        baseline="flow",
+        difference=-0.1,
+        pairs=pairs,
+        p=p,
+        least=2.0 ** (1 - pairs),
+    )
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (3, 9), (10, 10), (40, 2)])
@@ -73,7 +84,9 @@ def outcomes(accuracies: dict[str, list[float]]) -> list[RunOutcome]:
 def test_over_data_sets_a_pair_is_a_data_set_and_ties_say_nothing():
     flow = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.1 + 0.2]
     softmax = [0.8, 0.65, 0.6, 0.5, 0.35, 0.35, 0.2, 0.3]
-    (test,) = compare_over_datasets(summarize(outcomes({"flow": flow, "softmax": softmax})), "flow")
+    (test,) = compare_over_datasets(
+        summarize(outcomes({"flow": flow, "softmax": softmax})), [("softmax", "flow")]
+    )
     assert (test.method, test.baseline, test.pairs) == ("softmax", "flow", 7)
     assert test.p == pytest.approx(2 / 2**7)
     assert test.difference == pytest.approx(np.mean(np.subtract(softmax, flow)))
@@ -82,13 +95,13 @@ def test_over_data_sets_a_pair_is_a_data_set_and_ties_say_nothing():
 
 def test_over_data_sets_equal_methods_do_not_differ():
     cells = summarize(outcomes({"flow": [0.9, 0.8], "softmax": [0.9, 0.8]}))
-    assert compare_over_datasets(cells, "flow")[0].p == 1.0
+    assert compare_over_datasets(cells, [("softmax", "flow")])[0].p == 1.0
 
 
 def test_a_data_set_that_one_method_did_not_finish_is_no_pair():
     runs = outcomes({"flow": [0.9, 0.8, 0.7], "softmax": [0.5, 0.4]})
     runs.append(RunOutcome(dataset="set2", method="softmax", seed=0, problem="does not fit"))
-    assert compare_over_datasets(summarize(runs), "flow")[0].pairs == 2
+    assert compare_over_datasets(summarize(runs), [("softmax", "flow")])[0].pairs == 2
 
 
 def test_over_cases_a_pair_is_a_test_case_over_the_seeds_that_both_have():
@@ -105,14 +118,66 @@ def test_over_cases_a_pair_is_a_test_case_over_the_seeds_that_both_have():
         run("softmax", 1, [0, 0, 1, 0, 1]),
         run("softmax", 2, [1, 1, 1, 1, 1]),
     ]
-    (test,) = compare_over_cases(runs, "vowels", "flow")
+    (test,) = compare_over_cases(runs, "vowels", [("softmax", "flow")])
     assert test.pairs == 2  # the third case is won once and lost once
     assert test.difference == pytest.approx(-3 / 10)
     assert test.p == pytest.approx(0.5)
-    assert compare_over_cases(runs, "digits", "flow") == []
+    assert compare_over_cases(runs, "digits", [("softmax", "flow")]) == []
 
 
 def test_a_table_of_tests_names_what_a_pair_is():
     header, rows = to_rows(holm([paired(0.001)]), "test cases")
     assert header[2] == "test cases that differ"
     assert rows == [["softmax", "−10.00", "100", "0.001", "0.001", "significantly worse"]]
+
+
+def seeds_of(scores: dict[str, list[float]]) -> list[RunOutcome]:
+    return [
+        RunOutcome(dataset="vowels", method=method, seed=seed, score=value)
+        for method, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_over_seeds_it_is_the_paired_t_test_corrected_over_every_pair():
+    scores = {
+        "flow": [0.90, 0.91, 0.93, 0.92, 0.90],
+        "linear": [0.85, 0.88, 0.86, 0.87, 0.86],
+        "softmax": [0.90, 0.92, 0.92, 0.91, 0.91],
+    }
+    tests = compare_over_seeds(seeds_of(scores), "vowels", every_pair(scores))
+    assert [(test.method, test.baseline) for test in tests] == [
+        ("linear", "flow"),
+        ("softmax", "flow"),
+        ("softmax", "linear"),
+    ]
+    expected = ttest_rel(scores["linear"], scores["flow"]).pvalue
+    assert tests[0].p == pytest.approx(expected)
+    assert tests[0].corrected == pytest.approx(2 * expected)  # the second smallest of three
+    assert (tests[0].effect, tests[0].verdict) == (-1.0, "significantly worse")
+    assert tests[1].verdict == "no significant difference"
+
+
+def test_two_seeds_and_seeds_of_one_method_alone_are_no_test():
+    assert (
+        compare_over_seeds(
+            seeds_of({"flow": [0.9, 0.8, 0.7], "linear": [0.5, 0.4]}),
+            "vowels",
+            [("linear", "flow")],
+        )
+        == []
+    )
+
+
+def test_seeds_that_all_differ_by_as_much_prove_no_more_than_their_number():
+    runs = seeds_of({"flow": [0.9, 0.8, 0.7], "dtw": [0.8, 0.7, 0.6]})
+    (test,) = compare_over_seeds(runs, "vowels", against(["flow", "dtw"], "flow"))
+    assert test.p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("differences", "effect"),
+    [([0, 0], 0.0), ([1, 2], 1.0), ([-1, 0], -1.0), ([2, 2, -2, -2], 0.0), ([3, -1, -2], 0.0)],
+)
+def test_the_effect_is_the_share_of_ranks_for_less_that_against(differences, effect):
+    assert rank_biserial(np.array(differences)) == pytest.approx(effect)

@@ -1,103 +1,112 @@
-"""What do masks, widths that are no whole vector, and packs cost the compiled backend?
+"""Does attention cost what it may at every size: masks, widths, short rows, packs, threads, steps?
 
-Each call takes turns with the same one without them.
+One thread, float32, unless a row says otherwise. The two sides of a case take turns in one process;
+the least processor time of each counts, which the work of others does not enter. What falls short
+takes three times as many turns more before it counts. `size_goals.py` has the rows.
 """
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from benchmarks.runner import alternate, pin, save, share
-from flowformer import flow_attention
+from benchmarks.attention.cpu import goals
+from benchmarks.attention.cpu.size_goals import ALONE, SECTIONS, Case, Row
+from benchmarks.pages import Tables
+from benchmarks.runner import machine, minima, pin, read, save, share, some_of
 from flowformer.ops.backends.cpu.library import instruction_set
+from flowformer.report.words import to_markdown
 
-MASKED = [4_096, 65_536, 262_144]  # tokens
-WIDTHS = {4: 16, 8: 16, 10: 16, 20: 32, 24: 32, 50: 64, 60: 64}  # beside the next whole vectors
-PACKS = ((16, 512, 8, 64), (64, 512, 8, 64), (256, 128, 8, 64), (256, 128, 4, 32))
-PASSES = ("bidirectional", "both passes")
-
-Calls = list[Callable[[], object]]
+NAME = "attention_sizes"
+THOROUGH = {"repeats": 15, "budget": 1.5, "shortest": 0.01}
+QUICK = {"repeats": 1, "budget": 0.0, "shortest": 0.0}
 
 
-def processor_seconds(side: Callable[[], object], calls: int = 1) -> float:
-    """Return the seconds of this thread, which the work of others does not enter."""
-    start = time.thread_time()
-    for _ in range(calls):
-        side()
-    return time.thread_time() - start
+def measure(label: str, case: Case, row: Row, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a case's ratio beside its goal, and the least that its sides took."""
+    goal = {"least": row.least, "most": row.most}
+    ours, other = case[0](), case[1]
+    sides = {"ours": ours} | ({"other": other()} if callable(other) else {})
+
+    def judged(least: Mapping[str, float]) -> dict[str, Any]:
+        ratio = least["ours"] / (least["other"] if callable(other) else other)
+        return goals.case(label, [1 / ratio if row.least else ratio], **goal)
+
+    pin(row.threads)
+    taken = minima(sides, lambda least: judged(least)["holds"], clock=row.clock, **how)
+    return judged(taken) | {"taken": taken}
 
 
-def inputs(*shape: int) -> list[Tensor]:
-    """Draw query, key and value."""
-    return [torch.randn(shape, requires_grad=True) for _ in range(3)]
+def cases_of(row: Row, *, quick: bool) -> list[dict[str, Any]]:
+    """Return the cases of a row, measured; of a missing one why it is."""
+    if row.missing:
+        missing = goals.case(ALONE, [], least=row.least, most=row.most)
+        return [missing | {"said": row.missing}]
+    cases, how = list(row.cases.items()), QUICK if quick else THOROUGH
+    return [measure(label, case, row, how) for label, case in cases[: 1 if quick else None]]
 
 
-def calls(given: list[Tensor], **options: Any) -> Calls:
-    """Return the call of each of PASSES."""
-    grad = torch.ones_like(given[0])
-
-    def forward() -> None:
-        with torch.no_grad():
-            flow_attention(*given, **options)
-
-    def both() -> None:
-        torch.autograd.grad(flow_attention(*given, **options), given, grad)
-
-    return [forward, both]
-
-
-def masked(tokens: int) -> tuple[Calls, Calls]:
-    """Return the calls of one head of 64 with a seventh of its tokens masked and with none."""
-    given, mask = inputs(1, tokens, 1, 64), torch.ones(1, tokens, dtype=torch.bool)
-    mask[:, ::7] = False
-    return calls(given, mask=mask), calls(given)
-
-
-def narrow(width: int) -> tuple[Calls, Calls]:
-    """Return the calls of 8 heads of a width and of the next that is whole vectors."""
-    return calls(inputs(1, 1024, 8, width)), calls(inputs(1, 1024, 8, WIDTHS[width]))
-
-
-def packed(shape: tuple[int, ...]) -> tuple[Calls, Calls]:
-    """Return the calls of sequences of one length in a pack and in a batch."""
-    given, offsets = inputs(*shape), torch.arange(shape[0] + 1) * shape[1]
-    flat = [x.detach().reshape(1, -1, *shape[2:]).requires_grad_() for x in given]
-    return calls(flat, cu_seqlens=offsets), calls(given)
-
-
-def ratios(with_it: Calls, without: Calls, rounds: int) -> list[float]:
-    """Return how many times the time of the second each of the first takes, by their minima."""
-    found = []
-    for one, other in zip(with_it, without, strict=True):
-        sides = {"with": one, "without": other}
-        seconds = alternate(sides, repeats=rounds, budget=3, shortest=0.01, clock=processor_seconds)
-        found.append(min(seconds["with"]) / min(seconds["without"]))
-    return found
+def section(name: str, *, quick: bool) -> dict[str, Any]:
+    """Measure the rows of a section, of which a quick run takes the first case alone."""
+    started, before, rows = time.perf_counter(), machine(), []
+    for row in SECTIONS[name]():
+        cases = cases_of(row, quick=quick)
+        print(f"{row.what}, against {row.against}")
+        for case in cases:
+            print(f"    {case['label']}: {case['said']}", flush=True)
+        rows.append(goals.row(row.what, row.against, *cases))
+    return {
+        "isa": instruction_set(),
+        "machine": before,
+        "seconds": time.perf_counter() - started,
+        "rows": rows,
+    }
 
 
 def options(parser: ArgumentParser) -> None:
     """Add the options."""
-    share(parser, "attention_sizes", rounds=15, lengths=MASKED)
+    share(parser, NAME, quick=False)
+    known = some_of("section", SECTIONS)
+    about = f"sections, with commas; the others stay as they are: {', '.join(SECTIONS)}"
+    parser.add_argument("--only", type=known, default=list(SECTIONS), help=about)
 
 
 def execute(arguments: Namespace) -> None:
-    """Measure, print a table, and keep it."""
-    pin(1)
-    rounds = arguments.rounds
-    rows = {
-        f"{tokens:,} tokens, a seventh masked": ratios(*masked(tokens), rounds)
-        for tokens in arguments.lengths
-    }
-    rows |= {
-        f"width {width} beside {WIDTHS[width]}": ratios(*narrow(width), rounds) for width in WIDTHS
-    }
-    rows |= {f"{shape} packed beside batched": ratios(*packed(shape), rounds) for shape in PACKS}
-    print(f"{instruction_set()}, one thread: times of the call with over without")
-    print("|  | {} | {} |\n|---|---|---|".format(*PASSES))
-    for name, row in rows.items():
-        print(f"| {name} | {row[0]:.2f} | {row[1]:.2f} |")
-    save(arguments.output, {"isa": instruction_set(), "ratios": rows})
+    """Measure, print what was asked for, and keep it."""
+    kept = read(arguments.output.stem, arguments.output.parent) or {"sections": {}}
+    sections = kept["sections"]
+    for name in arguments.only:
+        sections[name] = section(name, quick=arguments.quick)
+    found = {name: sections[name] for name in SECTIONS if name in sections}
+    print(table({"sections": {name: found[name] for name in arguments.only}}))
+    save(arguments.output, {"sections": found})
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the rows of all sections, those with the same cases as one table; and the machine."""
+    sections = list(result["sections"].values())
+    rows = (row for each in sections for row in each["rows"])
+    tables = []
+    for labels, alike in groupby(rows, lambda row: [case["label"] for case in row["cases"]]):
+        header = ["what", "against", "wanted", *labels]
+        lines = [
+            [row["what"], row["against"], row["cases"][0]["goal"], *map(goals.figure, row["cases"])]
+            for row in alike
+        ]
+        tables.append(to_markdown(header, lines))
+    return "\n".join([*tables, f"On {'; and '.join(circumstances(sections))}."])
+
+
+def circumstances(sections: list[dict[str, Any]]) -> list[str]:
+    """Return the machine and the commit, and the loads of the sections that were measured there."""
+    runs: dict[str, list[float]] = {}
+    for each in sections:
+        machine = each["machine"]
+        where = f"{machine['processor']} ({each['isa']})"
+        run = f"{where}, PyTorch {machine['torch']}, commit {machine['commit']}"
+        runs.setdefault(run, []).append(float(machine["load"]))
+    return [f"{run}; load {min(loads):g} to {max(loads):g}" for run, loads in runs.items()]
+
+
+TABLES: Tables = {NAME: table}

@@ -1,22 +1,26 @@
 """Running the runs of a comparison: each in a process of its own, some at a time, in any state.
 
 A run that fails, does not fit in memory or is killed by the kernel ends its process and no other.
-When this process dies, however it does, its workers do too; the lock on the folder is theirs as
+A server that has imported all that runs need forks these processes, so that a run starts at once.
+When this process dies, however it does, server and runs do too; the lock on the folder is theirs as
 well, so that whoever comes next cannot meet them.
 """
 
 import json
 import logging
 import os
+import select
 import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from flowformer.compare.methods import TRAIN
 from flowformer.compare.plan import (
     UNFINISHED,
     Plan,
@@ -31,6 +35,7 @@ from flowformer.files import locked
 from flowformer.machine import available_processors, is_out_of_memory, python
 from flowformer.report.words import duration
 from flowformer.train.folder import say_held
+from flowformer.train.kinds import kind_of
 
 if os.name != "posix":
     raise ImportError("comparisons need a POSIX system, such as Linux or macOS")
@@ -39,7 +44,74 @@ logger = logging.getLogger(__name__)
 
 WORKER = "flowformer.compare.worker"
 POLL_SECONDS = 0.2
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # of GPUs: what asks for them must not be forked after
 LOCK_SECONDS = 10.0  # how long workers of a killed comparison are waited for
+
+
+class _Server:
+    """The process that forks those of the runs: `flowformer.compare.worker`.
+
+    Args:
+        names: what it imports before the first run, as "module:name".
+        threads: threads of each run, where the environment does not say; None for all.
+        lock: the open file of the lock, which it inherits.
+    """
+
+    def __init__(self, names: Sequence[str], threads: int | None, lock: IO[str]) -> None:
+        environment = dict(os.environ)
+        if threads is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        lifeline, self._life = os.pipe()
+        self._popen = subprocess.Popen(
+            python("-m", WORKER, str(lifeline)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # what has come, select must see
+            env=environment,
+            pass_fds=[lock.fileno(), lifeline],
+            start_new_session=True,  # Ctrl-C on the terminal reaches this process alone
+        )
+        os.close(lifeline)
+        self._codes: dict[int, int] = {}
+        self._write(names)
+
+    def _write(self, line: Any) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(json.dumps(line).encode() + b"\n")
+        self._popen.stdin.flush()
+
+    def _read(self) -> dict[str, int]:
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process that starts runs has ended: {self._popen.wait()}")
+        said = json.loads(line)
+        if "code" in said:
+            self._codes[said["pid"]] = said["code"]
+        return said
+
+    def start(self, task: Mapping[str, Any]) -> int:
+        """Start a run; return its process."""
+        self._write(task)
+        while "code" in (said := self._read()):
+            pass  # of runs that ended before
+        return said["pid"]
+
+    def poll(self, pid: int) -> int | None:
+        """Return the exit code of a run's process, as `subprocess` has it; None while it runs."""
+        while pid not in self._codes and select.select([self._popen.stdout], [], [], 0)[0]:
+            self._read()
+        return self._codes.pop(pid, None)
+
+    def kill(self, pid: int) -> None:
+        """End a run's process at once, if it has not ended."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, and what still runs."""
+        os.close(self._life)
+        self._popen.communicate()
 
 
 @dataclass
@@ -47,7 +119,7 @@ class _Active:
     """A run that is running."""
 
     run: PlannedRun
-    process: subprocess.Popen[bytes]
+    pid: int
     started: float
     epochs_before: int  # of an earlier process, which this one goes on from
 
@@ -99,58 +171,57 @@ def execute(
         require_data(plan)
         waiting = [run for run in plan.runs if run.read_result() is None]
         progress = _Progress(plan, waiting, jobs)
+        if not waiting:
+            return
         active: list[_Active] = []
+        threads = max(1, available_processors() // jobs) if jobs > 1 else None
+        server = _Server(_imports(waiting), threads, lock)
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
-                    active.append(_start(waiting.pop(0), jobs, memory_limit, lock))
+                    active.append(_start(waiting.pop(0), server, memory_limit))
                 show(progress.status(active, waiting))
                 time.sleep(POLL_SECONDS)
-                for each in [each for each in active if each.process.poll() is not None]:
-                    active.remove(each)
-                    state = _end(each)
-                    progress.note(each, state, active, waiting)
+                for each in list(active):
+                    code = server.poll(each.pid)
+                    if code is not None:
+                        active.remove(each)
+                        progress.note(each, _end(each, code), active, waiting)
         finally:
             show("")
             for each in active:
-                each.process.kill()  # it goes on from its last whole epoch
-                each.process.wait()
+                server.kill(each.pid)  # it goes on from its last whole epoch
+            server.close()
 
 
-def _start(run: PlannedRun, jobs: int, memory_limit: int | None, lock: IO[str]) -> _Active:
+def _imports(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return what the server imports: nothing where a fork of it might meet a half-made driver."""
+    if any(Path(driver).exists() for driver in _DRIVERS):
+        return []
+    requests = [run.request for run in runs]
+    trained = {kind_of(each.config).name for each in requests if each.function == TRAIN}
+    studies = [f"flowformer.train.{name}.study" for name in sorted(trained)]
+    return [*dict.fromkeys(each.function for each in requests), *studies]
+
+
+def _start(run: PlannedRun, server: _Server, memory_limit: int | None) -> _Active:
     RunState(request=run.request, status="started").write(run.state_file)
-    environment = dict(os.environ)
-    threads = max(1, available_processors() // jobs)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-    with run.log.open("ab") as log:
-        process = subprocess.Popen(
-            python("-m", WORKER),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=[lock.fileno()],
-            start_new_session=True,  # Ctrl-C on the terminal reaches this process alone
-        )
-    task = {
-        "request": to_plain(run.request),
-        "run_dir": str(run.folder.root),
-        "state_file": str(run.state_file),
-        "memory_limit": memory_limit,
-    }
-    assert process.stdin is not None
-    # The pipe stays open: that it closes is how the worker learns of the end of this process.
-    process.stdin.write(json.dumps(task).encode() + b"\n")
-    process.stdin.flush()
-    return _Active(run, process, time.monotonic(), count_epochs(run.folder.root))
+    run.log.touch()  # where its process dies before it says a word
+    pid = server.start(
+        {
+            "request": to_plain(run.request),
+            "run_dir": str(run.folder.root),
+            "state_file": str(run.state_file),
+            "log": str(run.log),
+            "memory_limit": memory_limit,
+        }
+    )
+    return _Active(run, pid, time.monotonic(), count_epochs(run.folder.root))
 
 
-def _end(active: _Active) -> RunState:
+def _end(active: _Active, code: int) -> RunState:
     """Return the state of a run whose process has ended, in words where the process had none."""
-    run, code = active.run, active.process.wait()
-    assert active.process.stdin is not None
-    active.process.stdin.close()
+    run = active.run
     state = RunState.read(run.state_file)
     if state.status != "started":
         return state

@@ -7,8 +7,10 @@ from flowformer.compare import significance
 from flowformer.compare.significance import (
     LEVEL,
     PairedTest,
+    against,
     compare_over_cases,
     compare_over_datasets,
+    compare_over_seeds,
 )
 from flowformer.compare.table import (
     Cell,
@@ -140,12 +142,17 @@ def _tests(compared: Comparison) -> Iterator[Section]:
     if len(compared.methods) < 2:
         yield _untested("there is one method only")
         return
-    over_datasets = compare_over_datasets(compared.cells, compared.baseline, compared.measure)
+    pairings = against(compared.methods, compared.baseline)
+    over_datasets = compare_over_datasets(compared.cells, pairings, compared.measure)
     if len(compared.datasets) > 1 and over_datasets:
         yield _over_datasets(compared, over_datasets)
+    for dataset in compared.datasets:
+        tests = compare_over_seeds(compared.outcomes, dataset, pairings, compared.measure)
+        if tests:
+            yield _over_seeds(compared, dataset, tests)
     tested = False
     for dataset in compared.datasets:
-        tests = compare_over_cases(compared.outcomes, dataset, compared.baseline)
+        tests = compare_over_cases(compared.outcomes, dataset, pairings)
         if tests:
             tested = True
             yield _over_cases(compared, dataset, tests)
@@ -175,6 +182,16 @@ def _over_datasets(compared: Comparison, tests: Sequence[PairedTest]) -> Section
         f"of the mean {compared.measure.name}, two-sided, {_corrected(tests)}."
     )
     return _against(compared, tests, note, unit="data sets", over="data sets", must="differ")
+
+
+def _over_seeds(compared: Comparison, dataset: str, tests: Sequence[PairedTest]) -> Section:
+    note = (
+        f"Each method against {compared.baseline} over the seeds on {dataset}: the paired t-test "
+        f"of the {compared.measure.name}, two-sided, {_corrected(tests)}. It tells whether "
+        "training again on these data would find the same, as far as seeds differ normally."
+    )
+    over = f"the seeds on {dataset}"
+    return _against(compared, tests, note, unit="seeds", over=over, must="differ")
 
 
 def _over_cases(compared: Comparison, dataset: str, tests: Sequence[PairedTest]) -> Section:

@@ -1,4 +1,4 @@
-"""The files of a comparison for its readers: table.md, table.csv, and a page with plots."""
+"""The files of a comparison for its readers: tables, a page with plots, and those of a paper."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from flowformer.compare.findings import Comparison, Section, find, to_markdown
+from flowformer.compare.paper import curves_of, histories_of, write_for_paper
 from flowformer.compare.table import Cell, to_csv
 from flowformer.files import write_atomically
 from flowformer.report import page
-from flowformer.report.classifier import HELD_OUT
 from flowformer.report.curves import (
-    History,
     format_scores,
     height_with_legend,
     legend_below,
     line_styles,
-    method_curves,
 )
 from flowformer.report.figures import plain, png_bytes
 from flowformer.report.words import duration, memory
@@ -86,7 +84,7 @@ class MixerCost:
 
 
 def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | None = None) -> Path:
-    """Write table.md, table.csv and index.html, each whole or not at all, the page last.
+    """Write the tables, what a paper needs, and index.html: each file whole, the page last.
 
     Args:
         folder: the comparison's folder.
@@ -99,6 +97,7 @@ def write_comparison(folder: Path, compared: Comparison, *, cost: MixerCost | No
     sections = find(compared)
     write_atomically(folder / "table.md", to_markdown(compared, sections))
     write_atomically(folder / "table.csv", to_csv(compared.cells))
+    write_for_paper(folder, compared)
     return page.save(
         folder,
         compared.title,
@@ -147,20 +146,13 @@ def _plots(compared: Comparison) -> Iterator[str]:
     for dataset in compared.datasets:
         where = f": {dataset}" if len(compared.datasets) > 1 else ""
         cells = [cell for cell in _of(compared, dataset) if cell.mean is not None]
-        histories: dict[str, list[History]] = {}
-        for run in compared.outcomes:
-            if run.dataset == dataset and run.history is not None:
-                histories.setdefault(run.method, []).append(run.history)
-        if histories:
-            paper = next((c.paper_score for c in cells if c.paper_score is not None), None)
-            figure = method_curves(
-                histories, compared.measure, held_out=HELD_OUT[compared.protocol], target=paper
-            )
+        curves = curves_of(compared, dataset)
+        if curves is not None:
             yield page.heading(f"Learning curves{where}")
             yield page.picture(
-                png_bytes(figure),
+                png_bytes(curves),
                 alt=f"Training loss and held-out {compared.measure.name} over the training of "
-                f"{', '.join(histories)} on {dataset}: the mean over the seeds.",
+                f"{', '.join(histories_of(compared, dataset))} on {dataset}: the mean over seeds.",
             )
         if any(cell.step_seconds is not None for cell in cells):
             name = compared.measure.name

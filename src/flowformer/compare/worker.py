@@ -1,19 +1,23 @@
-"""One run of a comparison, in a process of its own: `python -m flowformer.compare.worker`.
+"""The runs of a comparison, each in a process of its own: `python -m flowformer.compare.worker`.
 
-Reads one line of JSON from standard input, as `flowformer.compare.execution` writes it, and ends at
-once when standard input closes: whoever started it has died. What it prints is the run's log; what
-became of it goes into the run's state file.
+Reads lines of JSON from standard input, as `flowformer.compare.execution` writes them: first what
+to import, then a run a line. Each run is a fork of this process, which has imported everything and
+computed nothing; a line on standard output says which process it is, and another how it ended. All
+of them end at once when a pipe closes that the comparison alone keeps open: whoever started them
+has died. What a run prints is its log; what became of it goes into its state file.
 """
 
+import fcntl
 import json
 import logging
 import os
 import pkgutil
 import re
+import select
 import sys
-import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +27,60 @@ from flowformer.config_json import from_plain
 from flowformer.machine import is_out_of_memory, limit_memory, offer_to_the_kernel, peak_memory
 from flowformer.report.words import memory
 
+_POLL_SECONDS = 0.05
 
-def main() -> int:
-    """Do the run that standard input asks for; return the exit code."""
+
+def main(lifeline: int) -> int:
+    """Start the runs that standard input asks for, until it closes; return the exit code.
+
+    Args:
+        lifeline: the pipe that closes when the comparison has ended.
+    """
+    _end_with(lifeline)
+    with open(0, "rb", buffering=0) as tasks:  # unbuffered: what is waiting, select must see
+        for name in json.loads(tasks.readline()):
+            with suppress(Exception):  # the run that needs it says what is wrong
+                pkgutil.resolve_name(name)
+        running: set[int] = set()
+        while True:
+            if select.select([tasks], [], [], _POLL_SECONDS if running else None)[0]:
+                line = tasks.readline()
+                if not line:
+                    return 0
+                pid = os.fork()
+                if pid == 0:
+                    return _run_alone(json.loads(line))
+                running.add(pid)
+                _say(pid=pid)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    running.remove(pid)
+                    _say(pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def _say(**values: int) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def _run_alone(task: dict[str, Any]) -> int:
+    """Do a run in this process, a fork of the server; return the exit code."""
     started = time.monotonic()
-    task = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    for descriptor, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    ):
+        opened = os.open(name, flags, 0o666)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.dup2(1, 2)
     offer_to_the_kernel()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("flowformer.train").setLevel(logging.INFO)
     request = from_plain(RunRequest, task["request"])
-    path, limit = Path(task["state_file"]), task["memory_limit"]
-    state = run(request, Path(task["run_dir"]), limit)
-    replace(state, seconds=time.monotonic() - started).write(path)
+    state = run(request, Path(task["run_dir"]), task["memory_limit"])
+    replace(state, seconds=time.monotonic() - started).write(Path(task["state_file"]))
     return 0 if state.status == "finished" else 1
 
 
@@ -67,9 +112,15 @@ def run(request: RunRequest, run_dir: Path, limit: int | None) -> RunState:
     )
 
 
-def _end_with_standard_input() -> None:
-    os.read(0, 1)  # nothing more is sent: it returns when the other end closes
-    os._exit(1)
+def _end_with(lifeline: int) -> None:
+    """End this process and its forks when the pipe closes: the system sends them SIGIO then.
+
+    A thread that waits for it would not do: one that imports a large library lets no other run.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # nothing is sent: it has closed
+        os._exit(1)
 
 
 def _apply_limit(limit: int | None) -> None:
@@ -103,4 +154,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

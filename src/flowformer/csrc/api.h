@@ -55,7 +55,8 @@ struct Call {
   State grad_before, grad_after;
   // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and the sums of the
   // flows and of keyᵀ value, of each row; of a causal call those of the flows before each chunk, and behind them those of
-  // keyᵀ value before every `spacing` chunks, from which the backward computes the others again.
+  // keyᵀ value before every `spacing` chunks, from which the backward computes the others again. Before the first chunk they
+  // are those of the past.
   void* query_stats;  // real [b, h, 5 or 2, queries]; packed [h, …, queries]
   void* key_stats;    // real [b, h, 3, keys]
   void* sums;         // real [b, h, 4·d + d·m]; causal: [chunks, h, 4·d], then [chunks / spacing, h, d·m]

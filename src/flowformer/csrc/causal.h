@@ -1,14 +1,15 @@
 // The causal form: one pass over a row, chunk after chunk, in three parts.
 //
-//   flows   the scale a / I and the weight c of each token, from the sums of all tokens before the chunk
-//   keyᵀ value   of each half of a chunk, added to that of all tokens before it
-//   output  scale · (q · (keyᵀ value before the half) + (the half's triangle of q kᵀ) · c v)
+//   flows        the scale a / I and the weight c of each token, from the sums of all tokens before the chunk
+//   keyᵀ value   what each half of a chunk adds to it, and then what it is before each half
+//   output       scale · (q · (keyᵀ value before the half) + (the half's triangle of q kᵀ) · c v)
 //
-// Triangles are of half a chunk where the matrices are small: half of a triangle is the product of two halves, which costs more
-// than a step of keyᵀ value. What is carried, in float64, is added up
-// chunk by chunk. Threads that share a row take stretches of a few chunks: the flows, and the adding of keyᵀ value, wait for the
-// stretch before, and everything else goes on side by side. A stretch stays in the second-level cache from part to part, a
-// single chunk (where a thread has the row for itself) mostly in the first. The numbers do not depend on who does what.
+// Triangles are of half a chunk where the matrices are small: the half that is left out of a whole one's costs more than to add
+// up one matrix more. What is carried, in float64, is added up chunk by chunk.
+//
+// Threads that share a row take stretches of a few chunks: the flows, and the adding of keyᵀ value, wait for the stretch before,
+// and everything else goes on side by side. A stretch stays in the second-level cache from part to part, a single chunk (where a
+// thread has the row for itself) mostly in the first. The numbers do not depend on who does what.
 #pragma once
 
 #include "carry.h"
@@ -195,7 +196,7 @@ template <class T> struct CausalForward {
     for (int j = 0; arena.holds_memory() && j < s.d; ++j) eps[j] = T(call.eps);
   }
 
-  // As many chunks as have some ten microseconds of work: a thread's turn costs about one.
+  // As many chunks as have some tens of microseconds of work: to take the carry from another core costs one or two.
   static int stretch(const CausalSizes<T>& s) {
     const int64_t wanted = 4 * 64 * 64 / s.matrix;
     return int(wanted < 1 ? 1 : wanted > LONGEST_STRETCH ? LONGEST_STRETCH : wanted);

@@ -77,6 +77,13 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def pdf_bytes(figure: Figure) -> bytes:
+    """Render a figure as a PDF file, the same bytes for the same figure."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
 def learning_curves(
     history: Mapping[str, Float[np.ndarray, " epochs"]],
     *,

@@ -1,8 +1,13 @@
 """What is particular to the compiled kernels: threads, instruction sets, operators, odd inputs."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +15,25 @@ from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention
 from flowformer.ops.backends.arguments import numbers
+from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
+from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
-from tests.ops.cases import FORMS, gradients, needs_library, qkv
+from tests.ops.cases import CAUSAL, FORMS, gradients, needs_library, qkv
 
 pytestmark = needs_library
 
 OPTIONS = FlowOptions()
 # Tokens, and widths of keys and values: whole tiles and vectors, one more, one less, tiny.
 SHAPES = {"t1": (1, 1, 1), "t63": (63, 17, 5), "t64": (64, 64, 64), "t200": (200, 33, 40)}
+
+CORE: list[Any] = []
+
+
+def core(test: Any) -> Any:
+    """Note a test as one for every instruction set; of fixtures it may have `threads`."""
+    CORE.append(test)
+    return test
 
 
 @pytest.fixture
@@ -27,6 +42,7 @@ def threads():
     torch.set_num_threads(1)
 
 
+@core
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_outputs_and_gradients_are_those_of_the_equations(options, shape):
@@ -40,9 +56,27 @@ def test_outputs_and_gradients_are_those_of_the_equations(options, shape):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+@core
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_float32_under_a_mask_is_that_of_float64(causal, shape):
+    length, width, value_width = shape
+    inputs = qkv(2, length, width=width, value_width=value_width, dtype=torch.float32)
+    wide = tuple(tensor.double().requires_grad_() for tensor in inputs)
+    inputs = tuple(tensor.requires_grad_() for tensor in inputs)
+    mask = torch.arange(length) % 7 != 1
+    options = {"causal": causal, "mask": mask.expand(2, length)}
+    out = flow_attention(*inputs, backend="cpu", **options)
+    expected = flow_attention(*wide, backend="reference", **options)
+    close = {"rtol": 1e-4, "atol": 1e-5, "check_dtype": False}
+    assert_close(out, expected, **close)
+    assert_close(gradients(out, inputs), gradients(expected, wide), **close)
+
+
+@core
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_a_row_shared_by_threads_gives_the_same(options, threads):
-    inputs = qkv(1, 6000, heads=2, width=16, value_width=8)  # enough work for nine threads
+    inputs = qkv(1, 6000, heads=2, width=48, value_width=40)  # enough work for nine threads
     for tensor in inputs:
         tensor.requires_grad_()
     alone = flow_attention(*inputs, backend="cpu", **options)
@@ -55,6 +89,70 @@ def test_a_row_shared_by_threads_gives_the_same(options, threads):
     assert torch.equal(again, shared)  # the same for a number of threads, whatever their order
 
 
+@core
+@pytest.mark.parametrize("form", ["flow", "linear"])
+@pytest.mark.parametrize("batch", ["mask", "pack"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(form, batch, heads, threads):
+    """Stretches of a row follow each other, so that nothing is added up in another order."""
+    attend: Any = flow_attention if form == "flow" else linear_attention
+    width = 90 // heads
+    inputs = qkv(1, 3000, heads=heads, width=width, value_width=70, dtype=torch.float32)
+    if form == "linear":
+        inputs = (inputs[0].sigmoid(), inputs[1].sigmoid(), inputs[2])
+    options: dict[str, Any] = {}
+    if batch == "mask":
+        mask = torch.rand(1, 3000) < 0.9
+        mask[:, 2900:] = False
+        options["mask"] = mask
+    else:
+        options["cu_seqlens"] = torch.tensor([0, 0, 1700, 1701, 3000])
+    for tensor in inputs:
+        tensor.requires_grad_()
+    earlier = qkv(4 if batch == "pack" else 1, 5, heads=heads, width=width, value_width=70)
+    _, state = attend(*earlier, causal=True, return_state=True)
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        out, after = attend(
+            *inputs, causal=True, backend="cpu", initial_state=state, return_state=True, **options
+        )
+        weight = torch.linspace(-1, 1, out.numel()).view_as(out)
+        total = (out * weight).sum() + after.key_value.sum() * 1e-3
+        found.append((out, *after, *torch.autograd.grad(total, inputs)))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_a_causal_forward_keeps_little_more_than_a_key(dtype, width):
+    inputs = Inputs(*qkv(1, 1024, heads=1, width=width, value_width=width, dtype=dtype))
+    size = max(dtype.itemsize, 4)
+    kept = size * (5 * 1024 + kept_numbers(inputs, linear=False))
+    assert kept <= 1.3 * inputs.key.numel() * dtype.itemsize
+
+
+@core
+@pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL)
+def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(options):
+    inputs = qkv(2, 64, width=5, value_width=7)
+    assert kept_numbers(Inputs(*inputs), linear=False) == 0
+    earlier = qkv(2, 9, width=5, value_width=7)
+    _, state = flow_attention(*earlier, return_state=True, **options)
+    found = []
+    for backend in ("reference", "cpu"):
+        leaves = [tensor.detach().requires_grad_() for tensor in (*inputs, *state[1:])]
+        past = FlowState(state.tokens, *leaves[3:])
+        out = flow_attention(*leaves[:3], backend=backend, initial_state=past, **options)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        grads = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
+        found.append([torch.zeros(()) if grad is None else grad for grad in grads])
+    for expected, grad in zip(*found, strict=True):
+        assert_close(grad, expected.expand_as(grad), check_dtype=False)
+
+
+@core
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_narrow_inputs_are_rounded_once(causal, dtype):
@@ -97,6 +195,7 @@ def test_what_is_not_finite_never_reaches_the_past(value, where):
     assert torch.equal(out[:, 70:].isfinite(), expected.isfinite())
 
 
+@core
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_sequences_of_every_length(causal):
     lengths = [1, 63, 0, 64, 65, 130]
@@ -109,6 +208,7 @@ def test_packed_sequences_of_every_length(causal):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+@core
 @pytest.mark.parametrize("scaled", [False, True])
 def test_causal_linear_attention(scaled):
     q, k, v = (x.requires_grad_() for x in qkv(2, 150, width=20))
@@ -191,28 +291,35 @@ def test_forward_mode_gets_another_backend():
             flow_attention(dual, key, value, backend="cpu")
 
 
-INSTRUCTION_SETS = ["portable", "avx2", "avx512"]
 # The library chooses one when it is loaded, in each child anew; torch is imported once for all.
 EACH_INSTRUCTION_SET = """
-import os, sys, torch
-from flowformer import flow_attention as attend
-from flowformer.ops.backends.cpu.library import instruction_set
+import os, sys, warnings, pytest, torch
 for isa in sys.argv[1:]:
   if child := os.fork():
     if os.waitpid(child, 0)[1]: print(isa, "failed", flush=True)
     continue
   os.environ["FLOWFORMER_ISA"] = isa
-  for dtype in (torch.float64, torch.float32):
-    for causal in (False, True):
-      x = [torch.randn(1, 130, 2, 20, dtype=dtype).requires_grad_() for _ in range(3)]
-      runs = [attend(*x, causal=causal, backend=b) for b in ('cpu', 'reference')]
-      grads = [torch.autograd.grad(y.square().sum(), x) for y in runs]
-      tight = {'rtol': 1e-4, 'atol': 1e-5} if dtype == torch.float32 else {}
-      torch.testing.assert_close(*runs, **tight)
-      torch.testing.assert_close(*grads, **tight)
-  print(isa, instruction_set(), flush=True)
+  warnings.simplefilter("ignore", UserWarning)  # of those that are not to be had
+  from tests.ops.backends import test_cpu
+  print(isa, test_cpu.run_core(isa), flush=True)
   sys.exit()
 """
+
+
+def run_core(isa: str) -> str | None:
+    """Run the tests for every instruction set if this one is served; return the one that is."""
+    served = instruction_set()
+    for test in CORE if served == isa else ():
+        torch.manual_seed(0)
+        fixtures = (
+            {"threads": torch.set_num_threads} if "threads" in signature(test).parameters else {}
+        )
+        marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+        for values in product(*(mark.args[1] for mark in marks)):
+            given = dict(zip((mark.args[0] for mark in marks), values, strict=True))
+            test(**given, **fixtures)
+            torch.set_num_threads(1)
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +327,8 @@ def instruction_sets():
     """The instruction set that ran, of each that was asked for, and what was said of errors."""
     result = subprocess.run(
         [sys.executable, "-c", EACH_INSTRUCTION_SET, *INSTRUCTION_SETS],
-        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

@@ -92,9 +92,9 @@ def _reason(name: str) -> str | None:
 def fastest(device: str) -> str:
     """Return the backend for tensors on a kind of device; it is logged once.
 
-    The compiled kernels on a CPU: of the 558 sizes of `python -m benchmarks backend_choice` they
-    are slower than ``chunked`` in about ten, bidirectional ones of one token or of one head 256
-    wide. Those in Triton on a GPU. Elsewhere, and without them, ``chunked``.
+    The compiled kernels on a CPU: at more than 9 of 10 sizes that `python -m benchmarks
+    backend_choice` draws, no other is 5 % faster; docs/attention/performance.md lists the rest.
+    Those in Triton on a GPU. Elsewhere, and without them, ``chunked``.
     """
     return _fastest(device)
 

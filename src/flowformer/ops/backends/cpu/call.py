@@ -92,7 +92,7 @@ def spacing(inputs: Inputs) -> int:
 
 
 def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
-    """Return how many numbers a causal forward keeps of the sums before its chunks."""
+    """Return how many numbers a causal forward keeps of the sums before later chunks."""
     (_, _, heads, width), value_width, every = (
         inputs.query.shape,
         inputs.value.shape[3],
@@ -108,7 +108,9 @@ def _count(inputs: Inputs, tokens: int) -> int:
     What is known before the first token is the past, and not kept.
     """
     batch, length = inputs.key.shape[:2]
-    return batch * ((length - 1) // tokens) if inputs.cu_seqlens is None else length // tokens
+    if inputs.cu_seqlens is not None:  # one after another: none has more than its tokens fill
+        return length // tokens
+    return batch * (max(length - 1, 0) // tokens)
 
 
 State = Sequence[Tensor | None]
