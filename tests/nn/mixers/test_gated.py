@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn import MultiheadAttention, build_mixer
-from flowformer.nn.mixers.gated import GatedAttention, backward_order
+from flowformer.nn.mixers.blockwise import backward_order
+from flowformer.nn.mixers.gated import GatedAttention
 from flowformer.nn.mixers.gating import Decay
 from flowformer.ops import flow_attention, flow_map
 

@@ -46,7 +46,34 @@ class ConvolvedState(NamedTuple):
     reorder = reorder_state
 
 
-torch.serialization.add_safe_globals([ConvolvedState])
+class FlowGatedState(NamedTuple):
+    """The state of gated Flow-Attention: that of the flows, and the last tokens for convolutions.
+
+    Attributes:
+        query: the last tokens' queries, for the convolution. Shape ``[b, w - 1, h, d]``, float64
+            (float32 on a device without it), and so are the next two.
+        key: likewise.
+        value: likewise.
+        tokens: this and the following are those of `flowformer.ops.FlowState`.
+    """
+
+    query: Float[Tensor, "b w h d"]
+    key: Float[Tensor, "b w h d"]
+    value: Float[Tensor, "b w h d"]
+    tokens: Tensor
+    key_sum: Float[Tensor, "b h d"]
+    query_sum: Float[Tensor, "b h d"]
+    key_flow: Float[Tensor, "b h d"]
+    query_flow: Float[Tensor, "b h d"]
+    competition: Float[Tensor, "b h"]
+    key_value: Float[Tensor, "b h d m"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+
+torch.serialization.add_safe_globals([ConvolvedState, FlowGatedState])
 
 
 @takes_layouts("x")

@@ -3,7 +3,7 @@
 The chunked form below is exact; where another kernel runs, :mod:`recurrence` says.
 """
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -162,6 +162,7 @@ class DeltaNetAttention(RecurrenceInParts):
     """
 
     published = Parts(convolution=4, norm=True, output_gate=False)
+    decays: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -174,6 +175,7 @@ class DeltaNetAttention(RecurrenceInParts):
     ) -> None:
         super().__init__()
         self.strength = nn.Linear(dim, num_heads, bias=False)
+        self.decay = Decay(dim, num_heads) if self.decays else None
         self.make_parts(dim, num_heads, head_dim, eps, parts)
 
     def update(
@@ -185,14 +187,10 @@ class DeltaNetAttention(RecurrenceInParts):
             unit(key),
             value,
             beta=torch.sigmoid(self.strength(hidden)),
-            log_decay=self.log_decay(hidden),
+            log_decay=None if self.decay is None else self.decay(hidden),
             mask=mask,
             initial_state=memory,
         )
-
-    def log_decay(self, hidden: Tensor) -> Tensor | None:  # noqa: ARG002 - a subclass decays
-        """Return the logarithms of the decays; None where nothing is forgotten."""
-        return None
 
 
 def unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
@@ -216,22 +214,7 @@ class GatedDeltaNetAttention(DeltaNetAttention):
     """
 
     published = Parts(convolution=4, norm=True, output_gate=True)
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        eps: float = 1e-5,
-        **parts: Unpack[PartKeywords],
-    ) -> None:
-        super().__init__(dim=dim, num_heads=num_heads, head_dim=head_dim, eps=eps, **parts)
-        self.decay = Decay(dim, num_heads)
-
-    def log_decay(self, hidden: Tensor) -> Tensor:
-        """Return the logarithms of the decays."""
-        return self.decay(hidden)
+    decays = True
 
 
 class DeltaNetMixer(ProjectedMixer, name="deltanet"):

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn import functional as F
 
-from flowformer.nn.mixers.blockwise import front_order
-from flowformer.nn.mixers.convolution import ConvolvedState, border_tokens, centred_convolution
+from flowformer.nn.mixers.blockwise import backward_order
+from flowformer.nn.mixers.convolution import (
+    ConvolvedState,
+    FlowGatedState,
+    border_tokens,
+    centred_convolution,
+)
 from flowformer.nn.mixers.flow import FlowMixer
 from flowformer.nn.mixers.gated_options import (
-    Features,
     GatedKeywords,
     GatedOptions,
     check_options,
@@ -32,6 +35,7 @@ from flowformer.nn.mixers.gating import (
     draw_convolution,
     gated_output,
     identity_convolution,
+    map_features,
     no_recent,
     normalised,
     repeated,
@@ -48,14 +52,12 @@ from flowformer.ops import (
     linear_attention,
 )
 from flowformer.ops.features import (
-    compute_dtype,
-    features,
     masked,
 )
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 from flowformer.ops.parallel.collectives import resolve_group
-from flowformer.ops.state import detach_state, empty_state, reorder_state, to_state
+from flowformer.ops.state import empty_state
 
 # Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
 # decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
@@ -64,36 +66,6 @@ UNFORGETTING = 1e9
 NOTHING = 1e-30  # an ε that is lost beside any feature
 
 OPEN = 1.2784645427610738  # silu of it is one
-
-
-class FlowGatedState(NamedTuple):
-    """The state of gated Flow-Attention: that of the flows, and the last tokens for convolutions.
-
-    Attributes:
-        query: the last tokens' queries, for the convolution. Shape ``[b, w - 1, h, d]``, float64
-            (float32 on a device without it), and so are the next two.
-        key: likewise.
-        value: likewise.
-        tokens: this and the following are those of `flowformer.ops.FlowState`.
-    """
-
-    query: Float[Tensor, "b w h d"]
-    key: Float[Tensor, "b w h d"]
-    value: Float[Tensor, "b w h d"]
-    tokens: Tensor
-    key_sum: Float[Tensor, "b h d"]
-    query_sum: Float[Tensor, "b h d"]
-    key_flow: Float[Tensor, "b h d"]
-    query_flow: Float[Tensor, "b h d"]
-    competition: Float[Tensor, "b h"]
-    key_value: Float[Tensor, "b h d m"]
-
-    to = to_state
-    detach = detach_state
-    reorder = reorder_state
-
-
-torch.serialization.add_safe_globals([FlowGatedState])
 
 
 class Heads(NamedTuple):
@@ -455,25 +427,6 @@ def _go_on_from_a_plain_mixer(
     attention.reset_parameters()
     attention.pass_through()
     state_dict.update(attention.state_dict(prefix=prefix))
-
-
-def map_features(
-    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, feature_map: Features
-) -> Float[Tensor, "b t h d"]:
-    """Return φ(x) in the dtype of the arithmetic; padded tokens are masked before and after."""
-    if feature_map != "elu":
-        return features(x, mask, feature_map)
-    return F.elu(masked(x, mask).to(compute_dtype(x.dtype))) + 1
-
-
-def backward_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """Return where the tokens come from when the real ones change places, the last for the first.
-
-    Padding stays where it is, so that both orders have one mask.
-    """
-    rank = mask.sum(1, keepdim=True) - mask.cumsum(1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, front_order(mask).gather(1, rank), places)
 
 
 _shown = with_options(GatedAttention.__init__, GatedAttention.defaults._asdict())

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.convolution import ConvolvedState, short_convolution
-from flowformer.nn.mixers.gated_options import check_convolution
+from flowformer.nn.mixers.gated_options import Features, check_convolution
 from flowformer.nn.mixers.recurrence import RecurrentAttention
-from flowformer.ops.features import check_eps, compute_dtype
+from flowformer.ops.features import check_eps, compute_dtype, features, masked
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.state import LinearState, carry_dtype
 
@@ -86,6 +86,15 @@ def with_gain(
     """Return every head with a root mean square of its gain."""
     exact = F.rms_norm(x.to(compute_dtype(x.dtype)), x.shape[-1:], eps=eps)
     return (exact * gain[:, None].to(exact.dtype)).to(x.dtype)
+
+
+def map_features(
+    x: Float[Tensor, "b t h d"], mask: Bool[Tensor, "b t"] | None, feature_map: Features
+) -> Float[Tensor, "b t h d"]:
+    """Return φ(x) in the dtype of the arithmetic; padded tokens are masked before and after."""
+    if feature_map != "elu":
+        return features(x, mask, feature_map)
+    return F.elu(masked(x, mask).to(compute_dtype(x.dtype))) + 1
 
 
 def normalised(norm: nn.Module | None, out: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
