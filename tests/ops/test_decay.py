@@ -265,22 +265,24 @@ def test_a_padded_token_neither_adds_nor_decays(name, backend, mask):
 @backends
 @forms
 @few
-@given(lengths=st.lists(st.sampled_from([0, 1, 9, 64, 70]), min_size=1, max_size=5))
+@given(lengths=st.lists(st.sampled_from([0, 1, 9, 13, 64, 70]), min_size=1, max_size=5))
 def test_a_packed_sequence_forgets_within_its_borders(name, backend, lengths):
     lengths = lengths if sum(lengths) else [3]
     torch.manual_seed(0)
     inputs = tuple(x.requires_grad_() for x in draw(1, sum(lengths)))
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
     options: dict[str, Any] = {"backend": backend, "return_state": True}
-    out, state = attend(name, *inputs, cu_seqlens=cu_seqlens, **options)
+    _, before = attend(name, *draw(len(lengths), 5), **options)
+    out, state = attend(name, *inputs, cu_seqlens=cu_seqlens, initial_state=before, **options)
     parts = []
     for row, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        if start == end:
-            continue
-        part, after = attend(name, *(x[:, start:end] for x in inputs), **options)
+        after = own = before.reorder(torch.tensor([row]))
+        if start < end:
+            tokens = (x[:, start:end] for x in inputs)
+            part, after = attend(name, *tokens, initial_state=own, **options)
+            parts.append(part)
         for field, wanted in zip(state, after, strict=True):
             assert_close(field[row], wanted[0], rtol=1e-9, atol=1e-12)
-        parts.append(part)
     expected = torch.cat(parts, 1)
     assert_close(out, expected, rtol=1e-9, atol=1e-12)
     for grad, wanted in zip(gradients(out, inputs), gradients(expected, inputs), strict=True):

@@ -4,6 +4,8 @@
 //   keyᵀ value   what each half of a chunk adds to it, and then what it is before each half
 //   output       scale · (q · (keyᵀ value before the half) + (the half's triangle of q kᵀ) · c v)
 //
+// Where linear attention forgets, the triangle, what comes before it and what is added to it shrink as decay.h says.
+//
 // Triangles are of half a chunk where the matrices are small: the half that is left out of a whole one's costs more than to add
 // up one matrix more. What is carried, in float64, is added up chunk by chunk.
 //
@@ -13,6 +15,7 @@
 #pragma once
 
 #include "carry.h"
+#include "decay.h"
 #include "gemm.h"
 
 namespace flowformer::FF_ISA {
@@ -148,6 +151,31 @@ inline void products_of_halves(const CausalSizes<T>& s, const Halves& chunk, con
 }
 
 // With states[0] what is carried to the chunk: what is carried to its second half in states[1], and to the next chunk in [2].
+// What comes in shrinks by factors[0] in the first half, or an undivided chunk, and by factors[1] in the second.
+template <class T>
+inline void add_fading_halves(const CausalSizes<T>& s, const Halves& chunk, T* const* states, double* carried,
+                              const double* factors) {
+  const T* before = states[0];
+  T *half = states[1], *after = states[2];
+  const int size = s.d * s.mp;
+  const double both = factors[0] * factors[1];
+  const T first = T(factors[0]), second = T(factors[1]);
+  if (!chunk.followed) {
+    for (int i = 0; chunk.split() && i < size; ++i) half[i] += first * before[i];
+  } else if (chunk.empty) {
+    for (int i = 0; i < size; ++i) carried[i] = after[i];
+  } else if (!chunk.split()) {
+    for (int i = 0; i < size; ++i) after[i] = T(carried[i] = carried[i] * factors[0] + after[i]);
+  } else {
+    for (int i = 0; i < size; ++i) {
+      const T added = half[i] * second + after[i];
+      half[i] += first * before[i];
+      after[i] = T(carried[i] = carried[i] * both + added);
+    }
+  }
+}
+
+// The same without a decay.
 template <class T>
 inline void add_halves(const CausalSizes<T>& s, const Halves& chunk, T* const* states, double* carried) {
   const T* before = states[0];
@@ -176,6 +204,8 @@ template <class T> struct CausalForward {
   const CausalSizes<T> s;
   const int chunks;  // of a stretch
   T *q, *k, *u, *scale, *weight;  // of a stretch
+  T *logs, *since, *until;          // its decays, see decay.h
+  double factors[2 * LONGEST_STRETCH];  // what is left after each half, or after an undivided chunk
   T *k_columns, *scores, *out, *partial;
   T *key_sum, *query_sum, *key_flow, *query_flow, *eps;
   T* states[2 * LONGEST_STRETCH + 1];  // keyᵀ value before each half; what a half adds, at first
@@ -186,7 +216,7 @@ template <class T> struct CausalForward {
   CausalForward(const Call& c, bool shared, Arena& arena) : call(c), s(c), chunks(shared ? stretch(s) : 1) {
     for (T** rows : {&q, &k}) *rows = arena.take_unset<T>(chunks * CHUNK * s.dp);
     u = arena.take_unset<T>(chunks * CHUNK * s.mp);
-    for (T** numbers : {&scale, &weight}) *numbers = arena.take_unset<T>(chunks * CHUNK);
+    for (T** numbers : {&scale, &weight, &logs, &since, &until}) *numbers = arena.take_unset<T>(chunks * CHUNK);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
     out = arena.take_unset<T>(CHUNK * s.mp);
     scores = arena.take_unset<T>(CHUNK * CHUNK);
@@ -217,31 +247,40 @@ template <class T> struct CausalForward {
   // Stretch `index` of a row.
   void pass(const Row& row, int64_t index, Carry& carry, const Turn& turn) {
     if (is_token(call, s, row)) return token(row, carry);
-    const int64_t start = index * chunks * CHUNK, left = row.key.trimmed - start;
+    const int64_t from = index * chunks * CHUNK, left = row.key.trimmed - from;
     const int all = int(left < chunks * CHUNK ? left : chunks * CHUNK);
     const auto each_chunk = [&](auto&& part) {
-      for (int i = 0; i < all; i += CHUNK) part(start + i, i, all - i < CHUNK ? all - i : CHUNK);
+      for (int i = 0; i < all; i += CHUNK) part(from + i, i, all - i < CHUNK ? all - i : CHUNK);
     };
     const bool flows = call.feature_map != IDENTITY;
-    read_features<T>(call, call.key, row, row.key, start, all, k);
-    read_features<T>(call, call.query, row, row.query, start, all, q);
+    read_features<T>(call, call.key, row, row.key, from, all, k);
+    read_features<T>(call, call.query, row, row.query, from, all, q);
+    if (call.log_decay) each_chunk([&](int64_t t, int i, int n) { find_decays(row, t, i, n); });
     turn.wait(0);
     if (flows)
       each_chunk([&](int64_t t, int i, int n) { conserve(row, t, n, q + i * s.dp, k + i * s.dp, scale + i, weight + i, carry); });
     turn.pass(0);
-    if (!flows) given_scale(call, row, start, all, scale);
-    read_values<T>(call, call.value, row, row.key, start, all, s.m, u, false);
+    if (!flows) given_scale(call, row, from, all, scale);
+    read_values<T>(call, call.value, row, row.key, from, all, s.m, u, false);
     if (flows && call.competition != NO_COMPETITION) scale_rows(all, s.mp, u, weight, u);
     each_chunk([&](int64_t t, int i, int n) {
       Ahead ahead = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
-      products_of_halves(s, halves(row, t, n), k + i * s.dp, u + i * s.mp, states + i / HALF, &ahead);
+      const T* keys = k + i * s.dp;
+      if (call.log_decay) scale_rows(n, s.dp, keys, until + i, k_columns), keys = k_columns;
+      products_of_halves(s, halves(row, t, n), keys, u + i * s.mp, states + i / HALF, &ahead);
     });
     turn.wait(1);
-    if (!rounded && !is_empty(start)) round_to(int(s.matrix), carry.key_value, states[0]);
-    each_chunk([&](int64_t t, int i, int n) { add_halves(s, halves(row, t, n), states + i / HALF, carry.key_value); });
+    if (!rounded && !is_empty(from)) round_to(int(s.matrix), carry.key_value, states[0]);
+    each_chunk([&](int64_t t, int i, int n) {
+      T* const* chunk_states = states + i / HALF;
+      if (call.log_decay)
+        add_fading_halves(s, halves(row, t, n), chunk_states, carry.key_value, factors + i / HALF);
+      else
+        add_halves(s, halves(row, t, n), chunk_states, carry.key_value);
+    });
     turn.pass(1);
     each_chunk([&](int64_t t, int i, int n) {
-      output(row, t, n, q + i * s.dp, k + i * s.dp, u + i * s.mp, scale + i, states + i / HALF);
+      output(row, t, n, i, states + i / HALF);
     });
     if (turn.alone()) {
       T* const before = states[0];
@@ -263,10 +302,12 @@ template <class T> struct CausalForward {
     if (call.feature_map != IDENTITY && call.competition != NO_COMPETITION) scale_rows(1, s.mp, u, weight, u);
     const double* before = call.before.key_value ? call.before.key_value + row.index * s.matrix : nullptr;
     double* after = call.after.key_value + row.index * s.matrix;
+    double left = 1;
+    if (call.log_decay) read_decays<T>(call, row, 0, 1, logs), left = __builtin_exp(double(logs[0]));
     for (int j = 0; j < s.m; ++j) out[j] = 0;
     for (int i = 0; i < s.d; ++i, after += s.m) {
       const double share = k[i];
-      for (int j = 0; j < s.m; ++j) after[j] = (before ? before[int64_t(i) * s.m + j] : 0.) + share * u[j];
+      for (int j = 0; j < s.m; ++j) after[j] = (before ? left * before[int64_t(i) * s.m + j] : 0.) + share * u[j];
       for (int j = 0; j < s.m; ++j) out[j] += q[i] * T(after[j]);
     }
     write_output<T>(call, row, 0, 1, out, scale);
@@ -277,8 +318,19 @@ template <class T> struct CausalForward {
     return {n, 0, is_empty(t), t + n < row.key.trimmed || call.after.key_value, s.matrix * int64_t(sizeof(T)) <= SMALL};
   }
 
-  void output(const Row& row, int64_t t, int n, const T* queries, const T* keys, const T* values, const T* scales,
-              T* const* states) {
+  // The decays of the chunk at token t, which is at `first` of the stretch.
+  void find_decays(const Row& row, int64_t t, int first, int n) {
+    read_decays<T>(call, row, t, n, logs + first);
+    const int step = halves(row, t, n).split() ? HALF : CHUNK;
+    for (int i = first; i < first + n; i += step) {
+      const int left = first + n - i;
+      factors[i / HALF] = decays_of_block(left < step ? left : step, logs + i, since + i, until + i);
+    }
+  }
+
+  // Of the chunk at token t, which is at `first` of the stretch.
+  void output(const Row& row, int64_t t, int n, int first, T* const* states) {
+    const T *queries = q + first * s.dp, *keys = k + first * s.dp, *values = u + first * s.mp;
     const int step = halves(row, t, n).split() ? HALF : CHUNK;
     for (int i = 0; i < n; i += step) {
       const int rows = n - i < step ? n - i : step;
@@ -287,15 +339,17 @@ template <class T> struct CausalForward {
       // Rows from n on are of an earlier chunk: their columns of the scores are never read.
       transpose(Widths<T>::padded(rows), s.dp, keys + i * s.dp, s.dp, k_columns, CHUNK);
       multiply_to_lower<T>(rows, s.d, {x, s.dp, 1}, k_columns, CHUNK, scores, CHUNK);
+      if (call.log_decay) fade_triangle(rows, logs + first + i, scores);
       if (is_empty(t)) {
         multiply<T, false, Shape::lower>(rows, s.mp, rows, {scores, CHUNK, 1}, values, s.mp, to, s.mp);
       } else {
         Ahead ahead = chunk_ahead(call, call.out, row, row.query, t + i, s.m, step);
         multiply<T, false>(rows, s.mp, s.d, {x, s.dp, 1}, states[i / HALF], s.mp, to, s.mp, &ahead);
+        if (call.log_decay) scale_rows(rows, s.mp, to, since + first + i, to);
         multiply<T, true, Shape::lower>(rows, s.mp, rows, {scores, CHUNK, 1}, values + i * s.mp, s.mp, to, s.mp);
       }
     }
-    write_output<T>(call, row, t, n, out, scales);
+    write_output<T>(call, row, t, n, out, scale + first);
     if (T* kept = kept_matrix<T>(call, row, t / CHUNK)) save_rows(s.d, s.m, s.mp, states[0], kept);
   }
 
@@ -348,6 +402,9 @@ template <class T> struct CausalForward {
   }
 };
 
-template <class T> int causal_forward(const Call& call) { return !over_rows<CausalForward<T>>(call); }
+template <class T> int causal_forward(const Call& call) {
+  if (any_grows<T>(call)) return 2;
+  return !over_rows<CausalForward<T>>(call);
+}
 
 }  // namespace flowformer::FF_ISA

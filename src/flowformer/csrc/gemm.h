@@ -28,8 +28,10 @@ struct Ahead {
   const char* from;
   ptrdiff_t stride;
   int rows, bytes;  // of a row
+  const Ahead* next = nullptr;
   FF_INLINE void fetch() {
     constexpr int some = 2 * TILE_ROWS * TILE_VECTORS * FF_BYTES;  // twice the bytes of a tile
+    if (rows <= 0 && next) *this = *next;
     for (int fetched = 0; fetched < some && rows > 0; fetched += bytes, --rows, from += stride)
       for (int line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
   }

@@ -3,6 +3,7 @@
 
 #include "bidirectional_backward.h"
 #include "causal_backward.h"
+#include "mobile_backward.h"
 
 namespace flowformer {
 namespace FF_ISA {
@@ -20,13 +21,21 @@ template <int (*NARROW)(const Call&), int (*WIDE)(const Call&)> int either(const
   return call.dtype == FLOAT64 ? WIDE(call) : NARROW(call);
 }
 
+// The flows of a bidirectional call run between tokens, or between the heads of one.
+template <class T> int forward(const Call& call) {
+  return call.flows == OVER_HEADS ? mobile_forward<T>(call) : bidirectional_forward<T>(call);
+}
+template <class T> int backward(const Call& call) {
+  return call.flows == OVER_HEADS ? mobile_backward<T>(call) : bidirectional_backward<T>(call);
+}
+
 }  // namespace FF_ISA
 
 #define FF_JOIN(a, b) a##b
 #define FF_TABLE(isa) FF_JOIN(kernels_, isa)
 extern const Kernels FF_TABLE(FF_ISA) = {
-    FF_ISA::either<FF_ISA::bidirectional_forward<float>, FF_ISA::bidirectional_forward<double>>,
-    FF_ISA::either<FF_ISA::bidirectional_backward<float>, FF_ISA::bidirectional_backward<double>>,
+    FF_ISA::either<FF_ISA::forward<float>, FF_ISA::forward<double>>,
+    FF_ISA::either<FF_ISA::backward<float>, FF_ISA::backward<double>>,
     FF_ISA::either<FF_ISA::causal_forward<float>, FF_ISA::causal_forward<double>>,
     FF_ISA::either<FF_ISA::causal_backward<float>, FF_ISA::causal_backward<double>>,
 };

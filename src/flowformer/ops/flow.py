@@ -1,6 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import choose_backend, reference, that_decays
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -18,6 +17,8 @@ from flowformer.ops.inputs import (
     check_state,
     check_tensors,
     exact_arithmetic,
+    is_kept,
+    refuse_growth,
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -32,6 +33,7 @@ from flowformer.ops.nonfinite import (
     without,
 )
 from flowformer.ops.options import (
+    DEFAULTS,
     Competition,
     FlowKeywords,
     FlowOptions,
@@ -41,6 +43,7 @@ from flowformer.ops.options import (
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState, has_decayed
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
@@ -156,6 +159,11 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         >>> state.key_value.shape  # constant, whatever the length
         torch.Size([2, 4, 16, 16])
     """
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    if causal and return_state and is_step((query, key, value), initial_state, (log_decay, *given)):
+        words = feature_map, clamp, eps, competition, allocation, independent_sinks
+        spelled = dict(zip(DEFAULTS, words, strict=True))
+        return _step(query, key, value, initial_state, backend, spelled)
     options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
@@ -165,7 +173,6 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
     if log_decay is not None:
         log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
@@ -191,7 +198,7 @@ def _that_decays(
 ) -> ModuleType:
     """Return the backend's module, or one that takes a decay, or the state after one."""
     decays = log_decay is not None or (state is not None and has_decayed(state))
-    return that_decays(module, "flow") if decays else module
+    return that_decays(module, "flow", log_decay) if decays else module
 
 
 def _attend(
@@ -306,9 +313,29 @@ def flow_attention_step(
         >>> out.shape, state.tokens
         (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
+    return _step(query, key, value, state, backend, options, log_decay)
+
+
+_STEPS = PreparedSteps(FlowState)
+
+
+def _step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FlowState | None,
+    backend: str | None,
+    options: Mapping[str, Any],
+    log_decay: Tensor | None = None,
+) -> tuple[Tensor, FlowState]:
+    look = backend, *options.items()
+    plain = log_decay is None
+    if plain and (step := _STEPS.find(look, query, key, value, state)) is not None:
+        return step(query, key, value, state)
+    given = query, key, value
     resolved = resolve_options(**options)
     check_causal_options(resolved)
-    query, key, value = check_tensors(query, key, value)
+    query, key, value = check_tensors(*given)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
@@ -322,7 +349,10 @@ def flow_attention_step(
     module = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
     module = _that_decays(module, log_decay, state)
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=resolved, state=state, **decay)
+        out, after = module.step(query, key, value, options=resolved, state=state, **decay)
+    if plain and state is not None:
+        _STEPS.keep(look, module, resolved, *given, state)
+    return out, after
 
 
 class FlowMap(NamedTuple):
@@ -393,6 +423,8 @@ def flow_map(
         if causal:
             check_causal(query, key, sums_over_sinks=True)
             check_causal_options(resolved)
+            if log_decay is not None:
+                refuse_growth(log_decay)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
                 q, k, options=resolved, mask=key_mask, state=state, log_decay=log_decay

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.backends import choose_backend, that_decays
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -20,11 +19,13 @@ from flowformer.ops.inputs import (
     check_strided,
     check_tensors,
     exact_arithmetic,
+    is_kept,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import LinearState
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class LinearArguments(BatchKeywords, total=False):
@@ -141,6 +142,15 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         >>> out.shape, state.key_value.shape
         (torch.Size([2, 50, 4, 16]), torch.Size([2, 4, 16, 17]))
     """
+    given, unrepeated = (mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k), (query, key, value)
+    one = (
+        causal
+        and return_state
+        and not normalize
+        and is_step(unrepeated, initial_state, (row_scale, log_decay, *given))
+    )
+    if one and (step := _STEPS.find((backend,), query, key, value, initial_state)) is not None:
+        return step(query, key, value, initial_state)
     query, key, value = check_tensors(query, key, value)
     if row_scale is not None:
         check_strided("row_scale", row_scale)
@@ -149,14 +159,13 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
                 f"row_scale must be [batch, time, head] = {list(query.shape[:3])}, got "
                 f"{list(row_scale.shape)}"
             )
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
     if log_decay is not None:
         log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
     others = (row_scale, log_decay, *batch, *(initial_state or ()))
     module = choose_backend(backend, query, key, value, *others)
     if log_decay is not None:
-        module = that_decays(module, "linear")
+        module = that_decays(module, "linear", log_decay)
     if causal:
         check_causal(query, key, cu_seqlens_k)
     elif initial_state is not None or return_state:
@@ -166,16 +175,53 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     queries = (query,) if row_scale is None else (query, row_scale)
     keys = (key, value) if log_decay is None else (key, value, log_decay)
     with exact_arithmetic(query):
-        attend = partial(_attend, module, causal, normalize, return_state)
-        packs = causal and module.PACKS_SEQUENCES
+        attend = partial(_attend_causal, module, normalize, return_state)
+        attend = attend if causal else partial(_attend, module, normalize)
+        packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, queries, keys, batch, initial_state, packs=packs)
+    if one:
+        _STEPS.keep((backend,), module, None, *unrepeated, initial_state)
     out = out.to(value.dtype)
     return out if not return_state or state is None else (out, state)
 
 
+_STEPS = PreparedSteps(LinearState)
+
+
 def _attend(
     module: ModuleType,
-    causal: bool,
+    normalize: bool,
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    batch: Batch,
+    state: LinearState | None,
+) -> tuple[Tensor, LinearState | None]:
+    q, k, v, scale = _readable(module, queries, keys, normalize)
+    given: dict[str, Any] = {"query_mask": batch.query_mask, "key_mask": batch.key_mask}
+    if batch.cu_seqlens is not None:
+        given |= {"cu_seqlens": batch.cu_seqlens, "cu_seqlens_k": batch.cu_seqlens_k}
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None) -> Any:
+        return module.linear_bidirectional(q, k, v, row_scale=row_scale, **given), state
+
+    if normalize:  # what is not finite in padding is not in the products, but would be in a ratio
+        scale = None if scale is None else masked(scale[..., None], batch.query_mask)[..., 0]
+        return _normalized(run, q, k, v, row_scale=scale)
+    return run(q, k, v, row_scale=scale)
+
+
+def _readable(
+    module: ModuleType, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], normalize: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return query, key, value and row_scale in the dtypes that the module takes."""
+    narrow = module.TAKES_HALF and not normalize
+    dtype = queries[0].dtype if narrow else compute_dtype(queries[0].dtype)
+    q, k, v = (tensor.to(dtype) for tensor in (queries[0], *keys[:2]))
+    return q, k, v, queries[1].to(compute_dtype(dtype)) if len(queries) > 1 else None
+
+
+def _attend_causal(
+    module: ModuleType,
     normalize: bool,
     return_state: bool,
     queries: tuple[Tensor, ...],
@@ -183,26 +229,23 @@ def _attend(
     batch: Batch,
     state: LinearState | None,
 ) -> tuple[Tensor, LinearState | None]:
-    narrow = module.TAKES_HALF and not normalize
-    dtype = queries[0].dtype if narrow else compute_dtype(queries[0].dtype)
-    q = masked(queries[0], batch.query_mask).to(dtype)
-    k, v = (masked(tensor, batch.key_mask).to(dtype) for tensor in keys[:2])
-    rows: dict[str, Tensor | None] = {"row_scale": None}
-    if len(queries) > 1:
-        scale = queries[1].to(compute_dtype(dtype))
-        rows["row_scale"] = masked(scale[..., None], batch.query_mask)[..., 0]
+    q, k, v, scale = _readable(module, queries, keys, normalize)
+    q, k, v = (masked(tensor, batch.key_mask) for tensor in (q, k, v))
+    rows: dict[str, Tensor | None] = {"row_scale": scale}
+    if scale is not None:
+        rows["row_scale"] = masked(scale[..., None], batch.key_mask)[..., 0]
     if len(keys) > 2:
         rows["log_decay"] = keys[2]
-    run = partial(_bidirectional, module)
-    if causal:
-        rest: dict[str, Any] = {"state": state, "return_state": return_state}
-        if batch.cu_seqlens is not None:
-            rest["cu_seqlens"] = batch.cu_seqlens
-        run = partial(module.linear_causal, **rest)
+        if batch.key_mask is not None:
+            rows["log_decay"] = torch.where(batch.key_mask[..., None], keys[2], 0)
+    rest: dict[str, Any] = {"state": state, "return_state": return_state}
+    if batch.cu_seqlens is not None:
+        rest["cu_seqlens"] = batch.cu_seqlens
+    run = partial(module.linear_causal, **rest)
     run = partial(_normalized, run) if normalize else run
     tensors = q, k, v, *rows.values()
     needed = not module.CONTAINS_NONFINITE or is_kept(*tensors, *(state or ()))
-    if causal and needed and may_be_spoiled(*tensors):
+    if needed and may_be_spoiled(*tensors):
         return _attend_contained(run, q, k, v, rows, batch, normalize)
     return run(q, k, v, **rows)
 
@@ -239,12 +282,6 @@ def _attend_contained(
             sums = torch.cat((sums, seen_from(by_key, batch.cu_seqlens)[1]), -1)
         after = LinearState(stained(after.key_value, sums[..., None, :]))
     return stained(out, either(own, seen), batch.query_mask), after
-
-
-def _bidirectional(
-    module: ModuleType, q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None
-) -> tuple[Tensor, None]:
-    return module.linear_bidirectional(q, k, v, row_scale=row_scale), None
 
 
 def _normalized(

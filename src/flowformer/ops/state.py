@@ -1,12 +1,15 @@
 """The states that a causal attention carries from call to call: named tuples, batch first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 
 def carry_dtype(device: torch.device) -> torch.dtype:
@@ -44,6 +47,36 @@ def detach_state(self: _State) -> _State:
 def reorder_state(self: _State, index: Int[Tensor, " n"]) -> _State:
     """Return the rows ``index`` of the batch (beam search keeps, drops and repeats sequences)."""
     return _each(self, lambda x: x.index_select(0, index))
+
+
+_in_place: ContextVar[bool] = ContextVar("states_in_place", default=False)
+
+
+@contextmanager
+def states_in_place() -> Iterator[None]:
+    """Let a decoding step write the state after its token where the state before it stood.
+
+    Who enters gives up each state that a causal attention is given inside, and uses the state that
+    it returns instead. So a step allocates next to nothing. Where that cannot be (a gradient is
+    wanted, a graph is recorded, another backend), the state stays and a new one is returned.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer import flow_attention_step
+        >>> from flowformer.ops import states_in_place
+        >>> state = None
+        >>> with torch.no_grad(), states_in_place():
+        ...     for _ in range(3):
+        ...         query, key, value = (torch.randn(2, 1, 4, 16) for _ in range(3))
+        ...         out, state = flow_attention_step(query, key, value, state)
+        >>> state.tokens
+        tensor([3, 3])
+    """
+    before = _in_place.set(True)
+    try:
+        yield
+    finally:
+        _in_place.reset(before)
 
 
 class FlowState(NamedTuple):
@@ -170,6 +203,19 @@ def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState
             for field, other in zip(state, otherwise, strict=True)
         )
     )
+
+
+def room_after(state: Past) -> Past:
+    """Return room for the state after a token: that of the state before, if it was given up.
+
+    But for n, one number that every head reads before its step and one of them writes.
+    """
+    if not _in_place.get():
+        return type(state)(*map(torch.empty_like, state))
+    increment_version(state)  # whoever kept it for a gradient is told
+    if isinstance(state, LinearState):
+        return state
+    return FlowState(torch.empty_like(state.tokens), *state[1:])
 
 
 def state_before(kind: type[Past], state: Past | None, query: Tensor, value: Tensor) -> Past:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, linear_attention
-from flowformer.ops.backends.arguments import numbers
+from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
+from flowformer.ops.backends.arguments import MobileNumbers, flat, numbers
 from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
@@ -152,14 +153,21 @@ def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(opti
         assert_close(grad, expected.expand_as(grad), check_dtype=False)
 
 
+NARROW: dict[str, Any] = {
+    "bidirectional": flow_attention,
+    "causal": partial(flow_attention, causal=True),
+    "mobile": mobile_attention,
+}
+
+
 @core
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_narrow_inputs_are_rounded_once(causal, dtype):
+@pytest.mark.parametrize("attend", NARROW.values(), ids=NARROW)
+def test_narrow_inputs_are_rounded_once(attend, dtype):
     inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    expected = flow_attention(*wide, causal=causal, backend="reference")
-    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    expected = attend(*wide, backend="reference", layout="bthd")
+    out = attend(*inputs, backend="cpu", layout="bthd")
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
@@ -208,6 +216,48 @@ def test_packed_sequences_of_every_length(causal):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+MOBILE = {
+    "published": {},
+    "unclamped": {"clamp": None},
+    "relu": {"feature_map": "relu", "eps": 1e-3},
+    "normalized": {"normalize": True},
+    "no-competition": {"competition": False, "normalize": True},
+    "no-allocation": {"allocation": False},
+}
+# As SHAPES, and heads: of a sequence whose features stay in the cache, and of one whose do not.
+MOBILE_SHAPES = {name: (*shape, 3) for name, shape in SHAPES.items()} | {"long": (300, 72, 5, 8)}
+
+
+@core
+@pytest.mark.parametrize("shape", MOBILE_SHAPES.values(), ids=MOBILE_SHAPES)
+@pytest.mark.parametrize("options", MOBILE.values(), ids=MOBILE)
+def test_mobile_attention_is_that_of_the_equations(options, shape, threads):
+    length, width, value_width, heads = shape
+    inputs = qkv(2, length, heads=heads, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = mobile_attention(*inputs, backend="reference", layout="bthd", **options)
+    wanted = gradients(expected, inputs)
+    for count in (1, 9):  # a thread for each sequence, and many for one
+        threads(count)
+        out = mobile_attention(*inputs, backend="cpu", layout="bthd", **options)
+        assert_close(out, expected)
+        assert_close(gradients(out, inputs), wanted)
+
+
+@core
+def test_mobile_attention_of_packed_sequences_of_every_length():
+    lengths = [1, 7, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths), heads=3))
+    out, expected = (
+        mobile_attention(*inputs, cu_seqlens=offsets, backend=backend, layout="bthd")
+        for backend in ("cpu", "chunked")
+    )
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
 @core
 @pytest.mark.parametrize("scaled", [False, True])
 def test_causal_linear_attention(scaled):
@@ -226,11 +276,13 @@ def test_causal_linear_attention(scaled):
 @pytest.mark.usefixtures("shape_checks_off")
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
-    nothing = (None,) * 4
+    nothing = (None,) * 5
     torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+    options = flat(MobileNumbers(numbers(OPTIONS), normalize=True))
+    torch.library.opcheck(OPERATORS.mobile, (*inputs, *nothing, *options, True))
 
 
 def test_inference_mode_and_several_python_threads():

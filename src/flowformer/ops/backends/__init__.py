@@ -11,7 +11,12 @@ from torch import Tensor
 
 from flowformer.ops.backends import chunked, cpu, reference, triton
 from flowformer.ops.backends.cpu.library import why_unavailable
-from flowformer.ops.inputs import constant_in_graphs, is_for_any_length, is_transformed
+from flowformer.ops.inputs import (
+    constant_in_graphs,
+    is_for_any_length,
+    is_transformed,
+    refuse_growth,
+)
 
 logger = logging.getLogger("flowformer")
 
@@ -78,9 +83,18 @@ def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> M
     return backend.module
 
 
-def that_decays(module: ModuleType, kind: Literal["flow", "linear"]) -> ModuleType:
-    """Return the backend's module, or that of ``chunked`` if its kernels know no decay."""
-    return module if kind in module.DECAYS else chunked
+def that_decays(
+    module: ModuleType, kind: Literal["flow", "linear"], log_decay: Tensor | None
+) -> ModuleType:
+    """Return the backend's module, or that of ``chunked`` if its kernels know no decay.
+
+    Raises:
+        ValueError: a decay is above zero, as far as it may be looked at.
+    """
+    knows = kind in module.DECAYS
+    if log_decay is not None and not (knows and module is cpu):  # that looks at them by itself
+        refuse_growth(log_decay)
+    return module if knows else chunked
 
 
 @constant_in_graphs

@@ -21,6 +21,7 @@ from torch import Tensor
 from flowformer.ops.backends.decay import Decays, segment_decays
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
@@ -123,10 +124,12 @@ def causal(
     mask: Bool[Tensor, "b t"] | None,
     state: FlowState | None,
     log_decay: Float[Tensor, "b t h"] | None = None,
-    return_state: bool = True,  # noqa: ARG001 - it is there anyway
-) -> tuple[Float[Tensor, "b t h m"], FlowState]:
+    return_state: bool = True,
+) -> tuple[Float[Tensor, "b t h m"], FlowState | None]:
     """Causal Flow-Attention, segment after segment."""
-    outputs, state = [], state_before(FlowState, state, query, value)
+    outputs, wanted = [], return_state or query.shape[1] > SEGMENT
+    # Without a past there is no key value to start from: an empty one, which no memory is set for.
+    state = state_before(FlowState, state, query, value[..., :0])
     for part in _segments(query.shape[1]):
         out, state = _causal_segment(
             query[:, part],
@@ -136,9 +139,11 @@ def causal(
             mask=None if mask is None else mask[:, part],
             log_decay=None if log_decay is None else log_decay[:, part],
             state=state,
+            return_state=wanted,
         )
         outputs.append(out)
-    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
+    out = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+    return out, state if return_state else None
 
 
 def _segments(length: int) -> list[slice]:
@@ -160,6 +165,7 @@ def _causal_segment(
     mask: Bool[Tensor, "b t"] | None,
     log_decay: Float[Tensor, "b t h"] | None,
     state: FlowState,
+    return_state: bool,
 ) -> tuple[Float[Tensor, "b t h m"], FlowState]:
     """Four dependent prefixes; see the head of this file. Shapes inside: [b, h, chunk, C, …]."""
     length = query.shape[1]
@@ -213,7 +219,7 @@ def _causal_segment(
         competition = _last(log_sum, length)
         v = v * (n * cut(share, 2, *q.shape[2:4]).to(n.dtype))[..., None]
 
-    out, key_value = _second_half(q, k, v, lower, state.key_value, decays)
+    out, key_value = _second_half(q, k, v, lower, state.key_value, return_state, decays)
     tokens = _last(count.flatten(2), length)
     tokens = tokens if has_decayed(state) else tokens[:, 0]
     state = FlowState(tokens, key_sum, query_sum, key_flow, query_flow, competition, key_value)
@@ -281,6 +287,8 @@ def _before(
     x: Float[Tensor, "b h n *rest"], start: Float[Tensor, "b h *rest"], decays: Decays | None
 ) -> tuple[Float[Tensor, "b h n *rest"], Float[Tensor, "b h *rest"]]:
     """Return the sum before each chunk, and after the last; summed in the dtype of the state."""
+    if _is_one(x) and decays is None:
+        return start[:, :, None].to(x.dtype), start + x[:, :, 0]
     sums = torch.cat([start[:, :, None], x.to(start.dtype)], 2)
     if decays is None:
         sums = sums.cumsum(2)
@@ -315,14 +323,32 @@ def _second_half(
     k: Float[Tensor, "b h n c d"],
     v: Float[Tensor, "b h n c m"],
     lower: Float[Tensor, "b h n c c"],
-    key_value: Float[Tensor, "b h d m"],
+    key_value: Float[Tensor, "b h d m_before"],
+    return_state: bool,
     decays: Decays | None,
-) -> tuple[Float[Tensor, "b h n c m"], Float[Tensor, "b h d m"]]:
-    """Return q_t Σ_{s≤t} k_sᵀ v_s, given the triangle of q kᵀ, and Σ kᵀ v after the last token."""
+) -> tuple[Float[Tensor, "b h n c m"], Float[Tensor, "b h d m_after"]]:
+    """Return q_t Σ_{s≤t} k_sᵀ v_s, given the triangle of q kᵀ, and Σ kᵀ v after the last token.
+
+    Of one chunk without a past the triangle is all, and of many short rows the sums would take
+    longer: they are formed only if they are wanted.
+    """
+    empty = key_value.shape[-1] == 0
+    if empty and _is_one(q) and not return_state:
+        return lower @ v, key_value
     if decays is not None:
         q, k = q * decays.start[..., None], k * decays.end[..., None]
-    before, after = _before(k.transpose(-1, -2) @ v, key_value, decays)
+    added = k.transpose(-1, -2) @ v
+    if empty and _is_one(q):
+        return lower @ v, added[:, :, 0].to(key_value.dtype)
+    if empty:
+        key_value = torch.zeros_like(added[:, :, 0], dtype=key_value.dtype)
+    before, after = _before(added, key_value, decays)
     return lower @ v + q @ before, after
+
+
+def _is_one(x: Float[Tensor, "b h n *rest"]) -> bool:
+    """Return whether there is one chunk; never while a graph is traced, which is for others too."""
+    return not (torch.compiler.is_compiling() or is_for_any_length()) and x.shape[2] == 1
 
 
 def linear_bidirectional(
@@ -331,12 +357,13 @@ def linear_bidirectional(
     v: Float[Tensor, "b s h m"],
     *,
     row_scale: Float[Tensor, "b l h"] | None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
-    out = q.transpose(1, 2) @ (k.permute(0, 2, 3, 1) @ v.transpose(1, 2))
-    if row_scale is not None:
-        out = out * row_scale.transpose(1, 2)[..., None]
-    return out.transpose(1, 2)
+    q, k, v = masked(q, query_mask), masked(k, key_mask), masked(v, key_mask)
+    out = (q.transpose(1, 2) @ (k.permute(0, 2, 3, 1) @ v.transpose(1, 2))).transpose(1, 2)
+    return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
 def linear_causal(
@@ -347,10 +374,11 @@ def linear_causal(
     row_scale: Float[Tensor, "b t h"] | None,
     state: LinearState | None,
     log_decay: Float[Tensor, "b t h"] | None = None,
-    return_state: bool = True,  # noqa: ARG001 - it is there anyway
-) -> tuple[Float[Tensor, "b t h m"], LinearState]:
+    return_state: bool = True,
+) -> tuple[Float[Tensor, "b t h m"], LinearState | None]:
     """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
-    outputs, key_value = [], state_before(LinearState, state, q, v).key_value
+    outputs, wanted = [], return_state or q.shape[1] > SEGMENT
+    key_value = state_before(LinearState, state, q, v[..., :0]).key_value
     for part in _segments(q.shape[1]):
         queries, keys, values = _chunks(q[:, part]), _chunks(k[:, part]), _chunks(v[:, part])
         decays = None
@@ -358,7 +386,8 @@ def linear_causal(
             logs = _chunks(log_decay[:, part, :, None].to(q.dtype))[..., 0]
             decays = segment_decays(logs, key_value.dtype)
         lower = _triangle(queries @ keys.transpose(-1, -2), decays)
-        out, key_value = _second_half(queries, keys, values, lower, key_value, decays)
+        out, key_value = _second_half(queries, keys, values, lower, key_value, wanted, decays)
         outputs.append(_tokens(out, q[:, part].shape[1]))
     out = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
-    return out if row_scale is None else out * row_scale[..., None], LinearState(key_value)
+    out = out if row_scale is None else out * row_scale[..., None]
+    return out, LinearState(key_value) if return_state else None

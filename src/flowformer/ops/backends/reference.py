@@ -4,7 +4,7 @@ Written to be read beside the paper; nothing here is fast, and the causal form i
 run in the dtype of the arithmetic (float64 inputs give an exact answer); only the state is wider.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,34 @@ CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
 DECAYS = ("flow", "linear")  # the attentions that take log_decay
 
 
+def flows(
+    q: Float[Tensor, "b l h d"],
+    k: Float[Tensor, "b s h d"],
+    *,
+    eps: float,
+    query_mask: Bool[Tensor, "b l"],
+    key_mask: Bool[Tensor, "b s"],
+    over: Literal["tokens", "heads"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sink_incoming [b, l, h], conserved_sink [b, l, h] and conserved_source [b, s, h].
+
+    q and k are features, zero at padded tokens. The sums run over tokens, or over the heads of each
+    token (Mobile-Attention).
+    """
+    dim = {"tokens": 1, "heads": 2}[over]
+    sink_incoming = ((q + eps) * (k.sum(dim, keepdim=True) + eps)).sum(-1)
+    source_outgoing = ((k + eps) * (q.sum(dim, keepdim=True) + eps)).sum(-1)
+    # A padded token's flow is of order eps² and only ever divides zero: set to 1.
+    sink_incoming = torch.where(query_mask[..., None], sink_incoming, 1)
+    source_outgoing = torch.where(key_mask[..., None], source_outgoing, 1)
+
+    key_flow = (k / source_outgoing[..., None]).sum(dim, keepdim=True)
+    query_flow = (q / sink_incoming[..., None]).sum(dim, keepdim=True)
+    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1)
+    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1)
+    return sink_incoming, conserved_sink, conserved_source
+
+
 def conserve(
     q: Float[Tensor, "b l h d"],
     k: Float[Tensor, "b s h d"],
@@ -35,22 +63,13 @@ def conserve(
 
     q and k are features, zero at padded tokens.
     """
-    eps = options.eps
     query_mask = q.new_ones(q.shape[:2], dtype=torch.bool) if query_mask is None else query_mask
     key_mask = k.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
     L = query_mask.sum(1).to(q.dtype)[:, None, None]
     S = key_mask.sum(1).to(q.dtype)[:, None, None]
-
-    sink_incoming = ((q + eps) * (k.sum(1, keepdim=True) + eps)).sum(-1)
-    source_outgoing = ((k + eps) * (q.sum(1, keepdim=True) + eps)).sum(-1)
-    # A padded token's flow is of order eps² and only ever divides zero: set to 1.
-    sink_incoming = torch.where(query_mask[..., None], sink_incoming, 1)
-    source_outgoing = torch.where(key_mask[..., None], source_outgoing, 1)
-
-    key_flow = (k / source_outgoing[..., None]).sum(1, keepdim=True)
-    query_flow = (q / sink_incoming[..., None]).sum(1, keepdim=True)
-    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1)
-    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1)
+    sink_incoming, conserved_sink, conserved_source = flows(
+        q, k, eps=options.eps, query_mask=query_mask, key_mask=key_mask, over="tokens"
+    )
 
     sink_allocation = torch.ones_like(conserved_sink)
     if options.allocation:
@@ -130,6 +149,37 @@ def _at_end(x: Float[Tensor, "b t h d"], memory: Memory) -> Float[Tensor, "b t h
     if memory.between is None:
         return x
     return x * memory.between[:, :, -1].transpose(1, 2)[..., None]
+
+
+def mobile(
+    query: Float[Tensor, "b t h d"],
+    key: Float[Tensor, "b t h d"],
+    value: Float[Tensor, "b t h m"],
+    *,
+    options: FlowOptions,
+    normalize: bool,
+    mask: Bool[Tensor, "b t"] | None,
+) -> Float[Tensor, "b t h m"]:
+    """Mobile-Attention (Yao et al. 2024); ``normalize``, which is ours, divides by S."""
+    q = features(query, mask, options.feature_map)
+    k = features(key, mask, options.feature_map)
+    v = masked(value, mask).to(k.dtype)
+    real = q.new_ones(q.shape[:2], dtype=torch.bool) if mask is None else mask
+    S = real.sum(1).clamp(min=1).to(q.dtype)[:, None, None]
+    incoming, conserved_sink, conserved_source = flows(
+        q, k, eps=options.eps, query_mask=real, key_mask=real, over="heads"
+    )
+
+    scale = incoming.reciprocal()
+    if options.allocation:
+        scale = scale * torch.sigmoid(conserved_sink)
+    competition = torch.ones_like(conserved_source)
+    if options.competition is not None:
+        competition = S * compete(conserved_source, real, options)
+    if normalize:
+        competition = competition / S
+    out = linear_bidirectional(q, k, v * competition[..., None], row_scale=scale)
+    return out.to(value.dtype)
 
 
 def conserve_causal(
@@ -240,10 +290,13 @@ def linear_bidirectional(
     v: Float[Tensor, "b s h m"],
     *,
     row_scale: Float[Tensor, "b l h"] | None,
+    query_mask: Bool[Tensor, "b l"] | None = None,
+    key_mask: Bool[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b l h m"]:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+    q, k, v = masked(q, query_mask), masked(k, key_mask), masked(v, key_mask)
     out = torch.einsum("blhd,bhdm->blhm", q, torch.einsum("bshd,bshm->bhdm", k, v))
-    return out if row_scale is None else out * row_scale[..., None]
+    return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
 def linear_causal(

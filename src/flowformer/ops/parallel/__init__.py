@@ -23,6 +23,7 @@ from flowformer.ops.inputs import (
     check_state,
     check_tensors,
     exact_arithmetic,
+    refuse_growth,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.options import FlowKeywords, check_causal_options, resolve_options, spells_out
@@ -148,6 +149,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     query, key, value = check_tensors(query, key, value)
     if decay:
         log_decay = check_decay(decay[0], query, batch.query_mask, causal=causal)
+        refuse_growth(log_decay)
     # A wrong name raises for every form.
     choose_backend(backend, query, key, value, log_decay, *batch, *(initial_state or ()))
     if causal:
