@@ -81,6 +81,6 @@ struct Kernels {
   int (*causal_backward)(const Call&);
 };
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 
 }  // namespace flowformer

@@ -33,12 +33,12 @@ inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
 
 // sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
 template <class T>
-inline void sum_chunks(const CausalSizes<T>& s, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside, double* sum,
-                        Ahead* ahead) {
+inline void sum_chunks(const CausalSizes<T>& s, bool narrow, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside,
+                       double* sum, Ahead* ahead) {
   if ((t - range.first) % FOLDED)
-    multiply<T, true>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+    multiply_narrow<T, true>(narrow, s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
   else
-    multiply<T, false>(s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+    multiply_narrow<T, false>(narrow, s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
   if (t + n == range.last || (t + n - range.first) % FOLDED == 0) fold<T>(int(s.matrix), inside, sum, nullptr);
 }
 
@@ -194,7 +194,7 @@ template <class T> struct RowFeatures {
     return {features(row, side, t, n, false), s.dp, 1};
   }
   bool is_in_place(const Side& tokens) const {
-    return call.feature_map == IDENTITY && !tokens.mask && bytes_of_number(call) == sizeof(T);
+    return call.feature_map == IDENTITY && !tokens.mask && tokens.length > CHUNK && bytes_of_number(call) == sizeof(T);
   }
   // The next chunk of them, where none of its rows was read before.
   Ahead left_ahead(const Row& row, int side, int64_t t) const {
@@ -236,14 +236,15 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
   using RowFeatures<T>::s;
   using RowFeatures<T>::eps;
   using RowFeatures<T>::partial;
-  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out, *k_columns, *scores;
+  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *v, *out, *k_columns, *scores;
   T dots[CHUNK], weight[CHUNK];
   bool alone = false;  // the keys are one chunk, and one pass follows the other in this memory
+  bool narrow_keys;    // the features of that chunk may be rounded
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
-    for (T** rows : {&u, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
+    for (T** rows : {&v, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
     scores = arena.take_unset<T>(CHUNK * CHUNK);
   }
@@ -286,7 +287,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
         for_chunks(keys, [&](int64_t t, int n) { turn_keys(row, t, n, totals); });
       else if (!alone)
         round_to(int(s.matrix), totals.key_value, key_value);
-      for_chunks(queries, [&](int64_t t, int n) { write(row, t, n); });
+      for_chunks(queries, [&](int64_t t, int n) { write(row, t, n, totals); });
     }
   }
 
@@ -358,9 +359,11 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     for (int i = 0; i < n; i += W) store(to + i, exponential<T>(load(logits + i)));
   }
 
-  // u = c v
-  void weigh_values(const Row& row, int64_t t, int n, const Carry& totals) {
-    read_values<T>(call, call.value, row, row.key, t, n, s.m, u, false);
+  // k = c k, for the last time that these features are asked for, and v; no weights in linear attention. Whether they may be
+  // rounded.
+  bool weigh(const Row& row, int64_t t, int n, T* k, const Carry& totals) {
+    read_values<T>(call, call.value, row, row.key, t, n, s.m, v, false);
+    if (call.feature_map == IDENTITY) return false;
     const T unit = this->weight_of_share(row);
     if (call.competition != NO_COMPETITION) {
       T* share = this->key_stat(row, SOURCE_SHARE) + t;
@@ -370,42 +373,48 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
           share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
       }
       for (int i = 0; i < n; ++i) weight[i] = unit * share[i];
-      scale_rows(n, s.mp, u, weight, u);
+      scale_rows(n, s.dp, k, weight, k);
     } else if (unit != T(1)) {
       for (int i = 0; i < n; ++i) weight[i] = unit;
-      scale_rows(n, s.mp, u, weight, u);
+      scale_rows(n, s.dp, k, weight, k);
     }
+    return sums_flows(call) && are_many(call, n, row.key.mask_at(t), this->key_stat(row, SOURCE_OUTGOING) + t, totals.query_sum);
   }
 
   void turn_keys(const Row& row, int64_t t, int n, const Carry& totals) {
-    weigh_values(row, t, n, totals);
-    transpose(Widths<T>::padded(n), s.dp, this->features(row, 1, t, n, false), s.dp, k_columns, CHUNK);
+    T* k = this->features(row, 1, t, n, false);
+    narrow_keys = weigh(row, t, n, k, totals);
+    transpose(Widths<T>::padded(n), s.dp, k, s.dp, k_columns, CHUNK);
   }
 
   void add_key_value(const Row& row, Range keys, int64_t t, int n, const Carry& totals, Carry& added) {
-    const auto [k, token, feature] = this->left(row, 1, t, n);
-    weigh_values(row, t, n, totals);
+    const bool linear = call.feature_map == IDENTITY;
+    T* k = linear ? nullptr : this->features(row, 1, t, n, false);
+    const bool narrow = weigh(row, t, n, k, totals) && !call.sums;
+    const auto [keys_from, token, feature] = linear ? this->left(row, 1, t, n) : Left<T>{k, s.dp, 1};
     const Ahead next = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
     Ahead ahead = this->left_ahead(row, 1, t);
     ahead.next = &next;
     if (alone)
-      multiply<T, false>(s.d, s.mp, n, {k, feature, token}, u, s.mp, key_value, s.mp);
+      multiply_narrow<T, false>(narrow, s.d, s.mp, n, {keys_from, feature, token}, v, s.mp, key_value, s.mp);
     else
-      sum_chunks<T>(s, keys, t, n, {k, feature, token}, u, inside, added.key_value, &ahead);
+      sum_chunks<T>(s, narrow, keys, t, n, {keys_from, feature, token}, v, inside, added.key_value, &ahead);
   }
 
-  void write(const Row& row, int64_t t, int n) {
+  void write(const Row& row, int64_t t, int n, const Carry& totals) {
     const Left<T> q = this->left(row, 0, t, n);
     this->find_scale(row, t, n, weight);
+    const bool narrow = sums_flows(call) &&
+                        are_many(call, n, row.query.mask_at(t), this->query_stat(row, SINK_INCOMING) + t, totals.key_sum);
     if (has_cheap_scores(s, row)) {
       const int keys = int(row.key.trimmed);
-      multiply<T, false>(n, Widths<T>::padded(keys), s.d, q, k_columns, CHUNK, scores, CHUNK);
-      multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, u, s.mp, out, s.mp);
+      multiply_narrow<T, false>(narrow && narrow_keys, n, Widths<T>::padded(keys), s.d, q, k_columns, CHUNK, scores, CHUNK);
+      multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, v, s.mp, out, s.mp);
     } else {
       const Ahead next = this->left_ahead(row, 0, t);
       Ahead ahead = chunk_ahead(call, call.out, row, row.query, t, s.m);
       ahead.next = &next;
-      multiply<T, false>(n, s.mp, s.d, q, key_value, s.mp, out, s.mp, &ahead);
+      multiply_narrow<T, false>(narrow, n, s.mp, s.d, q, key_value, s.mp, out, s.mp, &ahead);
     }
     write_output<T>(call, row, t, n, out, weight);
   }

@@ -142,7 +142,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     if (alone)
       multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
     else
-      sum_chunks<T>(s, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
+      sum_chunks<T>(s, false, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
   }
 
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.

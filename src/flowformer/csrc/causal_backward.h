@@ -112,7 +112,7 @@ template <class T> struct CausalBackward {
       scale_rows(n, s.dp, scaled, since, columns);
       queries = columns;
     }
-    products_of_halves(s, halves, queries, g, outer, &ahead);
+    products_of_halves(s, false, halves, queries, g, outer, &ahead);
     turn.wait(0);
     if (!rounded && !halves.empty) round_to(int(s.matrix), carry.key_value, outer[0]);
     if (call.log_decay) {

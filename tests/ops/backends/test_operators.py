@@ -37,7 +37,8 @@ SCHEMAS = {
     ),
     "causal": (
         "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? cu_seqlens, Tensor? "
-        "row_scale, Tensor? tokens, Tensor? key_sum, Tensor? query_sum, Tensor? key_flow, "
+        "row_scale, Tensor? log_decay, Tensor? tokens, Tensor? key_sum, Tensor? query_sum, "
+        "Tensor? key_flow, "
         "Tensor? query_flow, Tensor? competition, Tensor? key_value, int feature_map, int "
         "competes_over, bool allocation, float clamp, float eps, bool keep, bool "
         "return_state) -> (Tensor out, Tensor tokens, Tensor key_sum, Tensor query_sum, "
@@ -48,11 +49,12 @@ SCHEMAS = {
         "(Tensor grad_out, Tensor? grad_key_sum, Tensor? grad_query_sum, Tensor? "
         "grad_key_flow, Tensor? grad_query_flow, Tensor? grad_competition, Tensor? "
         "grad_key_value, Tensor? out, Tensor query, Tensor key, Tensor value, Tensor? mask, "
-        "Tensor? cu_seqlens, Tensor? row_scale, Tensor? tokens, Tensor? key_sum, Tensor? "
+        "Tensor? cu_seqlens, Tensor? row_scale, Tensor? log_decay, Tensor? tokens, Tensor? "
+        "key_sum, Tensor? "
         "query_sum, Tensor? key_flow, Tensor? query_flow, Tensor? competition, Tensor? "
         "key_value, Tensor stats, Tensor sums, int feature_map, int competes_over, bool "
         "allocation, float clamp, float eps, bool state_gradient) -> (Tensor, Tensor, Tensor,"
-        " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 }
 
@@ -131,4 +133,4 @@ def test_options_survive_as_numbers(options):
 
 def test_the_library_reads_the_inputs_of_either_operator_by_the_same_names():
     names = [name for _, name in declared(BidirectionalArguments)]
-    assert list(Inputs._fields) == names[:8]
+    assert [*Inputs._fields] == [*names[:8], "log_decay"]  # the last is of a causal call alone

@@ -250,8 +250,9 @@ def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients
     inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    log_decay = _fake_numbers(inputs.query, inputs.log_decay)
-    return CausalGradients(*_fake_gradients(inputs), log_decay=log_decay, past=past)
+    query, key, value, scale = _fake_gradients(inputs)
+    log_decay = _fake_numbers(query, inputs.log_decay)
+    return CausalGradients(query, key, value, scale, log_decay, past)
 
 
 _read_bidirectional_inputs = reader(BidirectionalInputs)

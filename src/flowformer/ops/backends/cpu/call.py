@@ -121,7 +121,7 @@ def row_numbers(inputs: Inputs, *, sums_flows: bool) -> int:
     take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
     """
     (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
-    matrices = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    matrices: Any = batch * torch.sym_min(keys // (CHUNK + 1), 1)
     if inputs.cu_seqlens is not None:
         matrices = keys // CHUNK
     vectors = 4 * sequence_count(inputs.query, inputs.cu_seqlens) if sums_flows else 0

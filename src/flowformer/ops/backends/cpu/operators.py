@@ -97,7 +97,8 @@ def _bidirectional_backward(
         kept=arguments.saved.kept,
         gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
     )
-    return BidirectionalGradients(*(grad.to(inputs.query.dtype) for grad in grads), row_scale)
+    query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
+    return BidirectionalGradients(query, key, value, row_scale)
 
 
 def _like(tensor: Tensor | None) -> Tensor | None:
