@@ -6,7 +6,6 @@ a unit. They are made when their turn comes, since a million tokens take a gigab
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,8 +23,8 @@ from flowformer import (
     flow_attention_step,
     linear_attention,
     mobile_attention,
+    states_in_place,
 )
-from flowformer.ops import state
 from flowformer.ops.backends.cpu.library import instruction_set
 
 Shape = tuple[int, int, int, int]  # batch, tokens, heads, width
@@ -403,7 +402,6 @@ def fewest_for_two(attention: Attention) -> int | None:
 def step() -> Iterator[Row]:
     """One token more, as in generation, where the state before it is given up."""
     count = 100
-    given_up = getattr(state, "states_in_place", nullcontext)
 
     def ours() -> Side:
         query, key, value = torch.randn(3, 1, 1, 8, 64)
@@ -413,7 +411,7 @@ def step() -> Iterator[Row]:
         @torch.no_grad()
         def steps() -> None:
             nonlocal carried
-            with given_up():
+            with states_in_place():
                 for _ in range(count):
                     _, carried = flow_attention_step(query, key, value, carried)
 

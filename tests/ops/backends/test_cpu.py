@@ -476,7 +476,7 @@ def run_core(isa: str) -> str | None:
         fixtures = (
             {"threads": torch.set_num_threads} if "threads" in signature(test).parameters else {}
         )
-        marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+        marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
         for values in product(*(mark.args[1] for mark in marks)):
             given = dict(zip((mark.args[0] for mark in marks), values, strict=True))
             test(**given, **fixtures)
