@@ -164,13 +164,6 @@ template <class T> struct RowFeatures {
     cached[1] = arena.take_unset<T>((cache.keys + CHUNK) * s.dp);
   }
 
-  // A matrix [dp, mp] whose rows that are padding are zero, as are their columns in all that is computed here.
-  T* take_matrix(Arena& arena) const {
-    T* matrix = arena.take_unset<T>(s.matrix);
-    if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
-    return matrix;
-  }
-
   // Of queries (side 0) or keys (1); `fresh` when this row's are asked for the first time.
   T* features(const Row& row, int side, int64_t t, int n, bool fresh) {
     T* to = cached[side] ? cached[side] + t * s.dp : buffer;
@@ -243,7 +236,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take_unset<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    for (T** matrix : {&key_value, &inside}) *matrix = take_matrix<T>(arena, s);
     for (T** rows : {&v, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
     scores = arena.take_unset<T>(CHUNK * CHUNK);

@@ -40,7 +40,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY), sums(sums_flows(c)) {
     for (T*& vector : vectors) vector = arena.take_unset<T>(s.dp);
     flow = arena.take_unset<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    for (T** matrix : {&key_value, &inside}) *matrix = take_matrix<T>(arena, s);
     turned = arena.take_unset<T>(s.matrix);
     for (T** rows : {&g, &v, &u}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     for (T** rows : {&scaled, &grad}) *rows = arena.take_unset<T>(CHUNK * s.dp);

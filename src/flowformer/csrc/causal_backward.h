@@ -64,7 +64,7 @@ template <class T> struct CausalBackward {
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     const int64_t all = call.spacing * s.matrix;
     states = s.whole() ? arena.take_unset<T>(all) : arena.take<T>(all);  // padded lanes are never written
-    for (T*& matrix : outer) matrix = arena.take_unset<T>(s.matrix);
+    for (T*& matrix : outer) matrix = take_matrix<T>(arena, s);
     for (T** matrix : {&inside, &turned}) *matrix = arena.take_unset<T>(s.matrix);
     eps = arena.take<T>(s.dp);
     for (T*& vector : base) vector = arena.take<T>(s.dp);

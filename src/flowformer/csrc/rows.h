@@ -58,6 +58,13 @@ template <class T> struct Widths {
   static int padded(int width) { return (width + Simd<T>::W - 1) / Simd<T>::W * Simd<T>::W; }
 };
 
+// A matrix [dp, mp] whose rows that are padding are zero: no product writes them, and a dot of padded lanes reads them.
+template <class T> inline T* take_matrix(Arena& arena, const Widths<T>& s) {
+  T* matrix = arena.take_unset<T>(int64_t(s.dp) * s.mp);
+  if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
+  return matrix;
+}
+
 // The tokens of one sequence on one side (queries or keys).
 struct Side {
   int64_t start;    // its first token in its row of the batch
