@@ -198,11 +198,7 @@ template <class T> struct RowFeatures {
 
   // a / I, or what was given.
   void find_scale(const Row& row, int64_t t, int n, T* scale) const {
-    if (call.feature_map == IDENTITY) {
-      const T* given = call.row_scale ? row.dense<const T>(const_cast<void*>(call.row_scale), call, row.query, call.queries, t, 1) : nullptr;
-      for (int i = 0; i < n; ++i) scale[i] = given && row.query.real(t + i) ? given[i * call.heads] : T(1);
-      return;
-    }
+    if (call.feature_map == IDENTITY) return given_scale(call, row, t, n, scale);
     const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
     for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
   }

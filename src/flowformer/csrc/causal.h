@@ -69,11 +69,11 @@ inline void compete(const Call& call, int n, const uint8_t* mask, const T* sourc
   }
 }
 
-// The scale of linear attention: what was given, or one.
+// The scale of linear attention: what was given, or one; at masked tokens one.
 template <class T> inline void given_scale(const Call& call, const Row& row, int64_t t, int n, T* scale) {
   const T* given = static_cast<const T*>(call.row_scale);
   if (given) given += (row.batch() * call.queries + row.query.start + t) * call.heads + row.head;
-  for (int i = 0; i < n; ++i) scale[i] = given ? given[i * call.heads] : T(1);
+  for (int i = 0; i < n; ++i) scale[i] = given && row.query.real(t + i) ? given[i * call.heads] : T(1);
 }
 
 // More threads than this would wait for one another: the flows, of which one stretch follows the other, take a quarter of the time.

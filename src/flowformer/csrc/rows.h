@@ -169,7 +169,7 @@ FF_INLINE void write_narrow(void* to, Words x) {
   std::memcpy(to, &narrow, sizeof narrow);
 }
 
-// Rounded to the nearest, ties to even.
+// Rounded to the nearest, ties to even; the instruction makes zeros of subnormal numbers.
 FF_INLINE void write(Brain* to, Vec<float> value) {
 #ifdef FF_PAIRS
   const __m256i narrow = (__m256i)_mm512_cvtneps_pbh((__m512)value);
