@@ -99,6 +99,7 @@ class _Server:
 
     def poll(self, pid: int, /) -> int | None:
         """Return the exit code of a run's process, as `subprocess` has it; None while it runs."""
+        assert self._popen.stdout is not None
         while pid not in self._codes and select.select([self._popen.stdout], [], [], 0)[0]:
             self._read()
         return self._codes.pop(pid, None)
