@@ -63,7 +63,7 @@ def test_a_language_model_is_evaluated_again_and_has_a_report(flowformer, langua
         ),
         (
             ["train", "recall-small", "--data.length", "65", "--run-dir", "longer"],
-            "a sample has 65 tokens and the model reads at most 64: raise model.max_length",
+            "a sample has 65 tokens and the model reads at most 64: raise --model.max-length",
         ),
     ],
 )

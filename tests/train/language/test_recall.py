@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowformer.data.language.recall import RecallSizes
 from flowformer.data.language.recall_samples import RecallSamples
+from flowformer.data.loaders import StepBatches
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder
@@ -21,7 +23,7 @@ from flowformer.train.language.config import (
 )
 from flowformer.train.language.data import digest_data
 from flowformer.train.language.study import Language
-from flowformer.train.run import evaluate, load_run, predict, train, write_report
+from flowformer.train.run import load_run, predict, train, write_report
 
 
 def tiny_recall(corpus: str = "recall", **training: object) -> LanguageConfig:
@@ -55,6 +57,11 @@ def tiny_recall(corpus: str = "recall", **training: object) -> LanguageConfig:
     )
 
 
+def sizes_of(config: LanguageConfig) -> RecallSizes:
+    assert config.recall is not None
+    return config.recall
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`learned("copy")`: the folder of a run that learned the task."""
@@ -72,21 +79,21 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_a_small_model_learns_it_and_gives_the_same_answers_again(learned, corpus):
     folder = RunFolder(learned(corpus))
     result = json.loads(folder.result.read_text())
-    config = LanguageRecord.read(folder).config
+    sizes = sizes_of(LanguageRecord.read(folder).config)
     assert result["measure"] == "accuracy"
-    assert config.recall.chance < 0.65
+    assert sizes.chance < 0.65
     assert result["test_score"] > 0.95
-    evaluation = evaluate(folder.root)
+    evaluation = Language.evaluate(folder.root)
     assert not evaluation.differs
     assert evaluation.score.value == pytest.approx(result["test_score"])
-    assert f"a guess is right in {100 * config.recall.chance:.1f} %" in evaluation.describe()
+    assert f"a guess is right in {100 * sizes.chance:.1f} %" in evaluation.describe()
 
 
 def test_every_answer_counts_and_nothing_else(tmp_path):
     config = tiny_recall()
     train(config, tmp_path / "run")
     run, right = load_run(tmp_path / "run"), []
-    samples = RecallSamples(config.recall, "test", count=2000)
+    samples = RecallSamples(sizes_of(config), "test", count=2000)
     for item in (samples[number] for number in range(2000)):
         with torch.no_grad():
             answers = run.model(item["input_ids"][None]).logits[0].argmax(-1)
@@ -107,6 +114,7 @@ def test_no_sample_of_a_training_comes_twice():
     study = Language(tiny_recall(steps=6, evaluate_every=2, accumulate=2))
     assert study.record.sizes == {"train": 6 * 2 * 32, "validation": 500, "test": 2000}
     batches = study.loaders()[0].batch_sampler
+    assert isinstance(batches, StepBatches)
     seen = []
     for measurement in range(3):
         batches.set_epoch(measurement)
@@ -170,8 +178,9 @@ def test_a_run_that_goes_on_ends_bitwise_the_same(tmp_path, monkeypatch):
     draw, drawn = RecallSamples.__getitem__, []
 
     def stops(samples: RecallSamples, index: int) -> dict[str, torch.Tensor]:
-        drawn.append(index)
-        if samples._stream[1] == 0 and len(drawn) > 3 * 32 + 500:  # in the second measurement
+        if len(samples) == 4 * 32:  # those that are trained on
+            drawn.append(index)
+        if len(drawn) > 3 * 32:  # before the second measurement
             raise KeyboardInterrupt
         return draw(samples, index)
 
