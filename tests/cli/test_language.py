@@ -58,6 +58,10 @@ def test_a_language_model_is_evaluated_again_and_has_a_report(flowformer, langua
             "has no causal form",
         ),
         (
+            ["train", "recall-small", "--data.corpus", "recal"],
+            "unknown corpus 'recal': did you mean recall? choose from wikitext-103",
+        ),
+        (
             ["train", "recall-small", "--data.length", "20"],
             "recall of pairs=8 needs a length of at least 24, got 20",
         ),

@@ -212,8 +212,11 @@ def generate(arguments: list[str]) -> int:
 
     run = Language.load(options.run)
     if run.tokenizer is None:
-        corpus = run.config.data.corpus
-        raise ValueError(f"{options.run} was trained on {corpus}, and has no text to go on with")
+        instead = " (flowformer predict answers)" if Language.classifies(options.run) else ""
+        raise ValueError(
+            f"{options.run} was trained on {run.config.data.corpus}, and has no text to go on with"
+            f"{instead}"
+        )
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     waiting = [prompt]  # shown with what follows it: an error says no word of it
 
