@@ -1,4 +1,5 @@
-// Threads for one call, joined at its end: no pool that would spin beside torch's, be lost in a fork or outlive the library.
+// Threads for one call, joined at its end: no pool that would spin beside torch's, be lost in a fork or outlive the library;
+// and the order of what they may not do at once.
 #pragma once
 
 #include <cstddef>
@@ -18,13 +19,31 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  // Runs work(context, scratch, task) for task = 0 … tasks - 1, and returns when all are done. False when memory ran out. A
-  // thread that cannot be started only leaves its tasks to the others.
+  // Runs work(context, scratch, task) for task = 0 … tasks - 1, taken in this order, and returns when all are done. False when
+  // memory ran out. A thread that cannot be started only leaves its tasks to the others.
   bool run(int64_t tasks, Work work, const void* context);
 
  private:
   struct Members;  // the standard library's code stays out of what is compiled for an instruction set
   Members* members_;
+};
+
+// Lines in which tasks of a run stand: each waits until those before it have passed. They are to be earlier tasks of the run,
+// which some thread has taken.
+class Turns {
+ public:
+  explicit Turns(int64_t lines);
+  ~Turns();
+  Turns(const Turns&) = delete;
+  Turns& operator=(const Turns&) = delete;
+
+  bool whole() const { return lines_ != nullptr; }
+  void wait(int64_t line, int64_t before);  // until so many have passed
+  void pass(int64_t line);
+
+ private:
+  struct Line;
+  Line* lines_;
 };
 
 }  // namespace flowformer

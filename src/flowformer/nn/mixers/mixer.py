@@ -259,7 +259,7 @@ class ProjectedMixer(nn.Module):
         for name in self.kind.inputs:
             tensor = source if name in ("key", "value") else x
             if name != "hidden":
-                projected = self.get_submodule(f"{name}_projection")(tensor)
+                projected = getattr(self, f"{name}_projection")(tensor)
                 heads = projected.shape[-1] // self.head_dim
                 tensor = projected.unflatten(-1, (heads, self.head_dim))
                 if turn is not None and name != "value":
