@@ -12,6 +12,7 @@ from flowformer.nn.mixers.head_attention import (
     enter,
     implied_row,
     make_attention,
+    needs_heads_alone,
 )
 from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
@@ -241,7 +242,7 @@ class ProjectedMixer(nn.Module):
             ValueError: it has no query and key, gates and weights that would not turn, or heads
                 of an odd width.
         """
-        if self.kind.inputs != ("query", "key", "value"):
+        if not needs_heads_alone(self.kind):
             raise ValueError(
                 f"rotary positions need an attention of query, key and value; "
                 f"{self.kind.__name__} is one of {', '.join(self.kind.inputs)}"
