@@ -32,7 +32,8 @@ from flowformer.train.run import train
 
 NAME = "recall"
 FOLDER = ROOT / "runs" / NAME
-MIXERS = ["softmax", "flow", "linear", "gla", "deltanet"]
+MIXERS = ["softmax", "flow", "linear", "gated", "flow-gated"]
+MIXERS += ["gla", "deltanet", "gated-deltanet", "mamba2"]
 WIDTH, PAIRS = 64, 16  # of the sizes that vary the other
 
 
