@@ -105,20 +105,21 @@ def read_tokens(path: Path, *, vocab_size: int, max_length: int | None) -> list[
         ValueError: nothing is in it, or a line holds something else or too many; the message names
             file and line.
     """
+    tokens = {str(token).encode(): token for token in range(vocab_size)}
     sequences = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         words = line.split()
-        wrong = [word for word in words if not word.isdigit() or int(word) >= vocab_size]
-        if wrong:
-            raise ValueError(
-                f"{where}: expected tokens from 0 to {vocab_size - 1}, got "
-                f"{wrong[0].decode(errors='replace')!r}"
-            )
+        for word in words:
+            if word not in tokens:
+                raise ValueError(
+                    f"{where}: expected tokens from 0 to {vocab_size - 1}, got "
+                    f"{word[:40].decode(errors='replace')!r}"
+                )
         if not words or (max_length is not None and len(words) > max_length):
             most = "a token or more" if max_length is None else f"1 to {max_length} tokens"
             raise ValueError(f"{where}: expected {most}, got {len(words)}")
-        sequences.append(torch.tensor([int(word) for word in words]))
+        sequences.append(torch.tensor([tokens[word] for word in words]))
     if not sequences:
         raise ValueError(f"{path}: expected at least one line, got none")
     return sequences
