@@ -1,11 +1,14 @@
 """A run of whatever kind: it is trained into a folder, read back, tested, used, and shown."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flowformer.nn.mixers.building import mixer_class
+from flowformer.own_modules import own_module
 from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
@@ -65,6 +68,8 @@ def train(
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
         study: Study = kind.study(config, begun=folder if started else None, **given)
+    origin = own_module(mixer_class(config.model.mixer).origin)
+    study.record = replace(study.record, mixer_module=origin)
     digests = group.agree(study.digests)
     if started and has_ended(folder, study.record, digests):
         return kind.result.read(folder)
