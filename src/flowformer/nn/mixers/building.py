@@ -63,13 +63,22 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
         ValueError: unknown mixer 'lineer': did you mean linear? expected one of flow, ...
     """
     mixer = mixer_class(name)
+    check_options(name, mixer, options)
+    return mixer(dim, num_heads, **options)
+
+
+def check_options(name: str, mixer: type[ProjectedMixer], options: Mapping[str, Any]) -> None:
+    """Refuse an option that neither the layer nor its attention has.
+
+    Raises:
+        ValueError: there is one; the message lists those there are.
+    """
     layer = {
         name
         for name, each in signature(mixer).parameters.items()
         if each.kind is Parameter.KEYWORD_ONLY
     }
     _check_options(name, options, layer | option_names(mixer.kind))
-    return mixer(dim, num_heads, **options)
 
 
 def mixer_class(name: str) -> type[ProjectedMixer]:
@@ -231,7 +240,7 @@ def _check_name(name: str, noun: str, names: list[str], *, hint: str = "") -> No
     raise ValueError(f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}")
 
 
-def _check_options(name: str, options: dict[str, Any], allowed: set[str]) -> None:
+def _check_options(name: str, options: Mapping[str, Any], allowed: set[str]) -> None:
     if unknown := sorted(options.keys() - allowed):
         raise ValueError(
             f"{name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}"
