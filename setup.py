@@ -40,9 +40,11 @@ FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"),
 )
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2)
 X86_64_FLAGS = {  # the library chooses among these units when it runs
     "kernels_avx2": AVX2,
-    "kernels_avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2),
+    "kernels_avx512": AVX512,
+    "kernels_avx512bf16": ("-mavx512bf16", *AVX512),
 }
 
 

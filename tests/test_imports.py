@@ -28,7 +28,7 @@ LIBRARY = {
 LABORATORY = {
     "data": {"files", "machine", "names", "config_json"},
     "scores": {"generation", "names"},
-    "generation": set(),
+    "generation": {"ops"},
     "rollouts": {"data", "names"},
     "report": {"scores", "files", "config_json"},
     "compare": {"data", "scores", "report", "train", *SHARED},

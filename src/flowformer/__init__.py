@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         flow_map,
         linear_attention,
         mobile_attention,
+        states_in_place,
     )
 
 __version__ = "0.1.0"  # the one place: pyproject.toml reads it from here
@@ -31,6 +32,7 @@ __all__ = [
     "flow_map",
     "linear_attention",
     "mobile_attention",
+    "states_in_place",
 ]
 
 

@@ -200,9 +200,14 @@ def test_gradcheck_across_chunks_and_segments(monkeypatch):
     assert gradcheck(lambda q, k, v: flow_attention(q, k, v, causal=True), small(length=16))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_gradcheck_of_mobile_attention(normalize):
-    assert gradcheck(lambda *x: mobile_attention(*x, normalize=normalize), small())
+def test_gradcheck_of_mobile_attention(normalize, backend):
+    def attend(*x):
+        return mobile_attention(*x, normalize=normalize, backend=backend, layout="bthd")
+
+    assert gradcheck(attend, small(heads=3))
+    assert gradgradcheck(attend, small(3, heads=3, width=2))
 
 
 @pytest.mark.parametrize("causal", [False, True])

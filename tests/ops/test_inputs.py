@@ -230,6 +230,27 @@ def test_a_mode_sees_the_operator_and_a_fake_tensor_goes_through_it():
         assert flow_attention(*fake, causal=True, backend="cpu").shape == v.shape
 
 
+@needs_library
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_gradients_past_the_dispatcher_are_those_through_it(causal, monkeypatch):
+    from flowformer.ops.backends.cpu.operators import OPERATORS
+
+    given = [x.clone().requires_grad_() for x in (q, k, v)]
+
+    def step():
+        out = flow_attention(*given, causal=causal, backend="cpu")
+        return out, *torch.autograd.grad(out.square().sum(), given)
+
+    with Seen() as seen:
+        expected = step()
+    name = "flowformer.causal" if causal else "flowformer.bidirectional"
+    assert {f"{name}.default", f"{name}_backward.default"} <= seen.names
+    for operator in OPERATORS:
+        monkeypatch.setattr(operator, "dispatched", None)
+    for one, other in zip(step(), expected, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
 def test_only_what_the_dispatcher_has_nothing_to_do_for_is_plain():
     assert is_plain(q, mask, None, torch.nn.Parameter(q), state.tokens, q.transpose(1, 2))
     odd = [

@@ -6,24 +6,25 @@ a unit. They are made when their turn comes, since a million tokens take a gigab
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.attention import fast_transformers
+from benchmarks.attention import fast_transformers, ggml
 from benchmarks.attention.peers import BOTH, FORWARD, PASSES, CausalProduct, published_bidirectional
 from benchmarks.runner import pin, processor_seconds, seconds_of
 from flowformer import (
+    LinearState,
     flow_attention,
     flow_attention_step,
     linear_attention,
     mobile_attention,
+    states_in_place,
 )
-from flowformer.ops import state
 from flowformer.ops.backends.cpu.library import instruction_set
 
 Shape = tuple[int, int, int, int]  # batch, tokens, heads, width
@@ -200,23 +201,11 @@ def packs() -> Iterator[Row]:
 def memory() -> Iterator[Row]:
     """What a causal forward keeps for its backward."""
 
-    def kept(inputs: list[Tensor]) -> int:
-        storages = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = flow_attention(*inputs, causal=True)
-        for tensor in (*inputs, out):
-            storages.pop(tensor.untyped_storage().data_ptr(), None)
-        return sum(storages.values())
-
     def case(width: int, dtype: torch.dtype) -> Case:
         def make() -> Side:
             shape = 1, 4096, 1, width
-            return partial(kept, [torch.randn(shape).to(dtype).requires_grad_() for _ in range(3)])
+            inputs = [torch.randn(shape).to(dtype).requires_grad_() for _ in range(3)]
+            return partial(kept, inputs, FORMS["causal"])
 
         return make, 4096.0 * width * dtype.itemsize
 
@@ -228,6 +217,116 @@ def memory() -> Iterator[Row]:
             most=1.3,
             clock=lambda side, _: float(str(side())),
         )
+
+
+def kept(inputs: list[Tensor], attention: Attention) -> int:
+    """Return the bytes that a call keeps for its backward beyond its inputs and its output."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = attention(*inputs)
+    for tensor in (*inputs, out):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def decay() -> Iterator[Row]:
+    """Causal linear attention that forgets; both passes have the gradient of the decays too."""
+    shapes: list[Shape] = [(1, tokens, 8, 64) for tokens in (256, 1024, 4096)]
+
+    def side(shape: Shape, kind: str, *, decays: bool = True, **how: str) -> Callable[[], Side]:
+        return partial(linear_call, shape, decays=decays, backward=kind == BOTH, **how)
+
+    for kind, name in WORDS.items():
+        yield Row(
+            what=f"linear attention with a decay, {name}",
+            against="without",
+            cases={str(x): (side(x, kind), side(x, kind, decays=False)) for x in shapes},
+            most=1.2,
+        )
+    for kind, name in WORDS.items():
+        yield Row(
+            what=f"linear attention with a decay, {name}",
+            against="`chunked`",
+            cases={str(x): (side(x, kind), side(x, kind, backend="chunked")) for x in shapes},
+            least=5.0 if kind == FORWARD else 4.0,
+        )
+    for scan, least in (("gated_linear_attn", 3.0), ("ssm_scan", 2.5)):
+        scans = {x: partial(ggml.scan, scan, *x[1:]) for x in shapes}
+        yield Row(
+            what="linear attention with a decay, forward",
+            against=f"`ggml_{scan}`",
+            cases={str(x): (side(x, FORWARD), each) for x, each in scans.items()},
+            least=least,
+            missing=ggml.missing(),
+        )
+    one: Shape = (1, 1, 8, 64)
+    past = LinearState(torch.rand(1, 8, 64, 64, dtype=torch.float64))
+    yield Row(
+        what="a step of linear attention with a decay, 8 heads of 64",
+        against="without",
+        cases={
+            ALONE: (
+                partial(linear_call, one, decays=True, past=past),
+                partial(linear_call, one, decays=False, past=past),
+            )
+        },
+        most=1.1,
+    )
+    yield Row(
+        what="bytes of inputs, output and what is kept for the backward, with a decay",
+        against="without",
+        cases={str(x): (kept_by(x, decays=True), kept_by(x, decays=False)) for x in shapes},
+        most=1.05,
+        clock=lambda side, _: float(str(side())),
+    )
+
+
+def linear_inputs(shape: Shape, *, decays: bool) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """Return query, key, value and decays of up to a tenth a token, and the causal attention."""
+    torch.manual_seed(0)
+    inputs = [torch.rand(shape).requires_grad_() for _ in range(3)]
+    if decays:
+        inputs.append((-0.1 * torch.rand(shape[:3])).requires_grad_())
+
+    def attend(*tensors: Tensor, **options: Any) -> Any:
+        query, key, value, *rest = tensors
+        given = {"log_decay": rest[0]} if rest else {}
+        return linear_attention(query, key, value, causal=True, layout="bthd", **given, **options)
+
+    return inputs, attend
+
+
+def linear_call(
+    shape: Shape,
+    *,
+    decays: bool,
+    backward: bool = False,
+    backend: str | None = None,
+    past: LinearState | None = None,
+) -> Side:
+    """Return a call of causal linear attention, or of both its passes."""
+    inputs, attend = linear_inputs(shape, decays=decays)
+    given = {"initial_state": past, "return_state": past is not None, "backend": backend}
+    if not backward:
+        return torch.no_grad()(partial(attend, *inputs, **given))
+    weight = torch.rand(shape)
+    return lambda: torch.autograd.grad(attend(*inputs, **given), inputs, weight)
+
+
+def kept_by(shape: Shape, *, decays: bool) -> Callable[[], Side]:
+    """Return what counts the bytes of a call: those of its inputs, output and what it keeps."""
+
+    def make() -> Side:
+        inputs, attend = linear_inputs(shape, decays=decays)
+        held = sum(each.nbytes for each in inputs) + inputs[2].nbytes
+        return lambda: held + kept(inputs, attend)
+
+    return make
 
 
 def threads() -> Iterator[Row]:
@@ -303,7 +402,6 @@ def fewest_for_two(attention: Attention) -> int | None:
 def step() -> Iterator[Row]:
     """One token more, as in generation, where the state before it is given up."""
     count = 100
-    given_up = getattr(state, "states_in_place", nullcontext)
 
     def ours() -> Side:
         query, key, value = torch.randn(3, 1, 1, 8, 64)
@@ -313,7 +411,7 @@ def step() -> Iterator[Row]:
         @torch.no_grad()
         def steps() -> None:
             nonlocal carried
-            with given_up():
+            with states_in_place():
                 for _ in range(count):
                     _, carried = flow_attention_step(query, key, value, carried)
 
@@ -423,7 +521,7 @@ def process_seconds(side: Side, calls: int = 1) -> float:
 SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     section.__name__: section
     for section in (
-        *(masks, widths, short, packs, memory, threads),
+        *(masks, widths, short, packs, memory, decay, threads),
         *(step, chunked, family, published, half),
     )
 }

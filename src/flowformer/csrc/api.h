@@ -5,12 +5,13 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 2
+#define FLOWFORMER_ABI 4
 
 namespace flowformer {
 
 enum Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 enum FeatureMap : int32_t { SIGMOID = 0, RELU = 1, IDENTITY = 2 };  // identity: linear attention, without flows
+enum Flows : int32_t { OVER_TOKENS = 0, OVER_HEADS = 1 };  // over heads: Mobile-Attention
 enum Competition : int32_t { NO_COMPETITION = 0, SOURCES = 1, HEADS = 2 };
 
 // Tokens cut into chunks: the states before each of them are what a causal forward leaves for its backward.
@@ -51,6 +52,7 @@ struct Call {
   const int64_t* query_offsets;  // [b + 1] of packed sequences, or null
   const int64_t* key_offsets;
   const void* row_scale;  // linear attention: real [b, queries, h], or null
+  const void* log_decay;  // causal linear attention: real [b, queries, h], at most 0, or null
   State before, after;
   State grad_before, grad_after;
   // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and the sums of the
@@ -59,15 +61,19 @@ struct Call {
   // are those of the past.
   void* query_stats;  // real [b, h, 5 or 2, queries]; packed [h, …, queries]
   void* key_stats;    // real [b, h, 3, keys]
-  void* sums;         // real [b, h, 4·d + d·m]; causal: [chunks, h, 4·d], then [chunks / spacing, h, d·m]
+  void* sums;         // real [b, h, 4·d], then [rows of more than a chunk, h, d·m]; causal: [chunks, h, 4·d], then
+                      // [chunks / spacing, h, d·m]; of linear attention the latter alone
   // real and contiguous, [b, t, h, …]
   void* grad_query;
   void* grad_key;
   void* grad_value;
   void* grad_row_scale;  // [b, queries, h]
+  void* grad_log_decay;  // likewise
+  int32_t flows;
+  int32_t normalize;  // over heads: whether the output is divided by the number of sources
 };
 
-// Each returns 0, or 1 when memory ran out.
+// Each returns 0, or 1 when memory ran out; a causal forward 2 when a decay is above zero.
 struct Kernels {
   int (*bidirectional_forward)(const Call&);
   int (*bidirectional_backward)(const Call&);
@@ -75,6 +81,6 @@ struct Kernels {
   int (*causal_backward)(const Call&);
 };
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 
 }  // namespace flowformer

@@ -1,4 +1,5 @@
-// The bidirectional form: five levels, each a pass over the tokens that needs the totals of the levels below.
+// The bidirectional form: five levels, each a pass over the tokens that needs the totals of the levels below. Linear attention
+// is the last two of them, with scales that were given; Mobile-Attention (mobile.h) the last three, with flows that are known.
 //
 // A row that several threads share is cut into segments, whose partial totals are added up between the levels. Where the keys
 // of a row are one chunk, their keyᵀ value is the product itself, and is not summed up in float64; where queries and keys are
@@ -15,6 +16,10 @@ enum KeyStat { SOURCE_OUTGOING, SOURCE_SHARE, CONSERVED_SOURCE, KEY_STATS };
 // Where a row's features fit into this many bytes they are computed once, else again in every pass.
 constexpr int64_t CACHED_FEATURES = 8 << 20;
 
+// A product of so many tokens is summed up in the dtype of the arithmetic, and only then added to the float64 sum of the row: its
+// matrix takes twice the memory, and would drive all else out of the first-level cache.
+constexpr int64_t FOLDED = 4 * CHUNK;
+
 struct Range {
   int64_t first, last;  // tokens
 };
@@ -24,6 +29,17 @@ inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
   const int64_t chunks = (side.trimmed + CHUNK - 1) / CHUNK;
   const int64_t last = chunks * (segment + 1) / segments * CHUNK;
   return {chunks * segment / segments * CHUNK, last < side.trimmed ? last : side.trimmed};
+}
+
+// sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
+template <class T>
+inline void sum_chunks(const CausalSizes<T>& s, bool narrow, Range range, int64_t t, int n, Left<T> x, const T* y, T* inside,
+                       double* sum, Ahead* ahead) {
+  if ((t - range.first) % FOLDED)
+    multiply_narrow<T, true>(narrow, s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+  else
+    multiply_narrow<T, false>(narrow, s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
+  if (t + n == range.last || (t + n - range.first) % FOLDED == 0) fold<T>(int(s.matrix), inside, sum, nullptr);
 }
 
 template <class Task> FF_INLINE void for_chunks(Range range, const Task& task) {
@@ -79,7 +95,13 @@ template <class T> inline void add_rows(int n, int dp, const T* weight, const T*
     }
 }
 
-// Tokens of the longest row of each side, where its features fit; none where they do not.
+// The levels that a call has: all, or those from where its flows are known or there are none.
+inline Level first_level(const Call& call) {
+  return call.feature_map == IDENTITY ? KEY_VALUE : call.flows == OVER_HEADS ? COMPETITION : SUMS;
+}
+inline bool sums_flows(const Call& call) { return first_level(call) == SUMS; }
+
+// Tokens of the longest row of each side, where its features fit and are used again; else none.
 struct Cache {
   int64_t queries = 0, keys = 0;
 
@@ -87,7 +109,7 @@ struct Cache {
   Cache(const Call& call, int64_t bytes_of_row) {
     queries = longest(call.query_offsets, call.batch, call.queries);
     keys = longest(call.key_offsets, call.batch, call.keys);
-    if ((queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
+    if (!sums_flows(call) || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
   }
   static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
     if (!offsets) return tokens;
@@ -103,10 +125,27 @@ struct Cache {
 // The keys of a row in one chunk: nothing is summed over chunks.
 inline bool has_one_chunk(const Row& row) { return row.key.trimmed > 0 && row.key.trimmed <= CHUNK; }
 
-// Both sides in one chunk, and L S (d + m) operations in place of (L + S) d m.
-template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row) {
+// Both sides in one chunk, and about L S (d + m) operations in place of (L + S) d m. `turning`: so many operations of a product
+// take as long as to turn one number of the keys, which the backward has to do either way.
+template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row, int64_t turning = 20) {
   const int64_t queries = row.query.trimmed, keys = row.key.trimmed;
-  return has_one_chunk(row) && queries > 0 && queries <= CHUNK && queries * keys * (s.dp + s.mp) < (queries + keys) * s.matrix;
+  if (!has_one_chunk(row) || queries == 0 || queries > CHUNK) return false;
+  const int64_t columns = Widths<T>::padded(int(keys));
+  return queries * (columns * s.dp + keys * s.mp) + turning * keys * s.dp < (queries + keys) * s.matrix;
+}
+
+// The kept sums of the flows of a row, four vectors; where flows are no sums over tokens there are none.
+template <class T> inline T* row_vectors(const Call& call, const Row& row) {
+  return static_cast<T*>(call.sums) + row.index * 4 * call.key_width;
+}
+
+// The kept keyᵀ value of a row, or null: that of one chunk is computed again. Of packed sequences that are longer, each has a
+// chunk of its own in which it begins.
+template <class T> inline T* row_matrix(const Call& call, const Row& row) {
+  if (!call.sums || row.key.length <= CHUNK) return nullptr;
+  const int64_t vectors = !sums_flows(call) ? 0 : call.batch * call.heads * 4 * call.key_width;
+  const int64_t at = (row.packed ? row.key.start / CHUNK : row.sequence) * call.heads + row.head;
+  return static_cast<T*>(call.sums) + vectors + at * call.key_width * call.value_width;
 }
 
 // What both directions have of a row: its widths, its features, ε.
@@ -116,7 +155,8 @@ template <class T> struct RowFeatures {
   T *eps, *partial, *buffer, *cached[2] = {nullptr, nullptr};
 
   RowFeatures(const Call& c, Arena& arena, const Cache& cache) : call(c), s(c) {
-    eps = arena.take<T>(s.dp);
+    eps = arena.take_unset<T>(s.dp);
+    for (int j = 0; arena.holds_memory() && j < s.dp; ++j) eps[j] = j < s.d ? T(call.eps) : T(0);
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     buffer = arena.take_unset<T>(CHUNK * s.dp);
     if (cache.queries + cache.keys == 0) return;
@@ -131,10 +171,6 @@ template <class T> struct RowFeatures {
     return matrix;
   }
 
-  void begin() {
-    for (int j = 0; j < s.d; ++j) eps[j] = T(call.eps);
-  }
-
   // Of queries (side 0) or keys (1); `fresh` when this row's are asked for the first time.
   T* features(const Row& row, int side, int64_t t, int n, bool fresh) {
     T* to = cached[side] ? cached[side] + t * s.dp : buffer;
@@ -143,40 +179,81 @@ template <class T> struct RowFeatures {
     return to;
   }
 
+  T* query_stat(const Row& row, QueryStat stat) const {
+    return row.stats<T>(call.query_stats, call, row.query, call.queries, QUERY_STATS, stat);
+  }
+  T* key_stat(const Row& row, KeyStat stat) const {
+    return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
+  }
+
+  // Queries or keys as the left factor of a product: those of linear attention from where they are, without a copy.
+  Left<T> left(const Row& row, int side, int64_t t, int n) {
+    const View& view = side ? call.key : call.query;
+    const Side& tokens = side ? row.key : row.query;
+    if (is_in_place(tokens)) return {static_cast<const T*>(view.data) + row.offset(view, tokens, t), view.token, 1};
+    return {features(row, side, t, n, false), s.dp, 1};
+  }
+  bool is_in_place(const Side& tokens) const {
+    return call.feature_map == IDENTITY && !tokens.mask && tokens.length > CHUNK && bytes_of_number(call) == sizeof(T);
+  }
+  // The next chunk of them, where none of its rows was read before.
+  Ahead left_ahead(const Row& row, int side, int64_t t) const {
+    const Side& tokens = side ? row.key : row.query;
+    const int64_t next = is_in_place(tokens) ? t + CHUNK : tokens.trimmed;
+    return chunk_ahead(call, side ? call.key : call.query, row, tokens, next, s.d);
+  }
+
+  // a / I, or what was given.
+  void find_scale(const Row& row, int64_t t, int n, T* scale) const {
+    if (call.feature_map == IDENTITY) {
+      const T* given = call.row_scale ? row.dense<const T>(const_cast<void*>(call.row_scale), call, row.query, call.queries, t, 1) : nullptr;
+      for (int i = 0; i < n; ++i) scale[i] = given && row.query.real(t + i) ? given[i * call.heads] : T(1);
+      return;
+    }
+    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
+    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
+  }
+
+  // What a source weighs whose share of the softmax is 1, or of which there is none.
+  T weight_of_share(const Row& row) const {
+    const double sources = double(row.key.tokens > 1 ? row.key.tokens : 1);
+    return T((call.competition == NO_COMPETITION ? 1 : sources) / (call.normalize ? sources : 1));
+  }
+
   void with_eps(const double* from, T* to) const {
-    for (int j = 0; j < s.d; ++j) to[j] = T(from[j]) + eps[j];
+    for (int j = 0; j < s.dp; ++j) to[j] = T(from[j]) + eps[j];
   }
 };
+
+template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
+  std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
+  carry.tokens = carry.total = 0;
+  carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
+}
 
 template <class T> struct BidirectionalForward : RowFeatures<T> {
   using RowFeatures<T>::call;
   using RowFeatures<T>::s;
   using RowFeatures<T>::eps;
   using RowFeatures<T>::partial;
-  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *u, *out, *k_columns, *scores;
+  T *key_sum, *query_sum, *key_flow, *query_flow, *key_value, *inside, *v, *out, *k_columns, *scores;
   T dots[CHUNK], weight[CHUNK];
   bool alone = false;  // the keys are one chunk, and one pass follows the other in this memory
+  bool narrow_keys;    // the features of that chunk may be rounded
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
-    for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take<T>(s.dp);
+    for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
-    for (T** rows : {&u, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
+    for (T** rows : {&v, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
     scores = arena.take_unset<T>(CHUNK * CHUNK);
   }
 
-  T* query_stat(const Row& row, QueryStat stat) {
-    return row.stats<T>(call.query_stats, call, row.query, call.queries, QUERY_STATS, stat);
-  }
-  T* key_stat(const Row& row, KeyStat stat) {
-    return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
-  }
-
   // What the tokens of these ranges add to the field of a level. One object may be both, the totals and the added.
   void pass(const Row& row, Range queries, Range keys, Level level, const Carry& totals, Carry& added) {
-    this->begin();
     const bool fresh = level == SUMS;
     if (level == SUMS) {
+      if (alone) fetch_rows(chunk_ahead(call, call.value, row, row.key, 0, s.m));
       for_chunks(queries, [&](int64_t t, int n) {
         weighted_sum<T>(n, s.dp, this->features(row, 0, t, n, fresh), nullptr, nullptr, added.query_sum);
       });
@@ -188,29 +265,35 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       this->with_eps(totals.query_sum, query_sum);
       for_chunks(queries, [&](int64_t t, int n) {
         const T* q = this->features(row, 0, t, n, fresh);
-        flow(row.query, t, n, q, key_sum, query_stat(row, SINK_INCOMING) + t);
+        flow(row.query, t, n, q, key_sum, this->query_stat(row, SINK_INCOMING) + t);
         weighted_sum<T>(n, s.dp, q, weight, nullptr, added.query_flow);
       });
       for_chunks(keys, [&](int64_t t, int n) {
         const T* k = this->features(row, 1, t, n, fresh);
-        flow(row.key, t, n, k, query_sum, key_stat(row, SOURCE_OUTGOING) + t);
+        flow(row.key, t, n, k, query_sum, this->key_stat(row, SOURCE_OUTGOING) + t);
         weighted_sum<T>(n, s.dp, k, weight, nullptr, added.key_flow);
       });
     } else if (level == COMPETITION) {
+      if (alone) fetch_rows(chunk_ahead(call, call.out, row, row.query, 0, s.m));
       this->with_eps(totals.key_flow, key_flow);
       this->with_eps(totals.query_flow, query_flow);
-      for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
+      if (sums_flows(call)) for_chunks(queries, [&](int64_t t, int n) { allocate(row, t, n); });
       for_chunks(keys, [&](int64_t t, int n) { conserve_source(row, t, n, added); });
     } else if (level == KEY_VALUE) {
       if (!has_cheap_scores(s, row))
-        for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, t, n, totals, added); });
+        for_chunks(keys, [&](int64_t t, int n) { add_key_value(row, keys, t, n, totals, added); });
     } else {
       if (has_cheap_scores(s, row))
         for_chunks(keys, [&](int64_t t, int n) { turn_keys(row, t, n, totals); });
       else if (!alone)
         round_to(int(s.matrix), totals.key_value, key_value);
-      for_chunks(queries, [&](int64_t t, int n) { write(row, t, n); });
+      for_chunks(queries, [&](int64_t t, int n) { write(row, t, n, totals); });
     }
+  }
+
+  // Rows that no earlier chunk has asked for.
+  static void fetch_rows(Ahead ahead) {
+    while (ahead.rows > 0) ahead.fetch();
   }
 
   // I or O, kept, and its inverse in `weight`.
@@ -225,7 +308,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   void allocate(const Row& row, int64_t t, int n) {
     constexpr int W = Simd<T>::W;
-    T* stat = query_stat(row, SINK_ALLOCATION) + t;
+    T* stat = this->query_stat(row, SINK_ALLOCATION) + t;
     if (!call.allocation) {
       for (int i = 0; i < n; ++i) stat[i] = 1;
       return;
@@ -248,8 +331,13 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   void conserve_source(const Row& row, int64_t t, int n, Carry& added) {
     if (call.competition == NO_COMPETITION) return;
-    flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
-    std::memcpy(key_stat(row, CONSERVED_SOURCE) + t, dots, n * sizeof(T));
+    T* source = this->key_stat(row, CONSERVED_SOURCE) + t;
+    if (sums_flows(call)) {
+      flow_dots(n, s.dp, this->features(row, 1, t, n, false), query_flow, eps, partial, dots);
+      std::memcpy(source, dots, n * sizeof(T));
+    } else {
+      std::memcpy(dots, source, n * sizeof(T));
+    }
     double highest = added.shift;
     const bool bounded = call.clamp <= LARGEST_EXPONENT;
     for (int i = 0; !bounded && i < n; ++i)
@@ -271,60 +359,82 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
     for (int i = 0; i < n; i += W) store(to + i, exponential<T>(load(logits + i)));
   }
 
-  // u = c v
-  void weigh_values(const Row& row, int64_t t, int n, const Carry& totals) {
-    read_values<T>(call, call.value, row, row.key, t, n, s.m, u, false);
+  // k = c k, for the last time that these features are asked for, and v; no weights in linear attention. Whether they may be
+  // rounded.
+  bool weigh(const Row& row, int64_t t, int n, T* k, const Carry& totals) {
+    read_values<T>(call, call.value, row, row.key, t, n, s.m, v, false);
+    if (call.feature_map == IDENTITY) return false;
+    const T unit = this->weight_of_share(row);
     if (call.competition != NO_COMPETITION) {
-      T* share = key_stat(row, SOURCE_SHARE) + t;
+      T* share = this->key_stat(row, SOURCE_SHARE) + t;
       if (call.competition == SOURCES) {
-        exponentials(n, totals.shift, key_stat(row, CONSERVED_SOURCE) + t, weight);
+        exponentials(n, totals.shift, this->key_stat(row, CONSERVED_SOURCE) + t, weight);
         for (int i = 0; i < n; ++i)
           share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
       }
-      const T sources = T(row.key.tokens);
-      for (int i = 0; i < n; ++i) weight[i] = sources * share[i];
-      scale_rows(n, s.mp, u, weight, u);
+      for (int i = 0; i < n; ++i) weight[i] = unit * share[i];
+      scale_rows(n, s.dp, k, weight, k);
+    } else if (unit != T(1)) {
+      for (int i = 0; i < n; ++i) weight[i] = unit;
+      scale_rows(n, s.dp, k, weight, k);
     }
+    return sums_flows(call) && are_many(call, n, row.key.mask_at(t), this->key_stat(row, SOURCE_OUTGOING) + t, totals.query_sum);
   }
 
   void turn_keys(const Row& row, int64_t t, int n, const Carry& totals) {
-    weigh_values(row, t, n, totals);
-    transpose(Widths<T>::padded(n), s.dp, this->features(row, 1, t, n, false), s.dp, k_columns, CHUNK);
+    T* k = this->features(row, 1, t, n, false);
+    narrow_keys = weigh(row, t, n, k, totals);
+    transpose(Widths<T>::padded(n), s.dp, k, s.dp, k_columns, CHUNK);
   }
 
-  void add_key_value(const Row& row, int64_t t, int n, const Carry& totals, Carry& added) {
-    const T* k = this->features(row, 1, t, n, false);
-    weigh_values(row, t, n, totals);
-    Ahead ahead = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
-    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, alone ? key_value : inside, s.mp, &ahead);
-    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
+  void add_key_value(const Row& row, Range keys, int64_t t, int n, const Carry& totals, Carry& added) {
+    const bool linear = call.feature_map == IDENTITY;
+    T* k = linear ? nullptr : this->features(row, 1, t, n, false);
+    const bool narrow = weigh(row, t, n, k, totals) && !call.sums;
+    const auto [keys_from, token, feature] = linear ? this->left(row, 1, t, n) : Left<T>{k, s.dp, 1};
+    const Ahead next = chunk_ahead(call, call.value, row, row.key, t + CHUNK, s.m);
+    Ahead ahead = this->left_ahead(row, 1, t);
+    ahead.next = &next;
+    if (alone)
+      multiply_narrow<T, false>(narrow, s.d, s.mp, n, {keys_from, feature, token}, v, s.mp, key_value, s.mp);
+    else
+      sum_chunks<T>(s, narrow, keys, t, n, {keys_from, feature, token}, v, inside, added.key_value, &ahead);
   }
 
-  void write(const Row& row, int64_t t, int n) {
-    const T* q = this->features(row, 0, t, n, false);
-    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
-    for (int i = 0; i < n; ++i) weight[i] = allocation[i] / incoming[i];
+  void write(const Row& row, int64_t t, int n, const Carry& totals) {
+    const Left<T> q = this->left(row, 0, t, n);
+    this->find_scale(row, t, n, weight);
+    const bool narrow = sums_flows(call) &&
+                        are_many(call, n, row.query.mask_at(t), this->query_stat(row, SINK_INCOMING) + t, totals.key_sum);
     if (has_cheap_scores(s, row)) {
       const int keys = int(row.key.trimmed);
-      multiply<T, false>(n, Widths<T>::padded(keys), s.d, {q, s.dp, 1}, k_columns, CHUNK, scores, CHUNK);
-      multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, u, s.mp, out, s.mp);
+      multiply_narrow<T, false>(narrow && narrow_keys, n, Widths<T>::padded(keys), s.d, q, k_columns, CHUNK, scores, CHUNK);
+      multiply<T, false>(n, s.mp, keys, {scores, CHUNK, 1}, v, s.mp, out, s.mp);
     } else {
+      const Ahead next = this->left_ahead(row, 0, t);
       Ahead ahead = chunk_ahead(call, call.out, row, row.query, t, s.m);
-      multiply<T, false>(n, s.mp, s.d, {q, s.dp, 1}, key_value, s.mp, out, s.mp, &ahead);
+      ahead.next = &next;
+      multiply_narrow<T, false>(narrow, n, s.mp, s.d, q, key_value, s.mp, out, s.mp, &ahead);
     }
     write_output<T>(call, row, t, n, out, weight);
+  }
+
+  // All levels of a row that is for one thread.
+  void whole(const Row& row, Carry& totals) {
+    alone = has_one_chunk(row);
+    clear(s, call, totals, alone);
+    for (int level = first_level(call); level <= OUTPUT; ++level)
+      pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
+    write_padding<T>(call, row);
+    save(row, totals);
   }
 
   // The rounded totals, for the backward, which needs no keyᵀ value where it goes by scores.
   void save(const Row& row, const Carry& totals) {
     if (!call.sums) return;
-    T* sums = static_cast<T*>(call.sums) + (row.sequence * call.heads + row.head) * (4 * s.d + s.d * s.m);
     const double* fields[] = {totals.key_sum, totals.query_sum, totals.key_flow, totals.query_flow};
-    for (const double* field : fields) {
-      for (int j = 0; j < s.d; ++j) sums[j] = T(field[j]);
-      sums += s.d;
-    }
-    if (!has_cheap_scores(s, row)) save_rows(s.d, s.m, s.mp, key_value, sums);
+    for (int i = 0; sums_flows(call) && i < 4; ++i) round_to(s.d, fields[i], row_vectors<T>(call, row) + i * s.d);
+    if (T* matrix = row_matrix<T>(call, row)) save_rows(s.d, s.m, s.mp, key_value, matrix);
   }
 };
 
@@ -361,12 +471,6 @@ inline int64_t bidirectional_segments(const Call& call) {
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
 
-template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
-  std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
-  carry.tokens = carry.total = 0;
-  carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
-}
-
 template <class T> int bidirectional_forward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
@@ -380,15 +484,9 @@ template <class T> int bidirectional_forward(const Call& call) {
     return !parallel_for(team, rows, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);
-      const Row row(call, task);
       Carry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      forward.alone = has_one_chunk(row);
-      clear(s, call, totals, forward.alone);
-      for (int level = SUMS; level <= OUTPUT; ++level)
-        forward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), Level(level), totals, totals);
-      write_padding<T>(call, row);
-      forward.save(row, totals);
+      forward.whole(Row(call, task), totals);
     });
   }
 
@@ -398,7 +496,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   Carry *totals = memory.data(), *added = totals + rows;
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
   bool done = true;
-  for (int level = SUMS; done && level <= OUTPUT; ++level) {
+  for (int level = first_level(call); done && level <= OUTPUT; ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalForward<T> forward(call, arena, cache);

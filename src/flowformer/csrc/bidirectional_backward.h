@@ -6,7 +6,10 @@
 //   queries   dI = -ρ/I - (q·f)/I²:  Σ dI (q + ε);  dq is complete
 //   keys      dk is complete
 //
-// Where the forward went by scores (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
+// Linear attention is the first two, with r as it was given: its gradient is q·T. Mobile-Attention (mobile_backward.h) is the
+// first three, which leave ρ and dÔ.
+//
+// Where scores are cheaper (see bidirectional.h), the first two levels are one: with g uᵀ and the scores, both of one
 // chunk, dq = r (g uᵀ) k,  dk = (g uᵀ)ᵀ r q,  dv = c scoresᵀ r g.
 #pragma once
 
@@ -17,6 +20,10 @@ namespace flowformer::FF_ISA {
 
 enum BidirectionalLevel { QUERY_OUTER = 1, KEY_OUTER, KEY_FLOWS, QUERY_FLOWS, KEY_SUMS };
 
+inline BidirectionalLevel last_level(const Call& call) {
+  return call.feature_map == IDENTITY ? KEY_OUTER : call.flows == OVER_HEADS ? KEY_FLOWS : KEY_SUMS;
+}
+
 template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::call;
   using RowFeatures<T>::s;
@@ -24,13 +31,15 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::partial;
   T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
   T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
+  const bool flows, sums;
   bool alone = false;  // the queries are one chunk, and one pass follows the other in this memory
   // ρ [queries] and γ [keys] of this row; over heads also Σ γ [keys] of this sequence.
   T *rho = nullptr, *gamma = nullptr, *gamma_sum = nullptr;
 
-  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
-    for (T*& vector : vectors) vector = arena.take<T>(s.dp);
-    flow = arena.take<T>(s.dp);
+  BidirectionalBackward(const Call& c, Arena& arena, const Cache& cache)
+      : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY), sums(sums_flows(c)) {
+    for (T*& vector : vectors) vector = arena.take_unset<T>(s.dp);
+    flow = arena.take_unset<T>(s.dp);
     for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
     turned = arena.take_unset<T>(s.matrix);
     for (T** rows : {&g, &v, &u}) *rows = arena.take_unset<T>(CHUNK * s.mp);
@@ -39,25 +48,19 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     for (T** square : {&products, &scores}) *square = arena.take_unset<T>(CHUNK * CHUNK);
   }
 
-  const T* query_stat(const Row& row, QueryStat stat) const {
-    return row.stats<T>(call.query_stats, call, row.query, call.queries, QUERY_STATS, stat);
-  }
-  const T* key_stat(const Row& row, KeyStat stat) const {
-    return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
-  }
-
   void pass(const Row& row, Range queries, Range keys, BidirectionalLevel level, const BackCarry& totals,
             BackCarry& added) {
-    this->begin();
-    const T* sums = static_cast<const T*>(call.sums) + (row.sequence * call.heads + row.head) * (4 * s.d + s.d * s.m);
-    for (int i = 0; i < 4; ++i)
-      for (int j = 0; j < s.d; ++j) vectors[i][j] = sums[i * s.d + j] + eps[j];
-    if (level <= KEY_OUTER && has_cheap_scores(s, row)) {
+    for (int i = 0; sums && i < 4; ++i) {
+      const T* kept = row_vectors<T>(call, row) + i * s.d;
+      for (int j = 0; j < s.d; ++j) vectors[i][j] = kept[j] + eps[j];
+      for (int j = s.d; j < s.dp; ++j) vectors[i][j] = 0;
+    }
+    if (level <= KEY_OUTER && has_cheap_scores(s, row, 0)) {
       if (level == KEY_OUTER && queries.first < queries.last) both_outer(row, added);
     } else if (level == QUERY_OUTER) {
-      restore_rows(s.d, s.m, s.mp, sums + 4 * s.d, key_value);
+      find_key_value(row);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
-      for_chunks(queries, [&](int64_t t, int n) { query_outer(row, t, n, added); });
+      for_chunks(queries, [&](int64_t t, int n) { query_outer(row, queries, t, n, added); });
     } else if (level == KEY_OUTER) {
       if (alone)
         std::swap(key_value, inside);
@@ -65,6 +68,11 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
         round_to(int(s.matrix), totals.key_value, key_value);
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       for_chunks(keys, [&](int64_t t, int n) { key_outer(row, t, n, added); });
+    } else if (level == KEY_FLOWS && !sums) {
+      for_chunks(keys, [&](int64_t t, int n) {
+        source_gradients(row, t, n, totals);
+        std::memcpy(gamma + t, weight, n * sizeof(T));
+      });
     } else if (level == KEY_FLOWS) {
       round_to(s.dp, totals.key_flow, flow);
       for_chunks(keys, [&](int64_t t, int n) { key_flows(row, t, n, totals, added); });
@@ -76,6 +84,16 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       round_to(s.dp, totals.key_sum, flow);
       for_chunks(keys, [&](int64_t t, int n) { key_sums(row, t, n); });
     }
+  }
+
+  // All levels of a row that is for one thread.
+  void whole(const Row& row, BackCarry& totals) {
+    alone = row.query.trimmed > 0 && row.query.trimmed <= CHUNK;
+    std::memset(totals.key_sum, 0, size_t(alone ? s.vectors : s.sums()) * sizeof(double));
+    totals.late = 0;
+    for (int level = QUERY_OUTER; level <= last_level(call); ++level)
+      pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
+    zero_gradient_padding<T>(call, row);
   }
 
   T* grad_query(const Row& row, int64_t t) const {
@@ -103,53 +121,75 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     finish_queries(row, 0, n, this->features(row, 0, 0, n, true), added);
     multiply<T, false>(n, columns_of_keys, s.d, {scaled, s.dp, 1}, columns, CHUNK, scores, CHUNK);
     multiply<T, false>(keys, s.dp, n, {products, 1, CHUNK}, scaled, s.dp, grad, s.dp);
-    put(keys, grad_key(row, 0));
+    finish_keys(row, 0, keys, k);
     multiply<T, false>(keys, s.mp, n, {scores, 1, CHUNK}, g, s.mp, u, s.mp);
     finish_values(row, 0, keys, added);
   }
 
-  void query_outer(const Row& row, int64_t t, int n, BackCarry& added) {
+  void find_key_value(const Row& row) {
+    if (const T* kept = row_matrix<T>(call, row)) return restore_rows(s.d, s.m, s.mp, kept, key_value);
+    const int n = int(row.key.trimmed);
+    const T* k = this->features(row, 1, 0, n, true);
+    weigh_values(row, 0, n);
+    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
+  }
+
+  void query_outer(const Row& row, Range queries, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, true);
     read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g);
     multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, grad, s.dp);
     finish_queries(row, t, n, q, added);
-    multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
-    for (int64_t i = 0; !alone && i < s.matrix; ++i) added.key_value[i] += inside[i];
+    if (alone)
+      multiply<T, false>(s.d, s.mp, n, {scaled, 1, s.dp}, g, s.mp, inside, s.mp);
+    else
+      sum_chunks<T>(s, false, queries, t, n, {scaled, 1, s.dp}, g, inside, added.key_value, nullptr);
   }
 
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.
   void finish_queries(const Row& row, int64_t t, int n, const T* q, BackCarry& added) {
-    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
-    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
-    scale_rows(n, s.dp, grad, scale, grad);
-    row_dots(n, s.dp, q, grad, partial, dots);
-    const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
-    for (int i = 0; i < n; ++i) {
-      rho[t + i] = dots[i];
-      weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
+    this->find_scale(row, t, n, scale);
+    if (T* to = flows || !call.grad_row_scale ? nullptr : row.dense<T>(call.grad_row_scale, call, row.query, call.queries, t, 1)) {
+      row_dots(n, s.dp, q, grad, partial, dots);
+      for (int i = 0; i < n; ++i) to[i * call.heads] = row.query.real(t + i) ? dots[i] : T(0);
     }
+    scale_rows(n, s.dp, grad, scale, grad);
+    scale_rows(n, s.dp, q, scale, scaled);
+    if (!flows) return write_feature_gradient<T>(call, row.query, t, n, q, grad, grad_query(row, t), call.heads * s.d);
+    row_dots(n, s.dp, q, grad, partial, dots);
+    std::memcpy(rho + t, dots, n * sizeof(T));
+    if (!sums) return put(n, grad_query(row, t));
+    const T* allocation = this->query_stat(row, SINK_ALLOCATION) + t;
+    const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
+    for (int i = 0; i < n; ++i) weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
     add_rows(n, s.dp, weight, vectors[2], grad);
     put(n, grad_query(row, t));
     weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
-    scale_rows(n, s.dp, q, scale, scaled);
   }
 
   void key_outer(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, true);
     weigh_values(row, t, n);
     multiply<T, false>(n, s.dp, s.m, {u, s.mp, 1}, turned, s.dp, grad, s.dp);
-    put(n, grad_key(row, t));
+    finish_keys(row, t, n, k);
     multiply<T, false>(n, s.mp, s.d, {k, s.dp, 1}, key_value, s.mp, u, s.mp);
     finish_values(row, t, n, added);
+  }
+
+  // From K u in `grad`: dk but for the sums.
+  void finish_keys(const Row& row, int64_t t, int n, const T* k) {
+    if (flows)
+      put(n, grad_key(row, t));
+    else
+      write_feature_gradient<T>(call, row.key, t, n, k, grad, grad_key(row, t), call.heads * s.d);
   }
 
   // v, c in `key_weight`, u = c v
   void weigh_values(const Row& row, int64_t t, int n) {
     read_values<T>(call, call.value, row, row.key, t, n, s.m, v);
     const bool competes = call.competition != NO_COMPETITION;
-    const T sources = T(row.key.tokens);
-    const T* share = key_stat(row, SOURCE_SHARE) + t;
-    for (int i = 0; i < n; ++i) key_weight[i] = competes ? sources * share[i] : T(1);
+    const T unit = this->weight_of_share(row);
+    const T* share = competes ? this->key_stat(row, SOURCE_SHARE) + t : nullptr;
+    for (int i = 0; i < n; ++i) key_weight[i] = competes ? unit * share[i] : unit;
     scale_rows(n, s.mp, v, key_weight, u);
   }
 
@@ -170,18 +210,23 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     }
   }
 
+  // dÔ, in `weight`.
+  void source_gradients(const Row& row, int64_t t, int n, const BackCarry& totals) {
+    const T *share = this->key_stat(row, SOURCE_SHARE) + t, *source = this->key_stat(row, CONSERVED_SOURCE) + t;
+    const T bound = T(call.clamp);
+    for (int i = 0; i < n; ++i) {
+      const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
+      const bool free = call.competition != NO_COMPETITION && row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
+      weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
+    }
+  }
+
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, false);
-    const T *outgoing = key_stat(row, SOURCE_OUTGOING) + t, *share = key_stat(row, SOURCE_SHARE) + t;
-    const T* source = key_stat(row, CONSERVED_SOURCE) + t;
+    const T* outgoing = this->key_stat(row, SOURCE_OUTGOING) + t;
     get(n, grad_key(row, t));
     if (call.competition != NO_COMPETITION) {
-      const T bound = T(call.clamp);
-      for (int i = 0; i < n; ++i) {
-        const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
-        const bool free = row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
-        weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
-      }
+      source_gradients(row, t, n, totals);
       add_rows(n, s.dp, weight, vectors[3], grad);
       weighted_sum(n, s.dp, k, weight, eps, added.query_flow);
     }
@@ -207,7 +252,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
 
   void query_flows(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, false);
-    const T* incoming = query_stat(row, SINK_INCOMING) + t;
+    const T* incoming = this->query_stat(row, SINK_INCOMING) + t;
     get(n, grad_query(row, t));
     for (int i = 0; i < n; ++i) weight[i] = T(1) / incoming[i];
     add_rows(n, s.dp, weight, flow, grad);
@@ -232,7 +277,8 @@ template <class T> inline void add_totals(const CausalSizes<T>& s, const BackCar
   total.late += added.late;
 }
 
-template <class T> int bidirectional_backward(const Call& call) {
+// ρ and γ of all rows, [b, h, t], are wanted where they are given, and otherwise as long as their row is at work.
+template <class T> int bidirectional_gradients(const Call& call, T* given_rhos, T* given_gammas) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
@@ -247,16 +293,12 @@ template <class T> int bidirectional_backward(const Call& call) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task);
-      backward.alone = row.query.trimmed > 0 && row.query.trimmed <= CHUNK;
       BackCarry totals;
       totals.place(s, arena.take_unset<double>(s.sums()));
-      std::memset(totals.key_sum, 0, size_t(backward.alone ? s.vectors : s.sums()) * sizeof(double));
-      totals.late = 0;
-      backward.rho = arena.take_unset<T>(call.queries + call.keys);
-      backward.gamma = backward.rho + call.queries;
-      for (int level = QUERY_OUTER; level <= KEY_SUMS; ++level)
-        backward.pass(row, part_of(row.query, 0, 1), part_of(row.key, 0, 1), BidirectionalLevel(level), totals, totals);
-      zero_gradient_padding<T>(call, row);
+      T* flows = arena.take_unset<T>(call.queries + call.keys);
+      backward.rho = given_rhos ? row.stats<T>(given_rhos, call, row.query, call.queries, 1, 0) : flows;
+      backward.gamma = given_gammas ? row.stats<T>(given_gammas, call, row.key, call.keys, 1, 0) : flows + call.queries;
+      backward.whole(row, totals);
     });
   }
 
@@ -267,8 +309,9 @@ template <class T> int bidirectional_backward(const Call& call) {
   if (!memory.whole() || !flows.data()) return 1;
   BackCarry *totals = memory.data(), *added = totals + rows;
   T *rhos = flows.data(), *gammas = rhos + query_numbers, *gamma_sums = gammas + key_numbers;
+  if (given_rhos) rhos = given_rhos, gammas = given_gammas;
   bool done = true;
-  for (int level = QUERY_OUTER; done && level <= KEY_SUMS; ++level) {
+  for (int level = QUERY_OUTER; done && level <= last_level(call); ++level) {
     done = parallel_for(team, rows * segments, [&](char* scratch, int64_t task) {
       Arena arena(scratch);
       BidirectionalBackward<T> backward(call, arena, cache);
@@ -281,13 +324,17 @@ template <class T> int bidirectional_backward(const Call& call) {
       added[task].late = 0;
       backward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments),
                     BidirectionalLevel(level), totals[row.index], added[task]);
-      if (level == KEY_SUMS && segment == 0) zero_gradient_padding<T>(call, row);
+      if (level == last_level(call) && segment == 0) zero_gradient_padding<T>(call, row);
     });
     for (int64_t i = 0; done && i < rows * segments; ++i) add_totals(s, added[i], totals[i / segments]);
     for (int64_t i = 0; done && level == KEY_OUTER && call.competition == HEADS && i < batch * call.heads; ++i)
       for (int64_t t = 0; t < call.keys; ++t) gamma_sums[i / call.heads * call.keys + t] += gammas[i * call.keys + t];
   }
   return !done;
+}
+
+template <class T> int bidirectional_backward(const Call& call) {
+  return bidirectional_gradients<T>(call, nullptr, nullptr);
 }
 
 }  // namespace flowformer::FF_ISA

@@ -12,6 +12,8 @@
 //   sums          dk += Σ_{t≥s} dI_t (q_t + ε),  dq += dI (Σ k + ε);   likewise from dO
 //
 // H is G_t = Σ_{s≥t} γ_s / Σ_{r≤s} w_r times its own denominator, which keeps it in range without a bound on Ô.
+//
+// Where linear attention forgets, T and R shrink on their way as the forward's sums do, and chunks are undivided; see decay.h.
 #pragma once
 
 #include "causal.h"
@@ -28,7 +30,8 @@ template <class T> inline void zero_gradient_padding(const Call& call, const Row
   zero_padding<T>(call.grad_query, call, row, row.query, call.queries, int(call.key_width));
   zero_padding<T>(call.grad_key, call, row, row.key, call.keys, int(call.key_width));
   zero_padding<T>(call.grad_value, call, row, row.key, call.keys, int(call.value_width));
-  if (call.grad_row_scale) zero_padding<T>(call.grad_row_scale, call, row, row.query, call.queries, 1);
+  for (void* grad : {call.grad_row_scale, call.grad_log_decay})
+    if (grad) zero_padding<T>(grad, call, row, row.query, call.queries, 1);
 }
 
 template <class T> struct CausalBackward {
@@ -44,16 +47,20 @@ template <class T> struct CausalBackward {
   const T *kept, *key_value;          // the first of them, and the one before this chunk
   int64_t computed = -1;              // the chunk of the first
   double tokens;                      // real ones up to the end of this chunk
+  T* left = nullptr;                  // D of this chunk, see decay.h
+  double factor = 1;                  // what is left after it of what was before it
   T *base[4], *after[4];  // sums before the chunk, with ε; gradients of the sums after it
   T incoming[CHUNK], outgoing[CHUNK], allocation[CHUNK], odds[CHUNK], source[CHUNK], count[CHUNK], weight[CHUNK],
       scale[CHUNK], rho[CHUNK], gamma[CHUNK], key_share[CHUNK], query_share[CHUNK], d_sink[CHUNK], d_source[CHUNK],
-      d_incoming[CHUNK], d_outgoing[CHUNK], dots[CHUNK];
+      d_incoming[CHUNK], d_outgoing[CHUNK], dots[CHUNK], logs[CHUNK], since[CHUNK], until[CHUNK], sinks[CHUNK], sources[CHUNK],
+      decay_gradient[CHUNK];
 
   CausalBackward(const Call& c, bool, Arena& arena) : call(c), s(c) {
     for (T** rows : {&q, &k, &scaled, &dq, &dk}) *rows = arena.take_unset<T>(CHUNK * s.dp);
     for (T** rows : {&v, &u, &g, &du}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     columns = arena.take_unset<T>(CHUNK * (s.dp > s.mp ? s.dp : s.mp));
     for (T** square : {&products, &scores}) *square = arena.take_unset<T>(CHUNK * CHUNK);
+    if (call.log_decay) left = arena.take_unset<T>(CHUNK * CHUNK);
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     const int64_t all = call.spacing * s.matrix;
     states = s.whole() ? arena.take_unset<T>(all) : arena.take<T>(all);  // padded lanes are never written
@@ -89,7 +96,7 @@ template <class T> struct CausalBackward {
     const int n = int(row.key.trimmed - t < CHUNK ? row.key.trimmed - t : CHUNK);
     const bool flows = call.feature_map != IDENTITY;
     const Halves halves{n, HALF, index == 0 && !call.grad_after.key_value, chunk > 0 || call.grad_before.key_value,
-                        s.matrix * int64_t(sizeof(T)) <= SMALL};
+                        !call.log_decay && s.matrix * int64_t(sizeof(T)) <= SMALL};
     read_features<T>(call, call.query, row, row.query, t, n, q, false);
     if (flows)
       recall(row, t, n);
@@ -98,10 +105,22 @@ template <class T> struct CausalBackward {
     scale_rows(n, s.dp, q, scale, scaled);
     read_values<T>(call, call.grad_out, row, row.query, t, n, s.m, g, false);
     Ahead ahead = earlier(row, call.query, row.query, t, s.d);
-    products_of_halves(s, halves, scaled, g, outer, &ahead);
+    const T* queries = scaled;
+    if (call.log_decay) {
+      read_decays<T>(call, row, t, n, logs);
+      factor = decays_of_block(n, logs, since, until);
+      scale_rows(n, s.dp, scaled, since, columns);
+      queries = columns;
+    }
+    products_of_halves(s, false, halves, queries, g, outer, &ahead);
     turn.wait(0);
     if (!rounded && !halves.empty) round_to(int(s.matrix), carry.key_value, outer[0]);
-    add_halves(s, halves, outer, carry.key_value);
+    if (call.log_decay) {
+      const double factors[] = {factor, 1};
+      add_fading_halves(s, halves, outer, carry.key_value, factors);
+    } else {
+      add_halves(s, halves, outer, carry.key_value);
+    }
     tokens = carry.tokens;
     carry.tokens -= double(row.key.count(t, t + n));
     turn.pass(0);
@@ -117,9 +136,9 @@ template <class T> struct CausalBackward {
       prefix_gradient(n, s.dp, k, key_share, d_incoming, base[0], d_sink, base[2], dq);
       prefix_gradient(n, s.dp, q, query_share, d_outgoing, base[1], d_source, base[3], dk);
     } else if (call.grad_row_scale) {
-      T* to = row.dense<T>(call.grad_row_scale, call, row.query, call.queries, t, 1);
-      for (int i = 0; i < n; ++i) to[i * call.heads] = row.key.real(t + i) ? rho[i] : T(0);
+      write_numbers(call.grad_row_scale, row, t, n, rho);
     }
+    if (call.grad_log_decay) write_numbers(call.grad_log_decay, row, t, n, decay_gradient);
     const ptrdiff_t stride = call.heads * s.d;
     write_feature_gradient<T>(call, row.query, t, n, q, dq, row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d), stride);
     write_feature_gradient<T>(call, row.key, t, n, k, dk, row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d), stride);
@@ -129,6 +148,12 @@ template <class T> struct CausalBackward {
       outer[2] = before;
       rounded = true;
     }
+  }
+
+  // A number for each token, zero at padded ones.
+  void write_numbers(void* data, const Row& row, int64_t t, int n, const T* numbers) const {
+    T* to = row.dense<T>(data, call, row.query, call.queries, t, 1);
+    for (int i = 0; i < n; ++i) to[i * call.heads] = row.key.real(t + i) ? numbers[i] : T(0);
   }
 
   // The rows of the chunk before t, which is the next.
@@ -175,8 +200,15 @@ template <class T> struct CausalBackward {
       }
       scale_rows(CHUNK, s.mp, u, weight, u);
     }
+    T factor = 1;
+    if (call.log_decay) {
+      T logs[CHUNK], since[CHUNK], until[CHUNK];
+      read_decays<T>(call, row, t, CHUNK, logs);
+      factor = T(decays_of_block(CHUNK, logs, since, until));
+      scale_rows(CHUNK, s.dp, k, until, k);
+    }
     multiply<T, false>(s.d, s.mp, CHUNK, {k, 1, s.dp}, u, s.mp, inside, s.mp);
-    for (int i = 0; i < s.d * s.mp; ++i) sum[i] = before[i] + inside[i];
+    for (int i = 0; i < s.d * s.mp; ++i) sum[i] = factor * before[i] + inside[i];
   }
 
   // The numbers of the forward.
@@ -215,12 +247,26 @@ template <class T> struct CausalBackward {
     if (weighted) scale_rows(n, s.mp, v, weight, u), values = u;
     transpose(Widths<T>::padded(n), s.mp, values, s.mp, columns, CHUNK);
     multiply_to_lower<T>(n, s.m, {g, s.mp, 1}, columns, CHUNK, products, CHUNK);
-    if (t == 0 && !call.before.key_value) {
+    if (call.log_decay) {
+      each_decay(n, logs, [&](int i, int j, Vec<T> decay) FF_LAMBDA {
+        store(left + i * CHUNK + j, decay);
+        store(products + i * CHUNK + j, load(products + i * CHUNK + j) * decay);
+      });
+      std::memset(sinks, 0, sizeof sinks);
+      std::memset(sources, 0, sizeof sources);
+    }
+    const bool first = t == 0 && !call.before.key_value;
+    if (first) {
       multiply<T, false, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp);
     } else {
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
       Ahead ahead = written(row, call.grad_query, row.query, call.queries, t, n, s.d);
       multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, dq, s.dp, &ahead);
+      if (call.log_decay) {
+        scale_rows(n, s.dp, dq, since, dq);
+        row_dots(n, s.dp, q, dq, partial, sinks);
+        for (int i = 0; i < n; ++i) sinks[i] *= scale[i];
+      }
       Ahead values_ahead = earlier(row, call.value, row.key, t, s.m);
       multiply<T, true, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp, &values_ahead);
     }
@@ -238,6 +284,10 @@ template <class T> struct CausalBackward {
     } else {
       source_gradients(0, n, values, halves.empty ? nullptr : outer[0], ahead, ahead + 1);
     }
+    if (call.log_decay) {
+      const double through = first || halves.empty ? 0 : factor * inner_product(s.d, s.mp, key_value, outer[0]);
+      add_outer_terms(n, sinks, sources, through, decay_gradient);
+    }
     if (weighted) {
       scale_rows(n, s.mp, du, weight, du);
       row_dots(n, s.mp, du, v, partial, gamma);
@@ -253,19 +303,28 @@ template <class T> struct CausalBackward {
 
   // dk and du of n tokens of the chunk, with R after them; none: zero.
   void source_gradients(int first, int n, const T* values, const T* late, Ahead* ahead, Ahead* further) {
-    const T *keys = k + first * s.dp, *sinks = scaled + first * s.dp, *grad = g + first * s.mp;
+    const T *keys = k + first * s.dp, *queries = scaled + first * s.dp, *grad = g + first * s.mp;
     const T* triangle = products + first * (CHUNK + 1);
     T *to_keys = dk + first * s.dp, *to_values = du + first * s.mp;
     transpose(Widths<T>::padded(n), s.dp, keys, s.dp, columns, CHUNK);
-    multiply_to_lower<T>(n, s.d, {sinks, s.dp, 1}, columns, CHUNK, scores, CHUNK);
+    multiply_to_lower<T>(n, s.d, {queries, s.dp, 1}, columns, CHUNK, scores, CHUNK);
+    if (call.log_decay) {
+      decay_gradients(n, scores, products, partial, decay_gradient);
+      multiply_triangle(n, left, scores);
+    }
     if (late) {
       transpose(s.dp, s.mp, late, s.mp, turned, s.dp);
       multiply<T, false>(n, s.dp, s.m, {values + first * s.mp, s.mp, 1}, turned, s.dp, to_keys, s.dp, ahead);
-      multiply<T, true, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, sinks, s.dp, to_keys, s.dp);
       multiply<T, false>(n, s.mp, s.d, {keys, s.dp, 1}, late, s.mp, to_values, s.mp, further);
+      if (call.log_decay) {
+        scale_rows(n, s.dp, to_keys, until, to_keys);
+        scale_rows(n, s.mp, to_values, until, to_values);
+        row_dots(n, s.dp, keys, to_keys, partial, sources);
+      }
+      multiply<T, true, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, queries, s.dp, to_keys, s.dp);
       multiply<T, true, Shape::upper>(n, s.mp, n, {scores, 1, CHUNK}, grad, s.mp, to_values, s.mp);
     } else {
-      multiply<T, false, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, sinks, s.dp, to_keys, s.dp);
+      multiply<T, false, Shape::upper>(n, s.dp, n, {triangle, 1, CHUNK}, queries, s.dp, to_keys, s.dp);
       multiply<T, false, Shape::upper>(n, s.mp, n, {scores, 1, CHUNK}, grad, s.mp, to_values, s.mp);
     }
   }

@@ -19,7 +19,7 @@ struct Choice {
 // The best that the machine has, or the one that FLOWFORMER_ISA names, if it has that; whoever loads the library compares.
 Choice choose() {
   const char* wanted = std::getenv("FLOWFORMER_ISA");
-  Choice available[3];
+  Choice available[4];
   int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -27,6 +27,7 @@ Choice choose() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = {"avx512bf16", &kernels_avx512bf16};
   if (avx512) available[count++] = {"avx512", &kernels_avx512};
   if (avx2) available[count++] = {"avx2", &kernels_avx2};
 #endif

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from flowformer.ops import states_in_place
+
 UseCache = bool | Literal["auto"]
 
 
@@ -167,7 +169,8 @@ class CarriedDecoder:
 
     def step(self, token: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
         """Read one token more of each row."""
-        return self._read(token[:, None], None)
+        with states_in_place():  # nobody else has this state
+            return self._read(token[:, None], None)
 
     def reorder(self, index: Int[Tensor, " n"]) -> None:
         """Go on with these rows, in this order."""

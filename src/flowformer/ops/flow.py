@@ -1,6 +1,6 @@
 """Flow-Attention: the public functions. They check, choose a backend and call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowformer.ops.backends import choose_backend, reference
-from flowformer.ops.backends.operators import is_kept
+from flowformer.ops.backends import choose_backend, reference, that_decays
 from flowformer.ops.features import FeatureMap, features, masked
 from flowformer.ops.inputs import (
     check_causal,
+    check_decay,
     check_state,
     check_tensors,
     exact_arithmetic,
+    is_kept,
+    refuse_growth,
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -31,6 +33,7 @@ from flowformer.ops.nonfinite import (
     without,
 )
 from flowformer.ops.options import (
+    DEFAULTS,
     Competition,
     FlowKeywords,
     FlowOptions,
@@ -39,12 +42,14 @@ from flowformer.ops.options import (
     spells_out,
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
-from flowformer.ops.state import FlowState
+from flowformer.ops.state import FlowState, has_decayed
+from flowformer.ops.steps import PreparedSteps, is_step
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
     """The keyword arguments of :func:`flow_attention`, for type checkers."""
 
+    log_decay: Tensor | None
     initial_state: FlowState | None
 
 
@@ -66,7 +71,7 @@ def flow_attention(
     return_state: Literal[True],
     **arguments: Unpack[FlowArguments],
 ) -> tuple[Tensor, FlowState]: ...
-@takes_layouts("query", "key", "value", warns=True)
+@takes_layouts("query", "key", "value", "log_decay", warns=True)
 def flow_attention(  # noqa: PLR0913 - the options of the published variants, keyword-only
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
@@ -79,6 +84,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     competition: Competition | None = "sources",
     allocation: bool = True,
     independent_sinks: bool = False,
+    log_decay: Float[Tensor, "b l h"] | None = None,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -101,7 +107,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         out_i = sigmoid(Î_i·L/S) / I_i · q_i Σ_j k_jᵀ (S · softmax_j(clamp(Ô_j)) · v_j)
 
     The causal form has running sums instead (docs/attention/math.md): it is not this form under a
-    mask.
+    mask. With log_decay each of them shrinks by exp(log_decay_t) before token t is added.
 
     Args:
         query: ``[b, l, h, d]``, float16, bfloat16, float32 or float64.
@@ -118,6 +124,8 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks: true leaves out both, whatever they say, so that each output depends on
             its own query and on the context alone: the form for a decoder's cross-attention. In
             any other, an earlier output knows the later queries.
+        log_decay: ``[b, l, h]``, at most 0: the logarithm of what is left of all earlier tokens
+            when a token is added (causal only). A padded token neither adds nor decays.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
@@ -128,7 +136,8 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         backend: ``"reference"``, ``"chunked"``, ``"cpu"``, ``"triton"``, or None to choose.
         layout: where the heads stand in query, key, value and the output: ``"bthd"``, or ``"bhtd"``
             for ``[b, h, t, d]`` (packed: ``[1, h, total, d]``), which costs no copy; the output is
-            a transposed view. Masks, offsets and states are the same in both.
+            a transposed view, and log_decay ``[b, h, l]``. Masks, offsets and states are the same
+            in both.
 
     Returns:
         ``[b, l, h, m]`` in the value's dtype, zero at padded queries and where no key is real;
@@ -136,7 +145,8 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
 
     Raises:
         ValueError: an argument does not fit the others; the message says what was expected.
-        TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
+        TypeError: a mask is not boolean, offsets are no integers, decays are no numbers, a state
+            is of another kind.
         RuntimeError: the backend asked for is not available; the message says why.
 
     Examples:
@@ -149,6 +159,11 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         >>> state.key_value.shape  # constant, whatever the length
         torch.Size([2, 4, 16, 16])
     """
+    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
+    if causal and return_state and is_step((query, key, value), initial_state, (log_decay, *given)):
+        words = feature_map, clamp, eps, competition, allocation, independent_sinks
+        spelled = dict(zip(DEFAULTS, words, strict=True))
+        return _step(query, key, value, initial_state, backend, spelled)
     options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
@@ -158,21 +173,32 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         independent_sinks=independent_sinks,
     )
     query, key, value = check_tensors(query, key, value)
-    given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
     batch = resolve_batch(query, key, *given, causal=causal)
-    module = choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
+    if log_decay is not None:
+        log_decay = check_decay(log_decay, query, batch.query_mask, causal=causal)
+    module = choose_backend(backend, query, key, value, log_decay, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
     elif initial_state is not None or return_state:
         raise ValueError("only a causal call has a state: pass causal=True")
     check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
+    module = _that_decays(module, log_decay, initial_state)
+    keys = (key, value) if log_decay is None else (key, value, log_decay)
     with exact_arithmetic(query):
         attend = partial(_attend_causal, module, options, return_state)
         attend = attend if causal else partial(_attend, module, options)
         packs = module.PACKS_SEQUENCES
-        out, state = attend_batch(attend, (query,), (key, value), batch, initial_state, packs=packs)
+        out, state = attend_batch(attend, (query,), keys, batch, initial_state, packs=packs)
     return out if not return_state or state is None else (out, state)
+
+
+def _that_decays(
+    module: ModuleType, log_decay: Tensor | None, state: FlowState | None
+) -> ModuleType:
+    """Return the backend's module, or one that takes a decay, or the state after one."""
+    decays = log_decay is not None or (state is not None and has_decayed(state))
+    return that_decays(module, "flow", log_decay) if decays else module
 
 
 def _attend(
@@ -203,11 +229,12 @@ def _attend_causal(
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
     run = partial(module.causal, options=options, state=state, **rest)
-    query, key, value = *queries, *keys
-    needed = not module.CONTAINS_NONFINITE or is_kept(query, key, value, *(state or ()))
-    if not (needed and may_be_spoiled(query, key, value)):
-        return run(query, key, value)
-    return _attend_contained(run, query, key, value, batch, options)
+    query, key, value, *decay = *queries, *keys
+    needed = not module.CONTAINS_NONFINITE or is_kept(query, key, value, *decay, *(state or ()))
+    if needed and may_be_spoiled(query, key, value, *decay):
+        log_decay = decay[0] if decay else None
+        return _attend_contained(run, query, key, value, log_decay, batch, options)
+    return run(query, key, value, log_decay=decay[0]) if decay else run(query, key, value)
 
 
 def _attend_contained(
@@ -215,6 +242,7 @@ def _attend_contained(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    log_decay: Tensor | None,
     batch: Batch,
     options: FlowOptions,
 ) -> tuple[Tensor, FlowState | None]:
@@ -223,6 +251,9 @@ def _attend_contained(
     sigmoid = options.feature_map == "sigmoid"  # of an infinity it is finite, and so is relu of -∞
     q, k = (masked(x, mask) if sigmoid else masked(x, mask).relu() for x in (query, key))
     tokens = either(*(spoiled(x, nan_only=sigmoid) for x in (q, k)))
+    if log_decay is not None:  # -inf is one that forgets all
+        tokens = either(tokens, log_decay.isnan()[..., None])
+        run = partial(run, log_decay=without(log_decay, tokens[..., 0]))
     columns = spoiled(masked(value, mask), columns=True)
     flag = either(tokens, columns)
     if batch.cu_seqlens is None and not may_look(query, key, value):
@@ -239,7 +270,7 @@ def _attend_contained(
     return stained(out, seen, mask), state
 
 
-@takes_layouts("query", "key", "value")
+@takes_layouts("query", "key", "value", "log_decay")
 @spells_out
 def flow_attention_step(
     query: Float[Tensor, "b 1 h d"],
@@ -247,6 +278,7 @@ def flow_attention_step(
     value: Float[Tensor, "b 1 g m"],
     state: FlowState | None,
     *,
+    log_decay: Float[Tensor, "b 1 h"] | None = None,
     backend: str | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
     **options: Unpack[FlowKeywords],
@@ -258,6 +290,7 @@ def flow_attention_step(
         key: ``[b, 1, g, d]``, g dividing h.
         value: ``[b, 1, g, m]``.
         state: the state after the earlier tokens, or None for the first one.
+        log_decay: ``[b, 1, h]``, at most 0: the logarithm of what is left of the earlier tokens.
         backend: as in :func:`flow_attention`; those in PyTorch share one recurrence.
         layout: as in :func:`flow_attention`. The state is the same in both.
         options: those of :class:`FlowOptions`; no competition over heads, which is not causal.
@@ -280,9 +313,29 @@ def flow_attention_step(
         >>> out.shape, state.tokens
         (torch.Size([2, 1, 4, 16]), tensor([3, 3]))
     """
+    return _step(query, key, value, state, backend, options, log_decay)
+
+
+_STEPS = PreparedSteps(FlowState)
+
+
+def _step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FlowState | None,
+    backend: str | None,
+    options: Mapping[str, Any],
+    log_decay: Tensor | None = None,
+) -> tuple[Tensor, FlowState]:
+    look = backend, *options.items()
+    plain = log_decay is None
+    if plain and (step := _STEPS.find(look, query, key, value, state)) is not None:
+        return step(query, key, value, state)
+    given = query, key, value
     resolved = resolve_options(**options)
     check_causal_options(resolved)
-    query, key, value = check_tensors(query, key, value)
+    query, key, value = check_tensors(*given)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
@@ -290,9 +343,16 @@ def flow_attention_step(
             "heads come first need layout='bhtd'"
         )
     check_state(state, FlowState, query, value, query.shape[0])
-    module = choose_backend(backend, query, key, value, *(state or ()))
+    decay = {}
+    if log_decay is not None:
+        decay["log_decay"] = check_decay(log_decay, query, None, causal=True)
+    module = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
+    module = _that_decays(module, log_decay, state)
     with exact_arithmetic(query):
-        return module.step(query, key, value, options=resolved, state=state)
+        out, after = module.step(query, key, value, options=resolved, state=state, **decay)
+    if plain and state is not None:
+        _STEPS.keep(look, module, resolved, *given, state)
+    return out, after
 
 
 class FlowMap(NamedTuple):
@@ -307,13 +367,14 @@ class FlowMap(NamedTuple):
     sink_allocation: Float[Tensor, "b l h"]
 
 
-@takes_layouts("query", "key", warns=True)
+@takes_layouts("query", "key", "log_decay", warns=True)
 @spells_out
 def flow_map(
     query: Float[Tensor, "b l h d"],
     key: Float[Tensor, "b s g d"],
     *,
     causal: bool = False,
+    log_decay: Float[Tensor, "b l h"] | None = None,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -327,6 +388,7 @@ def flow_map(
         key: ``[b, s, g, d]``, g dividing h.
         causal: whether the sums run up to each token only; c_t is then the weight of source t
             when it arrives.
+        log_decay: ``[b, l, h]``, as in :func:`flow_attention`.
         mask: ``[b, l]``, both sides.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
@@ -353,15 +415,19 @@ def flow_map(
     query_mask, key_mask = resolve_masks(
         query, key, causal=causal, mask=mask, query_mask=query_mask, key_mask=key_mask
     )
+    if log_decay is not None:
+        log_decay = check_decay(log_decay, query, query_mask, causal=causal)
     with exact_arithmetic(query):
         q = features(query, query_mask, resolved.feature_map)
         k = features(key, key_mask, resolved.feature_map)
         if causal:
             check_causal(query, key, sums_over_sinks=True)
             check_causal_options(resolved)
+            if log_decay is not None:
+                refuse_growth(log_decay)
             state = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
             _, competed, allocated, _ = reference.conserve_causal(
-                q, k, options=resolved, mask=key_mask, state=state
+                q, k, options=resolved, mask=key_mask, state=state, log_decay=log_decay
             )
         else:
             _, competed, allocated = reference.conserve(

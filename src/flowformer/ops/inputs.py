@@ -20,6 +20,9 @@ from torch.jit._trace import is_tracing  # torch.jit does not export it
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.state import FlowState, has_decayed, of_heads
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,9 +41,10 @@ def check_tensors(
     """
     value = key if value is None else value
     query, key, value = _widened_under_autocast(query, key, value)
+    dtype, device = query.dtype, query.device
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_strided(name, tensor)
-        if tensor.ndim != 4 or 0 in tensor.shape[1:]:
+        if tensor.ndim != 4 or not all(tensor.shape[1:]):
             raise ValueError(
                 f"{name} must be [batch, time, head, feature], each but the batch at least 1, "
                 f"got shape {list(tensor.shape)}"
@@ -48,10 +52,10 @@ def check_tensors(
         if tensor.dtype not in DTYPES:
             came = f"{type(tensor).__name__} of {tensor.dtype}"
             raise ValueError(f"{name} must be a floating-point tensor, got {came}")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
+        if tensor.dtype != dtype or tensor.device != device:
             raise ValueError(
-                f"query, key and value must share dtype and device, got {query.dtype} on "
-                f"{query.device} and, for {name}, {tensor.dtype} on {tensor.device}"
+                f"query, key and value must share dtype and device, got {dtype} on "
+                f"{device} and, for {name}, {tensor.dtype} on {tensor.device}"
             )
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(
@@ -185,6 +189,49 @@ def check_causal(
     )
 
 
+def check_decay(log_decay: Tensor, query: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Return the logarithms of decays, in the dtype of the arithmetic and zero at padded tokens.
+
+    Raises:
+        ValueError: a call that is not causal, another shape or device.
+        TypeError: no tensor of floating-point numbers.
+    """
+    if not causal:
+        raise ValueError("only a causal call forgets: log_decay needs causal=True")
+    dtype = log_decay.dtype if isinstance(log_decay, Tensor) else type(log_decay).__name__
+    if dtype not in DTYPES:
+        raise TypeError(f"log_decay must be a floating-point tensor, got {dtype}")
+    check_strided("log_decay", log_decay)
+    if log_decay.shape != query.shape[:3] or log_decay.device != query.device:
+        raise ValueError(
+            f"log_decay must be [batch, time, head] = {list(query.shape[:3])} on {query.device}, "
+            f"got {list(log_decay.shape)} on {log_decay.device}"
+        )
+    if dtype != (wanted := compute_dtype(query.dtype)):
+        log_decay = log_decay.to(wanted)
+    if mask is not None:
+        log_decay = torch.where(mask[..., None], log_decay, 0)
+    return log_decay
+
+
+def refuse_growth(log_decay: Tensor) -> None:
+    """Look at decays where that makes nothing wait: none may be above zero.
+
+    Raises:
+        ValueError: one is.
+    """
+    if is_plain(log_decay) and log_decay.numel() and log_decay.amax() > 0:
+        raise growth(log_decay)
+
+
+def growth(log_decay: Tensor) -> ValueError:
+    """Return the error of decays of which one is above zero."""
+    return ValueError(
+        "log_decay is the logarithm of what is left of earlier tokens, at most 0, got "
+        f"{log_decay.amax().item():g}"
+    )
+
+
 State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors
 
 
@@ -203,17 +250,20 @@ def starting_state(given: State | None, empty: State) -> State:
 
 
 def check_state(
-    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any
+    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any, more: int = 0
 ) -> None:
     """Check a state against the initial one of such tensors, which is not made again every time.
+
+    It may be one whose value has ``more`` columns.
 
     Raises:
         TypeError, ValueError: as :func:`starting_state`.
     """
     if given is not None:
         layout = _traced_layout if is_recorded() else _cached_layout
-        sizes = sequences, query.shape[2], query.shape[3], value.shape[3]
-        _check_layout(given, kind, layout(kind, sizes, query.device))
+        sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more
+        decays = isinstance(given, FlowState) and has_decayed(given)
+        _check_layout(given, kind, layout(kind, sizes, query.device, decays))
 
 
 Layout = list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -223,8 +273,9 @@ def _layout_of(state: tuple) -> Layout:
     return [(field.shape, field.dtype, field.device) for field in state]
 
 
-def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device) -> Layout:
-    return _layout_of(kind.initial(*sizes, device))
+def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device, decays: bool) -> Layout:
+    empty = kind.initial(*sizes, device)
+    return _layout_of(of_heads(empty) if decays and kind is FlowState else empty)
 
 
 _cached_layout = lru_cache(maxsize=64)(_traced_layout)
@@ -295,10 +346,18 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     )
 
 
+def is_kept(*tensors: Tensor | None) -> bool:
+    """Return whether a gradient may be asked for: only then is anything kept for it."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 # What torch's dispatcher is told by an ordinary tensor on a CPU, and by a thread in which nothing
 # is at work. All else is for it to do: turn a sign, make zeros, record a graph, tell a mode.
 _KEYS = ("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU", "BackendSelect")
-_PLAIN = reduce(or_, (DispatchKeySet(DispatchKey.__members__[key]).raw_repr() for key in _KEYS))
+_SPECIAL = ~reduce(or_, (DispatchKeySet(DispatchKey.__members__[key]).raw_repr() for key in _KEYS))
+_KINDS = (Tensor, Parameter)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -308,20 +367,18 @@ def is_plain(*tensors: Tensor | None) -> bool:
     tensors of the call are to be asked: none may be traced, transformed, a subclass, one whose sign
     is turned in reading, or one without memory. That a gradient is wanted is for the caller to say.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
-        and _only(_dispatch_tls_local_include_set())
-        and all(
-            tensor is None
-            or (type(tensor) in (Tensor, Parameter) and _only(_dispatch_keys(tensor)))
-            for tensor in tensors
-        )
-    )
-
-
-def _only(keys: DispatchKeySet) -> bool:
-    return not keys.raw_repr() & ~_PLAIN
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or _dispatch_tls_local_include_set().raw_repr() & _SPECIAL
+    ):
+        return False
+    for tensor in tensors:  # a loop: a decoding step is short
+        if tensor is not None and (
+            type(tensor) not in _KINDS or _dispatch_keys(tensor).raw_repr() & _SPECIAL
+        ):
+            return False
+    return True
 
 
 def has_values(*tensors: Tensor) -> bool:
@@ -335,7 +392,7 @@ def has_values(*tensors: Tensor) -> bool:
         or is_for_any_length()
         or is_in_torch_dispatch_mode()
         or is_transformed(*tensors)
-    ) and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+    ) and all(type(tensor) in _KINDS for tensor in tensors)
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:

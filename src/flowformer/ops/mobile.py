@@ -3,13 +3,11 @@
 from functools import partial
 from types import ModuleType
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowformer.ops.backends import choose_backend
-from flowformer.ops.backends.reference import compete
-from flowformer.ops.features import FeatureMap, features, masked
+from flowformer.ops.features import FeatureMap
 from flowformer.ops.inputs import check_tensors, exact_arithmetic
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.options import FlowOptions, resolve_options
@@ -57,7 +55,7 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         normalize: divide by S, so that the output does not grow (ours, not published).
         mask: ``[b, t]``, True = a real token.
         cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
-        backend: which backend computes q Σ kᵀ v, as in :func:`flow_attention`.
+        backend: as in :func:`flow_attention`; ``"triton"`` has no kernel of its own for it.
         layout: as in :func:`flow_attention`.
 
     Returns:
@@ -92,8 +90,8 @@ def mobile_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     module = choose_backend(backend, query, key, value, *batch)
     with exact_arithmetic(query):
         attend = partial(_attend, module, options, normalize)
-        out, _ = attend_batch(attend, (query,), (key, value), batch, None)
-    return out.to(value.dtype)
+        packs = module.PACKS_SEQUENCES
+        return attend_batch(attend, (query,), (key, value), batch, None, packs=packs)[0]
 
 
 def _attend(
@@ -105,40 +103,6 @@ def _attend(
     batch: Batch,
     state: LinearState | None,
 ) -> tuple[Tensor, LinearState | None]:
-    key_mask = batch.key_mask
-    q = features(queries[0], key_mask, options.feature_map)
-    k = features(keys[0], key_mask, options.feature_map)
-    v = masked(keys[1], key_mask).to(k.dtype)
-    real = k.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
-    scale, weight = _conserve_over_heads(q, k, real, options)
-    sources = real.sum(1).clamp(min=1)[:, None, None]
-    if options.competition is not None:
-        weight = weight * sources
-    if normalize:
-        weight = weight / sources
-    return module.linear_bidirectional(q, k, v * weight[..., None], row_scale=scale), state
-
-
-def _conserve_over_heads(
-    q: Float[Tensor, "b t h d"],
-    k: Float[Tensor, "b t h d"],
-    real: Bool[Tensor, "b t"],
-    options: FlowOptions,
-) -> tuple[Float[Tensor, "b t h"], Float[Tensor, "b t h"]]:
-    """Return sink_allocation / sink_incoming, and source_competition / S (1 without it)."""
-    eps = options.eps
-    incoming = ((q + eps) * (k.sum(2, keepdim=True) + eps)).sum(-1)
-    outgoing = ((k + eps) * (q.sum(2, keepdim=True) + eps)).sum(-1)
-    # A padded token's flow is of order eps² and only ever divides zero: set to 1.
-    incoming = torch.where(real[..., None], incoming, 1)
-    outgoing = torch.where(real[..., None], outgoing, 1)
-    key_flow = (k / outgoing[..., None]).sum(2, keepdim=True)
-    query_flow = (q / incoming[..., None]).sum(2, keepdim=True)
-    conserved_sink = ((q + eps) * (key_flow + eps)).sum(-1)
-    conserved_source = ((k + eps) * (query_flow + eps)).sum(-1)
-    scale = incoming.reciprocal()
-    if options.allocation:
-        scale = scale * torch.sigmoid(conserved_sink)
-    if options.competition is None:
-        return scale, torch.ones_like(conserved_source)
-    return scale, compete(conserved_source, real, options)
+    offsets = {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens}
+    rest = {"normalize": normalize, "mask": batch.key_mask, **offsets}
+    return module.mobile(*queries, *keys, options=options, **rest), state

@@ -1,12 +1,15 @@
 """The states that a causal attention carries from call to call: named tuples, batch first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 
 def carry_dtype(device: torch.device) -> torch.dtype:
@@ -46,6 +49,36 @@ def reorder_state(self: _State, index: Int[Tensor, " n"]) -> _State:
     return _each(self, lambda x: x.index_select(0, index))
 
 
+_in_place: ContextVar[bool] = ContextVar("states_in_place", default=False)
+
+
+@contextmanager
+def states_in_place() -> Iterator[None]:
+    """Let a decoding step write the state after its token where the state before it stood.
+
+    Who enters gives up each state that a causal attention is given inside, and uses the state that
+    it returns instead. So a step allocates next to nothing. Where that cannot be (a gradient is
+    wanted, a graph is recorded, another backend), the state stays and a new one is returned.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer import flow_attention_step
+        >>> from flowformer.ops import states_in_place
+        >>> state = None
+        >>> with torch.no_grad(), states_in_place():
+        ...     for _ in range(3):
+        ...         query, key, value = (torch.randn(2, 1, 4, 16) for _ in range(3))
+        ...         out, state = flow_attention_step(query, key, value, state)
+        >>> state.tokens
+        tensor([3, 3])
+    """
+    before = _in_place.set(True)
+    try:
+        yield
+    finally:
+        _in_place.reset(before)
+
+
 class FlowState(NamedTuple):
     """The state of causal Flow-Attention after some tokens: constant size, whatever their number.
 
@@ -54,7 +87,8 @@ class FlowState(NamedTuple):
     heads save nothing here):
 
     Attributes:
-        tokens: n, the number of real tokens. Shape ``[b]``, int64.
+        tokens: n, the number of real tokens. Shape ``[b]``, int64; where there has been a decay,
+            what is left of them in each head, ``[b, h]``, float64.
         key_sum: Σ k. Shape ``[b, h, d]``.
         query_sum: Σ q. Shape ``[b, h, d]``.
         key_flow: Σ n·k/O. Shape ``[b, h, d]``.
@@ -62,11 +96,11 @@ class FlowState(NamedTuple):
         competition: log Σ exp Ô, -inf before the first token. Shape ``[b, h]``.
         key_value: Σ kᵀ(c·v). Shape ``[b, h, d, m]``.
 
-    All but ``tokens`` are float64 (float32 on a device without float64). The state is an ordinary
+    All but a count are float64 (float32 on a device without float64). The state is an ordinary
     tuple of tensors: differentiable, and saved and loaded by ``torch.save`` and ``torch.load``.
     """
 
-    tokens: Int[Tensor, " b"]
+    tokens: Int[Tensor, " b"] | Float[Tensor, "b h"]
     key_sum: Float[Tensor, "b h d"]
     query_sum: Float[Tensor, "b h d"]
     key_flow: Float[Tensor, "b h d"]
@@ -101,7 +135,8 @@ class LinearState(NamedTuple):
     """The state of causal linear attention.
 
     Attributes:
-        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it).
+        key_value: Σ kᵀ v. Shape ``[b, h, d, m]``, float64 (float32 on a device without it). Of a
+            normalised attention it has one more column, Σ k: ``[b, h, d, m + 1]``.
     """
 
     key_value: Float[Tensor, "b h d m"]
@@ -122,6 +157,41 @@ class LinearState(NamedTuple):
 Past = TypeVar("Past", FlowState, LinearState)
 
 
+def has_decayed(state: FlowState) -> bool:
+    """Return whether n is one of each head, which a decay may have made smaller."""
+    return state.tokens.ndim == 2
+
+
+def of_heads(state: FlowState) -> FlowState:
+    """Return the state with n of each head."""
+    if has_decayed(state):
+        return state
+    tokens = state.tokens[:, None].expand(state.competition.shape)
+    return state._replace(tokens=tokens.to(state.key_sum.dtype))
+
+
+def empty_state(decays: bool, *sizes: Any) -> FlowState:
+    """Return the state before the first token, of the sizes that ``initial`` takes."""
+    state = FlowState.initial(*sizes)
+    return of_heads(state) if decays else state
+
+
+def faded(state: FlowState, log_decay: Float[Tensor, "b h"]) -> FlowState:
+    """Return what is left of a state after a decay."""
+    log_decay = log_decay.to(state.key_sum.dtype)
+    factor = log_decay.exp()
+    vector = factor[..., None]
+    return FlowState(
+        tokens=of_heads(state).tokens * factor,
+        key_sum=state.key_sum * vector,
+        query_sum=state.query_sum * vector,
+        key_flow=state.key_flow * vector,
+        query_flow=state.query_flow * vector,
+        competition=state.competition + log_decay,
+        key_value=state.key_value * vector[..., None],
+    )
+
+
 def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState) -> FlowState:
     """Return some rows of a state, and for the others those of another; a gradient may reach both.
 
@@ -133,6 +203,19 @@ def select_rows(rows: Bool[Tensor, " b"], state: FlowState, otherwise: FlowState
             for field, other in zip(state, otherwise, strict=True)
         )
     )
+
+
+def room_after(state: Past) -> Past:
+    """Return room for the state after a token: that of the state before, if it was given up.
+
+    But for n, one number that every head reads before its step and one of them writes.
+    """
+    if not _in_place.get():
+        return type(state)(*map(torch.empty_like, state))
+    increment_version(state)  # whoever kept it for a gradient is told
+    if isinstance(state, LinearState):
+        return state
+    return FlowState(torch.empty_like(state.tokens), *state[1:])
 
 
 def state_before(kind: type[Past], state: Past | None, query: Tensor, value: Tensor) -> Past:

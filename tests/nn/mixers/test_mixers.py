@@ -89,13 +89,14 @@ def test_an_eps_that_float32_does_not_hold_is_refused_when_a_layer_is_built(eps:
         ScheduledOptimizerConfig(epsilon=eps)
 
 
-UNCLAMPED = {"flow": {"clamp": None}, "flow-no-allocation": {"clamp": None}}
+UNCLAMPED = {name: {"clamp": None} for name in ("flow", "flow-no-allocation", "flow-gated")}
 PUBLISHED = {
     "series": UNCLAMPED,
     "sequences": UNCLAMPED,
     "trajectories": {
         "flow": {"clamp": 10.0},
         "flow-no-allocation": {"clamp": 10.0},
+        "flow-gated": {"clamp": 10.0},
         "softmax": {"weight_dropout": 0.3},
     },
 }

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, linear_attention
-from flowformer.ops.backends.arguments import numbers
+from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
+from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
 from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
@@ -152,17 +154,67 @@ def test_a_row_of_one_chunk_keeps_no_sums_and_has_the_gradients_of_its_past(opti
         assert_close(grad, expected.expand_as(grad), check_dtype=False)
 
 
+NARROW: dict[str, Any] = {
+    "bidirectional": flow_attention,
+    "causal": partial(flow_attention, causal=True),
+    "mobile": mobile_attention,
+}
+
+
 @core
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_narrow_inputs_are_rounded_once(causal, dtype):
+@pytest.mark.parametrize("attend", NARROW.values(), ids=NARROW)
+def test_narrow_inputs_are_rounded_once(attend, dtype):
     inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in qkv(1, 130, width=20))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    expected = flow_attention(*wide, causal=causal, backend="reference")
-    out = flow_attention(*inputs, causal=causal, backend="cpu")
+    expected = attend(*wide, backend="reference", layout="bthd")
+    out = attend(*inputs, backend="cpu", layout="bthd")
     rounding = (expected.to(dtype).double() - expected).abs().max()
     assert (out.double() - expected).abs().max() <= 2 * rounding
     assert all(grad.isfinite().all() for grad in gradients(out.float(), inputs))
+
+
+# Where the machine multiplies bfloat16, features are rounded first: each may be off by a rounding,
+# and less only their mean over a token. So these are few, alike, or all that counts is one token.
+STRESSES: dict[str, Callable[..., Any]] = {
+    "alike": lambda q, k, v: (torch.full_like(q, 0.01), torch.full_like(k, 0.01), v),
+    "few": lambda q, k, v: (*(x - 20 * (torch.rand(64) > 0.05) for x in (q, k)), v),
+    "saturated": lambda q, k, v: (10 * q, 10 * k, v),
+    "rare": lambda q, k, v: (q - 3, k - 3, v),
+    "one-large": lambda q, k, v: (
+        q,
+        k,
+        v * (1.0 + 999 * (torch.arange(500) == 250))[:, None, None],
+    ),
+    "biased": lambda q, k, v: (q, k, v + 3),
+}
+
+
+@core
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("stress", STRESSES.values(), ids=STRESSES)
+@pytest.mark.parametrize("options", [{}, {"clamp": None}, {"feature_map": "relu"}], ids=str)
+def test_bfloat16_costs_at_most_twice_the_rounding_of_the_result(stress, options, causal):
+    inputs = [x.bfloat16() for x in stress(*qkv(1, 500, width=64, value_width=40))]
+    wide = (x.double() for x in inputs)
+    exact = flow_attention(*wide, causal=causal, backend="reference", **options)
+    out = flow_attention(*inputs, causal=causal, backend="cpu", **options)
+    rounding = (exact.bfloat16().double() - exact).abs().max()
+    assert (out.double() - exact).abs().max() <= 2 * rounding
+
+
+@core
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+def test_what_is_not_finite_never_reaches_the_past_of_bfloat16(value, where):
+    inputs = [x.bfloat16() for x in qkv(1, 300, width=64)]
+    clean = flow_attention(*inputs, causal=True, backend="cpu")
+    inputs[where][0, 201, 0, 3] = value
+    out = flow_attention(*inputs, causal=True, backend="cpu")
+    # For its sake its chunk may be multiplied in float32: what is before it differs by a rounding.
+    assert torch.equal(out[:, :192], clean[:, :192])
+    assert_close(out[:, 192:201].float(), clean[:, 192:201].float(), rtol=2**-7, atol=2**-8)
+    assert torch.equal(out[:, :, 1], clean[:, :, 1])
 
 
 def test_tensors_with_any_strides():
@@ -208,6 +260,48 @@ def test_packed_sequences_of_every_length(causal):
     assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+MOBILE = {
+    "published": {},
+    "unclamped": {"clamp": None},
+    "relu": {"feature_map": "relu", "eps": 1e-3},
+    "normalized": {"normalize": True},
+    "no-competition": {"competition": False, "normalize": True},
+    "no-allocation": {"allocation": False},
+}
+# As SHAPES, and heads: of a sequence whose features stay in the cache, and of one whose do not.
+MOBILE_SHAPES = {name: (*shape, 3) for name, shape in SHAPES.items()} | {"long": (300, 72, 5, 8)}
+
+
+@core
+@pytest.mark.parametrize("shape", MOBILE_SHAPES.values(), ids=MOBILE_SHAPES)
+@pytest.mark.parametrize("options", MOBILE.values(), ids=MOBILE)
+def test_mobile_attention_is_that_of_the_equations(options, shape, threads):
+    length, width, value_width, heads = shape
+    inputs = qkv(2, length, heads=heads, width=width, value_width=value_width)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = mobile_attention(*inputs, backend="reference", layout="bthd", **options)
+    wanted = gradients(expected, inputs)
+    for count in (1, 9):  # a thread for each sequence, and many for one
+        threads(count)
+        out = mobile_attention(*inputs, backend="cpu", layout="bthd", **options)
+        assert_close(out, expected)
+        assert_close(gradients(out, inputs), wanted)
+
+
+@core
+def test_mobile_attention_of_packed_sequences_of_every_length():
+    lengths = [1, 7, 63, 0, 64, 65, 130]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = tuple(x.requires_grad_() for x in qkv(1, sum(lengths), heads=3))
+    out, expected = (
+        mobile_attention(*inputs, cu_seqlens=offsets, backend=backend, layout="bthd")
+        for backend in ("cpu", "chunked")
+    )
+    assert_close(out, expected)
+    assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
 @core
 @pytest.mark.parametrize("scaled", [False, True])
 def test_causal_linear_attention(scaled):
@@ -221,16 +315,84 @@ def test_causal_linear_attention(scaled):
     assert_close(*results)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["long", "one-chunk", "short", "masked", "packed", "empty"])
+def test_bidirectional_linear_attention(kind, scaled):
+    queries, keys = {"one-chunk": (64, 60), "short": (3, 5)}.get(kind, (150, 330))
+    given: dict[str, Any] = {}
+    batch = 2
+    if kind in ("masked", "empty"):
+        given = {"key_mask": torch.arange(keys)[None] < torch.tensor([[keys - 9], [0]])}
+        given["query_mask"] = torch.rand(2, queries) < 0.8
+    if kind == "empty":  # one chunk of a row that has room for more, and nothing at all
+        given["key_mask"] = torch.arange(keys)[None] < torch.tensor([[50], [0]])
+    if kind == "packed":
+        given = {"cu_seqlens": torch.tensor([0, 3, 3, 70, queries])}
+        given["cu_seqlens_k"] = torch.tensor([0, 130, 135, 200, keys])
+        batch = 1
+    q, k, v = (
+        torch.randn(batch, *shape, dtype=torch.float64)
+        for shape in ((queries, 2, 20), (keys, 1, 20), (keys, 1, 9))
+    )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    scale = None
+    if scaled:
+        scale = torch.randn(batch, queries, 2, dtype=torch.float64)
+        if "query_mask" in given:
+            scale[~given["query_mask"]] = torch.nan  # padding may hold anything
+        inputs.append(scale.requires_grad_())
+    results = []
+    for backend in ("cpu", "reference"):
+        out = linear_attention(q, k, v, row_scale=scale, backend=backend, **given)
+        results.append((out, gradients(out, inputs)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_second_derivatives_of_narrow_linear_attention_are_computed_in_float32(dtype, causal):
+    x = (qkv(1, 70, dtype=torch.float32)[0] / 8).to(dtype)  # powers of it stay in range
+    found = []
+    for backend in ("cpu", "reference"):
+        leaf = x.clone().requires_grad_()
+        out = linear_attention(leaf, leaf, leaf, causal=causal, backend=backend)
+        (grad,) = torch.autograd.grad(out.float().pow(2).sum(), leaf, create_graph=True)
+        found.append(torch.autograd.grad(grad.float().pow(2).sum(), leaf)[0])
+    assert found[0].dtype == dtype
+    largest = found[1].abs().max().item()
+    assert_close(found[0], found[1], rtol=0, atol=4 * torch.finfo(dtype).eps * largest)
+
+
+def test_a_forward_of_many_short_rows_keeps_no_products():
+    kept = []
+    q, k, v = (x.requires_grad_() for x in qkv(40, 16))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        flow_attention(q, k, v, backend="cpu")
+    numbers_kept = sum(
+        x.numel() for x in kept if x.data_ptr() not in {y.data_ptr() for y in (q, k, v)}
+    )
+    assert numbers_kept < q.numel()
+
+
 # opcheck itself looks at .grad of tensors that are no leaves
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.usefixtures("shape_checks_off")
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
-    nothing = (None,) * 4
-    torch.library.opcheck(OPERATORS.bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
+    nothing = (None,) * 5
+    bidirectional, causal, mobile = (
+        OPERATORS.bidirectional.dispatched,
+        OPERATORS.causal.dispatched,
+        OPERATORS.mobile.dispatched,
+    )
+    torch.library.opcheck(bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
+    scale = torch.rand(1, 70, 2, dtype=torch.float64, requires_grad=True)
+    scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
+    torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(OPERATORS.causal, (*inputs, *rest))
+    torch.library.opcheck(causal, (*inputs, *rest))
+    torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
 
 
 def test_inference_mode_and_several_python_threads():
@@ -314,7 +476,7 @@ def run_core(isa: str) -> str | None:
         fixtures = (
             {"threads": torch.set_num_threads} if "threads" in signature(test).parameters else {}
         )
-        marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+        marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
         for values in product(*(mark.args[1] for mark in marks)):
             given = dict(zip((mark.args[0] for mark in marks), values, strict=True))
             test(**given, **fixtures)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowformer import FlowState, flow_attention, flow_attention_step, linear_attention
+from flowformer import (
+    FlowState,
+    flow_attention,
+    flow_attention_step,
+    linear_attention,
+    mobile_attention,
+)
 from flowformer.ops.backends import available_backends
 from tests.ops.cases import CAUSAL, FORMS, gradients, qkv
 from tests.ops.test_golden import NAMES, VARIANTS, relative_error
@@ -285,6 +291,17 @@ def test_linear_attention_with_a_row_scale_state_and_gradients(dtype):
     assert_same_gradients(out, inputs, expected, exact, tolerance)
 
 
+def test_mobile_attention_takes_packs_without_kernels_of_its_own():
+    inputs, exact = both()
+    offsets = torch.tensor([0, 3, LENGTH], device=DEVICE)
+    out, expected = (
+        mobile_attention(*x, cu_seqlens=offsets, backend=name, layout="bthd")
+        for x, name in ((inputs, "triton"), (exact, "reference"))
+    )
+    assert_near(out, expected)
+    assert_same_gradients(out, inputs, expected, exact)
+
+
 def _golden_cases():
     """Those of many tokens and heads take the interpreter minutes; one token cancels in float32."""
     for name in NAMES:
@@ -388,9 +405,9 @@ def test_the_operators_hold_what_torch_asks_of_them():
 
     (q, k, v), _ = both(5)
     rest = (*(None,) * 4, *numbers(OPTIONS), True)
-    torch.library.opcheck(OPERATORS.bidirectional, (q, k, v, *rest))
+    torch.library.opcheck(OPERATORS.bidirectional.dispatched, (q, k, v, *rest))
     rest = (*(None,) * 10, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(OPERATORS.causal, (q, k, v, *rest))
+    torch.library.opcheck(OPERATORS.causal.dispatched, (q, k, v, *rest))
 
 
 @pytest.mark.usefixtures("shape_checks_off")
@@ -406,7 +423,7 @@ def test_results_have_the_strides_that_torch_is_told_whatever_those_of_the_state
     state.append(torch.rand(3, 20, 2, 18, dtype=torch.float64).transpose(1, 2))
     rest = (*numbers(OPTIONS), True, True)
     arguments = (q, k, v, None, offsets, None, *state, *rest)
-    torch.library.opcheck(OPERATORS.causal, arguments, test_utils="test_faketensor")
+    torch.library.opcheck(OPERATORS.causal.dispatched, arguments, test_utils="test_faketensor")
     token = (x.expand(3, -1, -1, -1)[:, :1] for x in (q, k, v))
     arguments = (*token, *state, *numbers(OPTIONS))
     torch.library.opcheck(one_token, arguments, test_utils="test_faketensor")

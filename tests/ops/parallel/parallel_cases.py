@@ -29,6 +29,7 @@ class Sharded:
         packed_keys: lengths of their keys, where they differ.
         heads: of query and key.
         stateful: whether a state goes in and out.
+        decay: the largest of the decays, negated; None for a call without.
         parallel: keywords of the sharded call alone.
     """
 
@@ -40,6 +41,7 @@ class Sharded:
     packed_keys: Sequence[int] | None = None
     heads: tuple[int, int] = (2, 2)
     stateful: bool = False
+    decay: float | None = None
     parallel: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +70,8 @@ def check(case: Sharded, group: ProcessGroup) -> None:
     sum_of_products(expected, weights).backward()
 
     rank = group.rank()
-    cut = {"query": lengths, "key": key_lengths, "value": key_lengths}
+    cut = {"query": lengths, "key": key_lengths, "value": key_lengths, "log_decay": lengths}
+    cut = {name: each for name, each in cut.items() if name in inputs.tensors}
     local = {
         name: part(x, cut[name], rank).clone().requires_grad_()
         if name in cut
@@ -156,6 +159,9 @@ def make_inputs(case: Sharded, length: int, key_length: int) -> Inputs:
         "key": torch.randn(batch, key_length, kv_heads, 4, dtype=torch.float64),
         "value": torch.randn(batch, key_length, kv_heads, 3, dtype=torch.float64),
     }
+    if case.decay is not None:
+        log_decay = -case.decay * torch.rand(batch, length, heads, dtype=torch.float64)
+        tensors["log_decay"] = log_decay
     shared: dict[str, Any] = {"backend": "reference", **case.options}
     masks = {}
     if case.padded:
@@ -268,4 +274,21 @@ TABLE: dict[str, Sharded] = {
         options={**CAUSAL, "clamp": None}, packed=PACKED, stateful=True
     ),
     "causal, packed, cpu": Sharded(options={**CAUSAL, "backend": None}, packed=PACKED),
+    **{
+        f"decay, {name}": Sharded(options={**CAUSAL, **each}, decay=0.3, stateful=True)
+        for name, each in OPTIONS.items()
+    },
+    "decay, padded": Sharded(options=CAUSAL, decay=0.3, padded=True),
+    "decay, steep": Sharded(options=CAUSAL, decay=400.0, stateful=True),
+    "decay, empty": Sharded(options=CAUSAL, decay=0.3, **EMPTY),
+    "decay, empty last": Sharded(options=CAUSAL, decay=0.3, stateful=True, **EMPTY_LAST),
+    "decay, head groups": Sharded(
+        options=CAUSAL, decay=0.3, stateful=True, heads=(3, 3), parallel={"head_groups": 2}
+    ),
+    "decay, packed": Sharded(options=CAUSAL, decay=0.3, packed=PACKED, stateful=True),
+    "decay, packed, one, no clamp": Sharded(
+        options={**CAUSAL, "clamp": None}, decay=0.3, packed=SPREAD
+    ),
+    "decay, packed, empty": Sharded(options=CAUSAL, decay=0.3, packed=(4, 8), **EMPTY),
+    "decay, packed, whole": Sharded(options=CAUSAL, decay=0.3, packed=WITHIN, stateful=True),
 }

@@ -206,6 +206,8 @@ def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
         )
     _check_name(name, "attention", list(ATTENTIONS))
     _check_options(name, options, option_names(ATTENTIONS[name]))
+    if "hidden" in ATTENTIONS[name].inputs:  # it takes the values in their place
+        sizes = Sizes(**{**sizes, "dim": sizes["num_kv_heads"] * sizes["head_dim"]})
     attention = make_attention(ATTENTIONS[name], sizes, options)
     if name != "softmax":
         record = MixerRecord(name, option_defaults(ATTENTIONS[name]), options)

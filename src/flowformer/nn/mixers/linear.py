@@ -2,7 +2,6 @@
 
 from typing import Any, Unpack
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +11,7 @@ from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops import LinearState, linear_attention
 from flowformer.ops.features import check_eps, compute_dtype, masked
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.linear import divided, with_ones
 from flowformer.ops.nonfinite import contained
 
 
@@ -91,27 +91,6 @@ def weighted_mean(
     if isinstance(result, tuple):
         return divided(result[0], value.dtype, added=added, least=least), result[1]
     return divided(result, value.dtype, added=added, least=least)
-
-
-def with_ones(
-    value: Float[Tensor, "b s g m"], dtype: torch.dtype
-) -> Float[Tensor, "b s g m_plus_1"]:
-    """Return the values and a column of ones, which sums the weights."""
-    return F.pad(value.to(dtype), (0, 1), value=1.0)
-
-
-def divided(
-    product: Float[Tensor, "b l h m_plus_1"],
-    dtype: torch.dtype,
-    *,
-    added: float = 0.0,
-    least: float = 0.0,
-) -> Float[Tensor, "b l h m"]:
-    """Return the weighted sums over the sums of their weights, which stand in the last column."""
-    total = product[..., -1:] + added
-    # Without a bound, the sum of nothing is zero; 0 / 0 is to be 0, and 1 / tiny has no gradient.
-    total = total.clamp(min=least) if least > 0 else torch.where(total == 0, 1, total)
-    return (product[..., :-1] / total).to(dtype)
 
 
 class LinearAttention(HeadAttention):

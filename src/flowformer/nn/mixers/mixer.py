@@ -13,6 +13,7 @@ from flowformer.nn.mixers.head_attention import (
     enter,
     implied_row,
     make_attention,
+    needs_heads_alone,
 )
 from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
@@ -243,7 +244,7 @@ class ProjectedMixer(nn.Module):
             ValueError: it has no query and key, gates and weights that would not turn, or heads
                 of an odd width.
         """
-        if self.kind.inputs != ("query", "key", "value"):
+        if not needs_heads_alone(self.kind):
             raise ValueError(
                 f"rotary positions need an attention of query, key and value; "
                 f"{self.kind.__name__} is one of {', '.join(self.kind.inputs)}"
@@ -261,7 +262,7 @@ class ProjectedMixer(nn.Module):
         for name in self.kind.inputs:
             tensor = source if name in ("key", "value") else x
             if name != "hidden":
-                projected = self.get_submodule(f"{name}_projection")(tensor)
+                projected = getattr(self, f"{name}_projection")(tensor)
                 heads = projected.shape[-1] // self.head_dim
                 tensor = projected.unflatten(-1, (heads, self.head_dim))
                 if turn is not None and name != "value":

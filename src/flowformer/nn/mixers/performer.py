@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from flowformer.nn.mixers.head_attention import Capabilities, CausalCall, HeadAttention
-from flowformer.nn.mixers.linear import divided, real_tokens, weighted_mean, with_ones
+from flowformer.nn.mixers.linear import real_tokens, weighted_mean
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import gated_linear_attention
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import check_causal, exact_arithmetic, starting_state
 from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.linear import divided, with_ones
 from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
 

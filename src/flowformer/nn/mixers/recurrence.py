@@ -1,7 +1,8 @@
 """Linear attention whose state decays (Yang et al. 2024), feature by feature or as a whole.
 
-On CUDA, in half precision, flash-linear-attention's kernel runs where that package is installed;
-everywhere else, and in every other dtype, the chunked form below, which is exact.
+As a whole it is :func:`linear_attention` with log_decay. Feature by feature, the kernel of
+flash-linear-attention runs on CUDA, in half precision, where that package is installed; everywhere
+else, and in every other dtype, the chunked form below, which is exact.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.ops import linear_attention
+from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
     check_causal,
@@ -31,7 +34,7 @@ from flowformer.ops.state import LinearState
 
 # Tokens between which every pair is formed. With a decay for each feature a pair holds d numbers
 # (their decays cannot be split into a factor of each token: it could be out of range).
-CHUNK, CHUNK_OF_FEATURES = 64, 16
+CHUNK = 16
 SEGMENT = 2048  # tokens whose pairs are held at once
 
 
@@ -55,7 +58,8 @@ def gated_linear_attention(
         query: the queries; a scale such as 1/√d is the caller's.
         key: the keys; g divides h, and each key head serves h / g query heads.
         value: the values, with as many heads as the keys.
-        log_decay: log α ≤ 0, one for each feature (e = d) or one for all (e = 1).
+        log_decay: log α ≤ 0, one for each feature (e = d) or one for all (e = 1), which is what
+            `linear_attention` computes.
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
@@ -75,15 +79,22 @@ def gated_linear_attention(
             f"log_decay must be [batch, time, head, 1 or {query.shape[3]}] with the sizes of the "
             f"query {list(query.shape)}, got {list(log_decay.shape)}"
         )
-    kernel = None
-    if log_decay.shape == query.shape:
-        kernel = fast_kernel(query, "gla", "chunk_gla", _in_float32)
-    return run_recurrence(
-        kernel or chunked_gla, (query, key, value, log_decay), mask, initial_state, dtype_out
-    )
+    if log_decay.shape[3] == 1:
+        return linear_attention(
+            *(query, key, value),
+            causal=True,
+            log_decay=log_decay[..., 0],
+            mask=mask,
+            initial_state=initial_state,
+            return_state=True,
+            layout="bthd",
+        )
+    attend = fast_kernel(query, "gla", "chunk_gla", _in_float32) or chunked_gla
+    return run_recurrence(attend, (query, key, value, log_decay), mask, initial_state, dtype_out)
 
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Gates = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def run_recurrence(
@@ -115,54 +126,44 @@ def run_recurrence(
 class RecurrentAttention(HeadAttention):
     """An attention that is a recurrence, with gates of the hidden states: causal, and only that.
 
-    A subclass says what `recur` is.
+    Attributes:
+        recur: what a subclass computes: a function of the tensors of `inputs`, of the mask and of
+            the state before them (each may be None), which returns the output and the state after.
     """
 
     capabilities = Capabilities(causal=True, cross=False, state=True, bidirectional=False)
     inputs = ("query", "key", "value", "hidden")
 
-    def recur(
-        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
-    ) -> tuple[Tensor, Any]:
-        """Return the output and the state after these tokens; state and mask may be None."""
-        raise NotImplementedError
+    recur: Callable[..., tuple[Tensor, Any]]
 
     def forward(
         self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
+        *tensors: Float[Tensor, "b t ..."],
         causal: bool = True,  # noqa: ARG002 - it has no other form
         mask: Bool[Tensor, "b t"] | None = None,
         state: Any = None,
         return_state: bool = False,
     ) -> tuple[Float[Tensor, "b t h m"], Any]:
         """Return the output and, if asked for, the state after these tokens."""
-        out, state = self.recur(query, key, value, hidden, mask, state)
+        out, state = self.recur(*tensors, mask, state)
         return out, state if return_state else None
 
 
-def fast_kernel(
-    query: Tensor, module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
-) -> Recurrence | None:
+def fast_kernel(query: Tensor, module: str, name: str, gates: Gates) -> Recurrence | None:
     """Return flash-linear-attention's kernel, where it is installed and serves these tensors.
 
     Args:
         query: the queries.
         module: the kernel's module in `fla.ops`.
         name: the kernel's name there.
-        gates: what the kernel takes as gates, of ours and the queries.
+        gates: what the kernel takes as gates, in its order, of ours and the queries.
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     return fla_kernel(module, name, gates) if query.is_cuda and half else None
 
 
 @cache
-def fla_kernel(
-    module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
-) -> Recurrence | None:
+def fla_kernel(module: str, name: str, gates: Gates) -> Recurrence | None:
     """Return a kernel of flash-linear-attention, which has its own order of arguments, or None."""
     try:
         kernel: Any = getattr(import_module(f"fla.ops.{module}"), name)
@@ -172,22 +173,22 @@ def fla_kernel(
     def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor) -> Any:
         begun = state.float()
         out, last = kernel(
-            q, k, v, gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
+            q, k, v, *gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
         )
         return out, last.to(state.dtype)
 
     return attend
 
 
-def _in_float32(log_decay: Tensor, _query: Tensor) -> Tensor:
-    return log_decay.float()
+def _in_float32(log_decay: Tensor, _query: Tensor) -> tuple[Tensor, ...]:
+    return (log_decay.float(),)
 
 
 def chunked_gla(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t h m"],
-    log_decay: Float[Tensor, "b t h e"],
+    log_decay: Float[Tensor, "b t h d"],
     state: Float[Tensor, "b h d m"],
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Segment after segment, so that the pairs of few tokens at a time are held."""
@@ -211,13 +212,9 @@ def _segment(
     chunk through all of them up to t. No exponent is positive.
     """
     dtype = compute_dtype(query.dtype)
-    size = CHUNK if log_decay.shape[-1] == 1 else CHUNK_OF_FEATURES
-    q, k, v, decay = (in_chunks(x.to(dtype), size) for x in (query, key, value, log_decay))
-    between = _decays_between(decay)
-    if between.shape[-1] == 1:
-        scores = (q @ k.mT) * between[..., 0]
-    else:
-        scores = torch.einsum("...td,...sd,...tsd->...ts", q, k, between)
+    q, k, v, decay = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, log_decay))
+    between = decays_between(decay)
+    scores = torch.einsum("...td,...sd,...tsd->...ts", q, k, between)
     total = decay.cumsum(-2)
     update = ((k * between[..., -1, :, :]).mT @ v).to(state.dtype)
     kept = total[..., -1:, :].mT.to(state.dtype).exp()
@@ -233,27 +230,15 @@ def _segment(
 
 
 def _all_states(
-    update: Float[Tensor, "b h n d m"], decay: Float[Tensor, "b h n e"], state: Tensor
+    update: Float[Tensor, "b h n d m"], decay: Float[Tensor, "b h n d"], state: Tensor
 ) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
     """Return the state before each chunk and after the last, without a loop over the chunks.
 
     Every pair of chunks is formed: for a graph that a loop would fix to one length.
     """
-    decay = decay.expand(*decay.shape[:-1], update.shape[-2])
-    after = torch.einsum("bhtsd,bhsdm->bhtdm", _decays_between(decay), update)
+    after = torch.einsum("bhtsd,bhsdm->bhtdm", decays_between(decay), update)
     after = after + decay.cumsum(-2).exp()[..., None] * state[:, :, None]
     return torch.cat((state[:, :, None], after[:, :, :-1]), 2), after[:, :, -1]
-
-
-def _decays_between(decay: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b c c e"]:
-    """exp Σ_{s < r ≤ t} decay_r for row t and column s, zero for s > t.
-
-    Each sum is taken by itself: as a difference of two longer ones it would lose its digits.
-    """
-    size = decay.shape[-2]
-    past = torch.ones(size, size, dtype=torch.bool, device=decay.device).tril(-1)[..., None]
-    sums = torch.where(past, decay[..., :, None, :], 0).cumsum(-3)
-    return sums.masked_fill(past.transpose(0, 1), -torch.inf).exp()
 
 
 def in_chunks(x: Float[Tensor, "b t h d"], size: int) -> Float[Tensor, "b h n c d"]:

@@ -5,12 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import Literal
 
 from torch import Tensor
 
 from flowformer.ops.backends import chunked, cpu, reference, triton
 from flowformer.ops.backends.cpu.library import why_unavailable
-from flowformer.ops.inputs import constant_in_graphs, is_for_any_length, is_transformed
+from flowformer.ops.inputs import (
+    constant_in_graphs,
+    is_for_any_length,
+    is_transformed,
+    refuse_growth,
+)
 
 logger = logging.getLogger("flowformer")
 
@@ -75,6 +81,20 @@ def choose_backend(name: str | None, query: Tensor, *others: Tensor | None) -> M
     if reason is not None:
         raise RuntimeError(f"{name} backend unavailable: {reason}")
     return backend.module
+
+
+def that_decays(
+    module: ModuleType, kind: Literal["flow", "linear"], log_decay: Tensor | None
+) -> ModuleType:
+    """Return the backend's module, or that of ``chunked`` if its kernels know no decay.
+
+    Raises:
+        ValueError: a decay is above zero, as far as it may be looked at.
+    """
+    knows = kind in module.DECAYS
+    if log_decay is not None and not (knows and module is cpu):  # that looks at them by itself
+        refuse_growth(log_decay)
+    return module if knows else chunked
 
 
 @constant_in_graphs

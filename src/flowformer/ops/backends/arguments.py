@@ -1,13 +1,13 @@
 """Arguments and results of the compiled operators, by name; their schemas are made from these.
 
 An operator of torch takes and returns tensors and numbers one after another. Here they are named
-tuples, some inside others: :func:`flat` lays them out in the order of their fields, and a
+tuples, some inside others: a :func:`writer` lays them out in the order of their fields, and a
 :func:`reader` picks them up again at the door of each kernel. So a field that is added here is
 known to every schema, and moves none of the others' readers. A result that is None is an empty
 tensor between the two, for an operator returns tensors only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -61,7 +61,7 @@ def flow_options(numbers: Numbers) -> FlowOptions:
 
 
 class BidirectionalInputs(NamedTuple):
-    """The tensors of a bidirectional call."""
+    """The tensors of a bidirectional call; ``row_scale`` is of linear attention alone."""
 
     query: Tensor
     key: Tensor
@@ -70,10 +70,14 @@ class BidirectionalInputs(NamedTuple):
     key_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
+    row_scale: Tensor | None = None
 
 
 class BidirectionalArguments(NamedTuple):
-    """A bidirectional call; ``keep`` says whether anything is kept for a backward."""
+    """A bidirectional call, or one of linear attention.
+
+    ``keep`` says whether anything is kept for a backward.
+    """
 
     inputs: BidirectionalInputs
     options: Numbers
@@ -104,11 +108,43 @@ class BidirectionalSaved(NamedTuple):
 
 
 class BidirectionalBackwardArguments(NamedTuple):
-    """A bidirectional backward; it returns the gradients of query, key and value."""
+    """A bidirectional backward."""
 
     grad_out: Tensor
     saved: BidirectionalSaved
     options: Numbers
+
+
+class BidirectionalGradients(NamedTuple):
+    """The gradients of a bidirectional call's tensors."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    row_scale: Tensor | None = None
+
+
+class MobileNumbers(NamedTuple):
+    """The options of Mobile-Attention: those of Flow-Attention, and whether to divide by S."""
+
+    flow: Numbers
+    normalize: bool
+
+
+class MobileArguments(NamedTuple):
+    """A call of Mobile-Attention; its masks are one, and so are its offsets."""
+
+    inputs: BidirectionalInputs
+    options: MobileNumbers
+    keep: bool
+
+
+class MobileBackwardArguments(NamedTuple):
+    """A backward of Mobile-Attention; what it returns has no scale."""
+
+    grad_out: Tensor
+    saved: BidirectionalSaved
+    options: MobileNumbers
 
 
 class StateFields(NamedTuple):
@@ -135,7 +171,7 @@ class StateGradients(NamedTuple):
 
 
 class CausalInputs(NamedTuple):
-    """The tensors of a causal call; ``row_scale`` is of linear attention alone."""
+    """The tensors of a causal call; linear attention alone has ``row_scale`` and ``log_decay``."""
 
     query: Tensor
     key: Tensor
@@ -143,6 +179,7 @@ class CausalInputs(NamedTuple):
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
     past: StateFields = StateFields()
 
 
@@ -195,22 +232,27 @@ class CausalGradients(NamedTuple):
     key: Tensor
     value: Tensor
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
     past: StateGradients = StateGradients()
 
 
-def flat(record: Iterable[Any]) -> list[Any]:
-    """Return what stands in a tuple, and in the tuples inside it, in order."""
-    found = []
-    for each in record:
-        if isinstance(each, tuple):
-            found += flat(each)
-        else:
-            found.append(each)
-    return found
+def writer(kind: type[tuple]) -> Callable[[Any], list[Any]]:
+    """Return what lays a named tuple out: what stands in it, and in those inside it, in order."""
+    hints = enumerate(get_type_hints(kind).values())
+    inside = [(at, writer(hint)) for at, hint in hints if hasattr(hint, "_fields")]
+    inside.reverse()  # from behind: places before stay
+
+    def write(record: Any) -> list[Any]:
+        values = list(record)
+        for at, write_part in inside:
+            values[at : at + 1] = write_part(values[at])
+        return values
+
+    return write
 
 
 def reader(kind: type[Record]) -> Callable[[Sequence[Any]], Record]:
-    """Return the inverse of :func:`flat`; it leaves alone what comes after."""
+    """Return the inverse of what :func:`writer` returns; it leaves alone what comes after."""
     return _reader(kind, 0)[0]
 
 

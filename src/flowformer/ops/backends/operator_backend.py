@@ -15,22 +15,18 @@ from flowformer.ops.backends.arguments import (
     LINEAR_OPTIONS,
     BidirectionalArguments,
     BidirectionalInputs,
-    BidirectionalResults,
     CausalArguments,
     CausalInputs,
-    CausalResults,
+    MobileArguments,
+    MobileNumbers,
+    Numbers,
     StateFields,
-    flat,
     numbers,
-    reader,
 )
-from flowformer.ops.backends.operators import Kernels, Operators, is_kept
-from flowformer.ops.inputs import is_plain
+from flowformer.ops.backends.operators import Operators
+from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState
-
-_read_bidirectional = reader(BidirectionalResults)
-_read_causal = reader(CausalResults)
 
 
 class CompiledBackend:
@@ -38,13 +34,10 @@ class CompiledBackend:
 
     Args:
         operators: those of the backend.
-        direct: its kernels, if they may be called without the operators where no gradient, graph or
-            mode has to see them. What torch does around an operator written in Python takes as long
-            as the kernel does in a decoding step, which is where this matters.
     """
 
-    def __init__(self, operators: Operators, direct: Kernels | None = None) -> None:
-        self._operators, self._direct = operators, direct
+    def __init__(self, operators: Operators) -> None:
+        self._operators = operators
 
     def bidirectional(
         self,
@@ -56,12 +49,38 @@ class CompiledBackend:
         **given: Tensor | None,
     ) -> Tensor:
         """Flow-Attention."""
-        keep = is_kept(query, key, value)
         inputs = BidirectionalInputs(query, key, value, **given)
-        arguments = BidirectionalArguments(inputs, numbers(options), keep)
-        if self._direct is not None and not keep and is_plain(*inputs):
-            return self._direct.bidirectional(arguments).out
-        return _read_bidirectional(self._operators.bidirectional(*flat(arguments))).out
+        return self._bidirectional(inputs, numbers(options))
+
+    def linear_bidirectional(
+        self, q: Tensor, k: Tensor, v: Tensor, **given: Tensor | None
+    ) -> Tensor:
+        """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j, in the dtype of the features."""
+        return self._bidirectional(BidirectionalInputs(q, k, v, **given), LINEAR_OPTIONS)
+
+    def mobile(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        options: FlowOptions,
+        normalize: bool,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Mobile-Attention."""
+        inputs = BidirectionalInputs(query, key, value, mask, mask, cu_seqlens)
+        return self._bidirectional(inputs, MobileNumbers(numbers(options), normalize))
+
+    def _bidirectional(
+        self, inputs: BidirectionalInputs, options: Numbers | MobileNumbers
+    ) -> Tensor:
+        keep = is_kept(*inputs[:3], inputs.row_scale)
+        if isinstance(options, MobileNumbers):
+            assert self._operators.mobile is not None, "only who has the operator calls this"
+            return self._operators.mobile(MobileArguments(inputs, options, keep)).out
+        return self._operators.bidirectional(BidirectionalArguments(inputs, options, keep)).out
 
     def causal(
         self,
@@ -78,7 +97,9 @@ class CompiledBackend:
         past = StateFields() if state is None else StateFields(*state)
         inputs = CausalInputs(query, key, value, **given, past=past)
         keep = is_kept(query, key, value, *past)
-        results = self._causal(CausalArguments(inputs, numbers(options), keep, return_state))
+        results = self._operators.causal(
+            CausalArguments(inputs, numbers(options), keep, return_state)
+        )
         if not return_state:
             return results.out, None
         fields: Any = results.state
@@ -105,17 +126,13 @@ class CompiledBackend:
         return_state: bool = True,
         **given: Tensor | None,
     ) -> tuple[Tensor, LinearState | None]:
-        """out_t = row_scale_t · q_t Σ_{s≤t} k_sᵀ v_s, in the dtype of the features."""
+        """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
         key_value = None if state is None else state.key_value
         past = StateFields(key_value=key_value)
         inputs = CausalInputs(q, k, v, **given, past=past)
-        keep = is_kept(q, k, v, inputs.row_scale, key_value)
-        results = self._causal(CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state))
+        keep = is_kept(q, k, v, inputs.row_scale, inputs.log_decay, key_value)
+        results = self._operators.causal(
+            CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state)
+        )
         after: Any = results.state.key_value
         return results.out, LinearState(after) if return_state else None
-
-    def _causal(self, arguments: CausalArguments) -> CausalResults:
-        inputs = arguments.inputs
-        if self._direct is not None and not arguments.keep and is_plain(*inputs[:-1], *inputs.past):
-            return self._direct.causal(arguments)
-        return _read_causal(self._operators.causal(*flat(arguments)))

@@ -4,7 +4,7 @@ A backend gives the forward, the backward and their fakes. A gradient of a gradi
 PyTorch, by the ``chunked`` backend.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from flowformer.ops.backends.arguments import (
     LINEAR,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalInputs,
     BidirectionalResults,
     BidirectionalSaved,
@@ -24,43 +25,32 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalResults,
     CausalSaved,
+    MobileArguments,
+    MobileBackwardArguments,
+    MobileNumbers,
     Numbers,
     StateFields,
     StateGradients,
     declared,
-    flat,
     flow_options,
     reader,
+    writer,
 )
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.inputs import is_transformed
+from flowformer.ops.inputs import is_plain, is_transformed
 from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
-# Of each operator what it takes, and what its schema says that it returns.
-_OPERATORS: dict[str, tuple[type[tuple], str]] = {
-    "bidirectional": (
-        BidirectionalArguments,
-        ", ".join(f"Tensor {name}" for _, name in declared(BidirectionalResults)),
-    ),
-    "bidirectional_backward": (BidirectionalBackwardArguments, "Tensor, Tensor, Tensor"),
-    "causal": (
-        CausalArguments,
-        ", ".join(f"Tensor {name}" for _, name in declared(CausalResults)),
-    ),
-    "causal_backward": (
-        CausalBackwardArguments,
-        ", ".join("Tensor" for _ in declared(CausalGradients)),
-    ),
+# Of each operator what it takes and what it returns.
+_RECORDS: dict[str, tuple[type[tuple], type[tuple]]] = {
+    "bidirectional": (BidirectionalArguments, BidirectionalResults),
+    "bidirectional_backward": (BidirectionalBackwardArguments, BidirectionalGradients),
+    "mobile": (MobileArguments, BidirectionalResults),
+    "mobile_backward": (MobileBackwardArguments, BidirectionalGradients),
+    "causal": (CausalArguments, CausalResults),
+    "causal_backward": (CausalBackwardArguments, CausalGradients),
 }
 _LIBRARY = torch.library.Library("flowformer", "DEF")
-
-
-def is_kept(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient may be asked for: only then is anything kept for it."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
 
 
 class Kernels(NamedTuple):
@@ -68,57 +58,161 @@ class Kernels(NamedTuple):
 
     Attributes:
         keeps_output: whether the backward reads the output; otherwise it gets None.
+        mobile: Mobile-Attention, None where the backend has no kernels for it; its results are
+            those of the bidirectional form, and so is their fake.
+        mobile_backward: its backward.
     """
 
     bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
-    bidirectional_backward: Callable[[BidirectionalBackwardArguments], tuple[Tensor, ...]]
+    bidirectional_backward: Callable[[BidirectionalBackwardArguments], BidirectionalGradients]
     causal: Callable[[CausalArguments], CausalResults]
     causal_backward: Callable[[CausalBackwardArguments], CausalGradients]
     fake_bidirectional: Callable[[BidirectionalArguments], BidirectionalResults]
     fake_causal: Callable[[CausalArguments], CausalResults]
     keeps_output: bool
+    mobile: Callable[[MobileArguments], BidirectionalResults] | None = None
+    mobile_backward: Callable[[MobileBackwardArguments], BidirectionalGradients] | None = None
+
+
+class Operator:
+    """An operator to call with the record of its arguments, which returns that of its results.
+
+    Past torch's dispatcher, where that is allowed and no graph or mode has to see the call: what
+    torch does around an operator written in Python takes longer than the kernel of a short one.
+
+    Attributes:
+        dispatched: the operator of torch, with all that stands in its arguments one after another.
+    """
+
+    def __init__(
+        self,
+        dispatched: Any,
+        arguments: type[tuple],
+        results: type[tuple],
+        kernel: Callable[[Any], Any] | None,
+    ) -> None:
+        self.dispatched, self._kernel = dispatched, kernel
+        self._recorded: type[torch.autograd.Function] | None = None
+        self._write, self._read = writer(arguments), reader(results)
+        self._read_arguments, self._write_results = reader(arguments), writer(results)
+        kinds = [kind for kind, _ in declared(arguments)]
+        self._tensors = sum(kind.startswith("Tensor") for kind in kinds)  # these lead
+        self._others = (None,) * (len(kinds) - self._tensors)
+
+    def __call__(self, arguments: Any) -> Any:
+        """Call the kernel, with as much of torch around it as it needs."""
+        values = self._write(arguments)
+        tensors = values[: self._tensors]
+        if self._kernel is None or not is_plain(*tensors):
+            return self._read(self.dispatched(*values))
+        if self._recorded is not None and arguments.keep:
+            return self._read(self._recorded.apply(*tensors, arguments))
+        return self._kernel(arguments)
+
+    def differentiate(
+        self, keep: Callable[[Any, Any, Any], None], backward: Callable[..., Sequence[Any]]
+    ) -> None:
+        """Give it gradients.
+
+        Args:
+            keep: called with the context, the arguments and the results of each forward.
+            backward: called with the context and the gradients of all that stands in the results;
+                returns those of the tensors in the arguments.
+        """
+
+        def set_up(ctx: Any, inputs: Any, output: Any) -> None:
+            keep(ctx, self._read_arguments(inputs), self._read(output))
+
+        def dispatched_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return (*backward(ctx, *grads), *self._others)
+
+        torch.library.register_autograd(
+            self.dispatched.name(), dispatched_backward, setup_context=set_up, lib=_LIBRARY
+        )
+        kernel, write = self._kernel, self._write_results
+        if kernel is None:
+            return
+
+        class Recorded(torch.autograd.Function):
+            """The kernel and its gradients, for tensors with which torch has no more to do."""
+
+            @staticmethod
+            def forward(ctx: Any, *given: Any) -> Any:
+                arguments = given[-1]
+                results = kernel(arguments)
+                keep(ctx, arguments, results)
+                return tuple(write(results))
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return (*backward(ctx, *grads), None)
+
+        self._recorded = Recorded
 
 
 class Operators(NamedTuple):
-    """The operators to call, with all that stands in their arguments one after another."""
+    """The operators of a backend."""
 
-    bidirectional: Any
-    causal: Any
+    bidirectional: Operator
+    causal: Operator
+    mobile: Operator | None = None
 
 
-def define_operators(prefix: str, kernels: Kernels, *devices: str) -> Operators:
-    """Define flowformer::{prefix}bidirectional and {prefix}causal, with gradients, for devices."""
+def define_operators(
+    prefix: str, kernels: Kernels, *devices: str, direct: bool = False
+) -> Operators:
+    """Define flowformer::{prefix}bidirectional and the others, with gradients, for devices.
+
+    Args:
+        prefix: of their names.
+        kernels: what they call.
+        devices: where they do.
+        direct: whether the kernels may be called without torch's dispatcher.
+    """
     fakes = {
         "bidirectional": kernels.fake_bidirectional,
         "bidirectional_backward": _fake_bidirectional_backward,
+        "mobile": kernels.fake_bidirectional,
+        "mobile_backward": _fake_bidirectional_backward,
         "causal": kernels.fake_causal,
         "causal_backward": _fake_causal_backward,
     }
-    for name, (arguments, results) in _OPERATORS.items():
+    defined: dict[str, Operator] = {}
+    for name, (arguments, results) in _RECORDS.items():
+        if getattr(kernels, name) is None:
+            continue
         given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
-        _LIBRARY.define(f"{prefix}{name}({given}) -> ({results})")
-        kernel = _door(arguments, getattr(kernels, name))
+        names = [each for _, each in declared(results)]
+        if name.endswith("_backward"):  # those of gradients are no part of the schema
+            names = [""] * len(names)
+        returned = ", ".join(f"Tensor {each}".rstrip() for each in names)
+        _LIBRARY.define(f"{prefix}{name}({given}) -> ({returned})")
+        door = _door(arguments, results, getattr(kernels, name))
         for device in devices:
-            _LIBRARY.impl(f"{prefix}{name}", kernel, device)
-        fake = _door(arguments, fakes[name])
+            _LIBRARY.impl(f"{prefix}{name}", door, device)
+        fake = _door(arguments, results, fakes[name])
         torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
-    defined = {
-        name: getattr(torch.ops.flowformer, f"{prefix}{name}").default for name in _OPERATORS
-    }
-    keeps = kernels.keeps_output
-    _bidirectional_gradients(f"{prefix}bidirectional", defined["bidirectional_backward"], keeps)
-    _causal_gradients(f"{prefix}causal", defined["causal_backward"], keeps)
-    return Operators(defined["bidirectional"], defined["causal"])
+        operator = getattr(torch.ops.flowformer, f"{prefix}{name}").default
+        kernel = getattr(kernels, name) if direct else None
+        defined[name] = Operator(operator, arguments, results, kernel)
+    for name in ("bidirectional", "mobile"):
+        if name in defined:
+            backward = defined[f"{name}_backward"], _RECORDS[f"{name}_backward"][0]
+            _bidirectional_gradients(defined[name], *backward, kernels.keeps_output)
+    _causal_gradients(defined["causal"], defined["causal_backward"], kernels.keeps_output)
+    return Operators(defined["bidirectional"], defined["causal"], defined.get("mobile"))
 
 
-def _door(kind: type[tuple], kernel: Callable[[Any], tuple]) -> Callable[..., tuple[Tensor, ...]]:
+def _door(
+    arguments: type[tuple], results: type[tuple], kernel: Callable[[Any], tuple]
+) -> Callable[..., tuple[Tensor, ...]]:
     """Return a kernel as torch calls it: an operator has no results that are None."""
-    read = reader(kind)
+    read, write = reader(arguments), writer(results)
 
-    def call(*arguments: Any) -> tuple[Tensor, ...]:
-        empty = arguments[0].new_empty
-        results = flat(kernel(read(arguments)))
-        return tuple(empty(0) if each is None else each for each in results)
+    def call(*values: Any) -> tuple[Tensor, ...]:
+        empty = values[0].new_empty
+        returned = write(kernel(read(values)))
+        return tuple(empty(0) if each is None else each for each in returned)
 
     return call
 
@@ -128,86 +222,94 @@ def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
     query, rows = inputs.query, sequence_count(inputs.query, inputs.cu_seqlens)
     h, d, m = query.shape[2], query.shape[3], inputs.value.shape[3]
     shapes = [*[(rows, h, d)] * 4, (rows, h), (rows, h, d, m)]
-    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
     if options.feature_map == LINEAR:
-        return StateFields(key_value=sums[5])
+        return StateFields(key_value=query.new_empty(shapes[5], dtype=torch.float64))
+    sums = [query.new_empty(shape, dtype=torch.float64) for shape in shapes]
     return StateFields(query.new_empty((rows,), dtype=torch.int64), *sums)
 
 
-def _fake_bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments.saved.inputs[:3])
+def _fake_bidirectional_backward(
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
+) -> BidirectionalGradients:
+    return BidirectionalGradients(*_fake_gradients(arguments.saved.inputs))
+
+
+def _fake_gradients(inputs: BidirectionalInputs | CausalInputs) -> tuple[Any, ...]:
+    scale = _fake_numbers(inputs.query, inputs.row_scale)
+    return *(tensor.new_empty(tensor.shape) for tensor in inputs[:3]), scale
+
+
+def _fake_numbers(query: Tensor, given: Tensor | None) -> Tensor | None:
+    """Return the gradient of what is a number of each token and head, if there is any."""
+    if given is None:
+        return None
+    return query.new_empty(given.shape, dtype=compute_dtype(query.dtype))
 
 
 def _fake_causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
-    inputs, scale = arguments.saved.inputs, arguments.saved.inputs.row_scale
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in inputs[:3])
-    if scale is not None:
-        scale = query.new_empty(scale.shape, dtype=compute_dtype(query.dtype))
-    past = StateGradients()
+    inputs, past = arguments.saved.inputs, StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(inputs, arguments.options)[1:])
-    return CausalGradients(query, key, value, scale, past)
+    query, key, value, scale = _fake_gradients(inputs)
+    log_decay = _fake_numbers(query, inputs.log_decay)
+    return CausalGradients(query, key, value, scale, log_decay, past)
 
 
-_read_bidirectional = reader(BidirectionalArguments)
-_read_bidirectional_results = reader(BidirectionalResults)
+_read_bidirectional_inputs = reader(BidirectionalInputs)
 _read_bidirectional_saved = reader(BidirectionalSaved)
+_write_bidirectional_saved = writer(BidirectionalSaved)
 
 
-def _bidirectional_gradients(name: str, backward: Any, keeps_output: bool) -> None:
-    unused = (None,) * len(declared(BidirectionalArguments)[3:])
-
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments = _read_bidirectional(inputs)
-        results = _read_bidirectional_results(output)
+def _bidirectional_gradients(
+    operator: Operator, backward: Operator, backward_arguments: Any, keeps_output: bool
+) -> None:
+    def keep(ctx: Any, arguments: Any, results: BidirectionalResults) -> None:
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*results.kept)
+        ctx.mark_non_differentiable(*_tensors(results.kept))
         out = results.out if keeps_output else None
-        ctx.save_for_backward(*flat(BidirectionalSaved(out, arguments.inputs, results.kept)))
+        saved = BidirectionalSaved(out, arguments.inputs, results.kept)
+        ctx.save_for_backward(*_write_bidirectional_saved(saved))
 
-    def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> Sequence[Tensor | None]:
         # Read once: under torch's checkpoint they exist for one reading.
         saved = _read_bidirectional_saved(ctx.saved_tensors)
-        found: Sequence[Tensor | None] = (None, None, None)
-        if grad_out is not None and _in_pytorch(ctx, grad_out):
-            found = _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
-        elif grad_out is not None:
-            found = backward(*flat(BidirectionalBackwardArguments(grad_out, saved, ctx.options)))
-        return (*found, *unused)
+        if grad_out is None:
+            return (None,) * len(BidirectionalInputs._fields)
+        if _in_pytorch(ctx, grad_out):
+            return _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
+        found = backward(backward_arguments(grad_out, saved, ctx.options))
+        inputs = BidirectionalInputs(*found[:3], row_scale=found.row_scale)
+        return _wanted(inputs, ctx)
 
-    torch.library.register_autograd(
-        f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
-    )
+    operator.differentiate(keep, differentiate)
 
 
-_read_causal = reader(CausalArguments)
 _read_causal_inputs = reader(CausalInputs)
 _read_causal_results = reader(CausalResults)
 _read_causal_saved = reader(CausalSaved)
-_read_causal_gradients = reader(CausalGradients)
+_write_causal_inputs = writer(CausalInputs)
+_write_causal_saved = writer(CausalSaved)
 
 
-def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
-    unused = (None,) * (len(declared(CausalArguments)) - len(declared(CausalInputs)))
-
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments, results = _read_causal(inputs), _read_causal_results(output)
+def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool) -> None:
+    def keep(ctx: Any, arguments: CausalArguments, results: CausalResults) -> None:
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
         constants = [results.state.tokens, *results.kept]
         if ctx.options.competes_over == 0:
             constants.append(results.state.competition)
-        ctx.mark_non_differentiable(*constants)
+        ctx.mark_non_differentiable(*_tensors(constants))
         out = results.out if keeps_output else None
-        ctx.save_for_backward(*flat(CausalSaved(out, arguments.inputs, results.kept)))
+        saved = CausalSaved(out, arguments.inputs, results.kept)
+        ctx.save_for_backward(*_write_causal_saved(saved))
 
-    def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    def differentiate(ctx: Any, *grads: Any) -> Sequence[Tensor | None]:
         saved = _read_causal_saved(ctx.saved_tensors)  # once, see above
         after = _read_causal_results(grads)
         grad_out, grad_state = after.out, StateGradients(*after.state[1:])
         if _in_pytorch(ctx, grad_out, *grad_state):
-            return (*_chunked_causal(saved.inputs, ctx.options, grad_out, grad_state), *unused)
+            return _chunked_causal(saved.inputs, ctx.options, grad_out, grad_state)
         query, value = saved.inputs.query, saved.inputs.value
         if grad_out is None:
             grad_out = value.new_zeros((*query.shape[:3], value.shape[3]))
@@ -215,15 +317,24 @@ def _causal_gradients(name: str, backward: Any, keeps_output: bool) -> None:
         arguments = CausalBackwardArguments(
             grad_out, grad_state, saved, ctx.options, any(wanted.past)
         )
-        found = _read_causal_gradients(backward(*flat(arguments)))
+        found = backward(arguments)
         past = StateFields(None, *found.past)
-        inputs = CausalInputs(*found[:3], row_scale=found.row_scale, past=past)
-        pairs = zip(flat(inputs), ctx.needs_input_grad, strict=False)  # of the tensors, which lead
-        return (*(grad if want else None for grad, want in pairs), *unused)
+        inputs = CausalInputs(
+            *found[:3], row_scale=found.row_scale, log_decay=found.log_decay, past=past
+        )
+        return _wanted(_write_causal_inputs(inputs), ctx)
 
-    torch.library.register_autograd(
-        f"flowformer::{name}", differentiate, setup_context=keep, lib=_LIBRARY
-    )
+    operator.differentiate(keep, differentiate)
+
+
+def _tensors(given: Iterable[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in given if tensor is not None]
+
+
+def _wanted(inputs: Sequence[Tensor | None], ctx: Any) -> list[Tensor | None]:
+    """Return the gradients of the tensors, which lead the arguments, where they are wanted."""
+    pairs = zip(inputs, ctx.needs_input_grad, strict=False)
+    return [grad if want else None for grad, want in pairs]
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
@@ -237,17 +348,43 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
 
 
 def _chunked_bidirectional(
-    inputs: BidirectionalInputs, options: Numbers, grad_out: Tensor
+    inputs: BidirectionalInputs, options: Numbers | MobileNumbers, grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
-    def attend(queries, keys, part, state):
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
+        if isinstance(options, MobileNumbers):
+            rest = {"normalize": options.normalize, "mask": part.key_mask}
+            return chunked.mobile(
+                *queries, *keys, options=flow_options(options.flow), **rest
+            ), state
         masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
-        out = chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks)
-        return out, state
+        if options.feature_map == LINEAR:
+            out = _linear(chunked.linear_bidirectional, queries, keys, **masks)
+            return out.to(keys[1].dtype), state
+        return chunked.bidirectional(*queries, *keys, options=flow_options(options), **masks), state
 
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return (attend_batch(attend, (query,), (key, value), Batch(*inputs[3:]), None)[0],)
+    def forward(*tensors: Any) -> tuple[Tensor, ...]:
+        given = _read_bidirectional_inputs(tensors)
+        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        batch = Batch(*inputs[3:7])
+        return (attend_batch(attend, queries, (given.key, given.value), batch, None)[0],)
 
-    return _gradients(forward, inputs[:3], (grad_out,))
+    return _gradients(forward, inputs, (grad_out,))
+
+
+def _real(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ``[b, t, …]`` with zeros where packed sequences were padded."""
+    return x if mask is None else torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
+def _linear(
+    attend: Callable[..., Any], queries: Sequence[Tensor], keys: Sequence[Tensor], **rest: Any
+) -> Any:
+    """Call a function of ``chunked``, which computes in the dtype of what it gets."""
+    dtype = compute_dtype(queries[0].dtype)
+    query, key, value, *decay = (tensor.to(dtype) for tensor in (queries[0], *keys))
+    if decay:
+        rest["log_decay"] = decay[0]
+    return attend(query, key, value, row_scale=queries[1] if len(queries) > 1 else None, **rest)
 
 
 def _gradients(
@@ -285,8 +422,9 @@ def _chunked_causal(
 
     def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
         if linear:
-            scale = queries[1] if len(queries) > 1 else None
-            return chunked.linear_causal(queries[0], *keys, row_scale=scale, state=state)
+            keys = tuple(_real(each, part.key_mask) for each in keys)
+            out, after = _linear(chunked.linear_causal, queries, keys, state=state)
+            return out.to(keys[1].dtype), after
         mask = part.key_mask
         return chunked.causal(
             *queries, *keys, options=flow_options(options), mask=mask, state=state
@@ -300,9 +438,12 @@ def _chunked_causal(
         if fields.key_value is not None:
             past = LinearState(fields.key_value) if linear else FlowState(*fields)
         batch = Batch(given.mask, given.mask, given.cu_seqlens, None)
-        out, after = attend_batch(attend, queries, (given.key, given.value), batch, past)
+        keys = (given.key, given.value)
+        if given.log_decay is not None:
+            keys = (*keys, given.log_decay)
+        out, after = attend_batch(attend, queries, keys, batch, past)
         assert after is not None
         return (out, after.key_value) if linear else (out, *after[1:])
 
     grads = (grad_out, grad_state.grad_key_value) if linear else (grad_out, *grad_state)
-    return _gradients(forward, flat(inputs), grads)
+    return _gradients(forward, _write_causal_inputs(inputs), grads)

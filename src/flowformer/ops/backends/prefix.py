@@ -5,10 +5,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from flowformer.ops.backends.decay import log_decays_between
 from flowformer.ops.features import apply_feature_map, compute_dtype
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.state import FlowState, state_before
+from flowformer.ops.state import FlowState, faded, has_decayed, state_before
 
 # exp of ± this, times any number of tokens, is within the range of float32 and of float64.
 LARGEST_EXPONENT = 50.0
@@ -23,14 +24,15 @@ def prefix_softmax(
     real: Bool[Tensor, "b 1 t"] | None,
     before: Float[Tensor, "b h"],
     clamp: float | None,
+    log_decay: Float[Tensor, "b h t"] | None = None,
 ) -> tuple[Float[Tensor, "b h t"], Float[Tensor, "b h t"]]:
     """Return exp(x_t) / Σ_{s≤t} exp(x_s) and log Σ_{s≤t} exp(x_s) with x = clamp(logit).
 
     ``before`` is log Σ exp(x) of earlier tokens, -inf if there are none; so is the result while no
-    token has been real. Padded tokens are in no sum.
+    token has been real. Padded tokens are in no sum. With decays they are those of D_ts exp(x_s).
     """
-    if clamp is None or clamp > LARGEST_EXPONENT:
-        return _of_any_size(logit, real, before[..., None], clamp)
+    if clamp is None or clamp > LARGEST_EXPONENT or log_decay is not None:
+        return _of_any_size(logit, real, before[..., None], clamp, log_decay)
     # exp cannot overflow: the sum itself.
     weight = logit.clamp(-clamp, clamp).exp()
     if real is not None:
@@ -46,22 +48,31 @@ def _of_any_size(
     real: Bool[Tensor, "b 1 t"] | None,
     before: Float[Tensor, "b h 1"],
     clamp: float | None,
+    log_decay: Float[Tensor, "b h t"] | None,
 ) -> tuple[Float[Tensor, "b h t"], Float[Tensor, "b h t"]]:
     if clamp is not None:
         logit = logit.clamp(-clamp, clamp)
     if real is not None:
         logit = torch.where(real, logit, LOWEST)
-    sums = _prefix_logsumexp(logit)
-    log_sum = _logaddexp(before, sums)
+    start = before
+    if log_decay is not None:  # of -inf a gradient would be NaN
+        log_decay = log_decay.clamp(min=LOWEST)
+        start = before + log_decay.cumsum(-1)
+    sums = _prefix_logsumexp(logit, log_decay)
+    log_sum = _logaddexp(start, sums)
     # Not exp(x - log_sum): where one token outweighs all before it, and the share is nearly 1, its
     # gradient would be a difference of two that are nearly the same; nor is it that of sigmoid.
     past = torch.cat((before.expand_as(log_sum[..., :1]), log_sum[..., :-1]), -1)
+    if log_decay is not None:
+        past = past + log_decay
     share = logsigmoid(logit - past).exp()
     return share, torch.where(log_sum > LOWEST / 2, log_sum, -torch.inf)
 
 
-def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[Tensor, "b h t"]:
-    """Return log Σ_{s≤t} exp(x_s), by blocks, then over the blocks' ends.
+def _prefix_logsumexp(
+    x: Float[Tensor, "b h t"], log_decay: Float[Tensor, "b h t"] | None, levels: int = LEVELS
+) -> Float[Tensor, "b h t"]:
+    """Return log Σ_{s≤t} D_ts exp(x_s), by blocks, then over the blocks' ends; D = 1 without decay.
 
     The gradient of torch's logcumsumexp is wrong by rounding times the logarithm, and its second
     derivative is NaN wherever a gradient that comes in is exactly zero.
@@ -69,13 +80,19 @@ def _prefix_logsumexp(x: Float[Tensor, "b h t"], levels: int = LEVELS) -> Float[
     length = x.shape[-1]
     blocks = in_chunks(x, x.ndim - 1, BLOCK, fill=LOWEST)
     earlier = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
-    inside = torch.where(earlier, blocks[..., None, :], LOWEST).logsumexp(-1)
+    seen, start = blocks[..., None, :], None
+    if log_decay is not None:
+        decays = in_chunks(log_decay, x.ndim - 1, BLOCK)
+        seen = seen + log_decays_between(decays[..., None])[..., 0]
+        start = decays.cumsum(-1)
+    inside = torch.where(earlier, seen, LOWEST).logsumexp(-1)
     if (
         levels > 1 if is_for_any_length() else length > BLOCK
     ):  # an exported program has no one length
-        ends = _prefix_logsumexp(inside[..., -1], levels - 1)
-        before = first(pad(ends, (1, 0), value=LOWEST), ends.shape[-1], -1)
-        inside = _logaddexp(before[..., None], inside)
+        of_blocks = None if start is None else start[..., -1]
+        ends = _prefix_logsumexp(inside[..., -1], of_blocks, levels - 1)
+        before = first(pad(ends, (1, 0), value=LOWEST), ends.shape[-1], -1)[..., None]
+        inside = _logaddexp(before if start is None else before + start, inside)
     return first(inside.flatten(-2), length, -1)
 
 
@@ -120,6 +137,7 @@ def step(
     *,
     options: FlowOptions,
     state: FlowState | None,
+    log_decay: Float[Tensor, "b 1 h"] | None = None,
 ) -> tuple[Float[Tensor, "b 1 h m"], FlowState]:
     """Return the output and the next state after one token: the recurrence, written out.
 
@@ -127,13 +145,15 @@ def step(
     dtype of the arithmetic first, so that a step equals the last token of a longer call.
     """
     state = state_before(FlowState, state, query, value)
+    if log_decay is not None:
+        state = faded(state, log_decay[:, 0])
     eps, wide = options.eps, state.key_sum.dtype
     narrow = compute_dtype(query.dtype)
     q = apply_feature_map(query[:, 0].to(narrow), options.feature_map).to(wide)
     k = apply_feature_map(key[:, 0].to(narrow), options.feature_map).to(wide)
     v = value[:, 0].to(wide)
     count = state.tokens + 1
-    n = count.to(wide)[:, None]
+    n = count if has_decayed(state) else count.to(wide)[:, None]
 
     key_sum, query_sum = state.key_sum + k, state.query_sum + q
     incoming = ((q + eps) * (key_sum + eps)).sum(-1)

@@ -15,8 +15,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from flowformer.ops.backends import choose_backend
+from flowformer.ops.features import compute_dtype
 from flowformer.ops.flow import FlowArguments
-from flowformer.ops.inputs import check_causal, check_state, check_tensors, exact_arithmetic
+from flowformer.ops.inputs import (
+    check_causal,
+    check_decay,
+    check_state,
+    check_tensors,
+    exact_arithmetic,
+    refuse_growth,
+)
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.options import FlowKeywords, check_causal_options, resolve_options, spells_out
 from flowformer.ops.packing import resolve_batch, sequence_count
@@ -29,7 +37,14 @@ from flowformer.ops.parallel.collectives import (
 )
 from flowformer.ops.parallel.packed import Call
 from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
-from flowformer.ops.state import FlowState, carry_dtype, select_rows
+from flowformer.ops.state import (
+    FlowState,
+    carry_dtype,
+    empty_state,
+    has_decayed,
+    of_heads,
+    select_rows,
+)
 
 
 class ParallelArguments(FlowArguments, total=False):
@@ -58,7 +73,7 @@ def sequence_parallel_flow_attention(
     return_state: Literal[True],
     **arguments: Unpack[ParallelArguments],
 ) -> tuple[Tensor, FlowState]: ...
-@takes_layouts("query", "key", "value")
+@takes_layouts("query", "key", "value", "log_decay")
 @spells_out
 def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention, keyword-only
     query: Float[Tensor, "b l h d"],
@@ -67,6 +82,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     *,
     mesh: DeviceMesh | ProcessGroup,
     causal: bool = False,
+    log_decay: Float[Tensor, "b l h"] | None = None,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -93,6 +109,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         value: ``[b, s, g, m]``.
         mesh: the ranks that share the sequences: one dimension of a mesh, or a group.
         causal: as in :func:`flow_attention`.
+        log_decay: ``[b, l, h]``, of this rank's part, see :func:`flow_attention`.
         mask: ``[b, l]``, of this rank's part, and so are the next two.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
@@ -124,12 +141,17 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     length, lengths = query.shape[1], None
     if cu_seqlens is not None:
         lengths = gather_ranks(torch.tensor([length, key.shape[1]], device=query.device), group)
-    query_mask, query = _filled(batch.query_mask, query)
+    query_mask, query, *decay = _filled(
+        batch.query_mask, query, *(() if log_decay is None else (log_decay,))
+    )
     key_mask, key, value = _filled(batch.key_mask, key, value)
     batch = batch._replace(query_mask=query_mask, key_mask=key_mask)
     query, key, value = check_tensors(query, key, value)
+    if decay:
+        log_decay = check_decay(decay[0], query, batch.query_mask, causal=causal)
+        refuse_growth(log_decay)
     # A wrong name raises for every form.
-    choose_backend(backend, query, key, value, *batch, *(initial_state or ()))
+    choose_backend(backend, query, key, value, log_decay, *batch, *(initial_state or ()))
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(resolved)
@@ -138,11 +160,15 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     if not 1 <= head_groups <= query.shape[2]:
         raise ValueError(f"head_groups must be 1 to {query.shape[2]} (heads), got {head_groups}")
     check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
+    if initial_state is not None and (log_decay is not None or has_decayed(initial_state)):
+        initial_state = of_heads(initial_state)
+        if log_decay is None:
+            log_decay = query.new_zeros(query.shape[:3], dtype=compute_dtype(query.dtype))
     call = Call(resolved, batch, lengths, group, initial_state, backend, head_groups)
     with exact_arithmetic(query):
         if not causal:
             return _bidirectional(query, key, value, call)[:, :length]
-        out, state = _causal(query, key, value, call)
+        out, state = _causal(query, key, value, log_decay, call)
         out = out[:, :length].to(value.dtype)
         return (out, _sum_states(state, group)) if return_state else out
 
@@ -155,7 +181,7 @@ def _filled(mask: Tensor | None, *tensors: Tensor) -> tuple[Any, ...]:
     if tensors[0].shape[1] > 0:
         return mask, *tensors
     mask = tensors[0].new_zeros((tensors[0].shape[0], 1), dtype=torch.bool)
-    return mask, *(F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in tensors)
+    return mask, *(F.pad(x, (0, 0) * (x.ndim - 2) + (0, 1)) for x in tensors)
 
 
 def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
@@ -174,20 +200,23 @@ def _bidirectional(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Ten
     )
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, FlowState]:
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor | None, call: Call
+) -> tuple[Tensor, FlowState]:
     """Return the output, and the states of the sequences that end here, zero for the others."""
     if call.lengths is not None:
-        return packed.attend_causal(query, key, value, call)
+        return packed.attend_causal(query, key, value, log_decay, call)
     rank, ranks, device = call.group.rank(), call.group.size(), query.device
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
     every = torch.ones(sizes[0], dtype=torch.bool, device=device)
-    empty = FlowState.initial(*sizes, device)
+    empty = empty_state(log_decay is not None, *sizes, device)
     out, state = causal(
         query,
         key,
         value,
         options=call.options,
         mask=call.batch.key_mask,
+        log_decay=log_decay,
         begin=select_rows(every & (rank == 0), call.initial_state or empty, empty),
         border=Border(torch.ones(ranks, ranks, device=device).tril(-1).bool(), call.group),
         backend=call.backend,
@@ -205,4 +234,5 @@ def _sum_states(state: FlowState, group: ProcessGroup) -> FlowState:
         part.view(field.shape)
         for part, field in zip(total.split([field.numel() for field in state]), state, strict=True)
     ]
-    return FlowState(fields[0].round().long(), *fields[1:])
+    tokens = fields[0] if has_decayed(state) else fields[0].round().long()
+    return FlowState(tokens, *fields[1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -105,6 +105,8 @@ class RankSums:
         tensors: what this rank adds for later ones, of one dtype and the same shapes on each rank.
         before: row r says which ranks' tensors rank r is to have summed.
         group: the ranks.
+        left: the logarithm of what is left at a rank (row) of what an earlier one (column) adds, of
+            each row and head, ``[ranks, ranks, …]``; the tensors have the last axes in front.
         logs: whether log Σ exp is taken rather than the sum.
     """
 
@@ -114,6 +116,7 @@ class RankSums:
         before: Bool[Tensor, "ranks ranks"],
         group: ProcessGroup,
         *,
+        left: Float[Tensor, "ranks ranks ..."] | None = None,
         logs: bool = False,
     ) -> None:
         self._shapes = [tensor.shape for tensor in tensors]
@@ -122,18 +125,27 @@ class RankSums:
         self._count, ranks = len(numbers), group.size()
         share = -(-self._count // ranks)
         numbers = torch.nn.functional.pad(numbers, (0, ranks * share - self._count))
+        self._left = None
+        if left is not None:
+            left = left.flatten(2)
+            places = torch.arange(left.shape[2], device=numbers.device)
+            each = [places.repeat_interleave(x.numel() // len(places)) for x in tensors]
+            every = torch.nn.functional.pad(torch.cat(each), (0, ranks * share - self._count))
+            self._left = left[:, :, every.view(ranks, share)[group.rank()]]
         self._works: list[Any] = []
         self._rows = self._exchange(numbers.view(ranks, share))
 
     def turn(self) -> None:
         """Wait for the shares, sum them, and start sending the sums."""
         self._works.pop().wait()
-        of_each = self._before[..., None]
+        of_each, rows = self._before[..., None], self._rows
+        if self._left is not None:
+            rows = rows + self._left if self._logs else rows * self._left.exp()
         # A selection, not a product: what a later rank holds, NaN too, must not be seen.
         if self._logs:
-            self._rows = log_sum_exp(torch.where(of_each, self._rows, -torch.inf), 1)
+            self._rows = log_sum_exp(torch.where(of_each, rows, -torch.inf), 1)
         else:
-            self._rows = torch.where(of_each, self._rows, 0).sum(1)
+            self._rows = torch.where(of_each, rows, 0).sum(1)
         self._rows = self._exchange(self._rows)
 
     def result(self) -> list[Tensor]:

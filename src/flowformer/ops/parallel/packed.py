@@ -6,6 +6,7 @@ that ranks share, the parts that are here become the rows of a padded batch.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, check_same_count, sequence_lengths
 from flowformer.ops.parallel.collectives import largest_of_ranks, sum_ranks
 from flowformer.ops.parallel.rows import Border, RowSums, bidirectional, causal
-from flowformer.ops.state import FlowState, select_rows
+from flowformer.ops.state import FlowState, empty_state, select_rows
 
 Span = tuple[int, int]
 
@@ -215,6 +216,7 @@ def attend_causal(
     query: Float[Tensor, "1 t h d"],
     key: Float[Tensor, "1 t h d"],
     value: Float[Tensor, "1 t h m"],
+    log_decay: Float[Tensor, "1 t h"] | None,
     call: Call,
 ) -> tuple[Float[Tensor, "1 t h m"], FlowState]:
     """Return the output at this rank's tokens, and the states of the sequences that end here.
@@ -224,7 +226,8 @@ def attend_causal(
     device, side = query.device, _sides(call)[0]
     own = cut(side)
     shape = (query.shape[2], query.shape[3], value.shape[3], device)
-    start = call.initial_state or FlowState.initial(len(side.sequences), *shape)
+    empty = partial(empty_state, log_decay is not None)
+    start = call.initial_state or empty(len(side.sequences), *shape)
     out = value.new_zeros((*query.shape[1:3], value.shape[3]))
     ended: list[tuple[list[int], FlowState]] = []
     if own.whole:
@@ -234,6 +237,7 @@ def attend_causal(
             key[:, places],
             value[:, places],
             causal=True,
+            log_decay=None if log_decay is None else log_decay[:, places],
             cu_seqlens=offsets,
             initial_state=start.reorder(torch.tensor(own.whole, device=device)),
             return_state=True,
@@ -247,13 +251,14 @@ def attend_causal(
     places, real = padded([side.here(sequence) for sequence in own.shared] or [(0, 0)], device)
     first, last = (_marks(side, own.shared, end).to(device) for end in (0, 1))
     begin = start.reorder(torch.tensor(shared, device=device))
-    begin = select_rows(first, begin, FlowState.initial(len(shared), *shape))
+    begin = select_rows(first, begin, empty(len(shared), *shape))
     found, state = causal(
         query[0, places],
         key[0, places],
         value[0, places],
         options=call.options,
         mask=real,
+        log_decay=None if log_decay is None else _real(log_decay[0, places], real),
         begin=begin,
         border=Border(_before(side, device), call.group, opens=~last, continues=~first),
         backend=call.backend,
@@ -263,9 +268,13 @@ def attend_causal(
     zeros = FlowState(*(torch.zeros_like(field) for field in state))
     ended.append((shared, select_rows(last & bool(own.shared), state, zeros)))
     if side.rank == 0:  # a sequence without tokens ends as it began
-        empty = [s for s, (start_, end) in enumerate(side.sequences) if start_ == end]
-        ended.append((empty, start.reorder(torch.tensor(empty, dtype=torch.long, device=device))))
+        none = [s for s, (start_, end) in enumerate(side.sequences) if start_ == end]
+        ended.append((none, start.reorder(torch.tensor(none, dtype=torch.long, device=device))))
     return out[None], _by_sequence(ended, len(side.sequences))
+
+
+def _real(log_decay: Float[Tensor, "b t h"], mask: Bool[Tensor, "b t"]) -> Tensor:
+    return torch.where(mask[..., None], log_decay, 0)
 
 
 def _marks(side: Side, shared: list[int], end: int) -> Bool[Tensor, " rows"]:

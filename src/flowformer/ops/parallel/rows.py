@@ -19,16 +19,18 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 from flowformer.ops.backends.chunked import total_flow
+from flowformer.ops.backends.decay import log_decays_between
 from flowformer.ops.backends.prefix import LARGEST_EXPONENT
 from flowformer.ops.features import features, masked
 from flowformer.ops.flow import flow_attention
 from flowformer.ops.options import FlowOptions
-from flowformer.ops.parallel.collectives import RankSums, log_sum_exp
+from flowformer.ops.parallel.collectives import RankSums, log_sum_exp, sum_ranks
 from flowformer.ops.state import FlowState, carry_dtype
 
 BLOCK = 64  # tokens that are summed in the dtype of the arithmetic
@@ -92,16 +94,32 @@ def bidirectional(
     return out.to(value.dtype).transpose(1, 2)
 
 
-def _count(mask: Bool[Tensor, "b t"] | None, x: Float[Tensor, "b t h d"]) -> Tensor:
-    """Return the number of real tokens of this part of each row, [b], in the carried dtype."""
+def _count(
+    mask: Bool[Tensor, "b t"] | None,
+    x: Float[Tensor, "b t h d"],
+    left: Float[Tensor, "b t h"] | None = None,
+) -> Tensor:
+    """Return the number of real tokens of this part of each row, [b], in the carried dtype.
+
+    With decays, what is left of them in the end, [b, h].
+    """
     wide = carry_dtype(x.device)
+    if left is not None:
+        return (left if mask is None else torch.where(mask[..., None], left, 0)).sum(1)
     if mask is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=wide, device=x.device)
     return mask.sum(1).to(wide)
 
 
-def _time_sum(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h d"]:
-    """Return the sum over time in the carried dtype, by blocks: a copy in it would be slow."""
+def _time_sum(
+    x: Float[Tensor, "b t h d"], left: Float[Tensor, "b t h"] | None = None
+) -> Float[Tensor, "b h d"]:
+    """Return the sum over time in the carried dtype, by blocks: a copy in it would be slow.
+
+    With decays it is one of what is left of each token in the end.
+    """
+    if left is not None:
+        x = x * left[..., None].to(x.dtype)
     blocks = x.shape[1] // BLOCK * BLOCK
     wide = carry_dtype(x.device)
     rest = x[:, blocks:].sum(1, dtype=wide)
@@ -159,6 +177,32 @@ class Border(NamedTuple):
     continues: Bool[Tensor, " b"] | None = None
 
 
+class Fading(NamedTuple):
+    """The decays of rows, which may go on at other ranks.
+
+    Attributes:
+        total: log of what is left after a rank's part of a row of what was before it. ``[b, h]``.
+        between: log of what is left at a rank (row) of what an earlier one (column) adds, of all
+            rows or of the one that is sent. ``[ranks, ranks, b, h]`` or ``[ranks, ranks, h]``.
+    """
+
+    total: Float[Tensor, "b h"]
+    between: Float[Tensor, "ranks ranks *b h"]
+
+    @classmethod
+    def of(cls, log_decay: Float[Tensor, "b t h"], border: Border) -> "Fading":
+        """Return the decays of all ranks: one message, of a number for each row and head."""
+        total = log_decay.sum(1, dtype=carry_dtype(log_decay.device))
+        sent = total
+        if border.opens is not None:
+            sent = torch.where(border.opens[:, None], total, 0).sum(0)
+        ranks, rank = border.group.size(), border.group.rank()
+        here = torch.arange(ranks, device=sent.device) == rank
+        totals = sum_ranks(torch.where(_like(here, sent[None]), sent, 0), border.group)
+        after = log_decays_between(totals.flatten(1))  # row: up to and with that rank
+        return cls(total, F.pad(after[:-1], (0, 0, 0, 0, 1, 0)).view(ranks, *totals.shape))
+
+
 class _Prefixes:
     """The sums before each row, on their way: what the row begins with, and what earlier ranks add.
 
@@ -171,14 +215,17 @@ class _Prefixes:
         border: Border,
         begin: tuple[Tensor, ...],
         local: tuple[Tensor, ...],
+        fading: Fading | None,
         *,
         logs: bool = False,
     ) -> None:
         self._continues, self._begin, self._logs = border.continues, begin, logs
-        sent = [self._add(first, second) for first, second in zip(begin, local, strict=True)]
+        left = begin if fading is None else tuple(self._faded(x, fading.total) for x in begin)
+        sent = [self._add(first, second) for first, second in zip(left, local, strict=True)]
         if border.opens is not None:
             sent = [torch.where(_like(border.opens, x), x, 0).sum(0) for x in sent]
-        self._sums = RankSums(tuple(sent), border.before, border.group, logs=logs)
+        between = None if fading is None else fading.between
+        self._sums = RankSums(tuple(sent), border.before, border.group, left=between, logs=logs)
         self.turn = self._sums.turn
 
     def rows(self) -> list[Tensor]:
@@ -189,12 +236,15 @@ class _Prefixes:
             found = [torch.where(_like(self._continues, x[None]), x, nothing) for x in found]
         return [self._add(begin, x) for begin, x in zip(self._begin, found, strict=True)]
 
+    def _faded(self, x: Tensor, log_decay: Float[Tensor, "b h"]) -> Tensor:
+        return x + log_decay if self._logs else x * _like(log_decay.exp(), x)
+
     def _add(self, first: Tensor, second: Tensor) -> Tensor:
         return log_sum_exp(torch.stack((first, second)), 0) if self._logs else first + second
 
 
-def _like(rows: Bool[Tensor, " b"], x: Tensor) -> Tensor:
-    return rows.view(-1, *[1] * (x.ndim - 1))
+def _like(rows: Shaped[Tensor, "*b"], x: Tensor) -> Tensor:
+    return rows.view(*rows.shape, *[1] * (x.ndim - rows.ndim))
 
 
 def causal(
@@ -204,6 +254,7 @@ def causal(
     *,
     head_groups: int,
     begin: FlowState,
+    log_decay: Float[Tensor, "b t h"] | None = None,
     **rest: Any,
 ) -> tuple[Float[Tensor, "b t h m"], FlowState]:
     """Causal Flow-Attention by groups of heads: one is computed while others' sums are sent.
@@ -213,12 +264,13 @@ def causal(
     parts = []
     for heads in torch.arange(query.shape[2]).tensor_split(head_groups):
         part = slice(int(heads[0]), int(heads[-1]) + 1)
-        tensors = (tensor[:, :, part] for tensor in (query, key, value))
-        state = FlowState(begin.tokens, *(field[:, part] for field in begin[1:]))
-        parts.append(_causal(*tensors, begin=state, **rest))
+        tensors = tuple(tensor[:, :, part] for tensor in (query, key, value))
+        state = FlowState(*(x if x.ndim == 1 else x[:, part] for x in begin))
+        decay = None if log_decay is None else log_decay[:, :, part]
+        parts.append(_causal(tensors, begin=state, log_decay=decay, **rest))
     outputs, states = zip(*_in_turns(parts), strict=True)
-    fields = (torch.cat(field, 1) for field in zip(*(state[1:] for state in states), strict=True))
-    return torch.cat(outputs, 2), FlowState(states[0].tokens, *fields)
+    fields = (x[0] if x[0].ndim == 1 else torch.cat(x, 1) for x in zip(*states, strict=True))
+    return torch.cat(outputs, 2), FlowState(*fields)
 
 
 def _in_turns(parts: list[Generator[None, None, Part]]) -> list[Part]:
@@ -234,21 +286,21 @@ def _in_turns(parts: list[Generator[None, None, Part]]) -> list[Part]:
 
 
 def _causal(
-    query: Float[Tensor, "b t h d"],
-    key: Float[Tensor, "b t h d"],
-    value: Float[Tensor, "b t h m"],
+    tensors: tuple[Tensor, ...],
     *,
     options: FlowOptions,
     mask: Bool[Tensor, "b t"] | None,
     begin: FlowState,
+    log_decay: Float[Tensor, "b t h"] | None,
     border: Border,
     backend: str | None,
 ) -> Generator[None, None, tuple[Float[Tensor, "b t h m"], FlowState]]:
     """Causal Flow-Attention where each row is this rank's part of a sequence.
 
-    ``begin`` is the state of rows that begin here, and the empty one for others. Yields when it has
-    sent something, so that another part can be computed until that has come. Returns the output in
-    the dtype of the arithmetic, and the state after the last token of each row.
+    ``tensors`` are query, key and value, ``begin`` is the state of rows that begin here, and the
+    empty one for others. Yields when it has sent something, so that another part can be computed
+    until that has come. Returns the output in the dtype of the arithmetic, and the state after the
+    last token of each row.
     """
 
     def attend(value: Tensor, known: FlowState) -> tuple[Tensor, FlowState]:
@@ -257,6 +309,7 @@ def _causal(
             key,
             value,
             causal=True,
+            log_decay=log_decay,
             mask=mask,
             initial_state=known,
             return_state=True,
@@ -265,17 +318,22 @@ def _causal(
             **options._asdict(),
         )
 
+    query, key, value = tensors
     wide = carry_dtype(query.device)
     q = features(query, mask, options.feature_map)
     k = features(key, mask, options.feature_map)
     # As wide as the arithmetic: what earlier ranks add must not be added to a rounded output.
     query, key, value = query.to(q.dtype), key.to(q.dtype), value.to(q.dtype)
     narrow = value.new_zeros((*value.shape[:3], 1))
+    fading, left = None, None
+    if log_decay is not None:
+        fading, left = Fading.of(log_decay, border), _left_in_the_end(log_decay.to(wide))
 
     prefixes = _Prefixes(
         border,
         (begin.tokens.to(wide), begin.key_sum, begin.query_sum),
-        (_count(mask, k), _time_sum(k), _time_sum(q)),
+        (_count(mask, k, left), _time_sum(k, left), _time_sum(q, left)),
+        fading,
     )
     row_sum = q.sum(-1)
     yield
@@ -283,11 +341,12 @@ def _causal(
     yield
     count, key_sum, query_sum = prefixes.rows()
     known = FlowState.initial(q.shape[0], q.shape[2], q.shape[3], 1, q.device)
-    known = known._replace(tokens=count.round().long(), key_sum=key_sum, query_sum=query_sum)
+    tokens = count if log_decay is not None else count.round().long()
+    known = known._replace(tokens=tokens, key_sum=key_sum, query_sum=query_sum)
 
     _, after = attend(narrow, known)
     prefixes = _Prefixes(
-        border, (begin.key_flow, begin.query_flow), (after.key_flow, after.query_flow)
+        border, (begin.key_flow, begin.query_flow), (after.key_flow, after.query_flow), fading
     )
     yield
     prefixes.turn()
@@ -298,7 +357,7 @@ def _causal(
     )
 
     scaled, after = attend(narrow, known)
-    prefixes = _Prefixes(border, (begin.competition,), (after.competition,), logs=True)
+    prefixes = _Prefixes(border, (begin.competition,), (after.competition,), fading, logs=True)
     some = row_sum > 0  # else the product with q is 0, whatever the scale
     scale = torch.where(some, scaled.squeeze(-1) / torch.where(some, row_sum, 1), 0)
     yield
@@ -308,12 +367,20 @@ def _causal(
     known = known._replace(competition=competition, key_value=torch.zeros_like(begin.key_value))
 
     out, after = attend(value, known)
-    prefixes = _Prefixes(border, (begin.key_value,), (after.key_value,))
+    prefixes = _Prefixes(border, (begin.key_value,), (after.key_value,), fading)
     yield
     prefixes.turn()
     yield
     (key_value,) = prefixes.rows()
     earlier = (q.transpose(1, 2) @ key_value.to(q.dtype)).transpose(1, 2)
+    if fading is not None:  # the scale holds what is left of the matrix already
+        key_value = key_value * fading.total.exp()[..., None, None]
     return torch.addcmul(out, earlier, scale[..., None]), after._replace(
         key_value=after.key_value + key_value
     )
+
+
+def _left_in_the_end(log_decay: Float[Tensor, "b t h"]) -> Float[Tensor, "b t h"]:
+    """Return what is left of each token after the last."""
+    later = log_decay.flip(1).cumsum(1).flip(1)
+    return F.pad(later[:, 1:], (0, 0, 0, 1)).exp()

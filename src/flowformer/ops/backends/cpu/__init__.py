@@ -1,15 +1,44 @@
 """The compiled kernels of csrc/ as a backend: one fused pass over the tokens, on CPU tensors."""
 
-from flowformer.ops.backends.chunked import linear_bidirectional
-from flowformer.ops.backends.cpu.operators import KERNELS, OPERATORS
+from torch import Tensor
+
+from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
+from flowformer.ops.backends.cpu import call
+from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.backends.operator_backend import CompiledBackend
+from flowformer.ops.options import FlowOptions
+from flowformer.ops.state import FlowState, LinearState
+from flowformer.ops.steps import Step
 
 PACKS_SEQUENCES = True
-TAKES_HALF = False  # linear products get the dtype of the arithmetic
+TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
+DECAYS = ("linear",)  # the attentions that take log_decay; chunked computes the others
 
-__all__ = ["bidirectional", "causal", "linear_bidirectional", "linear_causal", "step"]
+__all__ = [
+    "bidirectional",
+    "causal",
+    "linear_bidirectional",
+    "linear_causal",
+    "mobile",
+    "prepare_step",
+    "step",
+]
 
-_backend = CompiledBackend(OPERATORS, direct=KERNELS)
+_backend = CompiledBackend(OPERATORS)
 bidirectional, causal, step = _backend.bidirectional, _backend.causal, _backend.step
-linear_causal = _backend.linear_causal
+linear_bidirectional, linear_causal = _backend.linear_bidirectional, _backend.linear_causal
+mobile = _backend.mobile
+
+
+def prepare_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    options: FlowOptions | None,
+    state: FlowState | LinearState,
+) -> Step | None:
+    """Return one step of Flow-Attention, or of linear attention (no options), see steps.py."""
+    given = LINEAR_OPTIONS if options is None else numbers(options)
+    return call.prepare_step(query, key, value, given, state)

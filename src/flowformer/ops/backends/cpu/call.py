@@ -2,23 +2,33 @@
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowformer.ops.backends.arguments import BidirectionalKept, Numbers
+from flowformer.ops.backends.arguments import LINEAR, BidirectionalKept, MobileNumbers, Numbers
 from flowformer.ops.backends.cpu.library import load_library
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.inputs import growth
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
+from flowformer.ops.state import room_after
+from flowformer.ops.steps import Step
 
 CHUNK = 64  # of csrc/api.h
+GROWS = 2  # what a causal forward returns when a decay is above zero
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale, states, what is kept, gradients.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "P" + "7P" * 4 + "3P" + "4P")
+# Options and sizes, views, masks and offsets, row_scale and log_decay, states, what is kept,
+# gradients; what is of Mobile-Attention alone.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "2P" + "7P" * 4 + "3P" + "5P" + "2i")
 _NO_VIEW = (0, 0, 0, 0)
-_NO_STATE = (0,) * 7
+# Masks, offsets, scale and decays; and what is behind states.
+_NO_OTHERS, _NO_GRADIENTS = (0,) * 6, (0,) * 22
+_NO_MOBILE = (0, 0)
+NO_STATE = (None,) * 7
 
 
 class Inputs(NamedTuple):
@@ -32,6 +42,7 @@ class Inputs(NamedTuple):
     cu_seqlens: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
 
 
 def readable(inputs: Inputs) -> Inputs:
@@ -58,6 +69,7 @@ def readable(inputs: Inputs) -> Inputs:
         offsets,
         offsets_k,
         contiguous(inputs.row_scale),
+        contiguous(inputs.log_decay),
     )
 
 
@@ -102,6 +114,20 @@ def kept_numbers(inputs: Inputs, *, linear: bool) -> int:
     return heads * (vectors + width * value_width * _count(inputs, CHUNK * every))
 
 
+def row_numbers(inputs: Inputs, *, sums_flows: bool) -> int:
+    """Return how many numbers a bidirectional forward keeps of the sums of its rows.
+
+    No keyᵀ value of one chunk, which the backward computes again: of many short rows they would
+    take more memory than the inputs. Packed sequences of more tokens are at most one in so many.
+    """
+    (_, _, heads, width), (batch, keys) = inputs.query.shape, inputs.key.shape[:2]
+    matrices: Any = batch * torch.sym_min(keys // (CHUNK + 1), 1)
+    if inputs.cu_seqlens is not None:
+        matrices = keys // CHUNK
+    vectors = 4 * sequence_count(inputs.query, inputs.cu_seqlens) if sums_flows else 0
+    return heads * width * (vectors + matrices * inputs.value.shape[3])
+
+
 def _count(inputs: Inputs, tokens: int) -> int:
     """Return how many pieces of so many tokens begin within the keys' sequences.
 
@@ -124,15 +150,16 @@ class Gradients(NamedTuple):
     key: Tensor | None = None
     value: Tensor | None = None
     row_scale: Tensor | None = None
+    log_decay: Tensor | None = None
 
 
 def call(
     function: str,
     inputs: Inputs,
-    options: Numbers,
+    options: Numbers | MobileNumbers,
     *,
     out: Tensor | None = None,
-    states: tuple[State, State, State, State] = ((), (), (), ()),
+    states: tuple[State, State, State, State] = (NO_STATE, NO_STATE, NO_STATE, NO_STATE),
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
 ) -> None:
@@ -143,17 +170,39 @@ def call(
         inputs: see :func:`readable`.
         options: the options.
         out: the output.
-        states: before, after, and the gradients of both; each the fields of a FlowState or none.
+        states: before, after, and the gradients of both; each the fields of a FlowState, or Nones.
         kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
 
     Raises:
         MemoryError: the library could not allocate its scratch.
+        ValueError: a decay is above zero.
     """
     query, key, value = inputs[:3]
     if query.shape[0] == 0 or sequence_count(query, inputs.cu_seqlens) == 0:
         return
+    mobile = _NO_MOBILE
+    if isinstance(options, MobileNumbers):
+        options, mobile = options.flow, (1, options.normalize)
+    others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[1:])
     record = _CALL.pack(
+        *_sizes(inputs, options),
+        torch.get_num_threads(),
+        spacing(inputs),
+        *_view(query),
+        *_view(key),
+        *_view(value),
+        *_view(out),
+        *_view(gradients.out),
+        *[0 if tensor is None else tensor.data_ptr() for tensor in others],
+        *mobile,
+    )
+    _run(function, record, inputs.log_decay)
+
+
+def _sizes(inputs: Inputs, options: Numbers) -> tuple[Any, ...]:
+    query, key, value = inputs[:3]
+    return (
         _DTYPES[query.dtype],
         *options,
         sequence_count(query, inputs.cu_seqlens),
@@ -162,31 +211,88 @@ def call(
         value.shape[3],
         query.shape[1],
         key.shape[1],
-        torch.get_num_threads(),
-        spacing(inputs),
-        *_view(query),
-        *_view(key),
-        *_view(value),
-        *_view(out),
-        *_view(gradients.out),
-        *(_pointer(tensor) for tensor in inputs[3:]),
-        *(pointer for state in states for pointer in _pointers(state)),
-        *(_pointer(tensor) for tensor in kept),
-        *(_pointer(tensor) for tensor in gradients[1:]),
     )
+
+
+def _run(function: str, record: bytes, log_decay: Tensor | None = None) -> None:
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
-    if getattr(library, function)(record):
+    failure = getattr(library, function)(record)
+    if failure == GROWS:
+        assert log_decay is not None
+        raise growth(log_decay)
+    if failure:
         raise MemoryError(f"{function} could not allocate its scratch memory")
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _view(tensor: Tensor | None) -> tuple[int, ...]:
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
 
 
-def _pointers(state: State) -> tuple[int, ...]:
-    return tuple(map(_pointer, state)) if state else _NO_STATE
+def prepare_step(
+    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+) -> Step | None:
+    """Return the call of one token, laid out but for the pointers; None where they do not suffice.
+
+    Args:
+        query: ``[b, 1, h, d]``, with as many heads as the key, as those after it.
+        key: see query.
+        value: see query.
+        options: the options.
+        state: the state before, with all its fields, or that of linear attention.
+    """
+    if not _suffice_pointers(query, key, value, options, state):
+        return None
+    inputs = query, key, value
+    sizes = _sizes(Inputs(*inputs), options)
+    q_strides, k_strides, v_strides = (tensor.stride()[:3] for tensor in inputs)
+    shape = (*query.shape[:3], value.shape[3])
+    out_strides = value.new_empty(shape).stride()[:3]
+    missing = (0,) * (len(NO_STATE) - len(state))
+
+    def step(query: Tensor, key: Tensor, value: Tensor, state: Any) -> tuple[Tensor, Any]:
+        out, after = value.new_empty(shape), room_after(state)
+        record = _CALL.pack(
+            *sizes,
+            torch.get_num_threads(),
+            1,
+            query.data_ptr(),
+            *q_strides,
+            key.data_ptr(),
+            *k_strides,
+            value.data_ptr(),
+            *v_strides,
+            out.data_ptr(),
+            *out_strides,
+            *_NO_VIEW,
+            *_NO_OTHERS,
+            *missing,
+            *map(Tensor.data_ptr, state),
+            *missing,
+            *map(Tensor.data_ptr, after),
+            *_NO_GRADIENTS,
+            *_NO_MOBILE,
+        )
+        _run("flowformer_causal_forward", record)
+        return out, after
+
+    return step
+
+
+def _suffice_pointers(
+    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+) -> bool:
+    """Return whether the library reads and writes all of a step where it is, and what it is."""
+    (b, _, h, d), m = query.shape, value.shape[3]
+    if options.feature_map == LINEAR:
+        fits = query.dtype == compute_dtype(query.dtype)
+    else:  # a count of each sequence; and without competition its sum would not be written
+        fits = state[0].dtype == torch.int64 and options.competes_over != 0
+    return (
+        fits
+        and b > 0
+        and len({(tensor.dtype, *tensor.shape[:3]) for tensor in (query, key, value)}) == 1
+        and all(tensor.stride(3) == 1 for tensor in (query, key, value))
+        and all(field.is_contiguous() for field in state)
+        and state[-1].shape == (b, h, d, m)
+    )

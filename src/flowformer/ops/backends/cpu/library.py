@@ -11,13 +11,13 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-ABI_VERSION = 2  # FLOWFORMER_ABI of csrc/api.h that ops/backends/cpu/call.py is written for
+ABI_VERSION = 4  # FLOWFORMER_ABI of csrc/api.h that ops/backends/cpu/call.py is written for
 
 PACKAGE = Path(__file__).parents[3]
 NAME = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
 LOG_NAME = "libflowformer_cpu.log"
 HELP = "see docs/installation.md"
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # the best first
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")  # the best first
 
 
 class LibraryUnavailableError(Exception):

@@ -14,6 +14,7 @@ from flowformer.ops.backends.arguments import (
     NOTHING,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalKept,
     BidirectionalResults,
     CausalArguments,
@@ -22,10 +23,13 @@ from flowformer.ops.backends.arguments import (
     CausalInputs,
     CausalKept,
     CausalResults,
+    MobileArguments,
+    MobileBackwardArguments,
     StateFields,
     StateGradients,
 )
 from flowformer.ops.backends.cpu.call import (
+    NO_STATE,
     Gradients,
     Inputs,
     call,
@@ -33,10 +37,10 @@ from flowformer.ops.backends.cpu.call import (
     features_together,
     kept_numbers,
     readable,
+    row_numbers,
 )
 from flowformer.ops.backends.operators import Kernels, define_operators, room_for_state
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.packing import sequence_count
 
 _QUERY_STATS, _KEY_STATS, _CAUSAL_STATS = 2, 3, 5  # numbers a token, of csrc
 
@@ -50,26 +54,24 @@ def _sums(inputs: Inputs, *shape: Any) -> Tensor:
     return inputs.query.new_empty(shape, dtype=compute_dtype(inputs.query.dtype))
 
 
-def _row_sums(inputs: Inputs) -> Tensor:
-    """Return room for the sums of each row."""
-    heads, width = inputs.query.shape[2:]
-    rows = sequence_count(inputs.query, inputs.cu_seqlens)
-    return _sums(inputs, rows, heads, width * (4 + inputs.value.shape[3]))
-
-
 def _stats(tensor: Tensor, count: int) -> Tensor:
     b, t, h = tensor.shape[:3]
     return tensor.new_empty((b, h, count, t), dtype=compute_dtype(tensor.dtype))
 
 
-def _bidirectional(arguments: BidirectionalArguments, *, runs: bool = True) -> BidirectionalResults:
+def _bidirectional(
+    arguments: BidirectionalArguments | MobileArguments, *, runs: bool = True
+) -> BidirectionalResults:
     inputs, keep = Inputs(*arguments.inputs), arguments.keep
     inputs = readable(inputs) if runs else inputs
+    mobile = isinstance(arguments, MobileArguments)
+    linear = not mobile and arguments.options.feature_map == LINEAR
     out = _output(inputs)
     kept = BidirectionalKept(
-        _stats(inputs.query, _QUERY_STATS),  # these two the forward itself needs between its passes
-        _stats(inputs.key, _KEY_STATS),
-        _row_sums(inputs) if keep else NOTHING,
+        # These two a forward with flows itself needs between its passes.
+        NOTHING if linear else _stats(inputs.query, _QUERY_STATS),
+        NOTHING if linear else _stats(inputs.key, _KEY_STATS),
+        _sums(inputs, row_numbers(inputs, sums_flows=not (linear or mobile))) if keep else NOTHING,
     )
     if runs:
         call("flowformer_bidirectional_forward", inputs, arguments.options, out=out, kept=kept)
@@ -83,17 +85,24 @@ def _input_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _bidirectional_backward(
+    arguments: BidirectionalBackwardArguments | MobileBackwardArguments,
+) -> BidirectionalGradients:
     inputs = readable(Inputs(*arguments.saved.inputs))
-    grads = _input_gradients(inputs)
+    grads, row_scale = _input_gradients(inputs), _like(inputs.row_scale)
     call(
         "flowformer_bidirectional_backward",
         inputs,
         arguments.options,
         kept=arguments.saved.kept,
-        gradients=Gradients(features_together(arguments.grad_out), *grads),
+        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
     )
-    return tuple(grad.to(inputs.query.dtype) for grad in grads)
+    query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
+    return BidirectionalGradients(query, key, value, row_scale)
+
+
+def _like(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.empty_like(tensor)
 
 
 def _library_inputs(inputs: CausalInputs, *, runs: bool = True) -> Inputs:
@@ -103,6 +112,7 @@ def _library_inputs(inputs: CausalInputs, *, runs: bool = True) -> Inputs:
         key_mask=inputs.mask,
         cu_seqlens=inputs.cu_seqlens,
         row_scale=inputs.row_scale,
+        log_decay=inputs.log_decay,
     )
     return readable(found) if runs else found
 
@@ -122,7 +132,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
             inputs,
             arguments.options,
             out=out,
-            states=(tuple(map(contiguous, arguments.inputs.past)), state, (), ()),
+            states=(tuple(map(contiguous, arguments.inputs.past)), state, NO_STATE, NO_STATE),
             kept=BidirectionalKept(stats, sums=sums),
         )
     return CausalResults(out, state, CausalKept(stats, sums))
@@ -132,7 +142,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
     saved, options = arguments.saved, arguments.options
     inputs = _library_inputs(saved.inputs)
     grads = _input_gradients(inputs)
-    row_scale = None if inputs.row_scale is None else torch.empty_like(inputs.row_scale)
+    row_scale, log_decay = _like(inputs.row_scale), _like(inputs.log_decay)
     past = StateGradients()
     if arguments.state_gradient:
         past = StateGradients(*room_for_state(saved.inputs, options)[1:])
@@ -141,16 +151,16 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
         inputs,
         options,
         states=(
-            tuple(map(contiguous, saved.inputs.past)),
-            (),
+            StateFields(*map(contiguous, saved.inputs.past)),
+            NO_STATE,
             (None, *past),
             (None, *map(contiguous, arguments.grad_state)),
         ),
         kept=BidirectionalKept(saved.kept.stats, sums=saved.kept.sums),
-        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale),
+        gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale, log_decay),
     )
     query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
-    return CausalGradients(query, key, value, row_scale, past)
+    return CausalGradients(query, key, value, row_scale, log_decay, past)
 
 
 KERNELS = Kernels(
@@ -161,5 +171,7 @@ KERNELS = Kernels(
     fake_bidirectional=partial(_bidirectional, runs=False),
     fake_causal=partial(_causal, runs=False),
     keeps_output=False,
+    mobile=_bidirectional,
+    mobile_backward=_bidirectional_backward,
 )
-OPERATORS = define_operators("", KERNELS, "CPU")
+OPERATORS = define_operators("", KERNELS, "CPU", direct=True)

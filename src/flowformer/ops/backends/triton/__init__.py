@@ -18,10 +18,10 @@ from torch import Tensor
 from flowformer.ops.backends import chunked
 from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.operator_backend import CompiledBackend
-from flowformer.ops.backends.operators import is_kept
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.token_sums import LARGEST_PACKED_EXPONENT
 from flowformer.ops.backends.triton.tuning import INTERPRETED
+from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.packing import Batch, attend_batch
 from flowformer.ops.state import FlowState, state_before
@@ -29,6 +29,7 @@ from flowformer.ops.state import FlowState, state_before
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
+DECAYS = ()  # the attentions that take log_decay; chunked computes the others
 
 
 @cache
@@ -98,6 +99,46 @@ def step(
     return out, after
 
 
-def linear_bidirectional(q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None) -> Tensor:
+def mobile(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    options: FlowOptions,
+    normalize: bool,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Mobile-Attention, in PyTorch: it has no kernels here."""
+
+    def attend(queries: Any, keys: Any, part: Batch, state: None) -> Any:
+        rest = {"options": options, "normalize": normalize, "mask": part.key_mask}
+        return chunked.mobile(*queries, *keys, **rest), state
+
+    batch = Batch(mask, mask, cu_seqlens, None)
+    return attend_batch(attend, (query,), (key, value), batch, None)[0]
+
+
+def linear_bidirectional(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    row_scale: Tensor | None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+) -> Tensor:
     """out_i = row_scale_i · q_i Σ_j k_jᵀ v_j: two products, which cuBLAS does, in float32."""
-    return chunked.linear_bidirectional(q.float(), k.float(), v.float(), row_scale=row_scale)
+
+    def attend(queries: Any, keys: Any, part: Batch, state: Any) -> Any:
+        query, *scale = queries
+        masks = {"query_mask": part.query_mask, "key_mask": part.key_mask}
+        return chunked.linear_bidirectional(
+            query, *keys, row_scale=scale[0] if scale else None, **masks
+        ), state
+
+    queries = (q.float(),) if row_scale is None else (q.float(), row_scale)
+    batch = Batch(query_mask, key_mask, cu_seqlens, cu_seqlens_k)
+    return attend_batch(attend, queries, (k.float(), v.float()), batch, None)[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowformer.ops.backends.arguments import (
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalInputs,
     BidirectionalKept,
     BidirectionalResults,
@@ -112,7 +113,7 @@ def _key_value(
     return launch.states(keys, key, value, weight=competition.contiguous())[1].float(), logits
 
 
-def backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def backward(arguments: BidirectionalBackwardArguments) -> BidirectionalGradients:
     """Four passes over either side: see docs/attention/gpu.md."""
     inputs, kept, options = arguments.saved.inputs, arguments.saved.kept, arguments.options
     assert arguments.saved.out is not None, "the operators of this backend keep the output"
@@ -172,4 +173,4 @@ def backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
         )
     assert grad_query is not None
     assert grad_key is not None
-    return grad_query, grad_key, grad_value
+    return BidirectionalGradients(grad_query, grad_key, grad_value)

@@ -217,7 +217,7 @@ def backward(arguments: CausalBackwardArguments) -> CausalGradients:
             grad_competition,
             grad_key_value,
         )
-    return CausalGradients(grad_query, grad_key, grad_value, None, before)
+    return CausalGradients(grad_query, grad_key, grad_value, past=before)
 
 
 def _linear_backward(
@@ -243,4 +243,4 @@ def _linear_backward(
     before = StateGradients()
     if arguments.state_gradient:
         before = StateGradients(grad_key_value=grad_start)
-    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, before)
+    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, past=before)

@@ -9,6 +9,7 @@ from flowformer.ops.backends.arguments import (
     LINEAR,
     BidirectionalArguments,
     BidirectionalBackwardArguments,
+    BidirectionalGradients,
     BidirectionalKept,
     BidirectionalResults,
     CausalArguments,
@@ -31,7 +32,7 @@ def _bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
     return bidirectional_passes.forward(arguments)
 
 
-def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> tuple[Tensor, ...]:
+def _bidirectional_backward(arguments: BidirectionalBackwardArguments) -> BidirectionalGradients:
     from flowformer.ops.backends.triton import bidirectional_passes
 
     return bidirectional_passes.backward(arguments)
@@ -53,7 +54,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
 
 
 def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResults:
-    query, key, value, _, _, offsets, _ = arguments.inputs
+    query, key, value = arguments.inputs[:3]
     out = value.new_empty((*query.shape[:3], value.shape[3]))
     if not arguments.keep:
         return BidirectionalResults(out)
@@ -62,7 +63,7 @@ def _fake_bidirectional(arguments: BidirectionalArguments) -> BidirectionalResul
     def stats(x: Tensor) -> Tensor:
         return x.new_empty((2, x.shape[0], h, x.shape[1]), dtype=torch.float32)
 
-    shape = (sequence_count(query, offsets), h, d * (VECTORS + value.shape[3]))
+    shape = (sequence_count(query, arguments.inputs.cu_seqlens), h, d * (VECTORS + value.shape[3]))
     sums = query.new_empty(shape, dtype=torch.float32)
     return BidirectionalResults(out, BidirectionalKept(stats(query), stats(key), sums))
 

@@ -1,0 +1,155 @@
+"""A step that was prepared is the step, and is used for nothing that only resembles its tensors."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from flowformer.ops import flow, flow_attention, flow_attention_step, linear, linear_attention
+from flowformer.ops.state import FlowState, LinearState, states_in_place
+from tests.ops.cases import needs_library
+
+pytestmark = needs_library
+
+
+def token(d=5, m=6, heads=2, dtype=torch.float32):
+    query, key = torch.rand(3, 1, 2, d, dtype=dtype), torch.rand(3, 1, heads, d, dtype=dtype)
+    return query, key, torch.rand(3, 1, heads, m, dtype=dtype)
+
+
+def flow_step(q, k, v, state, **options):
+    return flow_attention_step(q, k, v, state, **options)
+
+
+def flow_call(q, k, v, state, **options):
+    return flow_attention(q, k, v, causal=True, initial_state=state, return_state=True, **options)
+
+
+def linear_call(q, k, v, state, **options):
+    return linear_attention(q, k, v, causal=True, initial_state=state, return_state=True, **options)
+
+
+CALLS = {"flow-step": flow_step, "flow": flow_call, "linear": linear_call}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch):
+    monkeypatch.setattr(flow._STEPS, "_known", {})
+    monkeypatch.setattr(linear._STEPS, "_known", {})
+
+
+def first_state(call, d=5, m=6) -> Any:
+    kind = LinearState if call is linear_call else FlowState
+    return kind.initial(3, 2, d, m, torch.device("cpu"))
+
+
+def known():
+    return sum(map(len, [*flow._STEPS._known.values(), *linear._STEPS._known.values()]))
+
+
+@every_call
+@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in-place"])
+@pytest.mark.parametrize(("d", "m", "dtype"), [(16, 16, torch.float32), (5, 6, torch.float64)])
+def test_prepared_steps_are_those_of_another_backend(call, in_place, d, m, dtype):
+    state = first_state(call, d, m)
+    expected = first_state(call, d, m)
+    for i in range(4):
+        tensors = token(d, m, dtype=dtype)
+        right, expected = call(*tensors, expected, backend="chunked")
+        before, kept = state, [field.clone() for field in state]
+        with torch.no_grad():
+            if in_place:
+                with states_in_place():
+                    out, state = call(*tensors, state)
+            else:
+                out, state = call(*tensors, state)
+        torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(state, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        if in_place and i > 0:
+            assert state.key_value is before.key_value
+        elif not in_place:
+            torch.testing.assert_close(list(before), kept, rtol=0, atol=0)
+            assert not {field.data_ptr() for field in state} & {x.data_ptr() for x in before}
+    assert known() == 1
+
+
+@every_call
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_what_only_resembles_them_is_checked_and_served_anew(call):
+    tensors, state = token(), first_state(call)
+    with torch.no_grad():
+        call(*tensors, state)
+        expected, _ = call(*tensors, state)
+    q, k, v = tensors
+
+    leaf = q.clone().requires_grad_()
+    call(leaf, k, v, state)[0].sum().backward()
+    assert leaf.grad is not None
+    mapped = torch.func.vmap(lambda x: call(x, k, v, state)[0])(torch.stack((q, 2 * q)))
+    torch.testing.assert_close(mapped[0], expected)
+    with forward_ad.dual_level():
+        out, _ = call(forward_ad.make_dual(q, torch.ones_like(q)), k, v, state)
+        assert forward_ad.unpack_dual(out).tangent is not None
+    strided = torch.stack((q, q), -1)[..., 0]
+    torch.testing.assert_close(call(strided, k, v, state)[0], expected)
+    negative = torch.ops.aten._neg_view(-q)
+    torch.testing.assert_close(call(negative, k, v, state)[0], expected)
+    half = state._replace(key_value=state.key_value.float())
+    with pytest.raises(TypeError, match=r"key_value of the state must be torch\.float64"):
+        call(q, k, v, half)
+    with pytest.raises(TypeError, match="state"):
+        call(q, k, v, tuple(state))
+    with pytest.raises(ValueError, match="key_value of the state must be"):
+        call(q, k, v[..., :3], state)
+    with pytest.raises(ValueError, match="dtype and device"):
+        call(q.double(), k, v, state)
+
+
+def test_an_option_that_is_none_is_refused_after_a_step_was_prepared():
+    tensors, state = token(), first_state(flow_step)
+    with torch.no_grad():
+        for _ in range(2):
+            flow_step(*tensors, state, clamp=1.0)
+        with pytest.raises(ValueError, match="clamp must be positive"):
+            flow_step(*tensors, state, clamp=[1.0])
+        with pytest.raises(ValueError, match="clamp must be positive"):
+            flow_step(*tensors, state, clamp=-1.0)
+        two, one = (flow_step(*tensors, state, clamp=c, eps=1e-6)[1] for c in (2.0, 1.0))
+    assert (two.competition > one.competition).all()
+
+
+@torch.no_grad()
+def test_heads_that_are_shared_and_no_competition_are_steps_too():
+    tensors, state = token(heads=1), first_state(flow_step)
+    for options in ({}, {"competition": None, "clamp": None}):
+        for _ in range(2):
+            out, after = flow_step(*tensors, state, **options)
+            right, expected = flow_step(*tensors, state, backend="chunked", **options)
+            torch.testing.assert_close(out, right)
+            torch.testing.assert_close(list(after), list(expected))
+
+
+def test_a_gradient_that_needs_the_state_is_told_that_it_was_given_up():
+    tensors, state = token(), first_state(flow_step)
+    with torch.no_grad():
+        _, state = flow_step(*tensors, state)
+        flow_step(*tensors, state)
+    leaf = tensors[0].clone().requires_grad_()
+    with states_in_place():
+        out, after = flow_step(leaf, *tensors[1:], state)  # a new one, for the gradient
+        assert after.key_value.data_ptr() != state.key_value.data_ptr()
+        with torch.no_grad():
+            flow_step(*tensors, state)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_only_so_many_steps_are_kept(monkeypatch):
+    monkeypatch.setattr("flowformer.ops.steps._MOST", 3)
+    with torch.no_grad():
+        for d in range(1, 9):
+            flow_step(*token(d), first_state(flow_step, d))
+            assert 1 <= known() <= 3
