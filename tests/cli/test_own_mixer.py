@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from flowformer.nn.mixers.head_attention import leave
 
+ROOT = Path(__file__).parents[2]
 MIXER = """
 import torch
 from torch import nn
@@ -86,18 +89,10 @@ def test_without_it_the_name_is_unknown_and_the_way_is_named(flowformer):
 
 
 def test_a_comparison_hands_it_to_its_workers_and_knows_when_it_has_changed(here):
-    """In processes that import nothing of the current folder by themselves."""
-    command = [sys.executable, "-P", "-m", "flowformer", "compare", "japanese-vowels", *TINY]
+    command = ["compare", "japanese-vowels", *TINY]
     command += ["--mixers", "mean,linear", "--mixer-options", "mean.factor=2.0", "--seeds", 1]
     command += ["--import", "my_mixer", "--output", "out"]
-
-    def run() -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            list(map(str, command)), check=False, capture_output=True, text=True, env=environment
-        )
-
-    first = run()
+    first = typed(*command)
     assert first.returncode == 0, first.stderr
     assert "mean (factor=2.0), linear" in first.stdout
     states = [json.loads(path.read_text()) for path in Path("out").rglob("*-seed0.json")]
@@ -105,19 +100,48 @@ def test_a_comparison_hands_it_to_its_workers_and_knows_when_it_has_changed(here
     assert modules["mean"]["file"] == str(here / "my_mixer.py")
     assert modules["linear"] is None
     (here / "my_mixer.py").write_text(MIXER + "# another\n")
-    second = run()
+    second = typed(*command)
     assert second.returncode == 2
     assert "mean-seed0 was run otherwise: mixer_module.digest was" in second.stderr
 
 
+def test_the_commands_of_the_page_do_what_it_says(tmp_path):
+    """From equation to table as typed on the page, on a small text and with a small model."""
+    page = (ROOT / "docs" / "attention" / "own-mixer.md").read_text()
+    (module,) = re.findall(r"^```python\n# my_mixer.py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len([line for line in module.splitlines() if line]) <= 30
+    (tmp_path / "my_mixer.py").write_text(module)
+    (tmp_path / "text").mkdir()
+    words = "to be or not to be that is the question whether tis nobler in the mind to suffer "
+    (tmp_path / "text" / "words.txt").write_text(words * 60)
+    small = ["--data.corpus", "text", "--data.folder", "text", "--data.length", 16]
+    small += ["--model.dim", 16, "--model.num-heads", 2, "--model.feedforward", 16]
+    small += ["--training.steps", 2, "--training.evaluate-every", 1, "--training.threads", 1]
+    commands = re.findall(r"^    flowformer (.*)$", page, re.MULTILINE)
+    printed = {}
+    for name, *rest in map(shlex.split, commands):
+        less = small * (name in ("compare", "train")) + ["--seeds", 1] * (name == "compare")
+        ended = typed(name, *rest, *less, folder=tmp_path)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        printed[name] = ended.stdout
+    assert list(printed) == ["check-mixer", "compare", "train", "generate"]
+    assert [line.split()[1] for line in printed["check-mixer"].splitlines()[2:]] == ["holds"] * 8
+    rows = re.findall(r"^\| ([\w-]+) \| \d", printed["compare"], re.MULTILINE)
+    assert rows[:4] == ["taylor", "flow", "softmax", "gated-deltanet"]
+
+
+def typed(*arguments: object, folder: Path = Path()) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which imports nothing of the current folder by itself."""
+    command = [sys.executable, "-P", "-m", "flowformer", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, env=environment, cwd=folder
+    )
+
+
 @pytest.mark.slow
 def test_a_training_in_several_processes_hands_it_on(here):
-    command = [sys.executable, "-P", "-m", "flowformer", "train", "japanese-vowels", *TINY]
-    command += ["--model.mixer", "mean", "--import", "my_mixer", "--training.devices", 2]
-    command += ["--run-dir", "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, env=environment
-    )
+    command = ["train", "japanese-vowels", *TINY, "--model.mixer", "mean", "--import", "my_mixer"]
+    done = typed(*command, "--training.devices", 2, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     assert (here / "run" / "result.json").exists()

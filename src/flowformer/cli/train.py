@@ -9,7 +9,6 @@ from typing import Any
 
 from flowformer.cli.experiment_flags import parse_experiment
 from flowformer.machine import is_out_of_memory
-from flowformer.own_modules import own_module
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import Experiment, Kind, kind_of, kind_of_run
@@ -20,6 +19,7 @@ from flowformer.train.processes.group import (
     sizes_outside,
     started_outside,
 )
+from flowformer.train.run_files import mixer_module
 
 _RUNS = Path("runs")
 
@@ -158,9 +158,7 @@ def _import_flag(config: Experiment) -> str:
     """Return the flag that imports the mixer's module, where that is one of a user's own."""
     if "flowformer.nn" not in sys.modules:  # nor has anything else that could name a mixer
         return ""
-    from flowformer.nn.mixers.building import mixer_class
-
-    module = own_module(mixer_class(config.model.mixer).origin)
+    module = mixer_module(config)
     return "" if module is None else module.flag
 
 

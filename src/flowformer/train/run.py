@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from flowformer.nn.mixers.building import mixer_class
-from flowformer.own_modules import own_module
 from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
@@ -16,6 +14,7 @@ from flowformer.train.loop.fit import fit, keep_best, torch_settings
 from flowformer.train.loop.task import count_parameters
 from flowformer.train.prediction import choose_device
 from flowformer.train.processes.group import current
+from flowformer.train.run_files import mixer_module
 from flowformer.train.study import Evaluation, Study
 
 logger = logging.getLogger("flowformer.train")
@@ -68,8 +67,7 @@ def train(
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
         study: Study = kind.study(config, begun=folder if started else None, **given)
-    origin = own_module(mixer_class(config.model.mixer).origin)
-    study.record = replace(study.record, mixer_module=origin)
+    study.record = replace(study.record, mixer_module=mixer_module(config))
     digests = group.agree(study.digests)
     if started and has_ended(folder, study.record, digests):
         return kind.result.read(folder)

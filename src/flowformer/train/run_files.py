@@ -103,6 +103,20 @@ class Record(Kept):
         return record
 
 
+def mixer_module(config: Any) -> OwnModule | None:
+    """Return the module that gave an experiment's mixer its name, where that is a user's own.
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    name = getattr(config.model, "mixer", None)
+    if name is None:  # a model without one
+        return None
+    from flowformer.nn.mixers.building import mixer_class
+
+    return own_module(mixer_class(name).origin)
+
+
 def require_mixer(name: str, module: OwnModule, folder: RunFolder) -> None:
     """Refuse to read a run whose mixer is of a module that was not imported.
 
