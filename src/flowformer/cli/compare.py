@@ -325,6 +325,7 @@ def _usage() -> str:
             "  flowformer compare japanese-vowels heartbeat --mixers all --training.epochs 30",
             "  flowformer compare time-series --datasets BasicMotions,JapaneseVowels --jobs 2",
             "  flowformer compare self-regulation-scp1 --mixer-options linformer.rank=64",
+            "  flowformer compare char-shakespeare --mixers mine,flow --import my_mixer",
             "",
         ]
     )

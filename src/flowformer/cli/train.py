@@ -219,6 +219,7 @@ def _usage() -> str:
             "  flowformer train image-folder --data.path FOLDER --training.model-from CHECKPOINT",
             "  flowformer train listops --data.folder LISTOPS --model.mixer performer",
             "  flowformer train hopper-medium --data.path hopper_medium-v2.hdf5",
+            "  flowformer train japanese-vowels --model.mixer mine --import my_mixer",
             "",
         ]
     )

@@ -239,6 +239,7 @@ def register_mixer(
             cannot be built or called; the message says how it was tried.
 
     Examples:
+        >>> import torch
         >>> from torch import nn
         >>> from flowformer.nn import build_mixer, register_mixer
         >>> class RunningMean(nn.Module):
