@@ -15,16 +15,8 @@ CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanit
 preload="$($CXX -print-file-name=libasan.so) $($CXX -print-file-name=libstdc++.so)"
 export FLOWFORMER_LIBRARY=$PWD/$folder/flowformer/libflowformer_cpu.so
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONMALLOC=malloc
-<<<<<<< HEAD
-for isa in ${ISAS:-portable avx2 avx512 avx512bf16}; do
-  if [ "$isa" != portable ] && ! grep -qs "${isa/512bf/512_bf}" /proc/cpuinfo; then
-    printf '==> %s: not of this processor, skipped\n' "$isa"
-    continue
-  fi
-=======
 here=$(LD_PRELOAD=$preload .venv/bin/python scripts/instruction_sets.py "$FLOWFORMER_LIBRARY")
 for isa in ${ISAS:-$here}; do
->>>>>>> main
   printf '==> Sanitized tests of the CPU backend, %s\n' "$isa"
   FLOWFORMER_ISA=$isa LD_PRELOAD=$preload .venv/bin/python -m pytest -q --capture=no tests/ops -k "cpu and not inductor" -m "not gpu" "$@"
 done
