@@ -132,7 +132,8 @@ def predict(run_dir: str | Path, *files: Path) -> str:
         run_dir: folder of the run.
         files: of a run on series a `.ts` file, labelled or not; of one on sequences text with a
             case on each line (bytes, or an expression of ListOps; of pairs a tab between the two),
-            or a picture; of one on images any number of images.
+            or a picture; of one on images any number of images; of a task of recall text with the
+            tokens of a sequence on each line, which is answered at every token.
 
     Raises:
         FileNotFoundError: there is no finished run, or no such file.

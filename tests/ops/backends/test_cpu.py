@@ -335,13 +335,13 @@ def test_bidirectional_linear_attention(kind, scaled):
         torch.randn(batch, *shape, dtype=torch.float64)
         for shape in ((queries, 2, 20), (keys, 1, 20), (keys, 1, 9))
     )
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    inputs = tuple(x.requires_grad_() for x in (q, k, v))
     scale = None
     if scaled:
         scale = torch.randn(batch, queries, 2, dtype=torch.float64)
         if "query_mask" in given:
             scale[~given["query_mask"]] = torch.nan  # padding may hold anything
-        inputs.append(scale.requires_grad_())
+        inputs = (*inputs, scale.requires_grad_())
     results = []
     for backend in ("cpu", "reference"):
         out = linear_attention(q, k, v, row_scale=scale, backend=backend, **given)
@@ -381,11 +381,9 @@ def test_a_forward_of_many_short_rows_keeps_no_products():
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
     nothing = (None,) * 5
-    bidirectional, causal, mobile = (
-        OPERATORS.bidirectional.dispatched,
-        OPERATORS.causal.dispatched,
-        OPERATORS.mobile.dispatched,
-    )
+    bidirectional, causal = OPERATORS.bidirectional.dispatched, OPERATORS.causal.dispatched
+    assert OPERATORS.mobile is not None
+    mobile = OPERATORS.mobile.dispatched
     torch.library.opcheck(bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     scale = torch.rand(1, 70, 2, dtype=torch.float64, requires_grad=True)
     scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
