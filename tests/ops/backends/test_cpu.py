@@ -389,7 +389,7 @@ def test_opcheck():
     scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
     torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
-    rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
+    rest = (*nothing[:4], *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(causal, (*inputs, *rest))
     torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
 
