@@ -50,6 +50,19 @@ template <class T> class Memory {
   T* data_;
 };
 
+// The same, aligned to a vector and not zero.
+template <class T> class Room {
+ public:
+  explicit Room(int64_t count) : memory_(count ? __builtin_malloc(size_t(count) * sizeof(T) + 64) : nullptr) {}
+  ~Room() { __builtin_free(memory_); }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  T* data() const { return memory_ ? reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) / 64 * 64) : nullptr; }
+
+ private:
+  void* memory_;
+};
+
 // Widths, and the same padded to whole vectors.
 template <class T> struct Widths {
   int d, m, dp, mp;

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
-from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
+from flowformer.ops.backends.cpu.call import Inputs, is_finite, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
@@ -404,9 +405,59 @@ def test_opcheck():
     scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
     torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
-    rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
+    rest = (*nothing[:4], *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(causal, (*inputs, *rest))
     torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
+
+
+@core
+@pytest.mark.parametrize("keys", [1, 40, 1000])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_cut_row_of_few_keys_gives_the_same(keys, heads, threads):
+    """Segments share the features of their row, of which some have no keys."""
+    query = qkv(1, 3000, heads=heads, width=60)[0].requires_grad_()
+    key, value = (x.requires_grad_() for x in qkv(1, keys, heads=heads, width=60)[1:])
+    inputs = query, key, value
+    alone = flow_attention(*inputs, backend="cpu")
+    expected = gradients(alone, inputs)
+    threads(5)
+    shared = flow_attention(*inputs, backend="cpu")
+    assert_close(shared, alone)
+    assert_close(gradients(shared, inputs), expected)
+
+
+def _attends_as(inputs, expected):
+    torch.set_num_threads(3)
+    out = flow_attention(*inputs, backend="cpu")
+    torch.set_num_threads(1)
+    sys.exit(not torch.equal(out, expected))
+
+
+def test_a_forked_process_has_threads_of_its_own(threads):
+    inputs = qkv(1, 4096, heads=1, width=64)
+    threads(3)
+    expected = flow_attention(*inputs, backend="cpu")
+    threads(1)  # torch's own do not outlive a fork
+    child = get_context("fork").Process(target=_attends_as, args=(inputs, expected))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    threads(3)
+    assert torch.equal(flow_attention(*inputs, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_finite_tensors_are_told_from_others(dtype, number):
+    x = torch.full((3, 5001), torch.finfo(dtype).max, dtype=dtype)  # its sum is infinite
+    x[1] = torch.finfo(dtype).tiny
+    assert is_finite(x)
+    assert is_finite(x[:0])
+    assert is_finite(x.t()) is None  # it reads what lies side by side
+    for at in (0, 4096, 15_002):
+        other = x.clone()
+        other.view(-1)[at] = number
+        assert is_finite(other) is False
 
 
 def test_inference_mode_and_several_python_threads():
