@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.backends.cpu.call import is_finite
-from flowformer.ops.inputs import has_values
+from flowformer.ops.inputs import has_values, is_plain
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def may_be_spoiled(*tensors: Tensor | None) -> bool:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    known = is_finite(tensor)
+    known = is_finite(tensor) if is_plain(tensor) else None  # the library reads its memory
     # As a number: to torch, isfinite is four operators.
     return math.isfinite(tensor.sum().item()) if known is None else known
 
