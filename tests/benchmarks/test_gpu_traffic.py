@@ -105,13 +105,16 @@ def test_counts_are_what_the_interpreter_sees_read_written_and_multiplied(causal
 
 
 @INTERPRETED
-def test_counts_of_linear_attention_are_what_the_interpreter_sees():
+@pytest.mark.parametrize("decays", [False, True], ids=["plain", "decays"])
+def test_counts_of_linear_attention_are_what_the_interpreter_sees(decays):
     call = call_of(True)
     shape = call.batch, call.length, call.heads, call.width
     inputs = [torch.randn(shape) for _ in range(4)]
+    if decays:
+        inputs.append(-torch.rand(shape[:3]))
     with watched() as seen:
         gpu_traffic.run_linear(inputs)
-    assert kernels(gpu_traffic.linear_passes(call)) == seen.passes()
+    assert kernels(gpu_traffic.linear_passes(call, decays=decays)) == seen.passes()
 
 
 @INTERPRETED

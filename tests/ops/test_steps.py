@@ -32,7 +32,25 @@ def linear_call(q, k, v, state, **options):
     return linear_attention(q, k, v, causal=True, initial_state=state, return_state=True, **options)
 
 
-CALLS = {"flow-step": flow_step, "flow": flow_call, "linear": linear_call}
+def decays(q):
+    return torch.linspace(-2, 0, 6, dtype=q.dtype).view(3, 1, 2)
+
+
+def forgetting_call(q, k, v, state, **options):
+    return linear_call(q, k, v, state, log_decay=decays(q), **options)
+
+
+def normalized_call(q, k, v, state, **options):
+    return forgetting_call(q, k, v, state, normalize=True, **options)
+
+
+CALLS = {
+    "flow-step": flow_step,
+    "flow": flow_call,
+    "linear": linear_call,
+    "linear-decay": forgetting_call,
+    "linear-decay-normalized": normalized_call,
+}
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
@@ -43,8 +61,8 @@ def _nothing_known(monkeypatch):
 
 
 def first_state(call, d=5, m=6) -> Any:
-    kind = LinearState if call is linear_call else FlowState
-    return kind.initial(3, 2, d, m, torch.device("cpu"))
+    kind = FlowState if call in (flow_step, flow_call) else LinearState
+    return kind.initial(3, 2, d, m + (call is normalized_call), torch.device("cpu"))
 
 
 def known():
@@ -108,6 +126,28 @@ def test_what_only_resembles_them_is_checked_and_served_anew(call):
         call(q, k, v[..., :3], state)
     with pytest.raises(ValueError, match="dtype and device"):
         call(q.double(), k, v, state)
+
+
+@torch.no_grad()
+def test_a_prepared_step_looks_at_its_decays():
+    tensors, state = token(), first_state(linear_call)
+    q = tensors[0]
+    _, state = forgetting_call(*tensors, state)
+    plain = linear_call(*tensors, state)
+    kept = state.key_value.clone()
+    with states_in_place(), pytest.raises(ValueError, match=r"at most 0, got 0\.5"):
+        linear_call(*tensors, state, log_decay=decays(q) + 0.5)
+    torch.testing.assert_close(state.key_value, kept, rtol=0, atol=0)
+    assert known() == 2
+    expected, after = forgetting_call(*tensors, state)
+    assert not torch.equal(expected, plain[0])
+    spread = torch.stack((decays(q), decays(q)), 1)[:, 0]
+    assert not spread.is_contiguous()
+    for same in (spread, decays(q).double()):
+        out, again = linear_call(*tensors, state, log_decay=same)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+        torch.testing.assert_close(again.key_value, after.key_value, rtol=0, atol=0)
+    assert known() == 2  # those are read anew: the library takes pointers
 
 
 def test_an_option_that_is_none_is_refused_after_a_step_was_prepared():

@@ -52,7 +52,7 @@ WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # of a program, by NVIDIA's tables
-PASSES = ("bidirectional", "causal", "linear", "step")
+PASSES = ("bidirectional", "causal", "linear", "decay", "step")
 DETAIL = "sm_90 bfloat16 d128"  # of which each kernel stands on the page
 CALL = {"batch": 16, "length": 4096, "heads": 16, "width": 128, "dtype": torch.bfloat16}
 
@@ -123,9 +123,11 @@ def run_pass(name: str, width: int, dtype: torch.dtype) -> None:
         torch.ops.flowformer.triton_step(*one, *state, *options)
         return
     inputs = CausalInputs(query, key, value)
-    if name == "linear":
+    if name in ("linear", "decay"):
         options = options._replace(feature_map=LINEAR)
         inputs = inputs._replace(row_scale=torch.rand(1, 300, 2))
+    if name == "decay":
+        inputs = inputs._replace(log_decay=-torch.rand(1, 300, 2))
     results = causal_passes.forward(CausalArguments(inputs, options, keep=True, return_state=True))
     saved = CausalSaved(results.out, inputs, results.kept)
     causal_passes.backward(

@@ -128,10 +128,13 @@ def goals(found: list[Estimate], bound: int) -> str:
         100 * each.flash_flop / (factor * each.seconds["H100"] * H100.flop)
         for each, factor in ((first, 1), (far, 10))
     ]
-    linear = {
-        each: 1e3 * at_least(linear_passes(each), H100, each.dtype)
-        for each in (first.call, far.call)
-    }
+    linear, fading = (
+        {
+            each: 1e3 * at_least(linear_passes(each, decays=decays), H100, each.dtype)
+            for each in (first.call, far.call)
+        }
+        for decays in (False, True)
+    )
     ratios = [1e3 * each.seconds["H100"] / linear[each.call] for each in (first, far)]
     return (
         "Of the goals on an H100: with both passes at this limit, the causal form is faster than "
@@ -142,7 +145,8 @@ def goals(found: list[Estimate], bound: int) -> str:
         "tensor passes. Linear attention without flows, by the same kernels, takes "
         f"{' and '.join(f'{ms:.2f}' for ms in linear.values())} ms forward and backward at these "
         f"lengths: the causal form {' and '.join(f'{ratio:.2f}' for ratio in ratios)} times as "
-        "long, where the goal, against flash-linear-attention's, is 1.6."
+        "long, where the goal, against flash-linear-attention's, is 1.6. "
+        f"With a decay it takes {' and '.join(f'{ms:.2f}' for ms in fading.values())} ms."
     )
 
 

@@ -93,9 +93,11 @@ def both_passes(call: Call, settings: Settings | None = None) -> list[Pass]:
     return _passes(lambda: run_both(call, inputs), settings)
 
 
-def linear_passes(call: Call) -> list[Pass]:
+def linear_passes(call: Call, *, decays: bool = False) -> list[Pass]:
     """Return the passes of causal linear attention without flows, by the kernels of both."""
     inputs = _inputs(call)
+    if decays:
+        inputs.append(inputs[0].new_empty(inputs[0].shape[:3], dtype=torch.float32))
     return _passes(lambda: run_linear(inputs), None)
 
 
@@ -111,9 +113,9 @@ def run_both(call: Call, inputs: list[Tensor]) -> None:
 
 
 def run_linear(inputs: list[Tensor]) -> None:
-    """Run a forward and a backward of causal linear attention, on inputs as above."""
-    query, key, value, grad = inputs
-    tensors = CausalInputs(query, key, value)
+    """Run a forward and a backward of causal linear attention, on inputs as above, and decays."""
+    query, key, value, grad, *decays = inputs
+    tensors = CausalInputs(query, key, value, log_decay=decays[0] if decays else None)
     results = causal_passes.forward(
         CausalArguments(tensors, LINEAR_OPTIONS, keep=True, return_state=False)
     )
@@ -224,11 +226,11 @@ def _flows(bound: Bound) -> str:
 
 def _output(bound: Bound) -> str:
     names = "query matrix row_scale incoming key_flow ratio out conserved"
-    return names + " key value weight" * bound["CAUSAL"]
+    return names + " key value weight log_decay" * bound["CAUSAL"]
 
 
 def _values(bound: Bound) -> str:
-    names = "key grad_matrix grad_value grad_weight"
+    names = "key grad_matrix grad_value grad_weight log_decay"
     return names + " query row_scale grad" * bound["CAUSAL"] + " value weight" * bound["HAS_WEIGHT"]
 
 
@@ -255,12 +257,16 @@ KERNELS: dict[str, Callable[[Bound], str]] = {
         "query_flow_after grad_incoming grad_incoming grad_outgoing key_sum query_sum"
     ),
     "scan": lambda _: "parts start prefix total first",
-    "states": lambda _: "x y weight start before total logits vector splits",
+    "fading_scan": lambda _: "parts left start prefix total first",
+    "states": lambda _: "x y weight start before total logits vector log_decay log_left splits",
     "output": _output,
     "row_products": lambda _: "x y out",
     "values_backward": _values,
     "linear_features_backward": lambda _: (
-        "query key value grad grad_query grad_key row_scale grad_scale matrix grad_matrix"
+        "query key value grad grad_query grad_key row_scale grad_scale matrix grad_matrix log_decay"
+    ),
+    "decays_backward": lambda _: (
+        "query key value grad row_scale matrix grad_matrix log_decay grad_decay"
     ),
     "flow_features_backward": _features,
     "step": lambda _: " ".join(
@@ -298,6 +304,7 @@ def _flop(name: str, bound: Bound) -> int:
         "output": sums + causal * (tiles * scores + values),
         "values_backward": sums + causal * (scores + values),
         "linear_features_backward": values + 2 * (scores + sums),
+        "decays_backward": scores + values + 2 * sums,
         "flow_features_backward": causal * values
         + (bound.get("SINKS", 0) + bound.get("SOURCES", 0)) * (sums + causal * scores),
     }[name]
@@ -311,6 +318,7 @@ _PRODUCTS = (
     "output",
     "values_backward",
     "linear_features_backward",
+    "decays_backward",
     "flow_features_backward",
 )
 

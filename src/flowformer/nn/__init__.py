@@ -39,6 +39,7 @@ from flowformer.nn.mixers import (
     SynthesizerMixtureMixer,
     YosoMixer,
     build_mixer,
+    register_mixer,
 )
 from flowformer.nn.mixers.building import published_mixer
 from flowformer.nn.mixers.flow import set_sequence_parallel
@@ -90,6 +91,7 @@ __all__ = [
     "build_mixer",
     "build_norm",
     "published_mixer",
+    "register_mixer",
     "replace_attention",
     "rotate",
     "rotation",

@@ -43,7 +43,7 @@ from flowformer.ops.options import (
 )
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import FlowState, has_decayed
-from flowformer.ops.steps import PreparedSteps, is_step
+from flowformer.ops.steps import PreparedSteps, is_step, preparation
 
 
 class FlowArguments(FlowKeywords, BatchKeywords, total=False):
@@ -329,10 +329,9 @@ def _step(
     log_decay: Tensor | None = None,
 ) -> tuple[Tensor, FlowState]:
     look = backend, *options.items()
-    plain = log_decay is None
-    if plain and (step := _STEPS.find(look, query, key, value, state)) is not None:
-        return step(query, key, value, state)
-    given = query, key, value
+    plain, given = log_decay is None, (query, key, value)
+    if plain and (step := _STEPS.find(look, given, state)) is not None:
+        return step(given, state)
     resolved = resolve_options(**options)
     check_causal_options(resolved)
     query, key, value = check_tensors(*given)
@@ -351,7 +350,7 @@ def _step(
     with exact_arithmetic(query):
         out, after = module.step(query, key, value, options=resolved, state=state, **decay)
     if plain and state is not None:
-        _STEPS.keep(look, module, resolved, *given, state)
+        _STEPS.keep(look, preparation(module, resolved), given, state)
     return out, after
 
 

@@ -25,7 +25,7 @@ from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
 from flowformer.ops.packing import Batch, BatchKeywords, attend_batch, resolve_batch, sequence_count
 from flowformer.ops.state import LinearState
-from flowformer.ops.steps import PreparedSteps, is_step
+from flowformer.ops.steps import Inputs, Prepare, PreparedSteps, Step, is_step, preparation
 
 
 class LinearArguments(BatchKeywords, total=False):
@@ -143,14 +143,12 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         (torch.Size([2, 50, 4, 16]), torch.Size([2, 4, 16, 17]))
     """
     given, unrepeated = (mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k), (query, key, value)
-    one = (
-        causal
-        and return_state
-        and not normalize
-        and is_step(unrepeated, initial_state, (row_scale, log_decay, *given))
-    )
-    if one and (step := _STEPS.find((backend,), query, key, value, initial_state)) is not None:
-        return step(query, key, value, initial_state)
+    one = causal and return_state and is_step(unrepeated, initial_state, (row_scale, *given))
+    if log_decay is not None:
+        unrepeated = *unrepeated, log_decay
+    look = backend, normalize
+    if one and (step := _STEPS.find(look, unrepeated, initial_state)) is not None:
+        return step(unrepeated, initial_state)
     query, key, value = check_tensors(query, key, value)
     if row_scale is not None:
         check_strided("row_scale", row_scale)
@@ -180,7 +178,9 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, queries, keys, batch, initial_state, packs=packs)
     if one:
-        _STEPS.keep((backend,), module, None, *unrepeated, initial_state)
+        prepare = preparation(module, None)
+        prepare = partial(_normalized_step, prepare) if prepare and normalize else prepare
+        _STEPS.keep(look, prepare, unrepeated, initial_state)
     out = out.to(value.dtype)
     return out if not return_state or state is None else (out, state)
 
@@ -291,6 +291,23 @@ def _normalized(
     out, state = run(q, k, with_ones(v, v.dtype), row_scale=None, **rest)
     out = divided(out, v.dtype)
     return out if row_scale is None else out * row_scale[..., None], state
+
+
+def _normalized_step(prepare: Prepare, inputs: Inputs, state: Any) -> Step | None:
+    """Prepare a step on values with ones, which divides as above."""
+
+    def widened(inputs: Inputs) -> Inputs:
+        return *inputs[:2], with_ones(inputs[2], inputs[2].dtype), *inputs[3:]
+
+    step = prepare(widened(inputs), state)
+    if step is None:
+        return None
+
+    def normalized(inputs: Inputs, state: Any) -> tuple[Tensor, Any]:
+        out, after = step(widened(inputs), state)
+        return divided(out, inputs[2].dtype), after
+
+    return normalized
 
 
 def with_ones(

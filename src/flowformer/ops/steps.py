@@ -9,6 +9,7 @@ strides, whether a gradient is wanted, and all that torch's dispatcher is told.
 """
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch.autograd import forward_ad
 
 from flowformer.ops.inputs import is_kept, is_plain, is_recorded
 
-# query, key, value, state -> output, state after the token
-Step = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
+Inputs = tuple[Tensor, ...]  # query, key, value and, where one is given, log_decay
+Step = Callable[[Inputs, Any], tuple[Tensor, Any]]  # and the state: output, state after the token
+Prepare = Callable[[Inputs, Any], Step | None]
 
 _MOST = 256  # sizes and options of which steps are kept
 
@@ -33,7 +35,7 @@ def is_step(tensors: tuple[Tensor, Tensor, Tensor], state: Any, others: tuple) -
     Args:
         tensors: query, key and value.
         state: the state before the token, or None.
-        others: all other tensors of the call, or None for each.
+        others: all other tensors of the call but log_decay, or None for each.
     """
     return (
         state is not None
@@ -42,6 +44,12 @@ def is_step(tensors: tuple[Tensor, Tensor, Tensor], state: Any, others: tuple) -
         and tensors[0].shape[1:2] == tensors[1].shape[1:2] == (1,)
         and not is_kept(*tensors, *state)
     )
+
+
+def preparation(module: ModuleType, options: Any) -> Prepare | None:
+    """Return what prepares steps in a backend, with these options; None where nothing does."""
+    prepare = getattr(module, "prepare_step", None)
+    return None if prepare is None else partial(prepare, options=options)
 
 
 class PreparedSteps:
@@ -55,54 +63,39 @@ class PreparedSteps:
         self._kind = kind
         self._known: dict[Hashable, list[tuple[TensorGuards, Step]]] = {}
 
-    def find(self, look: tuple, query: Tensor, key: Tensor, value: Tensor, state: Any) -> Any:
+    def find(self, look: tuple, inputs: Inputs, state: Any) -> Step | None:
         """Return the step that was prepared for such tensors, or None.
 
         Args:
             look: all that the caller says beside the tensors.
-            query: as the other three, of any kind: nothing has been checked yet.
-            key: see query.
-            value: see query.
-            state: see query.
+            inputs: of any kind, as the state: nothing has been checked yet.
+            state: the state before the token.
         """
         if torch.compiler.is_compiling() or type(state) is not self._kind:
             return None
         if forward_ad._current_level >= 0:  # no guard knows of a derivative beside a tensor
             return None
         try:
-            for guard, step in self._known.get((look, query.shape), ()):
-                if guard.check(query, key, value, *state):
+            for guard, step in self._known.get((look, len(inputs), inputs[0].shape), ()):
+                if guard.check(*inputs, *state):
                     return step
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             pass
         return None
 
-    def keep(
-        self,
-        look: tuple,
-        module: ModuleType,
-        options: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        state: Any,
-    ) -> None:
-        """Keep the step that a backend prepares for tensors like these, if it does.
+    def keep(self, look: tuple, prepare: Prepare | None, inputs: Inputs, state: Any) -> None:
+        """Keep the step that is prepared for tensors like these, if one is.
 
         Args:
             look: as for :meth:`find`.
-            module: the backend.
-            options: what the backend takes as options.
-            query: as the other three, checked.
-            key: see query.
-            value: see query.
-            state: see query.
+            prepare: see :func:`preparation`.
+            inputs: checked, as the state.
+            state: the state before the token.
         """
-        prepare = getattr(module, "prepare_step", None)
-        tensors = query, key, value, *state
+        tensors = *inputs, *state
         if prepare is None or not is_plain(*tensors) or is_kept(*tensors):
             return
-        step = prepare(query, key, value, options=options, state=state)
+        step = prepare(inputs, state)
         if step is None:
             return
         if sum(map(len, self._known.values())) >= _MOST:
@@ -113,4 +106,4 @@ class PreparedSteps:
             dynamic_dims_sizes=[list(x.shape) for x in tensors],
             dynamic_dims_strides=[list(x.stride()) for x in tensors],
         )
-        self._known.setdefault((look, query.shape), []).append((guard, step))
+        self._known.setdefault((look, len(inputs), inputs[0].shape), []).append((guard, step))

@@ -9,6 +9,7 @@ import torch
 
 from flowformer import (
     FlowState,
+    LinearState,
     flow_attention,
     flow_attention_step,
     linear_attention,
@@ -289,6 +290,77 @@ def test_linear_attention_with_a_row_scale_state_and_gradients(dtype):
     assert_near(state.key_value, after.key_value, tolerance)
     inputs, exact = [*inputs, scales[0]], [*exact, scales[1]]
     assert_same_gradients(out, inputs, expected, exact, tolerance)
+
+
+def decays(*shape, rate):
+    return (-rate * torch.rand(shape, device=DEVICE) ** 2).requires_grad_()
+
+
+def linear_results(backend, inputs, state, **options):
+    """Return output, next state and all gradients; inputs: query, key, value, decays, scale."""
+    query, key, value, log_decay, scale = inputs
+    out, after = linear_attention(
+        *(query, key, value),
+        causal=True,
+        log_decay=log_decay,
+        row_scale=scale,
+        initial_state=LinearState(state),
+        return_state=True,
+        backend=backend,
+        layout="bthd",
+        **options,
+    )
+    loss = (out.double() * weight_of(out)).sum()
+    loss = loss + (after.key_value * weight_of(after.key_value)).sum()
+    return [out, after.key_value, *torch.autograd.grad(loss, [*inputs, state])]
+
+
+def weight_of(x):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.device)
+
+
+@pytest.mark.parametrize(
+    ("length", "rate", "options"),
+    [
+        pytest.param(LENGTH, 0.2, {}, id="slow"),
+        pytest.param(LENGTH, 400.0, {}, id="steep"),
+        pytest.param(1, 0.2, {}, id="step"),
+        pytest.param(32 * 8 + 5, 0.02, {}, id="split", marks=pytest.mark.slow),
+        pytest.param(LENGTH, 0.2, {"normalize": True}, id="normalized", marks=pytest.mark.slow),
+        pytest.param(60, 0.2, {"cu_seqlens": (0, 5, 5, 47, 60)}, id="packed"),
+    ],
+)
+def test_linear_attention_that_forgets_with_states_and_all_gradients(length, rate, options):
+    (query, key, value), _ = both(length, heads=1)
+    log_decay, scale = decays(1, length, 1, rate=rate), torch.rand(1, length, 1, device=DEVICE)
+    if rate > 1:
+        with torch.no_grad():
+            log_decay[:, length // 2] = -torch.inf
+    rows = len(options.get("cu_seqlens", (0, length))) - 1
+    if "cu_seqlens" in options:
+        options = {"cu_seqlens": torch.tensor(options["cu_seqlens"], device=DEVICE)}
+    columns = 18 + options.get("normalize", False)
+    state = torch.randn(rows, 1, 20, columns, dtype=torch.float64, device=DEVICE).requires_grad_()
+    inputs = query.abs(), key.abs(), value, log_decay, scale  # sums of weights are not zero
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    found = linear_results("triton", inputs, state, **options)
+    expected = linear_results("reference", exact, state, **options)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_near(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_linear_attention_that_forgets_in_half_precision(dtype):
+    inputs, exact = both(70, dtype, heads=1)
+    log_decay = decays(1, 70, 1, rate=0.2)
+    out = linear_attention(*inputs, causal=True, log_decay=log_decay, backend="triton")
+    wide = log_decay.detach().double().requires_grad_()
+    expected = linear_attention(*exact, causal=True, log_decay=wide, backend="reference")
+    assert out.dtype == dtype
+    inputs, exact = [*inputs, log_decay], [*exact, wide]
+    assert_same_gradients(out, inputs, expected, exact, HALF[dtype])
 
 
 def test_mobile_attention_takes_packs_without_kernels_of_its_own():

@@ -10,6 +10,7 @@ from flowformer.nn.mixers.building import build_attention as build_attention
 from flowformer.nn.mixers.building import build_mixer as build_mixer
 from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.mixers.mixer import ProjectedMixer
+from flowformer.nn.mixers.own import register_mixer as register_mixer
 
 # Mixers enter the table when their file is imported: this is its order, not the alphabet's.
 # isort: off

@@ -1,14 +1,12 @@
 """The compiled kernels of csrc/ as a backend: one fused pass over the tokens, on CPU tensors."""
 
-from torch import Tensor
-
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
 from flowformer.ops.backends.cpu import call
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.backends.operator_backend import CompiledBackend
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState
-from flowformer.ops.steps import Step
+from flowformer.ops.steps import Inputs, Step
 
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
@@ -32,13 +30,8 @@ mobile = _backend.mobile
 
 
 def prepare_step(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    options: FlowOptions | None,
-    state: FlowState | LinearState,
+    inputs: Inputs, state: FlowState | LinearState, *, options: FlowOptions | None
 ) -> Step | None:
     """Return one step of Flow-Attention, or of linear attention (no options), see steps.py."""
     given = LINEAR_OPTIONS if options is None else numbers(options)
-    return call.prepare_step(query, key, value, given, state)
+    return call.prepare_step(inputs, state, given)

@@ -25,8 +25,8 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16:
 # gradients; what is of Mobile-Attention alone.
 _CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "2P" + "7P" * 4 + "3P" + "5P" + "2i")
 _NO_VIEW = (0, 0, 0, 0)
-# Masks, offsets, scale and decays; and what is behind states.
-_NO_OTHERS, _NO_GRADIENTS = (0,) * 6, (0,) * 22
+# Masks, offsets and scale, of which a step has none; and what is behind states.
+_NO_OTHERS, _NO_GRADIENTS = (0,) * 5, (0,) * 22
 _NO_MOBILE = (0, 0)
 NO_STATE = (None,) * 7
 
@@ -225,32 +225,44 @@ def _run(function: str, record: bytes, log_decay: Tensor | None = None) -> None:
         raise MemoryError(f"{function} could not allocate its scratch memory")
 
 
+def is_finite(tensor: Tensor) -> bool | None:
+    """Return whether all numbers of a tensor are finite, None where the library cannot say.
+
+    On this thread alone: torch's threads, once awake for a sum, go on looking for work for some
+    milliseconds, on the cores that the kernels' threads are to have.
+    """
+    library, dtype = load_library(), _DTYPES.get(tensor.dtype)
+    if library is None or dtype is None or not tensor.is_contiguous():
+        return None
+    return bool(library.flowformer_is_finite(dtype, tensor.data_ptr(), tensor.numel()))
+
+
 def _view(tensor: Tensor | None) -> tuple[int, ...]:
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
 
 
 def prepare_step(
-    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...], state: tuple[Tensor, ...], options: Numbers
 ) -> Step | None:
     """Return the call of one token, laid out but for the pointers; None where they do not suffice.
 
     Args:
-        query: ``[b, 1, h, d]``, with as many heads as the key, as those after it.
-        key: see query.
-        value: see query.
-        options: the options.
+        inputs: query, key and value, ``[b, 1, h, d]``, and the logarithms of decays, if any.
         state: the state before, with all its fields, or that of linear attention.
+        options: the options.
     """
-    if not _suffice_pointers(query, key, value, options, state):
+    if not _suffice_pointers(inputs, state, options):
         return None
-    inputs = query, key, value
-    sizes = _sizes(Inputs(*inputs), options)
-    q_strides, k_strides, v_strides = (tensor.stride()[:3] for tensor in inputs)
+    query, key, value = inputs[:3]
+    sizes = _sizes(Inputs(query, key, value), options)
+    q_strides, k_strides, v_strides = (tensor.stride()[:3] for tensor in inputs[:3])
     shape = (*query.shape[:3], value.shape[3])
     out_strides = value.new_empty(shape).stride()[:3]
     missing = (0,) * (len(NO_STATE) - len(state))
 
-    def step(query: Tensor, key: Tensor, value: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        query, key, value = inputs[:3]
+        log_decay = inputs[3] if len(inputs) > 3 else None
         out, after = value.new_empty(shape), room_after(state)
         record = _CALL.pack(
             *sizes,
@@ -266,6 +278,7 @@ def prepare_step(
             *out_strides,
             *_NO_VIEW,
             *_NO_OTHERS,
+            0 if log_decay is None else log_decay.data_ptr(),
             *missing,
             *map(Tensor.data_ptr, state),
             *missing,
@@ -273,16 +286,17 @@ def prepare_step(
             *_NO_GRADIENTS,
             *_NO_MOBILE,
         )
-        _run("flowformer_causal_forward", record)
+        _run("flowformer_causal_forward", record, log_decay)
         return out, after
 
     return step
 
 
 def _suffice_pointers(
-    query: Tensor, key: Tensor, value: Tensor, options: Numbers, state: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...], state: tuple[Tensor, ...], options: Numbers
 ) -> bool:
     """Return whether the library reads and writes all of a step where it is, and what it is."""
+    query, key, value, *decays = inputs
     (b, _, h, d), m = query.shape, value.shape[3]
     if options.feature_map == LINEAR:
         fits = query.dtype == compute_dtype(query.dtype)
@@ -293,6 +307,7 @@ def _suffice_pointers(
         and b > 0
         and len({(tensor.dtype, *tensor.shape[:3]) for tensor in (query, key, value)}) == 1
         and all(tensor.stride(3) == 1 for tensor in (query, key, value))
+        and all(x.dtype == query.dtype and x.is_contiguous() for x in decays)
         and all(field.is_contiguous() for field in state)
         and state[-1].shape == (b, h, d, m)
     )

@@ -29,7 +29,7 @@ from flowformer.ops.state import FlowState, state_before
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = False  # zero times NaN, see nonfinite.py
-DECAYS = ()  # the attentions that take log_decay; chunked computes the others
+DECAYS = ("linear",)  # the attentions that take log_decay; chunked computes the others
 
 
 @cache

@@ -3,6 +3,7 @@
 docs/attention/gpu.md derives the backward.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalBackwardArguments,
     CausalGradients,
+    CausalInputs,
     CausalKept,
     CausalResults,
     Numbers,
@@ -33,7 +35,7 @@ def forward(arguments: CausalArguments) -> CausalResults:
         settings = settings_of(query, value, causal=True)
         side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
         if options.feature_map == LINEAR:
-            scale = _scalars(inputs.row_scale)
+            side, scale = _that_decays(side, inputs), _scalars(inputs.row_scale)
             before, total, _ = launch.states(side, key, value, start=past.key_value, prefix=True)
             assert before is not None
             out, _ = launch.output(side, query, key, value, before, causal=True, row_scale=scale)
@@ -90,9 +92,22 @@ def _prefix(
     return before, total
 
 
-def _scalars(row_scale: Tensor | None) -> Tensor | None:
+def _scalars(given: Tensor | None) -> Tensor | None:
     """Return [b, t, h] as the kernels read it."""
-    return None if row_scale is None else row_scale.transpose(1, 2).float().contiguous()
+    return None if given is None else given.transpose(1, 2).float().contiguous()
+
+
+def _tokens_first(found: Tensor | None) -> Tensor | None:
+    """Return [b, h, t] as operators return it."""
+    return None if found is None else found.transpose(1, 2).contiguous()
+
+
+def _that_decays(side: Side, inputs: CausalInputs) -> Side:
+    """Return the side with the logarithms of decays, if any: zero at padded tokens."""
+    given = inputs.log_decay
+    if given is not None and inputs.mask is not None:
+        given = torch.where(inputs.mask[..., None], given, 0)
+    return replace(side, log_decay=_scalars(given))
 
 
 def _none_yet(side: Side) -> Tensor:
@@ -225,7 +240,7 @@ def _linear_backward(
 ) -> CausalGradients:
     query, key, value, grad = tensors
     inputs, grad_end = arguments.saved.inputs, arguments.grad_state.grad_key_value
-    row_scale = _scalars(inputs.row_scale)
+    side, row_scale = _that_decays(side, inputs), _scalars(inputs.row_scale)
     matrix, _, _ = launch.states(side, key, value, start=inputs.past.key_value, prefix=True)
     grad_matrix, grad_start, _ = launch.states(
         side, query, grad, weight=row_scale, start=grad_end, prefix=True, reverse=True
@@ -238,9 +253,11 @@ def _linear_backward(
     grad_query, grad_key, grad_scale = launch.linear_features_backward(
         side, tensors, (matrix, grad_matrix), row_scale
     )
-    if grad_scale is not None:
-        grad_scale = grad_scale.transpose(1, 2).contiguous()
+    grad_decay = None
+    if side.log_decay is not None:
+        grad_decay = launch.decays_backward(side, tensors, (matrix, grad_matrix), row_scale)
+    grad_scale, grad_decay = map(_tokens_first, (grad_scale, grad_decay))
     before = StateGradients()
     if arguments.state_gradient:
         before = StateGradients(grad_key_value=grad_start)
-    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, past=before)
+    return CausalGradients(grad_query, grad_key, grad_value, grad_scale, grad_decay, before)

@@ -51,10 +51,12 @@ def scan(
     prefix: bool = False,
     reverse: bool = False,
     splits: bool = False,
+    left: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Return the sums before each part (after it, in reverse), and the totals, in float64.
 
     Parts are chunks or splits of the layout, ``[parts, h, …]``; totals ``[sequences, h, …]``.
+    ``left`` is how much each leaves of all before it, ``[parts, h]``, float64.
     """
     first = side.layout.split_first if splits else side.layout.chunk_first
     heads, rest = side.shape[2], parts.shape[2:]
@@ -65,10 +67,12 @@ def scan(
     total = parts.new_empty((side.layout.sequences, heads, *rest), dtype=torch.float64)
     block = min(64, padded(size))
     grid = side.layout.sequences, heads, triton.cdiv(size, block)
+    if start is not None:
+        start = start.to(torch.float64).contiguous()
+    faded = () if left is None else (left,)
     _launch(
-        flows.scan, grid,
-        parts, None if start is None else start.to(torch.float64).contiguous(), before, total,
-        first, heads, size,
+        flows.fading_scan if faded else flows.scan, grid,
+        parts, *faded, start, before, total, first, heads, size,
         BLOCK=block, STEPS=32, HAS_START=start is not None, PREFIX=prefix, REVERSE=reverse,
         num_warps=4,
     )  # fmt: skip
@@ -184,6 +188,7 @@ def states(
         before = side.room(matrices, side.state_dtype)
     logits = None if competes is None else side.scalars()
     vector, clamp = competes or (None, 0.0)
+    log_left = None if side.log_decay is None else local.new_empty(shape[:2], dtype=torch.float64)
 
     def run(first: Tensor | None, to: Tensor | None) -> None:
         blocks = {**side.widths(x), **side.value_widths(y)}
@@ -191,19 +196,23 @@ def states(
         _launch(
         products.states, (shape[0], shape[1], tiles),
             *view(x), *view(y), side.mask, weight, first, to, local, logits, vector,
-            side.layout.splits, side.layout.chunks, side.shape[1], side.shape[2], side.eps, clamp,
+            side.log_decay, log_left, side.layout.splits, side.layout.chunks,
+            *side.shape[1:], side.eps, clamp,
             **blocks, **side.map, HAS_WEIGHT=weight is not None, COMPETES=competes is not None,
             HAS_START=first is not None, PREFIX=to is not None, REVERSE=reverse,
-            **side.dots, **side.compiled,
+            HAS_DECAY=side.log_decay is not None, **side.dots, **side.compiled,
         )  # fmt: skip
 
     if not side.layout.is_split:
         first = None if start is None else start.to(torch.float32)
         run(first, before)
-        total = local.double() if start is None else start + local
-        return before, total, logits
+        if start is None:
+            return before, local.double(), logits
+        left = 1 if log_left is None else log_left.exp()[..., None, None]
+        return before, start * left + local, logits
     run(None, None)
-    first, total = scan(side, local, start, prefix=prefix, reverse=reverse, splits=True)
+    left = None if log_left is None else log_left.exp()
+    first, total = scan(side, local, start, prefix=prefix, reverse=reverse, splits=True, left=left)
     if prefix:
         run(first, before)
     return before, total, logits
@@ -242,10 +251,11 @@ def output(  # noqa: PLR0913 - what the kernel reads
     _launch(
         products.output, grid,
         *view(query), *view(key), *view(value), *view(out), side.mask, row_scale, weight, matrix,
-        incoming, conserved, key_flow, ratio, side.layout.chunks, length, heads, side.eps,
+        incoming, conserved, key_flow, ratio, side.log_decay,
+        side.layout.chunks, length, heads, side.eps,
         **blocks, **side.map, CAUSAL=causal, HAS_SCALE=row_scale is not None,
         HAS_WEIGHT=weight is not None, ALLOCATES=allocation is not None,
-        **side.dots, **side.compiled,
+        HAS_DECAY=side.log_decay is not None, **side.dots, **side.compiled,
     )  # fmt: skip
     return out, conserved
 
@@ -279,10 +289,10 @@ def values_backward(
     _launch(
         products.values_backward, side.grid,
         *views, *view(grad_value), side.mask, row_scale, weight, grad_weight, grad_matrix,
-        side.layout.chunks, *side.shape[1:],
+        side.log_decay, side.layout.chunks, *side.shape[1:],
         **side.widths(query, narrow=True), **side.value_widths(value), **side.map, CAUSAL=causal,
         HAS_SCALE=row_scale is not None, HAS_WEIGHT=weight is not None,
-        **side.dots, **side.compiled,
+        HAS_DECAY=side.log_decay is not None, **side.dots, **side.compiled,
     )  # fmt: skip
     return grad_value, grad_weight
 
@@ -300,12 +310,34 @@ def linear_features_backward(
     views = (part for x in (*tensors, *grads) for part in view(x))
     _launch(
         feature_gradients.linear_features_backward, side.grid,
-        *views, side.mask, row_scale, grad_scale, *matrices, side.layout.chunks, *side.shape[1:],
+        *views, side.mask, row_scale, grad_scale, *matrices, side.log_decay,
+        side.layout.chunks, *side.shape[1:],
         **side.widths(query, narrow=True), **side.value_widths(value),
-        HAS_MASK=side.mask is not None,
-        HAS_SCALE=row_scale is not None, **side.dots, **side.compiled_wide,
+        HAS_MASK=side.mask is not None, HAS_SCALE=row_scale is not None,
+        HAS_DECAY=side.log_decay is not None, **side.dots, **side.compiled_wide,
     )  # fmt: skip
     return grads[0], grads[1], grad_scale
+
+
+def decays_backward(
+    side: Side,
+    tensors: tuple[Tokens, Tokens, Tokens, Tokens],
+    matrices: tuple[Tensor, Tensor],
+    row_scale: Scalars | None,
+) -> Scalars:
+    """Return the gradient of log_decay; tensors: query, key, value, grad."""
+    query, _, value, _ = tensors
+    grad_decay = side.scalars()
+    views = (part for x in tensors for part in view(x))
+    _launch(
+        feature_gradients.decays_backward, side.grid,
+        *views, side.mask, row_scale, *matrices, side.log_decay, grad_decay,
+        side.layout.chunks, *side.shape[1:],
+        **side.widths(query, narrow=True), **side.value_widths(value),
+        HAS_MASK=side.mask is not None, HAS_SCALE=row_scale is not None,
+        **side.dots, **side.compiled,
+    )  # fmt: skip
+    return grad_decay
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class Side:
         eps: ε.
         settings: how the kernels are cut.
         dtype: of the inputs.
+        log_decay: of each token and head, where linear attention forgets.
     """
 
     layout: Layout
@@ -40,6 +41,7 @@ class Side:
     eps: float
     settings: Settings
     dtype: torch.dtype
+    log_decay: Scalars | None = None
 
     @property
     def half(self) -> bool:

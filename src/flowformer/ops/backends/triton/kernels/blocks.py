@@ -123,6 +123,26 @@ def read_scalars(pointer, tokens, real):
 
 @triton.jit
 @no_type_check
+def read_decays(pointer, tokens, there, SIZE: tl.constexpr):
+    """Return g_t of a chunk's tokens, and g_r [r, s] where r is later than s.
+
+    Down the rows of the latter each exponent is a sum by itself, as in decay.py.
+    """
+    logs = tl.load(pointer + tokens, mask=there, other=0.0)
+    later = tl.arange(0, SIZE)[:, None] > tl.arange(0, SIZE)[None, :]
+    return logs, tl.where(later, logs[:, None], 0.0)
+
+
+@triton.jit
+@no_type_check
+def faded(triangle, later_logs, SIZE: tl.constexpr):
+    """Return the lower triangle of [t, s] times D_ts."""
+    lower = tl.arange(0, SIZE)[None, :] <= tl.arange(0, SIZE)[:, None]
+    return tl.where(lower, triangle * tl.exp(tl.cumsum(later_logs, 0)), 0.0)
+
+
+@triton.jit
+@no_type_check
 def read_matrix(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Return a block of a matrix with COLUMNS columns, zero beyond its end."""
     inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]

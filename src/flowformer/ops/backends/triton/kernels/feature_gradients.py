@@ -1,4 +1,4 @@
-"""The last pass of a backward: the gradients of queries and of keys."""
+"""The last passes of a backward: the gradients of queries and of keys, and of decays."""
 
 from typing import no_type_check
 
@@ -7,9 +7,12 @@ import triton.language as tl
 
 from flowformer.ops.backends.triton.kernels.blocks import (
     chunk_of,
+    faded,
     product,
     read,
+    read_decays,
     read_features,
+    read_matrix,
     read_scalars,
     read_transposed,
     read_vector,
@@ -41,9 +44,9 @@ def triangles(
 def linear_features_backward(
     query, q_b, q_t, q_h, key, k_b, k_t, k_h, value, v_b, v_t, v_h, grad, g_b, g_t, g_h,
     grad_query, dq_b, dq_t, dq_h, grad_key, dk_b, dk_t, dk_h, mask,
-    row_scale, grad_scale, matrix, grad_matrix, table, length, heads,
+    row_scale, grad_scale, matrix, grad_matrix, log_decay, table, length, heads,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
-    SIZE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALE: tl.constexpr,
+    SIZE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_DECAY: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of query, key and row_scale of causal linear attention."""
@@ -62,6 +65,10 @@ def linear_features_backward(
     scale = tl.where(real, 1.0, 0.0)
     if HAS_SCALE:
         scale = read_scalars(row_scale + scalars, tokens, real)
+    if HAS_DECAY:
+        logs, later_logs = read_decays(log_decay + scalars, tokens, there, SIZE)
+        since, until = tl.exp(tl.cumsum(logs, 0)), tl.exp(tl.sum(later_logs, 0))
+        products = faded(products, later_logs, SIZE)
     scaled = products * scale[:, None]
     scale_grad = tl.zeros([SIZE], tl.float32)
     for first in range(0, WIDTH, BLOCK):
@@ -74,6 +81,8 @@ def linear_features_backward(
             y_columns = y_first + tl.arange(0, Y_BLOCK)
             g = read(grad_here, g_t, tokens, real, y_columns, Y_WIDTH)
             v = read(value_here, v_t, tokens, real, y_columns, Y_WIDTH)
+            if HAS_DECAY:
+                g, v = g * since[:, None], v * until[:, None]
             sums = read_transposed(matrix, columns, y_columns, WIDTH, Y_WIDTH)
             to_query += product(g, sums, DOT, PRECISION, EMULATE)
             sums = read_transposed(grad_matrix, columns, y_columns, WIDTH, Y_WIDTH)
@@ -94,6 +103,92 @@ def linear_features_backward(
         )
     if HAS_SCALE:
         tl.store(grad_scale + scalars + tokens, scale_grad, mask=there)
+
+
+@triton.jit
+@no_type_check
+def row_forms(
+    x, x_t, matrix, y, y_t, tokens, real,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Return x_t · matrix · y_t of each token."""
+    forms = tl.zeros([SIZE], tl.float32)
+    for y_first in range(0, Y_WIDTH, Y_BLOCK):
+        y_columns = y_first + tl.arange(0, Y_BLOCK)
+        rows = tl.zeros([SIZE, Y_BLOCK], tl.float32)
+        for first in range(0, WIDTH, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            left = read(x, x_t, tokens, real, columns, WIDTH)
+            sums = read_matrix(matrix, columns, y_columns, WIDTH, Y_WIDTH)
+            rows += product(left, sums, DOT, PRECISION, EMULATE)
+        right = read(y, y_t, tokens, real, y_columns, Y_WIDTH)
+        forms += tl.sum(rows * right, 1)
+    return forms
+
+
+@triton.jit
+@no_type_check
+def decays_backward(
+    query, q_b, q_t, q_h, key, k_b, k_t, k_h, value, v_b, v_t, v_h, grad, g_b, g_t, g_h, mask,
+    row_scale, matrix, grad_matrix, log_decay, grad_decay, table, length, heads,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of log_decay: of each g_t the sum of what it lets through.
+
+    Those are the terms of the loss, D_ij (q_i·k_j) (grad_i·v_j) row_scale_i, of tokens i ≥ t and
+    j < t. Both are in the chunk, or i is and j comes before it (a sink), or j is and i comes after
+    it (a source), or the chunk stands between them.
+    """
+    batch, _, tokens, there, real = chunk_of(table, mask, length, SIZE, HAS_MASK)
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * heads + head
+    matrix += row * WIDTH * Y_WIDTH
+    grad_matrix += row * WIDTH * Y_WIDTH
+    query += batch * q_b + head * q_h
+    key += batch * k_b + head * k_h
+    scalars = (batch * heads + head) * length
+    scale = tl.where(real, 1.0, 0.0)
+    if HAS_SCALE:
+        scale = read_scalars(row_scale + scalars, tokens, real)
+    logs, later_logs = read_decays(log_decay + scalars, tokens, there, SIZE)
+    since, until = tl.exp(tl.cumsum(logs, 0)), tl.exp(tl.sum(later_logs, 0))
+    terms = triangles(
+        value, v_b, v_t, v_h, grad, g_b, g_t, g_h, batch, head, tokens, real,
+        Y_WIDTH, Y_BLOCK, SIZE, DOT, PRECISION, EMULATE,
+    )  # fmt: skip
+    terms = faded(terms, later_logs, SIZE) * scale[:, None]
+    scores = tl.zeros([SIZE, SIZE], tl.float32)
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        q = read(query, q_t, tokens, real, columns, WIDTH)
+        k = read(key, k_t, tokens, real, columns, WIDTH)
+        scores += product(q, tl.trans(k), DOT, PRECISION, EMULATE)
+    earlier = tl.arange(0, SIZE)[None, :] < tl.arange(0, SIZE)[:, None]
+    terms = tl.cumsum(terms * scores, 0, reverse=True)  # row t: all i ≥ t
+    result = tl.sum(tl.where(earlier, terms, 0.0), 1)
+    sinks = since * scale * row_forms(
+        query, q_t, matrix, grad + batch * g_b + head * g_h, g_t, tokens, real,
+        WIDTH, BLOCK, Y_WIDTH, Y_BLOCK, SIZE, DOT, PRECISION, EMULATE,
+    )  # fmt: skip
+    result += tl.cumsum(sinks, 0, reverse=True)
+    sources = until * row_forms(
+        key, k_t, grad_matrix, value + batch * v_b + head * v_h, v_t, tokens, real,
+        WIDTH, BLOCK, Y_WIDTH, Y_BLOCK, SIZE, DOT, PRECISION, EMULATE,
+    )  # fmt: skip
+    result += tl.sum(tl.where(earlier, sources[None, :], 0.0), 1)
+    between = tl.zeros([Y_BLOCK], tl.float32)
+    for y_first in range(0, Y_WIDTH, Y_BLOCK):
+        y_columns = y_first + tl.arange(0, Y_BLOCK)
+        for first in range(0, WIDTH, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            before = read_matrix(matrix, columns, y_columns, WIDTH, Y_WIDTH)
+            after = read_matrix(grad_matrix, columns, y_columns, WIDTH, Y_WIDTH)
+            between += tl.sum(before.to(tl.float32) * after.to(tl.float32), 0)
+    result += tl.exp(tl.sum(logs, 0)) * tl.sum(between, 0)
+    tl.store(grad_decay + scalars + tokens, result, mask=there)
 
 
 @triton.jit

@@ -269,6 +269,56 @@ def scan(
 
 @triton.jit
 @no_type_check
+def one_after_another(left, added, left_after, added_after):
+    """Return what two parts leave of all before them and add to it, as one."""
+    return left * left_after, added * left_after + added_after
+
+
+@triton.jit
+@no_type_check
+def fading_scan(
+    parts, left, start, prefix, total, first, heads, size,
+    BLOCK: tl.constexpr, STEPS: tl.constexpr, HAS_START: tl.constexpr, PREFIX: tl.constexpr,
+    REVERSE: tl.constexpr,
+):  # fmt: skip
+    """As :func:`scan` where each part leaves so much of all before it, [parts, h], float64.
+
+    A step adds the part before its own, so that the last, beyond all parts, has the total.
+    """
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < size
+    begin, end = tl.load(first + sequence), tl.load(first + sequence + 1)
+    place = (sequence * heads + head) * size + columns
+    carried = tl.zeros([BLOCK], tl.float64)
+    if HAS_START:
+        carried += tl.load(start + place, mask=inside, other=0.0)
+    count = end - begin
+    for offset in range(0, count + 1, STEPS):
+        step = offset + tl.arange(0, STEPS)
+        part, last = begin + step, begin + step - 1
+        if REVERSE:
+            part, last = end - 1 - step, end - step
+        there = (step > 0) & (step <= count)
+        x = tl.load(
+            parts + (last[:, None] * heads + head) * size + columns[None, :],
+            mask=there[:, None] & inside[None, :],
+            other=0.0,
+        ).to(tl.float64)
+        factor = tl.load(left + last * heads + head, mask=there, other=1.0)
+        factor = tl.broadcast_to(factor[:, None], [STEPS, BLOCK])
+        factor, x = tl.associative_scan((factor, x), 0, one_after_another)
+        before = carried[None, :] * factor + x
+        if PREFIX:
+            at = (part[:, None] * heads + head) * size + columns[None, :]
+            here = (step < count)[:, None] & inside[None, :]
+            tl.store(prefix + at, before.to(prefix.dtype.element_ty), mask=here)
+        carried = tl.sum(tl.where(step[:, None] == offset + STEPS - 1, before, 0.0), 0)
+    tl.store(total + place, carried, mask=inside)
+
+
+@triton.jit
+@no_type_check
 def one_row(pointer, columns, WIDTH: tl.constexpr, FEATURES: tl.constexpr):
     """Return the features of one token, in the dtype of the arithmetic, zero beyond the width."""
     inside = columns < WIDTH

@@ -2,6 +2,10 @@
 
 The sums of kᵀ v stand before each chunk in memory; inside of a chunk the triangle of A = q kᵀ does
 what they leave out. In the form that is not causal one sum serves all chunks of a sequence.
+
+Where linear attention forgets (HAS_DECAY), D_ts = exp Σ_{s<r≤t} g_r: inside of a chunk the triangle
+is multiplied by that of D, what comes before it shrinks on its way to each token, and what each
+token adds on its way to the end. Sums from the other end, those of gradients, the other way round.
 """
 
 from typing import no_type_check
@@ -12,8 +16,10 @@ import triton.language as tl
 from flowformer.ops.backends.triton.kernels.blocks import (
     chunk_of,
     clamped,
+    faded,
     product,
     read,
+    read_decays,
     read_features,
     read_matrix,
     read_scalars,
@@ -27,16 +33,18 @@ from flowformer.ops.backends.triton.kernels.blocks import (
 @no_type_check
 def states(
     x, x_b, x_t, x_h, y, y_b, y_t, y_h, mask, weight, start, before, total,
-    logits, vector, splits, table, length, heads, eps, clamp,
+    logits, vector, log_decay, log_left, splits, table, length, heads, eps, clamp,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
     SIZE: tl.constexpr, FEATURES: tl.constexpr, HAS_MASK: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     COMPETES: tl.constexpr, HAS_START: tl.constexpr, PREFIX: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """total = Σ_t φ(x_t)ᵀ weight_t y_t of a split, [splits, h, d, m]; before: up to each chunk.
 
     A split is a row of ``splits``: first chunk, end, and its sequence. With COMPETES the weight is
-    exp(clamp((φ(x_t) + ε)·(vector + ε))), whose logits are kept.
+    exp(clamp((φ(x_t) + ε)·(vector + ε))), whose logits are kept. With HAS_DECAY log_left is the
+    logarithm of what the split leaves of all before it, [splits, h], float64.
     """
     split, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     blocks = (Y_WIDTH + Y_BLOCK - 1) // Y_BLOCK
@@ -52,6 +60,7 @@ def states(
     if HAS_START:
         past += tl.load(start + (split * heads + head) * size + place, mask=inside, other=0.0)
     added = tl.zeros([BLOCK, Y_BLOCK], tl.float32)
+    all_logs = tl.zeros([SIZE], tl.float64)
     for step in range(0, end - begin):
         chunk = begin + step
         if REVERSE:
@@ -81,7 +90,21 @@ def states(
         if PREFIX:
             at = before + (chunk * heads + head) * size + place
             tl.store(at, rounded(past + added, before.dtype.element_ty, EMULATE), mask=inside)
+        if HAS_DECAY:
+            logs = read_scalars(log_decay + scalars, tokens, there)
+            log_chunk = tl.sum(logs, 0)
+            all_logs += logs
+            past = past * tl.exp(log_chunk)
+            added = added * tl.exp(log_chunk)
+            if REVERSE:
+                logs = tl.cumsum(logs, 0)
+            else:
+                logs = read_scalars(log_decay + scalars, tokens + 1, tokens + 1 < stop)
+                logs = tl.cumsum(logs, 0, reverse=True)
+            f = f * tl.exp(logs)[:, None]
         added += product(tl.trans(f), values, DOT, PRECISION, EMULATE)
+    if HAS_DECAY:
+        tl.store(log_left + split * heads + head, tl.sum(all_logs, 0), mask=tl.program_id(2) == 0)
     tl.store(total + (split * heads + head) * size + place, added, mask=inside)
 
 
@@ -89,13 +112,15 @@ def states(
 @no_type_check
 def output(
     query, q_b, q_t, q_h, key, k_b, k_t, k_h, value, v_b, v_t, v_h, out, o_b, o_t, o_h, mask,
-    row_scale, weight, matrix, incoming, conserved, key_flow, ratio, table, length, heads, eps,
+    row_scale, weight, matrix, incoming, conserved, key_flow, ratio, log_decay,
+    table, length, heads, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
     SIZE: tl.constexpr, FEATURES: tl.constexpr, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALLOCATES: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """out_t = row_scale_t · q_t (matrix + Σ_{s≤t, in the chunk} k_sᵀ weight_s v_s).
+    """out_t = row_scale_t · q_t (matrix + Σ_{s≤t, in the chunk} k_sᵀ weight_s v_s), or decayed.
 
     With ALLOCATES row_scale_t is sigmoid(Î_t · ratio) / I_t, with Î_t = (q_t + ε)·(key_flow + ε),
     which is kept as ``conserved``: the form that is not causal.
@@ -128,8 +153,14 @@ def output(
         values = read(value + batch * v_b + head * v_h, v_t, tokens, real, y_columns, Y_WIDTH)
         if HAS_WEIGHT:
             values = values * read_scalars(weight + scalars, tokens, real)[:, None]
-        lower = tl.arange(0, SIZE)[None, :] <= tl.arange(0, SIZE)[:, None]
-        result += product(tl.where(lower, scores, 0.0), values, DOT, PRECISION, EMULATE)
+        if HAS_DECAY:
+            logs, later_logs = read_decays(log_decay + scalars, tokens, there, SIZE)
+            result = result * tl.exp(tl.cumsum(logs, 0))[:, None]
+            scores = faded(scores, later_logs, SIZE)
+        else:
+            lower = tl.arange(0, SIZE)[None, :] <= tl.arange(0, SIZE)[:, None]
+            scores = tl.where(lower, scores, 0.0)
+        result += product(scores, values, DOT, PRECISION, EMULATE)
     if ALLOCATES:
         tl.store(conserved + scalars + tokens, sink, mask=there & (tl.program_id(2) == 0))
         into = tl.where(real, read_scalars(incoming + scalars, tokens, real), 1.0)
@@ -161,11 +192,11 @@ def row_products(
 @no_type_check
 def values_backward(
     query, q_b, q_t, q_h, key, k_b, k_t, k_h, value, v_b, v_t, v_h, grad, g_b, g_t, g_h,
-    grad_value, dv_b, dv_t, dv_h, mask, row_scale, weight, grad_weight, grad_matrix,
+    grad_value, dv_b, dv_t, dv_h, mask, row_scale, weight, grad_weight, grad_matrix, log_decay,
     table, length, heads,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, Y_WIDTH: tl.constexpr, Y_BLOCK: tl.constexpr,
     SIZE: tl.constexpr, FEATURES: tl.constexpr, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_DECAY: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of values and of their weights, of grad_matrix = Σ q_tᵀ row_scale_t g_t.
@@ -191,8 +222,13 @@ def values_backward(
             scores += product(q, tl.trans(k), DOT, PRECISION, EMULATE)
         if HAS_SCALE:
             scores = scores * read_scalars(row_scale + scalars, tokens, real)[:, None]
-        lower = tl.arange(0, SIZE)[None, :] <= tl.arange(0, SIZE)[:, None]
-        scores = tl.where(lower, scores, 0.0)
+        if HAS_DECAY:
+            _, later_logs = read_decays(log_decay + scalars, tokens, there, SIZE)
+            until = tl.exp(tl.sum(later_logs, 0))
+            scores = faded(scores, later_logs, SIZE)
+        else:
+            lower = tl.arange(0, SIZE)[None, :] <= tl.arange(0, SIZE)[:, None]
+            scores = tl.where(lower, scores, 0.0)
     products = tl.zeros([SIZE], tl.float32)
     for y_first in range(0, Y_WIDTH, Y_BLOCK):
         y_columns = y_first + tl.arange(0, Y_BLOCK)
@@ -202,6 +238,8 @@ def values_backward(
             k = read_features(key, k_t, tokens, real, columns, WIDTH, FEATURES)
             sums = read_matrix(grad_matrix, columns, y_columns, WIDTH, Y_WIDTH)
             z += product(k, sums, DOT, PRECISION, EMULATE)
+        if HAS_DECAY:
+            z = z * until[:, None]
         if CAUSAL:
             g = read(grad + batch * g_b + head * g_h, g_t, tokens, real, y_columns, Y_WIDTH)
             z += product(tl.trans(scores), g, DOT, PRECISION, EMULATE)
