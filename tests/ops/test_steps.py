@@ -194,12 +194,13 @@ def test_a_gradient_that_needs_the_state_is_told_that_it_was_given_up():
 def test_a_state_that_was_given_up_is_refused_and_its_earlier_copy_is_not(call, backend):
     tensors, state = token(), first_state(call)
     with torch.no_grad():
-        for _ in range(3):  # the last one is prepared, and in place
-            before = copy.deepcopy(state)
+        for _ in range(2):  # the second one is prepared
             with states_in_place():
-                out, after = call(*tensors, given := state)
-            state = after
-        for old in (given, copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
+                _, state = call(*tensors, state)
+        before = copy.deepcopy(state)
+        with states_in_place():
+            out, after = call(*tensors, state)
+        for old in (state, copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
             with pytest.raises(RuntimeError, match="the state was given up"):
                 call(*tensors, old, backend=backend)
             with states_in_place(), pytest.raises(RuntimeError, match="the state was given up"):

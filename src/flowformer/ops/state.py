@@ -219,13 +219,18 @@ def room_after(state: Past) -> Past:
         return type(state)(*map(torch.empty_like, state))
     increment_version(state)  # whoever kept it for a gradient is told
     key_value = state.key_value.detach()  # the same memory by another name: the old one is marked
-    setattr(state.key_value, _GIVEN_UP, True)
     if isinstance(state, LinearState):
         return LinearState(key_value)
     return FlowState(torch.empty_like(state.tokens), *state[1:-1], key_value)
 
 
 _GIVEN_UP = "_flowformer_given_up"  # of a tensor: a tuple takes no mark, and a copy keeps this one
+
+
+def mark_given_up(state: tuple) -> None:
+    """Mark a state after the step that took its room, if it was given up for it."""
+    if _in_place.get():
+        setattr(state[-1], _GIVEN_UP, True)
 
 
 def refuse_given_up(state: tuple) -> None:

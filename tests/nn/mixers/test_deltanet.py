@@ -330,3 +330,13 @@ class TestFlashLinearAttention:
         assert state.dtype == torch.float64
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+def test_compiled_gated_deltanet_has_the_same_gradient():
+    mixer, x = build_mixer("gated-deltanet", 16, 2), torch.randn(2, 9, 16, requires_grad=True)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    ours, right = (
+        torch.autograd.grad(each(x, causal=True)[0].square().sum(), x) for each in (compiled, mixer)
+    )
+    torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)

@@ -73,7 +73,8 @@ class Decay(nn.Module):
         """Return softplus(W x + b), by which Mamba-2 also multiplies what it adds."""
         dtype = compute_dtype(hidden.dtype)
         x = F.linear(hidden, self.projection.weight).to(dtype)
-        return F.softplus(x + self.projection.bias.to(dtype))
+        # Not F.softplus: compiled, torch has other strides for its gradient than when it runs.
+        return -F.logsigmoid(-(x + self.projection.bias.to(dtype)))
 
     def from_step(self, step: Float[Tensor, "b t h"]) -> Float[Tensor, "b t h"]:
         """Return log α of such a step."""

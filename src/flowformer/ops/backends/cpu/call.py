@@ -13,7 +13,7 @@ from flowformer.ops.backends.cpu.library import load_library
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import growth
 from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
-from flowformer.ops.state import room_after
+from flowformer.ops.state import mark_given_up, room_after
 from flowformer.ops.steps import Step
 
 CHUNK = 64  # of csrc/api.h
@@ -287,6 +287,7 @@ def prepare_step(
             *_NO_MOBILE,
         )
         _run("flowformer_causal_forward", record, log_decay)
+        mark_given_up(state)
         return out, after
 
     return step
