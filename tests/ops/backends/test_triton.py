@@ -340,7 +340,7 @@ def test_linear_attention_that_forgets_with_states_and_all_gradients(length, rat
     rows = len(options.get("cu_seqlens", (0, length))) - 1
     if "cu_seqlens" in options:
         options = {"cu_seqlens": torch.tensor(options["cu_seqlens"], device=DEVICE)}
-    columns = 18 + options.get("normalize", False)
+    columns = 19 if "normalize" in options else 18
     state = torch.randn(rows, 1, 20, columns, dtype=torch.float64, device=DEVICE).requires_grad_()
     inputs = query.abs(), key.abs(), value, log_decay, scale  # sums of weights are not zero
     inputs = [x.detach().requires_grad_() for x in inputs]
