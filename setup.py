@@ -100,10 +100,11 @@ def compile_library(library: Path, objects: Path) -> None:
 
     with ThreadPoolExecutor(len(SOURCES)) as pool:  # a handful: the system shares out its cores
         made = list(pool.map(compile_one, SOURCES))
-    shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
+    # Its threads sleep between calls: whoever unloads the library must not take their code away.
+    shared = ["-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,-z,nodelete"]
     flags = [*extra, *shlex.split(os.environ.get("LDFLAGS", ""))]
     run(
-        [*compiler, shared, "-pthread", *made, *flags, "-o", str(library)],
+        [*compiler, *shared, "-pthread", *made, *flags, "-o", str(library)],
         f"{name} could not link the library",
     )
 

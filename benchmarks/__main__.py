@@ -37,6 +37,7 @@ BENCHMARKS = {
     "mixer_cost": "mixers.mixer_cost",
     "arena_cost": "mixers.arena_cost",
     "arena_long": "mixers.arena_long",
+    "recall": "mixers.recall",
     "comparisons": "mixers.comparisons",
     "summarize_runs": "mixers.summarize_runs",
     "photographs": "mixers.photographs",

@@ -12,25 +12,13 @@ for CXX in g++ clang++ aarch64-linux-gnu-g++; do
   $CXX -std=c++17 -O2 -Wall -Wextra -Werror tests/native/self_test.cpp "$folder/flowformer/libflowformer_cpu.so" \
     -Wl,-rpath,"$folder/flowformer" -o "$folder/self_test"
   printf '    %s: compiles without a warning\n' $CXX
-<<<<<<< HEAD
-  run=() isas=(portable avx2 avx512 avx512bf16)
-=======
->>>>>>> main
   if [ $CXX = aarch64-linux-gnu-g++ ]; then
     run=(qemu-aarch64 -L /usr/aarch64-linux-gnu) isas=portable
     command -v qemu-aarch64 >/dev/null || { printf '    qemu-aarch64: not here, nothing run\n'; continue; }
   else
     run=() isas=$(.venv/bin/python scripts/instruction_sets.py "$folder/flowformer/libflowformer_cpu.so")
   fi
-<<<<<<< HEAD
-  for isa in "${isas[@]}"; do
-    if [ "$isa" != portable ] && ! grep -qs "${isa/512bf/512_bf}" /proc/cpuinfo; then
-      printf '    %s: not of this processor, skipped\n' "$isa"
-      continue
-    fi
-=======
   for isa in $isas; do
->>>>>>> main
     FLOWFORMER_ISA=$isa "${run[@]}" "$folder/self_test" | sed 's/^/    /'
   done
 done

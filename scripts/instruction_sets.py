@@ -8,14 +8,11 @@ asked for in a process of its own.
 
 import ctypes
 import os
-import runpy
 import sys
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
-KNOWN = runpy.run_path(str(PACKAGE / "ops" / "backends" / "cpu" / "library.py"))["INSTRUCTION_SETS"]
+from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS
 
-for name in reversed(KNOWN):
+for name in reversed(INSTRUCTION_SETS):
     if child := os.fork():
         os.waitpid(child, 0)
         continue

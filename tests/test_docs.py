@@ -24,6 +24,7 @@ PAGES = {
     if BLOCK.search(page.read_text())
 }
 FILE = re.compile(r"# src/(flowformer/[\w/]+\.py)\n")  # the first line of a block
+OWN_FILE = re.compile(r"# (\w+\.py)\n")  # of one that a user saves in a folder of their own
 SLOW = ("docs/integrations/sklearn.md",)  # it trains, for minutes where every core is busy
 
 
@@ -63,10 +64,13 @@ def written(tmp_path, monkeypatch):
 )
 def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, written):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {}
     for block in BLOCK.findall(page.read_text()):
         if file := FILE.match(block):
             written(file[1], block)
+        elif file := OWN_FILE.match(block):
+            (tmp_path / file[1]).write_text(block)
         else:
             exec(block, namespace)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flowformer.nn import MIXERS
+from flowformer.nn.mixers.head_attention import leave
+
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Libraries that an extra brings: an example that imports one is skipped where it is missing.
@@ -34,6 +37,14 @@ EXAMPLES = [
     )
     if ">>>" in text
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_mixer_is_left() -> Iterator[None]:
+    before = set(MIXERS)
+    yield
+    for name in set(MIXERS) - before:
+        leave(name)
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

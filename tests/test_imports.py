@@ -15,7 +15,7 @@ from flowformer import models
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Import nothing of the package; no torch.
-SHARED = {"files", "machine", "names", "config_json"}
+SHARED = {"files", "machine", "names", "config_json", "own_modules"}
 BESIDE = {"data", "scores", "generation", "rollouts", "report", "compare"}
 
 # What each room may import, itself aside. The library never imports the laboratory.

@@ -104,12 +104,12 @@ def test_the_runs_of_a_comparison_are_started_so(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execution.subprocess, "Popen", start)
-    config = tiny_decisions(tmp_path)
-    (run,) = make_plan([config], {"flow": {}}, seeds=1, root=tmp_path / "comparison").runs
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    with pytest.raises(KeyboardInterrupt), (tmp_path / "lock").open("w") as lock:
-        execution._start(run, 1, None, lock)
-    assert commands == [[sys.executable, "-P", "-m", "flowformer.compare.worker"]]
+    plan = make_plan(
+        [tiny_decisions(tmp_path)], {"flow": {}}, seeds=1, root=tmp_path / "comparison"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        execution.execute(plan)
+    assert commands[0][:4] == [sys.executable, "-P", "-m", "flowformer.compare.worker"]
 
 
 def test_the_processes_of_a_run_are_started_so(monkeypatch):

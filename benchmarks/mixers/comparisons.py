@@ -192,6 +192,8 @@ def mixers(result: Result) -> str:
     rows = []
     for name in (*MIXERS, *(name for name in accuracy if name not in MIXERS)):
         costs = [cells.get((name, length)) for length in LENGTHS]
+        if name not in accuracy and name not in characters and not any(costs):
+            continue  # nothing of it has been measured yet
         scores = (
             score(accuracy.get(name), ACCURACY),
             score(characters.get(name), BITS_PER_CHARACTER),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowformer.data.language.corpora import CORPORA
+from flowformer.data.language.recall import RECALL
 from flowformer.data.language.tokenizers import CharacterTokenizer
 from flowformer.data.language.tokens import open_text
 
@@ -23,7 +24,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_list_names_every_text_and_its_source(flowformer):
     out = flowformer("data", "list").out
-    for name, corpus in CORPORA.items():
+    for name, corpus in {**CORPORA, **RECALL}.items():
         assert f"{name} " in out
         assert corpus.description in out
         assert corpus.source in out
@@ -101,14 +102,31 @@ def test_show_gives_the_beginning_of_a_text(flowformer, book):
     assert "line 99" not in out
 
 
+def test_show_writes_samples_of_a_task_with_their_answers(flowformer):
+    arguments = ("--length", 20, "--pairs", 3, "--vocab-size", 20, "--count", 2)
+    shown = flowformer("data", "show", "recall", *arguments)
+    assert shown.code == 0
+    assert "Zoology (Arora et al. 2023); 20 tokens, a guess is right in 33.3 %" in shown.out
+    samples = re.findall(r"test sample \d\n(.*)\n", shown.out)
+    assert len(samples) == 2
+    for sample in samples:
+        words = sample.split()
+        assert len(words) == 20
+        known = set(zip(words[:6:2], words[1:6:2], strict=True))
+        assert {tuple(word.split("→")) for word in words if "→" in word} == known
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["lists"], "unknown action 'lists': did you mean list? choose from list, prepare, coll"),
         (["show", "wiki-smal"], "unknown text or data set 'wiki-smal': did you mean wiki-small?"),
         (["prepare", "text"], "the corpus text is files of your own: give one, or a folder"),
+        (["prepare", "copy"], "copy is a task, which needs no preparation: flowformer data show"),
+        (["show", "copy", "--length", 8], "copy of pairs=8 needs a length of at least 16, got 8"),
+        (["show", "recall", "--part", "dev"], "unknown part 'dev': choose from train, valid"),
     ],
-    ids=["action", "corpus", "no-files"],
+    ids=["action", "corpus", "no-files", "task", "length", "part"],
 )
 @pytest.mark.usefixtures("book")
 def test_what_was_asked_for_wrongly_is_said(flowformer, arguments, message):

@@ -57,6 +57,18 @@ def test_a_language_model_is_evaluated_again_and_has_a_report(flowformer, langua
             ["train", "char-shakespeare", "--data.corpus", "addition", "--model.mixer", "bigbird"],
             "has no causal form",
         ),
+        (
+            ["train", "recall-small", "--data.corpus", "recal"],
+            "unknown corpus 'recal': did you mean recall? choose from wikitext-103",
+        ),
+        (
+            ["train", "recall-small", "--data.length", "20"],
+            "recall of pairs=8 needs a length of at least 24, got 20",
+        ),
+        (
+            ["train", "recall-small", "--data.length", "65", "--run-dir", "longer"],
+            "a sample has 65 tokens and the model reads at most 64: raise --model.max-length",
+        ),
     ],
 )
 def test_a_wrong_request_of_a_language_model_is_one_line(

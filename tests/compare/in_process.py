@@ -27,10 +27,10 @@ class Here(execution._Server):
         replace(state, seconds=1.0).write(Path(task["state_file"]))
         return 0
 
-    def poll(self, _pid: int) -> int:
+    def poll(self, _pid: int, /) -> int:
         return 0
 
-    def kill(self, _pid: int) -> None:
+    def kill(self, _pid: int, /) -> None:
         raise AssertionError("nothing runs that could be killed")
 
     def close(self) -> None:

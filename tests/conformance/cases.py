@@ -37,6 +37,7 @@ CASES: dict[str, Case] = {
         rounding=6,
         why="three tensors more are rounded: after the convolution, unit length and normalisation",
     ),
+    "gated-deltanet": Case(rounding=6, why="as of deltanet"),
     "soft": Case(
         rounding=100,
         why="the inverse of the landmarks' kernel matrix, with a condition of up to "

@@ -1,20 +1,23 @@
 """What every mixer promises, whatever its attention: one suite over MIXERS.
 
 A new mixer is held to all of it by standing in the table; its capability record chooses the tests,
-and `cases.py` its options.
+and `cases.py` its options. What a mixer of a user's own can be held to as well is in the package,
+`flowformer.nn.mixers.conformance`; here are the promises of projections, contexts and refusals.
 """
 
-import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
-from flowformer.nn import MIXERS, ProjectedMixer, build_mixer
+from flowformer.nn import MIXERS, ProjectedMixer
+from flowformer.nn.mixers.conformance import PROMISES, Promise, Subject, padded
 from tests.conformance.cases import CASES, Case
 
-DIM, HEADS, LONGEST = 24, 3, 500
+DIM, HEADS, LONGEST = Subject.dim, Subject.num_heads, Subject.longest
 NAMES = list(MIXERS)
 
 
@@ -22,42 +25,25 @@ def having(capability: str) -> list[str]:
     return [name for name, kind in MIXERS.items() if getattr(kind.capabilities, capability)]
 
 
-def case(name: str) -> Case:
-    return CASES.get(name, Case())
+def subject_of(name: str) -> Subject:
+    case = CASES.get(name, Case())
+    return Subject(mixer=MIXERS[name], options=case.options, rounding=float(case.rounding))
 
 
-def build(
-    name: str, *, dtype: torch.dtype = torch.float64, seed: int = 1, **options: Any
-) -> ProjectedMixer:
-    torch.manual_seed(seed)
-    options = {"max_length": LONGEST, **case(name).options, **options}
-    return build_mixer(name, DIM, HEADS, **options).to(dtype).eval()
+def build(name: str, **options: Any) -> ProjectedMixer:
+    return subject_of(name).build(**options)
 
 
 def forms(name: str) -> list[dict[str, bool]]:
-    """The calls for the forms of self-attention that it has, the bidirectional first."""
-    bidirectional = [{}] if name in having("bidirectional") else []
-    return bidirectional + ([{"causal": True}] if name in having("causal") else [])
+    return subject_of(name).forms
 
 
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def padded(sequences: list[Tensor], length: int, side: str) -> tuple[Tensor, Tensor]:
-    """The sequences [n_i, dim] as a batch [b, length, dim] with wild padding, and its mask."""
-    batch = 1e4 * draw(len(sequences), length, DIM, seed=99)
-    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        place = slice(0, len(sequence)) if side == "right" else slice(length - len(sequence), None)
-        batch[row, place], mask[row, place] = sequence, True
-    return batch, mask
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return subject_of("flow").draw(*shape, seed=seed)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    largest = max(1.0, float(expected.detach().abs().max()))
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest)
+    subject_of("flow").close(actual, expected, tolerance)
 
 
 @pytest.fixture
@@ -66,110 +52,44 @@ def fresh_compiler(shape_checks_off: None) -> None:  # noqa: ARG001 - it is want
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("length", [1, 63, 500], ids="t{}".format)
-@pytest.mark.parametrize("name", NAMES)
-class TestAnyLength:
-    def test_output_has_the_shape_and_dtype_of_the_input(self, name: str, length: int) -> None:
-        for dtype in (torch.float64, torch.float32, torch.bfloat16):
-            x = draw(2, length, DIM, dtype=dtype)
-            for form in forms(name):
-                y, state = build(name, dtype=dtype)(x, **form)
-                assert (y.shape, y.dtype, state) == (x.shape, dtype, None)
-                assert y.isfinite().all()
+# Without a mask there is less of the same, and the causal form is compiled without one.
+SLOW = ({"masked": False}, {"backend": "aot_eager"})
 
-    def test_low_precision_agrees_with_float64(self, name: str, length: int) -> None:
-        for dtype in (torch.float32, torch.bfloat16):
-            mixer = build(name, dtype=dtype)
-            x = draw(2, length, DIM, dtype=dtype)
-            form = forms(name)[0]
-            low, _ = mixer(x, **form)
-            exact, _ = mixer.double()(x.double(), **form)
-            close(low.double(), exact, case(name).rounding * torch.finfo(dtype).eps)
+
+def promised(subject: Subject, name: str) -> Iterator[ParameterSet]:
+    """Each case of each promise that a mixer makes, as a test of that name."""
+    for promise in PROMISES:
+        for case in promise.cases(subject):
+            words = (promise.name, *(_word(*each) for each in case.items()))
+            label = "-".join((name, *words)).replace(" ", "_")
+            marks = [pytest.mark.slow] if promise.topic == "compile" and case in SLOW else []
+            yield pytest.param(subject, promise, case, id=label, marks=marks)
+
+
+def _word(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    if isinstance(value, dict):
+        return "causal" if value else "bidirectional"
+    if isinstance(value, tuple):
+        return f"{len(value)} pieces" if len(value) > 2 else "-".join(map(str, value))
+    return str(value).removeprefix("torch.")
 
 
 @pytest.mark.parametrize(
-    ("length", "side"), [(1, "right"), (63, "left"), (63, "right"), (500, "left")], ids=str
+    ("subject", "promise", "case"),
+    [each for name in NAMES for each in promised(subject_of(name), name)],
 )
-@pytest.mark.parametrize(
-    ("name", "form"), [(name, form) for name in having("exact_mask") for form in forms(name)]
-)
-def test_masked_batch_equals_each_sequence_alone(
-    name: str, form: dict[str, bool], length: int, side: str
+def test_every_mixer_keeps(
+    subject: Subject, promise: Promise, case: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    mixer = build(name)
-    sequences = [draw(n, DIM, seed=n) for n in sorted({1, (length + 1) // 2, length})]
-    x, mask = padded(sequences, length + 7 if length + 7 <= LONGEST else LONGEST, side)
-    x.requires_grad_()
-    y, _ = mixer(x, mask=mask, **form)
-    weight = draw(*y.shape, seed=5)
-    (gradient,) = torch.autograd.grad((y * weight).sum(), x)
-    assert not y[~mask].any()
-    assert not gradient[~mask].any()
-    for row, sequence in enumerate(sequences):
-        alone = sequence[None].requires_grad_()
-        expected, _ = mixer(alone, **form)
-        (expected_gradient,) = torch.autograd.grad((expected * weight[row, mask[row]]).sum(), alone)
-        close(y[row, mask[row]], expected[0])
-        close(gradient[row, mask[row]], expected_gradient[0])
+    if promise.topic == "compile":
+        request.getfixturevalue("fresh_compiler")
+    promise.check(subject, **case)
 
 
 @pytest.mark.parametrize("name", NAMES)
-class TestSelfAttention:
-    def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(self, name: str) -> None:
-        mixer, form = build(name), forms(name)[0]
-        x = draw(2, 9, DIM).requires_grad_()
-        mask = torch.tensor([[False] * 9, [True] * 9])
-        y, _ = mixer(x, mask=mask, **form)
-        y.square().sum().backward()
-        assert not y[0].any()
-        assert y[1].any()
-        assert x.grad is not None
-        assert not x.grad[0].any()
-        for each in (x, *mixer.parameters()):
-            assert each.grad is not None
-            assert each.grad.isfinite().all()
-
-    def test_nan_in_the_padding_reaches_neither_outputs_nor_gradients(self, name: str) -> None:
-        mask = torch.tensor([[True] * 5 + [False] * 4, [True] * 9])
-        x = draw(2, 9, DIM).where(mask[..., None], torch.nan).requires_grad_()
-        for form in forms(name):
-            mixer = build(name)
-            y, _ = mixer(x, mask=mask, **form)
-            y.square().sum().backward()
-            assert y.isfinite().all()
-            for each in (x, *mixer.parameters()):
-                assert each.grad is None or each.grad.isfinite().all()
-
-    def test_gradients_reach_every_parameter(self, name: str) -> None:
-        mixer = build(name)
-        y, _ = mixer(draw(2, LONGEST, DIM), **forms(name)[0])
-        y.square().sum().backward()
-        without = [
-            parameter_name
-            for parameter_name, parameter in mixer.named_parameters()
-            if parameter.grad is None or not parameter.grad.any()
-        ]
-        assert without == []
-
-    def test_saved_parameters_restore_the_function(self, name: str) -> None:
-        mixer, x, form = build(name), draw(2, 63, DIM), forms(name)[0]
-        file = io.BytesIO()
-        torch.save(mixer.state_dict(), file)
-        file.seek(0)
-        other = build(name, seed=2)
-        assert not other(x, **form)[0].equal(mixer(x, **form)[0])
-        other.load_state_dict(torch.load(file))
-        assert other(x, **form)[0].equal(mixer(x, **form)[0])
-
-    def test_saved_parameters_restore_the_function_of_a_mixer_on_empty_memory(
-        self, name: str
-    ) -> None:
-        mixer, x, form = build(name), draw(2, 17, DIM), forms(name)[0]
-        other = build(name, seed=2).to_empty(device="cpu")
-        other._apply(lambda tensor: torch.full_like(tensor, 7))  # what memory may hold
-        other.load_state_dict(mixer.state_dict())
-        assert other(x, **form)[0].equal(mixer(x, **form)[0])
-
+class TestProjections:
     def test_projections_have_the_published_names(self, name: str) -> None:
         projected = {"query", "key", "value"} & set(MIXERS[name].kind.inputs)
         children = {child for child, _ in build(name).named_children()}
@@ -196,31 +116,6 @@ class TestSelfAttention:
         x = draw(2, 17, DIM)
         close(grouped(x, **form)[0], full(x, **form)[0])
 
-    @pytest.mark.usefixtures("fresh_compiler")
-    @pytest.mark.parametrize(
-        "masked",
-        # Without a mask there is less of the same; TestCausal compiles that form without one.
-        [True, pytest.param(False, marks=pytest.mark.slow)],
-        ids=["masked", "full"],
-    )
-    def test_compiles_without_a_graph_break(self, name: str, masked: bool) -> None:
-        mixer, length, form = build(name, dtype=torch.float32), 63, forms(name)[0]
-        compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-        x = draw(2, length, DIM, dtype=torch.float32)
-        mask = torch.arange(length).expand(2, length) < torch.tensor([[length], [length // 2]])
-        options = {"mask": mask, **form} if masked else form
-        close(compiled(x, **options)[0], mixer(x, **options)[0], 1e-6)
-
-    def test_autocast_changes_precision_only(self, name: str) -> None:
-        mixer, x = build(name, dtype=torch.float32), draw(2, 63, DIM, dtype=torch.float32)
-        form = forms(name)[0]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y, _ = mixer(x, **form)
-        assert y.dtype == torch.bfloat16
-        # Beside what low precision rounds, the input and the weights are rounded here too.
-        tolerance = (case(name).rounding + 2) * torch.finfo(torch.bfloat16).eps
-        close(y.float(), mixer(x, **form)[0], tolerance)
-
     def test_refuses_a_context_mask_without_a_context(self, name: str) -> None:
         with pytest.raises(ValueError, match="context_mask was given without a context"):
             build(name)(
@@ -245,7 +140,7 @@ def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refuse
         return mixer(x, mask=mask, **form)[0]
 
     example = draw(1, 5, DIM), torch.ones(1, 5, dtype=torch.bool)
-    if name == "deltanet":
+    if "deltanet" in name:
         with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
             torch.jit.trace(mix, example)
         return
@@ -256,106 +151,25 @@ def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refuse
 
 
 @pytest.mark.parametrize("name", having("causal"))
-class TestCausal:
-    def test_no_output_depends_on_the_future(self, name: str) -> None:
-        mixer, x = build(name), draw(2, 63, DIM)
-        y, _ = mixer(x, causal=True)
-        for start in (1, 17, 62):
-            changed = x.clone()
-            changed[:, start:] = draw(2, 63 - start, DIM, seed=7)
-            other, _ = mixer(changed, causal=True)
-            close(other[:, :start], y[:, :start], 1e-12)
-            assert not other[:, start].allclose(y[:, start])
-
-    @pytest.mark.usefixtures("fresh_compiler")
-    @pytest.mark.parametrize(
-        "backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)]
-    )
-    def test_compiles_without_a_graph_break(self, name: str, backend: str) -> None:
-        mixer = build(name, dtype=torch.float32)
-        compiled = torch.compile(mixer, fullgraph=True, backend=backend)
-        x = draw(2, 63, DIM, dtype=torch.float32)
-        close(compiled(x, causal=True)[0], mixer(x, causal=True)[0], 1e-6)
-
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
-    def test_what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
-        self, name: str, value: float
-    ) -> None:
-        mixer, x, mask = build(name), draw(2, 63, DIM), torch.ones(2, 63, dtype=torch.bool)
-        mask[1, :9] = False
-        wild = x.clone()
-        wild[0, 17], wild[1, 40, 3] = value, value
-        runs = []
-        for each in (x, wild):
-            each.requires_grad_()
-            y, _ = mixer(each, causal=True, mask=mask)
-            seen = y[0, :17].square().sum() + y[1, 9:40].square().sum()
-            runs.append((y.detach(), *torch.autograd.grad(seen, each)))
-        (clean, right), (found, gradient) = runs
-        for row, start in ((0, 17), (1, 40)):
-            close(found[row, :start], clean[row, :start])
-            close(gradient[row, :start], right[row, :start])
-            if value is torch.nan:
-                assert found[row, start].isnan().all()
-
-    def test_refuses_a_context(self, name: str) -> None:
-        errors = (ValueError, NotImplementedError)
-        with pytest.raises(errors, match=r"orders the tokens of one sequence|no cross form"):
-            build(name)(draw(1, 5, DIM), draw(1, 5, DIM), causal=True)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if len(forms(name)) == 2])
-def test_the_causal_form_differs_from_the_bidirectional(name: str) -> None:
-    mixer, x = build(name), draw(2, 17, DIM)
-    assert not mixer(x, causal=True)[0].allclose(mixer(x)[0])
+def test_a_causal_call_refuses_a_context(name: str) -> None:
+    errors = (ValueError, NotImplementedError)
+    with pytest.raises(errors, match=r"orders the tokens of one sequence|no cross form"):
+        build(name)(draw(1, 5, DIM), draw(1, 5, DIM), causal=True)
 
 
 @pytest.mark.parametrize("name", having("state"))
-class TestState:
-    @pytest.mark.parametrize("pieces", [(1,) * 20, (7, 13), (19, 1)], ids="{}-pieces".format)
-    @pytest.mark.parametrize("with_mask", [False, True], ids=["full", "masked"])
-    def test_pieces_give_what_the_whole_gives(
-        self, name: str, pieces: tuple[int, ...], with_mask: bool
-    ) -> None:
-        mixer, x = build(name), draw(3, 20, DIM).requires_grad_()
-        mask = draw(3, 20, seed=4) > -0.5 if with_mask else None
-        whole, _ = mixer(x, causal=True, mask=mask)
-        state, parts = None, []
-        for piece, piece_mask in zip(
-            x.split(pieces, 1), [None] * 20 if mask is None else mask.split(pieces, 1), strict=False
-        ):
-            y, state = mixer(piece, causal=True, mask=piece_mask, state=state, return_state=True)
-            parts.append(y)
-        streamed = torch.cat(parts, 1)
-        weight = draw(*whole.shape, seed=5)
-        (expected,) = torch.autograd.grad((whole * weight).sum(), x)
-        (gradient,) = torch.autograd.grad((streamed * weight).sum(), x)
-        close(streamed, whole)
-        close(gradient, expected)
-
-    @pytest.mark.usefixtures("shape_checks_off")
-    def test_a_state_of_another_batch_or_another_mixer_is_refused(self, name: str) -> None:
-        mixer, x = build(name), draw(3, 5, DIM)
-        _, state = mixer(x, causal=True, return_state=True)
-        with pytest.raises(ValueError, match=r"of the state must be .* got \[3"):
-            mixer(x[:1], causal=True, state=state)
-        states = [
-            build(each)(x, causal=True, return_state=True)[1]
-            for each in ("flow", "softmax", "linear")
-        ]
-        other = next(each for each in states if type(each) is not type(state))
-        with pytest.raises(TypeError, match=r"the state must be a \w+State, got \w+State"):
-            mixer(x, causal=True, state=other)
-
-    def test_a_state_can_be_reordered_detached_and_moved(self, name: str) -> None:
-        mixer, x = build(name), draw(3, 20, DIM)
-        _, state = mixer(x[:, :12], causal=True, return_state=True)
-        order = torch.tensor([2, 0, 0])
-        moved = state.reorder(order).detach().to("cpu")
-        assert not any(part.requires_grad for part in moved if part is not None)
-        y, _ = mixer(x[order, 12:], causal=True, state=moved)
-        expected, _ = mixer(x[order], causal=True)
-        close(y, expected[:, 12:])
+@pytest.mark.usefixtures("shape_checks_off")
+def test_a_state_of_another_batch_or_another_mixer_is_refused(name: str) -> None:
+    mixer, x = build(name), draw(3, 5, DIM)
+    _, state = mixer(x, causal=True, return_state=True)
+    with pytest.raises(ValueError, match=r"of the state must be .* got \[3"):
+        mixer(x[:1], causal=True, state=state)
+    states = [
+        build(each)(x, causal=True, return_state=True)[1] for each in ("flow", "softmax", "linear")
+    ]
+    other = next(each for each in states if type(each) is not type(state))
+    with pytest.raises(TypeError, match=r"the state must be a \w+State, got \w+State"):
+        mixer(x, causal=True, state=other)
 
 
 @pytest.mark.parametrize("name", having("cross"))
@@ -365,11 +179,12 @@ class TestCross:
         self, name: str, length: int, sources: int
     ) -> None:
         mixer = build(name)
+        subject = subject_of(name)
         queries = [draw(n, DIM, seed=n) for n in (length, (length + 1) // 2)]
         contexts = [draw(n, DIM, seed=n + 50) for n in ((sources + 1) // 2, sources)]
         for side in ("left", "right"):
-            x, mask = padded(queries, length + 2, side)
-            context, context_mask = padded(contexts, sources + 3, side)
+            x, mask = padded(subject, queries, length + 2, side)
+            context, context_mask = padded(subject, contexts, sources + 3, side)
             y, _ = mixer(x, context, mask=mask, context_mask=context_mask)
             assert not y[~mask].any()
             for row, (query, source) in enumerate(zip(queries, contexts, strict=True)):

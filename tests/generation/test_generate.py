@@ -187,7 +187,7 @@ def leaves(tree: object) -> list[Tensor]:
     return [leaf for part in tree or () for leaf in leaves(part)]  # type: ignore[union-attr] - what is no tensor is iterable
 
 
-@pytest.mark.parametrize("mixer", ["flow", "softmax", "local", "deltanet"])
+@pytest.mark.parametrize("mixer", ["flow", "softmax", "local", "deltanet", "gated", "flow-gated"])
 def test_rows_of_a_state_can_be_chosen(mixer):
     model, ids = build(mixer).eval(), draw_ids(3, 6)
     order = torch.tensor([2, 0, 0, 1])

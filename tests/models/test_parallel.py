@@ -8,7 +8,7 @@ from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
-from flowformer.nn import FlowMixer, set_sequence_parallel
+from flowformer.nn import FlowMixer, build_mixer, set_sequence_parallel
 from tests.distributed_run import alone, failures
 from tests.models.parallel_cases import cases, on_a_mesh
 
@@ -35,6 +35,19 @@ def test_flow_maps_of_a_part_are_refused():
         set_sequence_parallel(mixer, group)
         with pytest.raises(NotImplementedError, match="a flow map is of whole sequences"):
             mixer.flow_map(torch.randn(1, 9, 8))
+
+
+@pytest.mark.parametrize("name", ["gated", "flow-gated"])
+def test_a_form_of_gated_attention_that_ranks_cannot_share_is_refused(name):
+    mixer, x = build_mixer(name, 8, 2), torch.randn(1, 9, 8)
+    causal, _ = mixer(x, causal=True)
+    with alone() as group:
+        set_sequence_parallel(mixer, group)
+        torch.testing.assert_close(mixer(x, causal=True)[0], causal)
+        with pytest.raises(NotImplementedError, match="have a causal form alone"):
+            mixer(x)
+        with pytest.raises(NotImplementedError, match="one in each row"):
+            mixer(x, causal=True, cu_seqlens=torch.tensor([0, 4, 9]))
 
 
 def test_published_padding_is_refused():

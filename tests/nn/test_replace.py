@@ -119,7 +119,7 @@ def test_softmax_for_softmax_changes_nothing(case: tuple) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("mixer", ["flow", "linear", "linformer"])
+@pytest.mark.parametrize("mixer", ["flow", "linear", "gated", "linformer"])
 def test_other_mixers_run_train_and_differ(case: tuple, mixer: str) -> None:
     name, model, run = case
     expected = run(model)
@@ -696,7 +696,7 @@ class TestSavedModels:
         torch.testing.assert_close(of_tokens(plain), of_tokens(model), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mixer", ["flow", "linear", "softmax"])
+@pytest.mark.parametrize("mixer", ["flow", "linear", "gated", "softmax"])
 def test_packed_sequences_in_transformers_do_not_see_one_another(mixer: str) -> None:
     model = llama().eval().double()
     replace_attention(model, mixer)

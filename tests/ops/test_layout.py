@@ -23,8 +23,9 @@ from flowformer import (
 )
 from flowformer.nn import mixers
 from flowformer.nn.mixers.bigbird import bigbird_attention
+from flowformer.nn.mixers.convolution import short_convolution
 from flowformer.nn.mixers.cosformer import cosformer_attention
-from flowformer.nn.mixers.deltanet import delta_rule_attention, short_convolution
+from flowformer.nn.mixers.deltanet import delta_rule_attention
 from flowformer.nn.mixers.linear import elu_attention
 from flowformer.nn.mixers.linformer import linformer_attention
 from flowformer.nn.mixers.local import local_attention

@@ -1,5 +1,7 @@
 """A step that was prepared is the step, and is used for nothing that only resembles its tensors."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -87,7 +89,7 @@ def test_prepared_steps_are_those_of_another_backend(call, in_place, d, m, dtype
         for ours, theirs in zip(state, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
         if in_place and i > 0:
-            assert state.key_value is before.key_value
+            assert state.key_value.data_ptr() == before.key_value.data_ptr()
         elif not in_place:
             torch.testing.assert_close(list(before), kept, rtol=0, atol=0)
             assert not {field.data_ptr() for field in state} & {x.data_ptr() for x in before}
@@ -185,6 +187,26 @@ def test_a_gradient_that_needs_the_state_is_told_that_it_was_given_up():
             flow_step(*tensors, state)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@every_call
+@pytest.mark.parametrize("backend", [None, "chunked"])
+def test_a_state_that_was_given_up_is_refused_and_its_earlier_copy_is_not(call, backend):
+    tensors, state = token(), first_state(call)
+    with torch.no_grad():
+        for _ in range(3):  # the last one is prepared, and in place
+            before = copy.deepcopy(state)
+            with states_in_place():
+                out, after = call(*tensors, given := state)
+            state = after
+        for old in (given, copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
+            with pytest.raises(RuntimeError, match="the state was given up"):
+                call(*tensors, old, backend=backend)
+            with states_in_place(), pytest.raises(RuntimeError, match="the state was given up"):
+                call(*tensors, old, backend=backend)
+        again, right = call(*tensors, before, backend=backend)
+    torch.testing.assert_close(again, out)
+    torch.testing.assert_close(list(after), list(right))
 
 
 def test_only_so_many_steps_are_kept(monkeypatch):

@@ -31,7 +31,7 @@ def assert_same(first: Rollouts, second: Rollouts) -> None:
     assert first.terminated.tolist() == second.terminated.tolist()
 
 
-@pytest.mark.parametrize("mixer", ["flow", "softmax", "linear", "deltanet"])
+@pytest.mark.parametrize("mixer", ["flow", "softmax", "linear", "deltanet", "flow-gated", "mamba2"])
 def test_a_carried_state_acts_as_a_window_of_the_whole_episode_does(mixer):
     model = build(mixer)
     streamed = play(model)

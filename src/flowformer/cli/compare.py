@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiment_flags import options_for, parse_experiment
 from flowformer.names import check_sizes
+from flowformer.own_modules import OwnModule, own_module
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
@@ -112,7 +113,8 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
     methods = _choose_methods(options, experiments[0])
-    plan = make_plan(experiments, methods, seeds=options.seeds, root=root)
+    modules = _own_modules(methods)
+    plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
     cost = None if options.cost is None else MixerCost.read(options.cost)
     limit = _memory_limit(options, experiments[0])
     require_same(plan)
@@ -163,8 +165,10 @@ def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], li
     """Return the names of mixers, and those of other methods."""
     from flowformer.compare.methods import methods_of
     from flowformer.nn import MIXERS
+    from flowformer.nn.mixers.building import load_installed
     from flowformer.nn.mixers.head_attention import able
 
+    load_installed()
     methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)
     form = "causal" if experiment.causal else "bidirectional"
@@ -186,6 +190,14 @@ def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], li
             known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
             raise ValueError(f"unknown method {name!r}: expected one of {known}")
     return mixers, others
+
+
+def _own_modules(names: Iterable[str]) -> dict[str, OwnModule]:
+    """Return the modules that gave mixers their names, of those that are a user's own."""
+    from flowformer.nn import MIXERS
+
+    found = {name: own_module(MIXERS[name].origin) for name in names if name in MIXERS}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def _check_mixer(name: str, options: dict[str, Any], experiment: Experiment) -> None:
@@ -313,6 +325,7 @@ def _usage() -> str:
             "  flowformer compare japanese-vowels heartbeat --mixers all --training.epochs 30",
             "  flowformer compare time-series --datasets BasicMotions,JapaneseVowels --jobs 2",
             "  flowformer compare self-regulation-scp1 --mixer-options linformer.rank=64",
+            "  flowformer compare char-shakespeare --mixers mine,flow --import my_mixer",
             "",
         ]
     )

@@ -1,7 +1,7 @@
 """`flowformer data list | prepare NAME | collect ENV | show NAME`: every kind of data."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from flowformer.cli.main import usage_of
 from flowformer.cli.parsing import Named, parse
+from flowformer.data.language.recall import RECALL
 from flowformer.data.options import TextOptions
 from flowformer.names import choose, did_you_mean
 
 if TYPE_CHECKING:
     from flowformer.data.language.tokens import PreparedText
 
+_TASKS = "Tasks, drawn as they are learned"
 _SAMPLE = 400  # characters shown of a text
 
 
@@ -44,7 +46,8 @@ class PrepareFlags(TextOptions):
 class ShowOptions:
     """Show what a text or a data set holds.
 
-    The sets of the Long Range Arena have more flags: flowformer data show listops --help.
+    The sets of the Long Range Arena and the tasks of recall have flags of their own, which
+    flowformer data show listops --help and flowformer data show recall --help list.
 
     Attributes:
         name: name of a text, to see how it begins; a prepared folder, to see what is in it; or a
@@ -85,8 +88,9 @@ def _list(arguments: list[str]) -> int:
     from flowformer.data.sequences.preparation import SEQUENCE_SETS
     from flowformer.data.trajectories.minari import find_minari_root, local_minari
 
-    width = max(map(len, [*CORPORA, *SEQUENCE_SETS]))
-    for title, table in (("Texts", CORPORA), ("Long Range Arena", SEQUENCE_SETS)):
+    tables = {"Texts": CORPORA, "Long Range Arena": SEQUENCE_SETS, _TASKS: RECALL}
+    width = max(len(name) for table in tables.values() for name in table)
+    for title, table in tables.items():
         sys.stdout.write(f"{title}\n\n")
         for name, row in table.items():
             sys.stdout.write(f"{name:<{width}}  {row.description}\n")
@@ -102,7 +106,9 @@ def _list(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    if name := _sequences_name(arguments):
+    from flowformer.data.sequences.preparation import SEQUENCE_SETS
+
+    if name := _name_in(SEQUENCE_SETS, arguments):
         from flowformer.cli import data_sequences
 
         return data_sequences.prepare(name, arguments)
@@ -124,11 +130,13 @@ def _collect(arguments: list[str]) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    from flowformer.cli import data_sequences, data_trajectories
+    from flowformer.cli import data_recall, data_sequences, data_trajectories
     from flowformer.data.language.corpora import CORPORA, load_corpus
-    from flowformer.data.sequences.preparation import holds_sequences
+    from flowformer.data.sequences.preparation import SEQUENCE_SETS, holds_sequences
 
-    if name := _sequences_name(arguments):
+    if _name_in(RECALL, arguments):
+        return data_recall.show(arguments)
+    if name := _name_in(SEQUENCE_SETS, arguments):
         return data_sequences.show(name, arguments)
     options = parse(ShowOptions, arguments, prog="flowformer data show")
     folder = Path(options.name)
@@ -155,12 +163,10 @@ def _show(arguments: list[str]) -> int:
     return 0
 
 
-def _sequences_name(arguments: list[str]) -> str | None:
-    """Return the set of the Long Range Arena that is asked for, to know which flags there are."""
-    from flowformer.data.sequences.preparation import SEQUENCE_SETS
-
+def _name_in(table: Container[str], arguments: list[str]) -> str | None:
+    """Return the name that is asked for, if the table has it, to know which flags there are."""
     for before, argument in pairwise(["", *arguments]):
-        if argument in SEQUENCE_SETS and not before.startswith("--"):  # not --folder listops
+        if argument in table and not before.startswith("--"):  # not --folder listops
             return argument
     return None
 
@@ -179,16 +185,17 @@ def _require_known(name: str) -> None:
     kinds = {
         "texts": list(CORPORA),
         "Long Range Arena": list(SEQUENCE_SETS),
+        _TASKS: list(RECALL),
         f"trajectories, in {root}": local_minari(),
     }
-    *others, trajectories = kinds.values()
-    if any(name in names for names in others):
+    texts, arena, tasks, trajectories = kinds.values()
+    if name in (*texts, *arena):
         return
-    if name in trajectories:
-        raise ValueError(
-            f"{name} is a set of trajectories, which needs no preparation: flowformer data show "
-            f"{name}"
-        )
+    for what, names in {"a set of trajectories": trajectories, "a task": tasks}.items():
+        if name in names:
+            raise ValueError(
+                f"{name} is {what}, which needs no preparation: flowformer data show {name}"
+            )
     hint = did_you_mean(name, (each for names in kinds.values() for each in names))
     there = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds.items())
     raise ValueError(f"unknown text or data set {name!r}: {hint}there are {there}")

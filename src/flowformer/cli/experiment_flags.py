@@ -76,8 +76,10 @@ def part_settings(kind: type) -> list[tuple[str, str]]:
 
 def _with_mixers_in_its_help(config: Experiment) -> Any:
     """The model's configuration, its docstring with the mixers, which are known with torch only."""
+    from flowformer.nn.mixers.building import load_installed
     from flowformer.nn.mixers.head_attention import able
 
+    load_installed()
     kind: Any = type(config.model)
     names = ", ".join(able("causal" if config.causal else "bidirectional"))
     described: Any = make_dataclass(kind.__name__, [], bases=(kind,), frozen=True, kw_only=True)

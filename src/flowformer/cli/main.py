@@ -13,6 +13,7 @@ from typing import Any
 from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
 from flowformer.names import choose
+from flowformer.own_modules import import_own
 from flowformer.train.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
@@ -40,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
+    "check-mixer": (
+        "flowformer.cli.check_mixer:main",
+        "check a mixer of your own: padding, future, streaming, packing, dtypes, compile",
+    ),
 }
 # Errors of the request, rather than of a run: a bad value, name, path, or missing extra.
 # Not every OSError: a full disk is a failed run.
@@ -78,7 +83,7 @@ def _told() -> Iterator[None]:
     """Show the messages of the package on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare")]
+    loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare", "nn")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -102,7 +107,7 @@ def _shown(
 def _run(arguments: list[str], *, debug: bool) -> int:
     """Run a command and return its code, once what it has printed is written."""
     try:
-        code = _call(*(arguments or ["--help"]))
+        code = _call(*(_import_own(arguments) or ["--help"]))
         finish_output()
         return code
     except BrokenPipeError:  # the reader of our output (`| head`) has left
@@ -118,6 +123,23 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if not usage:
             sys.stderr.write("(--debug shows where)\n")
         return 2 if usage else 1
+
+
+def _import_own(arguments: list[str]) -> list[str]:
+    """Import the modules that a user names (--import MODULE), and return the other arguments."""
+    rest, waiting = [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        flag, equals, reference = argument.partition("=")
+        if flag != "--import":
+            rest.append(argument)
+            continue
+        if not equals:
+            if not waiting:
+                raise ValueError("--import needs a module: a file, or a name as of python -m")
+            reference = waiting.pop(0)
+        import_own(reference)
+    return rest
 
 
 def _call(name: str, *rest: str) -> int:
@@ -164,10 +186,12 @@ def _name_flags(text: str) -> str:
 
 def _usage() -> str:
     return usage_of(
-        "COMMAND [ARGUMENTS] [--debug]",
+        "COMMAND [ARGUMENTS] [--import MODULE] [--debug]",
         "Train and use Flow-Attention models.",
         COMMANDS,
-        "flowformer COMMAND --help says more; --debug shows the traceback of an error.\n",
+        "flowformer COMMAND --help says more; --import MODULE imports a module of your own first,\n"
+        "such as one with a mixer: its file, or its name as of python -m; --debug shows the\n"
+        "traceback of an error.\n",
     )
 
 

@@ -35,7 +35,7 @@ class PredictOptions:
         run: folder of the run.
         file: of a run on series, a .ts file, with labels or without; of one on sequences, text with
             a case on each line (of pairs, a tab between the two), or a picture; of one on images,
-            an image.
+            an image; of a task of recall, text with the tokens of a sequence on each line.
         more: further images.
         output: the CSV file to write; standard output by default.
     """
@@ -212,7 +212,11 @@ def generate(arguments: list[str]) -> int:
 
     run = Language.load(options.run)
     if run.tokenizer is None:
-        raise ValueError(f"{options.run} was trained on sums, and has no text to go on with")
+        instead = " (flowformer predict answers)" if Language.classifies(options.run) else ""
+        raise ValueError(
+            f"{options.run} was trained on {run.config.data.corpus}, and has no text to go on with"
+            f"{instead}"
+        )
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     waiting = [prompt]  # shown with what follows it: an error says no word of it
 

@@ -19,6 +19,7 @@ from flowformer.train.processes.group import (
     sizes_outside,
     started_outside,
 )
+from flowformer.train.run_files import mixer_module
 
 _RUNS = Path("runs")
 
@@ -61,13 +62,14 @@ def main(arguments: list[str]) -> int:
     elif config.training.nodes == 1 < config.training.devices:
         from flowformer.train.processes.launch import launch
 
-        return launch(["train", *arguments], processes=config.training.devices)
+        given = ["train", *arguments, *shlex.split(_import_flag(config))]
+        return launch(given, processes=config.training.devices)
     return _train(config, folder, resume=options.resume)
 
 
 def _train(config: Experiment, chosen: RunFolder | None, *, resume: bool) -> int:
     training = config.training
-    again = f"flowformer train {config.name} --run-dir {{}} --resume"
+    again = f"flowformer train {config.name} --run-dir {{}} --resume{_import_flag(config)}"
     if training.devices > 1:
         again += f" --training.devices {training.devices}"
     if training.nodes > 1:
@@ -114,7 +116,10 @@ def _tell(result: Any, folder: RunFolder, kind: Kind) -> None:
             f"the report was not written ({describe_error(error)}): flowformer visualize "
             f"{_named(folder)} writes it, once that is mended"
         ) from error
-    for name, text in (("report", page), ("next", study.uses(run, result))):
+    uses = study.uses(run, result)
+    if record.mixer_module is not None:
+        uses += f" (each with{record.mixer_module.flag})"
+    for name, text in (("report", page), ("next", uses)):
         sys.stdout.write(f"{name:<{result.width}}{text}\n")
 
 
@@ -147,6 +152,14 @@ def _to_lower(config: Experiment) -> str:
         if (value := getattr(config.data, name, None))
     ]
     return f"{', or '.join(remedies)}; a run goes on only as it began, so start another"
+
+
+def _import_flag(config: Experiment) -> str:
+    """Return the flag that imports the mixer's module, where that is one of a user's own."""
+    if "flowformer.nn" not in sys.modules:  # nor has anything else that could name a mixer
+        return ""
+    module = mixer_module(config)
+    return "" if module is None else module.flag
 
 
 def _named(folder: RunFolder | None) -> str:
@@ -206,6 +219,7 @@ def _usage() -> str:
             "  flowformer train image-folder --data.path FOLDER --training.model-from CHECKPOINT",
             "  flowformer train listops --data.folder LISTOPS --model.mixer performer",
             "  flowformer train hopper-medium --data.path hopper_medium-v2.hdf5",
+            "  flowformer train japanese-vowels --model.mixer mine --import my_mixer",
             "",
         ]
     )

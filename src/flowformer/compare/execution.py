@@ -97,13 +97,14 @@ class _Server:
             pass  # of runs that ended before
         return said["pid"]
 
-    def poll(self, pid: int) -> int | None:
+    def poll(self, pid: int, /) -> int | None:
         """Return the exit code of a run's process, as `subprocess` has it; None while it runs."""
+        assert self._popen.stdout is not None
         while pid not in self._codes and select.select([self._popen.stdout], [], [], 0)[0]:
             self._read()
         return self._codes.pop(pid, None)
 
-    def kill(self, pid: int) -> None:
+    def kill(self, pid: int, /) -> None:
         """End a run's process at once, if it has not ended."""
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

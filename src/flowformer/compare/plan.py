@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from flowformer.compare.findings import Comparison
 from flowformer.compare.methods import TRAIN, MethodResult, function_of, methods_of
 from flowformer.compare.table import RunOutcome
 from flowformer.config_json import flatten, from_plain, to_plain
+from flowformer.own_modules import OwnModule
 from flowformer.train.digests import require_same_data
 from flowformer.train.folder import RunFolder, read_digests, read_json, write_json
 from flowformer.train.kinds import Experiment, kind_of
@@ -48,12 +50,15 @@ class RunRequest:
         function: the function that trains it, as "module:function".
         options: the function's further keywords.
         config: the experiment, the seed included.
+        mixer_module: the module that gave its mixer the name, where that is one of a user's own:
+            whoever runs it imports that first.
     """
 
     method: str
     function: str
     options: dict[str, Any]
     config: Experiment
+    mixer_module: OwnModule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +196,7 @@ def make_plan(
     *,
     seeds: int,
     root: Path,
+    modules: Mapping[str, OwnModule] = MappingProxyType({}),
 ) -> Plan:
     """Plan a run of every method on every data set with every seed.
 
@@ -202,6 +208,7 @@ def make_plan(
         methods: options of each; the name is one of `methods_of`, or else that of a mixer.
         seeds: number of seeds.
         root: folder of the comparison.
+        modules: the modules of a user's own that gave mixers their names, by these.
 
     Raises:
         ValueError: nothing to compare, experiments of two kinds, two on one data set, or a method
@@ -222,7 +229,12 @@ def make_plan(
     every_seed = tuple(range(first, first + seeds))
     runs = tuple(
         PlannedRun(
-            request=_request(replace_seed(config, seed), method, options), dataset=name, root=root
+            request=replace(
+                _request(replace_seed(config, seed), method, options),
+                mixer_module=modules.get(method),
+            ),
+            dataset=name,
+            root=root,
         )
         for name, config in zip(names, experiments, strict=True)
         for seed in every_seed
@@ -326,6 +338,9 @@ def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
     del flat["config.training.progress"], flat["function"]  # which the method says
+    flat.pop("mixer_module.file", None)  # its digest says whether it is the same
+    if request.mixer_module is None:
+        del flat["mixer_module"]
     return {key: value for key, value in flat.items() if value != {}}  # no options, so no names
 
 

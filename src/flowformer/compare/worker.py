@@ -25,6 +25,7 @@ from typing import Any
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
 from flowformer.config_json import from_plain
 from flowformer.machine import is_out_of_memory, limit_memory, offer_to_the_kernel, peak_memory
+from flowformer.own_modules import load_own
 from flowformer.report.words import memory
 
 _POLL_SECONDS = 0.05
@@ -97,6 +98,8 @@ def run(request: RunRequest, run_dir: Path, limit: int | None) -> RunState:
     config = replace(request.config, training=training)
     trains = count_epochs(run_dir) < config.training.rounds
     try:
+        if request.mixer_module is not None:
+            load_own(request.mixer_module)
         _apply_limit(limit)
         train(config, run_dir, resume=True, **request.options)
     # Whatever ends a run is a line in the table, and the others go on.

@@ -1,11 +1,12 @@
 // The C interface: plain pointers and numbers, so that no torch is needed to build it and any torch can call it.
 //
-// `Call` mirrors `Call` of ops/backends/cpu/call.py, field by field; FLOWFORMER_ABI changes whenever it does.
+// `Call` mirrors `Call` of ops/backends/cpu/call.py, field by field; FLOWFORMER_ABI changes
+// whenever it does, and with every function that is new.
 #pragma once
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 4
+#define FLOWFORMER_ABI 5
 
 namespace flowformer {
 

@@ -111,6 +111,8 @@ struct Cache {
     keys = longest(call.key_offsets, call.batch, call.keys);
     if (!sums_flows(call) || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
   }
+  bool none() const { return queries + keys == 0; }
+  int64_t rows() const { return none() ? 0 : queries + keys + 2 * CHUNK; }
   static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
     if (!offsets) return tokens;
     int64_t most = 0;
@@ -159,16 +161,12 @@ template <class T> struct RowFeatures {
     for (int j = 0; arena.holds_memory() && j < s.dp; ++j) eps[j] = j < s.d ? T(call.eps) : T(0);
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     buffer = arena.take_unset<T>(CHUNK * s.dp);
-    if (cache.queries + cache.keys == 0) return;
-    cached[0] = arena.take_unset<T>((cache.queries + CHUNK) * s.dp);
-    cached[1] = arena.take_unset<T>((cache.keys + CHUNK) * s.dp);
+    if (!cache.none()) keep_in(cache, arena.take_unset<T>(cache.rows() * s.dp));
   }
 
-  // A matrix [dp, mp] whose rows that are padding are zero, as are their columns in all that is computed here.
-  T* take_matrix(Arena& arena) const {
-    T* matrix = arena.take_unset<T>(s.matrix);
-    if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
-    return matrix;
+  void keep_in(const Cache& cache, T* memory) {
+    cached[0] = memory;
+    cached[1] = memory + (cache.queries + CHUNK) * s.dp;
   }
 
   // Of queries (side 0) or keys (1); `fresh` when this row's are asked for the first time.
@@ -205,11 +203,7 @@ template <class T> struct RowFeatures {
 
   // a / I, or what was given.
   void find_scale(const Row& row, int64_t t, int n, T* scale) const {
-    if (call.feature_map == IDENTITY) {
-      const T* given = call.row_scale ? row.dense<const T>(const_cast<void*>(call.row_scale), call, row.query, call.queries, t, 1) : nullptr;
-      for (int i = 0; i < n; ++i) scale[i] = given && row.query.real(t + i) ? given[i * call.heads] : T(1);
-      return;
-    }
+    if (call.feature_map == IDENTITY) return given_scale(call, row, t, n, scale);
     const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
     for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
   }
@@ -223,6 +217,21 @@ template <class T> struct RowFeatures {
   void with_eps(const double* from, T* to) const {
     for (int j = 0; j < s.dp; ++j) to[j] = T(from[j]) + eps[j];
   }
+};
+
+// The features of rows that are cut, in memory of all threads. A segment computes those of its own tokens, and asks for no others.
+template <class T> class CutRows {
+ public:
+  CutRows(const CausalSizes<T>& sizes, const Cache& cache, int64_t rows)
+      : cache_(cache), of_row_(cache.rows() * sizes.dp), memory_(rows * of_row_) {}
+  void give(const Row& row, RowFeatures<T>& to) const {
+    if (memory_.data()) to.keep_in(cache_, memory_.data() + row.index * of_row_);
+  }
+
+ private:
+  const Cache& cache_;
+  const int64_t of_row_;
+  const Room<T> memory_;
 };
 
 template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
@@ -243,7 +252,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   BidirectionalForward(const Call& c, Arena& arena, const Cache& cache) : RowFeatures<T>(c, arena, cache) {
     for (T** vector : {&key_sum, &query_sum, &key_flow, &query_flow}) *vector = arena.take_unset<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    for (T** matrix : {&key_value, &inside}) *matrix = take_matrix<T>(arena, s);
     for (T** rows : {&v, &out}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     k_columns = arena.take_unset<T>(CHUNK * s.dp);
     scores = arena.take_unset<T>(CHUNK * CHUNK);
@@ -475,7 +484,7 @@ template <class T> int bidirectional_forward(const Call& call) {
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
+  const Cache features(call, s.dp * int64_t(sizeof(T))), none, &cache = together ? features : none;
   Arena counted(nullptr);
   BidirectionalForward<T>(call, counted, cache);
   counted.take<double>(s.sums());
@@ -492,6 +501,7 @@ template <class T> int bidirectional_forward(const Call& call) {
 
   const int64_t carries = rows * (segments + 1);
   const Carries<T, Carry> memory(s, carries);
+  const CutRows<T> cut(s, features, segments > 1 ? rows : 0);
   if (!memory.whole()) return 1;
   Carry *totals = memory.data(), *added = totals + rows;
   for (int64_t i = 0; i < carries; ++i) clear(s, call, totals[i]);
@@ -502,6 +512,7 @@ template <class T> int bidirectional_forward(const Call& call) {
       BidirectionalForward<T> forward(call, arena, cache);
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
+      cut.give(row, forward);
       forward.pass(row, part_of(row.query, segment, segments), part_of(row.key, segment, segments), Level(level),
                    totals[row.index], added[task]);
       if (level != OUTPUT || segment > 0) return;

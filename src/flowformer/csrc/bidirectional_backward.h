@@ -29,6 +29,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   using RowFeatures<T>::s;
   using RowFeatures<T>::eps;
   using RowFeatures<T>::partial;
+  using RowFeatures<T>::buffer;
   T *vectors[4], *key_value, *turned, *inside, *g, *v, *u, *scaled, *grad, *flow, *columns, *products, *scores;
   T dots[CHUNK], weight[CHUNK], scale[CHUNK], key_weight[CHUNK];
   const bool flows, sums;
@@ -40,7 +41,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       : RowFeatures<T>(c, arena, cache), flows(c.feature_map != IDENTITY), sums(sums_flows(c)) {
     for (T*& vector : vectors) vector = arena.take_unset<T>(s.dp);
     flow = arena.take_unset<T>(s.dp);
-    for (T** matrix : {&key_value, &inside}) *matrix = this->take_matrix(arena);
+    for (T** matrix : {&key_value, &inside}) *matrix = take_matrix<T>(arena, s);
     turned = arena.take_unset<T>(s.matrix);
     for (T** rows : {&g, &v, &u}) *rows = arena.take_unset<T>(CHUNK * s.mp);
     for (T** rows : {&scaled, &grad}) *rows = arena.take_unset<T>(CHUNK * s.dp);
@@ -129,9 +130,9 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   void find_key_value(const Row& row) {
     if (const T* kept = row_matrix<T>(call, row)) return restore_rows(s.d, s.m, s.mp, kept, key_value);
     const int n = int(row.key.trimmed);
-    const T* k = this->features(row, 1, 0, n, true);
+    read_features<T>(call, call.key, row, row.key, 0, n, buffer);  // of all segments of the row: not theirs alone
     weigh_values(row, 0, n);
-    multiply<T, false>(s.d, s.mp, n, {k, 1, s.dp}, u, s.mp, key_value, s.mp);
+    multiply<T, false>(s.d, s.mp, n, {buffer, 1, s.dp}, u, s.mp, key_value, s.mp);
   }
 
   void query_outer(const Row& row, Range queries, int64_t t, int n, BackCarry& added) {
@@ -282,7 +283,7 @@ template <class T> int bidirectional_gradients(const Call& call, T* given_rhos, 
   const CausalSizes<T> s(call);
   const int64_t rows = call.batch * call.heads, segments = bidirectional_segments(call);
   const bool together = segments == 1 && call.competition != HEADS;
-  const Cache cache = together ? Cache(call, s.dp * int64_t(sizeof(T))) : Cache();
+  const Cache features(call, s.dp * int64_t(sizeof(T))), none, &cache = together ? features : none;
   Arena counted(nullptr);
   BidirectionalBackward<T>(call, counted, cache);
   counted.take<double>(s.sums());
@@ -305,6 +306,7 @@ template <class T> int bidirectional_gradients(const Call& call, T* given_rhos, 
   const int64_t batch = call.query_offsets ? 1 : call.batch;
   const int64_t query_numbers = batch * call.heads * call.queries, key_numbers = batch * call.heads * call.keys;
   const Carries<T, BackCarry> memory(s, rows * (segments + 1));
+  const CutRows<T> cut(s, features, segments > 1 ? rows : 0);
   const Memory<T> flows(query_numbers + key_numbers + batch * call.keys);
   if (!memory.whole() || !flows.data()) return 1;
   BackCarry *totals = memory.data(), *added = totals + rows;
@@ -317,6 +319,7 @@ template <class T> int bidirectional_gradients(const Call& call, T* given_rhos, 
       BidirectionalBackward<T> backward(call, arena, cache);
       const Row row(call, task / segments);
       const int64_t segment = task % segments;
+      cut.give(row, backward);
       backward.rho = row.stats<T>(rhos, call, row.query, call.queries, 1, 0);
       backward.gamma = row.stats<T>(gammas, call, row.key, call.keys, 1, 0);
       backward.gamma_sum = gamma_sums + row.batch() * call.keys + row.key.start;

@@ -69,11 +69,11 @@ inline void compete(const Call& call, int n, const uint8_t* mask, const T* sourc
   }
 }
 
-// The scale of linear attention: what was given, or one.
+// The scale of linear attention: what was given, or one; at masked tokens one.
 template <class T> inline void given_scale(const Call& call, const Row& row, int64_t t, int n, T* scale) {
   const T* given = static_cast<const T*>(call.row_scale);
   if (given) given += (row.batch() * call.queries + row.query.start + t) * call.heads + row.head;
-  for (int i = 0; i < n; ++i) scale[i] = given ? given[i * call.heads] : T(1);
+  for (int i = 0; i < n; ++i) scale[i] = given && row.query.real(t + i) ? given[i * call.heads] : T(1);
 }
 
 // More threads than this would wait for one another: the flows, of which one stretch follows the other, take a quarter of the time.
@@ -141,7 +141,8 @@ constexpr int64_t SMALL = 32 << 10;  // bytes
 
 // xᵀ y of the first half in to[1] and of the second in to[2], as far as they are needed; in to[2] that of an undivided chunk.
 template <class T>
-inline void products_of_halves(const CausalSizes<T>& s, bool narrow, const Halves& chunk, const T* x, const T* y, T* const* to, Ahead* ahead) {
+inline void products_of_halves(const CausalSizes<T>& s, bool narrow, const Halves& chunk, const T* x, const T* y,
+                               T* const* to, Ahead* ahead) {
   const auto product = [&](int from, T* sum) {
     const int count = chunk.split() ? (from ? chunk.n - HALF : HALF) : chunk.n;
     multiply_narrow<T, false>(narrow, s.d, s.mp, count, {x + from * s.dp, 1, s.dp}, y + from * s.mp, s.mp, sum, s.mp, ahead);
@@ -259,7 +260,9 @@ template <class T> struct CausalForward {
     if (call.log_decay) each_chunk([&](int64_t t, int i, int n) { find_decays(row, t, i, n); });
     turn.wait(0);
     if (flows)
-      each_chunk([&](int64_t t, int i, int n) { narrow[i / CHUNK] = conserve(row, t, n, q + i * s.dp, k + i * s.dp, scale + i, weight + i, carry); });
+      each_chunk([&](int64_t t, int i, int n) {
+        narrow[i / CHUNK] = conserve(row, t, n, q + i * s.dp, k + i * s.dp, scale + i, weight + i, carry);
+      });
     turn.pass(0);
     if (!flows) given_scale(call, row, from, all, scale);
     for (int i = 0; !flows && i < chunks; ++i) narrow[i] = false;
@@ -281,9 +284,7 @@ template <class T> struct CausalForward {
         add_halves(s, halves(row, t, n), chunk_states, carry.key_value);
     });
     turn.pass(1);
-    each_chunk([&](int64_t t, int i, int n) {
-      output(row, t, i, n);
-    });
+    each_chunk([&](int64_t t, int i, int n) { output(row, t, i, n); });
     if (turn.alone()) {
       T* const before = states[0];
       states[0] = states[2 * chunks];

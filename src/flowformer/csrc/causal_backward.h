@@ -64,7 +64,7 @@ template <class T> struct CausalBackward {
     partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
     const int64_t all = call.spacing * s.matrix;
     states = s.whole() ? arena.take_unset<T>(all) : arena.take<T>(all);  // padded lanes are never written
-    for (T*& matrix : outer) matrix = arena.take_unset<T>(s.matrix);
+    for (T*& matrix : outer) matrix = take_matrix<T>(arena, s);
     for (T** matrix : {&inside, &turned}) *matrix = arena.take_unset<T>(s.matrix);
     eps = arena.take<T>(s.dp);
     for (T*& vector : base) vector = arena.take<T>(s.dp);
@@ -140,8 +140,10 @@ template <class T> struct CausalBackward {
     }
     if (call.grad_log_decay) write_numbers(call.grad_log_decay, row, t, n, decay_gradient);
     const ptrdiff_t stride = call.heads * s.d;
-    write_feature_gradient<T>(call, row.query, t, n, q, dq, row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d), stride);
-    write_feature_gradient<T>(call, row.key, t, n, k, dk, row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d), stride);
+    T* const to_query = row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d);
+    T* const to_key = row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d);
+    write_feature_gradient<T>(call, row.query, t, n, q, dq, to_query, stride);
+    write_feature_gradient<T>(call, row.key, t, n, k, dk, to_key, stride);
     if (turn.alone()) {
       T* const before = outer[0];
       outer[0] = outer[2];

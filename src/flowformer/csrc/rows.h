@@ -50,6 +50,19 @@ template <class T> class Memory {
   T* data_;
 };
 
+// The same, aligned to a vector and not zero.
+template <class T> class Room {
+ public:
+  explicit Room(int64_t count) : memory_(count ? __builtin_malloc(size_t(count) * sizeof(T) + 64) : nullptr) {}
+  ~Room() { __builtin_free(memory_); }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  T* data() const { return memory_ ? reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) / 64 * 64) : nullptr; }
+
+ private:
+  void* memory_;
+};
+
 // Widths, and the same padded to whole vectors.
 template <class T> struct Widths {
   int d, m, dp, mp;
@@ -57,6 +70,13 @@ template <class T> struct Widths {
       : d(int(call.key_width)), m(int(call.value_width)), dp(padded(d)), mp(padded(m)) {}
   static int padded(int width) { return (width + Simd<T>::W - 1) / Simd<T>::W * Simd<T>::W; }
 };
+
+// A matrix [dp, mp] whose rows that are padding are zero: no product writes them, and a dot of padded lanes reads them.
+template <class T> inline T* take_matrix(Arena& arena, const Widths<T>& s) {
+  T* matrix = arena.take_unset<T>(int64_t(s.dp) * s.mp);
+  if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
+  return matrix;
+}
 
 // The tokens of one sequence on one side (queries or keys).
 struct Side {
@@ -162,7 +182,7 @@ FF_INLINE void write_narrow(void* to, Words x) {
   std::memcpy(to, &narrow, sizeof narrow);
 }
 
-// Rounded to the nearest, ties to even.
+// Rounded to the nearest, ties to even; the instruction makes zeros of subnormal numbers.
 FF_INLINE void write(Brain* to, Vec<float> value) {
 #ifdef FF_PAIRS
   const __m256i narrow = (__m256i)_mm512_cvtneps_pbh((__m512)value);

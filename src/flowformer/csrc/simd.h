@@ -59,12 +59,6 @@ template <class T> FF_INLINE Vec<T> load(const T* from) {
 
 template <class T> FF_INLINE void store(T* to, Vec<T> x) { std::memcpy(to, &x, sizeof x); }
 
-template <class T> FF_INLINE Vec<T> broadcast(T x) {
-  Vec<T> v;
-  for (int i = 0; i < Simd<T>::W; ++i) v[i] = x;
-  return v;
-}
-
 // All bits of the first `n` lanes.
 template <class T> FF_INLINE typename Simd<T>::Bits lanes_below(int n) {
   typename Simd<T>::Bits lane;

@@ -1,5 +1,5 @@
-// Threads for one call, joined at its end: no pool that would spin beside torch's, be lost in a fork or outlive the library;
-// and the order of what they may not do at once.
+// The threads of a call, and the order of what they may not do at once. Between two calls they sleep, and never spin beside
+// torch's; whoever forks leaves them behind, and the child gets others.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@ namespace flowformer {
 // A function pointer and its context: std::function's code would be compiled for several instruction sets and merged.
 using Work = void (*)(const void* context, char* scratch, int64_t task);
 
-// One call's threads, of which the calling one is the first. The others start with the first work that needs them and sleep
-// between one piece of work and the next. Each has scratch of its own, aligned to 64 bytes, for as long as the team is there.
+// One call's threads, of which the calling one is the first. The others come with the first work that needs them, and look for the
+// next piece some microseconds before they sleep. Each has scratch of its own, aligned to 64 bytes, for as long as the team is there.
 class Team {
  public:
   Team(int64_t threads, size_t scratch_bytes);

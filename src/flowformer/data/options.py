@@ -24,15 +24,15 @@ class TextOptions:
     """What makes two preparations of a text differ.
 
     Attributes:
-        corpus: name of a text (`flowformer data list`), text for files of your own, or addition for
-            sums.
+        corpus: name of a text or of a task (`flowformer data list`), or text for files of your own.
         folder: where its files are: a folder in the corpus's own layout, or for text a file or a
             folder of files; by default it is fetched.
         tokenizer: characters (char), bytes (byte), words at white space (word), or byte-level
             byte-pair encoding trained on the training part (bpe).
         tokenizer_file: a tokenizer to use in place of a new one: a tokenizer.json, or the folder of
             encoder.json and vocab.bpe.
-        vocab_size: entries of a trained vocabulary; None for all (8,192 of bpe).
+        vocab_size: entries of a trained vocabulary, None for all (8,192 of bpe); tokens of a task,
+            None for as many as it has by default.
         min_count: least number of times that a word or character of the vocabulary occurs.
     """
 

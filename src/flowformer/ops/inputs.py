@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.state import FlowState, has_decayed, of_heads
+from flowformer.ops.state import FlowState, has_decayed, of_heads, refuse_given_up
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -284,6 +284,7 @@ _cached_layout = lru_cache(maxsize=64)(_traced_layout)
 def _check_layout(given: tuple, kind: type, layout: Layout) -> None:
     if type(given) is not kind:
         raise TypeError(f"the state must be a {kind.__name__}, got {type(given).__name__}")
+    refuse_given_up(given)
     for name, field, (shape, dtype, device) in zip(
         kind.__annotations__, given, layout, strict=True
     ):

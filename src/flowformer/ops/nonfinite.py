@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from flowformer.ops.backends.cpu.call import is_finite
 from flowformer.ops.inputs import has_values
 
 Parameters = ParamSpec("Parameters")
@@ -27,15 +28,20 @@ State = TypeVar("State")
 def may_be_spoiled(*tensors: Tensor | None) -> bool:
     """Return whether a tensor may hold NaN or infinity: unless it was looked at and does not.
 
-    To look is a sum, and not done where it would make an accelerator wait, or where a graph is
-    traced, which would be one for such tensors only. A sum of finite numbers may be infinite: that
-    costs time and changes nothing.
+    To look is a pass over it, and not done where it would make an accelerator wait, or where a
+    graph is traced, which would be one for such tensors only. Where the library cannot look, a sum
+    of finite numbers may be infinite: that costs time and changes nothing.
     """
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if not may_look(*given):
         return True
+    return not all(map(_is_finite, given))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    known = is_finite(tensor)
     # As a number: to torch, isfinite is four operators.
-    return not all(math.isfinite(tensor.sum().item()) for tensor in given)
+    return math.isfinite(tensor.sum().item()) if known is None else known
 
 
 def may_look(*tensors: Tensor) -> bool:

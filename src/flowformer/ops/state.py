@@ -56,9 +56,10 @@ _in_place: ContextVar[bool] = ContextVar("states_in_place", default=False)
 def states_in_place() -> Iterator[None]:
     """Let a decoding step write the state after its token where the state before it stood.
 
-    Who enters gives up each state that a causal attention is given inside, and uses the state that
-    it returns instead. So a step allocates next to nothing. Where that cannot be (a gradient is
-    wanted, a graph is recorded, another backend), the state stays and a new one is returned.
+    Who enters gives up each state that a causal attention is given inside, and what shares its
+    memory, and uses the state that it returns instead. So a step allocates next to nothing. Where
+    that cannot be (a gradient is wanted, a graph is recorded, another backend), the state stays and
+    a new one is returned. A state that was written over is refused when it is given again.
 
     Examples:
         >>> import torch
@@ -209,13 +210,36 @@ def room_after(state: Past) -> Past:
     """Return room for the state after a token: that of the state before, if it was given up.
 
     But for n, one number that every head reads before its step and one of them writes.
+
+    Raises:
+        RuntimeError: the state was given up before.
     """
+    refuse_given_up(state)
     if not _in_place.get():
         return type(state)(*map(torch.empty_like, state))
     increment_version(state)  # whoever kept it for a gradient is told
+    key_value = state.key_value.detach()  # the same memory by another name: the old one is marked
+    setattr(state.key_value, _GIVEN_UP, True)
     if isinstance(state, LinearState):
-        return state
-    return FlowState(torch.empty_like(state.tokens), *state[1:])
+        return LinearState(key_value)
+    return FlowState(torch.empty_like(state.tokens), *state[1:-1], key_value)
+
+
+_GIVEN_UP = "_flowformer_given_up"  # of a tensor: a tuple takes no mark, and a copy keeps this one
+
+
+def refuse_given_up(state: tuple) -> None:
+    """Refuse a state in whose place the one after it stands.
+
+    Raises:
+        RuntimeError: it is such a state.
+    """
+    if hasattr(state[-1], _GIVEN_UP):
+        raise RuntimeError(
+            "the state was given up within states_in_place(), and the one after its token stands "
+            "in its place: go on with the state that the step returned, or copy.deepcopy a state "
+            "before the step to use it twice"
+        )
 
 
 def state_before(kind: type[Past], state: Past | None, query: Tensor, value: Tensor) -> Past:

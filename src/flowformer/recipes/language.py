@@ -1,4 +1,4 @@
-"""Language models: WikiText-103 as in the paper, text by characters, sums, and small machines.
+"""Language models: WikiText-103 as in the paper, text by characters, sums, recall, small machines.
 
 WikiText-103: the published settings of fairseq's `transformer_lm` (Adam, inverse square root,
 warm-up 6,000 from 1e-7; 2,048 tokens × 16 passes × 4 GPUs a step), and the perplexities of
@@ -91,9 +91,51 @@ def adder() -> LanguageConfig:
     )
 
 
+def recall_small() -> LanguageConfig:
+    """Recall: the values of 8 keys, each asked for once, in 64 tokens; minutes on one core."""
+    return _recall("recall-small", "recall")
+
+
+def copy_small() -> LanguageConfig:
+    """Selective copying: 8 tokens among blanks, then in their order; minutes on one core."""
+    return _recall("copy-small", "copy")
+
+
+def induction_small() -> LanguageConfig:
+    """Induction: what followed the mark among 64 tokens; minutes on one core."""
+    return _recall("induction-small", "induction")
+
+
+def _recall(name: str, corpus: str) -> LanguageConfig:
+    """Return a recipe of ours: one model and one schedule for the tasks of recall."""
+    return LanguageConfig(
+        name=name,
+        data=TextDataConfig(corpus=corpus, length=64, batch_size=32),
+        model=LanguageModelConfig(
+            dim=64,
+            num_heads=2,
+            num_layers=2,
+            feedforward=128,
+            max_length=64,
+            dropout=0.0,
+            positions="learned",
+            normalization="rms",
+            scale_embeddings=False,
+            initialization="gpt2",
+        ),
+        optimizer=ScheduledOptimizerConfig(
+            learning_rate=3e-3, warmup=100, floor=0.0, betas=(0.9, 0.98), weight_decay=0.1
+        ),
+        training=LanguageTrainingConfig(steps=1500, evaluate_every=300),
+    )
+
+
 RECIPES: Mapping[str, Callable[[], LanguageConfig]] = {
     "wikitext-103": wikitext_103,
     "wiki-small": wiki_small,
     "char-shakespeare": char_shakespeare,
     "adder": adder,
+    "recall-small": recall_small,
+    "copy-small": copy_small,
+    "induction-small": induction_small,
 }

@@ -153,6 +153,7 @@ def has_ended(folder: RunFolder, record: Any, digests: Mapping[str, str]) -> boo
     # batch or how long they wait for each other, change nothing of it but the rounding.
     free = (
         "versions.",
+        "mixer_module.file",
         "config.data.workers",
         *(f"config.training.{name}" for name in ("progress", "devices", "nodes", "timeout")),
     )

@@ -1,6 +1,7 @@
 """A run of whatever kind: it is trained into a folder, read back, tested, used, and shown."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flowformer.train.loop.fit import fit, keep_best, torch_settings
 from flowformer.train.loop.task import count_parameters
 from flowformer.train.prediction import choose_device
 from flowformer.train.processes.group import current
+from flowformer.train.run_files import mixer_module
 from flowformer.train.study import Evaluation, Study
 
 logger = logging.getLogger("flowformer.train")
@@ -65,6 +67,7 @@ def train(
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
         study: Study = kind.study(config, begun=folder if started else None, **given)
+    study.record = replace(study.record, mixer_module=mixer_module(config))
     digests = group.agree(study.digests)
     if started and has_ended(folder, study.record, digests):
         return kind.result.read(folder)
@@ -132,7 +135,8 @@ def predict(run_dir: str | Path, *files: Path) -> str:
         run_dir: folder of the run.
         files: of a run on series a `.ts` file, labelled or not; of one on sequences text with a
             case on each line (bytes, or an expression of ListOps; of pairs a tab between the two),
-            or a picture; of one on images any number of images.
+            or a picture; of one on images any number of images; of a task of recall text with the
+            tokens of a sequence on each line, which is answered at every token.
 
     Raises:
         FileNotFoundError: there is no finished run, or no such file.

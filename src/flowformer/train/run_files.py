@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flowformer.config_json import from_plain, to_plain
 from flowformer.files import write_atomically
+from flowformer.own_modules import OwnModule, own_module
 from flowformer.train.config import Protocol, StepsConfig
 from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_json, read_task, write_json
 
@@ -69,6 +70,8 @@ class Record(Kept):
         recipe: name of the recipe.
         config: the configuration, overrides included.
         versions: of Python and of the packages that compute.
+        mixer_module: the module that gave the mixer its name, where that is one of a user's own:
+            it has to be imported before the model can be read back.
     """
 
     file: ClassVar[str] = "config"
@@ -77,6 +80,7 @@ class Record(Kept):
     recipe: str
     config: Any
     versions: dict[str, str]
+    mixer_module: OwnModule | None = None
 
     @classmethod
     def read(cls: type[R], folder: RunFolder) -> R:
@@ -84,7 +88,8 @@ class Record(Kept):
 
         Raises:
             FileNotFoundError: the folder holds no run.
-            ValueError: the run is of another kind, or the file is not what `write` makes.
+            ValueError: the run is of another kind, the file is not what `write` makes, or the
+                mixer is one of a user's own that is not there.
         """
         own = getattr(cls, "task", DEFAULT_TASK)
         if folder.config.exists() and (there := read_task(folder)) != own:
@@ -92,7 +97,45 @@ class Record(Kept):
                 f"{folder.root} holds a run on {there}, and one on {own} is needed; from Python "
                 "flowformer.train.run.load_run reads runs of every kind"
             )
-        return super().read(folder)
+        record = super().read(folder)
+        if record.mixer_module is not None:
+            require_mixer(record.config.model.mixer, record.mixer_module, folder)
+        return record
+
+
+def mixer_module(config: Any) -> OwnModule | None:
+    """Return the module that gave an experiment's mixer its name, where that is a user's own.
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    name = getattr(config.model, "mixer", None)
+    if name is None:  # a model without one
+        return None
+    from flowformer.nn.mixers.building import mixer_class
+
+    return own_module(mixer_class(name).origin)
+
+
+def require_mixer(name: str, module: OwnModule, folder: RunFolder) -> None:
+    """Refuse to read a run whose mixer is of a module that was not imported.
+
+    No file that a run names is imported: reading a run runs no code in it.
+
+    Raises:
+        ValueError: the mixer is not there; the message says what brings it back.
+    """
+    from flowformer.nn.mixers.building import mixer_class
+
+    try:
+        mixer = mixer_class(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder.root} needs the mixer {name!r} of the module {module.name}: {module.remedy}"
+        ) from error
+    now = own_module(mixer.origin)
+    if now is None or now.digest != module.digest:
+        logger.warning("%s: the mixer %s is another since: %s", folder.root, name, module.name)
 
 
 class Outcome(Kept):

@@ -165,6 +165,12 @@ class Study(ABC):
         """Test a finished run again; see `flowformer.train.run.evaluate`."""
 
     @classmethod
+    def classifies(cls, run_dir: str | Path) -> bool:
+        """Return whether there is something that `predict` reads."""
+        del run_dir
+        return bool(cls.reads)
+
+    @classmethod
     def require_classifier(cls, run_dir: str | Path, *files: Path) -> None:
         """Refuse a run that classifies nothing, and several files where one is read.
 
@@ -172,7 +178,7 @@ class Study(ABC):
             ValueError: it does not, and the message names the command that uses it; or it reads
                 one file.
         """
-        if not cls.reads:
+        if not cls.classifies(run_dir):
             raise ValueError(
                 f"{run_dir} holds a run on {cls.__name__.lower()}, not a classifier: flowformer "
                 f"{cls.use.format(run=run_dir)} uses it"

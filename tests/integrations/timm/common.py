@@ -14,7 +14,7 @@ from timm_tests.test_models import cfg_device  # noqa: F401 - a fixture
 
 import flowformer.integrations.timm  # noqa: F401 - registers the models
 
-DEIT = ["flowformer_deit_tiny", "flowformer_deit_small"]
+DEIT = ["flowformer_deit_tiny", "flowformer_deit_small", "flowformer_gated_deit_tiny"]
 MODELS = ["flowformer_hierarchical", *DEIT]
 
 

@@ -34,7 +34,7 @@ NAMES = {"flowformer_hierarchical": STAGES, "flowformer_deit_tiny": DEIT}
 
 def create(name: str, **kwargs: Any) -> Any:
     torch.manual_seed(1)
-    settings = {"config": NAMES[name], "img_size": 16, "num_classes": 7}
+    settings = {"config": NAMES[name.replace("gated_", "")], "img_size": 16, "num_classes": 7}
     return timm.create_model(name, **(settings | kwargs)).eval()
 
 
@@ -45,7 +45,21 @@ def name(request) -> str:
 
 def test_all_models_are_listed() -> None:
     expected = {"hierarchical", "deit_tiny", "deit_small", "deit_base"}
+    expected |= {f"gated_{name}" for name in expected}
     assert set(timm.list_models("flowformer_*")) == {f"flowformer_{name}" for name in expected}
+
+
+@pytest.mark.parametrize("name", list(NAMES))
+def test_gated_models_differ_in_their_mixer_alone(name: str) -> None:
+    gated = name.replace("flowformer_", "flowformer_gated_")
+    model = create(gated)
+    assert model.model.config == replace(NAMES[name], mixer="gated")
+    images = torch.randn(2, 3, 16, 16)
+    plain = create(name, mixer="gated")
+    assert model(images).equal(plain(images))
+    model(images).sum().backward()
+    assert all(each.grad is not None for each in model.parameters())
+    assert create(gated, mixer="flow").model.config.mixer == "flow"
 
 
 def test_the_data_are_described() -> None:

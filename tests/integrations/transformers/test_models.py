@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"positions": "none"},
     "softmax": {"mixer": "softmax"},
     "gla": {"mixer": "gla"},
+    "gated": {"mixer": "gated"},
     "performer": {"mixer": "performer"},
     "synthesizer": {"mixer": "synthesizer"},
 }

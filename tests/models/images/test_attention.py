@@ -19,7 +19,8 @@ DEIT = replace(STAGES, dims=(16,), depths=(2,), num_heads=(4,), pooling="cls")
 DRAWN = [
     name
     for name, mixer in MIXERS.items()
-    if mixer.capabilities.bidirectional and mixer.kind.linear_in_values
+    if mixer.capabilities.bidirectional
+    and (mixer.kind.linear_in_values or mixer.kind.weighted is not None)
 ]
 
 

@@ -67,7 +67,7 @@ def test_padding_takes_part_in_published_attention_only(golden) -> None:
     assert not torch.isclose(logits[~full], values["logits"][~full], rtol=1e-4).any()
 
 
-@pytest.mark.parametrize("mixer", ["flow", "softmax", "linear", "linformer"])
+@pytest.mark.parametrize("mixer", ["flow", "softmax", "linear", "gated", "flow-gated", "linformer"])
 @pytest.mark.parametrize("pooling", ["flatten", "mean"])
 def test_neither_content_nor_amount_of_padding_changes_the_logits(mixer: str, pooling: str) -> None:
     model = build(mixer=mixer, mixer_options={}, pooling=pooling)

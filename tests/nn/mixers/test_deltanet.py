@@ -1,13 +1,23 @@
-"""The delta rule against its recurrence, written out and flash-linear-attention's."""
+"""The delta rule, with decays too, against its recurrence and flash-linear-attention's."""
+
+import io
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn import build_mixer
-from flowformer.nn.mixers import deltanet
-from flowformer.nn.mixers.deltanet import DeltaNetAttention, delta_rule_attention, short_convolution
+from flowformer.nn import MIXERS, build_mixer
+from flowformer.nn.mixers import convolution, deltanet
+from flowformer.nn.mixers.convolution import short_convolution
+from flowformer.nn.mixers.deltanet import (
+    DeltaNetAttention,
+    GatedDeltaNetAttention,
+    delta_rule_attention,
+    unit,
+)
+from flowformer.nn.mixers.gating import convolved
 from flowformer.nn.mixers.recurrence import fla_kernel
 
 
@@ -19,10 +29,15 @@ def draw(length: int, *, kv_heads: int = 4) -> list[Tensor]:
     return [q, k, v, beta]
 
 
-def recurrence(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    k, v = (x.repeat_interleave(4 // x.shape[2], 2) for x in (k, v))
-    state, outputs = torch.zeros(2, 4, 8, 5, dtype=q.dtype), []
+def recurrence(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    outputs = []
     for t in range(q.shape[1]):
+        if log_decay is not None:
+            state = state * log_decay[:, t].exp()[..., None, None]
         error = v[:, t] - torch.einsum("bhd,bhdm->bhm", k[:, t], state)
         correction = beta[:, t, :, None] * error
         state = state + k[:, t, :, :, None] * correction[:, :, None, :]
@@ -30,12 +45,28 @@ def recurrence(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, T
     return torch.stack(outputs, 1), state
 
 
+def draw_decays(length: int, strength: float = 1.0) -> Tensor:
+    return -strength * torch.rand(2, length, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("decays", [False, True], ids=["keeps", "decays"])
 @pytest.mark.parametrize("kv_heads", [4, 2], ids="{}-key-heads".format)
-@pytest.mark.parametrize("length", [1, 63, 130], ids="t{}".format)
-def test_is_the_recurrence(length: int, kv_heads: int) -> None:
+@pytest.mark.parametrize("length", [1, 20, 63, 130], ids="t{}".format)
+def test_is_the_recurrence(length: int, kv_heads: int, decays: bool) -> None:
     q, k, v, beta = draw(length, kv_heads=kv_heads)
-    out, state = delta_rule_attention(q, k, v, beta=beta)
-    expected, last = recurrence(q, k, v, beta)
+    log_decay = draw_decays(length) if decays else None
+    out, state = delta_rule_attention(q, k, v, beta=beta, log_decay=log_decay)
+    expected, last = recurrence(q, k, v, beta, log_decay)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(state.key_value, last)
+
+
+def test_a_strong_decay_stays_in_range() -> None:
+    """Sums of log α to -25,000: exp of either sign alone would be 0 or infinite."""
+    q, k, v, beta = draw(130)
+    log_decay = draw_decays(130, 400.0)
+    out, state = delta_rule_attention(q, k, v, beta=beta, log_decay=log_decay)
+    expected, last = recurrence(q, k, v, beta, log_decay)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(state.key_value, last)
 
@@ -49,12 +80,13 @@ def test_a_full_correction_stores_the_value() -> None:
 
 def test_gradients_are_those_of_finite_differences() -> None:
     q, k, v, beta = (x[:1, :5, :2].requires_grad_() for x in draw(5))
+    log_decay = draw_decays(5)[:1, :, :2].requires_grad_()
     mask = torch.tensor([[True, False, True, True, True]])
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-        return delta_rule_attention(q, k, v, beta=beta, mask=mask)[0]
+    def attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
+        return delta_rule_attention(q, k, v, beta=beta, log_decay=log_decay, mask=mask)[0]
 
-    assert torch.autograd.gradcheck(attend, (q, k, v, beta))
+    assert torch.autograd.gradcheck(attend, (q, k, v, beta, log_decay))
 
 
 def test_padded_tokens_leave_the_state_whatever_stands_there() -> None:
@@ -73,8 +105,10 @@ def test_padded_tokens_leave_the_state_whatever_stands_there() -> None:
 @pytest.mark.usefixtures("shape_checks_off")
 def test_a_beta_of_another_shape_is_refused() -> None:
     q, k, v, beta = draw(3)
-    with pytest.raises(ValueError, match=r"= \[2, 3, 4\], got \[2, 3, 2\]"):
+    with pytest.raises(ValueError, match=r"^beta .* = \[2, 3, 4\], got \[2, 3, 2\]"):
         delta_rule_attention(q, k, v, beta=beta[..., :2])
+    with pytest.raises(ValueError, match=r"^log_decay .* = \[2, 3, 4\], got \[2, 3, 2\]"):
+        delta_rule_attention(q, k, v, beta=beta, log_decay=-beta[..., :2])
 
 
 class TestConvolution:
@@ -106,8 +140,8 @@ class TestConvolution:
 def test_the_layer_is_the_papers() -> None:
     """Token by token from the mixer's weights: convolution, delta rule, normalisation."""
     mixer, x = build_mixer("deltanet", 12, 3).double(), torch.randn(1, 20, 12, dtype=torch.float64)
-    attention = mixer.attention
-    assert isinstance(attention, DeltaNetAttention)
+    assert isinstance(mixer.attention, DeltaNetAttention)
+    attention: Any = mixer.attention
 
     def convolved(projection: nn.Linear, weight: Tensor) -> Tensor:
         channels = F.pad(projection(x[0]).T, (3, 0))[None]
@@ -134,8 +168,65 @@ def test_a_convolution_of_one_token_sees_that_token_only() -> None:
     mixer, x = build_mixer("deltanet", 12, 3, convolution=1), torch.randn(1, 5, 12)
     _, state = mixer(x, causal=True, return_state=True)
     assert state.key.shape == (1, 0, 3, 4)
-    with pytest.raises(ValueError, match="convolution must be positive, got 0"):
-        build_mixer("deltanet", 12, 3, convolution=0)
+    with pytest.raises(ValueError, match="convolution must be a whole number, 0 for none, got -1"):
+        build_mixer("deltanet", 12, 3, convolution=-1)
+
+
+def test_the_gated_layer_is_the_papers() -> None:
+    """DeltaNet's, with a decay before the correction and a gate after the norm; every part acts."""
+    mixer = build_mixer("gated-deltanet", 12, 3).double()
+    x = torch.randn(1, 20, 12, dtype=torch.float64)
+    assert isinstance(mixer.attention, GatedDeltaNetAttention)
+    attention: Any = mixer.attention
+    plain = build_mixer("deltanet", 12, 3, norm=False).double()
+    plain.load_state_dict(mixer.state_dict(), strict=False)
+    tensors = plain._tensors(x, x)
+    (q, k, v), _ = convolved(tensors[:3], attention.convolution, None, None)
+    decay = attention.decay
+    rate = F.softplus(decay.projection(x)) * decay.log_scale.exp()
+    beta = torch.sigmoid(attention.strength(x))
+    expected, _ = recurrence(unit(q) / 2, unit(k), v, beta, -rate)
+    expected = expected / (expected.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    gate = F.silu(attention.output_gate(x)).unflatten(-1, (3, 4))
+    expected = mixer.out_projection((expected * attention.norm.weight * gate).flatten(2))
+    torch.testing.assert_close(mixer(x, causal=True)[0], expected)
+    rates = decay.log_scale.exp()
+    assert ((rates >= 1) & (rates <= 16)).all()
+    steps = F.softplus(decay.projection.bias)
+    assert ((steps > 0.0009) & (steps < 0.11)).all()
+
+
+@pytest.mark.parametrize("name", ["deltanet", "gated-deltanet", "gla"])
+def test_parts_can_be_left_out_one_by_one(name: str) -> None:
+    x = torch.randn(2, 9, 12)
+    for part in ({"convolution": 0}, {"convolution": 3}, {"norm": False}, {"output_gate": False}):
+        torch.manual_seed(0)
+        mixer = build_mixer(name, 12, 3, **part)
+        names = {key.split(".")[1] for key in mixer.state_dict() if key.startswith("attention.")}
+        kind: Any = MIXERS[name].kind
+        chosen = {**kind.published._asdict(), **part}
+        assert {each for each in chosen if chosen[each]} == names & chosen.keys()
+        whole, _ = mixer(x, causal=True)
+        first, state = mixer(x[:, :5], causal=True, return_state=True)
+        second, _ = mixer(x[:, 5:], causal=True, state=state)
+        torch.testing.assert_close(torch.cat((first, second), 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_saved_under_its_former_name_loads() -> None:
+    mixer, x = build_mixer("deltanet", 12, 3), torch.randn(1, 5, 12)
+    _, state = mixer(x, causal=True, return_state=True)
+    file = io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=False)  # a plain pickle
+    now, former = (
+        f"c{module}\n{name}\n".encode()
+        for module, name in (
+            (convolution.__name__, "ConvolvedState"),
+            (deltanet.__name__, "DeltaNetState"),
+        )
+    )
+    assert now in file.getvalue()
+    loaded = torch.load(io.BytesIO(file.getvalue().replace(now, former)))
+    assert all(map(torch.equal, loaded, state))
 
 
 # At its import the package says what it misses, a GPU for one; its written-out recurrences run.
@@ -154,6 +245,53 @@ class TestFlashLinearAttention:
         torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
         assert last is not None
         torch.testing.assert_close(state.key_value.float(), last, rtol=1e-4, atol=1e-5)
+
+    def test_its_gated_recurrence_gives_the_same(self) -> None:
+        from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+
+        q, k, v, beta = draw(63)
+        log_decay = draw_decays(63)
+        expected, last = naive_recurrent_gated_delta_rule(
+            q, k, v, beta, log_decay, output_final_state=True
+        )
+        out, state = delta_rule_attention(q * 8**-0.5, k, v, beta=beta, log_decay=log_decay)
+        torch.testing.assert_close(out.float(), expected, rtol=1e-4, atol=1e-5)
+        assert last is not None
+        torch.testing.assert_close(state.key_value.float(), last, rtol=1e-4, atol=1e-5)
+
+    def test_its_gated_kernel_gets_what_it_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The kernel needs a GPU; its place is taken by the recurrence, with its signature."""
+        import fla.ops.gated_delta_rule
+        from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+
+        def kernel(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            g: Tensor,
+            beta: Tensor,
+            *,
+            scale: float,
+            initial_state: Tensor,
+            output_final_state: bool,
+        ) -> tuple[Tensor, Tensor | None]:
+            assert g.dtype == initial_state.dtype == torch.float32
+            return naive_recurrent_gated_delta_rule(
+                q, k, v, beta, g, scale, initial_state, output_final_state
+            )
+
+        monkeypatch.setattr(fla.ops.gated_delta_rule, "chunk_gated_delta_rule", kernel)
+        attend = fla_kernel.__wrapped__(
+            "gated_delta_rule", "chunk_gated_delta_rule", deltanet._gates_of_heads
+        )
+        assert attend is not None
+        q, k, v, beta = draw(20)
+        gates = torch.stack((beta, draw_decays(20)), -1)
+        before = torch.randn(2, 4, 8, 5, dtype=torch.float64)
+        out, state = attend(q, k, v, gates, before)
+        expected, last = deltanet.chunked_delta_rule(q, k, v, gates, before)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
 
     def test_its_kernel_gets_what_it_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The kernel needs a GPU; its place is taken by the recurrence, with its signature."""

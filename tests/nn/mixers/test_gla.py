@@ -1,5 +1,7 @@
 """Gated linear attention against its recurrence, written out and flash-linear-attention's."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,8 +94,8 @@ def test_a_decay_of_another_width_is_refused() -> None:
 def test_the_layer_is_the_papers() -> None:
     """Token by token from the mixer's weights: gate, recurrence, normalisation, output gate."""
     mixer, x = build_mixer("gla", 12, 3).double(), torch.randn(1, 20, 12, dtype=torch.float64)
-    attention = mixer.attention
-    assert isinstance(attention, GLAAttention)
+    assert isinstance(mixer.attention, GLAAttention)
+    attention: Any = mixer.attention
     state, outputs = torch.zeros(3, 4, 4, dtype=torch.float64), []
     for token in x[0]:
         q = mixer.query_projection(token).view(3, 4) / 2

@@ -89,13 +89,14 @@ def test_an_eps_that_float32_does_not_hold_is_refused_when_a_layer_is_built(eps:
         ScheduledOptimizerConfig(epsilon=eps)
 
 
-UNCLAMPED = {"flow": {"clamp": None}, "flow-no-allocation": {"clamp": None}}
+UNCLAMPED = {name: {"clamp": None} for name in ("flow", "flow-no-allocation", "flow-gated")}
 PUBLISHED = {
     "series": UNCLAMPED,
     "sequences": UNCLAMPED,
     "trajectories": {
         "flow": {"clamp": 10.0},
         "flow-no-allocation": {"clamp": 10.0},
+        "flow-gated": {"clamp": 10.0},
         "softmax": {"weight_dropout": 0.3},
     },
 }
@@ -169,24 +170,6 @@ def test_weights_are_given_only_where_they_give_the_output(name: str) -> None:
     out, _ = attention(q, k, v)
     weights = implied_weights(attention, q, k)
     torch.testing.assert_close(torch.einsum("bhls,bshm->blhm", weights, v), out)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, kind in MIXERS.items()
-        if kind.capabilities.bidirectional and kind.capabilities.exact_mask
-    ],
-)
-def test_packed_sequences_are_mixed_each_for_itself(name: str) -> None:
-    mixer = build_mixer(name, 24, 3, max_length=63).double().eval()
-    lengths = (5, 1, 17, 40)
-    x = torch.randn(1, sum(lengths), 24).double()
-    together, state = mixer(x, cu_seqlens=torch.tensor([0, *lengths]).cumsum(0))
-    assert state is None
-    alone = torch.cat([mixer(each)[0] for each in x.split(lengths, 1)], 1)
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("shape_checks_off")

@@ -15,10 +15,10 @@ from flowformer.models.sequences.config import SequenceModelConfig
 from flowformer.models.sequences.model import SequenceClassifier
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer, replace_attention
 from flowformer.nn.mixers import ATTENTIONS
+from flowformer.nn.mixers.conformance import PROMISES, Subject
 from flowformer.nn.mixers.flow import FlowAttention
 from flowformer.nn.mixers.head_attention import leave, option_defaults
 from flowformer.nn.mixers.linear import LinearAttention
-from tests.conformance import test_mixers as conformance
 
 FILE = '''
 """Attention Free Transformer (Zhai et al. 2021), its simple form: weights without queries."""
@@ -110,30 +110,18 @@ def test_messages_and_models_know_it() -> None:
     assert "layers.0.self_attn.attention.mixer_aft._extra_state" in layers.state_dict()
 
 
-@pytest.mark.usefixtures("aft")
-@pytest.mark.parametrize(
-    "promise",
-    [
-        name
-        for name in vars(conformance.TestSelfAttention)
-        if name.startswith("test_") and "compiles" not in name
-    ],
-)
-def test_the_suite_of_conformance_runs_over_it(promise: str) -> None:
-    getattr(conformance.TestSelfAttention(), promise)("aft")
-
-
-@pytest.mark.usefixtures("aft", "shape_checks_off")
-def test_it_compiles_without_a_graph_break() -> None:
-    torch.compiler.reset()
-    conformance.TestSelfAttention().test_compiles_without_a_graph_break("aft", masked=True)
-
-
-@pytest.mark.usefixtures("aft")
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_batch_gives_what_each_sequence_gives_alone(side: str) -> None:
-    conformance.test_masked_batch_equals_each_sequence_alone("aft", {}, 63, side)
-    conformance.TestAnyLength().test_low_precision_agrees_with_float64("aft", 63)
+def test_the_suite_of_conformance_runs_over_it(
+    aft: type[ProjectedMixer], request: pytest.FixtureRequest
+) -> None:
+    subject, kept = Subject(mixer=aft), []
+    for promise in PROMISES:
+        if promise.topic == "compile":
+            request.getfixturevalue("shape_checks_off")
+            torch.compiler.reset()
+        for case in promise.cases(subject)[:2]:
+            promise.check(subject, **case)
+            kept.append(promise.topic)
+    assert {"dtype", "padding", "packing", "training", "saving", "compile"} == set(kept)
 
 
 def test_a_name_is_taken_once_and_free_again_when_it_leaves(

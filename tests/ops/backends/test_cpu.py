@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 
 from flowformer import FlowState, flow_attention, linear_attention, mobile_attention
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
-from flowformer.ops.backends.cpu.call import Inputs, kept_numbers
+from flowformer.ops.backends.cpu.call import Inputs, is_finite, kept_numbers
 from flowformer.ops.backends.cpu.library import INSTRUCTION_SETS, instruction_set
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.options import FlowOptions
@@ -124,6 +125,22 @@ def test_a_causal_row_has_the_same_numbers_on_any_number_of_threads(form, batch,
         found.append((out, *after, *torch.autograd.grad(total, inputs)))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
+
+
+@core
+@pytest.mark.parametrize("length", [1, 50, 200])
+@pytest.mark.parametrize("width", [3, 17, 33])
+def test_decays_of_keys_that_are_no_whole_vector_have_their_gradients(width, length):
+    """Lanes that are padding hold nothing that reaches a gradient."""
+    query, key, value = qkv(2, length, width=width, value_width=5)
+    exact = query.sigmoid(), key.sigmoid(), value, -torch.rand(2, length, 2, dtype=value.dtype)
+    found = []
+    for backend, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
+        leaves = tuple(tensor.to(dtype).requires_grad_() for tensor in exact)
+        options: dict[str, Any] = {"causal": True, "log_decay": leaves[3], "backend": backend}
+        out = linear_attention(*leaves[:3], **options)
+        found.append((out, *gradients(out, leaves)))
+    assert_close(found[1], found[0], rtol=1e-4, atol=1e-5, check_dtype=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -334,13 +351,13 @@ def test_bidirectional_linear_attention(kind, scaled):
         torch.randn(batch, *shape, dtype=torch.float64)
         for shape in ((queries, 2, 20), (keys, 1, 20), (keys, 1, 9))
     )
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    inputs = tuple(x.requires_grad_() for x in (q, k, v))
     scale = None
     if scaled:
         scale = torch.randn(batch, queries, 2, dtype=torch.float64)
         if "query_mask" in given:
             scale[~given["query_mask"]] = torch.nan  # padding may hold anything
-        inputs.append(scale.requires_grad_())
+        inputs = (*inputs, scale.requires_grad_())
     results = []
     for backend in ("cpu", "reference"):
         out = linear_attention(q, k, v, row_scale=scale, backend=backend, **given)
@@ -380,19 +397,67 @@ def test_a_forward_of_many_short_rows_keeps_no_products():
 def test_opcheck():
     inputs = tuple(x.requires_grad_() for x in qkv(1, 70))
     nothing = (None,) * 5
-    bidirectional, causal, mobile = (
-        OPERATORS.bidirectional.dispatched,
-        OPERATORS.causal.dispatched,
-        OPERATORS.mobile.dispatched,
-    )
+    bidirectional, causal = OPERATORS.bidirectional.dispatched, OPERATORS.causal.dispatched
+    assert OPERATORS.mobile is not None
+    mobile = OPERATORS.mobile.dispatched
     torch.library.opcheck(bidirectional, (*inputs, *nothing, *numbers(OPTIONS), True))
     scale = torch.rand(1, 70, 2, dtype=torch.float64, requires_grad=True)
     scaled = (*inputs, *nothing[:-1], scale, *LINEAR_OPTIONS, True)
     torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
-    rest = (None, None, None, *state, *numbers(OPTIONS), True, True)
+    rest = (*nothing[:4], *state, *numbers(OPTIONS), True, True)
     torch.library.opcheck(causal, (*inputs, *rest))
     torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
+
+
+@core
+@pytest.mark.parametrize("keys", [1, 40, 1000])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_cut_row_of_few_keys_gives_the_same(keys, heads, threads):
+    """Segments share the features of their row, of which some have no keys."""
+    query = qkv(1, 3000, heads=heads, width=60)[0].requires_grad_()
+    key, value = (x.requires_grad_() for x in qkv(1, keys, heads=heads, width=60)[1:])
+    inputs = query, key, value
+    alone = flow_attention(*inputs, backend="cpu")
+    expected = gradients(alone, inputs)
+    threads(5)
+    shared = flow_attention(*inputs, backend="cpu")
+    assert_close(shared, alone)
+    assert_close(gradients(shared, inputs), expected)
+
+
+def _attends_as(inputs, expected):
+    torch.set_num_threads(3)
+    out = flow_attention(*inputs, backend="cpu")
+    torch.set_num_threads(1)
+    sys.exit(not torch.equal(out, expected))
+
+
+def test_a_forked_process_has_threads_of_its_own(threads):
+    inputs = qkv(1, 4096, heads=1, width=64)
+    threads(3)
+    expected = flow_attention(*inputs, backend="cpu")
+    threads(1)  # torch's own do not outlive a fork
+    child = get_context("fork").Process(target=_attends_as, args=(inputs, expected))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    threads(3)
+    assert torch.equal(flow_attention(*inputs, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_finite_tensors_are_told_from_others(dtype, number):
+    x = torch.full((3, 5001), torch.finfo(dtype).max, dtype=dtype)  # its sum is infinite
+    x[1] = torch.finfo(dtype).tiny
+    assert is_finite(x)
+    assert is_finite(x[:0])
+    assert is_finite(x.t()) is None  # it reads what lies side by side
+    for at in (0, 4096, 15_002):
+        other = x.clone()
+        other.view(-1)[at] = number
+        assert is_finite(other) is False
 
 
 def test_inference_mode_and_several_python_threads():
@@ -489,7 +554,8 @@ def instruction_sets():
     """The instruction set that ran, of each that was asked for, and what was said of errors."""
     result = subprocess.run(
         [sys.executable, "-c", EACH_INSTRUCTION_SET, *INSTRUCTION_SETS],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Of glibc: memory that nobody wrote holds numbers near the largest float32.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "128"},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,

@@ -15,6 +15,10 @@ from flowformer.integrations.timm.registry import (
     flowformer_deit_base,
     flowformer_deit_small,
     flowformer_deit_tiny,
+    flowformer_gated_deit_base,
+    flowformer_gated_deit_small,
+    flowformer_gated_deit_tiny,
+    flowformer_gated_hierarchical,
     flowformer_hierarchical,
 )
 
@@ -23,5 +27,9 @@ __all__ = [
     "flowformer_deit_base",
     "flowformer_deit_small",
     "flowformer_deit_tiny",
+    "flowformer_gated_deit_base",
+    "flowformer_gated_deit_small",
+    "flowformer_gated_deit_tiny",
+    "flowformer_gated_hierarchical",
     "flowformer_hierarchical",
 ]

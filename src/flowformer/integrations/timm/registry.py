@@ -47,6 +47,10 @@ default_cfgs = generate_default_cfgs(
         "flowformer_deit_tiny.untrained": _data((14, 14)),
         "flowformer_deit_small.untrained": _data((14, 14)),
         "flowformer_deit_base.untrained": _data((14, 14)),
+        "flowformer_gated_hierarchical.untrained": _data((7, 7)),
+        "flowformer_gated_deit_tiny.untrained": _data((14, 14)),
+        "flowformer_gated_deit_small.untrained": _data((14, 14)),
+        "flowformer_gated_deit_base.untrained": _data((14, 14)),
     }
 )
 
@@ -83,6 +87,35 @@ def flowformer_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def flowformer_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Create DeiT-B with Flow-Attention, 86.6M parameters."""
     return _create("flowformer_deit_base", "deit-base", pretrained, kwargs)
+
+
+@register_model
+def flowformer_gated_hierarchical(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create the four stages of `flowformer_hierarchical` with gated linear attention."""
+    return _create_gated("flowformer_gated_hierarchical", "hierarchical", pretrained, kwargs)
+
+
+@register_model
+def flowformer_gated_deit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create DeiT-Ti with gated linear attention."""
+    return _create_gated("flowformer_gated_deit_tiny", "deit-tiny", pretrained, kwargs)
+
+
+@register_model
+def flowformer_gated_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create DeiT-S with gated linear attention."""
+    return _create_gated("flowformer_gated_deit_small", "deit-small", pretrained, kwargs)
+
+
+@register_model
+def flowformer_gated_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create DeiT-B with gated linear attention."""
+    return _create_gated("flowformer_gated_deit_base", "deit-base", pretrained, kwargs)
+
+
+def _create_gated(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """Create a model whose mixer is `gated`, unless another is given, such as `flow-gated`."""
+    return _create(variant, preset, pretrained, {"mixer": "gated", **kwargs})
 
 
 def _create(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

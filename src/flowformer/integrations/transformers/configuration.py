@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from flowformer.models.language.config import LanguageModelConfig
 from flowformer.nn import MIXERS
+from flowformer.nn.mixers.building import mixer_class
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 # The names of transformers for settings, where it has one.
@@ -99,9 +100,7 @@ class FlowformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the settings together, and choose use_cache where nobody did."""
-        if self.mixer not in MIXERS:
-            raise ValueError(f"unknown mixer {self.mixer!r}: expected one of {', '.join(MIXERS)}")
-        has_state = MIXERS[self.mixer].capabilities.state
+        has_state = mixer_class(self.mixer).capabilities.state
         if self.use_cache and not has_state:
             able = [name for name, kind in MIXERS.items() if kind.capabilities.state]
             raise ValueError(

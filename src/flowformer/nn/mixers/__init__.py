@@ -10,6 +10,7 @@ from flowformer.nn.mixers.building import build_attention as build_attention
 from flowformer.nn.mixers.building import build_mixer as build_mixer
 from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.mixers.mixer import ProjectedMixer
+from flowformer.nn.mixers.own import register_mixer as register_mixer
 
 # Mixers enter the table when their file is imported: this is its order, not the alphabet's.
 # isort: off
@@ -21,11 +22,17 @@ from flowformer.nn.mixers.flow import (
 )
 from flowformer.nn.mixers.softmax import SoftmaxMixer as SoftmaxMixer
 from flowformer.nn.mixers.linear import LinearMixer as LinearMixer
+from flowformer.nn.mixers.gated import GatedMixer as GatedMixer, FlowGatedMixer as FlowGatedMixer
 from flowformer.nn.mixers.performer import PerformerMixer as PerformerMixer
 from flowformer.nn.mixers.cosformer import CosformerMixer as CosformerMixer
 from flowformer.nn.mixers.rfa import RFAMixer as RFAMixer, GatedRFAMixer as GatedRFAMixer
 from flowformer.nn.mixers.gla import GLAMixer as GLAMixer
-from flowformer.nn.mixers.deltanet import DeltaNetMixer as DeltaNetMixer
+from flowformer.nn.mixers.deltanet import (
+    DeltaNetMixer as DeltaNetMixer,
+    GatedDeltaNetMixer as GatedDeltaNetMixer,
+)
+from flowformer.nn.mixers.mamba2 import Mamba2Mixer as Mamba2Mixer
+from flowformer.nn.mixers.retnet import RetNetMixer as RetNetMixer
 from flowformer.nn.mixers.linformer import LinformerMixer as LinformerMixer
 from flowformer.nn.mixers.nystromformer import NystromformerMixer as NystromformerMixer
 from flowformer.nn.mixers.yoso import YosoMixer as YosoMixer

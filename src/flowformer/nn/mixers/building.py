@@ -1,9 +1,11 @@
 """Mixers and attentions from their names, published modules, the name's record in a state dict."""
 
-import difflib
 import json
+import warnings
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from inspect import Parameter, signature
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,22 +13,21 @@ from jaxtyping import Int32, Real
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
+from flowformer.names import did_you_mean
 from flowformer.nn.mixers.head_attention import (
     ATTENTIONS,
     MIXERS,
     HeadAttention,
     Sizes,
+    enter,
     make_attention,
     option_defaults,
     option_names,
 )
 from flowformer.nn.mixers.mixer import ProjectedMixer
+from flowformer.nn.mixers.own import REMEDY, own_mixer
 
-PROJECTION_OPTIONS = {
-    name
-    for name, each in signature(ProjectedMixer).parameters.items()
-    if each.kind is Parameter.KEYWORD_ONLY
-}
+ENTRY_POINTS = "flowformer.mixers"  # by which an installed package brings mixers
 
 # Published class: the mixer that it is. The causal one is the same module called with causal=True.
 PUBLISHED = {
@@ -61,9 +62,55 @@ def build_mixer(name: str, dim: int, num_heads: int, **options: Any) -> Projecte
         Traceback (most recent call last):
         ValueError: unknown mixer 'lineer': did you mean linear? expected one of flow, ...
     """
-    _check_name(name, "mixer", list(MIXERS))
-    _check_options(name, options, PROJECTION_OPTIONS | option_names(MIXERS[name].kind))
-    return MIXERS[name](dim, num_heads, **options)
+    mixer = mixer_class(name)
+    check_options(name, mixer, options)
+    return mixer(dim, num_heads, **options)
+
+
+def check_options(name: str, mixer: type[ProjectedMixer], options: Mapping[str, Any]) -> None:
+    """Refuse an option that neither the layer nor its attention has.
+
+    Raises:
+        ValueError: there is one; the message lists those there are.
+    """
+    layer = {
+        name
+        for name, each in signature(mixer).parameters.items()
+        if each.kind is Parameter.KEYWORD_ONLY
+    }
+    _check_options(name, options, layer | option_names(mixer.kind))
+
+
+def mixer_class(name: str) -> type[ProjectedMixer]:
+    """Return the mixer of that name in MIXERS, or of the entry point that an installed package has.
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    if name not in MIXERS:
+        load_installed(name)
+    _check_name(name, "mixer", list(MIXERS), hint=f"; {REMEDY}")
+    return MIXERS[name]
+
+
+def load_installed(name: str | None = None) -> None:
+    """Enter the mixers of installed packages, or the one of that name, into the table.
+
+    A package names them in the group `flowformer.mixers` of its entry points: a class, which is
+    registered under the entry's name, or a module that calls `register_mixer` itself.
+    """
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name in MIXERS or name not in (None, entry.name):
+            continue
+        try:
+            mixer = entry.load()
+            if entry.name not in MIXERS and not isinstance(mixer, ModuleType):
+                enter(entry.name, own_mixer(entry.name, mixer))
+        except Exception as error:
+            message = f"the mixer {entry.name!r} ({entry.value}) cannot be loaded: {error}"
+            if name is not None:
+                raise ValueError(message) from error
+            warnings.warn(message, stacklevel=2)
 
 
 def mixer_options(config: Any, model: str) -> dict[str, Any]:
@@ -78,8 +125,7 @@ def mixer_options(config: Any, model: str) -> dict[str, Any]:
     """
     if config.mixer_options is not None:
         return dict(config.mixer_options)
-    _check_name(config.mixer, "mixer", list(MIXERS))
-    return MIXERS[config.mixer].published_options(model, config.dropout)
+    return mixer_class(config.mixer).published_options(model, config.dropout)
 
 
 def published_mixer(
@@ -160,6 +206,8 @@ def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
         )
     _check_name(name, "attention", list(ATTENTIONS))
     _check_options(name, options, option_names(ATTENTIONS[name]))
+    if "hidden" in ATTENTIONS[name].inputs:  # it takes the values in their place
+        sizes = Sizes(**{**sizes, "dim": sizes["num_kv_heads"] * sizes["head_dim"]})
     attention = make_attention(ATTENTIONS[name], sizes, options)
     if name != "softmax":
         record = MixerRecord(name, option_defaults(ATTENTIONS[name]), options)
@@ -187,15 +235,14 @@ def independent_choices() -> str:
     return ", ".join(["flow with the option independent_sinks=True", *able])
 
 
-def _check_name(name: str, noun: str, names: list[str]) -> None:
+def _check_name(name: str, noun: str, names: list[str], *, hint: str = "") -> None:
     if name in names:
         return
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"unknown {noun} {name!r}: {hint}expected one of {', '.join(names)}")
+    near = did_you_mean(name, names)
+    raise ValueError(f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}")
 
 
-def _check_options(name: str, options: dict[str, Any], allowed: set[str]) -> None:
+def _check_options(name: str, options: Mapping[str, Any], allowed: set[str]) -> None:
     if unknown := sorted(options.keys() - allowed):
         raise ValueError(
             f"{name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}"

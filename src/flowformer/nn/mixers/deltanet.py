@@ -3,54 +3,58 @@
 The chunked form below is exact; where another kernel runs, :mod:`recurrence` says.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing  # torch.jit does not export it
-from torch.nn import functional as F
 
+from flowformer.nn.mixers.convolution import ConvolvedState
+from flowformer.nn.mixers.gating import Decay, PartKeywords, Parts, RecurrenceInParts
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import (
-    RecurrentAttention,
     fast_kernel,
     from_chunks,
     in_chunks,
     run_recurrence,
 )
-from flowformer.ops.features import check_eps, compute_dtype, masked
-from flowformer.ops.inputs import check_causal, check_tensors, starting_state
+from flowformer.ops.backends.decay import decays_between
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.inputs import at_most, check_causal, check_tensors
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
-from flowformer.ops.state import LinearState, detach_state, reorder_state, to_state
+from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
 
 
-@takes_layouts("query", "key", "value", "beta")
-@contained("query", "key", "value", "beta", always=True)
+@takes_layouts("query", "key", "value", "beta", "log_decay")
+@contained("query", "key", "value", "beta", "log_decay", always=True)
 def delta_rule_attention(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t g d"],
     value: Float[Tensor, "b t g m"],
     *,
     beta: Float[Tensor, "b t h"],
+    log_decay: Float[Tensor, "b t h"] | None = None,
     mask: Bool[Tensor, "b t"] | None = None,
     initial_state: LinearState | None = None,
     layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
 ) -> tuple[Float[Tensor, "b t h m"], LinearState]:
-    """out_t = q_t S_t with S_t = S_{t-1} + β_t k_tᵀ (v_t - k_t S_{t-1}).
+    """out_t = q_t S_t with S_t = α_t S_{t-1} + β_t k_tᵀ (v_t - α_t k_t S_{t-1}).
 
     What the memory returns for k_t is moved towards v_t by the share β_t: one step of gradient
-    descent on |k_t S - v_t|² / 2. It is stable for β_t |k_t|² in [0, 2]. Causal by nature; a padded
-    token leaves the state as it is.
+    descent on |k_t S - v_t|² / 2, after it has forgotten by α_t (Yang et al. 2024, "Gated Delta
+    Networks", equation 10). It is stable for β_t |k_t|² in [0, 2]. Causal by nature; a padded token
+    leaves the state as it is.
 
     Args:
         query: the queries; a scale such as 1/√d is the caller's.
         key: the keys, of length 1 as a rule; g divides h, and each serves h / g query heads.
         value: the values, with as many heads as the keys.
         beta: β, the strength of the correction.
+        log_decay: log α ≤ 0; None for α = 1.
         mask: real tokens (True); the output at the others is zero.
         initial_state: the state after the tokens before these.
         layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
@@ -65,32 +69,45 @@ def delta_rule_attention(
     dtype_out = value.dtype
     query, key, value = check_tensors(query, key, value)
     check_causal(query, key)
-    if beta.shape != query.shape[:3]:
-        raise ValueError(
-            f"beta must be [batch, time, head] = {list(query.shape[:3])}, got {list(beta.shape)}"
-        )
-    attend = fast_kernel(query, "delta_rule", "chunk_delta_rule", _of_heads) or chunked_delta_rule
-    return run_recurrence(
-        attend, (query, key, value, beta[..., None]), mask, initial_state, dtype_out
-    )
+    given = {"beta": beta} if log_decay is None else {"beta": beta, "log_decay": log_decay}
+    for name, gate in given.items():
+        if gate.shape != query.shape[:3]:
+            raise ValueError(
+                f"{name} must be [batch, time, head] = {list(query.shape[:3])}, got "
+                f"{list(gate.shape)}"
+            )
+    exact = compute_dtype(query.dtype)  # a slow decay is none in half precision
+    gates = torch.stack([gate.to(exact) for gate in given.values()], -1)
+    if log_decay is None:
+        attend = fast_kernel(query, "delta_rule", "chunk_delta_rule", _of_heads)
+    else:
+        attend = fast_kernel(query, "gated_delta_rule", "chunk_gated_delta_rule", _gates_of_heads)
+    attend = attend or chunked_delta_rule
+    return run_recurrence(attend, (query, key, value, gates), mask, initial_state, dtype_out)
 
 
-def _of_heads(beta: Tensor, query: Tensor) -> Tensor:
-    return beta[..., 0].to(query.dtype)
+def _of_heads(gates: Tensor, query: Tensor) -> tuple[Tensor, ...]:
+    return (gates[..., 0].to(query.dtype),)
+
+
+def _gates_of_heads(gates: Tensor, query: Tensor) -> tuple[Tensor, ...]:
+    return gates[..., 1].float(), gates[..., 0].to(query.dtype)
 
 
 def chunked_delta_rule(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t h d"],
     value: Float[Tensor, "b t h m"],
-    beta: Float[Tensor, "b t h 1"],
+    gates: Float[Tensor, "b t h e"],
     state: Float[Tensor, "b h d m"],
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Solve for the corrections of a chunk, a triangular system (Yang et al. 2024, section 3.2).
 
-    The correction u_t = β_t (v_t - k_t S_{t-1}) sees the state S before the chunk and the earlier
-    corrections: (I + tril(β K Kᵀ, -1)) U = β V - β K S. Both right-hand sides are solved for all
-    chunks at once; then chunk after chunk, out = Q S + tril(Q Kᵀ) U and S + Kᵀ U.
+    The correction u_t = β_t (v_t - α_t k_t S_{t-1}) sees what is left of the state S before the
+    chunk and of the earlier corrections: with D_ts = Π_{s<r≤t} α_r and Γ_t = Π_{r≤t} α_r,
+    (I + tril(D ∘ β K Kᵀ, -1)) U = β V - β Γ K S. Both right-hand sides are solved for all chunks at
+    once; then chunk after chunk, out = Γ Q S + tril(D ∘ Q Kᵀ) U and Γ_C S + Kᵀ (D_C ∘ U). The gates
+    are β and, if there is one, log α.
     """
     if is_tracing():
         raise NotImplementedError(
@@ -98,92 +115,39 @@ def chunked_delta_rule(
             "use torch.export, or another mixer"
         )
     length, dtype = query.shape[1], compute_dtype(query.dtype)
-    q, k, v, strength = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, beta))
-    system = (strength * (k @ k.mT)).tril(-1)
-    sides = torch.cat((strength * v, strength * k), -1)
+    size = at_most(CHUNK, length)
+    q, k, v, rates = (in_chunks(x.to(dtype), size) for x in (query, key, value, gates))
+    strength, log_decay = rates[..., :1], rates[..., 1:]
+    system, scores, writing = strength * (k @ k.mT), (q @ k.mT).tril(), k
+    reading = k, q
+    kept = None
+    if log_decay.shape[-1]:
+        between = decays_between(log_decay)[..., 0]
+        left = log_decay.cumsum(-2).exp()
+        system, scores = system * between, scores * between
+        reading, writing = (k * left, q * left), k * between[..., -1, :, None]
+        kept = left[..., -1, :, None].to(state.dtype)
+    of_keys, of_queries = reading
+    sides = torch.cat((strength * v, strength * of_keys), -1)
+    system = system.tril(-1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     fixed, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
-    scores = (q @ k.mT).tril()
     outputs = []
     for n in range(q.shape[2]):
         before = state.to(dtype)
         correction = fixed[:, :, n] - of_state[:, :, n] @ before
-        outputs.append(q[:, :, n] @ before + scores[:, :, n] @ correction)
-        state = state + (k[:, :, n].mT @ correction).to(state.dtype)
+        outputs.append(of_queries[:, :, n] @ before + scores[:, :, n] @ correction)
+        added = (writing[:, :, n].mT @ correction).to(state.dtype)
+        state = (state if kept is None else state * kept[:, :, n]) + added
     return from_chunks(torch.stack(outputs, 2), length), state
 
 
-@takes_layouts("x")
-@contained("x", always=True)
-def short_convolution(
-    x: Float[Tensor, "b t h d"],
-    weight: Float[Tensor, "h d w"],
-    recent: Float[Tensor, "b w_minus_1 h d"],
-    mask: Bool[Tensor, "b t"] | None,
-    *,
-    layout: Layout = "bthd",  # noqa: ARG001 - the decorator reads it
-) -> tuple[Float[Tensor, "b t h d"], Float[Tensor, "b w_minus_1 h d"]]:
-    """y_t = silu(Σ_i weight_i x_{t - w + 1 + i}), over the last w real tokens, channel by channel.
-
-    Padded tokens are taken out before and put back after: they delay nothing.
-
-    Args:
-        x: the tokens; what stands at padded places is not read.
-        weight: the weights of each channel, the oldest token's first.
-        recent: the w - 1 real tokens before these, zero where there are none.
-        mask: real tokens (True).
-        layout: `"bhtd"` for heads first, `[b, h, t, …]`; see `flow_attention`.
-
-    Returns:
-        y (of no meaning at padded places), and the last w - 1 real tokens in the dtype of `recent`.
-    """
-    width = weight.shape[-1]
-    order = None
-    if mask is not None:
-        x, order = masked(x, mask), (~mask).to(torch.int8).argsort(dim=1, stable=True)
-        x = _taken(x, order)
-    joined = torch.cat((recent.to(x.dtype), x), 1)
-    y = sum(joined[:, i : i + x.shape[1]] * weight[..., i].to(x.dtype) for i in range(width))
-    assert isinstance(y, Tensor)
-    if order is None or mask is None:
-        last = joined[:, x.shape[1] :]
-    else:
-        y = _taken(y, order.argsort(dim=1))
-        ahead = torch.arange(width - 1, device=x.device)
-        last = _taken(joined, mask.sum(1, keepdim=True) + ahead)
-    return F.silu(y), last.to(recent.dtype)
+DeltaNetState = ConvolvedState
+# Its name of before, under which states were saved.
+torch.serialization.add_safe_globals([(ConvolvedState, f"{__name__}.DeltaNetState")])
 
 
-def _taken(x: Float[Tensor, "b t h d"], places: Tensor) -> Float[Tensor, "b s h d"]:
-    return x.gather(1, places[:, :, None, None].expand(-1, -1, *x.shape[2:]))
-
-
-class DeltaNetState(NamedTuple):
-    """The state of a DeltaNet layer: constant size, whatever the number of tokens.
-
-    Attributes:
-        query: the last tokens' queries, for the convolution. Shape ``[b, w - 1, h, d]``.
-        key: likewise.
-        value: likewise.
-        key_value: the memory S. Shape ``[b, h, d, d]``.
-
-    All are float64 (float32 on a device without float64).
-    """
-
-    query: Float[Tensor, "b w h d"]
-    key: Float[Tensor, "b w h d"]
-    value: Float[Tensor, "b w h d"]
-    key_value: Float[Tensor, "b h d d"]
-
-    to = to_state
-    detach = detach_state
-    reorder = reorder_state
-
-
-torch.serialization.add_safe_globals([DeltaNetState])
-
-
-class DeltaNetAttention(RecurrentAttention):
+class DeltaNetAttention(RecurrenceInParts):
     """DeltaNet (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule …").
 
     Queries, keys and values pass a short convolution and silu; queries and keys get length 1;
@@ -193,11 +157,12 @@ class DeltaNetAttention(RecurrentAttention):
         dim: width of the hidden states.
         num_heads: number of query heads.
         head_dim: width of a head.
-        convolution: number of tokens that the convolution sees; 1 for the token itself only.
         eps: of the normalisation.
+        parts: those of `Parts`: in place of the convolution of 4 tokens, the norm and no gate.
     """
 
-    linear_in_values = False  # its output is normalised
+    published = Parts(convolution=4, norm=True, output_gate=False)
+    decays: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -205,57 +170,60 @@ class DeltaNetAttention(RecurrentAttention):
         dim: int,
         num_heads: int,
         head_dim: int,
-        convolution: int = 4,
         eps: float = 1e-5,
+        **parts: Unpack[PartKeywords],
     ) -> None:
         super().__init__()
-        check_eps(eps)
-        if convolution < 1:
-            raise ValueError(f"convolution must be positive, got {convolution}")
-        shape = (3, num_heads, head_dim, convolution)
-        self.convolution = nn.Parameter(torch.empty(shape))
         self.strength = nn.Linear(dim, num_heads, bias=False)
-        self.norm = nn.RMSNorm(head_dim, eps=eps)
-        self.reset_parameters()
+        self.decay = Decay(dim, num_heads) if self.decays else None
+        self.make_parts(dim, num_heads, head_dim, eps, parts)
 
-    def reset_parameters(self) -> None:
-        """Draw the convolutions as `nn.Conv1d` does one of a single channel."""
-        bound = self.convolution.shape[-1] ** -0.5
-        nn.init.uniform_(self.convolution, -bound, bound)
-
-    def recur(
-        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
-    ) -> tuple[Tensor, DeltaNetState]:
-        """Return the output and the state after these tokens."""
-        batch, _, heads, width = query.shape
-        memory = LinearState.initial(batch, heads, width, width, query.device).key_value
-        recent = memory.new_zeros(3, batch, self.convolution.shape[-1] - 1, heads, width)
-        start = starting_state(state, DeltaNetState(*recent, key_value=memory))
-        groups = heads // key.shape[2]
-        key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
-        (query, recent_q), (key, recent_k), (value, recent_v) = (
-            short_convolution(x, weight, recent, mask)
-            for x, weight, recent in zip(
-                (query, key, value), self.convolution, start[:3], strict=True
-            )
-        )
-        out, memory = delta_rule_attention(
-            _unit(query) * width**-0.5,
-            _unit(key),
+    def update(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, memory: Any
+    ) -> tuple[Tensor, LinearState]:
+        """Return the output of the delta rule, and its memory."""
+        return delta_rule_attention(
+            unit(query) * query.shape[-1] ** -0.5,
+            unit(key),
             value,
             beta=torch.sigmoid(self.strength(hidden)),
+            log_decay=None if self.decay is None else self.decay(hidden),
             mask=mask,
-            initial_state=LinearState(start.key_value),
+            initial_state=memory,
         )
-        out = self.norm(out.to(self.norm.weight.dtype)).to(out.dtype)  # they differ under autocast
-        return out, DeltaNetState(recent_q, recent_k, recent_v, memory.key_value)
 
 
-def _unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+def unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+    """Return the heads with length 1."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class GatedDeltaNetAttention(DeltaNetAttention):
+    """Gated DeltaNet (Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule").
+
+    DeltaNet whose memory also decays, α_t = exp(-softplus(W x_t + b) exp(A)) for each head, and
+    whose output is multiplied by silu(W x + b) after the norm. Values are as wide as keys, where
+    the paper's are twice as wide. Causal only.
+
+    Args:
+        dim: width of the hidden states.
+        num_heads: number of query heads.
+        head_dim: width of a head.
+        eps: of the normalisation.
+        parts: those of `Parts`: in place of the convolution of 4 tokens, the norm and the gate.
+    """
+
+    published = Parts(convolution=4, norm=True, output_gate=True)
+    decays = True
 
 
 class DeltaNetMixer(ProjectedMixer, name="deltanet"):
     """DeltaNet (Yang et al. 2024): a memory corrected by the delta rule; causal."""
 
     kind = DeltaNetAttention
+
+
+class GatedDeltaNetMixer(ProjectedMixer, name="gated-deltanet"):
+    """Gated DeltaNet (Yang et al. 2024): a memory that decays and is corrected; causal."""
+
+    kind = GatedDeltaNetAttention

@@ -73,6 +73,16 @@ class FlowAttention(HeadAttention):
         """Return the options and the backend, and the layout of the tensors."""
         return {**self.options._asdict(), "backend": self.backend, "layout": "bthd"}
 
+    def flow_map(
+        self,
+        query: Float[Tensor, "b l h d"],
+        key: Float[Tensor, "b s g d"],
+        _value: Tensor,
+        **call: Any,
+    ) -> FlowMap:
+        """Return the competition and the allocation; see `flowformer.ops.flow_map`."""
+        return flow_map(query, key, layout="bthd", **self.options._asdict(), **call)
+
     def extra_repr(self) -> str:
         """The options, for print(model)."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
@@ -121,19 +131,21 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
         mesh: the ranks that share sequences: one dimension of a mesh, or a group; None ends it.
 
     Raises:
-        NotImplementedError: an attention that has no such form; there is one of Flow-Attention.
+        NotImplementedError: an attention that has no such form; there is one of Flow-Attention, and
+            of gated attention where it is causal.
         ValueError: no attention inside, or a mesh of more than one dimension.
         TypeError: mesh is neither a mesh nor a group that this process is in.
     """
     if mesh is not None:
         resolve_group(mesh)
-    attentions: list[FlowAttention] = []
+    attentions: list[Any] = []
     for each in module.modules():
-        if isinstance(each, FlowAttention):
+        if isinstance(each, HeadAttention) and hasattr(each, "mesh"):
             attentions.append(each)
         elif isinstance(each, HeadAttention):
             raise NotImplementedError(
-                "only Flow-Attention takes sequences that are sharded over ranks, got "
+                "only Flow-Attention and gated attention take sequences that are sharded over "
+                "ranks, got "
                 f"{type(each).__name__}"
             )
     if not attentions:
@@ -147,8 +159,8 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
 class FlowMixer(ProjectedMixer, name="flow"):
     """Flow-Attention (Wu et al. 2022): linear, with competing sources and allocated sinks."""
 
-    kind = FlowAttention
-    attention: FlowAttention
+    kind: ClassVar[type[HeadAttention]] = FlowAttention
+    attention: Any  # one that has flows
 
     @classmethod
     def published_options(cls, model: str, dropout: float) -> dict[str, Any]:  # noqa: ARG003
@@ -172,20 +184,15 @@ class FlowMixer(ProjectedMixer, name="flow"):
         Raises:
             NotImplementedError: the sequences are sharded over ranks.
         """
-        if self.attention.mesh is not None:
+        if getattr(self.attention, "mesh", None) is not None:
             raise NotImplementedError(
                 "a flow map is of whole sequences: end their sharding first, with "
                 "set_sequence_parallel(model, None)"
             )
         self._check_call(context, context_mask, causal=causal, stateful=False)
-        query, key, _ = self._tensors(x, x if context is None else context)
-        return flow_map(
-            query,
-            key,
-            causal=causal,
-            layout="bthd",
-            **mask_arguments(mask, context, context_mask),
-            **self.attention.options._asdict(),
+        tensors = self._tensors(x, x if context is None else context)
+        return self.attention.flow_map(
+            *tensors, causal=causal, **mask_arguments(mask, context, context_mask)
         )
 
 

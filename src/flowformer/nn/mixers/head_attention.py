@@ -64,8 +64,13 @@ def enter(name: str, mixer: Any) -> None:
         )
     leave(name)
     MIXERS[name] = mixer
-    if mixer.kind.inputs == ("query", "key", "value"):
+    if needs_heads_alone(mixer.kind):
         ATTENTIONS[name] = mixer.kind
+
+
+def needs_heads_alone(kind: Any) -> bool:
+    """Return whether an attention can be had with query, key and value and nothing else."""
+    return set(kind.inputs) - set(kind.optional) == {"query", "key", "value"}
 
 
 def leave(name: str) -> None:
@@ -161,8 +166,12 @@ class HeadAttention(nn.Module):
             that of its defaults.
         inputs: the tensors that it is given, in this order, of "query", "key", "value" and
             "hidden", the hidden states [b, l, dim] themselves (for gates, or synthetic weights).
+        optional: those of them without which it can do: a layer with projections of its own gives
+            query, key and value alone.
         linear_in_values: whether its output is a matrix times the values, which the values do not
             enter; `implied_weights` is that matrix.
+        weighted: of one that is not, but for steps before the sum and after it that are each
+            value's and each output's own, the call without these: `implied_row` reads it.
         value_layers: names of the submodules, if any, that make further values of the hidden
             states, [b, s, heads · m].
         function: what computes it: a function of the tensors, of `arguments`, and of the keywords
@@ -172,7 +181,9 @@ class HeadAttention(nn.Module):
 
     capabilities: ClassVar[Capabilities]
     inputs: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+    optional: ClassVar[tuple[str, ...]] = ()
     linear_in_values: ClassVar[bool] = True
+    weighted: Callable[..., tuple[Tensor, Any]] | None = None
     value_layers: ClassVar[tuple[str, ...]] = ()
     function: ClassVar[Callable[..., Any]]
 
@@ -295,7 +306,8 @@ def implied_row(
         NotImplementedError: the attention is not linear in its values; the message names the mixer.
         IndexError: there is no such place.
     """
-    if not attention.linear_in_values:
+    attend = attention if attention.linear_in_values else attention.weighted
+    if attend is None:
         names = [name for name, mixer in MIXERS.items() if mixer.kind is type(attention)]
         raise NotImplementedError(
             f"{type(attention).__name__} (mixer {', '.join(names)}) is not linear in the values: "
@@ -316,7 +328,7 @@ def implied_row(
         if name in attention.value_layers
     ]
     try:
-        out, _ = attention(*given, **call)
+        out, _ = attend(*given, **call)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -12,10 +13,11 @@ from flowformer.nn.mixers.head_attention import (
     enter,
     implied_row,
     make_attention,
+    needs_heads_alone,
 )
 from flowformer.nn.positions import Rotation, check_head_dim, rotate
 from flowformer.ops.inputs import check_mask
-from flowformer.ops.packing import Batch, attend_batch, check_batch
+from flowformer.ops.packing import Batch, attend_batch, check_batch, sequence_lengths
 
 
 @runtime_checkable
@@ -53,6 +55,7 @@ class ProjectedMixer(nn.Module):
 
     kind: ClassVar[type[HeadAttention]]
     capabilities: ClassVar[Capabilities]
+    origin: ClassVar[str]  # the module that gives it its name
     query_projection: nn.Linear
     key_projection: nn.Linear
     value_projection: nn.Linear
@@ -60,7 +63,7 @@ class ProjectedMixer(nn.Module):
     def __init_subclass__(cls, *, name: str | None = None) -> None:
         """Copy the record of the attention, which users read from the mixer; enter the table."""
         super().__init_subclass__()
-        cls.capabilities = cls.kind.capabilities
+        cls.capabilities, cls.origin = cls.kind.capabilities, cls.__module__
         if name is not None:
             enter(name, cls)
 
@@ -241,7 +244,7 @@ class ProjectedMixer(nn.Module):
             ValueError: it has no query and key, gates and weights that would not turn, or heads
                 of an odd width.
         """
-        if self.kind.inputs != ("query", "key", "value"):
+        if not needs_heads_alone(self.kind):
             raise ValueError(
                 f"rotary positions need an attention of query, key and value; "
                 f"{self.kind.__name__} is one of {', '.join(self.kind.inputs)}"
@@ -293,7 +296,7 @@ def attend_packed(
     tensors: list[Tensor],
     cu_seqlens: Int[Tensor, " offsets"],
     call: dict[str, Any],
-) -> Float[Tensor, "1 l h m"]:
+) -> Float[Tensor, "1 l *heads m"]:
     """Call an attention on batches of packed sequences of like lengths.
 
     One whose sequences are sharded knows packed ones itself: they cross the borders of ranks.
@@ -302,6 +305,10 @@ def attend_packed(
     check_batch(batch)
     if getattr(attention, "mesh", None) is not None:
         return attention(*tensors, **call, cu_seqlens=cu_seqlens)[0]
+    if not attention.capabilities.exact_mask:  # each alone, for padding would change it
+        lengths = sequence_lengths(cu_seqlens, tensors[0].shape[1], "cu_seqlens")
+        pieces = zip(*(tensor.split(lengths, 1) for tensor in tensors), strict=True)
+        return torch.cat([attention(*each, **call)[0] for each in pieces], 1)
 
     def attend(tensors, _keys, batch, _state):
         return attention(*tensors, **{**call, "mask": batch.query_mask})

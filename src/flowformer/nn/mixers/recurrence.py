@@ -94,6 +94,7 @@ def gated_linear_attention(
 
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Gates = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def run_recurrence(
@@ -125,54 +126,44 @@ def run_recurrence(
 class RecurrentAttention(HeadAttention):
     """An attention that is a recurrence, with gates of the hidden states: causal, and only that.
 
-    A subclass says what `recur` is.
+    Attributes:
+        recur: what a subclass computes: a function of the tensors of `inputs`, of the mask and of
+            the state before them (each may be None), which returns the output and the state after.
     """
 
     capabilities = Capabilities(causal=True, cross=False, state=True, bidirectional=False)
     inputs = ("query", "key", "value", "hidden")
 
-    def recur(
-        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any
-    ) -> tuple[Tensor, Any]:
-        """Return the output and the state after these tokens; state and mask may be None."""
-        raise NotImplementedError
+    recur: Callable[..., tuple[Tensor, Any]]
 
     def forward(
         self,
-        query: Float[Tensor, "b t h d"],
-        key: Float[Tensor, "b t g d"],
-        value: Float[Tensor, "b t g m"],
-        hidden: Float[Tensor, "b t dim"],
-        *,
+        *tensors: Float[Tensor, "b t ..."],
         causal: bool = True,  # noqa: ARG002 - it has no other form
         mask: Bool[Tensor, "b t"] | None = None,
         state: Any = None,
         return_state: bool = False,
     ) -> tuple[Float[Tensor, "b t h m"], Any]:
         """Return the output and, if asked for, the state after these tokens."""
-        out, state = self.recur(query, key, value, hidden, mask, state)
+        out, state = self.recur(*tensors, mask, state)
         return out, state if return_state else None
 
 
-def fast_kernel(
-    query: Tensor, module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
-) -> Recurrence | None:
+def fast_kernel(query: Tensor, module: str, name: str, gates: Gates) -> Recurrence | None:
     """Return flash-linear-attention's kernel, where it is installed and serves these tensors.
 
     Args:
         query: the queries.
         module: the kernel's module in `fla.ops`.
         name: the kernel's name there.
-        gates: what the kernel takes as gates, of ours and the queries.
+        gates: what the kernel takes as gates, in its order, of ours and the queries.
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     return fla_kernel(module, name, gates) if query.is_cuda and half else None
 
 
 @cache
-def fla_kernel(
-    module: str, name: str, gates: Callable[[Tensor, Tensor], Tensor]
-) -> Recurrence | None:
+def fla_kernel(module: str, name: str, gates: Gates) -> Recurrence | None:
     """Return a kernel of flash-linear-attention, which has its own order of arguments, or None."""
     try:
         kernel: Any = getattr(import_module(f"fla.ops.{module}"), name)
@@ -182,15 +173,15 @@ def fla_kernel(
     def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor) -> Any:
         begun = state.float()
         out, last = kernel(
-            q, k, v, gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
+            q, k, v, *gates(gate, q), scale=1.0, initial_state=begun, output_final_state=True
         )
         return out, last.to(state.dtype)
 
     return attend
 
 
-def _in_float32(log_decay: Tensor, _query: Tensor) -> Tensor:
-    return log_decay.float()
+def _in_float32(log_decay: Tensor, _query: Tensor) -> tuple[Tensor, ...]:
+    return (log_decay.float(),)
 
 
 def chunked_gla(

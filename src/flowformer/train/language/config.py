@@ -4,9 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from flowformer.data.language.recall import RECALL, RecallSizes
 from flowformer.data.options import TextOptions
 from flowformer.models.language.config import LanguageModelConfig
-from flowformer.scores.measures import BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY, Measure
+from flowformer.scores.measures import (
+    ACCURACY_BY_STEP,
+    BITS_PER_CHARACTER,
+    EXACT_SUMS,
+    PERPLEXITY,
+    Measure,
+)
 from flowformer.train.config import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -20,7 +27,7 @@ from flowformer.train.run_files import Lines, Record, Result
 
 Packing = Literal["contiguous", "documents"]
 
-ADDITION = "addition"  # the corpus that is no text: sums, generated
+ADDITION = "addition"  # a corpus that is no text, as those in RECALL are: sums, generated
 PROTOCOL_NOTE = "the validation part chose the step; the test part was read once"
 
 
@@ -35,10 +42,12 @@ class TextDataConfig(Checked, TextOptions):
         batch_size: samples in one forward and backward pass.
         cache: folder of the tokenised text; by default one under the user's cache.
         digits: of the numbers of addition.
+        pairs: of recall, pairs of key and value in a sample; of copy, tokens to copy. None for as
+            many as the task has by default.
     """
 
     bounds: ClassVar[Bounds] = {
-        **dict.fromkeys(("min_count", "length", "batch_size", "digits"), AT_LEAST_1),
+        **dict.fromkeys(("min_count", "length", "batch_size", "digits", "pairs"), AT_LEAST_1),
         "vocab_size": ("at least 2", lambda value: value >= 2),
     }
 
@@ -47,6 +56,7 @@ class TextDataConfig(Checked, TextOptions):
     batch_size: int = 4
     cache: Path | None = None
     digits: int = 2
+    pairs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +110,13 @@ class LanguageConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values, and that a sample has more than the context."""
+        """Check the values, that a task fits, and that a sample has more than the context."""
         super().__post_init__()
+        if self.recall is None and self.data.pairs is not None:
+            raise ValueError(
+                f"data.pairs is of {', '.join(RECALL)}, got {self.data.pairs} for "
+                f"{self.data.corpus}"
+            )
         if self.training.context_window >= self.data.length:
             raise ValueError(
                 "training.context_window must be below data.length, got "
@@ -115,6 +130,20 @@ class LanguageConfig(ExperimentConfig):
         return folder.stem if self.data.corpus == "text" and folder else self.data.corpus
 
     @property
+    def recall(self) -> RecallSizes | None:
+        """The task of recall that is learned, if it is one.
+
+        Raises:
+            ValueError: its pairs do not fit.
+        """
+        data = self.data
+        if data.corpus not in RECALL:
+            return None
+        return RecallSizes.of(
+            data.corpus, length=data.length, pairs=data.pairs, vocab_size=data.vocab_size
+        )
+
+    @property
     def by_character(self) -> bool:
         """Whether a token is a character, whose loss is told in bits; else by perplexity."""
         return self.data.tokenizer in ("char", "byte") and self.data.tokenizer_file is None
@@ -124,6 +153,8 @@ class LanguageConfig(ExperimentConfig):
         """The figure that runs are ranked by."""
         if self.data.corpus == ADDITION:
             return EXACT_SUMS
+        if self.recall is not None:
+            return ACCURACY_BY_STEP
         return BITS_PER_CHARACTER if self.by_character else PERPLEXITY
 
     @property
@@ -134,7 +165,9 @@ class LanguageConfig(ExperimentConfig):
     @property
     def protocol_note(self) -> str:
         """The protocol in words, to stand beside every figure."""
-        return PROTOCOL_NOTE
+        if self.recall is None:
+            return PROTOCOL_NOTE
+        return f"{PROTOCOL_NOTE}; a guess is right in {100 * self.recall.chance:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +176,8 @@ class LanguageRecord(Record):
 
     Attributes:
         vocab_size: entries of the vocabulary.
-        sizes: tokens in each part of the text; of addition, problems.
-        tokenizer: digest of the tokenizer's file; None of addition.
+        sizes: tokens in each part of the text; of a task, samples.
+        tokenizer: digest of the tokenizer's file; None of a task.
     """
 
     config: LanguageConfig
@@ -161,11 +194,12 @@ class LanguageResult(Result):
     Losses are in nats a token; perplexities are of words.
 
     Attributes:
-        measure: what `test_score` is: perplexity, bits per character, or exact sums (a fraction).
+        measure: what `test_score` is: perplexity, bits per character, or a fraction: exact sums,
+            or the accuracy of the answers of recall.
         test_score: on the test part, at the best step.
         test_loss: of the same part and step.
-        test_perplexity: per word of the text, whatever a token is; None of addition.
-        test_bits_per_character: per character of the text; None of addition.
+        test_perplexity: per word of the text, whatever a token is; None of a task.
+        test_bits_per_character: per character of the text; None of a task.
         validation_loss: of the best step.
         best_step: steps until then.
         steps: of the optimizer.
@@ -196,7 +230,7 @@ class LanguageResult(Result):
     @property
     def in_words(self) -> str:
         """The score by its measure."""
-        measures = (BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY)
+        measures = (ACCURACY_BY_STEP, BITS_PER_CHARACTER, EXACT_SUMS, PERPLEXITY)
         (of,) = (each for each in measures if each.name == self.measure)
         return f"the test {of.name} is {of.show(self.score)}{of.unit}"
 

@@ -1,19 +1,24 @@
-"""From a language model's configuration to what it learns from: a tokenised text, or sums."""
+"""From a language model's configuration to what it learns from: a tokenised text, or a task."""
 
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from flowformer.config_json import to_plain
 from flowformer.data.files import Patient, data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
-from flowformer.data.language.corpora import Corpus, load_corpus
+from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
+from flowformer.data.language.recall import RECALL, RecallSizes
+from flowformer.data.language.recall_samples import PARTS, RecallSamples
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import Counts, PreparedText, read_meta
 from flowformer.data.loaders import StepBatches
@@ -21,6 +26,7 @@ from flowformer.data.options import TextOptions
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
+from flowformer.names import choose
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.train.digests import Digests, digest_values
@@ -30,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 BPE_VOCAB_SIZE = 8192  # of a vocabulary that is trained and whose size nobody gave
 ADDITION_VALIDATION = 500  # problems held back from training, to choose the step
+RECALL_VALIDATION, RECALL_TEST = 500, 2000  # samples
+_DIGESTED = 500  # samples of each part: the others are drawn in the same way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +47,8 @@ class Score:
     Attributes:
         value: as the configuration's measure has it.
         loss: nats a token.
-        perplexity: per word, whatever a token is; None of sums.
-        bits_per_character: of the text; None of sums.
+        perplexity: per word, whatever a token is; None of a task.
+        bits_per_character: of the text; None of a task.
     """
 
     value: float
@@ -49,7 +57,7 @@ class Score:
     bits_per_character: float | None = None
 
 
-def open_source(config: LanguageConfig) -> "Text | Addition":
+def open_source(config: LanguageConfig) -> "Text | Addition | Recall":
     """Open what a configuration names: fetched and tokenised, or as it lies there already.
 
     Raises:
@@ -59,6 +67,9 @@ def open_source(config: LanguageConfig) -> "Text | Addition":
     """
     if config.data.corpus == ADDITION:
         return Addition(config)
+    if config.recall is not None:
+        return Recall(config, config.recall)
+    choose(config.data.corpus, dict.fromkeys([*CORPORA, ADDITION, *RECALL]), "corpus")
     return Text(config, load_text(config.data))
 
 
@@ -82,10 +93,12 @@ def load_text(config: TextDataConfig) -> PreparedText:
 
 
 def digest_data(config: LanguageConfig, text: PreparedText | None = None) -> Digests:
-    """Return digests of each part of a tokenised text; of sums, which nobody reads, none."""
+    """Return digests of each part: of a tokenised text, of what is drawn; of sums, none."""
     own = config.data
     if own.corpus == ADDITION:
         return {}
+    if config.recall is not None:
+        return {f"{own.corpus} ({part})": _digest_drawn(config.recall, part) for part in PARTS}
     if text is None:
         text = load_text(own)
     name = own.corpus if own.folder is None else str(own.folder)
@@ -94,6 +107,14 @@ def digest_data(config: LanguageConfig, text: PreparedText | None = None) -> Dig
         f"{name} ({part})": digest_values([shard.sha256 for shard in shards])
         for part, shards in read_meta(text.folder).shards.items()
     }
+
+
+def _digest_drawn(sizes: RecallSizes, part: str) -> str:
+    """Return the digest of the first samples of a part: NumPy may come to draw others."""
+    samples = RecallSamples(sizes, part, count=_DIGESTED)
+    return digest_values(
+        samples[index][name].numpy() for index in range(_DIGESTED) for name in samples[0]
+    )
 
 
 def _default_cache(config: TextDataConfig, corpus: Corpus, tokenizer: str | Tokenizer) -> Path:
@@ -127,7 +148,10 @@ class Text:
         vocab_size: entries of the vocabulary.
         sizes: tokens of each part.
         length: tokens of a sample.
+        right: see `Answered.right`; None, as a text is measured by its loss.
     """
+
+    right = None
 
     def __init__(self, config: LanguageConfig, text: PreparedText) -> None:
         self._config = config
@@ -199,39 +223,78 @@ class Text:
         )
 
 
-class Addition:
-    """Sums of two numbers.
+class Answered:
+    """Samples that are made, not read, with answers that are right or wrong.
 
     Args:
         config: the experiment.
+        parts: the samples of train, validation and test.
 
     Attributes:
-        sizes: problems of each part.
-        length: digits that are read of a problem and its sum.
+        vocab_size: number of tokens.
+        sizes: samples of each part.
+        length: tokens that are read of a sample.
     """
 
-    vocab_size = VOCAB_SIZE
-    tokenizer = text = None
+    tokenizer = text = score_of = None  # no text, and nothing that follows from the loss
+    vocab_size: int
+    length: int
 
-    def __init__(self, config: LanguageConfig) -> None:
-        problems = AdditionProblems("train", digits=config.data.digits)
-        # Some of the training problems are held back, to choose the step by.
-        held_back = min(ADDITION_VALIDATION, len(problems) // 5)
+    def __init__(self, config: LanguageConfig, parts: Mapping[str, Any]) -> None:
         self._config = config
-        self._train = Subset(problems, range(len(problems) - held_back))
-        self._validation = Subset(problems, range(len(problems) - held_back, len(problems)))
-        self._test = AdditionProblems("test", digits=config.data.digits)
-        parts = {"train": self._train, "validation": self._validation, "test": self._test}
+        self._parts = parts
         self.sizes = {name: len(part) for name, part in parts.items()}
-        self.length = 3 * config.data.digits
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of one round, and those of the validation part."""
-        return _loaders(self._config, self._train, self._validation, None)
+        return _loaders(self._config, self._parts["train"], self._parts["validation"], None)
 
-    def score_of(self, loss: float) -> None:
-        """Return nothing: right sums are counted."""
-        del loss
+    @staticmethod
+    def right(
+        logits: Float[Tensor, "b t vocab"], targets: Int[Tensor, "b t"]
+    ) -> Bool[Tensor, " n"]:
+        """Return whether each of what counts in a batch is right."""
+        raise NotImplementedError
+
+    def test(self, model: LanguageModel) -> Score:
+        """Return the part of the test part that is right, and its loss, all answers known."""
+        right, losses, count = [], 0.0, 0
+        device = next(model.parameters()).device
+        with evaluation_mode(model), torch.no_grad():
+            for batch in DataLoader(self._parts["test"], self._config.data.batch_size):
+                given = {name: value.to(device) for name, value in batch.items()}
+                logits, loss, _ = model(**given)
+                right.append(self.right(logits, given["targets"]).cpu())
+                # Every sample asks for as many answers.
+                losses, count = losses + float(loss) * len(logits), count + len(logits)
+        return Score(value=float(torch.cat(right).double().mean()), loss=losses / count)
+
+
+class Addition(Answered):
+    """Sums of two numbers, which are right to the last digit or wrong."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self, config: LanguageConfig) -> None:
+        digits = config.data.digits
+        problems = AdditionProblems("train", digits=digits)
+        # Some of the training problems are held back, to choose the step by.
+        kept = len(problems) - min(ADDITION_VALIDATION, len(problems) // 5)
+        self._test = AdditionProblems("test", digits=digits)
+        parts = {
+            "train": Subset(problems, range(kept)),
+            "validation": Subset(problems, range(kept, len(problems))),
+            "test": self._test,
+        }
+        super().__init__(config, parts)
+        self.length = 3 * digits
+
+    @staticmethod
+    def right(
+        logits: Float[Tensor, "b t vocab"], targets: Int[Tensor, "b t"]
+    ) -> Bool[Tensor, " b"]:
+        """Return whether each sum is right, each digit after the right ones before it."""
+        return ((logits.argmax(-1) == targets) | (targets < 0)).all(-1)
 
     def test(self, model: LanguageModel) -> Score:
         """Let the model add, and count the sums that are right to the last digit."""
@@ -244,10 +307,36 @@ class Addition:
         sums = count_exact(add, self._test)
         if sums.mistakes:
             logger.info("wrong sums: %s", ", ".join(sums.mistakes))
-        batch = next(iter(DataLoader(self._test, len(self._test))))
-        with evaluation_mode(model), torch.no_grad():
-            loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
-        return Score(value=sums.accuracy, loss=float(loss))
+        return replace(super().test(model), value=sums.accuracy)
+
+
+class Recall(Answered):
+    """Sequences that ask for what stood earlier in them; each answer counts.
+
+    No sample is seen twice in training.
+
+    Args:
+        config: the experiment.
+        sizes: the task.
+    """
+
+    def __init__(self, config: LanguageConfig, sizes: RecallSizes) -> None:
+        training = config.training
+        counts = {
+            "train": training.steps * training.accumulate * config.data.batch_size,
+            "validation": RECALL_VALIDATION,
+            "test": RECALL_TEST,
+        }
+        parts = {part: RecallSamples(sizes, part, count=count) for part, count in counts.items()}
+        super().__init__(config, parts)
+        self.vocab_size, self.length = sizes.vocab_size, sizes.length
+
+    @staticmethod
+    def right(
+        logits: Float[Tensor, "b t vocab"], targets: Int[Tensor, "b t"]
+    ) -> Bool[Tensor, " n"]:
+        """Return whether each answer is right."""
+        return (logits.argmax(-1) == targets)[targets >= 0]
 
 
 def _loaders(

@@ -1,10 +1,12 @@
 """Language modelling: the parts of a run, and the use of a finished one."""
 
+import csv
 import hashlib
+import io
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowformer.config_json import to_plain
+from flowformer.data.language.recall_samples import read_tokens
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.generation.text import generate_text
 from flowformer.models.language.model import LanguageModel
 from flowformer.report.language import write_language_report
+from flowformer.scores.measures import ACCURACY_BY_STEP
 from flowformer.scores.perplexity import Perplexity
 from flowformer.train.folder import RunFolder, read_versions
 from flowformer.train.language.config import LanguageConfig, LanguageRecord, LanguageResult
@@ -37,7 +41,7 @@ class LanguageRun(Trained):
     """A trained language model and what is needed to use it.
 
     Attributes:
-        tokenizer: from text to tokens and back; None of a model of sums.
+        tokenizer: from text to tokens and back; None of a model that learned a task.
     """
 
     tokenizer: Tokenizer | None
@@ -58,7 +62,7 @@ class LanguageEvaluation(Evaluation):
     Attributes:
         score: with the context that the configuration gives.
         streaming: with all of the text before each token, which only a state can carry; None of a
-            mixer without one of constant size, of a model whose places end, and of sums.
+            mixer without one of constant size, of a model whose places end, and of a task.
         trained: the figures of the training.
     """
 
@@ -114,9 +118,10 @@ class LanguageEvaluation(Evaluation):
         return "\n".join(lines) + "\n"
 
 
-# From a mean loss on the validation part, in nats a token, to what the run is measured by; None
-# where that is the part of the samples with every target right.
-ScoreOf = Callable[[float], float | None]
+# From a mean loss on the validation part, in nats a token, to what the run is measured by.
+ScoreOf = Callable[[float], float]
+# From logits and targets to whether each of what counts is right: see `Answered.right`.
+Right = Callable[[Tensor, Tensor], Tensor]
 
 
 class LanguageTask(RecordedTask):
@@ -125,22 +130,32 @@ class LanguageTask(RecordedTask):
     Args:
         parts: those of a `RecordedTask`.
         column: name of the score in metrics.csv.
-        score_of: gives it from the validation loss, see ScoreOf.
+        score_of: gives it from the validation loss; None where it is the part that is right.
+        right: what is right, there.
         options: further ones of a `RecordedTask`.
     """
 
-    def __init__(self, *parts: Any, column: str, score_of: ScoreOf, **options: Any) -> None:
+    def __init__(
+        self,
+        *parts: Any,
+        column: str,
+        score_of: ScoreOf | None,
+        right: Right | None,
+        **options: Any,
+    ) -> None:
         super().__init__(*parts, **options)
         self._column = column
         self._score_of = score_of
+        self._right_of = right
         self._right: list[Tensor] = []
 
     def figures(self) -> Row:
         """Return the mean losses, in nats a token, and the score on the validation part."""
         metrics = self.trainer.callback_metrics
         loss = float(metrics["validation_loss"])
-        score = self._score_of(loss)
-        if score is None:
+        if self._score_of is not None:
+            score = self._score_of(loss)
+        else:
             right = torch.cat(self._right) if self._right else torch.zeros(0)
             known, asked = self.across_processes(int(right.sum()), len(right))
             score = known / asked
@@ -163,21 +178,22 @@ class LanguageTask(RecordedTask):
         )
 
     def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        """Return the loss of a batch, and keep which samples are right where these are counted."""
+        """Return the loss of a batch, and keep what is right where that is counted."""
         if stage == "validation" and batch_idx == 0:
             self._right = []
-        scores = stage == "validation" and self._score_of(0.0) is None
-        logits, loss, _ = self.model(**batch, return_logits=scores)
+        right = self._right_of if stage == "validation" else None
+        logits, loss, _ = self.model(**batch, return_logits=right is not None)
         targets = batch["targets"]
         loss, count = self.take(loss, int((targets >= 0).sum()), batch, stage, batch_idx)
-        if scores and count:
-            self._right.append(((logits.argmax(-1) == targets) | (targets < 0)).all(-1))
+        if right is not None and count:
+            self._right.append(right(logits, targets))
         return loss
 
 
 class Language(Study):
-    """Language modelling, on a text or on sums."""
+    """Language modelling, on a text or on a task."""
 
+    reads = "FILE"
     use = 'generate {run} "PROMPT"'
 
     def __init__(self, config: LanguageConfig, *, begun: RunFolder | None = None) -> None:
@@ -243,6 +259,7 @@ class Language(Study):
             steps=training.steps,
             column=self.config.measure.column,
             score_of=self.source.score_of,
+            right=self.source.right,
         )
 
     def test(
@@ -309,12 +326,32 @@ class Language(Study):
         return LanguageEvaluation(score=source.test(model), streaming=streaming, trained=trained)
 
     @classmethod
+    def classifies(cls, run_dir: str | Path) -> bool:
+        """Return whether the run learned a task of recall: a text is gone on with."""
+        return LanguageRecord.read(RunFolder(Path(run_dir))).config.recall is not None
+
+    @classmethod
+    def predict(cls, run_dir: str | Path, *files: Path) -> str:
+        """Answer at every token of sequences of a task of recall.
+
+        Args:
+            run_dir: folder of a finished run.
+            files: one text with a sequence on each line: the numbers of its tokens.
+        """
+        (file,) = files
+        run = cls.load(run_dir)
+        sequences = read_tokens(
+            file, vocab_size=run.model.vocab_size, max_length=run.model.max_positions
+        )
+        return format_answers(run.to_device(), sequences)
+
+    @classmethod
     def report(cls, run_dir: str | Path, *, num_samples: int = 4) -> Path:
         """Write the page of a finished run: figures, curves, and samples of what it writes.
 
         Args:
             run_dir: folder of the run.
-            num_samples: texts to make, each from one of PROMPTS; none of a model of sums.
+            num_samples: texts to make, each from one of PROMPTS; none of one of a task.
         """
         folder, run = RunFolder(Path(run_dir)), cls.load(run_dir)
         return write_language_report(
@@ -329,9 +366,32 @@ class Language(Study):
     @classmethod
     def uses(cls, run: str, result: LanguageResult) -> str:
         """Return the commands that use a run."""
-        sums = result.test_perplexity is None
-        generate = "" if sums else f"flowformer {cls.use.format(run=run)}; "
-        return f"{generate}flowformer evaluate {run}"
+        text = result.test_perplexity is not None
+        use = f"flowformer {cls.use.format(run=run)}; " if text else ""
+        if result.measure == ACCURACY_BY_STEP.name:
+            use = f"flowformer predict {run} {cls.reads}; "
+        return f"{use}flowformer evaluate {run}"
+
+
+def format_answers(model: LanguageModel, sequences: Sequence[Tensor]) -> str:
+    """Return CSV: sequence, place, token, and what the model answers there, with its probability.
+
+    Args:
+        model: in evaluation mode.
+        sequences: of tokens, int64 [t].
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "place", "token", "predicted", "probability"])
+    device = next(model.parameters()).device
+    for index, tokens in enumerate(sequences):
+        with torch.no_grad():
+            logits = model(tokens[None].to(device)).logits
+        probability, predicted = (each[0].tolist() for each in logits.softmax(-1).max(-1))
+        rows = zip(tokens.tolist(), predicted, probability, strict=True)
+        for place, (token, answer, certain) in enumerate(rows):
+            writer.writerow([index, place, token, answer, f"{certain:.9g}"])
+    return text.getvalue()
 
 
 def _samples(run: LanguageRun, count: int) -> list[tuple[str, str]]:

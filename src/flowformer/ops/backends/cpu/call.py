@@ -225,6 +225,18 @@ def _run(function: str, record: bytes, log_decay: Tensor | None = None) -> None:
         raise MemoryError(f"{function} could not allocate its scratch memory")
 
 
+def is_finite(tensor: Tensor) -> bool | None:
+    """Return whether all numbers of a tensor are finite, None where the library cannot say.
+
+    On this thread alone: torch's threads, once awake for a sum, go on looking for work for some
+    milliseconds, on the cores that the kernels' threads are to have.
+    """
+    library, dtype = load_library(), _DTYPES.get(tensor.dtype)
+    if library is None or dtype is None or not tensor.is_contiguous():
+        return None
+    return bool(library.flowformer_is_finite(dtype, tensor.data_ptr(), tensor.numel()))
+
+
 def _view(tensor: Tensor | None) -> tuple[int, ...]:
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
 

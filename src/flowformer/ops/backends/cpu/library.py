@@ -11,7 +11,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-ABI_VERSION = 4  # FLOWFORMER_ABI of csrc/api.h that ops/backends/cpu/call.py is written for
+ABI_VERSION = 5  # FLOWFORMER_ABI of csrc/api.h that ops/backends/cpu/call.py is written for
 
 PACKAGE = Path(__file__).parents[3]
 NAME = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
@@ -76,6 +76,7 @@ def open_library(path: Path) -> ctypes.CDLL:
             f"reinstall flowformer, {HELP}"
         )
     library.flowformer_isa.restype = ctypes.c_char_p
+    library.flowformer_is_finite.argtypes = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
     wanted, chosen = os.environ.get("FLOWFORMER_ISA"), library.flowformer_isa().decode()
     if wanted and wanted != chosen:
         warnings.warn(

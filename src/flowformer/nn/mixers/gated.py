@@ -1,0 +1,451 @@
+"""Gated linear attention and Flow-Attention: the same parts around a sum, and around the flows.
+
+What they have in common with each other and with the gated mixers of others: a short convolution of
+query, key and value, a gain that spreads the features, a decay by which a head forgets, gates of
+what comes in and goes out, and a norm of each head. Every part is an option; without any of them
+they are `linear` and `flow`.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+
+from flowformer.nn.mixers.blockwise import backward_order
+from flowformer.nn.mixers.convolution import (
+    ConvolvedState,
+    FlowGatedState,
+    border_tokens,
+    centred_convolution,
+)
+from flowformer.nn.mixers.flow import FlowMixer
+from flowformer.nn.mixers.gated_options import (
+    GatedKeywords,
+    GatedOptions,
+    check_options,
+    flow_options,
+)
+from flowformer.nn.mixers.gating import (
+    Decay,
+    convolved,
+    draw_convolution,
+    gated_output,
+    identity_convolution,
+    map_features,
+    no_recent,
+    normalised,
+    repeated,
+    with_gain,
+    with_options,
+)
+from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
+from flowformer.nn.mixers.mixer import ProjectedMixer
+from flowformer.ops import (
+    FlowMap,
+    LinearState,
+    flow_attention,
+    flow_map,
+    linear_attention,
+)
+from flowformer.ops.features import (
+    masked,
+)
+from flowformer.ops.inputs import starting_state
+from flowformer.ops.parallel import sequence_parallel_flow_attention
+from flowformer.ops.parallel.collectives import resolve_group
+from flowformer.ops.state import empty_state
+
+# Time constant, in tokens, of a head that does not forget: of one that goes on from a mixer without
+# decay. From there a decay is learned as from anywhere else, for what is learned is its logarithm.
+UNFORGETTING = 1e9
+
+NOTHING = 1e-30  # an ε that is lost beside any feature
+
+OPEN = 1.2784645427610738  # silu of it is one
+
+
+class Heads(NamedTuple):
+    """What the attention of some heads is made of; gates are those of a part, or None."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_decay: Tensor | None
+    write: Tensor | None
+
+
+def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
+    """Return all of them changed; a function, for compilers take no methods of tuples."""
+    changed: list[Any] = [None if x is None else change(x) for x in heads]
+    return Heads(*changed)
+
+
+# What attends with some heads: all of them are given, and which parameters are theirs.
+Attend = Callable[..., tuple[Tensor, Any]]
+
+
+class GatedAttention(HeadAttention):
+    """Linear attention, or Flow-Attention, with the parts that gated mixers have.
+
+    out_t = silu(W_o x_t + b) ∘ norm(φ(q_t) Σ_s D_ts φ(k_s)ᵀ i_s v_s / φ(q_t)·Σ_s D_ts φ(k_s)) with
+    D_ts = Π_{s<r≤t} α_r, where q, k, v have passed a short convolution, q and k a norm with a gain,
+    α is the `Decay` of a head and i = 2 sigmoid(w·x) its input gate. With flows, competition and
+    allocation stand in the sum as in Flow-Attention, all of whose sums decay.
+
+    The bidirectional form has heads of three kinds, in this order: they read in both directions,
+    without decay; forwards; backwards.
+
+    The weights of a mixer without these parts, `linear` or `flow`, load into this one. What can
+    start as the identity then does: convolution and gates change nothing, and nothing is forgotten.
+    With neither gain nor norm, and `directions=0`, it computes the same.
+
+    Args:
+        dim: width of the hidden states, or of the values where a layer with projections of its own
+            gives none: the gates are then functions of the values.
+        num_heads: number of query heads.
+        head_dim: width of a head.
+        backend: who computes the attention; see `flow_attention`.
+        options: those of `GatedOptions`.
+
+    Raises:
+        ValueError: an option is out of its range.
+        TypeError: there is no such option.
+    """
+
+    capabilities = Capabilities(causal=True, cross=False, state=True)
+    inputs = ("query", "key", "value", "hidden")
+    optional = ("hidden",)
+    linear_in_values = False  # its output is normalised
+    defaults: ClassVar[GatedOptions] = GatedOptions()
+
+    def __init_subclass__(cls) -> None:
+        """Show the options, with their defaults: the tables of mixers read the signature."""
+        super().__init_subclass__()
+        cls.__signature__ = with_options(cls.__init__, cls.defaults._asdict())  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        backend: str | None = None,
+        **options: Unpack[GatedKeywords],
+    ) -> None:
+        super().__init__()
+        if unknown := options.keys() - set(GatedOptions._fields):
+            raise TypeError(
+                f"there is no option {', '.join(sorted(unknown))}: those of a gated attention are "
+                f"{', '.join(GatedOptions._fields)}"
+            )
+        self.options = chosen = self.defaults._replace(**options)
+        check_options(chosen)
+        self.backend = backend
+        self.mesh: DeviceMesh | ProcessGroup | None = None
+        width, inner = chosen.convolution, num_heads * head_dim
+        shape = (3, num_heads, head_dim, width)
+        self.convolution = nn.Parameter(torch.empty(shape)) if width else None
+        self.gain = None if chosen.gain is None else nn.Parameter(torch.empty(2, num_heads))
+        self.decay = None if chosen.decay is None else Decay(dim, num_heads, chosen.decay)
+        self.input_gate = nn.Linear(dim, num_heads) if chosen.input_gate else None
+        self.norm = nn.RMSNorm(head_dim, eps=1e-6) if chosen.norm else None
+        self.output_gate = nn.Linear(dim, inner) if chosen.output_gate else None
+        # Whole pairs, so that both directions are alike.
+        self.pairs = min(int(num_heads * chosen.directions / 2 + 0.5), num_heads // 2)
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_go_on_from_a_plain_mixer)
+
+    def reset_parameters(self) -> None:
+        """Draw the convolutions and the gates, and spread gains and decays as the options say."""
+        if self.convolution is not None:
+            draw_convolution(self.convolution)
+        if self.gain is not None and self.options.gain is not None:
+            nn.init.constant_(self.gain, self.options.gain)
+        if self.decay is not None and self.options.decay is not None:
+            self.decay.projection.reset_parameters()
+            self.decay.start(self.options.decay)
+        for part in (self.input_gate, self.norm, self.output_gate):
+            if part is not None:
+                part.reset_parameters()
+
+    @torch.no_grad()
+    def pass_through(self) -> None:
+        """Let convolution, decay and gates change nothing, from where they learn."""
+        if self.convolution is not None:
+            self.convolution.copy_(identity_convolution(self.convolution))
+        if self.decay is not None:
+            nn.init.zeros_(self.decay.projection.weight)
+            self.decay.start((UNFORGETTING, UNFORGETTING))
+        for gate, bias in ((self.input_gate, 0.0), (self.output_gate, OPEN)):
+            if gate is not None:
+                nn.init.zeros_(gate.weight)
+                nn.init.constant_(gate.bias, bias)
+
+    def extra_repr(self) -> str:
+        """Return the options, for print(model)."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+    def forward(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"] | None = None,
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        state: Any = None,
+        return_state: bool = False,
+        causal: bool = False,
+        **packed: Any,
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Return the output and, if asked for, the state after these tokens.
+
+        Raises:
+            NotImplementedError: sequences that are sharded over ranks, in another than the causal
+                form, packed, or with elu.
+        """
+        elu = self.options.feature_map == "elu"
+        if self.mesh is not None and (not causal or packed or elu):
+            raise NotImplementedError(
+                "of gated attention, sequences that are sharded over ranks have a causal form "
+                "alone, one in each row, without feature_map='elu': end their sharding first, with "
+                "set_sequence_parallel(model, None)"
+            )
+        if hidden is None:
+            query, key, value = (masked(x, mask) for x in (query, key, value))
+            hidden = value.flatten(2)
+        heads = self._heads(query, key, value, hidden)
+        if causal:
+            given = (heads, self.convolution, mask, state)
+            out, state = self._causal(*given, return_state=return_state)
+        else:
+            out, state = self._bidirectional(heads, self.convolution, mask), None
+        out = gated_output(self.output_gate, hidden, normalised(self.norm, out.to(value.dtype)))
+        return out, state
+
+    def weighted(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t h m"], None]:
+        """Return what is linear in the values that have passed the convolution.
+
+        What comes after it, norm and output gate, is each token's own.
+        """
+        heads, weights = self._heads(query, key, value, hidden), self.convolution
+        if weights is not None:
+            weights = torch.cat((weights[:2], identity_convolution(weights[2:])))
+        if causal:
+            return self._causal(heads, weights, mask)[0], None
+        return self._bidirectional(heads, weights, mask), None
+
+    def flow_map(
+        self,
+        query: Float[Tensor, "b t h d"],
+        key: Float[Tensor, "b t g d"],
+        value: Float[Tensor, "b t g m"],
+        hidden: Float[Tensor, "b t dim"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> FlowMap:
+        """Return the competition and the allocation of the flows; see `flowformer.ops.flow_map`."""
+        given = (self._heads(query, key, value, hidden), self.convolution, mask)
+        if causal:
+            maps, _ = self._causal(*given, attend=self._map_flows)
+        else:
+            maps = self._bidirectional(*given, attend=self._map_flows)
+        return FlowMap(*maps.unbind(-1))
+
+    def _heads(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Heads:
+        key, value = repeated(query, key, value)
+        log_decay = None if self.decay is None else self.decay(hidden)[..., None]
+        write = None if self.input_gate is None else 2 * self.input_gate(hidden).sigmoid()
+        return Heads(query, key, value, log_decay, None if write is None else write[..., None])
+
+    def _bidirectional(
+        self,
+        heads: Heads,
+        weights: Tensor | None,
+        mask: Tensor | None,
+        *,
+        attend: Attend | None = None,
+    ) -> Float[Tensor, "b t h m"]:
+        """Attend with the undirected heads, and with the others as causal ones, some turned."""
+        attend = attend or self._attend
+        undirected = heads.query.shape[2] - 2 * self.pairs
+        first, rest = slice(undirected), slice(undirected, None)
+        parts = []
+        if undirected:
+            some = _each(heads, lambda x: x[:, :, first])
+            if weights is not None:
+                pairs = zip(some[:3], weights[:, first], strict=True)
+                q, k, v = (centred_convolution(x, weight, mask) for x, weight in pairs)
+                some = some._replace(query=q, key=k, value=v)
+            parts.append(attend(some, first, mask=mask)[0])
+        if self.pairs:
+            order = None if mask is None else backward_order(mask)
+            some = _each(heads, lambda x: self._turned(x[:, :, rest], order))
+            out, _ = self._causal(some, weights, mask, at=rest, attend=attend)
+            parts.append(self._turned(out, order))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def _turned(self, x: Float[Tensor, "b t h d"], order: Tensor | None) -> Tensor:
+        """Return the heads that read backwards with their tokens in the other order."""
+        ahead, back = x[:, :, : self.pairs], x[:, :, self.pairs :]
+        back = back.flip(1) if order is None else back.take_along_dim(order[..., None, None], 1)
+        return torch.cat((ahead, back), 2)
+
+    def _causal(
+        self,
+        heads: Heads,
+        weights: Tensor | None,
+        mask: Tensor | None,
+        state: Any = None,
+        *,
+        return_state: bool = False,
+        at: slice = slice(None),
+        attend: Attend | None = None,
+    ) -> tuple[Float[Tensor, "b t h m"], Any]:
+        """Convolve and attend; `at` are the heads."""
+        attend = attend or self._attend
+        recent, memory = self._parts_of_state(heads, state)
+        if weights is not None:
+            whole = None
+            if self.mesh is not None:
+                recent, whole = self._border(heads, mask, recent)
+            given = (weights[:, at], recent, mask)
+            (q, k, v), recent = convolved(heads[:3], *given, activate=False)
+            heads, recent = heads._replace(query=q, key=k, value=v), whole or recent
+        call = {"mask": mask, "initial_state": memory, "return_state": return_state}
+        out, memory = attend(heads, at, causal=True, **call)
+        if not return_state:
+            return out, None
+        recent = no_recent(heads[:3], 1) if recent is None else recent
+        return out, self._kind_of_state()(*recent, *memory)
+
+    def _border(
+        self, heads: Heads, mask: Tensor | None, recent: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the last tokens of each before this rank's part of the sequence, and of it all."""
+        assert self.mesh is not None
+        before = no_recent(heads[:3], self.options.convolution) if recent is None else recent
+        found = border_tokens(
+            torch.cat(heads[:3], 2), mask, torch.cat(before, 2), resolve_group(self.mesh)
+        )
+        at_border, at_end = (x.chunk(3, 2) for x in found)
+        return at_border, at_end
+
+    def _kind_of_state(self) -> Any:
+        return FlowGatedState if self.options.flows else ConvolvedState
+
+    def _parts_of_state(self, heads: Heads, state: Any) -> tuple[Any, Any]:
+        """Return the last tokens and the memory, checked, or None for each."""
+        if state is None:
+            return None, None
+        batch, _, count, width = heads.query.shape
+        sizes, device = (batch, count, width, heads.value.shape[3]), heads.query.device
+        if not self.options.flows:
+            empty = LinearState.initial(*sizes[:3], sizes[3] + 1, device)
+        else:
+            empty = empty_state(self.decay is not None, *sizes, device)
+        recent = no_recent(heads[:3], max(self.options.convolution, 1))
+        state = starting_state(state, self._kind_of_state()(*recent, *empty))
+        return state[:3], type(empty)(*state[3:])
+
+    def _attend(self, heads: Heads, at: slice, **call: Any) -> tuple[Tensor, Any]:
+        """Attend with these heads; the keywords are those of `flow_attention`."""
+        query, key, call = self._gained(heads, at, backend=self.backend, **call)
+        value = heads.value
+        if heads.write is not None:
+            value = value * heads.write.to(value.dtype)
+        if self.mesh is not None:
+            result = self._attend_sharded(query, key, value, call)
+        elif self.options.flows:
+            result = flow_attention(query, key, value, **flow_options(self.options), **call)
+        else:
+            mask, kind = call["mask"], self.options.feature_map
+            q, k = (map_features(x, mask, kind) for x in (query, key))
+            result = linear_attention(q, k, value.to(q.dtype), normalize=True, **call)
+        return result if isinstance(result, tuple) else (result, None)
+
+    def _attend_sharded(
+        self, query: Tensor, key: Tensor, value: Tensor, call: dict[str, Any]
+    ) -> Any:
+        """Attend over ranks; linear attention is the flows without competition and allocation."""
+        call.update(mesh=self.mesh, **flow_options(self.options))
+        if self.options.flows:
+            return sequence_parallel_flow_attention(query, key, value, **call)
+        call.update(competition=None, allocation=False, clamp=None, eps=NOTHING)
+        if (memory := call["initial_state"]) is not None:
+            sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
+            empty = empty_state("log_decay" in call, *sizes, query.device)
+            sums = memory.key_value
+            call["initial_state"] = empty._replace(key_sum=sums[..., -1], key_value=sums[..., :-1])
+        result = sequence_parallel_flow_attention(query, key, value, **call)
+        if not isinstance(result, tuple):
+            return result
+        sums = result[1].key_value, result[1].key_sum[..., None]
+        return result[0], LinearState(torch.cat(sums, -1))
+
+    def _map_flows(
+        self, heads: Heads, at: slice, *, mask: Tensor | None, causal: bool = False, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Return competition and allocation in place of the output, as its last axis."""
+        query, key, call = self._gained(heads, at, mask=mask, causal=causal)
+        maps = flow_map(query, key, **flow_options(self.options), **call)
+        return torch.stack(maps, -1), None
+
+    def _gained(
+        self, heads: Heads, at: slice, **call: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Return query and key as the feature map sees them, and the call with its decays."""
+        query, key = heads.query, heads.key
+        if self.gain is not None:
+            query, key = map(with_gain, (query, key), self.gain[:, at])
+        if heads.log_decay is not None and call.get("causal"):
+            call["log_decay"] = heads.log_decay[..., 0]
+        return query, key, {"layout": "bthd", **call}
+
+
+def _go_on_from_a_plain_mixer(
+    attention: Any, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Let the parts change nothing where the dict is that of a mixer without them."""
+    own = attention.state_dict(prefix=prefix)
+    if any(name in state_dict for name in own):
+        return
+    attention.reset_parameters()
+    attention.pass_through()
+    state_dict.update(attention.state_dict(prefix=prefix))
+
+
+_shown = with_options(GatedAttention.__init__, GatedAttention.defaults._asdict())
+GatedAttention.__signature__ = _shown  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class FlowGatedAttention(GatedAttention):
+    """Flow-Attention with the parts that gated mixers have: `GatedAttention` with flows."""
+
+    defaults = GatedOptions(flows=True)
+
+
+class GatedMixer(ProjectedMixer, name="gated"):
+    """Linear attention with convolution, gain, decay, gates and a norm of each head."""
+
+    kind = GatedAttention
+
+
+class FlowGatedMixer(FlowMixer, name="flow-gated"):
+    """Flow-Attention with convolution, gain, decay, gates and a norm of each head."""
+
+    kind = FlowGatedAttention

@@ -1,0 +1,131 @@
+"""Modules of a user's own, such as one with a mixer: found beside the user, known by their text.
+
+Processes that we start import nothing from the current folder (`flowformer.machine.python`); what
+a user names is found there all the same, after all that is installed, and hides none of it.
+"""
+
+import errno
+import hashlib
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnModule:
+    """A module that is no part of this package, as a run records it.
+
+    Attributes:
+        name: by which it is imported.
+        file: its file; None where it has none, as in a notebook.
+        digest: of the text of that file.
+    """
+
+    name: str
+    file: str | None = None
+    digest: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What brings it back, in words."""
+        if self.file is None:
+            return "it was defined in no file: put it into one, and name that with --import"
+        return f"give{self.flag}, or in Python import {self.name} first"
+
+    @property
+    def flag(self) -> str:
+        """The flag of the command line that imports it, with a space in front."""
+        return f" --import {shlex.quote(self.file or self.name)}"
+
+
+def own_module(name: str) -> OwnModule | None:
+    """Return the record of a module that is imported; None of one of this package."""
+    if name.partition(".")[0] == __package__:
+        return None
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or not Path(file).is_file():
+        return OwnModule(name=name)
+    path = Path(file).resolve()
+    if name == "__main__":  # a script: whoever imports it finds it by its file
+        name = path.stem
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return OwnModule(name=name, file=str(path), digest=digest)
+
+
+def load_own(module: OwnModule) -> None:
+    """Import a module in another process than that which recorded it.
+
+    Raises:
+        ImportError: it cannot be imported; the message says why.
+    """
+    if module.file is None:
+        raise ImportError(f"the module {module.name} is needed, and {module.remedy}")
+    import_own(module.file)
+
+
+def import_own(reference: str) -> ModuleType:
+    """Import a module that a user names.
+
+    Args:
+        reference: a file, or a name: of a module in the current folder, or an installed one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: there is no such module, or it failed; the message says where.
+        ValueError: its name is that of another module.
+    """
+    name, folder = _place(reference)
+    here = [folder.joinpath(f"{name.replace('.', '/')}{end}") for end in (".py", "/__init__.py")]
+    local = next((path for path in here if path.is_file()), None)
+    if local is not None:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            raise ValueError(f"{local} has the name of a module of Python's own: rename it")
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # last, so that it hides nothing
+            importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(reference, error) from error
+        raise ImportError(
+            f"no module {name}: expected {name.replace('.', '/')}.py in {folder}, or one that is "
+            "installed"
+        ) from None
+    except Exception as error:
+        raise _failed(reference, error) from error
+    found = getattr(module, "__file__", None)
+    if local is not None and (found is None or Path(found).resolve() != local.resolve()):
+        raise ValueError(f"{name} is {found} already, and not {local}: rename that")
+    return module
+
+
+def _place(reference: str) -> tuple[str, Path]:
+    """Return the name of a module, and the folder from which it is imported by that name."""
+    if not (reference.endswith(".py") or os.sep in reference):
+        return reference, Path.cwd()
+    path = Path(reference).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "No such file", reference)
+    parts, folder = [path.stem], path.parent
+    if path.stem == "__init__":
+        parts, folder = [folder.name], folder.parent
+    while (folder / "__init__.py").is_file():  # inside a package
+        parts, folder = [folder.name, *parts], folder.parent
+    return ".".join(parts), folder
+
+
+def _failed(reference: str, error: Exception) -> ImportError:
+    """Return the error of a module that failed, with the place in it that a user can mend."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return ImportError(f"{reference} cannot be imported: {type(error).__name__}: {error}{place}")
