@@ -13,7 +13,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.export import Dim
 from torch.testing import assert_close
 
-from flowformer import FlowState, flow_attention, flow_attention_step, flow_map, linear_attention
+from flowformer import (
+    FlowState,
+    LinearState,
+    flow_attention,
+    flow_attention_step,
+    flow_map,
+    linear_attention,
+)
 from flowformer.ops.state import of_heads
 from tests.ops.cases import BACKENDS, CAUSAL, gradients, qkv
 from tests.ops.test_causal import splits
@@ -324,6 +331,35 @@ def test_second_derivatives_with_padding_and_outputs_left_out_of_the_loss(name, 
     inputs[3].data[:, 2] = -400.0
     mask = torch.tensor([mask])
     assert gradgradcheck(lambda *x: attend(name, *x, mask=mask)[:, :2], inputs)
+
+
+@pytest.mark.parametrize("decays", [False, True], ids=["plain", "decays"])
+def test_second_derivatives_of_packed_linear_attention_are_those_of_each_sequence(decays):
+    lengths = [1, 4, 3]  # padded to the longest, in PyTorch
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = draw(1, sum(lengths), heads=1, width=3, value_width=2)[: 4 if decays else 3]
+    past = torch.randn(len(lengths), 1, 3, 2, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (*tokens, past)]
+
+    def call(tokens: Any, past: Tensor, **options: Any) -> Any:
+        log_decay = tokens[3] if decays else None
+        options |= {"initial_state": LinearState(past), "return_state": True}
+        out, state = attend("linear", *tokens[:3], log_decay, **options)
+        return out, state.key_value
+
+    parts = [
+        call([x[:, start:end] for x in tokens], past[[row]], backend="reference")
+        for row, (start, end) in enumerate(pairwise(ends.tolist()))
+    ]
+    alone = [torch.cat(each, 1 - i) for i, each in enumerate(zip(*parts, strict=True))]
+    found = []
+    for out, state in (call(tokens, past, cu_seqlens=ends), alone):
+        loss = out.square().sum() + state.square().sum()
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        total = torch.stack([grad.square().sum() for grad in first]).sum()
+        found.append((*first, *torch.autograd.grad(total, inputs)))
+    for grad, expected in zip(*found, strict=True):
+        assert_close(grad, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["causal", "linear-normalized"])

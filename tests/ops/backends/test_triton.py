@@ -340,7 +340,7 @@ def test_linear_attention_that_forgets_with_states_and_all_gradients(length, rat
     rows = len(options.get("cu_seqlens", (0, length))) - 1
     if "cu_seqlens" in options:
         options = {"cu_seqlens": torch.tensor(options["cu_seqlens"], device=DEVICE)}
-    columns = 18 + options.get("normalize", False)
+    columns = 19 if "normalize" in options else 18
     state = torch.randn(rows, 1, 20, columns, dtype=torch.float64, device=DEVICE).requires_grad_()
     inputs = query.abs(), key.abs(), value, log_decay, scale  # sums of weights are not zero
     inputs = [x.detach().requires_grad_() for x in inputs]
@@ -517,7 +517,7 @@ def test_a_compiled_model_holds_the_operators():
 def test_a_default_of_every_kernel_compiles_without_a_card_and_without_spills(tmp_path):
     """All widths, dtypes and cards: benchmarks/results/gpu_kernels.json, by the same command."""
     command = [sys.executable, "-m", "benchmarks", "gpu_kernels", "--widths", "64"]
-    command += ["--dtypes", "bfloat16", "--capabilities", "80", "--passes", "causal"]
+    command += ["--dtypes", "bfloat16", "--capabilities", "80", "--passes", "causal", "decay"]
     command += ["--output", str(tmp_path / "kernels.json")]
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[3]
@@ -525,3 +525,4 @@ def test_a_default_of_every_kernel_compiles_without_a_card_and_without_spills(tm
         command, check=True, capture_output=True, text=True, cwd=root, env=environment
     )
     assert "sm_80 bfloat16 d64 causal: 13 kernels, 0 spill" in done.stdout
+    assert "sm_80 bfloat16 d64 decay: 6 kernels, 0 spill" in done.stdout

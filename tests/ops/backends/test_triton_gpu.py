@@ -132,17 +132,30 @@ def test_a_state_splits_a_sequence_anywhere(options):
             assert torch.equal(found, wanted)
 
 
-def test_linear_attention_with_a_row_scale():
-    inputs = inputs_of(2, 500, 2, 64)
-    scale = torch.rand(2, 500, 2, device=DEVICE, requires_grad=True)
-    exact = [*widened(inputs), scale.detach().double().requires_grad_()]
-    out = linear_attention(*inputs, row_scale=scale, causal=True, backend="triton")
-    expected = linear_attention(*exact[:3], row_scale=exact[3], causal=True, backend="chunked")
-    assert_near(out, expected, TOLERANCE[torch.bfloat16])
-    grads = torch.autograd.grad(out.sum(), [*inputs, scale])
+@pytest.mark.parametrize("rate", [None, 0.05, 300.0], ids=["plain", "decays", "steep"])
+@pytest.mark.parametrize("length", [500, 5000], ids=["whole", "split"])
+@DTYPES
+def test_linear_attention_with_a_row_scale_and_decays(dtype, length, rate):
+    inputs = inputs_of(2, length, 2, 64, dtype=dtype)
+    inputs.append(torch.rand(2, length, 2, device=DEVICE, requires_grad=True))
+    if rate is not None:
+        inputs.append((-rate * torch.rand(2, length, 2, device=DEVICE) ** 2).requires_grad_())
+    exact = widened(inputs)
+    out, expected = (
+        linear_attention(
+            *(query, key, value),
+            row_scale=scale,
+            log_decay=decays[0] if decays else None,
+            causal=True,
+            backend=name,
+        )
+        for name, (query, key, value, scale, *decays) in (("triton", inputs), ("chunked", exact))
+    )
+    assert_near(out, expected, TOLERANCE[dtype])
+    grads = torch.autograd.grad(out.sum(), inputs)
     wanted = torch.autograd.grad(expected.sum(), exact)
     for found, gradient in zip(grads, wanted, strict=True):
-        assert_near(found, gradient, 2 * TOLERANCE[torch.bfloat16])
+        assert_near(found, gradient, 2 * TOLERANCE[dtype])
 
 
 @torch.no_grad()
