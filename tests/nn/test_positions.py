@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from flowformer.nn import MIXERS, build_mixer, rotate, rotation
+from flowformer.nn.mixers.head_attention import needs_heads_alone
 
 PLAIN = [name for name, kind in MIXERS.items() if kind.kind.inputs == ("query", "key", "value")]
-OTHERS = [name for name in MIXERS if name not in PLAIN]
+OTHERS = [name for name, mixer in MIXERS.items() if not needs_heads_alone(mixer.kind)]
 
 
 def places(*values: int) -> torch.Tensor:

@@ -201,13 +201,24 @@ def _attend(
     if batch.cu_seqlens is not None:
         given |= {"cu_seqlens": batch.cu_seqlens, "cu_seqlens_k": batch.cu_seqlens_k}
 
-    def run(q: Tensor, k: Tensor, v: Tensor, *, row_scale: Tensor | None) -> Any:
-        return module.linear_bidirectional(q, k, v, row_scale=row_scale, **given), state
-
+    run = partial(_multiply, module, state, given)
     if normalize:  # what is not finite in padding is not in the products, but would be in a ratio
         scale = None if scale is None else masked(scale[..., None], batch.query_mask)[..., 0]
         return _normalized(run, q, k, v, row_scale=scale)
     return run(q, k, v, row_scale=scale)
+
+
+def _multiply(
+    module: ModuleType,
+    state: LinearState | None,
+    given: dict[str, Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    row_scale: Tensor | None,
+) -> tuple[Tensor, LinearState | None]:
+    return module.linear_bidirectional(q, k, v, row_scale=row_scale, **given), state
 
 
 def _readable(

@@ -476,9 +476,9 @@ def test_the_operators_hold_what_torch_asks_of_them():
     from tests.ops.backends.test_cpu import OPTIONS
 
     (q, k, v), _ = both(5)
-    rest = (*(None,) * 4, *numbers(OPTIONS), True)
+    rest = (*(None,) * 5, *numbers(OPTIONS), True)
     torch.library.opcheck(OPERATORS.bidirectional.dispatched, (q, k, v, *rest))
-    rest = (*(None,) * 10, *numbers(OPTIONS), True, True)
+    rest = (*(None,) * 11, *numbers(OPTIONS), True, True)
     torch.library.opcheck(OPERATORS.causal.dispatched, (q, k, v, *rest))
 
 
@@ -494,7 +494,7 @@ def test_results_have_the_strides_that_torch_is_told_whatever_those_of_the_state
     state = [torch.full((3,), 2), *sums, torch.rand(2, 3, dtype=torch.float64).T]
     state.append(torch.rand(3, 20, 2, 18, dtype=torch.float64).transpose(1, 2))
     rest = (*numbers(OPTIONS), True, True)
-    arguments = (q, k, v, None, offsets, None, *state, *rest)
+    arguments = (q, k, v, None, offsets, None, None, *state, *rest)
     torch.library.opcheck(OPERATORS.causal.dispatched, arguments, test_utils="test_faketensor")
     token = (x.expand(3, -1, -1, -1)[:, :1] for x in (q, k, v))
     arguments = (*token, *state, *numbers(OPTIONS))
