@@ -429,7 +429,9 @@ class TestConfiguration:
             small(mixer="synthesizer", use_cache=True)
 
     def test_an_unknown_mixer(self) -> None:
-        with pytest.raises(ValueError, match=r"unknown mixer 'flaw': did you mean flow\? expected one of flow, "):
+        with pytest.raises(
+            ValueError, match=r"unknown mixer 'flaw': did you mean flow\? expected one of flow, "
+        ):
             small(mixer="flaw")
 
     def test_a_setting_out_of_range(self) -> None:
