@@ -8,7 +8,7 @@
 namespace flowformer {
 namespace FF_ISA {
 
-// A thread costs some forty microseconds to start and to join: each is to have a hundred of work.
+// A sleeping thread costs tens of microseconds to wake and to wait for: each is to have a hundred of work.
 constexpr double OPERATIONS_PER_THREAD = 2e7;
 
 inline Call with_threads_that_pay(const Call& given) {

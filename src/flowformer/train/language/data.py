@@ -1,6 +1,7 @@
 """From a language model's configuration to what it learns from: a tokenised text, or a task."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -223,7 +224,7 @@ class Text:
         )
 
 
-class Answered:
+class Answered(ABC):
     """Samples that are made, not read, with answers that are right or wrong.
 
     Args:
@@ -250,11 +251,11 @@ class Answered:
         return _loaders(self._config, self._parts["train"], self._parts["validation"], None)
 
     @staticmethod
+    @abstractmethod
     def right(
         logits: Float[Tensor, "b t vocab"], targets: Int[Tensor, "b t"]
     ) -> Bool[Tensor, " n"]:
         """Return whether each of what counts in a batch is right."""
-        raise NotImplementedError
 
     def test(self, model: LanguageModel) -> Score:
         """Return the part of the test part that is right, and its loss, all answers known."""
