@@ -133,7 +133,9 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     sys.stdout.write(f"\n{to_markdown(compared, find(compared))}\n")
     sys.stdout.flush()
     page = write_comparison(root, compared, cost=cost)
-    sys.stdout.write(f"table  {root / 'table.md'}, {root / 'table.csv'}\npage   {page}\n")
+    sys.stdout.write(f"table  {root / 'table.md'}, {root / 'table.csv'}\n")
+    sys.stdout.write(f"paper  {root / 'table.tex'}, {root / 'runs.csv'}, {root / 'tests.csv'}\n")
+    sys.stdout.write(f"page   {page}\n")
     failed = any(
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
