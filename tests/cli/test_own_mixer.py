@@ -44,6 +44,7 @@ def here(tmp_path, monkeypatch):
     """The folder that is current, with a mixer in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it tells texts of one second apart by
     (tmp_path / "my_mixer.py").write_text(MIXER)
     yield tmp_path
     forget()
