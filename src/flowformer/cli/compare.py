@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flowformer.cli.experiment_flags import options_for, parse_experiment
 from flowformer.names import check_sizes
 from flowformer.own_modules import OwnModule, own_module
+from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
@@ -123,8 +123,8 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     if options.dry_run:
         return 0
     try:
-        with _sigterm_exits():
-            execute(plan, jobs=options.jobs, memory_limit=limit, show=_StatusLine().show)
+        with _sigterm_exits(), working("comparing") as work:
+            execute(plan, jobs=options.jobs, memory_limit=limit, show=work.tell)
     except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write("\nstopped; the same command goes on\n")
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
@@ -270,22 +270,6 @@ def _with_options(name: str, options: Mapping[str, Any]) -> str:
     if not options:
         return name
     return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-
-class _StatusLine:
-    """A line at the foot of a terminal, written over; elsewhere nothing."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-
-    def show(self, text: str) -> None:
-        """Show a line in place of the last."""
-        if not sys.stderr.isatty() or text == self._shown:
-            return
-        # Back to the first column, and everything right of it away.
-        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-        sys.stderr.flush()
-        self._shown = text
 
 
 @contextmanager

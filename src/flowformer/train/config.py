@@ -17,6 +17,9 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
 Strategy = Literal["ddp", "fsdp"]
 
+# Whether work is shown, as `flowformer.progress.showing` takes it.
+SHOWN: dict[Progress, bool | None] = {"auto": None, "bar": True, "lines": False, "none": False}
+
 PROTOCOL_NOTES: dict[str, str] = {
     "clean": "a stratified part of the training set chose the epoch; the test set was read once",
     "published": "best test accuracy over epochs: the test set chose the epoch, as in the paper",
@@ -249,8 +252,8 @@ class ComputeConfig(Checked):
         precision: of the training step, in Lightning's words.
         threads: CPU threads; the default is torch's own. Results are bitwise equal only for equal
             numbers.
-        progress: bar on a terminal, lines (one for each row of metrics.csv), none, or auto (bar on
-            a terminal, lines elsewhere).
+        progress: lines (one for each row of metrics.csv), bar (of how far it is, and lines), none,
+            or auto (a bar on a terminal, lines elsewhere).
         skip_nan: batches of the run that may be left out because their loss is NaN or infinite;
             the next one ends it, as the first does by default.
         devices: processes on each machine, with a device each; a batch is shared out to all.

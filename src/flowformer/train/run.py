@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from flowformer.train.config import HELD_OUT
+from flowformer.progress import showing
+from flowformer.train.config import HELD_OUT, SHOWN
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
 from flowformer.train.loop.fit import fit, keep_best, torch_settings
@@ -60,9 +61,14 @@ def train(
             of that run or of the data is damaged.
         TypeError: `data` for an experiment on something else than series.
     """
-    folder, group, kind = RunFolder(Path(run_dir)), current(), kind_of(config)
+    shown = SHOWN[config.training.progress] if current().is_first else False
+    with showing(shown):
+        return _train(config, RunFolder(Path(run_dir)), resume=resume, data=data)
+
+
+def _train(config: Experiment, folder: RunFolder, *, resume: bool, data: Any) -> Any:
+    group, kind, training = current(), kind_of(config), config.training
     started = group.agree(lambda: folder.begin(resume=resume))
-    training = config.training
     device = choose_device(training.accelerator)
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
