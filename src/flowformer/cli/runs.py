@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowformer.cli.parsing import Positional, parse
+from flowformer.progress import showing
 from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import kind_of_run
 
@@ -224,22 +225,24 @@ def generate(arguments: list[str]) -> int:
         sys.stdout.write((waiting.pop() if waiting else "") + text)
         sys.stdout.flush()
 
-    generate_text(
-        run.model,
-        run.tokenizer,
-        prompt,
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=run.stop_ids,
-        stop_strings=options.stop,
-        on_text=show,
-        do_sample=options.sample,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty,
-        num_beams=options.num_beams,
-        seed=options.seed,
-    )
+    # Text that comes word by word on a terminal shows for itself how far it is.
+    with showing(False if sys.stdout.isatty() and options.num_beams == 1 else None):
+        generate_text(
+            run.model,
+            run.tokenizer,
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=run.stop_ids,
+            stop_strings=options.stop,
+            on_text=show,
+            do_sample=options.sample,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+            num_beams=options.num_beams,
+            seed=options.seed,
+        )
     show("\n")
     return 0
 
