@@ -2,8 +2,9 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from flowformer.config_json import check_types
@@ -15,6 +16,7 @@ Schedule = Literal["constant", "cosine", "inverse-sqrt", "rsqrt"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
+LoggerName = Literal["csv", "mlflow", "wandb"]
 Strategy = Literal["ddp", "fsdp"]
 
 # Whether work is shown, as `flowformer.progress.showing` takes it.
@@ -45,6 +47,19 @@ def require(name: str, value: object, expected: str, holds: Callable[[Any], bool
     """
     if not holds(value):
         raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def require_loggers(names: Iterable[LoggerName]) -> None:
+    """Refuse loggers whose library is not there.
+
+    Raises:
+        ImportError: the message says what to install.
+    """
+    for name in names:
+        if name != "csv" and find_spec(name) is None:
+            raise ImportError(
+                f"{name} is needed for training.logger {name}: pip install 'flowformer[{name}]'"
+            )
 
 
 class Checked:
@@ -254,6 +269,8 @@ class ComputeConfig(Checked):
             numbers.
         progress: lines (one for each row of metrics.csv), bar (of how far it is, and lines), none,
             or auto (a bar on a terminal, lines elsewhere).
+        logger: where the figures of each epoch go too, beside metrics.csv and TensorBoard: csv,
+            mlflow or wandb (Weights & Biases), any number of them.
         skip_nan: batches of the run that may be left out because their loss is NaN or infinite;
             the next one ends it, as the first does by default.
         devices: processes on each machine, with a device each; a batch is shared out to all.
@@ -280,6 +297,7 @@ class ComputeConfig(Checked):
     precision: Precision = "32-true"
     threads: int | None = None
     progress: Progress = "auto"
+    logger: tuple[LoggerName, ...] = ()
     skip_nan: int = 0
     devices: int = 1
     nodes: int = 1

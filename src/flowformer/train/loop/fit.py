@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 try:
     from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
@@ -32,6 +32,7 @@ from flowformer.train.loop.checkpoints import (
     read_rest,
     read_whole,
 )
+from flowformer.train.loop.loggers import run_loggers
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
@@ -59,7 +60,7 @@ def fit(
     validation: DataLoader,
     held_out: str,
     gradient_clip: float | None,
-    accumulate: int = 1,
+    loggers: Sequence[Logger] = (),
 ) -> EpochRecorder:
     """Train from the last whole epoch in the folder on; return what was recorded of all.
 
@@ -71,7 +72,7 @@ def fit(
         validation: the batches that it is measured on after each.
         held_out: the name of the validation data.
         gradient_clip: largest norm of the whole gradient.
-        accumulate: batches in one step of the optimizer.
+        loggers: where the figures of each epoch go, beside what the settings name.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
@@ -107,6 +108,7 @@ def fit(
         _quiet_lightning(),
         interrupt.listening(),
         counted_as(group.number),
+        run_loggers(settings.logger, folder, loggers) as all_loggers,
         ExitStack() as until,
     ):
         trainer = Trainer(
@@ -117,11 +119,11 @@ def fit(
             precision=settings.precision,
             max_epochs=settings.rounds,
             gradient_clip_val=gradient_clip,
-            accumulate_grad_batches=accumulate,
+            accumulate_grad_batches=getattr(settings, "accumulate", 1),
             deterministic=True,
             num_sanity_val_steps=0,
             default_root_dir=folder.root,
-            logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
+            logger=all_loggers,
             callbacks=[interrupt, recorder, WorkTeller(settings.round_name, until)],
             plugins=[AtomicCheckpointIO(folder), *options.pop("plugins")],
             enable_progress_bar=False,
