@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiment_flags import options_for, parse_experiment
-from flowformer.names import check_sizes
+from flowformer.names import ExistingFile, check_sizes, require_mixer
 from flowformer.own_modules import OwnModule, own_module
 from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
@@ -56,7 +56,7 @@ class Options:
     memory_limit: str | None = None
     datasets: str = ""
     output: Path | None = None
-    cost: Path | None = None
+    cost: ExistingFile | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -105,12 +105,13 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
+    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
+    _check_early(experiments, options, root)
     from flowformer.compare.execution import execute
     from flowformer.compare.findings import find, to_markdown
     from flowformer.compare.page import MixerCost, write_comparison
     from flowformer.compare.plan import make_plan, read_comparison, require_own, require_same
 
-    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
     methods = _choose_methods(options, experiments[0])
     modules = _own_modules(methods)
@@ -140,6 +141,18 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
+
+
+def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
+    """Refuse what can be seen before anything is imported that computes."""
+    from flowformer.compare.methods import METHODS
+
+    for name in _split(options.mixers):
+        if name not in ("all", *METHODS):  # that a method is no mixer is said later
+            require_mixer(name)
+    if not root.exists():  # where all runs have finished, their table needs no data
+        for experiment in experiments:
+            experiment.check_early()
 
 
 def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[str, Any]]:
