@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def _check_early(experiments: Sequence[Experiment], options: Options, root: Path
     from flowformer.compare.methods import METHODS
 
     for name in _split(options.mixers):
-        if name not in ("all", *METHODS):  # that a method is no mixer is said later
+        if name not in ("all", *chain(*METHODS.values())):  # that these are no mixers is said later
             require_mixer(name)
     if not root.exists():  # where all runs have finished, their table needs no data
         for experiment in experiments:
