@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
-from flowformer.names import ExistingFile, ExistingPath
+from flowformer.names import ExistingPath
 from flowformer.train.config import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -176,7 +176,7 @@ class ImagesTrainingConfig(EpochsConfig):
 
     bounds: ClassVar[Bounds] = {"accumulate": AT_LEAST_1, "average": FRACTION}
 
-    model_from: ExistingFile | None = None
+    model_from: ExistingPath | None = None
     average: float | None = None
     accumulate: int = 1
     checkpoint_activations: bool = False
