@@ -30,8 +30,8 @@ class Size:
     dataset: str
     method: str
     field: str
-    before: float
-    value: float
+    before: int | float
+    value: int | float
     parameters: int
 
     def __str__(self) -> str:
@@ -102,11 +102,11 @@ def _sizes(dataset: str, requests: Mapping[str, RunRequest], first: str) -> Iter
         )
 
 
-def _count(study: Any, config: Experiment, field: str, value: float) -> int:
+def _count(study: Any, config: Experiment, field: str, value: int | float) -> int:
     return study.count_parameters(_changed(config, field, value))
 
 
-def _changed(config: Experiment, field: str, value: float) -> Experiment:
+def _changed(config: Experiment, field: str, value: int | float) -> Experiment:
     """Return an experiment with another value in its model."""
     model: Any = replace(config.model, **{field: value})
     return replace(config, model=model)
