@@ -38,6 +38,7 @@ BENCHMARKS = {
     "arena_cost": "mixers.arena_cost",
     "arena_long": "mixers.arena_long",
     "recall": "mixers.recall",
+    "gating": "mixers.gating",
     "comparisons": "mixers.comparisons",
     "summarize_runs": "mixers.summarize_runs",
     "photographs": "mixers.photographs",

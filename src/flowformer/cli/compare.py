@@ -19,6 +19,7 @@ from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
 
 if TYPE_CHECKING:
+    from flowformer.compare.equal import Size
     from flowformer.compare.plan import Plan
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -44,6 +45,8 @@ class Options:
         memory_limit: what a run may take, for example 8G; by default its share of what is there.
         datasets: sets of the archive, with commas between, in place of the recipe's.
         output: folder of the comparison; by default comparisons/RECIPE-PROTOCOL.
+        equal_parameters: change the width of each model's feed-forward layers until it has as many
+            parameters as that of the first mixer, within 2 %.
         cost: result of python -m benchmarks mixer_cost, for the page.
         dry_run: show the plan and do nothing.
     """
@@ -56,6 +59,7 @@ class Options:
     memory_limit: str | None = None
     datasets: str = ""
     output: Path | None = None
+    equal_parameters: bool = False
     cost: Path | None = None
     dry_run: bool = False
 
@@ -115,10 +119,16 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     methods = _choose_methods(options, experiments[0])
     modules = _own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
+    sizes: list[Size] = []
+    if options.equal_parameters:
+        from flowformer.compare.equal import equal_parameters
+
+        plan, sizes = equal_parameters(plan)
     cost = None if options.cost is None else MixerCost.read(options.cost)
     limit = _memory_limit(options, experiments[0])
     require_same(plan)
     sys.stdout.write(_describe(plan, options.jobs, limit))
+    sys.stdout.writelines(f"size        {size}\n" for size in sizes)
     sys.stdout.flush()
     if options.dry_run:
         return 0
