@@ -2,18 +2,19 @@
 
 import json
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiment_flags import options_for, parse_experiment
-from flowformer.names import check_sizes
+from flowformer.names import ExistingFile, check_sizes, require_mixer
 from flowformer.own_modules import OwnModule, own_module
+from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
@@ -60,7 +61,7 @@ class Options:
     datasets: str = ""
     output: Path | None = None
     equal_parameters: bool = False
-    cost: Path | None = None
+    cost: ExistingFile | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -109,12 +110,13 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
+    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
+    _check_early(experiments, options, root)
     from flowformer.compare.execution import execute
     from flowformer.compare.findings import find, to_markdown
     from flowformer.compare.page import MixerCost, write_comparison
     from flowformer.compare.plan import make_plan, read_comparison, require_own, require_same
 
-    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
     methods = _choose_methods(options, experiments[0])
     modules = _own_modules(methods)
@@ -133,8 +135,8 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     if options.dry_run:
         return 0
     try:
-        with _sigterm_exits():
-            execute(plan, jobs=options.jobs, memory_limit=limit, show=_StatusLine().show)
+        with _sigterm_exits(), working("comparing") as work:
+            execute(plan, jobs=options.jobs, memory_limit=limit, show=work.tell)
     except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write("\nstopped; the same command goes on\n")
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
@@ -150,6 +152,18 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
+
+
+def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
+    """Refuse what can be seen before anything is imported that computes."""
+    from flowformer.compare.methods import METHODS
+
+    for name in _split(options.mixers):
+        if name not in ("all", *chain(*METHODS.values())):  # that these are no mixers is said later
+            require_mixer(name)
+    if not root.exists():  # where all runs have finished, their table needs no data
+        for experiment in experiments:
+            experiment.check_early()
 
 
 def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -280,22 +294,6 @@ def _with_options(name: str, options: Mapping[str, Any]) -> str:
     if not options:
         return name
     return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-
-class _StatusLine:
-    """A line at the foot of a terminal, written over; elsewhere nothing."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-
-    def show(self, text: str) -> None:
-        """Show a line in place of the last."""
-        if not sys.stderr.isatty() or text == self._shown:
-            return
-        # Back to the first column, and everything right of it away.
-        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-        sys.stderr.flush()
-        self._shown = text
 
 
 @contextmanager

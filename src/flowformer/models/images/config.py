@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices
+from flowformer.names import MixerName, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class VisionModelConfig:
             it grows from 0 in the first block evenly.
     """
 
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     patch_size: int = 4
     dims: tuple[int, ...] = (96, 192, 384, 768)
