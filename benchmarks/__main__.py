@@ -39,6 +39,7 @@ BENCHMARKS = {
     "arena_long": "mixers.arena_long",
     "recall": "mixers.recall",
     "comparisons": "mixers.comparisons",
+    "compare_start": "mixers.compare_start",
     "summarize_runs": "mixers.summarize_runs",
     "photographs": "mixers.photographs",
     "sequence_parallel": "parallel.sequence_parallel",
