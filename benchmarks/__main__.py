@@ -40,6 +40,7 @@ BENCHMARKS = {
     "recall": "mixers.recall",
     "gating": "mixers.gating",
     "comparisons": "mixers.comparisons",
+    "compare_start": "mixers.compare_start",
     "summarize_runs": "mixers.summarize_runs",
     "photographs": "mixers.photographs",
     "sequence_parallel": "parallel.sequence_parallel",

@@ -108,9 +108,7 @@ def unknown(noun: str, name: str, names: Iterable[str], *, hint: str = "") -> Va
     """Return the error of a name that is none of some names."""
     names = list(names)
     near = did_you_mean(name, names)
-    return ValueError(
-        f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}"
-    )
+    return ValueError(f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}")
 
 
 def require_there(path: Path) -> None:

@@ -41,7 +41,9 @@ except SystemExit as stop:
         ("rollout none", "none holds no run"),
     ],
 )
-def test_a_mistake_is_told_before_what_trains_is_imported(tmp_path: Path, command: str, message: str):
+def test_a_mistake_is_told_before_what_trains_is_imported(
+    tmp_path: Path, command: str, message: str
+):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
     done = subprocess.run(

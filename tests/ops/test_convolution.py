@@ -1,5 +1,6 @@
 """The short convolution: its equation, padding, packs, states, gradients, in every backend."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_a_pack_is_each_sequence_alone(backend: str, begun: bool) -> None:
     y, last = short_convolution(
         x, weight, cu_seqlens=offsets, initial_state=state, return_state=True, **how
     )
-    for n, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for n, (start, end) in enumerate(pairwise(offsets)):
         before = ConvolutionState.initial(1, 4, 3, 5, x.device)
         if state is not None:
             before = ConvolutionState(state.recent[n : n + 1])
@@ -156,7 +157,11 @@ CASES: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "ahead": {"ahead": 2},
     "padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu"},
-    "ahead-padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu", "ahead": 1},
+    "ahead-padded": {
+        "mask": torch.tensor([PADDED, PADDED[::-1]]),
+        "activation": "silu",
+        "ahead": 1,
+    },
     "state": {"recent": True, "activation": "silu"},
     "state-padded": {"recent": True, "mask": torch.tensor([PADDED, [False] * 8 + [True]])},
     "pack": {"cu_seqlens": torch.tensor([0, 1, 1, 3, 9]), "recent": True, "activation": "silu"},
@@ -338,7 +343,9 @@ class TestSteps:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     def test_are_those_of_another_backend(self, in_place: bool, dtype: torch.dtype) -> None:
         x, weight, bias = draw((2, 7, 3, 11, 4), dtype=dtype)
-        weight, bias = (each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias))
+        weight, bias = (
+            each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias)
+        )
         how: dict[str, Any] = {"bias": bias, "activation": "silu", "return_state": True}
         state = ConvolutionState.initial(2, 4, 3, 11, x.device)
         expected = state
@@ -442,12 +449,24 @@ X, WEIGHT = torch.zeros(2, 5, 3, 4), torch.zeros(3, 4, 4)
 @pytest.mark.parametrize(
     ("x", "weight", "how", "error", "message"),
     [
-        (X[0], WEIGHT, {}, ValueError, r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]"),
+        (
+            X[0],
+            WEIGHT,
+            {},
+            ValueError,
+            r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]",
+        ),
         (X.long(), WEIGHT, {}, ValueError, "x must be a floating-point tensor, got .*int64"),
         (X, WEIGHT[:2], {}, ValueError, r"weight must be .* 3 heads of 4, got shape \[2, 4, 4\]"),
         (X, WEIGHT[..., :0], {}, ValueError, r"weight must be .* got shape \[3, 4, 0\]"),
         (X, WEIGHT, {"bias": WEIGHT}, ValueError, r"bias must be .* got shape \[3, 4, 4\]"),
-        (X, WEIGHT, {"activation": "relu"}, ValueError, "activation must be 'silu' or None, got 'r"),
+        (
+            X,
+            WEIGHT,
+            {"activation": "relu"},
+            ValueError,
+            "activation must be 'silu' or None, got 'r",
+        ),
         (X, WEIGHT, {"ahead": 4}, ValueError, "ahead must be .* of the 4 tokens .* to 3, got 4"),
         (X, WEIGHT, {"ahead": 1, "return_state": True}, ValueError, "no later tokens: got ahead=1"),
         (X, WEIGHT, {"mask": X[..., 0, 0]}, TypeError, "mask of the tokens must be boolean"),
