@@ -34,9 +34,8 @@ for number in range(0, len(digits.images), every):
     folder = Path("digits", part, str(digits.target[number]))
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.pad(digits.images[number] * 255 / 16, 1).astype("uint8")
-    Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC).save(
-        folder / f"{number}.png"
-    )
+    image = Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC)
+    image.save(folder / f"{number}.png")
 
 figure, panel = plt.subplots(figsize=(2, 2))
 panel.imshow(Image.open("digits/val/0/0.png"), cmap="gray")

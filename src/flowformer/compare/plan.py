@@ -301,7 +301,7 @@ def require_own(root: Path) -> None:
 def require_same(plan: Plan) -> None:
     """Refuse a plan whose folder holds runs of another configuration.
 
-    Where a run shows its progress and figures may differ; anything else would put runs into one
+    Where a run shows its progress and its figures may differ; anything else would put runs into one
     table that do not compare.
 
     Raises:
