@@ -107,6 +107,10 @@ fuzz: environment-dev
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
 
+examples: environment-dev
+	@echo "==> The notebooks of examples/, each within two minutes on two cores"
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow tests/test_notebooks.py --durations=5
+
 lint: environment-dev
 	@echo "==> Lint"
 	$(BIN)/ruff check

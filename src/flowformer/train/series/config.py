@@ -1,11 +1,11 @@
 """The configuration, record and result of a run on time series; no torch here."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 from flowformer.data.options import MissingPolicy
 from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.names import ExistingPath
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
@@ -47,9 +47,9 @@ class SeriesDataConfig(Checked):
     }
 
     dataset: str | None = None
-    folder: Path | None = None
-    train_file: Path | None = None
-    test_file: Path | None = None
+    folder: ExistingPath | None = None
+    train_file: ExistingPath | None = None
+    test_file: ExistingPath | None = None
     max_length: int | None = None
     missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
@@ -71,6 +71,17 @@ class SeriesDataConfig(Checked):
     def has_source(self) -> bool:
         """Whether it names series; those of a run that names none were given in Python."""
         return self.dataset is not None or self.train_file is not None
+
+    def require_source(self) -> None:
+        """Refuse data that name no series.
+
+        Raises:
+            ValueError: they name none.
+        """
+        if not self.has_source:
+            raise ValueError(
+                "no series to train on: give data.train_file (a .ts file) or data.dataset"
+            )
 
     def without_source(self) -> "SeriesDataConfig":
         """Return it for series given in Python: they are prepared alike."""
@@ -98,6 +109,11 @@ class SeriesConfig(ExperimentConfig):
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and data that name no series."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:
