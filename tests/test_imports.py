@@ -31,7 +31,7 @@ LABORATORY = {
     "generation": {"ops", "progress"},
     "rollouts": {"data", "names", "progress"},
     "report": {"scores", "files", "config_json"},
-    "compare": {"data", "scores", "report", "train", *SHARED},
+    "compare": {"nn", "data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "integrations that read runs": {*LIBRARY, "train", *BESIDE, *SHARED},
