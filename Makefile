@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -107,6 +107,10 @@ fuzz: environment-dev
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
 
+examples: environment-dev
+	@echo "==> The notebooks of examples/, each within two minutes on two cores"
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow tests/test_notebooks.py --durations=5
+
 lint: environment-dev
 	@echo "==> Lint"
 	$(BIN)/ruff check
@@ -158,8 +162,8 @@ release-check: environment-dev .venv-release/.installed
 	@echo "==> Version, date and tag"
 	$(BIN)/python scripts/check_release.py $(TAG)
 	@echo "==> Workflows"
-	.venv-release/bin/actionlint
-	.venv-release/bin/zizmor --offline --quiet .github/workflows
+	.venv-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-release/bin/zizmor --offline --quiet .github
 	$(MAKE) docs wheels
 	.venv-release/bin/twine check --strict dist/*
 	@echo "==> The tests of the library, on the wheel that pip takes here"

@@ -1,9 +1,9 @@
 """The runs of a comparison, each in a process of its own: `python -m flowformer.compare.worker`.
 
-Reads lines of JSON from standard input, as `flowformer.compare.execution` writes them: first what
-to import, then a run a line. Each run is a fork of this process, which has imported everything and
-computed nothing; a line on standard output says which process it is, and another how it ended. All
-of them end at once when a pipe closes that the comparison alone keeps open: whoever started them
+Reads lines of JSON from standard input, as `flowformer.compare.engines.local` writes them: first
+what to import, then a run a line. Each run is a fork of this process, which has imported everything
+and computed nothing; a line on standard output says which process it is, and another how it ended.
+All of them end at once when a pipe closes that the engine alone keeps open: whoever started them
 has died. What a run prints is its log; what became of it goes into its state file.
 """
 
@@ -14,6 +14,7 @@ import os
 import pkgutil
 import re
 import select
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowformer.compare.engines.engine import Task
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
 from flowformer.config_json import from_plain
 from flowformer.machine import is_out_of_memory, limit_memory, offer_to_the_kernel, peak_memory
@@ -38,6 +40,9 @@ def main(lifeline: int) -> int:
         lifeline: the pipe that closes when the comparison has ended.
     """
     _end_with(lifeline)
+    for told in (signal.SIGUSR1, signal.SIGUSR2):
+        # Slurm tells all of a job by them that its time is over: whoever started us sees to it.
+        signal.signal(told, signal.SIG_IGN)
     with open(0, "rb", buffering=0) as tasks:  # unbuffered: what is waiting, select must see
         for name in json.loads(tasks.readline()):
             with suppress(Exception):  # the run that needs it says what is wrong
@@ -50,7 +55,7 @@ def main(lifeline: int) -> int:
                     return 0
                 pid = os.fork()
                 if pid == 0:
-                    return _run_alone(json.loads(line))
+                    return _run_alone(from_plain(Task, json.loads(line)))
                 running.add(pid)
                 _say(pid=pid)
             for pid in list(running):
@@ -65,12 +70,12 @@ def _say(**values: int) -> None:
     sys.stdout.flush()
 
 
-def _run_alone(task: dict[str, Any]) -> int:
+def _run_alone(task: Task) -> int:
     """Do a run in this process, a fork of the server; return the exit code."""
     started = time.monotonic()
     for descriptor, name, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        (1, task.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
     ):
         opened = os.open(name, flags, 0o666)
         os.dup2(opened, descriptor)
@@ -79,9 +84,9 @@ def _run_alone(task: dict[str, Any]) -> int:
     offer_to_the_kernel()
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("flowformer.train").setLevel(logging.INFO)
-    request = from_plain(RunRequest, task["request"])
-    state = run(request, Path(task["run_dir"]), task["memory_limit"])
-    replace(state, seconds=time.monotonic() - started).write(Path(task["state_file"]))
+    RunState(request=task.request, status="started").write(Path(task.state_file))
+    state = run(task.request, Path(task.run_dir), task.memory_limit)
+    replace(state, seconds=time.monotonic() - started).write(Path(task.state_file))
     return 0 if state.status == "finished" else 1
 
 

@@ -77,14 +77,21 @@ void take_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+int64_t bytes_of(int32_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
+
 void prepare_results(const Call& call) {
   const int64_t real = call.dtype == FLOAT64 ? 8 : 4, batch = call.query_offsets ? 1 : call.batch;
   const int64_t queries = batch * call.queries * call.heads, keys = batch * call.keys * call.heads;
   if (!call.grad_query)
-    take_huge_pages(call.out.data, queries * call.value_width * (call.dtype == FLOAT16 || call.dtype == BFLOAT16 ? 2 : real));
+    take_huge_pages(call.out.data, queries * call.value_width * bytes_of(call.dtype));
   take_huge_pages(call.grad_query, queries * call.key_width * real);
   take_huge_pages(call.grad_key, keys * call.key_width * real);
   take_huge_pages(call.grad_value, keys * call.value_width * real);
+}
+
+void prepare_results(const Convolution& call) {
+  const int64_t numbers = (call.offsets ? 1 : call.batch) * call.tokens * call.heads * call.width;
+  take_huge_pages(call.grad_x.data ? call.grad_x.data : call.y.data, numbers * bytes_of(call.dtype));
 }
 
 // In whole numbers, and without a branch: so it is vectorised.
@@ -119,13 +126,15 @@ EXPORT int flowformer_is_finite(int32_t dtype, const void* data, int64_t count) 
   return has_no_exponent_of<uint16_t>(dtype == FLOAT16 ? 0x7c00u : 0x7f80u, data, count);
 }
 
-#define EXPORT_KERNEL(name)                                   \
-  EXPORT int flowformer_##name(const flowformer::Call* call) { \
-    flowformer::prepare_results(*call);                        \
-    return flowformer::chosen().kernels->name(*call);          \
+#define EXPORT_KERNEL(any, name)                             \
+  EXPORT int flowformer_##name(const flowformer::any* call) { \
+    flowformer::prepare_results(*call);                       \
+    return flowformer::chosen().kernels->name(*call);         \
   }
 
-EXPORT_KERNEL(bidirectional_forward)
-EXPORT_KERNEL(bidirectional_backward)
-EXPORT_KERNEL(causal_forward)
-EXPORT_KERNEL(causal_backward)
+EXPORT_KERNEL(Call, bidirectional_forward)
+EXPORT_KERNEL(Call, bidirectional_backward)
+EXPORT_KERNEL(Call, causal_forward)
+EXPORT_KERNEL(Call, causal_backward)
+EXPORT_KERNEL(Convolution, convolution_forward)
+EXPORT_KERNEL(Convolution, convolution_backward)
