@@ -1,5 +1,6 @@
 """The short convolution: its equation, padding, packs, states, gradients, in every backend."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def equation(
     return F.silu(y) if activates else y
 
 
-def tolerance(backend: str) -> dict[str, float]:
+def tolerance(backend: str) -> dict[str, Any]:
     return {"rtol": 1e-5, "atol": 1e-5} if backend == "triton" else {}
 
 
@@ -63,9 +64,9 @@ def tolerance(backend: str) -> dict[str, float]:
 @every_size
 def test_is_torchs_of_every_channel(size: tuple[int, ...], backend: str) -> None:
     x, weight, bias = draw(size, backend)
-    for activation, given, ahead in (
-        (None, None, 0), ("silu", bias, 0), (None, bias, size[4] // 2), ("silu", None, size[4] - 1),
-    ):  # fmt: skip
+    most = size[4] - 1
+    calls: list[Any] = [(None, None, 0), ("silu", bias, 0), (None, bias, most // 2)]
+    for activation, given, ahead in [*calls, ("silu", None, most)]:
         y = short_convolution(
             x, weight, bias=given, activation=activation, ahead=ahead, backend=backend
         )
@@ -121,7 +122,7 @@ def test_a_pack_is_each_sequence_alone(backend: str, begun: bool) -> None:
     y, last = short_convolution(
         x, weight, cu_seqlens=offsets, initial_state=state, return_state=True, **how
     )
-    for n, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for n, (start, end) in enumerate(pairwise(offsets.tolist())):
         before = ConvolutionState.initial(1, 4, 3, 5, x.device)
         if state is not None:
             before = ConvolutionState(state.recent[n : n + 1])
@@ -156,7 +157,11 @@ CASES: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "ahead": {"ahead": 2},
     "padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu"},
-    "ahead-padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu", "ahead": 1},
+    "ahead-padded": {
+        "mask": torch.tensor([PADDED, PADDED[::-1]]),
+        "activation": "silu",
+        "ahead": 1,
+    },
     "state": {"recent": True, "activation": "silu"},
     "state-padded": {"recent": True, "mask": torch.tensor([PADDED, [False] * 8 + [True]])},
     "pack": {"cu_seqlens": torch.tensor([0, 1, 1, 3, 9]), "recent": True, "activation": "silu"},
@@ -338,7 +343,9 @@ class TestSteps:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     def test_are_those_of_another_backend(self, in_place: bool, dtype: torch.dtype) -> None:
         x, weight, bias = draw((2, 7, 3, 11, 4), dtype=dtype)
-        weight, bias = (each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias))
+        weight, bias = (
+            each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias)
+        )
         how: dict[str, Any] = {"bias": bias, "activation": "silu", "return_state": True}
         state = ConvolutionState.initial(2, 4, 3, 11, x.device)
         expected = state
@@ -413,8 +420,8 @@ class TestGraphs:
         many = torch.stack((x, 2 * x))
         mapped = torch.func.vmap(lambda x: short_convolution(x, weight))(many)
         assert_close(mapped, torch.stack([short_convolution(each, weight) for each in many]))
-        _, tangent = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
-        assert_close(tangent, short_convolution(x, weight))  # it is linear
+        pair: Any = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
+        assert_close(pair[1], short_convolution(x, weight))  # it is linear
 
     # opcheck itself looks at .grad of tensors that are no leaves
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -442,12 +449,24 @@ X, WEIGHT = torch.zeros(2, 5, 3, 4), torch.zeros(3, 4, 4)
 @pytest.mark.parametrize(
     ("x", "weight", "how", "error", "message"),
     [
-        (X[0], WEIGHT, {}, ValueError, r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]"),
+        (
+            X[0],
+            WEIGHT,
+            {},
+            ValueError,
+            r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]",
+        ),
         (X.long(), WEIGHT, {}, ValueError, "x must be a floating-point tensor, got .*int64"),
         (X, WEIGHT[:2], {}, ValueError, r"weight must be .* 3 heads of 4, got shape \[2, 4, 4\]"),
         (X, WEIGHT[..., :0], {}, ValueError, r"weight must be .* got shape \[3, 4, 0\]"),
         (X, WEIGHT, {"bias": WEIGHT}, ValueError, r"bias must be .* got shape \[3, 4, 4\]"),
-        (X, WEIGHT, {"activation": "relu"}, ValueError, "activation must be 'silu' or None, got 'r"),
+        (
+            X,
+            WEIGHT,
+            {"activation": "relu"},
+            ValueError,
+            "activation must be 'silu' or None, got 'r",
+        ),
         (X, WEIGHT, {"ahead": 4}, ValueError, "ahead must be .* of the 4 tokens .* to 3, got 4"),
         (X, WEIGHT, {"ahead": 1, "return_state": True}, ValueError, "no later tokens: got ahead=1"),
         (X, WEIGHT, {"mask": X[..., 0, 0]}, TypeError, "mask of the tokens must be boolean"),

@@ -1,4 +1,4 @@
-"""What mixers have around `flowformer.ops.short_convolution`: states, and heads and ranks of theirs.
+"""What mixers have around `flowformer.ops.short_convolution`: states, heads that read both ways.
 
 Positions count real tokens: padding is stepped over, and a sequence gives what it gives alone.
 """
@@ -137,5 +137,3 @@ def _last_real(
     ahead = torch.arange(count, device=x.device)
     total = real.sum(1, keepdim=True)
     return taken(joined, total + ahead), total + ahead >= count
-
-

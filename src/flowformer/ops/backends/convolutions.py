@@ -104,9 +104,10 @@ def fake_backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradien
         x.new_empty(x.shape),
         weight.new_empty(weight.shape),
         None if bias is None else bias.new_empty(bias.shape),
-        recent.new_empty(recent.shape) if arguments.recent_gradient and recent is not None else None,
+        recent.new_empty(recent.shape)
+        if arguments.recent_gradient and recent is not None
+        else None,
     )
-
 
 
 def convolve(

@@ -126,7 +126,9 @@ def prepare_step(inputs: tuple[Tensor, ...], state: Any, *, activates: bool) -> 
         out, after = inputs[0].new_empty(inputs[0].shape), room_after(state)
         read = ConvolutionInputs(*inputs, recent=state.recent)
         written = _Written(out, after=after.recent)
-        run("flowformer_convolution_forward", _laid_out(read, written, activates=activates, ahead=0))
+        run(
+            "flowformer_convolution_forward", _laid_out(read, written, activates=activates, ahead=0)
+        )
         mark_given_up(state)
         return out, after
 
