@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, fuzz-kernels, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz fuzz-kernels lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -106,6 +106,11 @@ fuzz: environment-dev
 	@echo "==> Every reader of a file on damaged ones, half an hour"
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
+
+fuzz-kernels: environment-dev
+	@echo "==> The compiled kernels in calls drawn at random, each instruction set that is here, 5 minutes"
+	$(BIN)/python -m benchmarks kernel_fuzz
+	$(BIN)/python -m benchmarks kernel_fuzz --report
 
 examples: environment-dev
 	@echo "==> The notebooks of examples/, each within two minutes on two cores"
