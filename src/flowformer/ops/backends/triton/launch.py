@@ -22,6 +22,11 @@ def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any)
     kernel[grid](*arguments, **options)
 
 
+def view(x: Tensor) -> tuple[Any, ...]:
+    """Return a tensor ``[b, t, h, d]`` and the strides that kernels take."""
+    return (x, *x.stride()[:3])
+
+
 def _room_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

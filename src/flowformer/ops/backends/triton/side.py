@@ -47,7 +47,7 @@ class Side:
     reverse: bool = False
 
     def view(self, x: Tensor) -> tuple[Any, ...]:
-        """Return a tensor ``[b, t, h, d]`` and the strides that kernels take."""
+        """Return a tensor ``[b, t, h, d]`` and its strides in the order of reading."""
         batch, token, head, _ = x.stride()
         return (x[:, -1:], batch, -token, head) if self.reverse else (x, batch, token, head)
 
