@@ -269,7 +269,7 @@ FF_INLINE void read_rows(const In* from, ptrdiff_t stride, int rows, int width, 
 }
 
 // Whether a call of narrow inputs has numbers of this dtype; where only bfloat16 comes here, the compiler knows.
-inline bool is_of(const Call& call, Dtype dtype) {
+template <class Any> inline bool is_of(const Any& call, Dtype dtype) {
 #ifdef FF_PAIRS
   return (void)call, dtype == BFLOAT16;
 #else
