@@ -3,8 +3,9 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import jaxtyping
@@ -69,6 +70,20 @@ def ctrl_c_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def told() -> Iterator[list[tuple[str, int, int | None]]]:
+    """What work has told of its progress: what it is, how much is done, and of how much."""
+    from flowformer.progress import showing  # here: jaxtyping's hook comes after this file
+
+    seen: list[tuple[str, int, int | None]] = []
+
+    def watch(work: Any) -> nullcontext[Callable[[], object]]:
+        return nullcontext(lambda: seen.append((work.what, work.done, work.total)))
+
+    with showing(watch):
+        yield seen
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def test_a_configuration_comes_back_equal_through_json():
             "training.epoch",
             3,
             r"unknown key training\.epoch: expected one of seed, accelerator, precision, threads, "
-            "progress, skip_nan, devices, nodes, strategy, timeout, epochs, protocol",
+            "progress, logger, skip_nan, devices, nodes, strategy, timeout, epochs, protocol",
         ),
         ("training.epochs", "3", r"training\.epochs must be of type int, got '3'"),
         ("training.epochs", True, r"training\.epochs must be of type int, got True"),

@@ -15,7 +15,7 @@ from flowformer import models
 PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Import nothing of the package; no torch.
-SHARED = {"files", "machine", "names", "config_json", "own_modules"}
+SHARED = {"files", "machine", "names", "config_json", "own_modules", "progress"}
 BESIDE = {"data", "scores", "generation", "rollouts", "report", "compare"}
 
 # What each room may import, itself aside. The library never imports the laboratory.
@@ -23,19 +23,26 @@ LIBRARY = {
     "ops": {"names"},
     "nn": {"ops", "names"},
     "models": {"ops", "nn", "names"},
-    "integrations": {"ops", "nn", "models", "names", "files", "config_json"},
+    "integrations": {"ops", "nn", "models", "names", "files", "config_json", "progress"},
 }
 LABORATORY = {
-    "data": {"files", "machine", "names", "config_json"},
-    "scores": {"generation", "names"},
-    "generation": {"ops"},
-    "rollouts": {"data", "names"},
+    "data": {"files", "machine", "names", "config_json", "progress"},
+    "scores": {"generation", "names", "progress"},
+    "generation": {"ops", "progress"},
+    "rollouts": {"data", "names", "progress"},
     "report": {"scores", "files", "config_json"},
     "compare": {"nn", "data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "integrations that read runs": {*LIBRARY, "train", *BESIDE, *SHARED},
-    "cli": {*LIBRARY, "train", "recipes", *BESIDE, *SHARED},
+    "cli": {
+        "integrations that read runs",
+        *LIBRARY,
+        "train",
+        "recipes",
+        *BESIDE,
+        *SHARED,
+    },
 }
 ALLOWED = {
     **LIBRARY,

@@ -261,13 +261,13 @@ def test_the_papers_figure_is_not_printed_for_another_data_set(flowformer, tmp_p
     assert "98.9" not in out + page + flowformer("evaluate", tmp_path / "r").out
 
 
-def test_a_bar_counts_epochs_as_the_lines_do(flowformer, trained, tmp_path):
+def test_a_bar_counts_the_batches_of_all_epochs_beside_the_lines(flowformer, trained, tmp_path):
     _, files = trained
     options = ["--run-dir", tmp_path / "run", "--training.progress", "bar"]
-    out = flowformer(*_own_data(files, *options)).out
-    assert "epoch 1/1: 100%" in out
-    assert "epoch 1/1  train: loss" in out
-    assert "v_num" not in out
+    outcome = flowformer(*_own_data(files, *options))
+    assert "training:   0 %|" in outcome.err
+    assert "epoch 1/1  train: loss" in outcome.err
+    assert "training: " not in outcome.out
 
 
 def test_train_takes_a_new_folder_each_time_and_never_one_in_use(

@@ -1,6 +1,7 @@
 """`flowformer compare`: what it asks for, prints, and leaves."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -121,6 +122,47 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(compare, tmp_path):
     ):
         assert line in outcome.out.splitlines()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "field"),
+    [
+        ("japanese-vowels", TINY, "feedforward"),
+        ("recall-small", ["--training.accelerator", "cpu"], "feedforward"),
+        ("fashion-mnist", ["--model.feedforward-ratio", 2], "feedforward_ratio"),
+    ],
+)
+def test_models_of_equal_size_are_as_large_as_the_first(compare, recipe, sizes, field):
+    mixers = ["--mixers", "flow,gated", "--equal-parameters", "--dry-run"]
+    outcome = compare(recipe, *sizes, *mixers)
+    assert outcome.code == 0, outcome.err
+    found = re.findall(rf"^size .*?(\w+): {field} (\S+)(.*), ([\d,]+) param", outcome.out, re.M)
+    first, gated = (int(each[-1].replace(",", "")) for each in found)
+    assert [each[0] for each in found] == ["flow", "gated"]
+    assert found[0][2] == ""
+    assert "in place of" in found[1][2]
+    assert abs(gated - first) <= 0.02 * first
+
+
+def test_equal_sizes_are_those_of_the_runs(compare, tmp_path):
+    asked = [*TINY, "--mixers", "flow,gated", "--seeds", 1, "--equal-parameters"]
+    outcome = compare("japanese-vowels", *asked, "--output", "c")
+    assert outcome.code == 0, outcome.err
+    sizes = [
+        json.loads((tmp_path / "c/runs/JapaneseVowels" / f"{name}-seed0/result.json").read_text())
+        for name in ("flow", "gated")
+    ]
+    shown = re.findall(r"^size .* ([\d,]+) parameters$", outcome.out, re.M)
+    assert [f"{size['parameters']:,}" for size in sizes] == shown
+
+
+@pytest.mark.usefixtures("untimed")
+def test_no_feedforward_makes_up_for_a_mixer_that_is_much_larger(compare):
+    asked = ["--model.dim", 64, "--model.feedforward", 2, "--mixers", "flow,gated"]
+    outcome = compare("japanese-vowels", *asked, "--equal-parameters", "--dry-run")
+    assert outcome.code == 2
+    assert "JapaneseVowels: no feedforward gives gated the" in outcome.err
 
 
 @pytest.mark.usefixtures("in_this_process")

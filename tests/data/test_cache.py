@@ -1,10 +1,8 @@
-"""Prepared folders are told apart, and progress is told from time to time."""
-
-import time
+"""Prepared folders are told apart."""
 
 import pytest
 
-from flowformer.data.files import Patient, digest, preparing, require_empty, require_same
+from flowformer.data.files import digest, preparing, require_empty, require_same
 
 
 def test_a_folder_of_other_values_is_refused_with_each_of_them(tmp_path):
@@ -29,12 +27,3 @@ def test_the_lock_of_a_folder_lies_beside_it(tmp_path):
 
 def test_the_order_of_values_changes_no_name():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) == "ae8a9a50"
-
-
-def test_progress_is_told_from_time_to_time(monkeypatch):
-    said, now = [], [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    tell = Patient(lambda *progress: said.append(progress))
-    for now[0] in (1.0, 4.9, 5.0, 6.0, 10.5):
-        tell("train", now[0])
-    assert said == [("train", 5.0), ("train", 10.5)]

@@ -201,9 +201,10 @@ def test_an_episode_is_cut_off_after_the_most_steps():
     assert cut.terminated.tolist() == (whole.terminated & (whole.lengths <= 4)).tolist()
 
 
-def test_progress_is_the_episodes_that_have_ended():
-    said: list[int] = []
-    play(settings=settings(parallel=4, max_steps=6), on_step=said.append)
+def test_progress_is_the_episodes_that_have_ended(told):
+    play(settings=settings(parallel=4, max_steps=6))
+    assert {(what, total) for what, _, total in told} == {("acting for a return of 3", EPISODES)}
+    said = [done for _, done, _ in told]
     assert said == sorted(said)
     assert said[-1] == EPISODES
     assert {4, 8} <= set(said)

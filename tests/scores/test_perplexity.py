@@ -103,18 +103,18 @@ def test_a_text_may_be_an_array_of_small_integers(tmp_path):
         assert evaluate(model, mapped) == evaluate(model, tokens)
 
 
-def test_progress_counts_up_to_the_end():
-    model, tokens, seen = build(), draw_ids(50), []
+def test_progress_counts_up_to_the_end(told):
+    model, tokens = build(), draw_ids(50)
     calls: list[tuple[Any, dict[str, Any]]] = [
         (evaluate_perplexity, {"length": 12, "context_window": 8, "batch_size": 3}),
         (streaming_perplexity, {"chunk": 10}),
     ]
     for evaluate, sizes in calls:
-        seen.clear()
-        evaluate(model, tokens, progress=lambda done, total: seen.append((done, total)), **sizes)
-        assert seen == sorted(set(seen))
-        assert seen[-1] == (49, 49)
-        assert len(seen) > 3
+        told.clear()
+        evaluate(model, tokens, **sizes)
+        assert told == sorted(set(told))
+        assert told[-1] == ("scoring the text", 49, 49)
+        assert len(told) > 3
 
 
 def test_the_training_mode_is_put_back_and_dropout_left_out():

@@ -2,23 +2,25 @@
 
 import json
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowformer.cli.experiment_flags import parse_experiment
-from flowformer.names import check_sizes
+from flowformer.names import ExistingFile, check_sizes, require_mixer
+from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
 
 if TYPE_CHECKING:
     from flowformer.compare.engines.cluster import Cluster
+    from flowformer.compare.equal import Size
     from flowformer.compare.plan import Plan
 
 
@@ -49,6 +51,8 @@ class Options:
             ray.remote does.
         datasets: sets of the archive, with commas between, in place of the recipe's.
         output: folder of the comparison; by default comparisons/RECIPE-PROTOCOL.
+        equal_parameters: change the width of each model's feed-forward layers until it has as many
+            parameters as that of the first mixer, within 2 %.
         cost: result of python -m benchmarks mixer_cost, for the page.
         dry_run: show the plan and how long it will take, by the first steps of each method, and
             leave nothing behind.
@@ -66,7 +70,8 @@ class Options:
     cluster_options: tuple[str, ...] = ()
     datasets: str = ""
     output: Path | None = None
-    cost: Path | None = None
+    equal_parameters: bool = False
+    cost: ExistingFile | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -115,35 +120,42 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
+    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
+    _check_early(experiments, options, root)
     from flowformer.compare.choice import own_modules
     from flowformer.compare.execution import execute
     from flowformer.compare.page import MixerCost
     from flowformer.compare.plan import make_plan, require_own, require_same
     from flowformer.compare.rehearsal import rehearse, to_text
 
-    root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
     methods = _choose_methods(options, experiments[0])
     modules = own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
+    sizes: list[Size] = []
+    if options.equal_parameters:
+        from flowformer.compare.equal import equal_parameters
+
+        plan, sizes = equal_parameters(plan)
     cost = None if options.cost is None else MixerCost.read(options.cost)
     cluster = _cluster(options)
     limit = _memory_limit(options, experiments[0], cluster)
     require_same(plan)
     at_once = options.jobs or (1 if cluster is None else None)
     sys.stdout.write(_describe(plan, at_once, limit, cluster))
+    sys.stdout.writelines(f"size        {size}\n" for size in sizes)
     sys.stdout.flush()
     how: dict[str, Any] = {"jobs": options.jobs, "memory_limit": limit, "cluster": cluster}
     try:
-        with _sigterm_exits():
+        with _sigterm_exits(), working("comparing") as work:
             if options.dry_run:
-                expected = rehearse(plan, **how, show=_StatusLine().show)
+                expected = rehearse(plan, **how, show=work.tell)
                 sys.stdout.write(to_text(expected, at_once))
                 failed = (
                     each.state is not None and each.state.status == "failed" for each in expected
                 )
                 return 1 if any(failed) else 0
-            execute(plan, **how, show=_StatusLine().show)
+            execute(plan, **how, show=work.tell)
     except (KeyboardInterrupt, SystemExit) as stop:
         goes_on = "" if options.dry_run else "; the same command goes on"
         sys.stderr.write(f"\nstopped{goes_on}\n")
@@ -169,6 +181,18 @@ def _tell(plan: "Plan", cost: Any) -> int:
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
+
+
+def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
+    """Refuse what can be seen before anything is imported that computes."""
+    from flowformer.compare.methods import METHODS
+
+    for name in _split(options.mixers):
+        if name not in ("all", *chain(*METHODS.values())):  # that these are no mixers is said later
+            require_mixer(name)
+    if not root.exists():  # where all runs have finished, their table needs no data
+        for experiment in experiments:
+            experiment.check_early()
 
 
 def _choose_methods(options: Options, experiment: Experiment) -> Mapping[str, Mapping[str, Any]]:
@@ -285,22 +309,6 @@ def _with_options(name: str, options: Mapping[str, Any]) -> str:
     if not options:
         return name
     return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-
-class _StatusLine:
-    """A line at the foot of a terminal, written over; elsewhere nothing."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-
-    def show(self, text: str) -> None:
-        """Show a line in place of the last."""
-        if not sys.stderr.isatty() or text == self._shown:
-            return
-        # Back to the first column, and everything right of it away.
-        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-        sys.stderr.flush()
-        self._shown = text
 
 
 @contextmanager

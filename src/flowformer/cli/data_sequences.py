@@ -11,7 +11,6 @@ import numpy as np
 import tyro
 
 from flowformer.cli.parsing import Named, parse
-from flowformer.data.files import Patient
 from flowformer.data.options import SequenceOptions
 from flowformer.data.sequences.listops import LISTOPS_TOKENS, evaluate_listops
 from flowformer.data.sequences.preparation import (
@@ -63,8 +62,7 @@ Flags = TypeVar("Flags", bound=SequenceOptions)
 def prepare(name: str, arguments: Sequence[str]) -> int:
     """Prepare a set and say what is in it."""
     flags, options = _parse(PrepareFlags, name, arguments, action="prepare")
-    say = Patient(lambda part, cases: sys.stderr.write(f"{part}: {cases:,} cases\n"))
-    data = prepare_sequences(options, output=flags.output, workers=flags.workers, progress=say)
+    data = prepare_sequences(options, output=flags.output, workers=flags.workers)
     folder = sequences_folder(options) if flags.output is None else flags.output
     sys.stdout.write(f"{describe(data, folder)}\nNext: flowformer data show {folder}\n")
     return 0

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from flowformer.cli.parsing import parse
-from flowformer.data.files import Patient
 from flowformer.data.options import NOT_D4RL
 from flowformer.data.standins import CollectionConfig, CollectionOptions, collect, search_of
 from flowformer.data.trajectories.environments import references_of
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str]) -> int:
         folder=options.output,
         workers=available_processors() if options.workers is None else options.workers,
         seconds=options.seconds,
-        progress=Patient(lambda text: sys.stderr.write(f"{text}\n")),
     )
     name = data.name if options.output is None else folder
     sys.stdout.write(f"{describe(data, folder)}\nNext: flowformer data show {name}\n")

@@ -14,6 +14,7 @@ from flowformer import __version__
 from flowformer.cli.streams import finish_output, usable_streams
 from flowformer.names import choose
 from flowformer.own_modules import import_own
+from flowformer.progress import clear_bars, showing
 from flowformer.train.kinds import KINDS
 
 # The function of each command, imported when it is called: none pays for what another needs, and
@@ -41,6 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
+    "linearize": (
+        "flowformer.cli.linearize:main",
+        "from the softmax of a Llama or GPT-2 to a mixer with a state: linearize MODEL --text FILE",
+    ),
     "check-mixer": (
         "flowformer.cli.check_mixer:main",
         "check a mixer of your own: padding, future, streaming, packing, dtypes, compile",
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = warnings.formatwarning
     warnings.formatwarning = _shown if not debug else shown
     try:
-        with usable_streams(), _told():
+        with usable_streams(), _told(), showing():
             code = _run(given, debug=debug)
     finally:
         warnings.formatwarning = shown
@@ -81,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @contextmanager
 def _told() -> Iterator[None]:
     """Show the messages of the package on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Messages(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(f"flowformer.{name}") for name in ("train", "compare", "nn")]
     for logger in loggers:
@@ -94,10 +99,20 @@ def _told() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
+class _Messages(logging.StreamHandler):
+    """Lines on standard error, above the bars of what is under way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        clear_bars()
+        super().emit(record)
+
+
 def _shown(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
 ) -> str:
     """Return a warning of ours without its place in the code, which tells a user nothing."""
+    clear_bars()
     place = (
         "" if category is UserWarning and "/flowformer/" in filename else f" ({filename}:{lineno})"
     )

@@ -4,11 +4,15 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flowformer.cli.parsing import Positional, parse
-from flowformer.train.folder import RunFolder
+from flowformer.names import Early, ExistingPath, endings
+from flowformer.progress import showing
+from flowformer.train.folder import RunFolder, require_run
 from flowformer.train.kinds import kind_of_run
+
+RunPath = Annotated[Path, Early(require_run)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +26,8 @@ class EvaluateOptions:
         json: print the figures as JSON.
     """
 
-    run: Path
-    file: Path | None = None
+    run: RunPath
+    file: ExistingPath | None = None
     json: bool = False
 
 
@@ -40,9 +44,9 @@ class PredictOptions:
         output: the CSV file to write; standard output by default.
     """
 
-    run: Path
-    file: Path
-    more: Positional[tuple[Path, ...]] = ()
+    run: RunPath
+    file: ExistingPath
+    more: Positional[tuple[ExistingPath, ...]] = ()
     output: Path | None = None
 
 
@@ -95,7 +99,7 @@ class GenerateOptions:
         seed: of the draws.
     """
 
-    run: Path
+    run: RunPath
     prompt: str
     max_new_tokens: int = 200
     sample: bool = False
@@ -125,14 +129,14 @@ class RolloutOptions:
         json: print the figures as JSON.
     """
 
-    run: Path
+    run: RunPath
     targets: tuple[float, ...] = ()
     form: Literal["streaming", "windowed"] | None = None
     context: int | None = None
     episodes: int | None = None
     seeds: tuple[int, ...] = ()
     env: str | None = None
-    video: Path | None = None
+    video: Annotated[Path, endings(".gif", ".mp4")] | None = None
     json: bool = False
 
 
@@ -178,15 +182,18 @@ def visualize(arguments: list[str]) -> int:
     """Write the report of a run and say where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
+        runs, images = _runs_and_images([options.run, *options.more])
         from flowformer.train.images.attention import SinkChoice, write_attention_pictures
 
         row, column = options.sink
         page = write_attention_pictures(
-            *_runs_and_images([options.run, *options.more]),
+            runs,
+            images,
             options.output,
             sink=SinkChoice(row=row, column=column, class_token=options.class_token),
         )
     else:
+        require_run(options.run)
         if options.output is not None or options.class_token:
             raise ValueError(
                 "expected an image beside --output or --class-token, got none: they are of "
@@ -224,22 +231,24 @@ def generate(arguments: list[str]) -> int:
         sys.stdout.write((waiting.pop() if waiting else "") + text)
         sys.stdout.flush()
 
-    generate_text(
-        run.model,
-        run.tokenizer,
-        prompt,
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=run.stop_ids,
-        stop_strings=options.stop,
-        on_text=show,
-        do_sample=options.sample,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty,
-        num_beams=options.num_beams,
-        seed=options.seed,
-    )
+    # Text that comes word by word on a terminal shows for itself how far it is.
+    with showing(False if sys.stdout.isatty() and options.num_beams == 1 else None):
+        generate_text(
+            run.model,
+            run.tokenizer,
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=run.stop_ids,
+            stop_strings=options.stop,
+            on_text=show,
+            do_sample=options.sample,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+            num_beams=options.num_beams,
+            seed=options.seed,
+        )
     show("\n")
     return 0
 

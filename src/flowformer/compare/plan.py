@@ -301,8 +301,8 @@ def require_own(root: Path) -> None:
 def require_same(plan: Plan) -> None:
     """Refuse a plan whose folder holds runs of another configuration.
 
-    How a run shows its progress may differ; anything else would put runs into one table that do not
-    compare.
+    Where a run shows its progress and its figures may differ; anything else would put runs into one
+    table that do not compare.
 
     Raises:
         ValueError: the message names what differs, and in which run.
@@ -352,7 +352,8 @@ def _digests(runs: Sequence[PlannedRun]) -> dict[str, dict[str, str]]:
 
 def _identity(request: RunRequest) -> dict[str, Any]:
     flat = flatten(to_plain(request))
-    del flat["config.training.progress"], flat["function"]  # which the method says
+    for name in ("config.training.progress", "config.training.logger", "function"):
+        del flat[name]  # the last one the method says
     flat.pop("mixer_module.file", None)  # its digest says whether it is the same
     if request.mixer_module is None:
         del flat["mixer_module"]

@@ -4,18 +4,15 @@ import gzip
 import hashlib
 import json
 import os
-import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flowformer.files import locked
-
-SAY_SECONDS = 5.0
 
 # The names that folders and files of a part have in data sets in use.
 PARTS = {
@@ -270,21 +267,3 @@ def require_same(
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-class Patient:
-    """Says how far something is, not more often than every few seconds.
-
-    Args:
-        say: is called with what this is called with.
-    """
-
-    def __init__(self, say: Callable[..., object]) -> None:
-        self._say = say
-        self._said = time.monotonic()
-
-    def __call__(self, *progress: Any) -> None:
-        """Say it, unless something was said a moment ago."""
-        if time.monotonic() - self._said >= SAY_SECONDS:
-            self._said = time.monotonic()
-            self._say(*progress)

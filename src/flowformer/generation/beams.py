@@ -13,6 +13,7 @@ from flowformer.generation.steps import (
     Prompt,
     select_rows,
 )
+from flowformer.progress import counted
 
 
 class _Beams(NamedTuple):
@@ -76,7 +77,7 @@ def beam_search(
     running = _start(logits.view(b, k, v), max_new_tokens, pad_id)
     best = running.take(first.new_zeros(b, 1))
     best_score = running.total.new_full((b, 1), -torch.inf)
-    for step in range(max_new_tokens):
+    for step in counted(range(max_new_tokens), "generating", unit="tokens"):
         log_probs = logits.log_softmax(-1)
         gain = log_probs
         if seen is not None:

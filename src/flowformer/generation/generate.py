@@ -22,6 +22,7 @@ from flowformer.generation.steps import (
     evaluation_mode,
     make_decoder,
 )
+from flowformer.progress import counted
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ def generate(  # noqa: PLR0913 - the keywords of transformers' generate
         row = _Rows(prompt, stops, pad_id)
         logits = decoder.start(prompt)
         seen = prompt.seen(logits.shape[-1]) if repetition_penalty != 1 else None
-        for step in range(max_new_tokens):
+        for step in counted(range(max_new_tokens), "generating", unit="tokens"):
             token = row.add(sampling.choose(logits, seen, generator), logits)
             if on_token is not None and on_token(token):
                 break

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from flowformer.data.trajectories.batches import Actions, DecisionPreprocessing
 from flowformer.names import check_sizes
+from flowformer.progress import Work, working
 from flowformer.rollouts.policy import DecisionModel, Form, make_policy
 
 try:
@@ -79,7 +80,6 @@ def rollout(
     episodes: int,
     seed: int,
     settings: RolloutSettings,
-    on_step: Callable[[int], object] | None = None,
 ) -> Rollouts:
     """Let the model act for whole episodes, each asked for the target return.
 
@@ -95,7 +95,6 @@ def rollout(
         episodes: number of episodes.
         seed: the seed of the episodes.
         settings: the form and its settings.
-        on_step: called after each step of the batch, with the episodes that have ended so far.
 
     Raises:
         ValueError: an argument is out of its range, the environment is another than the one that
@@ -127,9 +126,11 @@ def rollout(
                 stack.callback(env.close)
                 check_spaces(env, settings.preprocessing)
             batch = _Environments(envs)
+            what = f"acting for a return of {target_return:,.0f}"
+            work = stack.enter_context(working(what, total=episodes, unit="episodes"))
             for first in range(0, episodes, settings.parallel):
                 numbers = np.arange(first, min(first + settings.parallel, episodes))
-                _play(model, batch, numbers, result, settings, on_step)
+                _play(model, batch, numbers, result, settings, work)
     finally:
         model.train(training)
     return result
@@ -181,7 +182,7 @@ def _play(
     numbers: Int64[np.ndarray, " b"],
     result: Rollouts,
     settings: RolloutSettings,
-    on_step: Callable[[int], object] | None,
+    work: Work,
 ) -> None:
     """Play the episodes of these numbers, which begin together, and write down how they went."""
     policy = make_policy(
@@ -203,8 +204,7 @@ def _play(
         if len(lasting) < len(rows):
             numbers, rows, observations = numbers[lasting], rows[lasting], observations[lasting]
             policy.keep(lasting)
-        if on_step is not None:
-            on_step(last + 1 - len(rows))
+        work.reach(last + 1 - len(rows))
         if not len(rows):
             return
 

@@ -5,7 +5,8 @@ the data. exp(nll / words) then means the same whatever a token is: a word, a pi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from flowformer.generation.steps import CausalModel, device_of, evaluation_mode
 from flowformer.names import IGNORED
+from flowformer.progress import Work, working
 from flowformer.scores.measures import exp_of
-
-Progress = Callable[[int, int], object]
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class Perplexity:
 
 
 @torch.no_grad()
-def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
+def evaluate_perplexity(
     model: CausalModel,
     tokens: Tokens,
     *,
@@ -74,7 +74,6 @@ def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
     start_id: int | None = None,
     words: int | None = None,
     characters: int | None = None,
-    progress: Progress | None = None,
 ) -> Perplexity:
     """Score every token once, after at least `context_window` others where the text has them.
 
@@ -93,7 +92,6 @@ def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
             (fairseq: the end-of-line token). None: the first token is context only.
         words: the number of words of the scored text.
         characters: the text's number of characters.
-        progress: called with the scored and all tokens after each batch.
 
     Raises:
         ValueError: there is no token to score, or the sizes contradict each other.
@@ -117,15 +115,14 @@ def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     text = _Text(tokens, start_id)
     nll, scored = 0.0, 0
-    with evaluation_mode(model):
+    with evaluation_mode(model), _scoring(text) as work:
         windows = sliding_windows(text.targets, length, context_window)
         for batch in _batches(windows, batch_size):
             ids, targets = text.read(batch, device_of(model))
             count = sum(window.stop - window.score for window in batch)
             nll += model(ids, targets=targets, return_logits=False).loss.item() * count
             scored += count
-            if progress is not None:
-                progress(scored, text.targets)
+            work.reach(scored)
     return Perplexity(nll=nll, tokens=scored, words=words, characters=characters)
 
 
@@ -138,7 +135,6 @@ def streaming_perplexity(
     start_id: int | None = None,
     words: int | None = None,
     characters: int | None = None,
-    progress: Progress | None = None,
 ) -> Perplexity:
     """Score every token once, after **all** that come before it, in one pass over the text.
 
@@ -153,7 +149,6 @@ def streaming_perplexity(
         start_id: see `evaluate_perplexity`, here and for the following.
         words: the number of words of the scored text.
         characters: the text's number of characters.
-        progress: called with the scored and all tokens after each chunk.
 
     Raises:
         ValueError: there is no token to score, chunk is not positive, or the text is longer than
@@ -164,7 +159,7 @@ def streaming_perplexity(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     text = _Text(tokens, start_id)
     nll, states = 0.0, None
-    with evaluation_mode(model):
+    with evaluation_mode(model), _scoring(text) as work:
         for window in sliding_windows(text.targets, chunk, 0):
             ids, targets = text.read([window], device_of(model))
             output = model(
@@ -172,9 +167,12 @@ def streaming_perplexity(
             )
             nll += output.loss.item() * (window.stop - window.score)
             states = output.states
-            if progress is not None:
-                progress(window.stop, text.targets)
+            work.reach(window.stop)
     return Perplexity(nll=nll, tokens=text.targets, words=words, characters=characters)
+
+
+def _scoring(text: "_Text") -> AbstractContextManager[Work]:
+    return working("scoring the text", total=text.targets, unit="tokens")
 
 
 class Window(NamedTuple):

@@ -52,11 +52,6 @@ class ClassificationTask(RecordedTask):
         correct, seen = self.across_processes(self._correct[stage], self._seen[stage])
         return correct / seen
 
-    def on_train_epoch_end(self) -> None:
-        """Log the accuracies; the last validation of the epoch is over by now."""
-        for stage in STAGES:
-            self.log(f"{stage}_accuracy", self.accuracy(stage), sync_dist=bool(self.shares))
-
     def figures(self) -> Row:
         """Return the mean losses and the accuracies."""
         row: Row = {}

@@ -4,9 +4,11 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal
 
 from flowformer.config_json import check_types
+from flowformer.names import Early, check_early
 from flowformer.scores.measures import ACCURACY, Measure
 
 Protocol = Literal["clean", "published"]
@@ -15,7 +17,11 @@ Schedule = Literal["constant", "cosine", "inverse-sqrt", "rsqrt"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
+LoggerName = Literal["csv", "mlflow", "wandb"]
 Strategy = Literal["ddp", "fsdp"]
+
+# Whether work is shown, as `flowformer.progress.showing` takes it.
+SHOWN: dict[Progress, bool | None] = {"auto": None, "bar": True, "lines": False, "none": False}
 
 PROTOCOL_NOTES: dict[str, str] = {
     "clean": "a stratified part of the training set chose the epoch; the test set was read once",
@@ -42,6 +48,18 @@ def require(name: str, value: object, expected: str, holds: Callable[[Any], bool
     """
     if not holds(value):
         raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def require_logger(name: LoggerName) -> None:
+    """Refuse a logger whose library is not there.
+
+    Raises:
+        ImportError: the message says what to install.
+    """
+    if name != "csv" and find_spec(name) is None:
+        raise ImportError(
+            f"{name} is needed for training.logger {name}: pip install 'flowformer[{name}]'"
+        )
 
 
 class Checked:
@@ -99,6 +117,17 @@ class ExperimentConfig:
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen before the data are read and what trains is imported.
+
+        Raises:
+            ValueError: the data name nothing to train on, or there is no such mixer.
+            OSError: a file or folder is not there.
+            ImportError: a logger is missing.
+        """
+        for part in (self.data, self.model, self.optimizer, self.training):
+            check_early(part)
 
     def __post_init__(self) -> None:
         """Check the values, and drop the paper's figure when it is one for other data.
@@ -249,8 +278,10 @@ class ComputeConfig(Checked):
         precision: of the training step, in Lightning's words.
         threads: CPU threads; the default is torch's own. Results are bitwise equal only for equal
             numbers.
-        progress: bar on a terminal, lines (one for each row of metrics.csv), none, or auto (bar on
-            a terminal, lines elsewhere).
+        progress: lines (one for each row of metrics.csv), bar (of how far it is, and lines), none,
+            or auto (a bar on a terminal, lines elsewhere).
+        logger: where the figures of each epoch go too, beside metrics.csv and TensorBoard: csv,
+            mlflow or wandb (Weights & Biases), any number of them.
         skip_nan: batches of the run that may be left out because their loss is NaN or infinite;
             the next one ends it, as the first does by default.
         devices: processes on each machine, with a device each; a batch is shared out to all.
@@ -277,6 +308,7 @@ class ComputeConfig(Checked):
     precision: Precision = "32-true"
     threads: int | None = None
     progress: Progress = "auto"
+    logger: tuple[Annotated[LoggerName, Early(require_logger)], ...] = ()
     skip_nan: int = 0
     devices: int = 1
     nodes: int = 1

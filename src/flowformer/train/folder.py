@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 10.0  # workers that read data outlive a process that is killed by some seconds
 
+# Settings of the training that may be others when a run goes on.
+_FREE = ("progress", "logger", "devices", "nodes", "timeout")
 DEFAULT_TASK = "series"  # the kind of a run whose config.json names none
 
 
@@ -52,6 +54,7 @@ class RunFolder:
         weights: parameters of the best epoch, once training has ended.
         predictions: predictions for the test set.
         result: the figures of the run; written last.
+        services: what the run is called where else its figures go.
         report: folder of the HTML report and its pictures.
         nan_batch: the batch at which the loss stopped being finite; of another process it has a
             number.
@@ -70,6 +73,7 @@ class RunFolder:
     weights = _Inside("weights.safetensors")
     predictions = _Inside("predictions.csv")
     result = _Inside("result.json")
+    services = _Inside("services.json")
     report = _Inside("report")
     nan_batch = _Inside("nan_batch.safetensors")
     lock = _Inside(".lock")
@@ -104,6 +108,19 @@ class RunFolder:
         # A hidden file may be what a kill left of the very first write.
         if self.root.exists() and any(not p.name.startswith(".") for p in self.root.iterdir()):
             raise FileExistsError(f"{self.root} is not empty: choose another folder for the run")
+
+
+def require_run(path: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        FileNotFoundError: there is no run in it.
+        NotADirectoryError: it is a file.
+    """
+    if path.is_file():
+        raise NotADirectoryError(f"expected the folder of a run, got the file {path}")
+    if not RunFolder(path).config.exists():
+        raise FileNotFoundError(f"{path} holds no run: there is no {RunFolder(path).config.name}")
 
 
 def read_task(folder: RunFolder) -> str:
@@ -155,7 +172,7 @@ def has_ended(folder: RunFolder, record: Any, digests: Mapping[str, str]) -> boo
         "versions.",
         "mixer_module.file",
         "config.data.workers",
-        *(f"config.training.{name}" for name in ("progress", "devices", "nodes", "timeout")),
+        *(f"config.training.{name}" for name in _FREE),
     )
     changed = [
         key

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowformer.progress import counted
 from flowformer.train.folder import RunFolder
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,7 +53,7 @@ def classify(
     training = model.training
     model.eval()
     probabilities = []
-    for batch in batches:
+    for batch in counted(batches, "classifying", unit="batches"):
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         probabilities.append(model(**inputs).logits.double().softmax(dim=-1).cpu().numpy())
     model.train(training)

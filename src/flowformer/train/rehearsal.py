@@ -84,7 +84,6 @@ def rehearse(config: Experiment, run_dir: Path, *, resume: bool) -> Rehearsed:
             validation=DataLoader(validation, batch_size=None, collate_fn=as_it_is),
             held_out=HELD_OUT[config.protocol],
             gradient_clip=config.optimizer.gradient_clip,
-            accumulate=accumulate,
         )
         ended = time.perf_counter()
     row = recorder.rows[-1]
@@ -106,8 +105,8 @@ def rehearse(config: Experiment, run_dir: Path, *, resume: bool) -> Rehearsed:
 
 
 def _short(training: Any) -> Any:
-    """Return how a run is trained, with as many rounds as a rehearsal has."""
-    quiet = replace(training, progress="none")
+    """Return how a run is trained, with as many rounds as a rehearsal has, and logged nowhere."""
+    quiet = replace(training, progress="none", logger=())
     if isinstance(training, StepsConfig):
         return replace(quiet, steps=_ROUNDS * training.evaluate_every)
     return replace(quiet, epochs=_ROUNDS)

@@ -1,13 +1,16 @@
 """A run of whatever kind: it is trained into a folder, read back, tested, used, and shown."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowformer.train.config import HELD_OUT
+from flowformer.names import check_early
+from flowformer.progress import showing
+from flowformer.train.config import HELD_OUT, SHOWN
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
 from flowformer.train.loop.fit import fit, keep_best, torch_settings
@@ -22,7 +25,12 @@ logger = logging.getLogger("flowformer.train")
 
 @holds_folder
 def train(
-    config: Experiment, run_dir: str | Path, *, resume: bool = False, data: Any = None
+    config: Experiment,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    data: Any = None,
+    loggers: Sequence[Any] = (),
 ) -> Any:
     """Train and test a model of whatever kind, and write the run folder.
 
@@ -42,6 +50,8 @@ def train(
         resume: go on with the run in `run_dir`; where there is none yet, start it.
         data: series, in place of those that `config.data` names. The run records that they were
             given in Python: nothing takes the named ones for those it was trained on.
+        loggers: Lightning's, which the figures of each epoch go to, beside TensorBoard's and those
+            that `config.training.logger` names.
 
     Returns:
         The figures of the kind, as in result.json.
@@ -60,9 +70,17 @@ def train(
             of that run or of the data is damaged.
         TypeError: `data` for an experiment on something else than series.
     """
-    folder, group, kind = RunFolder(Path(run_dir)), current(), kind_of(config)
+    shown = SHOWN[config.training.progress] if current().is_first else False
+    with showing(shown):
+        return _train(config, RunFolder(Path(run_dir)), loggers, resume=resume, data=data)
+
+
+def _train(
+    config: Experiment, folder: RunFolder, loggers: Sequence[Any], *, resume: bool, data: Any
+) -> Any:
+    group, kind, training = current(), kind_of(config), config.training
+    check_early(training)
     started = group.agree(lambda: folder.begin(resume=resume))
-    training = config.training
     device = choose_device(training.accelerator)
     given = {} if data is None else {"data": data}  # which no kind but series takes
     with group.first_alone():  # it fetches what there is to fetch
@@ -89,7 +107,7 @@ def train(
             validation=held_out,
             held_out=HELD_OUT[config.protocol],
             gradient_clip=config.optimizer.gradient_clip,
-            accumulate=getattr(training, "accumulate", 1),
+            loggers=loggers,
         )
         keep_best(model, folder, prefix=study.weights)
         result, files = study.test(model.to(device), recorder)

@@ -13,7 +13,7 @@ import pytest
 from flowformer.data.language import preparation as text_preparation
 from flowformer.data.language.preparation import prepare_text
 from flowformer.data.language.tokenizers import train_tokenizer
-from flowformer.data.language.tokens import Counts, open_text
+from flowformer.data.language.tokens import open_text
 from tests.data.language.texts import Texts, some_texts
 
 # Each moment in its own process, forked off one that has imported everything. SIGKILL comes before
@@ -204,10 +204,18 @@ def test_a_long_document_is_encoded_in_pieces_with_the_same_tokens(
     assert content(tmp_path / "pieces") == content(tmp_path / "whole")
 
 
-def test_progress_ends_with_the_counts_of_each_part(tmp_path: Path) -> None:
-    seen: dict[str, Counts] = {}
-    text = prepare_text(some_texts(), tmp_path, progress=seen.__setitem__)
-    assert seen == text.counts
+def test_progress_is_that_of_the_characters_of_each_part(
+    tmp_path: Path, told: list[tuple[str, int, int]]
+) -> None:
+    text = prepare_text(some_texts(), tmp_path)
+    for part, counts in text.counts.items():
+        mine = [
+            (done, total) for what, done, total in told if what == f"tokenising the {part} part"
+        ]
+        assert mine == sorted(mine)
+        assert mine[-1] == (counts.characters, counts.characters)
+    vocabulary = [done for what, done, _ in told if what == "reading the vocabulary"]
+    assert vocabulary[-1] == text.counts["train"].documents
 
 
 def test_meta_says_what_was_asked_for(tmp_path: Path) -> None:

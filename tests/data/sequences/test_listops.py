@@ -142,17 +142,15 @@ def test_no_expression_occurs_twice_in_any_part():
     assert len(set(expressions(data))) == 3500
 
 
-def test_a_seed_means_one_data_set_whatever_the_workers():
+def test_a_seed_means_one_data_set_whatever_the_workers(told):
     sizes = {"train": 400, "test": 30}
-    said = []
     data = generate_listops(sizes=sizes, seed=3)
-    parallel = generate_listops(
-        sizes=sizes, seed=3, workers=2, progress=lambda *so_far: said.append(so_far)
-    )
+    told.clear()
+    parallel = generate_listops(sizes=sizes, seed=3, workers=2)
+    assert ("generating the train part", 400, 400) in told
+    assert told[-1] == ("generating the test part", 30, 30)
     assert same(data, parallel)
     assert not same(data, generate_listops(sizes=sizes, seed=4))
-    assert ("train", 400) in said
-    assert said[-1] == ("test", 30)
 
 
 @pytest.mark.parametrize(

@@ -289,14 +289,14 @@ def test_a_sample_is_generated_without_the_rest_and_kept_nowhere(cache):
     assert not cache.exists()
 
 
-def test_progress_is_told(tmp_path):
-    told = []
-    prepare_sequences(
-        SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2)),
-        output=tmp_path / "prepared",
-        progress=lambda part, count: told.append((part, count)),
-    )
-    assert told == [("train", 4), ("validation", 2), ("test", 2)]
+def test_progress_is_told(tmp_path, told):
+    options = SequenceOptions(dataset="pathfinder32", sizes=(4, 2, 2))
+    prepare_sequences(options, output=tmp_path / "prepared")
+    assert told == [
+        ("drawing the train part", 4, 4),
+        ("drawing the validation part", 2, 2),
+        ("drawing the test part", 2, 2),
+    ]
 
 
 def test_every_set_says_what_it_takes():

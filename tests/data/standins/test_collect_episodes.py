@@ -1,7 +1,9 @@
 """Collected sets: what a quality means, and that a killed collection ends the same."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from flowformer.data.standins.collect_episodes import Anchors, CollectionConfig,
 from flowformer.data.standins.policy_search import SearchConfig
 from flowformer.data.trajectories.minari import load_minari, local_minari
 from flowformer.data.trajectories.records import Trajectories
+from flowformer.progress import Work, showing
 from tests.data.trajectories.test_records import require_same
 from tests.data.walks import STEPS
 
@@ -68,28 +71,30 @@ def test_a_set_does_not_depend_on_the_workers(tmp_path):
 
 
 @pytest.mark.parametrize("part", [1, 3])
-def test_a_killed_collection_ends_the_same(tmp_path, monkeypatch, part):
+def test_a_killed_collection_ends_the_same(tmp_path, monkeypatch, told, part):
     monkeypatch.setattr("flowformer.data.standins.collect_episodes._PART", 3)
-    straight = collected("replay", folder=tmp_path / "straight")
+    with showing(False):
+        straight = collected("replay", folder=tmp_path / "straight")
 
     class Killed(Exception):  # noqa: N818 - no error
         pass
 
-    said = []
+    episodes = count(1)
 
-    def die(text: str) -> None:
-        said.append(text)
-        if sum(one.startswith("replay") for one in said) == part:
-            raise Killed
+    def die(work: Work) -> nullcontext:
+        def tell() -> None:
+            if work.what == "playing replay episodes" and next(episodes) == 3 * part:
+                raise Killed
+
+        return nullcontext(tell)
 
     config = CollectionConfig(search=SEARCH, quality="replay", steps=300)
-    with pytest.raises(Killed):
-        collect(config, folder=tmp_path / "killed", progress=die)
+    with pytest.raises(Killed), showing(die):
+        collect(config, folder=tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
-    more: list[str] = []
-    again, _ = collect(config, folder=tmp_path / "killed", progress=more.append)
+    again, _ = collect(config, folder=tmp_path / "killed")
     require_same(straight, again)
-    assert not any(text.startswith("search") for text in more)
+    assert {what for what, *_ in told} == {"playing replay episodes"}
 
 
 def test_a_set_that_is_there_is_read(tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
 """From a corpus to a folder of shards: once, resumable, and never half there."""
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,11 +23,10 @@ from flowformer.data.language.tokens import (
     read_meta,
 )
 from flowformer.files import write_atomically
+from flowformer.progress import counted, is_shown, working
 
 # Characters encoded at a time: a list of tokens takes some 40 bytes for each.
 _PIECE = 2**20
-
-Progress = Callable[[str, Counts], None]
 
 
 @runtime_checkable
@@ -57,7 +55,6 @@ def prepare_text(
     vocab_size: int | None = None,
     min_count: int = 1,
     shard_tokens: int = 2**24,
-    progress: Progress | None = None,
 ) -> PreparedText:
     """Tokenise a corpus into a folder, or open the folder where that is done already.
 
@@ -72,7 +69,6 @@ def prepare_text(
         vocab_size: size of the vocabulary, of a tokenizer that is trained.
         min_count: least count of a symbol, of a tokenizer that is trained.
         shard_tokens: a shard ends with the document that fills it.
-        progress: called with a part and what it holds so far: about once a second, and at its end.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -101,7 +97,7 @@ def prepare_text(
     }
     if not (folder / META).is_file() or not read_meta(folder).complete:
         with preparing(folder):
-            _prepare(corpus, folder, settings, tokenizer, given, progress)
+            _prepare(corpus, folder, settings, tokenizer, given)
     _begin(folder, settings)
     return open_text(folder)
 
@@ -112,7 +108,6 @@ def _prepare(
     settings: dict[str, Any],
     tokenizer: str | Path | Tokenizer,
     given: Tokenizer | None,
-    progress: Progress | None,
 ) -> None:
     """Tokenise what is not tokenised yet."""
     meta = _begin(folder, settings)
@@ -123,14 +118,14 @@ def _prepare(
     if given is None:
         given = train_tokenizer(
             str(tokenizer),
-            _documents(corpus, "train"),
+            counted(_documents(corpus, "train"), "reading the vocabulary", unit="documents"),
             vocab_size=settings["vocab_size"],
             min_count=settings["min_count"],
         )
     given.save(folder / TOKENIZER)
     meta.vocab_size = given.vocab_size
     for part in PARTS:
-        _write_part(corpus, part, folder, meta, given, progress)
+        _write_part(corpus, part, folder, meta, given)
         if not meta.shards[part]:
             raise ValueError(f"the {part} part of {corpus.name} is empty: expected some text in it")
     meta.complete = True
@@ -166,13 +161,13 @@ def _write_part(
     folder: Path,
     meta: Meta,
     tokenizer: Tokenizer,
-    progress: Progress | None,
 ) -> None:
     shards, limit = meta.shards[part], meta.settings["shard_tokens"]
     done = meta.counts(part)
     waiting: list[NDArray[np.unsignedinteger]] = []
     counts = Counts()
-    reported = time.monotonic()
+    # For whoever is shown it only: a pass over the text takes little of what its tokens take.
+    size = sum(map(len, _documents(corpus, part))) if is_shown() else None
 
     def write_shard() -> None:
         name = f"{part}-{len(shards):05}.bin"
@@ -182,20 +177,18 @@ def _write_part(
         shards.append(Shard(file=name, sha256=_digest(content), counts=counts))
         write_atomically(folder / META, meta.to_json())
 
-    for text in islice(_documents(corpus, part), done.documents, None):
-        tokens = _encode(tokenizer, text, meta.dtype)
-        waiting.append(tokens)
-        counts += _count(text, tokens, tokenizer.unknown_id)
-        if progress is not None and time.monotonic() - reported >= 1:
-            progress(part, done + counts)
-            reported = time.monotonic()
-        if counts.tokens >= limit:
+    what = f"tokenising the {part} part"
+    with working(what, total=size, unit="characters", done=done.characters) as work:
+        for text in islice(_documents(corpus, part), done.documents, None):
+            tokens = _encode(tokenizer, text, meta.dtype)
+            waiting.append(tokens)
+            counts += _count(text, tokens, tokenizer.unknown_id)
+            work.advance(len(text))
+            if counts.tokens >= limit:
+                write_shard()
+                counts, waiting = Counts(), []
+        if waiting:
             write_shard()
-            done, counts, waiting = done + counts, Counts(), []
-    if waiting:
-        write_shard()
-    if progress is not None:
-        progress(part, meta.counts(part))
 
 
 def _documents(corpus: TextSource, part: str) -> Iterator[str]:

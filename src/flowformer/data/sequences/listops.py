@@ -9,7 +9,7 @@ drops them, too.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -24,7 +24,6 @@ from flowformer.data.options import SequenceOptions
 from flowformer.data.parallel import Workers, generator_of
 from flowformer.data.sequences.records import (
     PADDING,
-    Progress,
     SequenceData,
     Sequences,
     SequenceSet,
@@ -32,6 +31,7 @@ from flowformer.data.sequences.records import (
     folder_of,
     sizes_of,
 )
+from flowformer.progress import Work, working
 
 # The operators stand in the order of `_apply`. A token's id is its place here, counted from 1.
 LISTOPS_TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *map(str, range(10)))
@@ -67,7 +67,7 @@ class _Grammar:
             )
 
 
-def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
+def generate_listops(
     *,
     sizes: Mapping[str, int] = LISTOPS_SIZES,
     min_length: int = 500,
@@ -77,7 +77,6 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
     balanced: bool = True,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
 ) -> SequenceData:
     """Generate the data set with the grammar and the defaults of the Long Range Arena.
 
@@ -101,7 +100,6 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
             and 9 are about twice as frequent there as the others (False gives its distribution).
         seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
-        progress: called with a part and the number of cases that it has so far.
 
     Returns:
         Token ids uint8 [t] below 16, see `LISTOPS_TOKENS`; labels 0 to 9.
@@ -123,13 +121,14 @@ def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
     with Workers(workers) as pool:
         for part, size in sizes.items():
             draw = partial(_block, part=part, seed=seed, grammar=grammar)
-            cases = _choose(
-                pool.map(draw, count()),
-                size,
-                quota=[(size + 9 - value) // 10 if balanced else size for value in range(10)],
-                seen=seen,
-                progress=None if progress is None else partial(progress, part),
-            )
+            with working(f"generating the {part} part", total=size, unit="cases") as work:
+                cases = _choose(
+                    pool.map(draw, count()),
+                    work,
+                    size,
+                    quota=[(size + 9 - value) // 10 if balanced else size for value in range(10)],
+                    seen=seen,
+                )
             splits[part] = _shuffled(cases, generator_of(seed, part))
     return listops_data(
         f"generated, seed {seed}, lengths {min_length} to {max_length}"
@@ -164,11 +163,11 @@ def _shuffled(cases: list[_Case], rng: np.random.Generator) -> SequenceSplit:
 
 def _choose(
     blocks: Iterable[list[_Case]],
+    work: Work,
     size: int,
     *,
     quota: list[int],
     seen: set[bytes],
-    progress: Callable[[int], None] | None,
 ) -> list[_Case]:
     """Take the first candidates that are new and of a value whose quota is not filled."""
     chosen: list[_Case] = []
@@ -182,8 +181,7 @@ def _choose(
                 seen.add(digest)
                 left[case.value] -= 1
                 chosen.append(case)
-        if progress is not None:
-            progress(len(chosen))
+        work.reach(len(chosen))
         if len(chosen) == size:
             break
         idle = 0 if len(chosen) > before else idle + 1
@@ -479,11 +477,9 @@ def _read_checked(options: SequenceOptions) -> SequenceData:
     return data
 
 
-def _generate(options: SequenceOptions, workers: int, progress: Progress | None) -> SequenceData:
+def _generate(options: SequenceOptions, workers: int) -> SequenceData:
     own = {name: getattr(options, name) for name in ("min_length", "max_length", "max_depth")}
-    return generate_listops(
-        sizes=sizes_of(options), **own, seed=options.seed, workers=workers, progress=progress
-    )
+    return generate_listops(sizes=sizes_of(options), **own, seed=options.seed, workers=workers)
 
 
 LISTOPS = SequenceSet(

@@ -23,7 +23,6 @@ from flowformer.data.sequences.pathfinder_drawing import check_kind, draw_case
 from flowformer.data.sequences.records import (
     BYTE_VOCAB,
     GENERATED_PARTS,
-    Progress,
     SequenceData,
     SequenceSet,
     SequenceSplit,
@@ -31,6 +30,7 @@ from flowformer.data.sequences.records import (
     sizes_of,
 )
 from flowformer.machine import library
+from flowformer.progress import working
 
 PATHFINDER_CLASSES = ("not connected", "connected")
 PATHFINDER_SIZES = {"train": 160_000, "validation": 20_000, "test": 20_000}  # LRA's
@@ -45,7 +45,6 @@ def generate_pathfinder(
     difficulty: str = "easy",
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
 ) -> SequenceData:
     """Draw the data set.
 
@@ -59,7 +58,6 @@ def generate_pathfinder(
         difficulty: "easy", "medium" or "hard": 6, 9 or 14 dashes in a long path.
         seed: seed of everything.
         workers: processes; see `flowformer.data.parallel.Workers`.
-        progress: called with a part and the number of cases that it has so far.
 
     Returns:
         The grey values of each picture row by row, as token ids int16 [size²] of value + 1, below
@@ -79,13 +77,11 @@ def generate_pathfinder(
             ranges = ((begin, min(begin + _BLOCK, cases)) for begin in range(0, cases, _BLOCK))
             pictures = np.empty((cases, size, size), np.uint8)
             labels = np.empty(cases, int)
-            done = 0
-            for some, their in pool.map(draw, ranges):
-                pictures[done : done + len(some)] = some
-                labels[done : done + len(some)] = their
-                done += len(some)
-                if progress is not None:
-                    progress(part, done)
+            with working(f"drawing the {part} part", total=cases, unit="cases") as work:
+                for some, their in pool.map(draw, ranges):
+                    done = work.done + len(some)
+                    pictures[work.done : done], labels[work.done : done] = some, their
+                    work.reach(done)
             splits[part] = SequenceSplit.of_pictures(pictures, labels)
     return pathfinder_data(
         f"generated, seed {seed}, {size} × {size}, {difficulty}", splits, size=size
@@ -245,16 +241,13 @@ def _read_of_size(options: SequenceOptions, *, size: int) -> SequenceData:
     return data
 
 
-def _generate(
-    options: SequenceOptions, workers: int, progress: Progress | None, *, size: int
-) -> SequenceData:
+def _generate(options: SequenceOptions, workers: int, *, size: int) -> SequenceData:
     return generate_pathfinder(
         sizes=sizes_of(options),
         size=size,
         difficulty=options.difficulty or "easy",
         seed=options.seed,
         workers=workers,
-        progress=progress,
     )
 
 

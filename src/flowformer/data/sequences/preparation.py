@@ -17,7 +17,6 @@ from flowformer.data.sequences.pictures import CIFAR10_GREY, FASHION_MNIST
 from flowformer.data.sequences.records import (
     DESCRIPTION,
     GENERATED_PARTS,
-    Progress,
     SequenceData,
     SequenceSet,
 )
@@ -55,7 +54,6 @@ def prepare_sequences(
     *,
     output: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
 ) -> SequenceData:
     """Read or generate a set once into a folder, and open it there, mapped into memory.
 
@@ -67,7 +65,6 @@ def prepare_sequences(
         output: the folder; by default one of the name and the options under `data_cache()`.
         workers: processes that generate; by default as many as cores, and fewer for a small set.
             More than one needs the usual `if __name__ == "__main__":` in a script.
-        progress: called with a part and its number of cases so far, where a set is generated.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -84,7 +81,7 @@ def prepare_sequences(
         require_main()
         with preparing(folder):
             if not _is_prepared(folder, made_from):
-                data = _make(of, chosen, workers, progress)
+                data = _make(of, chosen, workers)
                 _write(data, folder, made_from)
     return SequenceData.load(folder)
 
@@ -117,7 +114,7 @@ def sample_sequences(options: SequenceOptions, *, part: str, count: int) -> Sequ
     # Of ten values that are balanced, a few cases would have the first few only.
     least = _LEAST_SAMPLE if of.name == "listops" else 1
     sizes = tuple(max(count, least) if one == part else 1 for one in GENERATED_PARTS)
-    return of.generate(replace(chosen, sizes=sizes), 1, None)
+    return of.generate(replace(chosen, sizes=sizes), 1)
 
 
 def holds_sequences(folder: Path) -> bool:
@@ -142,15 +139,13 @@ def read_preparation(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: delete the folder ({error})") from error
 
 
-def _make(
-    of: SequenceSet, options: SequenceOptions, workers: int | None, progress: Progress | None
-) -> SequenceData:
+def _make(of: SequenceSet, options: SequenceOptions, workers: int | None) -> SequenceData:
     if of.generate is None or options.folder is not None:
         return of.read(options)
     if workers is None:
         cases = sum(options.sizes or ())
         workers = max(1, min(available_processors(), cases // _CASES_PER_WORKER))
-    return of.generate(options, workers, progress)
+    return of.generate(options, workers)
 
 
 def _write(data: SequenceData, folder: Path, made_from: Mapping[str, Any]) -> None:

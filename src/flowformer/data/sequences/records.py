@@ -17,7 +17,6 @@ PADDING = 0  # fills up batches; no real token has this id
 FIRST_BYTE = PADDING + 1  # where a token is a byte or a grey value: the id of 0
 BYTE_VOCAB = FIRST_BYTE + 256
 
-Progress = Callable[[str, int], None]  # a part, and the number of cases that it has so far
 _OF_OWN_FILES = ("folder", "max_length")  # the other options are of what is generated
 GENERATED_PARTS = ("train", "validation", "test")
 DESCRIPTION = "description.json"  # written last: a folder without it is not whole
@@ -218,7 +217,7 @@ class SequenceSet:
     source: str
     defaults: Mapping[str, Any]
     read: Callable[[SequenceOptions], SequenceData]
-    generate: Callable[[SequenceOptions, int, Progress | None], SequenceData] | None = None
+    generate: Callable[[SequenceOptions, int], SequenceData] | None = None
     files: tuple[str, ...] = ()
 
     @property

@@ -18,7 +18,6 @@ from flowformer.data.options import NOT_D4RL
 from flowformer.data.parallel import Workers, generator_of, require_main
 from flowformer.data.standins.episodes import Episode, LinearPolicy, Rollout, roll_out
 from flowformer.data.standins.policy_search import (
-    Progress,
     Search,
     SearchConfig,
     as_name,
@@ -35,6 +34,7 @@ from flowformer.data.trajectories.minari import (
 from flowformer.data.trajectories.records import Trajectories
 from flowformer.files import atomic_file, write_atomically
 from flowformer.names import check_choices, check_sizes
+from flowformer.progress import working
 
 Quality = Literal["random", "medium", "replay", "expert"]
 
@@ -118,7 +118,6 @@ def collect(
     folder: Path | None = None,
     workers: int = 1,
     seconds: float | None = None,
-    progress: Progress | None = None,
 ) -> tuple[Trajectories, Path]:
     """Search for the policies, play the episodes and write a Minari data set.
 
@@ -132,7 +131,6 @@ def collect(
         workers: processes that play; the set does not depend on them. More than one needs the
             usual `if __name__ == "__main__":` in a script.
         seconds: after which the search stops too.
-        progress: told how far it is.
 
     Returns:
         The set and its folder; one that is there already and was collected alike is read.
@@ -148,9 +146,7 @@ def collect(
     kept = search_folder(config.search)
     with preparing(kept), Workers(workers) as pool:
         make_environment(config.search.env).close()  # what is wrong with it is said first
-        search = run_search(
-            config.search, folder=kept, workers=pool, seconds=seconds, progress=progress
-        )
+        search = run_search(config.search, folder=kept, workers=pool, seconds=seconds)
         record = {
             **json.loads(json.dumps(asdict(config))),
             "reached": search.iterations,
@@ -160,7 +156,7 @@ def collect(
             return _there(target, record), target
         anchors = _measure(config, search, kept, pool)
         _require_apart(config, search, anchors)
-        episodes = _play(config, search, anchors, kept, pool, progress)
+        episodes = _play(config, search, anchors, kept, pool)
         data = _write(config, search, anchors, list(episodes), target, record)
         shutil.rmtree(_parts(config, search, kept), ignore_errors=True)
     return data, target
@@ -269,7 +265,6 @@ def _play(
     anchors: Anchors,
     kept: Path,
     pool: Workers,
-    progress: Progress | None,
 ) -> Iterator[Episode]:
     """Yield episodes until there are steps enough; those of a killed collection are read."""
     folder = _parts(config, search, kept)
@@ -280,16 +275,17 @@ def _play(
             number, steps = number + 1, steps + len(episode.rewards)
     waiting: list[Episode] = []
     played = pool.map(roll_out, _rollouts(config, search, anchors, number))
-    while steps < config.steps:
-        episode = next(played)
-        waiting.append(episode)
-        number, steps = number + 1, steps + len(episode.rewards)
-        if len(waiting) == _PART or steps >= config.steps:
-            _write_part(folder / f"{number:09d}.npz", waiting)
-            yield from waiting
-            waiting = []
-            if progress is not None:
-                progress(f"{config.quality}: {steps:,} of {config.steps:,} steps")
+    what = f"playing {config.quality} episodes"
+    with working(what, total=config.steps, unit="steps", done=steps) as work:
+        while steps < config.steps:
+            episode = next(played)
+            waiting.append(episode)
+            number, steps = number + 1, steps + len(episode.rewards)
+            if len(waiting) == _PART or steps >= config.steps:
+                _write_part(folder / f"{number:09d}.npz", waiting)
+                yield from waiting
+                waiting = []
+            work.reach(min(steps, config.steps))
 
 
 def _write_part(path: Path, episodes: list[Episode]) -> None:

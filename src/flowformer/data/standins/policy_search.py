@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -23,8 +22,7 @@ from flowformer.data.standins.episodes import (
 from flowformer.data.trajectories.environments import feature_count
 from flowformer.files import atomic_file, parse_json, remove_unfinished, write_atomically
 from flowformer.names import check_sizes
-
-Progress = Callable[[str], None]
+from flowformer.progress import working
 
 _SETTINGS = "search.json"
 _STATE = "state.npz"
@@ -183,7 +181,6 @@ def run_search(
     folder: Path,
     workers: Workers,
     seconds: float | None = None,
-    progress: Progress | None = None,
 ) -> Search:
     """Search for a policy, or go on where it stopped; a killed search ends the same.
 
@@ -195,7 +192,6 @@ def run_search(
         workers: that play the episodes.
         seconds: after which it stops too, all attempts together; how far it comes is then a
             matter of the machine.
-        progress: told of each policy that was tried.
 
     Raises:
         ValueError: the folder holds another search, or what `roll_out` raises.
@@ -204,18 +200,22 @@ def run_search(
     begun = time.monotonic() - search.seconds
     spec = environment_of(config.env)[0].spec
     threshold = None if spec is None else spec.reward_threshold
-    while search.iterations < config.iterations and not search.is_perfect(threshold):
-        if seconds is not None and search.iterations and search.seconds >= seconds:
-            break
-        _iterate(config, search, workers)
-        search.seconds = time.monotonic() - begun
-        if not np.isnan(search.scores[-1]):
-            _save(search, folder)
-            if progress is not None:
-                progress(
-                    f"search: iteration {search.iterations:,} of {config.iterations:,}, return "
-                    f"{search.scores[-1]:,.0f}, best {np.nanmax(search.scores):,.0f}"
-                )
+    with working(
+        "searching for a policy",
+        total=config.iterations,
+        unit="iterations",
+        done=search.iterations,
+    ) as work:
+        while search.iterations < config.iterations and not search.is_perfect(threshold):
+            if seconds is not None and search.iterations and search.seconds >= seconds:
+                break
+            _iterate(config, search, workers)
+            search.seconds = time.monotonic() - begun
+            if not np.isnan(search.scores[-1]):
+                _save(search, folder)
+                last, best = search.scores[-1], np.nanmax(search.scores)
+                work.note = f"return {last:,.0f}, best {best:,.0f}"
+            work.advance()
     _save(search, folder)
     return search
 

@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from flowformer.config_json import to_plain
-from flowformer.data.files import Patient, data_cache, digest
+from flowformer.data.files import data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
-from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
+from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
-from flowformer.data.language.recall import RECALL, RecallSizes
+from flowformer.data.language.recall import RecallSizes
 from flowformer.data.language.recall_samples import PARTS, RecallSamples
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
-from flowformer.data.language.tokens import Counts, PreparedText, read_meta
+from flowformer.data.language.tokens import PreparedText, read_meta
 from flowformer.data.loaders import StepBatches
 from flowformer.data.options import TextOptions
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
-from flowformer.names import choose
+from flowformer.progress import counted
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
 from flowformer.train.digests import Digests, digest_values
@@ -70,7 +70,7 @@ def open_source(config: LanguageConfig) -> "Text | Addition | Recall":
         return Addition(config)
     if config.recall is not None:
         return Recall(config, config.recall)
-    choose(config.data.corpus, dict.fromkeys([*CORPORA, ADDITION, *RECALL]), "corpus")
+    config.data.require_source()
     return Text(config, load_text(config.data))
 
 
@@ -89,7 +89,6 @@ def load_text(config: TextDataConfig) -> PreparedText:
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         min_count=config.min_count,
-        progress=Patient(_say_progress),
     )
 
 
@@ -262,7 +261,8 @@ class Answered(ABC):
         right, losses, count = [], 0.0, 0
         device = next(model.parameters()).device
         with evaluation_mode(model), torch.no_grad():
-            for batch in DataLoader(self._parts["test"], self._config.data.batch_size):
+            batches = DataLoader(self._parts["test"], self._config.data.batch_size)
+            for batch in counted(batches, "testing", unit="batches"):
                 given = {name: value.to(device) for name, value in batch.items()}
                 logits, loss, _ = model(**given)
                 right.append(self.right(logits, given["targets"]).cpu())
@@ -354,7 +354,3 @@ def _loaders(
         DataLoader(train, batch_sampler=batches, collate_fn=collate),
         DataLoader(validation, config.data.batch_size, collate_fn=collate),
     )
-
-
-def _say_progress(part: str, counts: Counts) -> None:
-    logger.info("tokenising the %s part: %s tokens so far", part, f"{counts.tokens:,}")

@@ -1,12 +1,12 @@
 """The loop that every task is trained in: Lightning's Trainer, set up for a run folder."""
 
 import logging
+import math
 import signal
-import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import TQDMProgressBar
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 except ImportError as error:
     raise ImportError("lightning is needed to train: pip install 'flowformer[train]'") from error
 
 from flowformer.data.loaders import own_randomness, share_out, shares_of
 from flowformer.files import write_atomically
-from flowformer.train.config import ComputeConfig, Progress
+from flowformer.progress import Work, is_shown, say, working
+from flowformer.train.config import ComputeConfig
 from flowformer.train.folder import RunFolder
 from flowformer.train.loop.checkpoints import (
     AtomicCheckpointIO,
@@ -33,6 +33,7 @@ from flowformer.train.loop.checkpoints import (
     read_rest,
     read_whole,
 )
+from flowformer.train.loop.loggers import run_loggers
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
@@ -60,7 +61,7 @@ def fit(
     validation: DataLoader,
     held_out: str,
     gradient_clip: float | None,
-    accumulate: int = 1,
+    loggers: Sequence[Logger] = (),
 ) -> EpochRecorder:
     """Train from the last whole epoch in the folder on; return what was recorded of all.
 
@@ -72,7 +73,7 @@ def fit(
         validation: the batches that it is measured on after each.
         held_out: the name of the validation data.
         gradient_clip: largest norm of the whole gradient.
-        accumulate: batches in one step of the optimizer.
+        loggers: where the figures of each epoch go, beside what the settings name.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
@@ -83,9 +84,8 @@ def fit(
             are not as many processes as the settings say.
     """
     group = current()
-    lines = EpochLines(settings.progress if group.is_first else "none")
     recorder = EpochRecorder(
-        task, folder, held_out=held_out, say=lines.say, skip_nan=settings.skip_nan
+        task, folder, held_out=held_out, say=line_sayer(settings), skip_nan=settings.skip_nan
     )
     interrupt = InterruptBetweenBatches(several=group.count > 1)
     if group.count == 1:
@@ -105,7 +105,13 @@ def fit(
                 *(items, group.count),
             )
     start = group.agree(lambda: _start(folder, settings))
-    with _quiet_lightning(), interrupt.listening(), counted_as(group.number):
+    with (
+        _quiet_lightning(),
+        interrupt.listening(),
+        counted_as(group.number),
+        run_loggers(settings.logger, folder, loggers) as all_loggers,
+        ExitStack() as until,
+    ):
         trainer = Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -114,14 +120,14 @@ def fit(
             precision=settings.precision,
             max_epochs=settings.rounds,
             gradient_clip_val=gradient_clip,
-            accumulate_grad_batches=accumulate,
+            accumulate_grad_batches=getattr(settings, "accumulate", 1),
             deterministic=True,
             num_sanity_val_steps=0,
             default_root_dir=folder.root,
-            logger=TensorBoardLogger(folder.root, name="", version="tensorboard"),
-            callbacks=[interrupt, recorder, *([] if lines.bar is None else [lines.bar])],
+            logger=all_loggers,
+            callbacks=[interrupt, recorder, WorkTeller(settings.round_name, until)],
             plugins=[AtomicCheckpointIO(folder), *options.pop("plugins")],
-            enable_progress_bar=lines.bar is not None,
+            enable_progress_bar=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             **options,
@@ -170,40 +176,43 @@ def _start(folder: RunFolder, settings: ComputeConfig) -> str | None:
     return None if path is None else str(path)
 
 
-class EpochBar(TQDMProgressBar):
-    """A bar over the steps of an epoch, which counts from 1; the figures are in the lines."""
-
-    def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Name the epoch."""
-        super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.set_description(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        )
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return nothing to show beside the bar: Lightning would show the name of a folder."""
-        del trainer, pl_module
-        return {}
-
-
-class EpochLines:
-    """The lines that are shown while a run trains, one an epoch, above the bar if there is one.
+class WorkTeller(Callback):
+    """Says how far the whole training is, by its batches, for whoever shows that.
 
     Args:
-        progress: what to show.
+        round_name: what the loop repeats: an epoch, or a measurement.
+        until: the work ends with it.
     """
 
-    def __init__(self, progress: Progress) -> None:
-        on_terminal = progress == "auto" and sys.stdout.isatty()
-        self.bar = EpochBar() if progress == "bar" or on_terminal else None
-        self._silent = progress == "none"
+    def __init__(self, round_name: str, until: ExitStack) -> None:
+        self._round_name, self._until = round_name, until
+        self._work = Work("training")
 
-    def say(self, line: str) -> None:
-        """Show a line."""
-        if self.bar is not None:
-            self.bar.print(line)
-        elif not self._silent:
-            logger.info("%s", line)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin where a training that is resumed stopped."""
+        del pl_module
+        batches, rounds = trainer.num_training_batches, trainer.max_epochs or 0
+        known = {}
+        if math.isfinite(batches):  # a loader may not know its length
+            batches = int(batches)
+            known = {"total": batches * rounds, "done": batches * trainer.current_epoch}
+        self._work = self._until.enter_context(working("training", unit="batches", **known))
+
+    def on_train_batch_end(self, trainer: Trainer, *_arguments: Any, **_options: Any) -> None:
+        """Count a batch, in its round."""
+        rounds = f"{self._round_name} {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        self._work.reach(self._work.done + 1, note=rounds)
+
+    def on_validation_batch_end(self, *_arguments: Any, **_options: Any) -> None:
+        """Let the clock go on."""
+        self._work.advance(0)
+
+
+def line_sayer(settings: ComputeConfig) -> Callable[[str], None]:
+    """Return what shows the line of an epoch: above a bar where there is one, else as a message."""
+    if settings.progress == "none" or not current().is_first:
+        return lambda _: None
+    return say if is_shown() else lambda line: logger.info("%s", line)
 
 
 class InterruptBetweenBatches(Callback):

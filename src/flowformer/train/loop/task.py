@@ -32,6 +32,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 Row = dict[str, float | int]
+_LOGGED = ("epoch", "step", "train_loss", "validation_loss")  # without our doing
 
 
 class NonFiniteLossError(RuntimeError):
@@ -324,8 +325,7 @@ class EpochRecorder(Callback):
         self._train_seconds = time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the epoch; validation has run by now."""
-        del pl_module
+        """Record the epoch, and log its figures; validation has run by now."""
         if self._task.skipped == trainer.num_training_batches:
             raise RuntimeError("every batch of the epoch was left out: no loss of it was finite")
         row: Row = {
@@ -341,6 +341,8 @@ class EpochRecorder(Callback):
         # The clocks of several processes differ: the rows are those of the first.
         row = trainer.strategy.broadcast(row)
         self.rows.append(row)
+        figures = {name: float(row[name]) for name in row if name not in _LOGGED}
+        pl_module.log_dict(figures, sync_dist=trainer.world_size > 1)
         if self.best is row:
             trainer.save_checkpoint(self._folder.best, weights_only=True)
         trainer.save_checkpoint(self._folder.last)

@@ -8,7 +8,6 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 
 from flowformer.data.arrays import require_classes, stratified_indices
-from flowformer.data.files import Patient
 from flowformer.data.loaders import StepBatches
 from flowformer.data.options import SequenceOptions
 from flowformer.data.sequences.batches import LabelledSequences, TensorCase, collate_sequences
@@ -45,7 +44,6 @@ def load_sequences(config: SequenceDataConfig) -> SequenceData:
         SequenceOptions(**values),
         output=config.cache,
         workers=config.workers,
-        progress=Patient(_say_progress),
     )
 
 
@@ -178,7 +176,3 @@ def build_sequence_model(
         num_classes=len(record.classes),
         max_length=record.max_length,
     )
-
-
-def _say_progress(part: str, cases: int) -> None:
-    logger.info("generating the %s part: %s cases so far", part, f"{cases:,}")

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from flowformer.data.options import MissingPolicy
 from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
@@ -17,6 +18,8 @@ from flowformer.train.config import (
     OptimizerConfig,
 )
 from flowformer.train.run_files import ClassifierResult, Record
+
+SeriesFile = Annotated[Path, Early(require_there), endings(".ts")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,9 @@ class SeriesDataConfig(Checked):
     }
 
     dataset: str | None = None
-    folder: Path | None = None
-    train_file: Path | None = None
-    test_file: Path | None = None
+    folder: ExistingPath | None = None
+    train_file: SeriesFile | None = None
+    test_file: SeriesFile | None = None
     max_length: int | None = None
     missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
@@ -71,6 +74,17 @@ class SeriesDataConfig(Checked):
     def has_source(self) -> bool:
         """Whether it names series; those of a run that names none were given in Python."""
         return self.dataset is not None or self.train_file is not None
+
+    def require_source(self) -> None:
+        """Refuse data that name no series.
+
+        Raises:
+            ValueError: they name none.
+        """
+        if not self.has_source:
+            raise ValueError(
+                "no series to train on: give data.train_file (a .ts file) or data.dataset"
+            )
 
     def without_source(self) -> "SeriesDataConfig":
         """Return it for series given in Python: they are prepared alike."""
@@ -98,6 +112,11 @@ class SeriesConfig(ExperimentConfig):
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and data that name no series."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:

@@ -49,10 +49,10 @@ def load_data(config: SeriesDataConfig) -> TimeSeriesData:
         ValueError: it names none, or they are not what was expected.
         FileNotFoundError: a file is missing.
     """
+    config.require_source()
     if config.train_file is not None:
         return load_ts_files(config.train_file, config.test_file)
-    if config.dataset is None:
-        raise ValueError("no series to train on: give data.train_file (a .ts file) or data.dataset")
+    assert config.dataset is not None
     return load_uea(config.dataset, folder=config.folder)
 
 
