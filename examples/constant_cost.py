@@ -26,7 +26,8 @@ from flowformer.models import LanguageModel
 from flowformer.recipes import build_recipe
 from flowformer.train.run import load_run, train
 
-text = "\n".join(topics.values())
+size = 600_000  # quick: 20_000
+text = "\n".join(topics.values())[:size]
 Path("python.txt").write_text(text)
 print(f"{len(text):,} characters")
 

@@ -27,7 +27,7 @@ from flowformer.train.run import load_run, train
 # do these, every fifth of them in `val`.
 
 # %%
-every = 1  # quick: 40
+every = 1  # quick: 10
 digits = load_digits()
 for number in range(0, len(digits.images), every):
     part = "val" if number // every % 5 == 0 else "train"

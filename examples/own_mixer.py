@@ -65,7 +65,8 @@ print(register_mixer("leaky", LeakyAverage))
 # %%
 steps = 200  # quick: 2
 every = 20  # quick: 1
-Path("python.txt").write_text("\n".join(topics.values()))
+size = 600_000  # quick: 20_000
+Path("python.txt").write_text("\n".join(topics.values())[:size])
 recipe = build_recipe("char-shakespeare")
 figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for mixer in ("leaky", "flow", "softmax"):

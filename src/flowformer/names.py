@@ -142,6 +142,20 @@ class Early:
     check: Callable[[Any], None]
 
 
+def endings(*allowed: str) -> Early:
+    """Return what refuses a file whose name ends otherwise; a folder may have any name.
+
+    Args:
+        allowed: the ends, in lower case: ".csv", ".csv.gz".
+    """
+
+    def check(path: Path) -> None:
+        if not path.is_dir() and not path.name.lower().endswith(allowed):
+            raise ValueError(f"expected a file with {' or '.join(allowed)}, got {path}")
+
+    return Early(check)
+
+
 ExistingPath = Annotated[Path, Early(require_there)]
 ExistingFile = Annotated[Path, Early(require_file)]
 MixerName = Annotated[str, Early(require_mixer)]

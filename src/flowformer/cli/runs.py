@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from flowformer.cli.parsing import Positional, parse
-from flowformer.names import Early, ExistingPath
+from flowformer.names import Early, ExistingPath, endings
 from flowformer.progress import showing
 from flowformer.train.folder import RunFolder, require_run
 from flowformer.train.kinds import kind_of_run
@@ -136,7 +136,7 @@ class RolloutOptions:
     episodes: int | None = None
     seeds: tuple[int, ...] = ()
     env: str | None = None
-    video: Path | None = None
+    video: Annotated[Path, endings(".gif", ".mp4")] | None = None
     json: bool = False
 
 

@@ -1,11 +1,12 @@
 """The configuration, record and result of a run on time series; no torch here."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 from flowformer.data.options import MissingPolicy
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.names import ExistingPath
+from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
@@ -17,6 +18,8 @@ from flowformer.train.config import (
     OptimizerConfig,
 )
 from flowformer.train.run_files import ClassifierResult, Record
+
+SeriesFile = Annotated[Path, Early(require_there), endings(".ts")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class SeriesDataConfig(Checked):
 
     dataset: str | None = None
     folder: ExistingPath | None = None
-    train_file: ExistingPath | None = None
-    test_file: ExistingPath | None = None
+    train_file: SeriesFile | None = None
+    test_file: SeriesFile | None = None
     max_length: int | None = None
     missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
