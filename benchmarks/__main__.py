@@ -31,6 +31,7 @@ BENCHMARKS = {
     "end_to_end": "models.end_to_end",
     "language_step": "models.language_step",
     "generation": "models.generation",
+    "linearize": "models.linearize",
     "rollout_speed": "models.rollout_speed",
     "vision_cost": "models.vision_cost",
     "vision_speed": "models.vision_speed",
