@@ -47,6 +47,7 @@ BENCHMARKS = {
     "numerics": "reliability.numerics",
     "faults": "reliability.faults",
     "fuzz": "reliability.fuzz",
+    "kernel_fuzz": "reliability.kernel_fuzz",
 }
 
 

@@ -35,7 +35,14 @@ LABORATORY = {
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "integrations that read runs": {*LIBRARY, "train", *BESIDE, *SHARED},
-    "cli": {*LIBRARY, "train", "recipes", *BESIDE, *SHARED},
+    "cli": {
+        "integrations that read runs",
+        *LIBRARY,
+        "train",
+        "recipes",
+        *BESIDE,
+        *SHARED,
+    },
 }
 ALLOWED = {
     **LIBRARY,

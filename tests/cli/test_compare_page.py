@@ -47,13 +47,15 @@ def test_what_the_page_says_for_a_paper_is_done(tmp_path):
     typed(real, tmp_path)
     folder = tmp_path / "comparisons" / "vowels"
     assert {"table.tex", "runs.csv", "tests.csv"} <= {path.name for path in folder.iterdir()}
-    lines = re.findall(r"^    ((?!flowformer ).*)$", section("For a paper"), re.MULTILINE)
+    indented = re.sub(r"^```.*?^```", "", section("For a paper"), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^    ((?!flowformer ).*)$", indented, re.MULTILINE)
     code = "\n".join(lines)
     assert "frames.curves" in code
     ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path)
     assert ended.returncode == 0
 
 
+@pytest.mark.slow  # tests/compare/engines do the same with less
 def test_what_the_page_says_for_a_cluster_is_done_without_one(tmp_path):
     """Ray's needs a cluster: tests/compare/engines/test_ray.py has one."""
     pytest.importorskip("submitit")

@@ -1,8 +1,13 @@
-// The library against the equations of docs/attention/math.md written plainly, without Python: for processors that only an emulator has.
-// `make native-check` runs it for Arm where qemu is; anything but exit code 0 is a failure, and what differs is printed.
+// The library against its equations (of docs/attention/math.md, and of the short convolution) written plainly, and against golden
+// values, without Python: for processors that only an emulator has, and systems that are too old for PyTorch. `make native-check` and
+// `make wheels` run it.
+// usage: self_test [FILE.safetensors]...   Anything but exit code 0 is a failure, and what differs is printed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
@@ -32,6 +37,7 @@ const char* const NAMES[] = {"bidirectional", "causal", "mobile"};
 struct Sizes {
   int64_t tokens, heads, d, m;
   Form form;
+  double clamp = std::numeric_limits<double>::infinity();
   // [token, head, feature], of one sequence
   const double* row(const Numbers& x, int64_t t, int64_t h, int64_t width) const { return &x[(t * heads + h) * width]; }
 };
@@ -142,7 +148,7 @@ template <class T> Numbers call_library(const Sizes& s, const Inputs& inputs, co
   call.feature_map = flowformer::SIGMOID;
   call.competition = flowformer::SOURCES;
   call.allocation = 1;
-  call.clamp = std::numeric_limits<double>::infinity();
+  call.clamp = s.clamp;
   call.eps = EPS;
   call.batch = 1, call.heads = s.heads, call.key_width = s.d, call.value_width = s.m;
   call.queries = call.keys = s.tokens;
@@ -221,17 +227,23 @@ Numbers draw(std::mt19937& generator, int64_t count, bool narrow) {
   return x;
 }
 
-// An output against the equations', and the slope of the gradients along one direction against theirs.
-bool agree(const std::string& what, const Numbers& out, const Numbers& expected, double slope, double expected_slope, double tolerance) {
+// The largest difference, relative to the largest number.
+double difference(const Numbers& got, const Numbers& expected) {
   double error = 0, size = 0;
-  for (size_t i = 0; i < out.size(); ++i) {
-    const double difference = std::abs(out[i] - expected[i]);
-    error = difference > error || std::isnan(difference) ? difference : error;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double off = std::abs(got[i] - expected[i]);
+    error = off > error || std::isnan(off) ? off : error;
     size = std::max(size, std::abs(expected[i]));
   }
+  return error / size;
+}
+
+// An output against the equations', and the slope of the gradients along one direction against theirs.
+bool agree(const std::string& what, const Numbers& out, const Numbers& expected, double slope, double expected_slope, double tolerance) {
+  const double error = difference(out, expected);
   const double slope_error = std::abs(slope - expected_slope) / (1 + std::abs(expected_slope));
-  const bool good = error <= tolerance * size && slope_error <= std::max(10 * tolerance, 1e-6);
-  if (!good) std::printf("%s: output off by %.1e, gradients by %.1e\n", what.c_str(), error / size, slope_error);
+  const bool good = error <= tolerance && slope_error <= std::max(10 * tolerance, 1e-6);
+  if (!good) std::printf("%s: output off by %.1e, gradients by %.1e\n", what.c_str(), error, slope_error);
   return good;
 }
 
@@ -282,9 +294,64 @@ template <class T> bool convolves(const Taps& s, double tolerance) {
   return agree(what, y, convolve(s, inputs), slope, (moved(STEP) - moved(-STEP)) / (2 * STEP), tolerance);
 }
 
+// tests/golden: what the published code computes, in float64. One sequence, as many queries as keys.
+struct Golden {
+  Sizes sizes;
+  Inputs inputs, gradients;
+  Numbers out, grad;
+};
+
+// A tensor of a file of safetensors: how long the header is, the header in JSON, the numbers. `shape` is four sizes.
+Numbers read_tensor(const std::string& file, const char* name, int64_t* shape) {
+  uint64_t header = 0;
+  std::memcpy(&header, file.data(), sizeof header);
+  const size_t at = file.find("\"" + std::string(name) + "\":");
+  long long sizes[4], first, last;
+  if (at == std::string::npos ||
+      std::sscanf(file.c_str() + at + std::strlen(name) + 3, R"({"dtype":"F64","shape":[%lld,%lld,%lld,%lld],"data_offsets":[%lld,%lld)",
+                  sizes, sizes + 1, sizes + 2, sizes + 3, &first, &last) != 6 ||
+      sizeof header + header + last > file.size())
+    return {};
+  std::copy(sizes, sizes + 4, shape);
+  Numbers numbers((last - first) / sizeof(double));
+  std::memcpy(numbers.data(), file.data() + sizeof header + header + first, last - first);
+  return numbers;
+}
+
+bool read_golden(const std::string& path, Golden& golden) {
+  std::ifstream stream(path, std::ios::binary);
+  const std::string file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (file.size() < sizeof(uint64_t)) return false;
+  int64_t of_query[4]{}, of_key[4]{}, shape[4]{};
+  golden.inputs = {read_tensor(file, "q", of_query), read_tensor(file, "k", of_key), read_tensor(file, "v", shape)};
+  golden.gradients = {read_tensor(file, "dq", shape), read_tensor(file, "dk", shape), read_tensor(file, "dv", shape)};
+  golden.out = read_tensor(file, "out", shape), golden.grad = read_tensor(file, "w", shape);
+  const std::string name = path.substr(path.rfind('/') + 1);
+  const Form form = name[0] == 'c' ? CAUSAL : name[0] == 'm' ? MOBILE : BIDIRECTIONAL;
+  golden.sizes = {of_query[1], of_query[2], of_query[3], of_query[3], form, 1};
+  return of_query[0] == 1 && of_key[1] == of_query[1] && golden.grad.size() == golden.inputs.query.size();
+}
+
+template <class T> bool reproduces(const std::string& path, double tolerance) {
+  Golden golden;
+  if (!read_golden(path, golden)) {
+    std::printf("%s holds no golden values of one sequence\n", path.c_str());
+    return false;
+  }
+  Inputs gradients;
+  double error = difference(call_library<T>(golden.sizes, golden.inputs, golden.grad, gradients), golden.out);
+  error += difference(gradients.value, golden.gradients.value);  // the sum: a NaN stays one
+  // Those of a single token cancel to the order of epsilon.
+  if (golden.sizes.tokens > 1 || std::is_same_v<T, double>)
+    error += difference(gradients.query, golden.gradients.query) + difference(gradients.key, golden.gradients.key);
+  if (!(error <= tolerance))
+    std::printf("%s as %s: off by %.1e\n", path.c_str(), std::is_same_v<T, float> ? "float" : "double", error);
+  return error <= tolerance;
+}
+
 }  // namespace
 
-int main() {
+int main(int arguments, char** files) {
   int cases = 0, failures = 0;
   const auto count = [&](bool narrow, bool wide) { cases += 2, failures += !narrow + !wide; };
   for (const Form form : {BIDIRECTIONAL, CAUSAL, MOBILE})
@@ -299,6 +366,8 @@ int main() {
         const Taps sizes{tokens, channels, taps};
         count(convolves<float>(sizes, 2e-5), convolves<double>(sizes, 1e-12));
       }
-  std::printf("%s: %d of %d cases agree with the equations\n", flowformer_isa(), cases - failures, cases);
+  for (int i = 1; i < arguments; ++i) count(reproduces<float>(files[i], 1e-5), reproduces<double>(files[i], 1e-9));
+  std::printf("%s: %d of %d cases agree with the equations%s\n", flowformer_isa(), cases - failures, cases,
+              arguments > 1 ? " and the golden values" : "");
   return failures != 0;
 }

@@ -56,7 +56,7 @@ def equation(
     return F.silu(y) if activates else y
 
 
-def tolerance(backend: str) -> dict[str, float]:
+def tolerance(backend: str) -> dict[str, Any]:
     return {"rtol": 1e-5, "atol": 1e-5} if backend == "triton" else {}
 
 
@@ -64,9 +64,9 @@ def tolerance(backend: str) -> dict[str, float]:
 @every_size
 def test_is_torchs_of_every_channel(size: tuple[int, ...], backend: str) -> None:
     x, weight, bias = draw(size, backend)
-    for activation, given, ahead in (
-        (None, None, 0), ("silu", bias, 0), (None, bias, size[4] // 2), ("silu", None, size[4] - 1),
-    ):  # fmt: skip
+    most = size[4] - 1
+    calls: list[Any] = [(None, None, 0), ("silu", bias, 0), (None, bias, most // 2)]
+    for activation, given, ahead in [*calls, ("silu", None, most)]:
         y = short_convolution(
             x, weight, bias=given, activation=activation, ahead=ahead, backend=backend
         )
@@ -122,7 +122,7 @@ def test_a_pack_is_each_sequence_alone(backend: str, begun: bool) -> None:
     y, last = short_convolution(
         x, weight, cu_seqlens=offsets, initial_state=state, return_state=True, **how
     )
-    for n, (start, end) in enumerate(pairwise(offsets)):
+    for n, (start, end) in enumerate(pairwise(offsets.tolist())):
         before = ConvolutionState.initial(1, 4, 3, 5, x.device)
         if state is not None:
             before = ConvolutionState(state.recent[n : n + 1])
@@ -420,8 +420,8 @@ class TestGraphs:
         many = torch.stack((x, 2 * x))
         mapped = torch.func.vmap(lambda x: short_convolution(x, weight))(many)
         assert_close(mapped, torch.stack([short_convolution(each, weight) for each in many]))
-        _, tangent = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
-        assert_close(tangent, short_convolution(x, weight))  # it is linear
+        pair: Any = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
+        assert_close(pair[1], short_convolution(x, weight))  # it is linear
 
     # opcheck itself looks at .grad of tensors that are no leaves
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -81,7 +81,7 @@ MOBILE_SCHEMAS = {
 CONVOLUTION_SCHEMAS = {
     "convolution": (
         "(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, Tensor? recent, "
-        "bool activates, int ahead, bool keep) -> Tensor"
+        "bool activates, int ahead, bool keep) -> Tensor out"
     ),
     "convolution_backward": (
         "(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? "

@@ -26,6 +26,11 @@ from flowformer.integrations.transformers.heads import (
     FlowformerForCausalLM,
     FlowformerForSequenceClassification,
 )
+from flowformer.integrations.transformers.linearizing import (
+    Linearized,
+    LinearizeSettings,
+    linearize,
+)
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
     FlowformerPreTrainedModel,
@@ -55,5 +60,8 @@ __all__ = [
     "FlowformerForSequenceClassification",
     "FlowformerModel",
     "FlowformerPreTrainedModel",
+    "LinearizeSettings",
+    "Linearized",
+    "linearize",
     "register_attention",
 ]

@@ -98,3 +98,4 @@ VISION_PRESETS: dict[str, VisionModelConfig] = {
     "deit-small": _deit(384, 6),
     "deit-base": _deit(768, 12),
 }
+"""The image models by name: the hierarchical Flowformer, and DeiT in three sizes."""

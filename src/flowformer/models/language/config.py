@@ -100,3 +100,4 @@ LANGUAGE_PRESETS: dict[str, LanguageModelConfig] = {
         activation="relu",
     ),
 }
+"""The language models by name: the sizes of GPT and Gopher, and WikiText-103's."""

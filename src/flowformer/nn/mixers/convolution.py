@@ -1,4 +1,4 @@
-"""What mixers have around `flowformer.ops.short_convolution`: states, heads and ranks of theirs.
+"""What mixers have around `flowformer.ops.short_convolution`: states, heads that read both ways.
 
 Positions count real tokens: padding is stepped over, and a sequence gives what it gives alone.
 """

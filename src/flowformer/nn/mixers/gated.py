@@ -324,8 +324,9 @@ class GatedAttention(HeadAttention):
             if self.mesh is not None:
                 recent, whole = self._border(heads, mask, recent)
             given = (weights[:, at], recent, mask)
-            how = {"activate": False, "return_state": return_state}
-            (q, k, v), recent = convolved(heads[:3], *given, **how)
+            (q, k, v), recent = convolved(
+                heads[:3], *given, activate=False, return_state=return_state
+            )
             heads, recent = heads._replace(query=q, key=k, value=v), whole or recent
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
         out, memory = attend(heads, at, causal=True, **call)

@@ -169,7 +169,7 @@ def convolved(
     """Return query, key and value after their short convolutions, and the last tokens of each."""
     missing = [None] * len(tensors)
     given = zip(tensors, weights, biases or missing, recent or missing, strict=True)
-    results = [
+    results: list[Any] = [
         short_convolution(
             x,
             weight,

@@ -91,7 +91,8 @@ def _readable(inputs: ConvolutionInputs) -> ConvolutionInputs:
     return inputs._replace(x=together(inputs.x), weight=weight, bias=bias, recent=recent)
 
 
-def _forward(arguments: ConvolutionArguments) -> ConvolutionResults:
+def forward(arguments: ConvolutionArguments) -> ConvolutionResults:
+    """Convolve."""
     from flowformer.ops.backends.triton.side import on_device
 
     inputs, activates, ahead, _ = arguments
@@ -102,7 +103,8 @@ def _forward(arguments: ConvolutionArguments) -> ConvolutionResults:
     return ConvolutionResults(out)
 
 
-def _backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
+def backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
+    """Return the gradients: those of z and the sums over tokens first, then that of x."""
     from flowformer.ops.backends.triton.kernels import convolutions
     from flowformer.ops.backends.triton.launch import view
     from flowformer.ops.backends.triton.side import on_device, together
@@ -157,4 +159,4 @@ def _recent_gradient(grad_z: Tensor, inputs: ConvolutionInputs, tokens: Tokens) 
     return torch.stack(rows, 1) if rows else early
 
 
-short_convolution = define_convolution("triton_", _forward, _backward, "CUDA", "CPU")
+short_convolution = define_convolution("triton_", forward, backward, "CUDA", "CPU")
