@@ -63,8 +63,8 @@ print(register_mixer("leaky", LeakyAverage))
 # manual of Python, by characters.
 
 # %%
-steps = 150  # quick: 2
-every = 15  # quick: 1
+steps = 200  # quick: 2
+every = 20  # quick: 1
 size = 600_000  # quick: 20_000
 Path("python.txt").write_text("\n".join(topics.values())[:size])
 recipe = build_recipe("char-shakespeare")
