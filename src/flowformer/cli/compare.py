@@ -113,12 +113,13 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
     require_own(root)
     methods = _choose_methods(options, experiments[0])
+    experiments, read = _understand(experiments, methods)
     modules = _own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
     cost = None if options.cost is None else MixerCost.read(options.cost)
     limit = _memory_limit(options, experiments[0])
     require_same(plan)
-    sys.stdout.write(_describe(plan, options.jobs, limit))
+    sys.stdout.write(_describe(plan, options.jobs, limit, read))
     sys.stdout.flush()
     if options.dry_run:
         return 0
@@ -140,6 +141,35 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
+
+
+def _understand(
+    experiments: Sequence[Experiment], methods: Iterable[str]
+) -> tuple[list[Experiment], list[str]]:
+    """Read series of a user's own, before hours go into runs that none of them could do.
+
+    Returns:
+        The experiments with the columns that were found, and what the data are, in a line each.
+
+    Raises:
+        ValueError: the data are not what was expected, or a method needs a part to test on.
+    """
+    from flowformer.compare.methods import TRAIN, function_of
+    from flowformer.train.series.data import understand
+
+    found, lines = [], []
+    for config in experiments:
+        if isinstance(config, SeriesConfig) and config.data.train_file is not None:
+            untrained = [name for name in methods if function_of(name, config) != TRAIN]
+            if untrained and not config.has_test:
+                raise ValueError(
+                    f"{untrained[0]} needs series to test on: give data.test_fraction 0.2, or "
+                    "data.test_file"
+                )
+            config, line = understand(config)
+            lines.append(line)
+        found.append(config)
+    return found, lines
 
 
 def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -251,13 +281,13 @@ def _memory_limit(options: Options, experiment: Experiment) -> int | None:
     return int(_SHARE * available / options.jobs)
 
 
-def _describe(plan: "Plan", jobs: int, limit: int | None) -> str:
+def _describe(plan: "Plan", jobs: int, limit: int | None, read: Sequence[str]) -> str:
     from flowformer.report.words import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
     lines = [
         f"comparison  {plan.root}",
-        f"data        {', '.join(plan.datasets)}",
+        f"data        {'; '.join(read) or ', '.join(plan.datasets)}",
         f"methods     {', '.join(map(_with_options, *zip(*plan.methods.items(), strict=True)))}",
         f"seeds       {', '.join(map(str, plan.seeds))}",
         f"runs        {len(plan.runs)}, of which {finished} have finished; {jobs} at a time, "
