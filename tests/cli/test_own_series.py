@@ -149,4 +149,6 @@ def test_the_commands_of_the_page_do_what_it_says(flowformer, tmp_path, monkeypa
     assert "1.0 % missing" in PAGE
     rows = re.findall(r"^\| ([\w-]+) \| \d", printed[2][1].out, re.MULTILINE)
     assert rows[:3] == ["flow", "softmax", "rocket"]
-    assert "RMSE" in printed[-1][1].out
+    rows = re.findall(r"^\| ([\w-]+) \| \d", printed[-1][1].out, re.MULTILINE)
+    assert rows[:3] == ["flow", "softmax", "rocket"]
+    assert "| method | RMSE |" in printed[-1][1].out

@@ -50,7 +50,7 @@ def read_frame(
             time is doubled or missing; a series has two labels, is of two groups or has no values;
             the channels of a wide table differ in steps. The message names column, series and row.
     """
-    frame = _plain_columns(frame)
+    frame = _plain_columns(frame, name)
     if frame.empty:
         raise ValueError(f"{name}: expected at least one row of values, got an empty table")
     columns = replace(
@@ -114,14 +114,14 @@ def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> 
     return replace(columns, **told)
 
 
-def _plain_columns(frame: Frame) -> Frame:
+def _plain_columns(frame: Frame, name: str) -> Frame:
     """Return the table with names of text; what its index names becomes columns."""
-    if any(name is not None for name in frame.index.names):
+    if any(level is not None for level in frame.index.names):
         frame = frame.reset_index()
-    frame = frame.set_axis([str(name).strip() for name in frame.columns], axis=1)
+    frame = frame.set_axis([str(column).strip() for column in frame.columns], axis=1)
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
-        raise ValueError(f"expected columns of different names, got {doubled[0]!r} twice")
+        raise ValueError(f"{name}: expected columns of different names, got {doubled[0]!r} twice")
     # What `to_csv` leaves of an index without a name.
     first = frame.columns[0] if len(frame.columns) else ""
     if first in ("", "Unnamed: 0") and frame[first].tolist() == list(range(len(frame))):
