@@ -20,8 +20,8 @@ TINY += ["--model.feedforward", 16, "--training.epochs", 2, "--training.accelera
 TINY += ["--training.threads", 1]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch) -> None:
     """The folder that is current, with thirty recordings of three people in sensors.csv."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -32,14 +32,15 @@ def here(tmp_path, monkeypatch) -> Path:
         own |= {"activity": ("walk", "run")[at % 2], "subject": f"person {at // 2 % 3}"}
         rows.append(pandas.DataFrame(own))
     pandas.concat(rows).to_csv("sensors.csv", index=False)
-    return tmp_path
 
 
-def test_a_run_says_what_it_read_keeps_groups_whole_and_reads_a_file_alike(flowformer, here):
+def test_a_run_says_what_it_read_keeps_groups_whole_and_reads_a_file_alike(flowformer):
     asked = ["--data.train-file", "sensors.csv", "--data.test-fraction", 0.3, "--run-dir", "run"]
     ended = flowformer("train", "time-series-small", *TINY, *asked)
     assert ended.code == 0, ended.err
-    line = "sensors: 30 series of 1 channel (up), 8 – 13 steps, 2 classes (activity), 3 groups (subj"
+    line = (
+        "sensors: 30 series of 1 channel (up), 8 – 13 steps, 2 classes (activity), 3 groups (subj"
+    )
     assert line in ended.err
     assert "subject of its own, chose the epoch; the test set was read once" in ended.out
     data = json.loads(Path("run/config.json").read_text())["config"]["data"]
@@ -63,7 +64,6 @@ def test_a_run_says_what_it_read_keeps_groups_whole_and_reads_a_file_alike(flowf
     assert changed.code == 2
 
 
-@pytest.mark.usefixtures("here")
 def test_a_mistake_is_told_with_the_flag_that_mends_it(flowformer):
     asked: list[object] = ["--data.train-file", "sensors.csv"]
     told = flowformer("train", "time-series-small", *TINY, *asked, "--data.label", "class")
@@ -72,7 +72,9 @@ def test_a_mistake_is_told_with_the_flag_that_mends_it(flowformer):
     lacking = flowformer("train", "time-series-small", "--data.train-file", "none.csv")
     assert lacking.code == 2
     assert lacking.err.endswith("/none.csv: no such file or directory\n")
-    untested = flowformer("compare", "time-series-small", *asked, "--mixers", "", "--methods", "dtw")
+    untested = flowformer(
+        "compare", "time-series-small", *asked, "--mixers", "", "--methods", "dtw"
+    )
     assert untested.code == 2
     assert "dtw needs series to test on: give --data.test-fraction 0.2" in untested.err
     both = ["--data.test-file", "sensors.csv", "--data.test-fraction", 0.2]
@@ -80,7 +82,6 @@ def test_a_mistake_is_told_with_the_flag_that_mends_it(flowformer):
     assert not Path("runs").exists()
 
 
-@pytest.mark.usefixtures("here")
 def test_the_last_in_time_are_tested_on_and_choose_the_epoch(flowformer):
     asked = ["--data.train-file", "sensors.csv", "--data.split", "time", "--run-dir", "run"]
     asked += ["--data.test-fraction", 0.2]
@@ -90,14 +91,13 @@ def test_the_last_in_time_are_tested_on_and_choose_the_epoch(flowformer):
     assert [row["label"] for row in rows] == ["walk", "run"] * 3
 
 
-@pytest.mark.usefixtures("here")
 def test_a_comparison_says_what_it_read_before_anything_runs(flowformer):
     asked = ["--data.train-file", "sensors.csv", "--dry-run", "--mixers", "flow"]
     ended = flowformer("compare", "time-series-small", *asked)
     assert "data        sensors: 30 series of 1 channel (up), 8 – 13 steps" in ended.out
 
 
-def test_numbers_are_trained_tested_predicted_and_reported(flowformer, here):
+def test_numbers_are_trained_tested_predicted_and_reported(flowformer):
     asked = ["--data.dataset", "Covid3Month", "--run-dir", "run"]
     ended = flowformer("train", "time-series-regression", *TINY, *asked)
     assert ended.code == 0, ended.err
@@ -125,15 +125,16 @@ def test_numbers_are_trained_tested_predicted_and_reported(flowformer, here):
     assert found[1] in again.out
 
 
-def test_the_commands_of_the_page_do_what_it_says(flowformer, tmp_path, monkeypatch):
+def test_the_commands_of_the_page_do_what_it_says(flowformer):
     """As typed on the page, with its table and smaller models."""
-    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     namespace: dict[str, object] = {}
     exec(blocks[0].replace("range(150)", "range(36)"), namespace)
     frame = pandas.read_csv("sensors.csv")
-    speeds = frame["activity"].map({"walk": 1.4, "run": 3.1, "climb": 0.6})
-    frame.assign(speed=speeds).drop(columns="activity").to_csv("speed.csv", index=False)
+    speeds = {"walk": 1.4, "run": 3.1, "climb": 0.6}
+    frame.assign(speed=[speeds[each] for each in frame["activity"]]).drop(
+        columns="activity"
+    ).to_csv("speed.csv", index=False)
     commands = re.findall(r"^    flowformer (.*)$", PAGE, re.MULTILINE)
     printed = []
     for name, *rest in map(shlex.split, commands):

@@ -45,9 +45,7 @@ AEON_DIFFERS = {
 
 # Of those of regressors, likewise: what is said of class labels is not asked there.
 AEON_DIFFERS_IN_REGRESSION = {
-    name: why
-    for name, why in AEON_DIFFERS.items()
-    if "classif" not in name
+    name: why for name, why in AEON_DIFFERS.items() if "classif" not in name
 } | {
     "check_fit2d_1sample": "refused in our words",
     "check_regressor_data_not_an_array": "aeon takes arrays, lists of arrays and data frames only",
@@ -258,7 +256,7 @@ def test_a_preset_is_what_is_not_given(preset):
     assert configured.keys() - shared == {"encoder", "name"}
     assert FlowformerClassifier().preset == "small"
     with pytest.raises(ValueError, match="unknown preset 'big': choose from small, paper"):
-        FlowformerClassifier(preset="big")._settings()
+        FlowformerClassifier().set_params(preset="big")._settings()
 
 
 def test_a_saved_estimator_predicts_the_same(waves, fitted, tmp_path):

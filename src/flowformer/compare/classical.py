@@ -5,8 +5,9 @@ dtw      the class of the nearest training series under dynamic time warping, al
 rocket   a ridge classifier on 10,000 random convolutions (Dempster et al., 2020; aeon)
 xgboost  boosted trees on the values of a series side by side (Chen and Guestrin, 2016; xgboost)
 
-Where labels are numbers to predict, each is the regressor of the same library. All see what the models see: series normalised with the statistics of the training split, on which
-they are fitted as a whole, since none has an epoch to choose.
+Where labels are numbers to predict, each is the regressor of the same library. All see what the
+models see: series normalised with the statistics of the training split, on which they are fitted as
+a whole, since none has an epoch to choose.
 """
 
 import os

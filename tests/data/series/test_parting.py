@@ -1,5 +1,7 @@
 """Parts share no group, or come one after the other; each class is left to train on."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from flowformer.data import SeriesSplit, from_arrays, hold_out, part
 CLASSES = ("a", "b", "c")
 
 
-def split_of(labels: list[int], groups: list[str] | None = None, **more: object) -> SeriesSplit:
+def split_of(labels: list[int], groups: list[str] | None = None, **more: Any) -> SeriesSplit:
     series = tuple(np.full((1, 3), float(at)) for at in range(len(labels)))
     own = None if groups is None else tuple(groups)
     return SeriesSplit(series=series, labels=np.array(labels), groups=own, name="x", **more)
@@ -58,9 +60,7 @@ def test_too_few_groups_are_refused():
 def test_the_last_in_time_are_set_aside_whatever_their_order_in_the_file():
     starts = np.random.default_rng(0).permutation(20)
     spans = np.stack([10.0 * starts, 10.0 * starts + 9], axis=1)
-    train, chosen = part(
-        split_of([0, 1] * 10, spans=spans), 0.25, 0, classes=CLASSES, in_time=True
-    )
+    train, chosen = part(split_of([0, 1] * 10, spans=spans), 0.25, 0, classes=CLASSES, in_time=True)
     assert set(starts[values(chosen)]) == {15, 16, 17, 18, 19}
     assert train.spans is not None
     assert chosen.spans is not None

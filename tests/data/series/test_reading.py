@@ -82,9 +82,11 @@ def write_wide(folder: Path) -> Path:
 
 
 def write_classes(folder: Path) -> Path:
-    for (name, label), rows in long_frame().groupby(["series_id", "activity"]):
+    frame: Any = long_frame()
+    for name, label in zip(IDS, LABELS, strict=True):
         place = folder / "classes" / label
         place.mkdir(parents=True, exist_ok=True)
+        rows = frame[frame["series_id"] == name]
         rows[["Time", "ax", "ay"]].to_csv(place / f"{name}.csv", index=False)
     return folder / "classes"
 
@@ -172,7 +174,7 @@ def test_columns_are_told_or_found_and_none_is_a_word():
 
 
 def test_times_are_numbers_or_dates_and_order_the_rows():
-    frame = long_frame()
+    frame: Any = long_frame()
     numbers = read_series(frame)
     stamps = pandas.Timestamp("2026-11-30") + pandas.to_timedelta(frame["Time"], unit="s")
     for times in (stamps, stamps.astype(str), stamps.dt.tz_localize("Europe/Berlin")):
@@ -192,19 +194,21 @@ def test_a_label_of_the_first_row_alone_is_that_of_the_series():
 
 
 def test_numbers_are_told_from_classes():
-    frame = long_frame().assign(activity=long_frame()["series_id"].map({"w1": 0.5, "s1": 2.0}))
-    frame["activity"] = frame["activity"].fillna(-1.25)
+    numbers = {"w1": 0.5, "s1": 2.0, "w2": -1.25}
+    frame = long_frame().assign(activity=[numbers[each] for each in long_frame()["series_id"]])
     read = read_series(frame)
     assert numbers_of(read).tolist() == [0.5, 2.0, -1.25]
     assert "labels from -1.25 to 2 (activity)" in read.describe()
-    with pytest.raises(ValueError, match="expected classes as labels, got numbers .*time-series-r"):
+    with pytest.raises(
+        ValueError, match=r"expected classes as labels, got numbers .*time-series-r"
+    ):
         data_set(read)
     assert data_set(read, regression=True).classes == ()
     with pytest.raises(ValueError, match=r"series 'w1': expected a finite number, got 'walk'"):
         data_set(read_series(long_frame()), regression=True)
 
 
-def test_a_test_part_has_the_columns_of_the_training_part(tmp_path):
+def test_a_test_part_has_the_columns_of_the_training_part():
     frame = long_frame().rename(columns={"activity": "doing"})
     data = load_series(frame, frame.iloc[:, ::-1], label="doing")
     assert data.test is not None
@@ -240,14 +244,26 @@ FAULTS: dict[str, tuple[pandas.DataFrame, dict[str, Any], str]] = {
         {},
         r"expected a column that says which series .*\(data\.id, id=\.\.\. in Python\).* got 'Time'",
     ),
-    "told-and-missing": (long_frame(), {"label": "class"}, r"a column 'class' \(data\.label\), got"),
+    "told-and-missing": (
+        long_frame(),
+        {"label": "class"},
+        r"a column 'class' \(data\.label\), got",
+    ),
     "two-ids": (changed(recording="a"), {}, "'series_id' and 'recording' could be the id: say"),
-    "unique-ids": (changed(series_id=range(8)), {}, "expected rows that share an id, .* got 8 rows"),
+    "unique-ids": (
+        changed(series_id=range(8)),
+        {},
+        "expected rows that share an id, .* got 8 rows",
+    ),
     "text": (one_changed("ax", "much"), {}, r"row \d: expected a number in 'ax', got 'much': if"),
     "infinite": (one_changed("ax", np.inf), {}, r"row \d: expected a number in 'ax', got inf"),
     "doubled-time": (doubled_time(), {}, r"series 'w1': expected one row a time, got two at \d in"),
     "no-time": (one_changed("Time", None), {}, r"row \d: expected a value of 'Time', got none"),
-    "odd-time": (one_changed("Time", "noon?"), {}, r"expected a time or number in 'Time', got 'noo"),
+    "odd-time": (
+        one_changed("Time", "noon?"),
+        {},
+        r"expected a time or number in 'Time', got 'noo",
+    ),
     "two-labels": (
         one_changed("activity", "run"),
         {},
@@ -306,7 +322,9 @@ def test_a_series_without_a_label_or_group_is_named():
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / name))}: .*{message}|{message}"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(tmp_path / name))}: .*{message}|{message}"
+    ):
         read_series(tmp_path / name)
 
 

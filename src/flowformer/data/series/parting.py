@@ -118,7 +118,7 @@ def _of_other_groups(
     if len(names) < 2:
         raise ValueError(
             f"{split.name}: expected at least 2 groups, one to train on and one to set aside, got "
-            f"{split.groups[0]!r} alone (data.group '' parts series whatever their group)"
+            f"{str(names[0])!r} alone (data.group '' parts series whatever their group)"
         )
     count = min(len(names) - 1, max(1, round(fraction * len(names))))
     draws = sklearn.GroupShuffleSplit(n_splits=_DRAWS, test_size=count, random_state=seed)

@@ -200,7 +200,9 @@ def from_arrays(
         own = _label_list(labels, name)
         return SeriesSplit(
             series=as_series(series, name=name),
-            labels=as_numbers(own, name=name) if regression else encode_labels(own, classes, name=name),
+            labels=as_numbers(own, name=name)
+            if regression
+            else encode_labels(own, classes, name=name),
             name=name,
             groups=None if groups is None else tuple(map(str, _label_list(groups, name))),
         )

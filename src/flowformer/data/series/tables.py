@@ -325,7 +325,8 @@ def _times(column: Column, name: str) -> Float64[np.ndarray, " n"]:
             f"{name}, row {wrong[0] + 1}: expected a time or number in {column.name!r}, got "
             f"{column.iloc[wrong[0]]!r}"
         )
-    return dates.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e9
+    nanoseconds: Any = dates.to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    return nanoseconds / 1e9
 
 
 def _numbers(column: Column, name: str) -> Float64[np.ndarray, " n"]:

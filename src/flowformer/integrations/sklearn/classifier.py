@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aeon.classification import BaseClassifier
 from jaxtyping import Float64
 from torch import nn
 
@@ -14,13 +15,6 @@ from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.train.kinds import KINDS
 from flowformer.train.series.data import predict_probabilities
 from flowformer.train.study import Trained
-
-try:
-    from aeon.classification import BaseClassifier
-except ImportError as error:
-    raise ImportError(
-        "aeon is needed for the estimator: pip install 'flowformer[timeseries]'"
-    ) from error
 
 
 class FlowformerClassifier(FlowformerEstimator, BaseClassifier):

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
+from aeon.base import BaseCollectionEstimator
 from jaxtyping import Float64, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from sklearn.utils import check_random_state
 from torch import nn
 
 from flowformer.config_json import from_plain, to_plain
@@ -40,14 +42,6 @@ from flowformer.train.prediction import choose_device
 from flowformer.train.run_files import read_history
 from flowformer.train.series.config import PRESETS, SeriesConfig, SeriesDataConfig
 from flowformer.train.study import Trained
-
-try:
-    from aeon.base import BaseCollectionEstimator
-    from sklearn.utils import check_random_state
-except ImportError as error:
-    raise ImportError(
-        "aeon and scikit-learn are needed for the estimator: pip install 'flowformer[timeseries]'"
-    ) from error
 
 E = TypeVar("E", bound="FlowformerEstimator")
 

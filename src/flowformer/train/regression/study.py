@@ -18,9 +18,8 @@ from flowformer.report.figures import SeriesFlowMap
 from flowformer.report.regression import write_regression_report
 from flowformer.scores.measures import RMSE
 from flowformer.scores.metrics import RegressionMetrics, regression_metrics
-from flowformer.train.classification import sizes_of
 from flowformer.train.config import HELD_OUT
-from flowformer.train.folder import RunFolder, read_versions
+from flowformer.train.folder import RunFolder
 from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_constant
 from flowformer.train.prediction import format_numbers
 from flowformer.train.regression.config import (
@@ -128,16 +127,6 @@ class RegressionEvaluation(Evaluation):
 
 class Regression(SeriesStudy):
     """Time-series regression."""
-
-    def _record(self) -> RegressionRecord:
-        return RegressionRecord(
-            recipe=self.config.name,
-            config=self.config,
-            versions=read_versions(),
-            channels=self.data.channels,
-            max_length=self.prepared.max_length,
-            sizes=sizes_of(self.prepared.train, self.prepared.validation, self.data.test),
-        )
 
     @classmethod
     def _model(cls, record: RegressionRecord) -> TimeSeriesRegressor:

@@ -24,7 +24,9 @@ from flowformer.data import (
 )
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.report.figures import SeriesFlowMap
-from flowformer.train.folder import RunFolder, read_json, write_json
+from flowformer.train.classification import sizes_of
+from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
+from flowformer.train.kinds import KINDS
 from flowformer.train.prediction import load_weights
 from flowformer.train.series.config import SeriesConfig
 from flowformer.train.series.data import load_again, load_data, prepare
@@ -66,7 +68,17 @@ class SeriesStudy(Study):
         self.record = self._record()
 
     def _record(self) -> Any:
-        raise NotImplementedError
+        """Return what config.json holds; the classes of a classification beside the common."""
+        kind: Any = KINDS[type(self).__name__.lower()].record
+        return kind(
+            recipe=self.config.name,
+            config=self.config,
+            versions=read_versions(),
+            channels=self.data.channels,
+            max_length=self.prepared.max_length,
+            sizes=sizes_of(self.prepared.train, self.prepared.validation, self.data.test),
+            **({"classes": self.data.classes} if self.data.classes else {}),
+        )
 
     @classmethod
     def _model(cls, record: Any) -> nn.Module:
@@ -93,8 +105,6 @@ class SeriesStudy(Study):
     @classmethod
     def load(cls, run_dir: str | Path) -> Trained:
         """Read back what training left in a folder; no code in it runs."""
-        from flowformer.train.kinds import KINDS
-
         folder = RunFolder(Path(run_dir))
         record = KINDS[cls.__name__.lower()].record.read(folder)
         path = folder.preprocessing

@@ -21,9 +21,8 @@ from flowformer.train.classification import (
     Classifier,
     Tested,
     report_classifier,
-    sizes_of,
 )
-from flowformer.train.folder import RunFolder, read_versions
+from flowformer.train.folder import RunFolder
 from flowformer.train.loop.task import build_constant
 from flowformer.train.prediction import format_predictions
 from flowformer.train.series.base import (
@@ -52,17 +51,6 @@ class Series(SeriesStudy, Classifier):
     ) -> None:
         super().__init__(config, data=data, begun=begun)
         self.classes = self.data.classes
-
-    def _record(self) -> SeriesRecord:
-        return SeriesRecord(
-            recipe=self.config.name,
-            config=self.config,
-            versions=read_versions(),
-            classes=self.data.classes,
-            channels=self.data.channels,
-            max_length=self.prepared.max_length,
-            sizes=sizes_of(self.prepared.train, self.prepared.validation, self.data.test),
-        )
 
     @classmethod
     def _model(cls, record: SeriesRecord) -> SeriesClassifier:
