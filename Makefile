@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, package, docs, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, fuzz-kernels, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types package docs native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz fuzz-kernels lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -107,6 +107,15 @@ fuzz: environment-dev
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
 
+fuzz-kernels: environment-dev
+	@echo "==> The compiled kernels in calls drawn at random, each instruction set that is here, 5 minutes"
+	$(BIN)/python -m benchmarks kernel_fuzz
+	$(BIN)/python -m benchmarks kernel_fuzz --report
+
+examples: environment-dev
+	@echo "==> The notebooks of examples/, each within two minutes on two cores"
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow tests/test_notebooks.py --durations=5
+
 lint: environment-dev
 	@echo "==> Lint"
 	$(BIN)/ruff check
@@ -124,13 +133,53 @@ docs: environment-dev
 	@echo "==> Documentation"
 	@# Not --quiet: it hides the warnings from --strict too.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "    site/index.html is the front page"
+	$(BIN)/python scripts/check_site.py site
+	@echo "    site/index.html is the front page: open it in a browser"
+
+docs-serve: environment-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 package: environment-dev
-	@echo "==> Source archive and wheel, and an import of the wheel alone"
-	rm -rf build dist
-	$(BIN)/python -m build --no-isolation --quiet
-	$(BIN)/python scripts/check_wheel.py dist
+	@echo "==> Source archive and wheel, and what the wheel does alone"
+	rm -rf build/package
+	$(BIN)/python -m build --no-isolation --quiet --outdir build/package
+	$(BIN)/python scripts/check_wheel.py build/package
+
+# The tools of a release have an environment of their own: few who work here need them.
+.venv-release/.installed: scripts/release_tools.txt
+	@echo "==> The tools of a release, in .venv-release: once, half a minute and 500 MB of disk, mostly a compiler"
+	$(or $(PYTHON),python3) -m venv --clear .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check --requirement scripts/release_tools.txt
+	touch $@
+
+wheels: environment-dev .venv-release/.installed
+	@echo "==> What is published, in dist/: the source archive, wheels for Linux on x86-64 and Arm, and one for any platform; 3 minutes"
+	scripts/build_wheels.sh
+	$(BIN)/python scripts/check_wheel.py dist manylinux_2_17_x86_64 manylinux_2_17_aarch64 any
+	scripts/check_old_systems.sh
+
+installed:
+	@echo "==> dist/ as a new user gets it: PyTorch and little else from an index, flowformer info, the first results"
+	$(or $(PYTHON),python3) scripts/check_wheel.py dist --alone
+
+# All of a release but what needs a network; TAG=v0.1.0 is to be its version.
+release-check: environment-dev .venv-release/.installed
+	@echo "==> Version, date and tag"
+	$(BIN)/python scripts/check_release.py $(TAG)
+	@echo "==> Workflows"
+	.venv-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-release/bin/zizmor --offline --quiet .github
+	$(MAKE) docs wheels
+	.venv-release/bin/twine check --strict dist/*
+	@echo "==> The tests of the library, on the wheel that pip takes here"
+	rm -rf build/wheel
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --find-links dist --target build/wheel flowformer
+	PYTHONPATH=build/wheel $(BIN)/python -c "import flowformer; assert 'build/wheel' in flowformer.__file__, flowformer.__file__"
+	PYTHONPATH=build/wheel OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" tests/ops tests/nn tests/conformance tests/models
+	@echo "==> dist/ is ready: date the change log, tag it, and push the tag"
+
+publish: .venv-release/.installed
+	.venv-release/bin/twine upload --non-interactive dist/*
 
 # Of the CPU library: every compiler that is here, without warnings; and memory errors and undefined behaviour.
 native-check: environment-dev

@@ -8,7 +8,8 @@ Nothing but the sources goes into a package: every build starts in an empty fold
 build/ of an earlier one would keep modules that are gone, and files that it takes for newer.
 
 Environment: CXX, CXXFLAGS and LDFLAGS as everywhere; FLOWFORMER_REQUIRE_LIBRARY=1 makes a missing
-library an error.
+library an error, FLOWFORMER_PURE=1 leaves it out on purpose. scripts/build_wheels.sh builds what is
+published: CXX may compile for another processor, and bdist_wheel --plat-name then names it.
 """
 
 import atexit
@@ -30,6 +31,7 @@ from setuptools.errors import CompileError
 CSRC = Path("src/flowformer/csrc")
 SOURCES = sorted(path.as_posix() for path in CSRC.glob("*.cpp"))
 HEADERS = sorted(path.as_posix() for path in CSRC.glob("*.h"))
+EXPORTS = CSRC / "exports.map"
 LIBRARY = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
 LOG = "libflowformer_cpu.log"  # why there is no library; its first line is shown
 
@@ -58,6 +60,11 @@ class NotBuiltError(Exception):
 
 def find_compiler() -> list[str]:
     """Return the command of the C++ compiler: CXX, or the first of the usual ones."""
+    if os.environ.get("FLOWFORMER_PURE"):
+        raise NotBuiltError(
+            "this is the wheel for platforms that have none; where there is a C++ compiler, "
+            "pip install --no-binary flowformer flowformer compiles it"
+        )
     if sys.platform == "win32":
         raise NotBuiltError("it is written for gcc and clang, and not built on Windows")
     if command := shlex.split(os.environ.get("CXX", "")):
@@ -84,13 +91,18 @@ def compile_library(library: Path, objects: Path) -> None:
     """Compile each source with the flags of its own, side by side, and link them."""
     compiler = find_compiler()
     name = shlex.join(compiler)
-    target = run([*compiler, "-dumpmachine"], f"{name} does not say what it compiles for")
+    # Its macros say for which processor it compiles; -dumpmachine is not understood by all.
+    macros = run(
+        [*compiler, "-dM", "-E", "-x", "c++", os.devnull],
+        f"{name} does not say what it compiles for",
+    )
+    by_unit = X86_64_FLAGS if "__x86_64__" in macros else {}
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
     objects.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: str) -> str:
         stem = Path(source).stem
-        own = X86_64_FLAGS.get(stem, ()) if target.startswith(("x86_64", "amd64")) else ()
+        own = by_unit.get(stem, ())
         made = str(objects / f"{stem}.o")
         run(
             [*compiler, *FLAGS, *own, *extra, "-c", source, "-o", made],
@@ -101,7 +113,9 @@ def compile_library(library: Path, objects: Path) -> None:
     with ThreadPoolExecutor(len(SOURCES)) as pool:  # a handful: the system shares out its cores
         made = list(pool.map(compile_one, SOURCES))
     # Its threads sleep between calls: whoever unloads the library must not take their code away.
-    shared = ["-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,-z,nodelete"]
+    shared = ["-shared", "-Wl,-z,nodelete", f"-Wl,--version-script={EXPORTS}"]
+    if sys.platform == "darwin":
+        shared = ["-dynamiclib"]
     flags = [*extra, *shlex.split(os.environ.get("LDFLAGS", ""))]
     run(
         [*compiler, *shared, "-pthread", *made, *flags, "-o", str(library)],
@@ -169,6 +183,8 @@ setup(
     options={"build": {"build_base": empty_folder()}},
     # Declared as an extension module, which it is not, for what setuptools makes of one: a build
     # step that editable installations have too, and a wheel of a platform.
-    ext_modules=[Extension("flowformer.libflowformer_cpu", SOURCES, depends=HEADERS)],
+    ext_modules=[
+        Extension("flowformer.libflowformer_cpu", SOURCES, depends=[*HEADERS, EXPORTS.as_posix()])
+    ],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

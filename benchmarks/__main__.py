@@ -38,13 +38,16 @@ BENCHMARKS = {
     "arena_cost": "mixers.arena_cost",
     "arena_long": "mixers.arena_long",
     "recall": "mixers.recall",
+    "gating": "mixers.gating",
     "comparisons": "mixers.comparisons",
+    "compare_start": "mixers.compare_start",
     "summarize_runs": "mixers.summarize_runs",
     "photographs": "mixers.photographs",
     "sequence_parallel": "parallel.sequence_parallel",
     "numerics": "reliability.numerics",
     "faults": "reliability.faults",
     "fuzz": "reliability.fuzz",
+    "kernel_fuzz": "reliability.kernel_fuzz",
 }
 
 

@@ -1,10 +1,14 @@
-"""Install the built wheel into an empty folder, import every module, load the library from there.
+"""Check packages as whoever installs them has them: what they hold, and what they do there.
 
-The dependencies come from the environment that runs this, so nothing is downloaded; the editable
-installation in the same environment is passed over, since PYTHONPATH comes before it. The wheel has
-to hold the compiled CPU library if that installation does.
+Each that suits this machine is installed into an environment of its own, in which every module is
+imported, `flowformer info` answers, the library is loaded and golden values are computed. The
+dependencies come from the environment that runs this, so that nothing is downloaded; its own
+flowformer is not seen there. With --alone they come from an index instead, as for a new user: torch
+and little else, without the extras. Whether a wheel holds the compiled library stands in its name;
+the one that is built here holds it if src/ does.
 
-usage: python scripts/check_wheel.py DIST_FOLDER
+usage: python scripts/check_wheel.py DIST_FOLDER [--alone | PLATFORM...]
+PLATFORM: of the wheels that have to be there, and no others (manylinux_2_17_x86_64, any).
 """
 
 import os
@@ -13,26 +17,50 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+LIBRARY, LOG = "flowformer/libflowformer_cpu.so", "flowformer/libflowformer_cpu.log"
+WINDOWS = sys.platform == "win32"
 
 IMPORT_EVERYTHING = """
-import importlib, pkgutil, sys
+import importlib, pkgutil
 import flowformer
-assert flowformer.__file__.startswith(sys.argv[1]), f"imported {flowformer.__file__}, not the wheel"
 for module in pkgutil.walk_packages(flowformer.__path__, "flowformer."):
     if module.name != "flowformer.libflowformer_cpu":  # ends in .so, and is no module
         importlib.import_module(module.name)
 """
 
-LOAD_LIBRARY = """
+# The first calls of a new user, with values whose result is known.
+CALL = """
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import flowformer
 from flowformer.ops.backends.cpu.library import NAME, PACKAGE, instruction_set, why_unavailable
+
+prefix, golden = Path(sys.argv[1]), Path(sys.argv[2])
+assert PACKAGE.is_relative_to(prefix), f"imported {PACKAGE}, not what was installed in {prefix}"
 reason = why_unavailable()
 assert (PACKAGE / NAME).exists() == (reason is None), reason
-print("    CPU library:", reason or f"loads, and chooses {instruction_set()} here")
+for name, causal in {"normal-b2-l40-s11-h2-d16": False, "causal-b2-l130-s130-h2-d16": True}.items():
+    values = load_file(golden / f"{name}.safetensors")
+    q, k, v = (values[key].requires_grad_() for key in "qkv")
+    out = flowformer.flow_attention(q, k, v, causal=causal)
+    (out * values["w"]).sum().backward()
+    for tensor, expected in (out, "out"), (q.grad, "dq"), (k.grad, "dk"), (v.grad, "dv"):
+        error = (tensor - values[expected]).abs().max() / values[expected].abs().max()
+        assert error <= 1e-9, f"{name}: {expected} is off by {error:.1e}"
+compiled = torch.compile(flowformer.flow_attention, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(q, k, v, causal=causal), out)
+print("    golden values:", "without the library" if reason else f"with {instruction_set()}")
 """
 
 
@@ -49,15 +77,23 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def check_contents(dist: Path) -> None:
-    """Check that the wheel holds the package, all of it and nothing else, and the sdist too."""
+def platform(wheel: Path) -> str:
+    """Return the platform that the name of a wheel ends in."""
+    return wheel.stem.rpartition("-")[2]
+
+
+def check_contents(dist: Path, platforms: list[str]) -> None:
+    """Check that each wheel holds the package, all of it and nothing else, and the sdist too."""
+    wheels = sorted(dist.glob("*.whl"))
+    if sorted(platforms) != sorted(map(platform, wheels)):
+        raise SystemExit(f"expected wheels of {platforms}, found {[w.name for w in wheels]}")
     modules = paths("flowformer/**/*.py") | {"flowformer/py.typed"}
-    built = paths("flowformer/libflowformer_cpu.*")  # the library, or the log that stands for it
-    tag = "any" if built == paths("flowformer/*.log") else PLATFORM
-    with zipfile.ZipFile(only(dist, f"*-py3-none-{tag}.whl")) as wheel:
-        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    if different := packed ^ (modules | built):
-        raise SystemExit(f"wheel and src/ differ in {sorted(different)}")
+    for wheel in wheels:
+        built = LOG if platform(wheel) == "any" else LIBRARY
+        with zipfile.ZipFile(wheel) as file:
+            packed = {name for name in file.namelist() if ".dist-info/" not in name}
+        if different := packed ^ (modules | {built}):
+            raise SystemExit(f"{wheel.name} and src/ differ in {sorted(different)}")
     with tarfile.open(only(dist, "*.tar.gz")) as archive:
         archived = {name.partition("/")[2] for name in archive.getnames()}
     needed = modules | paths("flowformer/csrc/*")
@@ -65,25 +101,64 @@ def check_contents(dist: Path) -> None:
         raise SystemExit(f"the source archive lacks {sorted(missing)}")
 
 
-def check_import(dist: Path) -> None:
-    """Check that the wheel alone imports, module by module, and that its command runs."""
+def suits(wheel: Path) -> bool:
+    """Return whether pip would install this wheel here."""
+    from packaging.tags import sys_tags
+    from packaging.utils import parse_wheel_filename
+
+    return not parse_wheel_filename(wheel.name)[3].isdisjoint(sys_tags())
+
+
+def check_installed(what: list[str | Path], *, alone: bool = False) -> None:
+    """Install a package into an environment of its own, and check what it does there."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder).resolve()
-        pip = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-        subprocess.run([*pip, "--target", target, only(dist, "*.whl")], check=True)
-        environment = os.environ | {"PYTHONPATH": str(target)}
-        for command in (
-            [sys.executable, "-c", IMPORT_EVERYTHING, str(target)],
-            [sys.executable, target / "bin" / "flowformer", "--help"],
+        prefix = Path(folder).resolve()
+        python = prefix / ("Scripts/python.exe" if WINDOWS else "bin/python")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", prefix], check=True)
+        pip = [sys.executable, "-P", "-m", "pip", "--python", python, "install", "--quiet"]
+        if not alone:
+            own = Path(sysconfig.get_path("purelib", "venv", {"base": str(prefix)}))
+            own.joinpath("dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
+            pip += ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
+        else:
+            print("    PyTorch, which takes the longest, comes first", flush=True)
+            subprocess.run([*pip, "torch"], check=True)
+        began = time.monotonic()
+        subprocess.run([*pip, *what], check=True)
+        installed = time.monotonic()
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        golden = ROOT / "tests" / "golden" / "attention"
+        for command, shown in (
+            ([python.with_name("flowformer"), "info"], alone),
+            ([python, "-c", "" if alone else IMPORT_EVERYTHING], False),
+            ([python, "-c", CALL, prefix, golden], True),
         ):
-            subprocess.run(
-                command, check=True, cwd=target, env=environment, stdout=subprocess.DEVNULL
+            output = None if shown else subprocess.DEVNULL
+            subprocess.run(command, check=True, cwd=folder, env=environment, stdout=output)
+        if alone:
+            results = time.monotonic() - installed
+            print(
+                f"    installed in {installed - began:.0f} s, first results {results:.0f} s later"
             )
-        load = [sys.executable, "-c", LOAD_LIBRARY]
-        subprocess.run(load, check=True, cwd=target, env=environment)
+
+
+def main(dist: Path, *rest: str) -> None:
+    """Check a folder of packages."""
+    if rest == ("--alone",):
+        check_installed(
+            ["--find-links", dist, "--only-binary", "flowformer", "flowformer"], alone=True
+        )
+        return
+    built_here = "any" if paths("flowformer/*.log") else PLATFORM
+    check_contents(dist, list(rest) or [built_here])
+    for package in sorted(dist.iterdir()):
+        if package.suffix == ".whl" and not suits(package):
+            print(f"    {package.name}: for another machine, not installed")
+        elif package.suffix == ".whl" or rest:  # the wheel that was built here is made of the sdist
+            print(f"    {package.name}", flush=True)
+            check_installed([package])
 
 
 if __name__ == "__main__":
-    check_contents(Path(sys.argv[1]))
-    check_import(Path(sys.argv[1]))
-    print("    the wheel holds the whole package and imports without the source tree")
+    main(Path(sys.argv[1]), *sys.argv[2:])
+    print("    every package is whole and works without the source tree")

@@ -28,9 +28,9 @@ def source(tmp_path_factory):
     return folder
 
 
-def build(source, wheels, **environment):
+def build(source, wheels, *options, **environment):
     return subprocess.run(
-        [*BUILD, "--verbose", "--wheel-dir", wheels, source],
+        [*BUILD, "--verbose", *options, "--wheel-dir", wheels, source],
         env=os.environ | {"FLOWFORMER_REQUIRE_LIBRARY": ""} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,11 +58,43 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_why(source, tmp_path):
     assert the_log(tmp_path).splitlines()[0] == reason
 
 
+def test_the_wheel_for_any_platform_leaves_the_library_out_and_says_how_to_have_it(
+    source, tmp_path
+):
+    done = build(source, tmp_path, FLOWFORMER_PURE="1")
+    assert done.returncode == 0, done.stdout
+    assert "pip install --no-binary flowformer flowformer compiles it" in the_log(tmp_path)
+
+
+# Stands for a compiler of another processor: it says so, and makes an empty file where it is asked.
+CROSS_COMPILER = """#!/bin/sh
+echo "$@" >> "$0.log"
+[ "$1" = -dM ] && echo "#define __aarch64__ 1" && exit
+while [ "$1" != -o ]; do shift; done
+touch "$2"
+"""
+
+
+def test_a_wheel_for_another_processor_has_its_name_and_no_flags_of_this_one(source, tmp_path):
+    compiler = tmp_path / "cross-c++"
+    compiler.write_text(CROSS_COMPILER)
+    compiler.chmod(0o755)
+    option = "--build-option=--plat-name=manylinux_2_17_aarch64"
+    done = build(source, tmp_path / "wheels", f"--config-settings={option}", CXX=str(compiler))
+    assert done.returncode == 0, done.stdout
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.name.endswith("-py3-none-manylinux_2_17_aarch64.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        assert "flowformer/libflowformer_cpu.so" in packed.namelist()
+    log = compiler.with_name("cross-c++.log").read_text()
+    assert "kernels_portable.cpp" in log
+    assert "-mavx" not in log
+    assert "--version-script=src/flowformer/csrc/exports.map" in log
+
+
 def test_a_compiler_that_fails_leaves_its_message(source, tmp_path):
     compiler = tmp_path / "broken-c++"
-    compiler.write_text(
-        '#!/bin/sh\n[ "$1" = -dumpmachine ] && exit\necho "unknown flag" >&2\nexit 1\n'
-    )
+    compiler.write_text('#!/bin/sh\n[ "$1" = -dM ] && exit\necho "unknown flag" >&2\nexit 1\n')
     compiler.chmod(0o755)
     done = build(source, tmp_path / "wheels", CXX=str(compiler))
     assert done.returncode == 0, done.stdout

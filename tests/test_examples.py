@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "flowformer"
 
 # Libraries that an extra brings: an example that imports one is skipped where it is missing.
 EXTRAS = {"gymnasium", "lightning", "minari", "sklearn", "timm", "tokenizers", "transformers"}
+EXTRAS |= {"pandas"}  # for the data frames of a comparison
 IMPORTED = re.compile(r"^(?:from|import) (?:flowformer\.integrations\.)?(\w+)", re.MULTILINE)
 
 
@@ -52,6 +53,8 @@ def test_example_runs(text, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example = doctest.DocTestParser().get_doctest(text, {}, request.node.name, None, None)
     imported = {name for part in example.examples for name in IMPORTED.findall(part.source)}
+    if "flowformer.compare" in text:
+        imported.add("pandas")
     for library in imported & EXTRAS:
         pytest.importorskip(library)  # of an extra: the core alone has its examples tested too
     said: list[str] = []
@@ -62,6 +65,7 @@ def test_example_runs(text, request, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
+        "compare.arrays.compare",
         "generation.generate.generate",
         "integrations.sklearn.FlowformerClassifier",
         "models.images.model.VisionClassifier",

@@ -31,11 +31,18 @@ LABORATORY = {
     "generation": {"ops", "progress"},
     "rollouts": {"data", "names", "progress"},
     "report": {"scores", "files", "config_json"},
-    "compare": {"data", "scores", "report", "train", *SHARED},
+    "compare": {"nn", "data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "integrations that read runs": {*LIBRARY, "train", *BESIDE, *SHARED},
-    "cli": {*LIBRARY, "train", "recipes", *BESIDE, *SHARED},
+    "cli": {
+        "integrations that read runs",
+        *LIBRARY,
+        "train",
+        "recipes",
+        *BESIDE,
+        *SHARED,
+    },
 }
 ALLOWED = {
     **LIBRARY,

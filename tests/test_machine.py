@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from flowformer.compare import execution
+from flowformer.compare.engines import local
 from flowformer.compare.plan import make_plan
 from flowformer.data.loaders import WorkerLoader
 from flowformer.data.parallel import Workers
@@ -103,7 +104,7 @@ def test_the_runs_of_a_comparison_are_started_so(monkeypatch, tmp_path):
         commands.append(command)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(execution.subprocess, "Popen", start)
+    monkeypatch.setattr(local.subprocess, "Popen", start)
     plan = make_plan(
         [tiny_decisions(tmp_path)], {"flow": {}}, seeds=1, root=tmp_path / "comparison"
     )

@@ -2,8 +2,8 @@
 
 import io
 import logging
-import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +33,8 @@ class Clock:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
+    # Not sys.stderr: pytest puts its own in its place between a fixture and the test.
+    monkeypatch.setattr("flowformer.progress.sys", SimpleNamespace(stderr=stream))
     return stream
 
 

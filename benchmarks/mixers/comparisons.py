@@ -54,38 +54,42 @@ SETS = {
 
 Row = dict[str, str]
 
-# Training on one thread each, so that a run's time does not depend on what runs beside it.
-COMPARISONS: dict[str, list[str]] = {
-    "scp1": shlex.split(
-        "self-regulation-scp1 --mixers all --methods dtw,rocket,xgboost,lstm,dilated-conv --seeds 2"
-        " --model.dim 64 --model.num-heads 2 --model.feedforward 128"
-        " --training.epochs 10 --training.threads 1"
-        """ --mixer-options rocket.n_kernels=10000 'dtw.distance_params={"window":0.1}'"""
-    ),
-    "characters": shlex.split(
-        "char-shakespeare --mixers all --seeds 2"
+# The recipes at small budgets. Training on one thread each, so that a run's time does not depend on
+# what runs beside it.
+SETTINGS: dict[str, list[str]] = {
+    name: shlex.split(f"{setting} --training.threads 1")
+    for name, setting in {
+        "scp1": "self-regulation-scp1 --training.epochs 10"
+        " --model.dim 64 --model.num-heads 2 --model.feedforward 128",
+        "vowels": "japanese-vowels --training.epochs 15"
+        " --model.dim 64 --model.num-heads 2 --model.feedforward 128",
+        "characters": "char-shakespeare"
         " --model.dim 64 --model.num-heads 2 --model.num-layers 2 --model.feedforward 256"
         " --optimizer.learning-rate 3e-3 --training.steps 500 --training.evaluate-every 100"
-        " --training.validation-tokens 40000 --training.threads 1"
-    ),
-    "wiki": shlex.split(
-        "wiki-small --mixers flow,softmax,linear,flow-no-competition,flow-no-allocation --seeds 2"
-        " --optimizer.learning-rate 2e-3 --training.steps 500 --training.threads 1"
-    ),
+        " --training.validation-tokens 40000",
+        "wiki": "wiki-small --optimizer.learning-rate 2e-3 --training.steps 500",
+        "recall": "recall-small",
+        "fashion": "fashion-mnist",
+        **{name: f"{name}-small" for name in (*ARENA, "retrieval")},
+    }.items()
 }
-
-# Long Range Arena's tasks: both forms of Flow-Attention, three others, and what sees no order.
-COMPARISONS |= {
-    name: shlex.split(
-        f"{name}-small --mixers flow,flow-heads,softmax,linear,performer"
-        " --methods bag-of-tokens,chance --seeds 2 --jobs 2 --training.threads 1"
-    )
-    for name in (*ARENA, "retrieval")
-}
-
-COMPARISONS["fashion"] = shlex.split(
-    "fashion-mnist --mixers flow,softmax,linear,mobile --seeds 2 --jobs 2 --training.threads 1"
+# What is compared on each. On Long Range Arena's tasks: both forms of Flow-Attention, three others,
+# and what sees no order.
+_IN_ARENA = (
+    "--mixers flow,flow-heads,softmax,linear,performer --methods bag-of-tokens,chance"
+    " --seeds 2 --jobs 2"
 )
+COMPARISONS: dict[str, list[str]] = {
+    name: [*SETTINGS[name], *shlex.split(asked)]
+    for name, asked in {
+        "scp1": "--mixers all --methods dtw,rocket,xgboost,lstm,dilated-conv --seeds 2"
+        """ --mixer-options rocket.n_kernels=10000 'dtw.distance_params={"window":0.1}'""",
+        "characters": "--mixers all --seeds 2",
+        "wiki": "--mixers flow,softmax,linear,flow-no-competition,flow-no-allocation --seeds 2",
+        **dict.fromkeys((*ARENA, "retrieval"), _IN_ARENA),
+        "fashion": "--mixers flow,softmax,linear,mobile --seeds 2 --jobs 2",
+    }.items()
+}
 
 # On what `flowformer data collect` leaves (see `run`): medium with expert, and what was met on the
 # way there; several targets, for the curve of returns over what was asked for.
@@ -97,18 +101,25 @@ COLLECTED: dict[str, tuple[str, tuple[str, ...], str]] = {
 for _name, (_env, _qualities, _targets) in COLLECTED.items():
     _sets = [f"{_env.lower()}-{_quality}-v0" for _quality in _qualities]
     _mixed = f" --data.mixed-with {_sets[1]}" if len(_sets) > 1 else ""
-    COMPARISONS[_name] = shlex.split(
+    SETTINGS[_name] = shlex.split(
         f"decision-small --data.dataset {_sets[0]}{_mixed} --evaluation.targets {_targets}"
-        " --mixers flow,softmax,linear --methods behaviour-cloning --seeds 2"
         " --training.threads 1 --training.steps 1000 --training.evaluate-every 500"
     )
+    COMPARISONS[_name] = [
+        *SETTINGS[_name],
+        *shlex.split("--mixers flow,softmax,linear --methods behaviour-cloning --seeds 2"),
+    ]
 
 # glibc gives freed memory back to the system and takes it anew, page by page: docs/runs/compare.md.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def data_of(name: str) -> list[str]:
-    """Return the flags that say where the data are; fetches them where no recipe does."""
+    """Return the flags that say where the data are; makes or fetches them where no recipe does."""
+    if name in COLLECTED:
+        env, qualities, _ = COLLECTED[name]
+        for quality in qualities:  # what is there already is taken
+            flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
     if name != "scp1":
         return []
     train = PackageFiles(
@@ -127,10 +138,6 @@ def run(name: str) -> None:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
     output = FOLDER / name
-    if name in COLLECTED:
-        env, qualities, _ = COLLECTED[name]
-        for quality in qualities:  # what is there already is taken
-            flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
     arguments = ["compare", *COMPARISONS[name], *data_of(name), "--output", str(output)]
     flowformer(*arguments, **ALLOCATOR)
     for ending in KEPT:

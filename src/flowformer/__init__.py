@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowformer.ops import (
+        ConvolutionState,
         FlowMap,
         FlowState,
         LinearState,
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
         flow_map,
         linear_attention,
         mobile_attention,
+        short_convolution,
         states_in_place,
     )
 
 __version__ = "0.1.0"  # the one place: pyproject.toml reads it from here
 
 __all__ = [
+    "ConvolutionState",
     "FlowMap",
     "FlowState",
     "LinearState",
@@ -32,6 +35,7 @@ __all__ = [
     "flow_map",
     "linear_attention",
     "mobile_attention",
+    "short_convolution",
     "states_in_place",
 ]
 

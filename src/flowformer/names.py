@@ -1,13 +1,31 @@
 """What users write: names found in a table or refused with the nearest, settings checked."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar, get_args
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
 IGNORED = -100  # the label or target that counts for nothing, as in torch and transformers
+
+ENTRY_POINTS = "flowformer.mixers"  # by which an installed package brings mixers
+REMEDY = (
+    "one of your own is there once its module is imported, which calls "
+    "flowformer.nn.register_mixer (on the command line --import MODULE)"
+)
+# The names in `flowformer.nn.MIXERS` of this package's own, known without torch.
+MIXER_NAMES = (
+    *("flow", "flow-no-competition", "flow-no-allocation", "flow-heads", "softmax", "linear"),
+    *("gated", "flow-gated", "performer", "cosformer", "rfa", "rfa-gated", "gla", "deltanet"),
+    *("gated-deltanet", "mamba2", "retnet", "linformer", "nystromformer", "yoso", "soft"),
+    *("synthesizer", "synthesizer-mixture", "local", "sparse", "longformer", "bigbird"),
+    *("sinkhorn", "reformer", "mobile"),
+)
 
 
 def choose(name: str, table: Mapping[str, T], noun: str) -> T:
@@ -69,3 +87,109 @@ def check_choices(config: Any, *names: str) -> None:
             raise ValueError(
                 f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}"
             )
+
+
+def require_mixer(name: str) -> None:
+    """Refuse a name that no mixer can have; where torch is there already, all others too.
+
+    Raises:
+        ValueError: there is no such mixer; the message lists the choices.
+    """
+    if name in MIXER_NAMES or "flowformer.nn" in sys.modules:  # that one knows those of users too
+        return
+    from importlib.metadata import entry_points
+
+    installed = [entry.name for entry in entry_points(group=ENTRY_POINTS)]
+    if name not in installed:
+        raise unknown("mixer", name, [*MIXER_NAMES, *installed], hint=f"; {REMEDY}")
+
+
+def unknown(noun: str, name: str, names: Iterable[str], *, hint: str = "") -> ValueError:
+    """Return the error of a name that is none of some names."""
+    names = list(names)
+    near = did_you_mean(name, names)
+    return ValueError(f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}")
+
+
+def require_there(path: Path) -> None:
+    """Refuse a file or folder that is not there.
+
+    Raises:
+        OSError: the system's own.
+    """
+    path.stat()
+
+
+def require_file(path: Path) -> None:
+    """Refuse a file that is not there, or is a folder.
+
+    Raises:
+        OSError: as the system has it.
+    """
+    require_there(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+@dataclass(frozen=True)
+class Early:
+    """Says in the type of a setting what can be refused before anything is read or imported for it.
+
+    Attributes:
+        check: called with a value, or with each of a tuple; raises what is to be told.
+    """
+
+    check: Callable[[Any], None]
+
+
+def endings(*allowed: str) -> Early:
+    """Return what refuses a file whose name ends otherwise; a folder may have any name.
+
+    Args:
+        allowed: the ends, in lower case: ".csv", ".csv.gz".
+    """
+
+    def check(path: Path) -> None:
+        if not path.is_dir() and not path.name.lower().endswith(allowed):
+            raise ValueError(f"expected a file with {' or '.join(allowed)}, got {path}")
+
+    return Early(check)
+
+
+ExistingPath = Annotated[Path, Early(require_there)]
+ExistingFile = Annotated[Path, Early(require_file)]
+MixerName = Annotated[str, Early(require_mixer)]
+
+
+def check_early(config: Any) -> None:
+    """Check each setting of a dataclass whose type has an `Early` in it; None is passed over.
+
+    Raises:
+        Exception: of the first check that refuses a value.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from pathlib import Path
+        >>> from flowformer.names import ExistingFile, check_early
+        >>> @dataclass
+        ... class Options:
+        ...     file: ExistingFile | None = None
+        >>> check_early(Options())
+        >>> check_early(Options(file=Path("none.csv")))
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'none.csv'
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for early in _early(hints[field.name]):
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None:
+                    early.check(each)
+
+
+def _early(hint: Any) -> Iterator[Early]:
+    if isinstance(hint, Early):
+        yield hint
+    for inner in get_args(hint):
+        yield from _early(inner)

@@ -157,7 +157,7 @@ def counted(
 
 
 def clear_bars() -> None:
-    """Take the bars off the terminal, for a line to be written; their next step shows them again."""
+    """Take the bars off the terminal, for a line to be written; a step shows them again."""
     for bar in _open:
         bar.clear()
 

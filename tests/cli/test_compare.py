@@ -1,6 +1,7 @@
 """`flowformer compare`: what it asks for, prints, and leaves."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -13,6 +14,9 @@ import pytest
 from flowformer.compare import methods
 from flowformer.compare.plan import RunState
 from tests.compare.comparison_methods import FAKES
+from tests.compare.in_process import in_this_process
+
+__all__ = ["in_this_process"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.dim", 16, "--model.num-heads", 2, "--model.num-layers", 1]
@@ -63,6 +67,12 @@ def compare(flowformer, monkeypatch, tmp_path):
         ),
         (["japanese-vowels", "--mixer-options", "clamp=1"], "expected NAME.OPTION=VALUE, got"),
         (["japanese-vowels", "--memory-limit", "much"], "a size such as 512M or 8G, got 'much'"),
+        (["japanese-vowels", "--cluster", "slrum"], "ray, slurm or local, got 'slrum'"),
+        (["japanese-vowels", "--gpus", 1], "are for runs on a --cluster"),
+        (
+            ["japanese-vowels", "--cluster", "local", "--cluster-options", "time"],
+            "expected NAME=VALUE, got 'time'",
+        ),
         (["japanese-vowels", "--cost", "none.json"], "none.json: no such file"),
         (
             ["japanese-vowels", "heartbeat", "--datasets", "BasicMotions"],
@@ -85,6 +95,13 @@ def test_help_goes_to_standard_output(compare):
     assert "--memory-limit" in out
 
 
+@pytest.fixture
+def untimed(monkeypatch):
+    """Dry runs that time nothing."""
+    monkeypatch.setattr("flowformer.compare.rehearsal.rehearse", lambda *_, **__: [])
+
+
+@pytest.mark.usefixtures("untimed")
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(compare, tmp_path):
     options = [
         "--mixers",
@@ -107,6 +124,65 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(compare, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "field"),
+    [
+        ("japanese-vowels", TINY, "feedforward"),
+        ("recall-small", ["--training.accelerator", "cpu"], "feedforward"),
+        ("fashion-mnist", ["--model.feedforward-ratio", 2], "feedforward_ratio"),
+    ],
+)
+def test_models_of_equal_size_are_as_large_as_the_first(compare, recipe, sizes, field):
+    mixers = ["--mixers", "flow,gated", "--equal-parameters", "--dry-run"]
+    outcome = compare(recipe, *sizes, *mixers)
+    assert outcome.code == 0, outcome.err
+    found = re.findall(rf"^size .*?(\w+): {field} (\S+)(.*), ([\d,]+) param", outcome.out, re.M)
+    first, gated = (int(each[-1].replace(",", "")) for each in found)
+    assert [each[0] for each in found] == ["flow", "gated"]
+    assert found[0][2] == ""
+    assert "in place of" in found[1][2]
+    assert abs(gated - first) <= 0.02 * first
+
+
+def test_equal_sizes_are_those_of_the_runs(compare, tmp_path):
+    asked = [*TINY, "--mixers", "flow,gated", "--seeds", 1, "--equal-parameters"]
+    outcome = compare("japanese-vowels", *asked, "--output", "c")
+    assert outcome.code == 0, outcome.err
+    sizes = [
+        json.loads((tmp_path / "c/runs/JapaneseVowels" / f"{name}-seed0/result.json").read_text())
+        for name in ("flow", "gated")
+    ]
+    shown = re.findall(r"^size .* ([\d,]+) parameters$", outcome.out, re.M)
+    assert [f"{size['parameters']:,}" for size in sizes] == shown
+
+
+@pytest.mark.usefixtures("untimed")
+def test_no_feedforward_makes_up_for_a_mixer_that_is_much_larger(compare):
+    asked = ["--model.dim", 64, "--model.feedforward", 2, "--mixers", "flow,gated"]
+    outcome = compare("japanese-vowels", *asked, "--equal-parameters", "--dry-run")
+    assert outcome.code == 2
+    assert "JapaneseVowels: no feedforward gives gated the" in outcome.err
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_dry_run_times_the_first_steps_and_leaves_nothing(compare, tmp_path):
+    command = ["japanese-vowels", "--mixers", "flow", "--methods", "quick", "--seeds", 2, *TINY]
+    outcome = compare(*command, "--dry-run")
+    assert outcome.code == 0
+    assert "[1/1] JapaneseVowels flow: " in outcome.err
+    row = r"\| flow \| JapaneseVowels \| [\d.]+ m?s \| 14 \| [\d.]+ m?s \| [\d.]+ \w+ \| 2 \|"
+    assert re.search(row, outcome.out)
+    assert "| quick | JapaneseVowels | – | – | no steps to time | – | 2 |" in outcome.out
+    assert re.search(r"^in all      about \S+ s, 1 at a time", outcome.out, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+    failed = compare(*command, "--data.max-length", 3, "--dry-run")
+    assert failed.code == 1
+    assert "failed: ValueError: data.max_length must be at least 29" in failed.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("untimed")
 def test_all_are_the_mixers_with_a_bidirectional_form(compare):
     from flowformer.nn import MIXERS
 
@@ -118,6 +194,7 @@ def test_all_are_the_mixers_with_a_bidirectional_form(compare):
     }
 
 
+@pytest.mark.usefixtures("untimed")
 def test_several_data_sets_may_be_named_in_place_of_recipes(compare):
     out = compare("time-series", "--datasets", "BasicMotions,JapaneseVowels", "--dry-run").out
     assert "data        BasicMotions, JapaneseVowels\n" in out

@@ -75,6 +75,7 @@ def test_a_wrong_request_of_a_language_model_is_one_line(
     flowformer, language_run, tmp_path, arguments, message, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    Path("x.ts").touch()
     given = [language_run if each == "RUN" else each for each in arguments]
     outcome = flowformer(*given)
     assert outcome.code == 2

@@ -55,7 +55,7 @@ def test_a_run_acts_at_other_targets_and_in_the_other_form(flowformer, run):
 
 
 def test_a_run_is_no_classifier(flowformer, run):
-    outcome = flowformer("predict", run, "x.csv")
+    outcome = flowformer("predict", run, __file__)
     assert outcome.code == 2
     assert f"flowformer rollout {run} uses it" in outcome.err
 

@@ -26,6 +26,7 @@ FAKES = {
         "greedy": f"{HERE}:greedy",
         "killed": f"{HERE}:killed",
         "crashing": f"{HERE}:crashing",
+        "forked": f"{HERE}:forked",
     }
 }
 
@@ -88,3 +89,11 @@ def crashing(*_: Any, **__: Any) -> MethodResult:
     """Ends as a process of compiled code that is wrong."""
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError
+
+
+def forked(config: SeriesConfig, run_dir: Path, *, resume: bool, calls: str) -> MethodResult:
+    """Appends to the file `calls` what has started this process, and when that had begun."""
+    began = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    with Path(calls).open("a") as file:
+        file.write(f"{os.getppid()} {began} {os.getpid()}\n")
+    return quick(config, run_dir, resume=resume)

@@ -224,6 +224,16 @@ def test_jobs_run_at_the_same_time_and_share_the_threads(plan, monkeypatch):
     assert set(status_of(made).values()) == {"finished"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="who forked is read from /proc")
+def test_runs_are_forks_of_one_process_that_is_started_once(plan, tmp_path):
+    calls = tmp_path / "calls"
+    execute(plan({"forked": {"calls": str(calls)}}, seeds=5), jobs=2)
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert len(lines) == 5
+    assert len({(parent, began) for parent, began, _ in lines}) == 1
+    assert len({own for *_, own in lines}) == 5
+
+
 def test_the_time_left_is_estimated_from_the_runs_before(plan, caplog):
     caplog.set_level("INFO", "flowformer.compare")
     execute(plan({"quick": {"seconds": 0.5}}, seeds=2))

@@ -209,7 +209,7 @@ def test_decoder_layers_keep_their_causal_and_their_cross_attention() -> None:
     torch.testing.assert_close(model(x, memory, **call), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_softmax_generates_with_a_cache_and_flow_says_that_it_cannot() -> None:
+def test_softmax_generates_with_keys_and_values_and_flow_with_its_state() -> None:
     torch.manual_seed(1)
     model = gpt2().eval()
     prompt = torch.tensor([[3, 1, 4, 1, 5], [0, 0, 2, 7, 1]])
@@ -219,9 +219,8 @@ def test_softmax_generates_with_a_cache_and_flow_says_that_it_cannot() -> None:
     replace_attention(model, "softmax")
     assert model.generate(prompt, **call).equal(expected)
     replace_attention(model, "flow")
-    with pytest.raises(NotImplementedError, match="use_cache=False"):
-        model.generate(prompt, **call)
-    assert model.generate(prompt, use_cache=False, **call).shape == (2, 11)
+    expected = model.generate(prompt, use_cache=False, **call)
+    assert model.generate(prompt, **call).equal(expected)
 
 
 def test_packed_sequences_in_transformers_are_computed_apart() -> None:
@@ -614,6 +613,15 @@ class TestRoles:
         assert leak() < 1e-5
 
 
+@pytest.fixture
+def without_the_integration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers be as it is where `flowformer.integrations.transformers` is not imported."""
+    kind: Any = transformers.PreTrainedModel
+    for name in ("get_correct_attn_implementation", "post_init", "set_attn_implementation"):
+        method = getattr(kind, name)
+        monkeypatch.setattr(kind, name, getattr(method, "__wrapped__", method))
+
+
 class TestSavedModels:
     @pytest.mark.parametrize("name", ["torch", "timm-vit"])
     def test_a_plain_model_does_not_take_the_state_dict_silently(self, name: str) -> None:
@@ -654,6 +662,7 @@ class TestSavedModels:
         x = torch.randn(2, 9, 16)
         assert other(x).equal(model(x))
 
+    @pytest.mark.usefixtures("without_the_integration")
     def test_transformers_refuses_it_by_name_or_becomes_it(self, tmp_path: Path) -> None:
         options = {"clamp": None}
         model: Any = bert().eval()

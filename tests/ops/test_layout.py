@@ -20,10 +20,10 @@ from flowformer import (
     linear_attention,
     mobile_attention,
     ops,
+    short_convolution,
 )
 from flowformer.nn import mixers
 from flowformer.nn.mixers.bigbird import bigbird_attention
-from flowformer.nn.mixers.convolution import short_convolution
 from flowformer.nn.mixers.cosformer import cosformer_attention
 from flowformer.nn.mixers.deltanet import delta_rule_attention
 from flowformer.nn.mixers.linear import elu_attention
@@ -142,7 +142,7 @@ CALLS: dict[str, tuple[Any, dict[str, Tensor], dict[str, Any]]] = {
     "convolution": (
         short_convolution,
         {"x": q},
-        {"weight": torch.ones(HEADS, 8, 3), "recent": torch.zeros(2, 2, HEADS, 8), "mask": None},
+        {"weight": torch.ones(HEADS, 8, 3), "return_state": True},
     ),
     "sinkhorn": (
         sinkhorn_attention,

@@ -23,8 +23,10 @@ from flowformer import (
     flow_attention_step,
     linear_attention,
     mobile_attention,
+    short_convolution,
     states_in_place,
 )
+from flowformer.nn import build_mixer
 from flowformer.ops.backends.cpu.library import instruction_set
 
 Shape = tuple[int, int, int, int]  # batch, tokens, heads, width
@@ -329,6 +331,64 @@ def kept_by(shape: Shape, *, decays: bool) -> Callable[[], Side]:
     return make
 
 
+def convolution() -> Iterator[Row]:
+    """The short convolution, as a share of the mixer that has three of them, and beside PyTorch."""
+    size: Shape = (1, 1024, 8, 64)
+    for kind, name in WORDS.items():
+        yield Row(
+            what=f"the short convolutions of query, key and value, {size}, {name}",
+            against="the causal mixer `gated` that they are part of",
+            cases={ALONE: (partial(convolutions, size, kind), partial(gated_mixer, size, kind))},
+            most=0.1,
+        )
+    shapes: list[Shape] = [size, (16, 64, 8, 64), (1, 16_384, 1, 64)]
+    for kind, name in WORDS.items():
+        yield Row(
+            what=f"the short convolutions, {name}",
+            against="`chunked`",
+            cases={
+                str(shape): (
+                    partial(convolutions, shape, kind),
+                    partial(convolutions, shape, kind, backend="chunked"),
+                )
+                for shape in shapes
+            },
+            least=1.5,
+        )
+
+
+def convolutions(shape: Shape, kind: str, *, backend: str | None = None) -> Side:
+    """Return a call of the three short convolutions of a mixer, or of both their passes."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    weights = [torch.randn(*shape[2:], 4, requires_grad=True) for _ in inputs]
+    pairs = list(zip(inputs, weights, strict=True))
+    grads = [torch.rand(shape) for _ in inputs]
+
+    def outputs() -> list[Tensor]:
+        return [short_convolution(x, w, backend=backend, layout="bthd") for x, w in pairs]
+
+    if kind == FORWARD:
+        return torch.no_grad()(outputs)
+    return lambda: torch.autograd.grad(outputs(), [*inputs, *weights], grads)
+
+
+def gated_mixer(shape: Shape, kind: str) -> Side:
+    """Return a call of the causal mixer, or of both its passes, of heads of these sizes."""
+    torch.manual_seed(0)
+    batch, tokens, heads, width = shape
+    mixer = build_mixer("gated", heads * width, heads)
+    x = torch.randn(batch, tokens, heads * width, requires_grad=True)
+    grad = torch.rand_like(x)
+
+    def output() -> Tensor:
+        return mixer(x, causal=True)[0]
+
+    if kind == FORWARD:
+        return torch.no_grad()(output)
+    return lambda: torch.autograd.grad(output(), [x, *mixer.parameters()], grad)
+
+
 def threads() -> Iterator[Row]:
     """Threads: what they cost, and what they gain."""
 
@@ -521,7 +581,7 @@ def process_seconds(side: Side, calls: int = 1) -> float:
 SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     section.__name__: section
     for section in (
-        *(masks, widths, short, packs, memory, decay, threads),
+        *(masks, widths, short, packs, memory, decay, convolution, threads),
         *(step, chunked, family, published, half),
     )
 }

@@ -4,25 +4,24 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowformer.cli.experiment_flags import options_for, parse_experiment
-from flowformer.names import check_sizes
-from flowformer.own_modules import OwnModule, own_module
+from flowformer.cli.experiment_flags import parse_experiment
+from flowformer.names import ExistingFile, check_sizes, require_mixer
 from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
 from flowformer.train.series.config import SeriesConfig
 
 if TYPE_CHECKING:
+    from flowformer.compare.engines.cluster import Cluster
+    from flowformer.compare.equal import Size
     from flowformer.compare.plan import Plan
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SHARE = 0.9  # of the memory that is there, for all runs together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +39,39 @@ class Options:
         mixer_options: NAME.OPTION=VALUE, any number of them, the value as JSON or a word, for
             example performer.features=128; of a mixer or another method.
         seeds: runs of each.
-        jobs: runs at a time.
-        memory_limit: what a run may take, for example 8G; by default its share of what is there.
+        jobs: runs at a time; by default one, and on a cluster as many as it has room for.
+        memory_limit: what a run may take, for example 8G; by default its share of what is there,
+            and on a cluster no limit.
+        cluster: what does the runs in place of this machine: ray://HOST:PORT, ray, slurm, or local
+            (jobs of submitit on this machine).
+        cpus: processors of each run on a cluster.
+        gpus: GPUs of each run on a cluster.
+        cluster_options: NAME=VALUE, any number of them, the value as JSON or a word, for example
+            slurm_partition=gpu timeout_min=240: of Slurm what submitit takes, of Ray what
+            ray.remote does.
         datasets: sets of the archive, with commas between, in place of the recipe's.
         output: folder of the comparison; by default comparisons/RECIPE-PROTOCOL.
+        equal_parameters: change the width of each model's feed-forward layers until it has as many
+            parameters as that of the first mixer, within 2 %.
         cost: result of python -m benchmarks mixer_cost, for the page.
-        dry_run: show the plan and do nothing.
+        dry_run: show the plan and how long it will take, by the first steps of each method, and
+            leave nothing behind.
     """
 
     mixers: str = "all"
     methods: str = ""
     mixer_options: tuple[str, ...] = ()
     seeds: int = 3
-    jobs: int = 1
+    jobs: int | None = None
     memory_limit: str | None = None
+    cluster: str | None = None
+    cpus: int = 1
+    gpus: int = 0
+    cluster_options: tuple[str, ...] = ()
     datasets: str = ""
     output: Path | None = None
-    cost: Path | None = None
+    equal_parameters: bool = False
+    cost: ExistingFile | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -105,31 +120,57 @@ def _parse(
 
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
-    from flowformer.compare.execution import execute
-    from flowformer.compare.findings import find, to_markdown
-    from flowformer.compare.page import MixerCost, write_comparison
-    from flowformer.compare.plan import make_plan, read_comparison, require_own, require_same
-
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
+    _check_early(experiments, options, root)
+    from flowformer.compare.choice import own_modules
+    from flowformer.compare.execution import execute
+    from flowformer.compare.page import MixerCost
+    from flowformer.compare.plan import make_plan, require_own, require_same
+    from flowformer.compare.rehearsal import rehearse, to_text
+
     require_own(root)
     methods = _choose_methods(options, experiments[0])
     experiments, read = _understand(experiments, methods)
-    modules = _own_modules(methods)
+    modules = own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
+    sizes: list[Size] = []
+    if options.equal_parameters:
+        from flowformer.compare.equal import equal_parameters
+
+        plan, sizes = equal_parameters(plan)
     cost = None if options.cost is None else MixerCost.read(options.cost)
-    limit = _memory_limit(options, experiments[0])
+    cluster = _cluster(options)
+    limit = _memory_limit(options, experiments[0], cluster)
     require_same(plan)
-    sys.stdout.write(_describe(plan, options.jobs, limit, read))
+    at_once = options.jobs or (1 if cluster is None else None)
+    sys.stdout.write(_describe(plan, at_once, limit, cluster, read))
+    sys.stdout.writelines(f"size        {size}\n" for size in sizes)
     sys.stdout.flush()
-    if options.dry_run:
-        return 0
+    how: dict[str, Any] = {"jobs": options.jobs, "memory_limit": limit, "cluster": cluster}
     try:
         with _sigterm_exits(), working("comparing") as work:
-            execute(plan, jobs=options.jobs, memory_limit=limit, show=work.tell)
+            if options.dry_run:
+                expected = rehearse(plan, **how, show=work.tell)
+                sys.stdout.write(to_text(expected, at_once))
+                failed = (
+                    each.state is not None and each.state.status == "failed" for each in expected
+                )
+                return 1 if any(failed) else 0
+            execute(plan, **how, show=work.tell)
     except (KeyboardInterrupt, SystemExit) as stop:
-        sys.stderr.write("\nstopped; the same command goes on\n")
+        goes_on = "" if options.dry_run else "; the same command goes on"
+        sys.stderr.write(f"\nstopped{goes_on}\n")
         return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
-    compared = read_comparison(plan)
+    return _tell(plan, cost)
+
+
+def _tell(plan: "Plan", cost: Any) -> int:
+    """Print the table, write the files, and return the exit code."""
+    from flowformer.compare.findings import find, to_markdown
+    from flowformer.compare.page import write_comparison
+    from flowformer.compare.plan import read_comparison
+
+    root, compared = plan.root, read_comparison(plan)
     # Printed first: for the files there may be no room.
     sys.stdout.write(f"\n{to_markdown(compared, find(compared))}\n")
     sys.stdout.flush()
@@ -144,7 +185,7 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
 
 
 def _understand(
-    experiments: Sequence[Experiment], methods: Iterable[str]
+    experiments: Sequence[Experiment], methods: Mapping[str, Any]
 ) -> tuple[list[Experiment], list[str]]:
     """Read series of a user's own, before hours go into runs that none of them could do.
 
@@ -172,84 +213,58 @@ def _understand(
     return found, lines
 
 
-def _choose_methods(options: Options, experiment: Experiment) -> dict[str, dict[str, Any]]:
+def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
+    """Refuse what can be seen before anything is imported that computes."""
+    from flowformer.compare.methods import METHODS
+
+    for name in _split(options.mixers):
+        if name not in ("all", *chain(*METHODS.values())):  # that these are no mixers is said later
+            require_mixer(name)
+    if not root.exists():  # where all runs have finished, their table needs no data
+        for experiment in experiments:
+            experiment.check_early()
+
+
+def _choose_methods(options: Options, experiment: Experiment) -> Mapping[str, Mapping[str, Any]]:
     """Return the options of each method, in order.
 
     Raises:
         ValueError: there is no such mixer, method or option.
     """
-    mixers, others = _read_names(options, experiment)
-    names = [*mixers, *others]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"expected names of methods, each once, got {', '.join(names) or 'none'}")
-    chosen = {name: options_for(name, experiment.model) for name in names}
-    for text in options.mixer_options:
-        name, option, value = _read_option(text)
-        if name not in chosen:
-            raise ValueError(f"{text}: {name} is not compared here, {', '.join(names)} are")
-        chosen[name][option] = value
-    for name in mixers:
-        _check_mixer(name, chosen[name], experiment)
-    return chosen
+    from flowformer.compare.choice import choose_methods
+
+    names = _read_names(options, experiment)
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
+    if len(chosen) == len(names):  # else what chooses them says which is there twice
+        for text in options.mixer_options:
+            name, option, value = _read_option(text)
+            if name not in chosen:
+                raise ValueError(f"{text}: {name} is not compared here, {', '.join(names)} are")
+            chosen[name][option] = value
+        return choose_methods(chosen, experiment)
+    return choose_methods(names, experiment)
 
 
-def _read_names(options: Options, experiment: Experiment) -> tuple[list[str], list[str]]:
-    """Return the names of mixers, and those of other methods."""
+def _read_names(options: Options, experiment: Experiment) -> list[str]:
+    """Return the names of mixers and of other methods, each from its own flag."""
+    from flowformer.compare.choice import mixers_for
     from flowformer.compare.methods import methods_of
     from flowformer.nn import MIXERS
-    from flowformer.nn.mixers.building import load_installed
-    from flowformer.nn.mixers.head_attention import able
 
-    load_installed()
     methods = methods_of(experiment)
     mixers, others = _split(options.mixers), _split(options.methods)
-    form = "causal" if experiment.causal else "bidirectional"
-    fitting = able(form)
     if mixers == ["all"]:
-        mixers = fitting
+        mixers = mixers_for(experiment)
     for name in mixers:
         if name in methods:
             raise ValueError(f"{name} is no mixer but another method: give it to --methods")
-        if name in MIXERS and name not in fitting:
-            raise ValueError(
-                f"{name} has no {form} form, which {experiment.name} needs: choose from "
-                f"{', '.join(fitting)}"
-            )
     for name in others:
         if name in MIXERS:
             raise ValueError(f"{name} is a mixer: give it to --mixers")
         if name not in methods:
             known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
             raise ValueError(f"unknown method {name!r}: expected one of {known}")
-    return mixers, others
-
-
-def _own_modules(names: Iterable[str]) -> dict[str, OwnModule]:
-    """Return the modules that gave mixers their names, of those that are a user's own."""
-    from flowformer.nn import MIXERS
-
-    found = {name: own_module(MIXERS[name].origin) for name in names if name in MIXERS}
-    return {name: module for name, module in found.items() if module is not None}
-
-
-def _check_mixer(name: str, options: dict[str, Any], experiment: Experiment) -> None:
-    """Build a mixer that has options, before hours go into others; on no device, so in no memory.
-
-    Raises:
-        ValueError: there is no such mixer, or no such option or value.
-    """
-    import torch
-
-    from flowformer.nn import MIXERS, build_mixer
-
-    if name in MIXERS and not options:
-        return
-    model: Any = experiment.model
-    sizes = (experiment.data, model)
-    # Of no matter, but for mixers that need one.
-    length = next((n for part in sizes if (n := getattr(part, "max_length", None))), 1024)
-    with torch.device("meta"):
-        build_mixer(name, model.dim, model.num_heads, **{"max_length": length, **options})
+    return [*mixers, *others]
 
 
 def _read_option(text: str) -> tuple[str, str, Any]:
@@ -257,31 +272,55 @@ def _read_option(text: str) -> tuple[str, str, Any]:
     if match is None:
         raise ValueError(f"expected NAME.OPTION=VALUE, got {text!r}")
     name, option, value = match.groups()
+    return name, option, _value(value)
+
+
+def _value(text: str) -> Any:
     try:
-        return name, option, json.loads(value)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return name, option, value  # a word: exact, relu
+        return text  # a word: exact, relu
 
 
-def _memory_limit(options: Options, experiment: Experiment) -> int | None:
-    """Return bytes: what was asked for, or a run's share of what is there; None on a GPU."""
-    if options.memory_limit is not None:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", options.memory_limit)
-        if match is None or not float(match[1]):
-            raise ValueError(
-                f"memory_limit must be a size such as 512M or 8G, got {options.memory_limit!r}"
-            )
-        return int(float(match[1]) * _UNITS[match[2]])
-    from flowformer.machine import available_memory
-    from flowformer.train.prediction import choose_device
+def _cluster(options: Options) -> "Cluster | None":
+    """Return the cluster that is asked for.
 
-    available = available_memory()
-    if available is None or choose_device(experiment.training.accelerator).type != "cpu":
+    Raises:
+        ValueError: there is no such kind, or an option for one without one.
+    """
+    if options.cluster is None:
+        if (options.cpus, options.gpus, options.cluster_options) != (1, 0, ()):
+            raise ValueError("--cpus, --gpus and --cluster-options are for runs on a --cluster")
         return None
-    return int(_SHARE * available / options.jobs)
+    from flowformer.compare.engines.cluster import Cluster
+
+    given: dict[str, Any] = {}
+    for text in options.cluster_options:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"expected NAME=VALUE, got {text!r}")
+        given[name] = _value(value)
+    return Cluster(address=options.cluster, cpus=options.cpus, gpus=options.gpus, options=given)
 
 
-def _describe(plan: "Plan", jobs: int, limit: int | None, read: Sequence[str]) -> str:
+def _memory_limit(
+    options: Options, experiment: Experiment, cluster: "Cluster | None"
+) -> int | None:
+    """Return bytes: what was asked for, or a run's share of this machine's; None on a GPU."""
+    from flowformer.compare.choice import read_size, share_of_memory
+
+    if options.memory_limit is not None:
+        return read_size(options.memory_limit)
+    return None if cluster is not None else share_of_memory(experiment, options.jobs or 1)
+
+
+def _describe(
+    plan: "Plan",
+    at_once: int | None,
+    limit: int | None,
+    cluster: "Cluster | None",
+    read: Sequence[str],
+) -> str:
     from flowformer.report.words import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
@@ -290,9 +329,13 @@ def _describe(plan: "Plan", jobs: int, limit: int | None, read: Sequence[str]) -
         f"data        {'; '.join(read) or ', '.join(plan.datasets)}",
         f"methods     {', '.join(map(_with_options, *zip(*plan.methods.items(), strict=True)))}",
         f"seeds       {', '.join(map(str, plan.seeds))}",
-        f"runs        {len(plan.runs)}, of which {finished} have finished; {jobs} at a time, "
+        f"runs        {len(plan.runs)}, of which {finished} have finished; "
+        f"{'all' if at_once is None else at_once} at a time, "
         + ("no memory limit" if limit is None else f"each within {memory(limit)}"),
     ]
+    if cluster is not None:
+        gpus = f" and {cluster.gpus} GPUs" if cluster.gpus else ""
+        lines.append(f"cluster     {cluster.address}, {cluster.cpus} processors{gpus} a run")
     return "\n".join(lines) + "\n"
 
 

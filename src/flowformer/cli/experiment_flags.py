@@ -43,25 +43,11 @@ def parse_experiment(
     changed = {name: _found_from_anywhere(getattr(values, name)) for name in parts}
     before, model = config.model, changed["model"]
     if model.mixer != before.mixer and model.mixer_options == before.mixer_options:
+        from flowformer.compare.choice import options_for
+
         # They are those of the other mixer.
         changed["model"] = replace(model, mixer_options=options_for(model.mixer, before) or None)
     return values, replace(config, **changed)
-
-
-def options_for(name: str, model: Any) -> dict[str, Any]:
-    """Return those of a model's mixer options that another mixer has too, such as a clamp.
-
-    Args:
-        name: of the other mixer, or of a method that is none and has no options.
-        model: the configuration of the model.
-    """
-    if not model.mixer_options:
-        return {}
-    from flowformer.nn.mixers import MIXERS
-    from flowformer.nn.mixers.head_attention import option_names
-
-    known = option_names(MIXERS[name].kind) if name in MIXERS else set()
-    return {key: value for key, value in model.mixer_options.items() if key in known}
 
 
 def part_settings(kind: type) -> list[tuple[str, str]]:

@@ -42,6 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "predict": ("flowformer.cli.runs:predict", "classify what is in a file"),
     "visualize": ("flowformer.cli.runs:visualize", "write the report of a run"),
+    "linearize": (
+        "flowformer.cli.linearize:main",
+        "from the softmax of a Llama or GPT-2 to a mixer with a state: linearize MODEL --text FILE",
+    ),
     "check-mixer": (
         "flowformer.cli.check_mixer:main",
         "check a mixer of your own: padding, future, streaming, packing, dtypes, compile",

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
+from flowformer.names import check_early
+
 try:
     import tyro
 except ImportError as error:
@@ -39,6 +41,9 @@ def _json_object(
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
     """Read arguments into a dataclass; an error in them ends the process with code 2.
 
+    What the types of its fields say of their values (`flowformer.names.Early`) is checked too: a
+    file that is not there is told before anything is imported to read it.
+
     Args:
         kind: the dataclass; its docstrings are the help.
         arguments: the words after the command.
@@ -47,13 +52,15 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     with _registry:
-        return tyro.cli(
+        values = tyro.cli(
             kind,
             args=list(arguments),
             prog=prog,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalRequiredArgs),
             **options,
         )
+    check_early(values)
+    return values
 
 
 def _read_json_object(text: str) -> dict[str, Any] | None:

@@ -4,12 +4,15 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flowformer.cli.parsing import Positional, parse
+from flowformer.names import Early, ExistingPath, endings
 from flowformer.progress import showing
-from flowformer.train.folder import RunFolder
+from flowformer.train.folder import RunFolder, require_run
 from flowformer.train.kinds import kind_of_run
+
+RunPath = Annotated[Path, Early(require_run)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class EvaluateOptions:
         json: print the figures as JSON.
     """
 
-    run: Path
-    file: Path | None = None
+    run: RunPath
+    file: ExistingPath | None = None
     json: bool = False
 
 
@@ -43,9 +46,9 @@ class PredictOptions:
         output: the CSV file to write; standard output by default.
     """
 
-    run: Path
-    file: Path
-    more: Positional[tuple[Path, ...]] = ()
+    run: RunPath
+    file: ExistingPath
+    more: Positional[tuple[ExistingPath, ...]] = ()
     output: Path | None = None
 
 
@@ -98,7 +101,7 @@ class GenerateOptions:
         seed: of the draws.
     """
 
-    run: Path
+    run: RunPath
     prompt: str
     max_new_tokens: int = 200
     sample: bool = False
@@ -128,14 +131,14 @@ class RolloutOptions:
         json: print the figures as JSON.
     """
 
-    run: Path
+    run: RunPath
     targets: tuple[float, ...] = ()
     form: Literal["streaming", "windowed"] | None = None
     context: int | None = None
     episodes: int | None = None
     seeds: tuple[int, ...] = ()
     env: str | None = None
-    video: Path | None = None
+    video: Annotated[Path, endings(".gif", ".mp4")] | None = None
     json: bool = False
 
 
@@ -181,15 +184,18 @@ def visualize(arguments: list[str]) -> int:
     """Write the report of a run and say where."""
     options = parse(VisualizeOptions, arguments, prog="flowformer visualize")
     if options.more:
+        runs, images = _runs_and_images([options.run, *options.more])
         from flowformer.train.images.attention import SinkChoice, write_attention_pictures
 
         row, column = options.sink
         page = write_attention_pictures(
-            *_runs_and_images([options.run, *options.more]),
+            runs,
+            images,
             options.output,
             sink=SinkChoice(row=row, column=column, class_token=options.class_token),
         )
     else:
+        require_run(options.run)
         if options.output is not None or options.class_token:
             raise ValueError(
                 "expected an image beside --output or --class-token, got none: they are of "

@@ -59,7 +59,9 @@ def main(arguments: list[str]) -> int:
         devices, nodes = sizes_outside(asked=config.training.processes)
         training: Any = replace(config.training, devices=devices, nodes=nodes)
         config = replace(config, training=training)
-    elif config.training.nodes == 1 < config.training.devices:
+        return _train(config, folder, resume=options.resume)
+    config.check_early()  # not above: each of several processes would say the same
+    if config.training.nodes == 1 < config.training.devices:
         from flowformer.train.processes.launch import launch
 
         given = ["train", *arguments, *shlex.split(_import_flag(config))]

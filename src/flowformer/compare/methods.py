@@ -213,6 +213,7 @@ def count_tokens(
 
 
 TRAIN = "flowformer.train.run:train"
+REHEARSE = "flowformer.train.rehearsal:rehearse"  # which takes the first steps alone
 
 
 # What a comparison can run beside the mixers, for each kind of experiment: the function that runs

@@ -29,11 +29,12 @@ from flowformer.train.run_files import Result, read_history
 # and the form of the published Long Range Arena code.
 PUBLISHED_METHODS = ("flow", "flow-heads")
 
-_RUNS = "runs"  # in the folder of a comparison: the folders of its runs
-Status = Literal["started", "finished", "failed", "memory"]
+RUNS = "runs"  # in the folder of a comparison: the folders of its runs
+Status = Literal["queued", "started", "finished", "failed", "memory"]
 # The tables' words for a run without a result.
 UNFINISHED: Mapping[Status | None, str] = {
     None: "not run",
+    "queued": "not begun",
     "started": "stopped before its end",
     "finished": "its result is gone",
     "failed": "failed",
@@ -67,7 +68,8 @@ class RunState:
 
     Attributes:
         request: the run's request.
-        status: started (and perhaps killed since), finished, failed, or memory: it did not fit.
+        status: queued, started (and perhaps killed since), finished, failed, or memory: it did not
+            fit.
         error: the error that ended it, in a line.
         seconds: time of its last process, with imports and the reading of the data.
         peak_memory: the most bytes that its process had resident, or had allocated on a GPU; None
@@ -79,6 +81,11 @@ class RunState:
     error: str | None = None
     seconds: float | None = None
     peak_memory: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has said what became of it."""
+        return self.status not in ("queued", "started")
 
     def write(self, path: Path) -> None:
         """Write it at once."""
@@ -136,7 +143,7 @@ class PlannedRun:
 
     @property
     def _place(self) -> Path:
-        return self.root / _RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
+        return self.root / RUNS / self.dataset / f"{self.request.method}-seed{self.seed}"
 
     def read_state(self) -> RunState | None:
         """Return the run's state; None when it was never started.
@@ -164,6 +171,14 @@ class PlannedRun:
             return None
         own = kind_of(self.request.config).result
         return (own if self.request.function == TRAIN else MethodResult).read(self.folder)
+
+    def say_result(self) -> str:
+        """Return the figure of a run that has finished, in words."""
+        result = self.read_result()
+        if result is None:
+            return UNFINISHED["finished"]
+        measure = self.request.config.measure
+        return f"{measure.show(result.score)}{measure.unit or f' {measure.name}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +289,7 @@ def require_own(root: Path) -> None:
         FileExistsError: it does.
         NotADirectoryError: it is a file.
     """
-    if root.exists() and not (root / _RUNS).is_dir():
+    if root.exists() and not (root / RUNS).is_dir():
         others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
         if others:
             raise FileExistsError(
@@ -286,16 +301,16 @@ def require_own(root: Path) -> None:
 def require_same(plan: Plan) -> None:
     """Refuse a plan whose folder holds runs of another configuration.
 
-    Where a run shows its progress and figures may differ; anything else would put runs into one table that do not
-    compare.
+    Where a run shows its progress and its figures may differ; anything else would put runs into one
+    table that do not compare.
 
     Raises:
         ValueError: the message names what differs, and in which run.
     """
     for run in plan.runs:
         state = run.read_state()
-        if state is None:
-            continue
+        if state is None or (state.status == "queued" and not run.folder.config.exists()):
+            continue  # nothing was run
         before, now = _identity(state.request), _identity(run.request)
         changed = [
             f"{key.removeprefix('config.')} was {before.get(key)}, got {now.get(key)}"

@@ -1,12 +1,13 @@
 """The runs of a comparison, each in a process of its own: `python -m flowformer.compare.worker`.
 
-Reads lines of JSON from standard input, as `flowformer.compare.execution` writes them: first what
-to import, then a run a line. Each run is a fork of this process, which has imported everything and
-computed nothing; a line on standard output says which process it is, and another how it ended. All
-of them end at once when a pipe closes that the comparison alone keeps open: whoever started them
+Reads lines of JSON from standard input, as `flowformer.compare.engines.local` writes them: first
+what to import, then a run a line. Each run is a fork of this process, which has imported everything
+and computed nothing; a line on standard output says which process it is, and another how it ended.
+All of them end at once when a pipe closes that the engine alone keeps open: whoever started them
 has died. What a run prints is its log; what became of it goes into its state file.
 """
 
+import atexit
 import fcntl
 import json
 import logging
@@ -14,14 +15,16 @@ import os
 import pkgutil
 import re
 import select
+import signal
 import sys
 import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from flowformer.compare.engines.engine import Task
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
 from flowformer.config_json import from_plain
 from flowformer.machine import is_out_of_memory, limit_memory, offer_to_the_kernel, peak_memory
@@ -38,6 +41,9 @@ def main(lifeline: int) -> int:
         lifeline: the pipe that closes when the comparison has ended.
     """
     _end_with(lifeline)
+    for told in (signal.SIGUSR1, signal.SIGUSR2):
+        # Slurm tells all of a job by them that its time is over: whoever started us sees to it.
+        signal.signal(told, signal.SIG_IGN)
     with open(0, "rb", buffering=0) as tasks:  # unbuffered: what is waiting, select must see
         for name in json.loads(tasks.readline()):
             with suppress(Exception):  # the run that needs it says what is wrong
@@ -50,7 +56,7 @@ def main(lifeline: int) -> int:
                     return 0
                 pid = os.fork()
                 if pid == 0:
-                    return _run_alone(json.loads(line))
+                    _leave(_run_alone(from_plain(Task, json.loads(line))))
                 running.add(pid)
                 _say(pid=pid)
             for pid in list(running):
@@ -65,12 +71,23 @@ def _say(**values: int) -> None:
     sys.stdout.flush()
 
 
-def _run_alone(task: dict[str, Any]) -> int:
+def _leave(code: int) -> NoReturn:
+    """End this process, a fork or the server, as multiprocessing ends its own.
+
+    The interpreter would take apart all that was imported, which takes as long as a short run.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run_alone(task: Task) -> int:
     """Do a run in this process, a fork of the server; return the exit code."""
     started = time.monotonic()
     for descriptor, name, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        (1, task.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
     ):
         opened = os.open(name, flags, 0o666)
         os.dup2(opened, descriptor)
@@ -79,9 +96,9 @@ def _run_alone(task: dict[str, Any]) -> int:
     offer_to_the_kernel()
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("flowformer.train").setLevel(logging.INFO)
-    request = from_plain(RunRequest, task["request"])
-    state = run(request, Path(task["run_dir"]), task["memory_limit"])
-    replace(state, seconds=time.monotonic() - started).write(Path(task["state_file"]))
+    RunState(request=task.request, status="started").write(Path(task.state_file))
+    state = run(task.request, Path(task.run_dir), task.memory_limit)
+    replace(state, seconds=time.monotonic() - started).write(Path(task.state_file))
     return 0 if state.status == "finished" else 1
 
 
@@ -157,4 +174,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    _leave(main(int(sys.argv[1])))

@@ -1,12 +1,12 @@
 // The C interface: plain pointers and numbers, so that no torch is needed to build it and any torch can call it.
 //
-// `Call` mirrors `Call` of ops/backends/cpu/call.py, field by field; FLOWFORMER_ABI changes
-// whenever it does, and with every function that is new.
+// `Call` mirrors that of ops/backends/cpu/call.py, field by field, and `Convolution` that of cpu/convolution.py; FLOWFORMER_ABI
+// changes whenever they do, and with every function that is new.
 #pragma once
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 5
+#define FLOWFORMER_ABI 6
 
 namespace flowformer {
 
@@ -74,12 +74,35 @@ struct Call {
   int32_t normalize;  // over heads: whether the output is divided by the number of sources
 };
 
+// One call of the short convolution, see convolution.h. Views have channels [heads, width]; all else is contiguous.
+struct Convolution {
+  int32_t dtype;      // of x, y and their gradients
+  int32_t activates;  // whether silu follows
+  int64_t batch, heads, width;
+  int64_t tokens;  // of a row of the batch; of all packed sequences together
+  int64_t taps;    // tokens that an output sees
+  int64_t ahead;   // of them after its own
+  int64_t threads;
+  View x, y, grad_y, grad_x;
+  const uint8_t* mask;     // [b, tokens], or null
+  const int64_t* offsets;  // [b + 1] of packed sequences, or null
+  const void* weight;      // real [h, d, taps], the oldest token's first
+  const void* bias;        // real [h, d], or null
+  const double* before;    // [b, taps - 1, h, d], the real tokens before these; null: zeros
+  double* after;           // likewise, the last of all, or null; it may be `before`
+  double* grad_before;     // likewise, or null
+  void* grad_weight;
+  void* grad_bias;  // or null
+};
+
 // Each returns 0, or 1 when memory ran out; a causal forward 2 when a decay is above zero.
 struct Kernels {
   int (*bidirectional_forward)(const Call&);
   int (*bidirectional_backward)(const Call&);
   int (*causal_forward)(const Call&);
   int (*causal_backward)(const Call&);
+  int (*convolution_forward)(const Convolution&);
+  int (*convolution_backward)(const Convolution&);
 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16;

@@ -6,30 +6,13 @@
 // one chunk each and it is cheaper, (query keyᵀ) value takes the place of query (keyᵀ value).
 #pragma once
 
-#include "causal.h"
+#include "row_features.h"
 
 namespace flowformer::FF_ISA {
-
-enum QueryStat { SINK_INCOMING, SINK_ALLOCATION, QUERY_STATS };
-enum KeyStat { SOURCE_OUTGOING, SOURCE_SHARE, CONSERVED_SOURCE, KEY_STATS };
-
-// Where a row's features fit into this many bytes they are computed once, else again in every pass.
-constexpr int64_t CACHED_FEATURES = 8 << 20;
 
 // A product of so many tokens is summed up in the dtype of the arithmetic, and only then added to the float64 sum of the row: its
 // matrix takes twice the memory, and would drive all else out of the first-level cache.
 constexpr int64_t FOLDED = 4 * CHUNK;
-
-struct Range {
-  int64_t first, last;  // tokens
-};
-
-// The part of a side that a segment has: whole chunks.
-inline Range part_of(const Side& side, int64_t segment, int64_t segments) {
-  const int64_t chunks = (side.trimmed + CHUNK - 1) / CHUNK;
-  const int64_t last = chunks * (segment + 1) / segments * CHUNK;
-  return {chunks * segment / segments * CHUNK, last < side.trimmed ? last : side.trimmed};
-}
 
 // sum += Σ_t x_tᵀ y_t of the n tokens from t on, by way of `inside`, where the product of some chunks is.
 template <class T>
@@ -41,198 +24,6 @@ inline void sum_chunks(const CausalSizes<T>& s, bool narrow, Range range, int64_
     multiply_narrow<T, false>(narrow, s.d, s.mp, n, x, y, s.mp, inside, s.mp, ahead);
   if (t + n == range.last || (t + n - range.first) % FOLDED == 0) fold<T>(int(s.matrix), inside, sum, nullptr);
 }
-
-template <class Task> FF_INLINE void for_chunks(Range range, const Task& task) {
-  for (int64_t t = range.first; t < range.last; t += CHUNK)
-    task(t, int(range.last - t < CHUNK ? range.last - t : CHUNK));
-}
-
-// dots[t] = (x_t + ε)·base
-template <class T>
-inline void flow_dots(int n, int dp, const T* x, const T* base, const T* eps, T* partial, T* dots) {
-  constexpr int W = Simd<T>::W;
-  for (int t = 0; t < n; ++t) {
-    Vec<T> dot = {};
-    for (int j = 0; j < dp; j += W) dot += (load(x + t * dp + j) + load(eps + j)) * load(base + j);
-    store(partial + t * W, dot);
-  }
-  sum_lanes(n, partial, dots);
-}
-
-template <class T, int U>
-FF_INLINE void weighted_sum_block(int n, int dp, const T* x, const T* weight, const T* eps, double* total) {
-  constexpr int W = Simd<T>::W;
-  Vec<T> e[U] = {}, inside[U] = {};
-#pragma GCC unroll 4
-  for (int u = 0; eps && u < U; ++u) e[u] = load(eps + u * W);
-  for (int t = 0; t < n; ++t, x += dp)
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) {
-      const Vec<T> row = load(x + u * W) + e[u];
-      inside[u] += weight ? weight[t] * row : row;
-    }
-#pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) add_to<T>(total + u * W, inside[u]);
-}
-
-// total += Σ_t w_t (x_t + ε); no weight: w = 1; no eps: ε = 0.
-template <class T>
-inline void weighted_sum(int n, int dp, const T* x, const T* weight, const T* eps, double* total) {
-  constexpr int W = Simd<T>::W;
-  int j = 0;
-  for (; j + BLOCK * W <= dp; j += BLOCK * W)
-    weighted_sum_block<T, BLOCK>(n, dp, x + j, weight, eps ? eps + j : nullptr, total + j);
-  for (; j < dp; j += W) weighted_sum_block<T, 1>(n, dp, x + j, weight, eps ? eps + j : nullptr, total + j);
-}
-
-// rows_t += w_t · vector; no weight: w = 1.
-template <class T> inline void add_rows(int n, int dp, const T* weight, const T* vector, T* rows) {
-  constexpr int W = Simd<T>::W;
-  for (int t = 0; t < n; ++t)
-    for (int j = 0; j < dp; j += W) {
-      const Vec<T> x = load(vector + j);
-      store(rows + t * dp + j, load(rows + t * dp + j) + (weight ? weight[t] * x : x));
-    }
-}
-
-// The levels that a call has: all, or those from where its flows are known or there are none.
-inline Level first_level(const Call& call) {
-  return call.feature_map == IDENTITY ? KEY_VALUE : call.flows == OVER_HEADS ? COMPETITION : SUMS;
-}
-inline bool sums_flows(const Call& call) { return first_level(call) == SUMS; }
-
-// Tokens of the longest row of each side, where its features fit and are used again; else none.
-struct Cache {
-  int64_t queries = 0, keys = 0;
-
-  Cache() = default;
-  Cache(const Call& call, int64_t bytes_of_row) {
-    queries = longest(call.query_offsets, call.batch, call.queries);
-    keys = longest(call.key_offsets, call.batch, call.keys);
-    if (!sums_flows(call) || (queries + keys + 2 * CHUNK) * bytes_of_row > CACHED_FEATURES) queries = keys = 0;
-  }
-  bool none() const { return queries + keys == 0; }
-  int64_t rows() const { return none() ? 0 : queries + keys + 2 * CHUNK; }
-  static int64_t longest(const int64_t* offsets, int64_t sequences, int64_t tokens) {
-    if (!offsets) return tokens;
-    int64_t most = 0;
-    for (int64_t i = 0; i < sequences; ++i) {
-      const int64_t length = offsets[i + 1] - offsets[i];
-      most = length > most ? length : most;
-    }
-    return most;
-  }
-};
-
-// The keys of a row in one chunk: nothing is summed over chunks.
-inline bool has_one_chunk(const Row& row) { return row.key.trimmed > 0 && row.key.trimmed <= CHUNK; }
-
-// Both sides in one chunk, and about L S (d + m) operations in place of (L + S) d m. `turning`: so many operations of a product
-// take as long as to turn one number of the keys, which the backward has to do either way.
-template <class T> inline bool has_cheap_scores(const CausalSizes<T>& s, const Row& row, int64_t turning = 20) {
-  const int64_t queries = row.query.trimmed, keys = row.key.trimmed;
-  if (!has_one_chunk(row) || queries == 0 || queries > CHUNK) return false;
-  const int64_t columns = Widths<T>::padded(int(keys));
-  return queries * (columns * s.dp + keys * s.mp) + turning * keys * s.dp < (queries + keys) * s.matrix;
-}
-
-// The kept sums of the flows of a row, four vectors; where flows are no sums over tokens there are none.
-template <class T> inline T* row_vectors(const Call& call, const Row& row) {
-  return static_cast<T*>(call.sums) + row.index * 4 * call.key_width;
-}
-
-// The kept keyᵀ value of a row, or null: that of one chunk is computed again. Of packed sequences that are longer, each has a
-// chunk of its own in which it begins.
-template <class T> inline T* row_matrix(const Call& call, const Row& row) {
-  if (!call.sums || row.key.length <= CHUNK) return nullptr;
-  const int64_t vectors = !sums_flows(call) ? 0 : call.batch * call.heads * 4 * call.key_width;
-  const int64_t at = (row.packed ? row.key.start / CHUNK : row.sequence) * call.heads + row.head;
-  return static_cast<T*>(call.sums) + vectors + at * call.key_width * call.value_width;
-}
-
-// What both directions have of a row: its widths, its features, ε.
-template <class T> struct RowFeatures {
-  const Call& call;
-  const CausalSizes<T> s;
-  T *eps, *partial, *buffer, *cached[2] = {nullptr, nullptr};
-
-  RowFeatures(const Call& c, Arena& arena, const Cache& cache) : call(c), s(c) {
-    eps = arena.take_unset<T>(s.dp);
-    for (int j = 0; arena.holds_memory() && j < s.dp; ++j) eps[j] = j < s.d ? T(call.eps) : T(0);
-    partial = arena.take_unset<T>(CHUNK * Simd<T>::W);
-    buffer = arena.take_unset<T>(CHUNK * s.dp);
-    if (!cache.none()) keep_in(cache, arena.take_unset<T>(cache.rows() * s.dp));
-  }
-
-  void keep_in(const Cache& cache, T* memory) {
-    cached[0] = memory;
-    cached[1] = memory + (cache.queries + CHUNK) * s.dp;
-  }
-
-  // Of queries (side 0) or keys (1); `fresh` when this row's are asked for the first time.
-  T* features(const Row& row, int side, int64_t t, int n, bool fresh) {
-    T* to = cached[side] ? cached[side] + t * s.dp : buffer;
-    if (fresh || !cached[side])
-      read_features<T>(call, side ? call.key : call.query, row, side ? row.key : row.query, t, n, to);
-    return to;
-  }
-
-  T* query_stat(const Row& row, QueryStat stat) const {
-    return row.stats<T>(call.query_stats, call, row.query, call.queries, QUERY_STATS, stat);
-  }
-  T* key_stat(const Row& row, KeyStat stat) const {
-    return row.stats<T>(call.key_stats, call, row.key, call.keys, KEY_STATS, stat);
-  }
-
-  // Queries or keys as the left factor of a product: those of linear attention from where they are, without a copy.
-  Left<T> left(const Row& row, int side, int64_t t, int n) {
-    const View& view = side ? call.key : call.query;
-    const Side& tokens = side ? row.key : row.query;
-    if (is_in_place(tokens)) return {static_cast<const T*>(view.data) + row.offset(view, tokens, t), view.token, 1};
-    return {features(row, side, t, n, false), s.dp, 1};
-  }
-  bool is_in_place(const Side& tokens) const {
-    return call.feature_map == IDENTITY && !tokens.mask && tokens.length > CHUNK && bytes_of_number(call) == sizeof(T);
-  }
-  // The next chunk of them, where none of its rows was read before.
-  Ahead left_ahead(const Row& row, int side, int64_t t) const {
-    const Side& tokens = side ? row.key : row.query;
-    const int64_t next = is_in_place(tokens) ? t + CHUNK : tokens.trimmed;
-    return chunk_ahead(call, side ? call.key : call.query, row, tokens, next, s.d);
-  }
-
-  // a / I, or what was given.
-  void find_scale(const Row& row, int64_t t, int n, T* scale) const {
-    if (call.feature_map == IDENTITY) return given_scale(call, row, t, n, scale);
-    const T *incoming = query_stat(row, SINK_INCOMING) + t, *allocation = query_stat(row, SINK_ALLOCATION) + t;
-    for (int i = 0; i < n; ++i) scale[i] = allocation[i] / incoming[i];
-  }
-
-  // What a source weighs whose share of the softmax is 1, or of which there is none.
-  T weight_of_share(const Row& row) const {
-    const double sources = double(row.key.tokens > 1 ? row.key.tokens : 1);
-    return T((call.competition == NO_COMPETITION ? 1 : sources) / (call.normalize ? sources : 1));
-  }
-
-  void with_eps(const double* from, T* to) const {
-    for (int j = 0; j < s.dp; ++j) to[j] = T(from[j]) + eps[j];
-  }
-};
-
-// The features of rows that are cut, in memory of all threads. A segment computes those of its own tokens, and asks for no others.
-template <class T> class CutRows {
- public:
-  CutRows(const CausalSizes<T>& sizes, const Cache& cache, int64_t rows)
-      : cache_(cache), of_row_(cache.rows() * sizes.dp), memory_(rows * of_row_) {}
-  void give(const Row& row, RowFeatures<T>& to) const {
-    if (memory_.data()) to.keep_in(cache_, memory_.data() + row.index * of_row_);
-  }
-
- private:
-  const Cache& cache_;
-  const int64_t of_row_;
-  const Room<T> memory_;
-};
 
 template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
   std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
@@ -472,7 +263,8 @@ template <class T> inline void compete_over_heads(const Call& call, const Row& f
   }
 }
 
-// Passes over both sides, and how much of them pays a thread.
+// Into how many segments each row is cut: one where there are rows for all threads; else as many as give each thread one, but
+// none that has less than four chunks of the longer side.
 inline int64_t bidirectional_segments(const Call& call) {
   const int64_t rows = call.batch * call.heads, longer = call.keys > call.queries ? call.keys : call.queries;
   if (rows >= call.threads) return 1;

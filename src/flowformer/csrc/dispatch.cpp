@@ -2,6 +2,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -16,20 +19,38 @@ struct Choice {
   const Kernels* kernels;
 };
 
+#if defined(__x86_64__)
+// What the processor has and the system saves. __builtin_cpu_supports says it too, but needs a runtime that not every compiler has.
+struct Processor {
+  bool avx2, avx512, avx512bf16;
+};
+
+Processor ask_processor() {
+  Processor has{};
+  unsigned a, b, c, d, saved, none;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return has;
+  constexpr unsigned YMM = 0x06, ZMM = 0xe6, WITH_AVX2 = bit_FMA | bit_F16C;
+  constexpr unsigned EACH = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+  const bool with_avx2 = (c & WITH_AVX2) == WITH_AVX2;
+  __asm__("xgetbv" : "=a"(saved), "=d"(none) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return has;
+  has.avx2 = with_avx2 && (b & bit_AVX2) && (saved & YMM) == YMM;
+  has.avx512 = has.avx2 && (b & EACH) == EACH && (saved & ZMM) == ZMM;
+  has.avx512bf16 = has.avx512 && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16);
+  return has;
+}
+#endif
+
 // The best that the machine has, or the one that FLOWFORMER_ISA names, if it has that; whoever loads the library compares.
 Choice choose() {
   const char* wanted = std::getenv("FLOWFORMER_ISA");
   Choice available[4];
   int count = 0;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = {"avx512bf16", &kernels_avx512bf16};
-  if (avx512) available[count++] = {"avx512", &kernels_avx512};
-  if (avx2) available[count++] = {"avx2", &kernels_avx2};
+  const Processor has = ask_processor();
+  if (has.avx512bf16) available[count++] = {"avx512bf16", &kernels_avx512bf16};
+  if (has.avx512) available[count++] = {"avx512", &kernels_avx512};
+  if (has.avx2) available[count++] = {"avx2", &kernels_avx2};
 #endif
   available[count++] = {"portable", &kernels_portable};
   for (int i = 0; wanted && i < count; ++i)
@@ -56,14 +77,21 @@ void take_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+int64_t bytes_of(int32_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
+
 void prepare_results(const Call& call) {
   const int64_t real = call.dtype == FLOAT64 ? 8 : 4, batch = call.query_offsets ? 1 : call.batch;
   const int64_t queries = batch * call.queries * call.heads, keys = batch * call.keys * call.heads;
   if (!call.grad_query)
-    take_huge_pages(call.out.data, queries * call.value_width * (call.dtype == FLOAT16 || call.dtype == BFLOAT16 ? 2 : real));
+    take_huge_pages(call.out.data, queries * call.value_width * bytes_of(call.dtype));
   take_huge_pages(call.grad_query, queries * call.key_width * real);
   take_huge_pages(call.grad_key, keys * call.key_width * real);
   take_huge_pages(call.grad_value, keys * call.value_width * real);
+}
+
+void prepare_results(const Convolution& call) {
+  const int64_t numbers = (call.offsets ? 1 : call.batch) * call.tokens * call.heads * call.width;
+  take_huge_pages(call.grad_x.data ? call.grad_x.data : call.y.data, numbers * bytes_of(call.dtype));
 }
 
 // In whole numbers, and without a branch: so it is vectorised.
@@ -98,13 +126,15 @@ EXPORT int flowformer_is_finite(int32_t dtype, const void* data, int64_t count) 
   return has_no_exponent_of<uint16_t>(dtype == FLOAT16 ? 0x7c00u : 0x7f80u, data, count);
 }
 
-#define EXPORT_KERNEL(name)                                   \
-  EXPORT int flowformer_##name(const flowformer::Call* call) { \
-    flowformer::prepare_results(*call);                        \
-    return flowformer::chosen().kernels->name(*call);          \
+#define EXPORT_KERNEL(any, name)                             \
+  EXPORT int flowformer_##name(const flowformer::any* call) { \
+    flowformer::prepare_results(*call);                       \
+    return flowformer::chosen().kernels->name(*call);         \
   }
 
-EXPORT_KERNEL(bidirectional_forward)
-EXPORT_KERNEL(bidirectional_backward)
-EXPORT_KERNEL(causal_forward)
-EXPORT_KERNEL(causal_backward)
+EXPORT_KERNEL(Call, bidirectional_forward)
+EXPORT_KERNEL(Call, bidirectional_backward)
+EXPORT_KERNEL(Call, causal_forward)
+EXPORT_KERNEL(Call, causal_backward)
+EXPORT_KERNEL(Convolution, convolution_forward)
+EXPORT_KERNEL(Convolution, convolution_backward)

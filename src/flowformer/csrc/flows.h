@@ -1,4 +1,5 @@
-// The vector part of a chunk: sums over tokens that each token meets, forwards and backwards in time.
+// The vector part of a chunk: sums over tokens that each token meets, forwards and backwards in time; and sums over all tokens,
+// which the bidirectional form has.
 //
 // Rows have `dp` numbers, whole vectors; `eps` is ε in real lanes and 0 in padded ones, so that padding adds nothing. Inside
 // a chunk sums run in the dtype of the arithmetic from zero; what came before is added to them, and is itself float64.
@@ -124,6 +125,54 @@ inline void suffix_flow(int n, int dp, const T* x, const T* coefficient, const T
     suffix_flow_block<T, WEIGHTED, 1>(n, dp, x + j, coefficient, WEIGHTED ? y + j : nullptr, weight, base + j, eps + j,
                                       j == 0, partial, grad + j, total + j);
   if constexpr (WEIGHTED) sum_lanes(n, partial, dots);
+}
+
+// dots[t] = (x_t + ε)·base
+template <class T>
+inline void flow_dots(int n, int dp, const T* x, const T* base, const T* eps, T* partial, T* dots) {
+  constexpr int W = Simd<T>::W;
+  for (int t = 0; t < n; ++t) {
+    Vec<T> dot = {};
+    for (int j = 0; j < dp; j += W) dot += (load(x + t * dp + j) + load(eps + j)) * load(base + j);
+    store(partial + t * W, dot);
+  }
+  sum_lanes(n, partial, dots);
+}
+
+template <class T, int U>
+FF_INLINE void weighted_sum_block(int n, int dp, const T* x, const T* weight, const T* eps, double* total) {
+  constexpr int W = Simd<T>::W;
+  Vec<T> e[U] = {}, inside[U] = {};
+#pragma GCC unroll 4
+  for (int u = 0; eps && u < U; ++u) e[u] = load(eps + u * W);
+  for (int t = 0; t < n; ++t, x += dp)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      const Vec<T> row = load(x + u * W) + e[u];
+      inside[u] += weight ? weight[t] * row : row;
+    }
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) add_to<T>(total + u * W, inside[u]);
+}
+
+// total += Σ_t w_t (x_t + ε); no weight: w = 1; no eps: ε = 0.
+template <class T>
+inline void weighted_sum(int n, int dp, const T* x, const T* weight, const T* eps, double* total) {
+  constexpr int W = Simd<T>::W;
+  int j = 0;
+  for (; j + BLOCK * W <= dp; j += BLOCK * W)
+    weighted_sum_block<T, BLOCK>(n, dp, x + j, weight, eps ? eps + j : nullptr, total + j);
+  for (; j < dp; j += W) weighted_sum_block<T, 1>(n, dp, x + j, weight, eps ? eps + j : nullptr, total + j);
+}
+
+// rows_t += w_t · vector; no weight: w = 1.
+template <class T> inline void add_rows(int n, int dp, const T* weight, const T* vector, T* rows) {
+  constexpr int W = Simd<T>::W;
+  for (int t = 0; t < n; ++t)
+    for (int j = 0; j < dp; j += W) {
+      const Vec<T> x = load(vector + j);
+      store(rows + t * dp + j, load(rows + t * dp + j) + (weight ? weight[t] * x : x));
+    }
 }
 
 // dots[t] = x_t·y_t

@@ -71,7 +71,9 @@ template <class T> struct Widths {
   static int padded(int width) { return (width + Simd<T>::W - 1) / Simd<T>::W * Simd<T>::W; }
 };
 
-// A matrix [dp, mp] whose rows that are padding are zero: no product writes them, and a dot of padded lanes reads them.
+// A matrix [dp, mp] whose rows that are padding are zero. Every matrix that is ever turned, or added up into one that is, comes
+// from here (or from take, where its columns are to be zero too): no product writes those rows; turned, they are columns of
+// the next product, and so lanes that a dot multiplies by the zeros of padding. What nobody wrote may be NaN there.
 template <class T> inline T* take_matrix(Arena& arena, const Widths<T>& s) {
   T* matrix = arena.take_unset<T>(int64_t(s.dp) * s.mp);
   if (arena.holds_memory()) std::memset(matrix + int64_t(s.d) * s.mp, 0, size_t(s.dp - s.d) * s.mp * sizeof(T));
@@ -267,7 +269,7 @@ FF_INLINE void read_rows(const In* from, ptrdiff_t stride, int rows, int width, 
 }
 
 // Whether a call of narrow inputs has numbers of this dtype; where only bfloat16 comes here, the compiler knows.
-inline bool is_of(const Call& call, Dtype dtype) {
+template <class Any> inline bool is_of(const Any& call, Dtype dtype) {
 #ifdef FF_PAIRS
   return (void)call, dtype == BFLOAT16;
 #else

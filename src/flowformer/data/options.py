@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flowformer.names import ExistingPath
+
 TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Difficulty = Literal["easy", "medium", "hard"]
 ImageSetName = Literal["folder", "fashion-mnist"]
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+SERIES_ENDINGS = (".ts", ".npz", *TABLES)  # of files that hold series
 MissingPolicy = Literal["error", "interpolate", "mean"]
 ConstantFeatures = Literal["centred", "published"]
 
@@ -39,7 +43,7 @@ class TextOptions:
     corpus: str = "text"
     folder: Path | None = None
     tokenizer: TokenizerKind = "bpe"
-    tokenizer_file: Path | None = None
+    tokenizer_file: ExistingPath | None = None
     vocab_size: int | None = None
     min_count: int = 1
 
@@ -62,7 +66,7 @@ class SequenceOptions:
     """
 
     dataset: str = "listops"
-    folder: Path | None = None
+    folder: ExistingPath | None = None
     max_length: int | None = None
     min_length: int | None = None
     max_depth: int | None = None

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FeatureMap = Literal["sigmoid", "relu"]
@@ -46,6 +46,11 @@ def masked(
 ) -> Float[Tensor, "b t h d"]:
     """Fill the padded tokens. A selection, not a product: padding may hold NaN."""
     return x if mask is None else torch.where(mask[:, :, None, None], x, fill)
+
+
+def front_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """Return the places of each row's real tokens in their order, then those of its padding."""
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def apply_feature_map(x: Tensor, feature_map: FeatureMap) -> Tensor:

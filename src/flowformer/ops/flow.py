@@ -18,6 +18,7 @@ from flowformer.ops.inputs import (
     check_tensors,
     exact_arithmetic,
     is_kept,
+    may_look,
     refuse_growth,
     resolve_masks,
 )
@@ -25,7 +26,6 @@ from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import (
     either,
     may_be_spoiled,
-    may_look,
     seen_from,
     spoiled,
     stained,

@@ -260,10 +260,21 @@ def check_state(
         TypeError, ValueError: as :func:`starting_state`.
     """
     if given is not None:
-        layout = _traced_layout if is_recorded() else _cached_layout
         sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more
         decays = isinstance(given, FlowState) and has_decayed(given)
-        _check_layout(given, kind, layout(kind, sizes, query.device, decays))
+        check_sizes(given, kind, sizes, query.device, decays=decays)
+
+
+def check_sizes(
+    given: tuple, kind: type, sizes: tuple[Any, ...], device: torch.device, *, decays: bool = False
+) -> None:
+    """Check a state against the initial one, of the sizes that its class takes.
+
+    Raises:
+        TypeError, ValueError: as :func:`starting_state`.
+    """
+    layout = _traced_layout if is_recorded() else _cached_layout
+    _check_layout(given, kind, layout(kind, sizes, device, decays))
 
 
 Layout = list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -394,6 +405,11 @@ def has_values(*tensors: Tensor) -> bool:
         or is_in_torch_dispatch_mode()
         or is_transformed(*tensors)
     ) and all(type(tensor) in _KINDS for tensor in tensors)
+
+
+def may_look(*tensors: Tensor) -> bool:
+    """Return whether the values of tensors may be looked at: at next to no cost, and no graph."""
+    return has_values(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.backends.cpu.call import is_finite
-from flowformer.ops.inputs import has_values, is_plain
+from flowformer.ops.inputs import is_plain, may_look
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -42,11 +42,6 @@ def _is_finite(tensor: Tensor) -> bool:
     known = is_finite(tensor) if is_plain(tensor) else None  # the library reads its memory
     # As a number: to torch, isfinite is four operators.
     return math.isfinite(tensor.sum().item()) if known is None else known
-
-
-def may_look(*tensors: Tensor) -> bool:
-    """Return whether the values of tensors may be looked at: at next to no cost, and no graph."""
-    return has_values(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def spoiled(x: Tensor, *, columns: bool = False, nan_only: bool = False) -> Tensor:

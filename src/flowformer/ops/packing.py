@@ -15,9 +15,9 @@ from torch.jit._trace import is_tracing  # torch.jit does not export it
 
 from flowformer.ops.inputs import is_transformed, resolve_masks
 from flowformer.ops.layout import Layout
-from flowformer.ops.state import FlowState, LinearState
+from flowformer.ops.state import ConvolutionState, FlowState, LinearState
 
-State = TypeVar("State", FlowState, LinearState)
+State = TypeVar("State", FlowState, LinearState, ConvolutionState)
 
 
 def sequence_lengths(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
@@ -106,6 +106,19 @@ def check_offsets(name: str, offsets: Tensor) -> None:
         )
 
 
+def check_packed(tensor: Tensor) -> None:
+    """Refuse packed sequences in more than one row.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if tensor.shape[0] != 1:
+        raise ValueError(
+            "packed sequences have batch size 1, [1, total, head, feature], got "
+            f"{list(tensor.shape)}"
+        )
+
+
 def check_batch(batch: Batch) -> None:
     """Refuse what contradicts itself.
 
@@ -182,11 +195,7 @@ def _attend_packed(
     cu_seqlens_k: Tensor | None,
     state: State | None,
 ) -> tuple[Tensor, State | None]:
-    if queries[0].shape[0] != 1:
-        raise ValueError(
-            f"packed sequences have batch size 1, [1, total, head, feature], got "
-            f"{list(queries[0].shape)}"
-        )
+    check_packed(queries[0])
     if is_tracing():
         raise NotImplementedError(
             "torch.jit.trace would take the lengths of packed sequences for constants here: pad "

@@ -155,7 +155,30 @@ class LinearState(NamedTuple):
         return cls(torch.zeros(shape, dtype=carry_dtype(device), device=device))
 
 
-Past = TypeVar("Past", FlowState, LinearState)
+class ConvolutionState(NamedTuple):
+    """The state of a short convolution: the tokens that later outputs still see.
+
+    Attributes:
+        recent: the last w - 1 real tokens, zero where there were fewer. Shape ``[b, w - 1, h, d]``,
+            float64 (float32 on a device without it).
+    """
+
+    recent: Float[Tensor, "b w_minus_1 h d"]
+
+    to = to_state
+    detach = detach_state
+    reorder = reorder_state
+
+    @classmethod
+    def initial(
+        cls, batch: int, taps: int, heads: int, width: int, device: torch.device
+    ) -> "ConvolutionState":
+        """Return the state before the first token, of a convolution over so many (w)."""
+        shape = (batch, taps - 1, heads, width)
+        return cls(torch.zeros(shape, dtype=carry_dtype(device), device=device))
+
+
+Past = TypeVar("Past", FlowState, LinearState, ConvolutionState)
 
 
 def has_decayed(state: FlowState) -> bool:
@@ -218,10 +241,10 @@ def room_after(state: Past) -> Past:
     if not _in_place.get():
         return type(state)(*map(torch.empty_like, state))
     increment_version(state)  # whoever kept it for a gradient is told
-    key_value = state.key_value.detach()  # the same memory by another name: the old one is marked
-    if isinstance(state, LinearState):
-        return LinearState(key_value)
-    return FlowState(torch.empty_like(state.tokens), *state[1:-1], key_value)
+    last = state[-1].detach()  # the same memory by another name: the old one is marked
+    if isinstance(state, FlowState):
+        return FlowState(torch.empty_like(state.tokens), *state[1:-1], last)
+    return type(state)(last)
 
 
 _GIVEN_UP = "_flowformer_given_up"  # of a tensor: a tuple takes no mark, and a copy keeps this one
@@ -256,4 +279,4 @@ def state_before(kind: type[Past], state: Past | None, query: Tensor, value: Ten
 
 
 # A state that torch.save wrote is loaded by torch.load, which otherwise takes no classes.
-torch.serialization.add_safe_globals([FlowState, LinearState])
+torch.serialization.add_safe_globals([FlowState, LinearState, ConvolutionState])

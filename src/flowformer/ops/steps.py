@@ -20,20 +20,20 @@ from torch.autograd import forward_ad
 
 from flowformer.ops.inputs import is_kept, is_plain, is_recorded
 
-Inputs = tuple[Tensor, ...]  # query, key, value and, where one is given, log_decay
+Inputs = tuple[Tensor, ...]  # query, key, value and, where one is given, log_decay; or others
 Step = Callable[[Inputs, Any], tuple[Tensor, Any]]  # and the state: output, state after the token
 Prepare = Callable[[Inputs, Any], Step | None]
 
 _MOST = 256  # sizes and options of which steps are kept
 
 
-def is_step(tensors: tuple[Tensor, Tensor, Tensor], state: Any, others: tuple) -> bool:
+def is_step(tensors: Inputs, state: Any, others: tuple) -> bool:
     """Return whether a causal call is a step: one token after a state, no gradient, no mask.
 
     Not where a graph is recorded, which would be another for this length than for the next.
 
     Args:
-        tensors: query, key and value.
+        tensors: query, key and value; or of one with a single side, twice that and the others.
         state: the state before the token, or None.
         others: all other tensors of the call but log_decay, or None for each.
     """

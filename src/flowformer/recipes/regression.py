@@ -7,7 +7,7 @@ are no published settings, so these are of the small one.
 from collections.abc import Callable, Mapping
 
 from flowformer.train.regression.config import RegressionConfig
-from flowformer.train.series.config import PRESETS, SeriesDataConfig
+from flowformer.train.series.config import OWN, PRESETS
 
 
 def time_series_regression() -> RegressionConfig:
@@ -15,7 +15,7 @@ def time_series_regression() -> RegressionConfig:
     small = PRESETS["small"]
     return RegressionConfig(
         name="time-series-regression",
-        data=SeriesDataConfig(missing="interpolate"),
+        data=OWN,
         model=small.model,
         optimizer=small.optimizer,
         training=small.training,

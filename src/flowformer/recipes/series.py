@@ -9,7 +9,7 @@ test accuracy over epochs, which is `protocol="published"`.
 from collections.abc import Callable, Mapping
 
 from flowformer.train.config import EpochsConfig, OptimizerConfig
-from flowformer.train.series.config import PRESETS, SeriesConfig, SeriesDataConfig
+from flowformer.train.series.config import OWN, PRESETS, SeriesConfig, SeriesDataConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), UEA table"
 PAPER_AVERAGE = 0.730
@@ -18,9 +18,6 @@ FIGURES = (
     f"average {100 * PAPER_AVERAGE:.1f}, the best over epochs on the test set, as "
     "--training.protocol published measures.",
 )
-
-# Recordings with gaps are the rule; how much is missing is told.
-OWN = SeriesDataConfig(missing="interpolate")
 
 
 def ethanol_concentration() -> SeriesConfig:

@@ -64,7 +64,7 @@ class Perplexity:
 
 
 @torch.no_grad()
-def evaluate_perplexity(  # noqa: PLR0913 - of the text, and of how it is cut
+def evaluate_perplexity(
     model: CausalModel,
     tokens: Tokens,
     *,

@@ -2,12 +2,13 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from flowformer.config_json import check_types
+from flowformer.names import Early, check_early
 from flowformer.scores.measures import ACCURACY, Measure
 
 Protocol = Literal["clean", "published"]
@@ -50,17 +51,16 @@ def require(name: str, value: object, expected: str, holds: Callable[[Any], bool
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
-def require_loggers(names: Iterable[LoggerName]) -> None:
-    """Refuse loggers whose library is not there.
+def require_logger(name: LoggerName) -> None:
+    """Refuse a logger whose library is not there.
 
     Raises:
         ImportError: the message says what to install.
     """
-    for name in names:
-        if name != "csv" and find_spec(name) is None:
-            raise ImportError(
-                f"{name} is needed for training.logger {name}: pip install 'flowformer[{name}]'"
-            )
+    if name != "csv" and find_spec(name) is None:
+        raise ImportError(
+            f"{name} is needed for training.logger {name}: pip install 'flowformer[{name}]'"
+        )
 
 
 class Checked:
@@ -118,6 +118,17 @@ class ExperimentConfig:
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen before the data are read and what trains is imported.
+
+        Raises:
+            ValueError: the data name nothing to train on, or there is no such mixer.
+            OSError: a file or folder is not there.
+            ImportError: a logger is missing.
+        """
+        for part in (self.data, self.model, self.optimizer, self.training):
+            check_early(part)
 
     def __post_init__(self) -> None:
         """Check the values, and drop the paper's figure when it is one for other data.
@@ -298,7 +309,7 @@ class ComputeConfig(Checked):
     precision: Precision = "32-true"
     threads: int | None = None
     progress: Progress = "auto"
-    logger: tuple[LoggerName, ...] = ()
+    logger: tuple[Annotated[LoggerName, Early(require_logger)], ...] = ()
     skip_nan: int = 0
     devices: int = 1
     nodes: int = 1

@@ -110,6 +110,19 @@ class RunFolder:
             raise FileExistsError(f"{self.root} is not empty: choose another folder for the run")
 
 
+def require_run(path: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        FileNotFoundError: there is no run in it.
+        NotADirectoryError: it is a file.
+    """
+    if path.is_file():
+        raise NotADirectoryError(f"expected the folder of a run, got the file {path}")
+    if not RunFolder(path).config.exists():
+        raise FileNotFoundError(f"{path} holds no run: there is no {RunFolder(path).config.name}")
+
+
 def read_task(folder: RunFolder) -> str:
     """Return the kind of the run in a folder: what its config.json says, or else series.
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from flowformer.names import check_early
 from flowformer.progress import showing
-from flowformer.train.config import HELD_OUT, SHOWN, require_loggers
+from flowformer.train.config import HELD_OUT, SHOWN
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
 from flowformer.train.loop.fit import fit, keep_best, torch_settings
@@ -78,7 +79,7 @@ def _train(
     config: Experiment, folder: RunFolder, loggers: Sequence[Any], *, resume: bool, data: Any
 ) -> Any:
     group, kind, training = current(), kind_of(config), config.training
-    require_loggers(training.logger)
+    check_early(training)
     started = group.agree(lambda: folder.begin(resume=resume))
     device = choose_device(training.accelerator)
     given = {} if data is None else {"data": data}  # which no kind but series takes

@@ -171,6 +171,36 @@ class Outcome(Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rehearsed(Kept):
+    """What the first steps of a run have taken, by which the time of the whole is known.
+
+    Attributes:
+        prepare_seconds: of reading the data and building the model.
+        step_seconds: of a step of the optimizer.
+        steps: of the optimizer in a round.
+        round_seconds: of a round: its steps, the validation and the checkpoint.
+        rounds: of the run.
+    """
+
+    file: ClassVar[str] = "result"
+    absent: ClassVar[str] = "has no {name}: the first steps have not been taken"
+
+    prepare_seconds: float
+    step_seconds: float
+    steps: int
+    round_seconds: float
+    rounds: int
+
+    def seconds(self, done: int = 0) -> float:
+        """Return how long a run takes from here, without its test at the end.
+
+        Args:
+            done: rounds that are done.
+        """
+        return self.prepare_seconds + max(0, self.rounds - done) * self.round_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result(Outcome):
     """What result.json holds of a training; a kind has further figures.
 

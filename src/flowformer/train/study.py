@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -114,6 +115,13 @@ class Study(ABC):
     def check(self) -> None:
         """Refuse what would end the run only after hours; the first process alone is asked."""
         return
+
+    def count_parameters(self, config: Any) -> int:
+        """Return how many parameters a model of another configuration has on the same data."""
+        other = copy(self)
+        other.config, other.record = config, replace(self.record, config=config)
+        with torch.device("meta"):
+            return count_parameters(other.build())
 
     @abstractmethod
     def loaders(self) -> tuple[DataLoader, DataLoader]:

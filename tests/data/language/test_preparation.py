@@ -209,7 +209,9 @@ def test_progress_is_that_of_the_characters_of_each_part(
 ) -> None:
     text = prepare_text(some_texts(), tmp_path)
     for part, counts in text.counts.items():
-        mine = [(done, total) for what, done, total in told if what == f"tokenising the {part} part"]
+        mine = [
+            (done, total) for what, done, total in told if what == f"tokenising the {part} part"
+        ]
         assert mine == sorted(mine)
         assert mine[-1] == (counts.characters, counts.characters)
     vocabulary = [done for what, done, _ in told if what == "reading the vocabulary"]

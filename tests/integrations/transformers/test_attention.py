@@ -272,7 +272,8 @@ class TestSaved:
         del ATTENTIONS["flow-unclamped"], AttentionInterface._global_mapping["flow-unclamped"]
         again = transformers.AutoModel.from_pretrained(tmp_path)
         assert again.config._attn_implementation == "flow-unclamped"
-        assert ATTENTIONS["flow-unclamped"].options.clamp is None
+        options: Any = ATTENTIONS["flow-unclamped"].options
+        assert options.clamp is None
         flow_transformers.register_attention("flow-unclamped", clamp=2.0)
         with pytest.raises(ValueError, match=r"'clamp': None.*registered here with.*2\.0"):
             transformers.AutoModel.from_pretrained(tmp_path)
@@ -431,13 +432,13 @@ class TestRefusals:
             flow_transformers.register_attention("flow-wrong", clamp=-1.0)
         assert "flow-wrong" not in AttentionInterface()
 
-    def test_a_key_value_cache(self) -> None:
+    def test_a_cache_that_holds_no_state(self) -> None:
         config = transformers.GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=4)
         model = with_flow(transformers.GPT2LMHeadModel(config))
         call = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-        with pytest.raises(NotImplementedError, match="use_cache=False"):
-            model.generate(TOKENS, **call)
-        assert model.generate(TOKENS, use_cache=False, **call).shape == (2, 10)
+        with pytest.raises(NotImplementedError, match="static cache"):
+            model.generate(TOKENS, cache_implementation="static", **call)
+        assert model.generate(TOKENS, **call).shape == (2, 10)
 
     def test_a_mask_of_pairs(self) -> None:
         pairs = torch.ones(2, 1, 7, 7, dtype=torch.bool)

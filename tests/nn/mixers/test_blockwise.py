@@ -15,7 +15,6 @@ from flowformer.nn.mixers.blockwise import (
     band,
     blocks,
     check_positive,
-    front_order,
     merge,
     windows,
 )
@@ -24,6 +23,7 @@ from flowformer.nn.mixers.longformer import longformer_attention
 from flowformer.nn.mixers.reformer import reformer_attention
 from flowformer.nn.mixers.sinkhorn import sinkhorn_attention
 from flowformer.nn.mixers.sparse import sparse_attention
+from flowformer.ops.features import front_order
 from tests.nn.mixers.patterns import draw
 
 

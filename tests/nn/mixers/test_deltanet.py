@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from flowformer.nn import MIXERS, build_mixer
 from flowformer.nn.mixers import convolution, deltanet
-from flowformer.nn.mixers.convolution import short_convolution
 from flowformer.nn.mixers.deltanet import (
     DeltaNetAttention,
     GatedDeltaNetAttention,
@@ -109,32 +108,6 @@ def test_a_beta_of_another_shape_is_refused() -> None:
         delta_rule_attention(q, k, v, beta=beta[..., :2])
     with pytest.raises(ValueError, match=r"^log_decay .* = \[2, 3, 4\], got \[2, 3, 2\]"):
         delta_rule_attention(q, k, v, beta=beta, log_decay=-beta[..., :2])
-
-
-class TestConvolution:
-    def test_is_torchs_of_every_channel(self) -> None:
-        x, weight = torch.randn(2, 9, 3, 4), torch.randn(3, 4, 5)
-        y, last = short_convolution(x, weight, torch.zeros(2, 4, 3, 4), None)
-        channels = F.pad(x.flatten(2).mT, (4, 0))
-        expected = F.conv1d(channels, weight.view(12, 1, 5), groups=12).mT.view(2, 9, 3, 4)
-        torch.testing.assert_close(y, F.silu(expected))
-        assert last.equal(x[:, 5:])
-
-    def test_sees_through_padding(self) -> None:
-        x, weight = torch.randn(2, 9, 3, 4), torch.randn(3, 4, 3)
-        recent = torch.randn(2, 2, 3, 4)
-        mask = torch.tensor([[False, True, False, False, True, True, False, True, False]] * 2)
-        mask[1] = False
-        mask[1, 4] = True
-        y, last = short_convolution(
-            x.masked_fill(~mask[..., None, None], torch.nan), weight, recent, mask
-        )
-        for row in range(2):
-            alone, last_alone = short_convolution(
-                x[row : row + 1, mask[row]], weight, recent[row : row + 1], None
-            )
-            torch.testing.assert_close(y[row, mask[row]], alone[0])
-            torch.testing.assert_close(last[row], last_alone[0])
 
 
 def test_the_layer_is_the_papers() -> None:

@@ -9,6 +9,8 @@ from flowformer.ops.backends.arguments import (
     CausalArguments,
     CausalBackwardArguments,
     CausalGradients,
+    ConvolutionArguments,
+    ConvolutionBackwardArguments,
     MobileArguments,
     MobileBackwardArguments,
     declared,
@@ -76,17 +78,31 @@ MOBILE_SCHEMAS = {
 }
 
 
+CONVOLUTION_SCHEMAS = {
+    "convolution": (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, Tensor? recent, "
+        "bool activates, int ahead, bool keep) -> Tensor out"
+    ),
+    "convolution_backward": (
+        "(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? "
+        "cu_seqlens, Tensor? recent, bool activates, int ahead, bool recent_gradient) -> (Tensor, "
+        "Tensor, Tensor, Tensor)"
+    ),
+}
+
+
 @pytest.mark.parametrize("name", MOBILE_SCHEMAS)
 def test_schemas_of_mobile_attention_stay_what_saved_programs_call(name):
     schema = getattr(torch.ops.flowformer, name).default._schema
     assert str(schema) == f"flowformer::{name}{MOBILE_SCHEMAS[name]}"
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", SCHEMAS | CONVOLUTION_SCHEMAS)
 @pytest.mark.parametrize("prefix", ["", "triton_"])
 def test_schemas_that_are_made_of_the_names_stay_what_saved_programs_call(prefix, name):
     schema = getattr(torch.ops.flowformer, f"{prefix}{name}").default._schema
-    assert str(schema) == f"flowformer::{prefix}{name}{SCHEMAS[name]}"
+    expected = (SCHEMAS | CONVOLUTION_SCHEMAS)[name]
+    assert str(schema) == f"flowformer::{prefix}{name}{expected}"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,8 @@ def test_schemas_that_are_made_of_the_names_stay_what_saved_programs_call(prefix
         CausalArguments,
         CausalBackwardArguments,
         CausalGradients,
+        ConvolutionArguments,
+        ConvolutionBackwardArguments,
         MobileArguments,
         MobileBackwardArguments,
     ],

@@ -518,6 +518,7 @@ def test_a_default_of_every_kernel_compiles_without_a_card_and_without_spills(tm
     """All widths, dtypes and cards: benchmarks/results/gpu_kernels.json, by the same command."""
     command = [sys.executable, "-m", "benchmarks", "gpu_kernels", "--widths", "64"]
     command += ["--dtypes", "bfloat16", "--capabilities", "80", "--passes", "causal", "decay"]
+    command += ["convolution"]
     command += ["--output", str(tmp_path / "kernels.json")]
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[3]
@@ -526,3 +527,4 @@ def test_a_default_of_every_kernel_compiles_without_a_card_and_without_spills(tm
     )
     assert "sm_80 bfloat16 d64 causal: 13 kernels, 0 spill" in done.stdout
     assert "sm_80 bfloat16 d64 decay: 6 kernels, 0 spill" in done.stdout
+    assert "sm_80 bfloat16 d64 convolution: 6 kernels, 0 spill" in done.stdout

@@ -231,14 +231,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _own_images(path: Path | None) -> ImageData:
-    if path is None:
-        raise ValueError("no images to train on: give data.path, a folder with train/CLASS/IMAGE")
-    return load_image_folder(path)
-
-
 # What reads each set, from a folder or from where the set is fetched.
 IMAGE_SETS: dict[ImageSetName, Callable[[Path | None], ImageData]] = {
-    "folder": _own_images,
+    "folder": lambda path: load_image_folder(path or Path()),
     "fashion-mnist": load_fashion_mnist_images,
 }

@@ -75,16 +75,26 @@ class TextFiles:
         names = [file.relative_to(base) for file in files]
         return {"files": len(files), "sha256": digest_files(files, names)}
 
-    def _files(self) -> tuple[Path, list[Path]]:
+    def require_there(self) -> Path:
+        """Return the file or folder.
+
+        Raises:
+            ValueError: there is no path.
+            FileNotFoundError: there is no such file or folder.
+        """
         if self.folder is None:
             raise ValueError(
                 "the corpus text is files of your own: give one, or a folder (--folder)"
             )
         root = Path(self.folder)
+        if not (root.is_file() or root.is_dir()):
+            raise FileNotFoundError(f"expected a text file or a folder of them, got {root}")
+        return root
+
+    def _files(self) -> tuple[Path, list[Path]]:
+        root = self.require_there()
         if root.is_file():
             return root, [root]
-        if not root.is_dir():
-            raise FileNotFoundError(f"expected a text file or a folder of them, got {root}")
         every = sorted(files_below(root))
         files, expected = [file for file in every if _is_text(file)], _EXPECTED
         if parts := list(_parts(root).values()):
@@ -195,6 +205,12 @@ class WikiText:
             return {"hub": _HUB, "configuration": f"{self.name}-v1"}
         files = [self._file(part) for part in _FILE_PARTS]
         return {"sha256": digest_files(files, [Path(file.name) for file in files])}
+
+    def require_there(self) -> None:
+        """Look for the files in the folder, where one is given; FileNotFoundError names one."""
+        if self.folder is not None:
+            for part in _FILE_PARTS:
+                self._file(part)
 
     def _file(self, part: str) -> Path:
         root = Path(self.folder or ".")

@@ -166,7 +166,7 @@ def _write_part(
     done = meta.counts(part)
     waiting: list[NDArray[np.unsignedinteger]] = []
     counts = Counts()
-    # For whoever is shown it only: a pass over the text, which takes little of what its tokens take.
+    # For whoever is shown it only: a pass over the text takes little of what its tokens take.
     size = sum(map(len, _documents(corpus, part))) if is_shown() else None
 
     def write_shard() -> None:

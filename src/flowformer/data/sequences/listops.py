@@ -67,7 +67,7 @@ class _Grammar:
             )
 
 
-def generate_listops(  # noqa: PLR0913 - LRA's options, keyword-only
+def generate_listops(
     *,
     sizes: Mapping[str, int] = LISTOPS_SIZES,
     min_length: int = 500,

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowformer.data.arrays import read_arrays
 from flowformer.data.files import files_below, warn_of_rest
-from flowformer.data.options import SeriesColumns
+from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
 from flowformer.data.series.records import TimeSeriesData, as_series
 from flowformer.data.series.tables import find_columns, read_frame, trim
@@ -21,9 +21,6 @@ from flowformer.machine import library
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEXT_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-TABLES = (*TEXT_TABLES, ".parquet")
-ENDINGS = (".ts", ".npz", *TABLES)
 _SEPARATORS = ",;\t"
 _INDICES = ("index", "labels")  # the names of a folder's index, without an ending
 _FILE_COLUMNS = ("file", "filename", "path", "name", "id")  # of an index, in this order
@@ -113,7 +110,7 @@ def is_series_file(path: Path) -> bool:
 
 
 def _ending(path: Path) -> str | None:
-    return next((each for each in ENDINGS if path.name.lower().endswith(each)), None)
+    return next((each for each in SERIES_ENDINGS if path.name.lower().endswith(each)), None)
 
 
 def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
@@ -122,7 +119,7 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
     ending = _ending(path)
     if ending is None:
         raise ValueError(
-            f"{path}: expected a folder or a file that ends in {', '.join(ENDINGS)}, got "
+            f"{path}: expected a folder or a file that ends in {', '.join(SERIES_ENDINGS)}, got "
             f"{path.suffix or 'no ending'!r}"
         )
     if ending in (".ts", ".npz"):

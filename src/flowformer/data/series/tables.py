@@ -256,7 +256,7 @@ def _require_one_a_time(
     same = (np.diff(codes[order]) == 0) & (np.diff(times[order]) == 0)
     if same.any():
         at = int(same.argmax())
-        one, other = sorted(order[[at, at + 1]].tolist())
+        one, other = sorted(int(row) for row in order[at : at + 2])
         raise ValueError(
             f"{places[codes[one]]}: expected one row a time, got two at {column.iloc[one]} in "
             f"{column.name!r}, rows {one + 1} and {other + 1}"

@@ -82,6 +82,9 @@ class _Packaged:
     source: str
     folder: Path | None = None
 
+    def require_there(self) -> None:
+        """Refuse nothing: what is not there is fetched."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WikiSmall(_Packaged):

@@ -19,12 +19,17 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto as _tables
 
-from flowformer.integrations.transformers.attention import register_attention
+from flowformer.integrations.transformers.attention import register_attention, register_mixers
 from flowformer.integrations.transformers.cache import FlowformerCache
 from flowformer.integrations.transformers.configuration import FlowformerConfig
 from flowformer.integrations.transformers.heads import (
     FlowformerForCausalLM,
     FlowformerForSequenceClassification,
+)
+from flowformer.integrations.transformers.linearizing import (
+    Linearized,
+    LinearizeSettings,
+    linearize,
 )
 from flowformer.integrations.transformers.modeling import (
     FlowformerModel,
@@ -46,6 +51,7 @@ for _auto, _kind, _names in (
     # of its smoothed loss for the models of the second table alone.
     _names[FlowformerConfig.model_type] = _kind.__name__
 register_attention()
+register_mixers()
 
 __all__ = [
     "FlowformerCache",
@@ -54,5 +60,8 @@ __all__ = [
     "FlowformerForSequenceClassification",
     "FlowformerModel",
     "FlowformerPreTrainedModel",
+    "LinearizeSettings",
+    "Linearized",
+    "linearize",
     "register_attention",
 ]

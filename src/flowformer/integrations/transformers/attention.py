@@ -1,22 +1,25 @@
-"""Flow-Attention by name: `attn_implementation="flow"` for the models of transformers.
+"""Our attentions by name: `attn_implementation="flow"` for the models of transformers.
 
 Transformers has no hook for who may take an attention by name, nor for keeping it with a model.
 
-Three methods of `PreTrainedModel` are wrapped when this package is imported. A model that computes
+Four methods of `PreTrainedModel` are wrapped when this package is imported. A model that computes
 its attention itself is refused when it chooses ours. One that takes ours writes so into its
-configuration and its weights: `from_pretrained` gives the same attention again. Where this package
-is not imported, the configuration asks for an implementation that is not there, and the weights
-hold one that the model does not know: transformers refuses the first and warns of the second, and
-`load_state_dict` refuses it.
+configuration and its weights: `from_pretrained` gives the same attention again, and one that was
+exchanged by `replace_attention` too. An attention with parameters is a child of each module that
+attends, and draws itself those that no file gives. Where this package is not imported, the
+configuration asks for an implementation that is not there, and the weights hold one that the model
+does not know: transformers refuses the first and warns of the second, and `load_state_dict` refuses
+it.
 """
 
 import inspect
+import json
 import re
 import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,36 +27,65 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
+from flowformer.nn.mixers import ATTENTIONS as MIXER_ATTENTIONS
+from flowformer.nn.mixers.building import build_attention
 from flowformer.nn.mixers.flow import FlowAttention
-from flowformer.nn.mixers.head_attention import HeadAttention
+from flowformer.nn.mixers.head_attention import HeadAttention, Sizes
+from flowformer.nn.replace.transformers import (
+    CALL,
+    CHILD,
+    IMPLEMENTATION,
+    SUPPORTED,
+    build_child,
+    child_of,
+    give_child,
+    is_decoders_cross,
+    placed_like,
+    register_implementation,
+    restore,
+    supported,
+)
+from flowformer.nn.replace.transformers import RECORD as KEY
 from flowformer.nn.replace.transformers_attention import attend, padding_mask
 from flowformer.nn.replace.transformers_owner import claim, own_modules, uses_interface
 
-KEY = "flowformer_attention"  # in a configuration and in a state dict
 
-ATTENTIONS: dict[str, FlowAttention] = {}  # those registered, by name
+class Choice(NamedTuple):
+    """A mixer that has parameters, or may have: each module gets an attention of its own."""
+
+    mixer: str
+    options: dict[str, Any]
 
 
-def register_attention(name: str = "flow", **options: Any) -> None:
-    """Make Flow-Attention an attention implementation of transformers, under this name.
+ATTENTIONS: dict[str, FlowAttention | Choice] = {}  # those registered, by name
+
+
+def register_attention(name: str = "flow", mixer: str = "flow", **options: Any) -> None:
+    """Make an attention of ours an attention implementation of transformers, under this name.
 
     Any model whose attention goes through transformers' interface then takes it in place of its
     softmax: `from_pretrained(..., attn_implementation=name)`, or
-    `model.set_attn_implementation(name)`. "flow", with the default options, is registered when this
-    package is imported.
+    `model.set_attn_implementation(name)`. When this package is imported, "flow" is registered, and
+    every causal mixer that has a state and needs no more than query, key and value, under its own
+    name ("flow-gated", "linear", …), with their default options.
 
     Encoders, cross-attention and decoders; grouped heads; padding on either side as a mask [b, t],
-    which is all that reaches the attention: nothing quadratic is made. Of what transformers hands
-    over, `scaling` is not used (it is the softmax's: the feature map takes the heads as they are
-    projected) and neither is `dropout` (there is no matrix of weights to drop from). No attention
-    weights are returned.
+    which is all that reaches the attention: nothing quadratic is made. `generate` carries the state
+    of the attention in the model's cache: each token costs the same, whatever came before. Of what
+    transformers hands over, `scaling` is not used (it is the softmax's: the feature map takes the
+    heads as they are projected) and neither is `dropout` (there is no matrix of weights to drop
+    from). No attention weights are returned.
 
     Args:
         name: the implementation's name.
-        options: options of `flowformer.nn.mixers.flow.FlowAttention`: feature_map, clamp, eps, …
+        mixer: the mixer. Flow-Attention has no parameters and goes into every model; another one is
+            put into the modules of `flowformer.nn.replace.transformers.SUPPORTED`, and its own
+            parameters are trained with the model's.
+        options: options of its attention: for "flow" feature_map, clamp, eps, … of
+            `flowformer.nn.mixers.flow.FlowAttention`.
 
     Raises:
-        ValueError: an option outside its choices or its range.
+        ValueError: there is no such mixer, or an option outside its choices or its range.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -62,13 +94,32 @@ def register_attention(name: str = "flow", **options: Any) -> None:
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> model = BertModel(BertConfig(**sizes, attn_implementation="flow"))
     """
-    register(name, FlowAttention(**options))
+    if mixer == "flow":
+        register(name, FlowAttention(**options))
+    else:
+        check = dict(options)  # a mistake is told here, not when a model is built
+        length = check.pop("max_length", None)
+        sizes = Sizes(dim=16, num_heads=2, num_kv_heads=2, head_dim=8, max_length=length)
+        with torch.random.fork_rng(devices=[]):
+            build_attention(mixer, sizes, **check)
+        register(name, Choice(mixer, options))
 
 
-def register(name: str, attention: FlowAttention) -> None:
+def register_mixers() -> None:
+    """Register each causal mixer that has a state, and is no softmax, under its own name."""
+    for name, kind in MIXER_ATTENTIONS.items():
+        able = kind.capabilities
+        if able.causal and able.state and able.variable_length and name not in ("flow", "softmax"):
+            register(name, Choice(name, {}))
+
+
+def register(name: str, attention: FlowAttention | Choice) -> None:
     """Make this attention an implementation of transformers."""
-    AttentionInterface.register(name, partial(attend, attention))
-    AttentionMaskInterface.register(name, padding_mask)
+    if isinstance(attention, Choice):
+        register_implementation(name, windows=False)
+    else:
+        AttentionInterface.register(name, partial(attend, attention))
+        AttentionMaskInterface.register(name, padding_mask)
     ATTENTIONS[name] = attention
 
 
@@ -78,6 +129,7 @@ def install() -> None:
         ("get_correct_attn_implementation", _restoring),
         ("post_init", _checking_built),
         ("set_attn_implementation", _checking_set),
+        ("_initialize_weights", _drawing_children),
     ):
         setattr(PreTrainedModel, name, wrap(getattr(PreTrainedModel, name)))
 
@@ -103,6 +155,9 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
                     f"{requested_attention!r}: its weights were trained for another attention",
                     stacklevel=2,
                 )
+        elif hasattr(self.config, KEY) and (requested_attention or CALL).startswith(CALL):
+            register_implementation()
+            requested_attention = IMPLEMENTATION
         if requested_attention in ATTENTIONS and _has_own_table(type(self).__module__):
             raise _refusal(self, requested_attention, "its attention")
         return method(self, requested_attention, is_init_check)
@@ -126,26 +181,64 @@ def _saved_implementation(record: dict[str, Any]) -> str:
     Raises:
         ValueError: another one has that name.
     """
-    name, attention = record["implementation"], FlowAttention(**record["options"])
+    name, mixer, options = record["implementation"], record["mixer"], record["options"]
     if name not in ATTENTIONS:
-        register(name, attention)
-    elif ATTENTIONS[name].options != attention.options:
+        register_attention(name, mixer, **options)
+        return name
+    known, given = _named(ATTENTIONS[name]), _named(_attention(mixer, options))
+    if known != given:
         raise ValueError(
-            f"the model was saved with attn_implementation={name!r} of the options "
-            f"{record['options']}, which is registered here with "
-            f"{ATTENTIONS[name].options._asdict()}: register it with those of the model, or give "
-            "attn_implementation to choose another one"
+            f"the model was saved with attn_implementation={name!r} of {mixer!r} and the options "
+            f"{options}, which is registered here with {known[0]!r} and {known[1]}: register it "
+            "with those of the model, or give attn_implementation to choose another one"
         )
     return name
+
+
+def _attention(mixer: str, options: dict[str, Any]) -> FlowAttention | Choice:
+    return FlowAttention(**options) if mixer == "flow" else Choice(mixer, options)
+
+
+def _named(attention: FlowAttention | Choice) -> tuple[str, dict[str, Any]]:
+    """Return its mixer and its options as a file holds them."""
+    if isinstance(attention, Choice):
+        return attention.mixer, json.loads(json.dumps(attention.options))
+    return "flow", attention.options._asdict()
 
 
 def _checking_built(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def post_init(self: PreTrainedModel) -> None:
         method(self)
+        if self.config._attn_implementation == IMPLEMENTATION:
+            restore(self)
         _adopt(self)
 
     return post_init
+
+
+def _drawing_children(method: Callable[..., None]) -> Callable[..., None]:
+    """Let an attention with parameters draw those that no file gave: a model knows no rule."""
+
+    @wraps(method)
+    def _initialize_weights(self: PreTrainedModel, module: Any, *args: Any, **others: Any) -> None:
+        method(self, module, *args, **others)
+        child = child_of(module) if isinstance(module, nn.Module) else None
+        if child is None:
+            return
+        tensors = [*child.parameters(), *child.buffers()]
+        if all(getattr(tensor, _DRAWN, False) for tensor in tensors):
+            return
+        given: Any = child
+        fresh = build_child(module, given.given["mixer"], given.given["options"])
+        child.load_state_dict(fresh.state_dict())
+        for tensor in tensors:
+            setattr(tensor, _DRAWN, True)
+
+    return _initialize_weights
+
+
+_DRAWN = "_is_hf_initialized"  # by which transformers knows what need not be drawn
 
 
 def _checking_set(method: Callable[..., None]) -> Callable[..., None]:
@@ -184,15 +277,56 @@ def _adopt(model: PreTrainedModel) -> None:
         if name in ATTENTIONS:
             _refuse(part, name)
     for part, name in chosen:
-        if name in ATTENTIONS:
+        attention = ATTENTIONS.get(name)
+        if attention is not None:
+            claim(part, _taken(part, name, attention))
             _write(part.config, name)
-            claim(part)
             _mark(part)
             continue
+        _take_out(part)
         if _record(part) is not None:
             _forget(part.config)
         if KEY in part._buffers:
             delattr(part, KEY)
+
+
+def _taken(
+    part: PreTrainedModel, name: str, attention: FlowAttention | Choice
+) -> Callable[[nn.Module], HeadAttention | None]:
+    """Let a model take an attention; return which one a module attends with.
+
+    Raises:
+        ValueError: it has parameters, and the model no attention that it is known to fit into.
+    """
+    if isinstance(attention, FlowAttention):
+        _take_out(part)
+        return lambda module: attention if uses_interface(module) else None
+    given, kind = attention._asdict(), MIXER_ATTENTIONS[attention.mixer]
+    fitting = [module for module in own_modules(part) if supported(module)]
+    if not fitting and any(map(uses_interface, own_modules(part))):
+        raise ValueError(
+            f"attn_implementation={name!r} is put into {', '.join(SUPPORTED)}, and "
+            f"{type(part).__name__} has none of these: take 'flow', which has no parameters"
+        )
+    for module in fitting:
+        stays = is_decoders_cross(module) and not kind.capabilities.independent_sinks
+        wanted = _SOFTMAX if stays else given
+        if getattr(child_of(module), "given", None) != wanted:
+            child = placed_like(module, build_child(module, **wanted))
+            setattr(child, _CHOSEN, True)
+            give_child(module, child, None)
+    return child_of
+
+
+_SOFTMAX: dict[str, Any] = {"mixer": "softmax", "options": {}}
+_CHOSEN = "chosen_by_name"
+
+
+def _take_out(part: PreTrainedModel) -> None:
+    """Take out the attentions that a choice by name has put into a model."""
+    for module in own_modules(part):
+        if getattr(child_of(module), _CHOSEN, False):
+            del module._modules[CHILD]
 
 
 def _write(config: PreTrainedConfig, name: str) -> None:
@@ -200,8 +334,8 @@ def _write(config: PreTrainedConfig, name: str) -> None:
 
     transformers itself reads attn_implementation, of which it saves nothing.
     """
-    options = ATTENTIONS[name].options._asdict()
-    setattr(config, KEY, _Written(mixer="flow", options=options, implementation=name))
+    mixer, options = _named(ATTENTIONS[name])
+    setattr(config, KEY, _Written(mixer=mixer, options=options, implementation=name))
     parts = {part: getattr(config, part) for part in config.sub_configs}
     chosen = {key: part._attn_implementation for key, part in parts.items() if part is not None}
     config.__dict__["attn_implementation"] = {"": name, **chosen} if chosen else name

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from flowformer.models.language.model import LanguageState
+from flowformer.nn.replace.transformers_cache import refuse_crop
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
 
 # What the release that is installed calls it, in outputs and in the calls of generate.
@@ -101,15 +102,8 @@ class FlowformerCache(Cache):
         return False
 
     def crop(self, tokens_to_remove: int) -> NoReturn:
-        """Refuse to take tokens back.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            f"cannot take {abs(tokens_to_remove)} tokens back: the state is a sum over them all. "
-            "Keep a copy (copy.deepcopy) of the cache from before them, or compute the prefix again"
-        )
+        """Refuse to take tokens back; see `refuse_crop`."""
+        refuse_crop(tokens_to_remove)
 
     def update(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refuse keys and values.

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowformer.data.language.tokenizers import SymbolTokenizer, Tokenizer
+from flowformer.integrations.transformers.gpt2 import to_gpt2
 from flowformer.integrations.transformers.heads import FlowformerForCausalLM
 from flowformer.train.language.study import Language
 
@@ -34,6 +35,32 @@ def convert_run(
     # A line's end is a token of words, but no reason to stop.
     model.config.eos_token_id = next(iter(run.stop_ids), None)
     model.generation_config.eos_token_id = model.config.eos_token_id
+    return model, tokenizer
+
+
+def convert_to_gpt2(
+    run_dir: str | Path, *, at_least: int = 0
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Return the model of a run with softmax attention as transformers' GPT-2, and the tokenizer.
+
+    Args:
+        run_dir: the folder that `flowformer train` left.
+        at_least: places that GPT-2's table has at least, where those of the model go on.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has not ended.
+        ValueError: it is that of a classifier or has no text, GPT-2 has no such parts, or a file is
+            damaged.
+    """
+    run = Language.load(run_dir)
+    if run.tokenizer is None:
+        raise ValueError(f"{run_dir} was trained on {run.config.data.corpus}, which is no text")
+    tokenizer = convert_tokenizer(run.tokenizer)
+    places = run.config.model.max_length
+    if run.config.model.positions != "learned":
+        places = max(places, at_least)
+    model = to_gpt2(run.model, positions=places)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices
+from flowformer.names import MixerName, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class VisionModelConfig:
             it grows from 0 in the first block evenly.
     """
 
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     patch_size: int = 4
     dims: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 10, 3)
     num_heads: tuple[int, ...] = (12, 12, 12, 12)
-    feedforward_ratio: int = 4
+    feedforward_ratio: float = 4
     layer_scale: float | None = 1e-5
     pooling: Literal["mean", "cls"] = "mean"
     dropout: float = 0.0
@@ -57,10 +57,12 @@ class VisionModelConfig:
                 "dims, depths and num_heads must have one entry for each stage, got "
                 f"{self.dims}, {self.depths} and {self.num_heads}"
             )
-        for name in ("patch_size", "feedforward_ratio", "dims", "depths", "num_heads"):
+        for name in ("patch_size", "dims", "depths", "num_heads"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.feedforward_ratio <= 0:
+            raise ValueError(f"feedforward_ratio must be above 0, got {self.feedforward_ratio}")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -96,3 +98,4 @@ VISION_PRESETS: dict[str, VisionModelConfig] = {
     "deit-small": _deit(384, 6),
     "deit-base": _deit(768, 12),
 }
+"""The image models by name: the hierarchical Flowformer, and DeiT in three sizes."""

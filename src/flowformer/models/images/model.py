@@ -327,7 +327,7 @@ def _build_block(
     block = TransformerBlock(
         mixer,
         dim,
-        config.feedforward_ratio * dim,
+        max(1, round(config.feedforward_ratio * dim)),
         norm="pre",
         dropout=config.dropout,
         layer_scale=config.layer_scale,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices, check_sizes
+from flowformer.names import MixerName, check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LanguageModelConfig:
             1/√dim, Xavier projections).
     """
 
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     dim: int = 512
     num_heads: int = 8
@@ -100,3 +100,4 @@ LANGUAGE_PRESETS: dict[str, LanguageModelConfig] = {
         activation="relu",
     ),
 }
+"""The language models by name: the sizes of GPT and Gopher, and WikiText-103's."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices, check_sizes
+from flowformer.names import MixerName, check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class SequenceModelConfig:
             model does.
     """
 
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     dim: int = 256
     num_heads: int = 4

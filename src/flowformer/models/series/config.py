@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices, check_sizes
+from flowformer.names import MixerName, check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class TimeSeriesModelConfig:
     """
 
     encoder: Literal["transformer", "lstm", "dilated-conv"] = "transformer"
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     dim: int = 512
     num_heads: int = 8

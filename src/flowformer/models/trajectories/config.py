@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import check_choices, check_sizes
+from flowformer.names import MixerName, check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class DecisionModelConfig:
     """
 
     encoder: Literal["transformer", "behaviour-cloning"] = "transformer"
-    mixer: str = "flow"
+    mixer: MixerName = "flow"
     mixer_options: dict[str, Any] | None = None
     dim: int = 256
     num_layers: int = 3

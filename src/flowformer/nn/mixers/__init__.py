@@ -51,4 +51,5 @@ from flowformer.nn.mixers.mobile import MobileMixer as MobileMixer
 # isort: on
 
 MIXERS: dict[str, type[ProjectedMixer]] = head_attention.MIXERS
+"""Every mixer by its name, registered ones too."""
 ATTENTIONS: dict[str, type[HeadAttention]] = head_attention.ATTENTIONS

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowformer.ops.features import compute_dtype
+from flowformer.ops.features import compute_dtype, front_order
 from flowformer.ops.inputs import at_most, check_causal, check_tensors, resolve_masks
 
 # The log of the total over no key. Finite: the difference of two infinities would be NaN.
@@ -89,11 +89,6 @@ def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "
         return out
     out = out.masked_fill(~tokens.real[:, :, None, None], 0)
     return out.take_along_dim(tokens.order.argsort(dim=1)[:, :, None, None], dim=1)
-
-
-def front_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """Return the places of each row's real tokens in their order, then those of its padding."""
-    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def backward_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:

@@ -13,7 +13,7 @@ from jaxtyping import Int32, Real
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
-from flowformer.names import did_you_mean
+from flowformer.names import ENTRY_POINTS, REMEDY, unknown
 from flowformer.nn.mixers.head_attention import (
     ATTENTIONS,
     MIXERS,
@@ -25,9 +25,7 @@ from flowformer.nn.mixers.head_attention import (
     option_names,
 )
 from flowformer.nn.mixers.mixer import ProjectedMixer
-from flowformer.nn.mixers.own import REMEDY, own_mixer
-
-ENTRY_POINTS = "flowformer.mixers"  # by which an installed package brings mixers
+from flowformer.nn.mixers.own import own_mixer
 
 # Published class: the mixer that it is. The causal one is the same module called with causal=True.
 PUBLISHED = {
@@ -236,10 +234,8 @@ def independent_choices() -> str:
 
 
 def _check_name(name: str, noun: str, names: list[str], *, hint: str = "") -> None:
-    if name in names:
-        return
-    near = did_you_mean(name, names)
-    raise ValueError(f"unknown {noun} {name!r}: {near}expected one of {', '.join(names)}{hint}")
+    if name not in names:
+        raise unknown(noun, name, names, hint=hint)
 
 
 def _check_options(name: str, options: Mapping[str, Any], allowed: set[str]) -> None:

@@ -324,7 +324,9 @@ class GatedAttention(HeadAttention):
             if self.mesh is not None:
                 recent, whole = self._border(heads, mask, recent)
             given = (weights[:, at], recent, mask)
-            (q, k, v), recent = convolved(heads[:3], *given, activate=False)
+            (q, k, v), recent = convolved(
+                heads[:3], *given, activate=False, return_state=return_state
+            )
             heads, recent = heads._replace(query=q, key=k, value=v), whole or recent
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
         out, memory = attend(heads, at, causal=True, **call)

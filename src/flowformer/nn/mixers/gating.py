@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowformer.nn.mixers.convolution import ConvolvedState, short_convolution
+from flowformer.nn.mixers.convolution import ConvolvedState
 from flowformer.nn.mixers.gated_options import Features, check_convolution
 from flowformer.nn.mixers.recurrence import RecurrentAttention
+from flowformer.ops import ConvolutionState, LinearState, short_convolution
 from flowformer.ops.features import check_eps, compute_dtype, features, masked
 from flowformer.ops.inputs import starting_state
-from flowformer.ops.state import LinearState, carry_dtype
+from flowformer.ops.state import carry_dtype
 
 # Between neighbours of the sequence that spreads time constants: any few heads that stand side by
 # side have short and long ones.
@@ -156,20 +157,33 @@ def with_options(function: Callable[..., Any], defaults: Mapping[str, Any]) -> S
 
 
 def convolved(
-    tensors: Sequence[Float[Tensor, "b t h d"]],
-    weights: Float[Tensor, "n h d w"],
-    recent: Sequence[Float[Tensor, "b recent h d"]] | None,
+    tensors: Sequence[Float[Tensor, "b t _h _d"]],
+    weights: Tensor | Sequence[Float[Tensor, "_h _d w"]],
+    recent: Sequence[Float[Tensor, "b recent _h _d"]] | None,
     mask: Bool[Tensor, "b t"] | None,
-    **options: Any,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    *,
+    biases: Sequence[Float[Tensor, "_h _d"]] | None = None,
+    activate: bool = True,
+    return_state: bool = True,
+) -> tuple[tuple[Tensor, ...], Any]:
     """Return query, key and value after their short convolutions, and the last tokens of each."""
-    before = [None] * len(tensors) if recent is None else recent
-    pairs = [
-        short_convolution(x, weight, last, mask, **options)
-        for x, weight, last in zip(tensors, weights, before, strict=True)
+    missing = [None] * len(tensors)
+    given = zip(tensors, weights, biases or missing, recent or missing, strict=True)
+    results: list[Any] = [
+        short_convolution(
+            x,
+            weight,
+            bias=bias,
+            activation="silu" if activate else None,
+            mask=mask,
+            initial_state=None if before is None else ConvolutionState(before),
+            return_state=return_state,
+        )
+        for x, weight, bias, before in given
     ]
-    outputs, last = zip(*pairs, strict=True)
-    return outputs, last
+    if not return_state:
+        return tuple(results), None
+    return tuple(y for y, _ in results), tuple(state.recent for _, state in results)
 
 
 class Parts(NamedTuple):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.blockwise import check_positive
-from flowformer.nn.mixers.convolution import short_convolution
-from flowformer.nn.mixers.gating import Decay, draw_convolution, normalised
+from flowformer.nn.mixers.gating import Decay, convolved, draw_convolution, normalised
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
 from flowformer.ops import LinearState
@@ -102,8 +101,7 @@ class Mamba2Attention(RecurrentAttention):
         batch, _, heads, width = value.shape
         both = self.key_query_projection(hidden).unflatten(-1, (2, -1))
         size, tokens = both.shape[3], self.value_convolution.shape[-1] - 1
-        recent: tuple[Any, Any] = None, None
-        memory = None
+        recent, memory = None, None
         if state is not None:
             empty = LinearState.initial(batch, heads, size, width, value.device).key_value
             last = (empty.new_zeros(batch, tokens, *x.shape[2:]) for x in (value, both))
@@ -111,8 +109,8 @@ class Mamba2Attention(RecurrentAttention):
             recent, memory = state[:2], LinearState(state.key_value)
         weights = self.value_convolution, self.key_query_convolution
         biases = self.value_bias, self.key_query_bias
-        value, last = short_convolution(value, weights[0], recent[0], mask, bias=biases[0])
-        both, last_both = short_convolution(both, weights[1], recent[1], mask, bias=biases[1])
+        tensors, last = convolved((value, both), weights, recent, mask, biases=biases)
+        value, both = tensors
         key, query = (both[:, :, at : at + 1].expand(-1, -1, heads, -1) for at in (0, 1))
         step = self.decay.step(hidden)
         out, memory = gated_linear_attention(
@@ -126,7 +124,7 @@ class Mamba2Attention(RecurrentAttention):
         out = out + value * self.skip[:, None].to(value.dtype)
         gate = F.silu(self.output_gate(hidden))
         out = normalised(self.norm, out.flatten(2) * gate).unflatten(-1, (heads, width))
-        return out, Mamba2State(last, last_both, memory.key_value)
+        return out, Mamba2State(last[0], last[1], memory.key_value)
 
 
 class Mamba2Mixer(ProjectedMixer, name="mamba2"):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowformer.names import REMEDY
 from flowformer.nn.mixers.head_attention import (
     MIXERS,
     Capabilities,
@@ -28,11 +29,6 @@ from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.trial import Trial
 
 logger = logging.getLogger("flowformer.nn")
-
-REMEDY = (
-    "one of your own is there once its module is imported, which calls "
-    "flowformer.nn.register_mixer (on the command line --import MODULE)"
-)
 
 # The keywords of a call, and what a module that names one gets where the caller says nothing.
 _CALL: Mapping[str, Any] = {"causal": False, "mask": None, "state": None, "return_state": False}

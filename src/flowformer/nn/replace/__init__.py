@@ -16,7 +16,7 @@ from flowformer.nn.mixers.building import (
 from flowformer.nn.mixers.head_attention import HeadAttention, Sizes
 from flowformer.nn.multihead import ADDED_KEYS, ROLES, MultiheadAttention, Role
 from flowformer.nn.replace import transformers as replace_transformers
-from flowformer.nn.replace.transformers import plain_class
+from flowformer.nn.replace.transformers import placed_like, plain_class
 
 Predicate = Callable[[str, nn.Module], bool]
 
@@ -146,7 +146,7 @@ def _plan(
         names=[each.name for each in places],
         module=module,
         kind=kind,
-        attention=_like(module, kind.build(module, mixer, options)),
+        attention=placed_like(module, kind.build(module, mixer, options)),
         # Of a module in several places the role that asks most.
         role=ROLES[max(map(ROLES.index, roles or [_role(model, each) for each in places]))],
         guessed=not roles,
@@ -154,13 +154,6 @@ def _plan(
     if plan.leaks and not plan.guessed:
         require_independent_sinks(plan.attention)
     return plan
-
-
-def _like(module: nn.Module, attention: HeadAttention) -> HeadAttention:
-    """Return the attention in that module's mode, where and as precise as its parameters are."""
-    tensors = [*module.parameters(), *module.buffers()]
-    like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-    return (attention if like is None else attention.to(like)).train(module.training)
 
 
 def _role(model: nn.Module, found: _Found) -> Role:

@@ -2,14 +2,17 @@
 
 The model's modules stay, projections, rotary embeddings and all: each attention gets one of ours as
 a child, and the model's attention implementation becomes "flowformer", a function that hands the
-projected heads to that child. Masks stay [b, t]: nothing quadratic is made.
+projected heads to that child. Masks stay [b, t]: nothing quadratic is made. The model's cache holds
+the state of an attention that has one, and the keys and values of softmax.
 
-Not possible: a key-value cache with anything but softmax (a cache holds keys, not our states),
-sliding windows, position biases, soft caps. Each raises when it is met.
+Not possible: a key-value cache with an attention that has no state, position biases, soft caps.
+Each raises when it is met. In place of a sliding window an exchanged attention sees all tokens
+before.
 """
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,11 +20,13 @@ from torch import Tensor, nn
 from flowformer.nn.mixers.building import build_attention
 from flowformer.nn.mixers.head_attention import HeadAttention, Sizes
 from flowformer.nn.mixers.softmax import SoftmaxAttention
-from flowformer.nn.replace.transformers_attention import attend, padding_mask
-from flowformer.nn.replace.transformers_owner import claim
+from flowformer.nn.replace.transformers_attention import attend, attend_window, padding_mask
+from flowformer.nn.replace.transformers_owner import claim, own_modules
 
 IMPLEMENTATION = "flowformer"
 CHILD = "mixer_attention"  # the name of our attention inside theirs
+CALL = "flowformer.nn.replace_attention(model, "  # how a configuration says what was exchanged
+RECORD = "flowformer_attention"  # in a configuration: which mixer, with which options
 
 # Those whose whole attention is softmax(q·k) v of the heads handed to the interface.
 SUPPORTED = (
@@ -33,6 +38,11 @@ SUPPORTED = (
     "ViTAttention",
     "GPT2Attention",
     "LlamaAttention",
+    "MistralAttention",
+    "Qwen2Attention",
+    "Qwen3Attention",
+    "PhiAttention",
+    "GemmaAttention",
 )
 
 
@@ -56,7 +66,7 @@ def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttenti
     """Return the attention that goes into this module.
 
     Raises:
-        ValueError: it is causal and the mixer has no causal form.
+        ValueError: the mixer has no form for it: causal, or seeing all tokens.
     """
     given = {"mixer": mixer, "options": dict(options)}
     if mixer == "softmax":
@@ -64,18 +74,32 @@ def build_child(module: Any, mixer: str, options: dict[str, Any]) -> HeadAttenti
     options = dict(options)
     sizes = _sizes(module, options.pop("max_length", None))
     attention: Any = build_attention(mixer, sizes, **options)
-    if module.is_causal and not attention.capabilities.causal:
+    form = "causal" if module.is_causal else "bidirectional"
+    if not getattr(attention.capabilities, form):
         raise ValueError(
-            f"{type(module).__name__} is causal and {mixer!r} has no causal form; "
+            f"{type(module).__name__} is {form} and {mixer!r} has no {form} form; "
             f"it can do: {attention.capabilities}"
         )
     attention.given = given  # for the configuration
     return attention
 
 
+def placed_like(module: nn.Module, attention: HeadAttention) -> HeadAttention:
+    """Return the attention in that module's mode, where and as precise as its parameters are."""
+    tensors = [*module.parameters(), *module.buffers()]
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    return (attention if like is None else attention.to(like)).train(module.training)
+
+
 def give_child(module: nn.Module, attention: HeadAttention, _role: Any) -> None:
     """Put the attention that `build_child` made into its place."""
     module.register_module(CHILD, attention)
+
+
+def child_of(module: nn.Module) -> HeadAttention | None:
+    """Return the attention of ours that a module attends with, if it was given one."""
+    child = module._modules.get(CHILD)
+    return child if isinstance(child, HeadAttention) else None
 
 
 def is_decoders_cross(module: Any) -> bool:
@@ -128,6 +152,16 @@ def _supported_in(model: nn.Module) -> Iterator[Any]:
     return filter(supported, model.modules())
 
 
+def register_implementation(name: str = IMPLEMENTATION, *, windows: bool = True) -> None:
+    """Make the children an attention implementation of transformers, under this name."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(name, attend_with_child)
+    mask = partial(padding_mask, windows=True) if windows else padding_mask
+    AttentionMaskInterface.register(name, mask)
+
+
 def activate(models: list[Any]) -> None:
     """Make "flowformer" the attention implementation of these transformers models.
 
@@ -135,24 +169,51 @@ def activate(models: list[Any]) -> None:
     """
     if not models:
         return
-    from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface, PreTrainedModel
-
-    AttentionInterface.register(IMPLEMENTATION, _attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
+    register_implementation()
     for model in models:
         inside = list(_supported_in(model))
         # An encoder and a decoder in one model have a configuration each, and may be of two kinds.
         if any(module.config is model.config for module in inside):
             model.set_attn_implementation(IMPLEMENTATION)
+        complete(model, inside)
+
+
+def complete(model: Any, inside: list[Any]) -> None:
+    """Give softmax to those of the supported attentions inside that were left out, and say all."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    for module in inside:
+        if child_of(module) is None:
+            softmax = build_child(module, "softmax", {})
+            give_child(module, softmax.train(module.training), None)
+    _write_calls(model)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            claim(part, child_of)
+
+
+def restore(model: Any) -> None:
+    """Exchange the attention of a fresh model as its configuration says that it was.
+
+    `activate` writes it there for the innermost model that holds them, by the names in that one.
+    """
+    records = getattr(model.config, RECORD, None)
+    inside = [module for module in own_modules(model) if supported(module)]
+    if not records or not inside or all(child_of(module) is not None for module in inside):
+        return
+    names = {module: name for name, module in model.named_modules()}
+    for record in records if isinstance(records, list) else [records]:
+        modules = record.get("modules")
         for module in inside:
-            if not hasattr(module, CHILD):  # it was left out
-                softmax = build_child(module, "softmax", {})
-                module.register_module(CHILD, softmax.train(module.training))
-        _write_calls(model)
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                claim(part)
+            if modules is None or any(_ends(names[module], each) for each in modules):
+                child = build_child(module, record["mixer"], record["options"])
+                give_child(module, placed_like(module, child), None)
+    complete(model, inside)
+
+
+def _ends(name: str, end: str) -> bool:
+    """Return whether a module's name is that one, in this model or in one inside."""
+    return f".{name}".endswith(f".{end}") or f".{end}".endswith(f".{name}")
 
 
 def _write_calls(model: Any) -> None:
@@ -162,7 +223,9 @@ def _write_calls(model: Any) -> None:
     them, each with its "modules", after several calls or where some were left out), and as the
     implementation to load with the call by which a model loaded with another becomes what was
     saved. No implementation has such a name, so `from_pretrained` does not load the weights into
-    softmax unless that is asked for (`attn_implementation="sdpa"`). Softmax needs nothing of this.
+    softmax unless that is asked for (`attn_implementation="sdpa"`): where
+    `flowformer.integrations.transformers` is imported, it exchanges the attention again, and
+    elsewhere it refuses. Softmax needs nothing of this.
     """
     found = [(name, module) for name, module in model.named_modules() if supported(module)]
     calls: dict[str, list[str]] = {}
@@ -177,30 +240,36 @@ def _write_calls(model: Any) -> None:
         records.append(given if whole else {**given, "modules": names})
         options = f", options={given['options']}" if given["options"] else ""
         chosen = "" if whole else f", predicate=lambda name, _: name in {names}"
-        lines.append(f"flowformer.nn.replace_attention(model, {given['mixer']!r}{options}{chosen})")
-    for name in ("flowformer_attention", "attn_implementation"):
+        lines.append(f"{CALL}{given['mixer']!r}{options}{chosen})")
+    for name in (RECORD, "attn_implementation"):
         model.config.__dict__.pop(name, None)
     if records:
-        model.config.flowformer_attention = records[0] if whole else records
+        setattr(model.config, RECORD, records[0] if whole else records)
         model.config.attn_implementation = "; ".join(lines)
 
 
-def _attend(module: Any, *heads_and_mask: Any, **others: Any) -> tuple[Tensor, None]:
+def attend_with_child(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **others: Any
+) -> tuple[Tensor, None]:
     """Attend as a function of transformers' interface, with the attention that is the child.
 
     Raises:
         RuntimeError: there is no child, for the model was made of the configuration of another.
     """
-    attention = getattr(module, CHILD, None)
+    attention = child_of(module)
     if attention is None and supported(module):
-        said = getattr(module.config, "flowformer_attention", None) or "softmax"
+        said = getattr(module.config, RECORD, None) or "softmax"
         raise RuntimeError(
             f"the configuration is that of a model after replace_attention ({said}), and this "
             "model is another one: call replace_attention(model, mixer, options=...) for it too, "
             "before its weights are loaded, or set_attn_implementation('sdpa'); to keep two "
             "models apart, give each a configuration of its own (copy.deepcopy)"
         )
-    return attend(attention or _SOFTMAX, module, *heads_and_mask, **others)
+    if others.get("sliding_window") is not None and attention is not None:
+        if isinstance(attention, SoftmaxAttention):
+            return attend_window(module, query, key, value, mask, **others)
+        others["sliding_window"] = None
+    return attend(attention or _SOFTMAX, module, query, key, value, mask, **others)
 
 
 # For modules of other classes in the same model.

@@ -4,6 +4,8 @@ Masks stay [b, t]: nothing quadratic is made. What they are handed as is no tens
 that computes its attention itself fails instead of losing its causal order.
 """
 
+from collections.abc import Callable
+from functools import partial
 from inspect import isfunction
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,7 +16,14 @@ from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.mixers.linformer import LinformerAttention
 from flowformer.nn.mixers.mixer import attend_packed
 from flowformer.nn.mixers.softmax import KVState, SoftmaxAttention
-from flowformer.nn.replace.transformers_owner import document_offsets, owner_of, says_causal
+from flowformer.nn.replace.transformers_owner import (
+    document_offsets,
+    owner_of,
+    says_causal,
+)
+from flowformer.ops import states_in_place
+from flowformer.ops.inputs import is_kept, is_recorded
+from flowformer.ops.nonfinite import may_look
 
 _NO_TENSOR = (
     "this model computes with its attention mask itself, which the attentions of flowformer know "
@@ -30,11 +39,15 @@ class AttentionMask(NamedTuple):
         padding: the real keys (True), [b, s]; None when all are.
         documents: of packed sequences, the number of the document of each token, [b, t]; no
             document sees another one. None when each row is one.
+        new: the real tokens among those of this call, [b, t]; None when all are.
+        pairs: makes the mask of pairs, [b, 1, t, s], as torch's softmax attention takes it.
     """
 
     causal: bool
     padding: Tensor | None = None
     documents: Tensor | None = None
+    new: Tensor | None = None
+    pairs: Callable[[], Tensor | None] | None = None
 
     def __getattr__(self, name: str) -> NoReturn:
         """It has nothing of a tensor."""
@@ -51,56 +64,64 @@ class AttentionMask(NamedTuple):
         raise TypeError(_NO_TENSOR)
 
 
-def padding_mask(
-    *,
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    mask_function: Any,
-    attention_mask: Tensor | None = None,
-    **_others: Any,
-) -> AttentionMask:
+def padding_mask(*, windows: bool = False, **call: Any) -> AttentionMask:
     """Make a mask as transformers' interface does: whether it is causal, and the padding.
+
+    Args:
+        windows: let sliding windows pass. What is exchanged sees all tokens before; what is left
+            softmax has its window, by the mask of pairs.
+        call: what transformers hands over: batch_size, q_length, kv_length, q_offset, kv_offset,
+            mask_function, attention_mask and others.
 
     Raises:
         NotImplementedError: the mask is neither causal nor that of padding nor of packed sequences,
             or the cache is static.
         ValueError: the mask is one of another batch.
     """
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-    documents = None
-    if mask_function not in (causal_mask_function, bidirectional_mask_function):
-        documents = _packed_documents(mask_function, causal_mask_function)
-        if documents is None:
+    function, attention_mask = call["mask_function"], call.get("attention_mask")
+    documents, causal = None, function is not bidirectional_mask_function
+    if causal:
+        known, documents = _read_mask_function(function, windows=windows)
+        if not known:
             raise NotImplementedError(
                 "sliding windows and custom masks need a weight for each pair of tokens, which "
                 "these attentions do not have"
             )
-    causal = mask_function is not bidirectional_mask_function
-    if causal and kv_length != q_length + int(q_offset):
+    new, sources = call["q_length"], call["kv_length"]
+    if causal and call.get("kv_offset", 0) + sources != new + int(call.get("q_offset", 0)):
         raise NotImplementedError("a static cache holds places not yet filled: use a dynamic one")
+    pairs = partial(sdpa_mask, **call) if causal else None
     if attention_mask is None:
-        return AttentionMask(causal, None, documents)
-    if attention_mask.shape[0] != batch_size:
+        return AttentionMask(causal, None, documents, None, pairs)
+    if attention_mask.shape[0] != call["batch_size"]:
         raise ValueError(
-            f"attention_mask must have a row for each of the {batch_size} sequences, got shape "
-            f"{tuple(attention_mask.shape)}"
+            f"attention_mask must have a row for each of the {call['batch_size']} sequences, got "
+            f"shape {tuple(attention_mask.shape)}"
         )
-    return AttentionMask(causal, attention_mask[:, -kv_length:].to(torch.bool), documents)
+    padding = attention_mask[:, -sources:].to(torch.bool)
+    return AttentionMask(causal, padding, documents, _unless_whole(padding[:, -new:]), pairs)
 
 
-def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor | None:
-    """Return the documents that a mask function of transformers keeps apart; None of another one.
+def _unless_whole(mask: Tensor) -> Tensor | None:
+    """Return a mask, or None of one that hides nothing, where that can be seen at no cost."""
+    return None if may_look(mask) and bool(mask.all()) else mask
 
-    It is made of `and_masks`, of one that is causal and one that knows the documents.
+
+def _read_mask_function(function: Any, *, windows: bool) -> tuple[bool, Tensor | None]:
+    """Return whether a mask function of transformers is known, and which documents it keeps apart.
+
+    Where it is not `causal_mask_function` itself it is made by `and_masks`, of that one, one that
+    knows the documents, and one that knows a window.
     """
-    documents, parts = None, [mask_function]
+    from transformers.masking_utils import causal_mask_function
+
+    documents, parts = None, [function]
     while parts:
         part = parts.pop()
         if not isfunction(part):
-            return None
+            return False, None
         cells = [cell.cell_contents for cell in part.__closure__ or ()]
         held = dict(zip(part.__code__.co_freevars, cells, strict=True))
         if part.__code__.co_name == "and_mask":
@@ -109,9 +130,9 @@ def _packed_documents(mask_function: Any, causal_mask_function: Any) -> Tensor |
             documents = held["packed_sequence_mask"]
         elif held.keys() == {"mask_function", "position_ids"}:  # places inside their documents
             parts.append(held["mask_function"])
-        elif part is not causal_mask_function:
-            return None
-    return documents
+        elif not (part is causal_mask_function or (windows and held.keys() == {"sliding_window"})):
+            return False, None
+    return True, documents
 
 
 _STAYS_SOFTMAX = (
@@ -159,30 +180,49 @@ def attend(
             owner.tell(_STAYS_SOFTMAX.format(owner=owner.name, attention=type(attention).__name__))
         heads = (query, key, value)
         return _library_softmax(module, heads, mask.padding, scaling=scaling, **others)
-    query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
+    layer = getattr(key, "flowformer_layer", None)
+    tensors = [heads.transpose(1, 2) for heads in (query, key, value)]
     if scaling is not None and isinstance(attention, (SoftmaxAttention, LinformerAttention)):
-        query = query * (scaling * query.shape[-1] ** 0.5)  # these divide by the root themselves
-    tensors = [query, key, value]
+        tensors[0] = tensors[0] * (scaling * query.shape[-1] ** 0.5)  # these divide by the root
     if not mask.causal and (beside_causal or _is_cross(module)):
         _refuse_packed_context(others)
         return attention(*tensors, key_mask=mask.padding)[0], None
     offsets = _offsets(module, mask, tensors, others)
-    return _attend_self(attention, tensors, mask, offsets), None
+    return _attend_self(attention, tensors, mask, offsets, layer), None
 
 
 def _attend_self(
-    attention: HeadAttention, tensors: list[Tensor], mask: AttentionMask, offsets: Tensor | None
+    attention: HeadAttention,
+    tensors: list[Tensor],
+    mask: AttentionMask,
+    offsets: Tensor | None,
+    layer: Any,
 ) -> Tensor:
     if offsets is not None:
         return _attend_documents(attention, tensors, offsets, causal=mask.causal)
     if not mask.causal:
         return attention(*tensors, mask=mask.padding)[0]
     query, key, value = tensors
-    state, padding, new = None, mask.padding, query.shape[1]
-    if new < key.shape[1]:
-        state, padding = _state_of_cache(attention, key, value, padding, new=new)
-        key, value = key[:, -new:], value[:, -new:]
-    return attention(query, key, value, causal=True, mask=padding, state=state)[0]
+    new = query.shape[1]
+    if layer is not None:
+        return _go_on(attention, tensors, mask.new, layer)
+    if new == key.shape[1]:
+        return attention(*tensors, causal=True, mask=mask.new)[0]
+    state, padding = _state_of_cache(attention, key, value, mask.padding, new=new)
+    tensors = [query, key[:, -new:], value[:, -new:]]
+    return attention(*tensors, causal=True, mask=padding, state=state)[0]
+
+
+def _go_on(attention: HeadAttention, tensors: list[Tensor], mask: Any, layer: Any) -> Tensor:
+    """Attend after the state that a layer of the cache holds, which takes the one after it."""
+    call = {"causal": True, "mask": mask, "state": layer.state, "return_state": True}
+    if is_recorded() or is_kept(*tensors):
+        out, state = attention(*tensors, **call)
+    else:
+        with states_in_place():  # nobody else has this state
+            out, state = attention(*tensors, **call)
+    layer.advance(state)
+    return out
 
 
 def _mask(
@@ -199,7 +239,8 @@ def _mask(
         # Softmax reads it off the mask of pairs; the two forms here are two functions.
         raise NotImplementedError(f"{type(module).__name__} does not say whether it is causal")
     causal = module.is_causal if is_causal is None else is_causal
-    return AttentionMask(causal, None if attention_mask is None else attention_mask.bool())
+    padding = None if attention_mask is None else attention_mask.bool()
+    return AttentionMask(causal, padding, new=padding)
 
 
 def _is_cross(module: Any) -> bool:
@@ -208,6 +249,16 @@ def _is_cross(module: Any) -> bool:
     # causal.
     decoder = getattr(module, "is_decoder", False) and not says_causal(module)
     return getattr(module, "is_cross_attention", "Cross" in type(module).__name__ or decoder)
+
+
+def attend_window(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, **others: Any
+) -> tuple[Tensor, None]:
+    """Attend with transformers' softmax, in the window that its mask of pairs has."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    pairs = None if mask.pairs is None else mask.pairs()
+    return sdpa_attention_forward(module, query, key, value, pairs, **others)
 
 
 def _library_softmax(

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class Owner:
         rotary: queries and keys are rotated, and their places enter, not their distance alone.
         arguments: the names of those of its call, in their order.
         takes_more: it takes other keywords too, to hand them on.
+        states: the layers of its cache that hold the state of an attention.
         told: the warnings given, once each.
     """
 
@@ -49,6 +50,7 @@ class Owner:
     rotary: bool
     arguments: tuple[str, ...]
     takes_more: bool
+    states: tuple[int, ...] = ()
     told: set[str] = field(default_factory=set)
 
     def tell(self, message: str) -> None:
@@ -60,14 +62,20 @@ class Owner:
 
 _OWNER = "flowformer_owner"
 
+
 # The name of a model's cache in transformers: from 5.24 on the first, before that the second.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
-def claim(model: Any) -> None:
+def claim(model: Any, attention_of: Callable[[nn.Module], HeadAttention | None]) -> None:
     """Tell every module of a model of transformers whose it is; those of models inside aside.
 
-    It is known then which attentions stand beside a causal one: `attend` refuses the unclaimed.
+    It is known then which attentions stand beside a causal one (`attend` refuses the unclaimed),
+    and which have a state, for which the model's cache has to have room.
+
+    Args:
+        model: the model.
+        attention_of: returns the attention of ours that a module attends with, or None.
     """
     modules = list(own_modules(model))
     arguments = inspect.signature(model.forward).parameters
@@ -79,6 +87,7 @@ def claim(model: Any) -> None:
         and not _is_softmax_throughout(modules),
         arguments=tuple(arguments),
         takes_more=any(each.kind is each.VAR_KEYWORD for each in arguments.values()),
+        states=tuple(_layers_of_states(modules, attention_of)),
     )
     for module in modules:
         setattr(module, _OWNER, owner)
@@ -86,36 +95,75 @@ def claim(model: Any) -> None:
         model.register_forward_pre_hook(_watch, with_kwargs=True)
 
 
+def _layers_of_states(
+    modules: list[nn.Module], attention_of: Callable[[nn.Module], HeadAttention | None]
+) -> Iterator[int]:
+    """Yield the layers of the cache whose attention carries a state; softmax has keys there."""
+    for module in modules:
+        place, attention = getattr(module, "layer_idx", None), attention_of(module)
+        if attention is None or not says_causal(module) or not isinstance(place, int):
+            continue
+        if attention.capabilities.state and not isinstance(attention, SoftmaxAttention):
+            yield place
+
+
 def _watch(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Look at the positions that a model is called with, before any attention is.
+    """Look at the positions and the cache that a model is called with, before any attention is.
 
-    Those of packed sequences become offsets, which are handed on to the attentions.
+    Positions of packed sequences become offsets, which are handed on to the attentions; a cache
+    that is empty gets room for the states of those that have one.
     """
     owner = getattr(model, _OWNER)
     if model.config._attn_implementation != owner.implementation:
         return args, kwargs  # it has another attention by now
     given = {**dict(zip(owner.arguments, args, strict=False)), **kwargs}
     mask, places = given.get("attention_mask"), given.get("position_ids")
+    offsets = None
     if mask is not None:
         if owner.rotary and _counts_padding(mask, places):
             owner.tell(_COUNTS_PADDING)
-        return args, kwargs
-    if owner.rotary and _runs_on(given.get("cu_seq_lens_q"), places):
-        owner.tell(_RUNS_ON)
-    offsets = _packed_offsets(given, places)
+    else:
+        if owner.rotary and _runs_on(given.get("cu_seq_lens_q"), places):
+            owner.tell(_RUNS_ON)
+        offsets = _packed_offsets(given, places)
     if offsets is None:
-        return args, kwargs
-    # With a cache, transformers does not tell documents apart; and not every model tells its mask
-    # of the positions, but most hand on what they do not know.
-    changed = {"use_cache": False, **dict.fromkeys(CACHE_NAMES)}
-    kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+        changed = _cache_of_states(owner, model, given)
+    else:
+        # With a cache, transformers does not tell documents apart; and not every model tells its
+        # mask of the positions, but most hand on what they do not know.
+        changed = {"use_cache": False, **dict.fromkeys(CACHE_NAMES)}
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
     changed = {name: value for name, value in changed.items() if name in owner.arguments}
+    kwargs = {name: value for name, value in kwargs.items() if name not in changed}
     args = tuple(changed.pop(name, old) for name, old in zip(owner.arguments, args, strict=False))
-    if owner.takes_more:
+    if offsets is not None and owner.takes_more:
         changed.update(cu_seq_lens_q=offsets, cu_seq_lens_k=offsets)
     return args, {**kwargs, **changed}
+
+
+def _cache_of_states(owner: Owner, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Make room for states in the cache of a call, and return what of the call is to be changed.
+
+    In training a model that was not asked for a cache makes none: nobody reads it, and its states
+    would be differentiated. Documents packed by offsets have no cache either.
+    """
+    packed = any(given.get(name) is not None for name in ("cu_seq_lens_q", "seq_idx"))
+    if not owner.states or packed:
+        return {}
+    from flowformer.nn.replace.transformers_cache import hold_states, new_cache
+
+    for name in CACHE_NAMES:
+        if given.get(name) is not None:
+            hold_states(given[name], owner.states)
+            return {}
+    wanted = given.get("use_cache")
+    if wanted is None:
+        wanted = getattr(model.config, "use_cache", False) and not model.training
+    if not wanted:
+        return {"use_cache": False}
+    return dict.fromkeys(CACHE_NAMES, new_cache(model.config, owner.states))
 
 
 def _packed_offsets(given: dict[str, Any], places: Tensor | None) -> Tensor | None:
@@ -189,11 +237,12 @@ def _counts_padding(mask: Any, position_ids: Tensor | None) -> bool:
         return False
     if not has_values(*(each for each in (mask, position_ids) if each is not None)):
         return False
+    # In a step of generation they are those of the new token alone.
+    if position_ids is not None and position_ids.shape != (*position_ids.shape[:1], mask.shape[1]):
+        return False
     first = (mask != 0).to(torch.uint8).argmax(1, keepdim=True)
     moved = first > 0
     if position_ids is not None:
-        if position_ids.ndim != 2 or position_ids.shape[1] != mask.shape[1]:
-            return False
         places = position_ids.to(mask.device).expand(mask.shape[0], -1)
         moved = moved & (places.gather(1, first) != 0)
     return bool(moved.any())

@@ -236,6 +236,51 @@ class CausalGradients(NamedTuple):
     past: StateGradients = StateGradients()
 
 
+class ConvolutionInputs(NamedTuple):
+    """The tensors of a short convolution; weight and bias in the dtype of the arithmetic."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    recent: Tensor | None = None
+
+
+class ConvolutionArguments(NamedTuple):
+    """A short convolution: whether silu follows, and how many of its tokens are later ones."""
+
+    inputs: ConvolutionInputs
+    activates: bool
+    ahead: int
+    keep: bool
+
+
+class ConvolutionResults(NamedTuple):
+    """The result of a short convolution."""
+
+    out: Tensor
+
+
+class ConvolutionBackwardArguments(NamedTuple):
+    """A backward; ``recent_gradient`` says whether that of the tokens before is wanted."""
+
+    grad_out: Tensor
+    inputs: ConvolutionInputs
+    activates: bool
+    ahead: int
+    recent_gradient: bool
+
+
+class ConvolutionGradients(NamedTuple):
+    """The gradients of a short convolution's tensors."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    recent: Tensor | None = None
+
+
 def writer(kind: type[tuple]) -> Callable[[Any], list[Any]]:
     """Return what lays a named tuple out: what stands in it, and in those inside it, in order."""
     hints = enumerate(get_type_hints(kind).values())

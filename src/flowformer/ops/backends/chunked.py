@@ -22,6 +22,7 @@ from flowformer.ops.backends.decay import Decays, segment_decays
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
+from flowformer.ops.backends.sliding import short_convolution as short_convolution
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.inputs import is_for_any_length
 from flowformer.ops.options import FlowOptions

@@ -4,7 +4,7 @@ A backend gives the forward, the backward and their fakes. A gradient of a gradi
 PyTorch, by the ``chunked`` backend.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +31,19 @@ from flowformer.ops.backends.arguments import (
     Numbers,
     StateFields,
     StateGradients,
-    declared,
     flow_options,
     reader,
     writer,
 )
+from flowformer.ops.backends.torch_operator import (
+    Operator,
+    define,
+    gradients,
+    in_pytorch,
+    tensors_of,
+    wanted,
+)
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.inputs import is_plain, is_transformed
 from flowformer.ops.packing import Batch, attend_batch, sequence_count
 from flowformer.ops.state import FlowState, LinearState
 
@@ -50,7 +56,6 @@ _RECORDS: dict[str, tuple[type[tuple], type[tuple]]] = {
     "causal": (CausalArguments, CausalResults),
     "causal_backward": (CausalBackwardArguments, CausalGradients),
 }
-_LIBRARY = torch.library.Library("flowformer", "DEF")
 
 
 class Kernels(NamedTuple):
@@ -72,82 +77,6 @@ class Kernels(NamedTuple):
     keeps_output: bool
     mobile: Callable[[MobileArguments], BidirectionalResults] | None = None
     mobile_backward: Callable[[MobileBackwardArguments], BidirectionalGradients] | None = None
-
-
-class Operator:
-    """An operator to call with the record of its arguments, which returns that of its results.
-
-    Past torch's dispatcher, where that is allowed and no graph or mode has to see the call: what
-    torch does around an operator written in Python takes longer than the kernel of a short one.
-
-    Attributes:
-        dispatched: the operator of torch, with all that stands in its arguments one after another.
-    """
-
-    def __init__(
-        self,
-        dispatched: Any,
-        arguments: type[tuple],
-        results: type[tuple],
-        kernel: Callable[[Any], Any] | None,
-    ) -> None:
-        self.dispatched, self._kernel = dispatched, kernel
-        self._recorded: type[torch.autograd.Function] | None = None
-        self._write, self._read = writer(arguments), reader(results)
-        self._read_arguments, self._write_results = reader(arguments), writer(results)
-        kinds = [kind for kind, _ in declared(arguments)]
-        self._tensors = sum(kind.startswith("Tensor") for kind in kinds)  # these lead
-        self._others = (None,) * (len(kinds) - self._tensors)
-
-    def __call__(self, arguments: Any) -> Any:
-        """Call the kernel, with as much of torch around it as it needs."""
-        values = self._write(arguments)
-        tensors = values[: self._tensors]
-        if self._kernel is None or not is_plain(*tensors):
-            return self._read(self.dispatched(*values))
-        if self._recorded is not None and arguments.keep:
-            return self._read(self._recorded.apply(*tensors, arguments))
-        return self._kernel(arguments)
-
-    def differentiate(
-        self, keep: Callable[[Any, Any, Any], None], backward: Callable[..., Sequence[Any]]
-    ) -> None:
-        """Give it gradients.
-
-        Args:
-            keep: called with the context, the arguments and the results of each forward.
-            backward: called with the context and the gradients of all that stands in the results;
-                returns those of the tensors in the arguments.
-        """
-
-        def set_up(ctx: Any, inputs: Any, output: Any) -> None:
-            keep(ctx, self._read_arguments(inputs), self._read(output))
-
-        def dispatched_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            return (*backward(ctx, *grads), *self._others)
-
-        torch.library.register_autograd(
-            self.dispatched.name(), dispatched_backward, setup_context=set_up, lib=_LIBRARY
-        )
-        kernel, write = self._kernel, self._write_results
-        if kernel is None:
-            return
-
-        class Recorded(torch.autograd.Function):
-            """The kernel and its gradients, for tensors with which torch has no more to do."""
-
-            @staticmethod
-            def forward(ctx: Any, *given: Any) -> Any:
-                arguments = given[-1]
-                results = kernel(arguments)
-                keep(ctx, arguments, results)
-                return tuple(write(results))
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return (*backward(ctx, *grads), None)
-
-        self._recorded = Recorded
 
 
 class Operators(NamedTuple):
@@ -178,43 +107,17 @@ def define_operators(
         "causal_backward": _fake_causal_backward,
     }
     defined: dict[str, Operator] = {}
-    for name, (arguments, results) in _RECORDS.items():
-        if getattr(kernels, name) is None:
-            continue
-        given = ", ".join(f"{kind} {each}" for kind, each in declared(arguments))
-        names = [each for _, each in declared(results)]
-        if name.endswith("_backward"):  # those of gradients are no part of the schema
-            names = [""] * len(names)
-        returned = ", ".join(f"Tensor {each}".rstrip() for each in names)
-        _LIBRARY.define(f"{prefix}{name}({given}) -> ({returned})")
-        door = _door(arguments, results, getattr(kernels, name))
-        for device in devices:
-            _LIBRARY.impl(f"{prefix}{name}", door, device)
-        fake = _door(arguments, results, fakes[name])
-        torch.library.register_fake(f"flowformer::{prefix}{name}", fake, lib=_LIBRARY)
-        operator = getattr(torch.ops.flowformer, f"{prefix}{name}").default
-        kernel = getattr(kernels, name) if direct else None
-        defined[name] = Operator(operator, arguments, results, kernel)
+    for name, records in _RECORDS.items():
+        if (kernel := getattr(kernels, name)) is not None:
+            defined[name] = define(
+                prefix + name, records, kernel, fakes[name], devices, direct=direct
+            )
     for name in ("bidirectional", "mobile"):
         if name in defined:
             backward = defined[f"{name}_backward"], _RECORDS[f"{name}_backward"][0]
             _bidirectional_gradients(defined[name], *backward, kernels.keeps_output)
     _causal_gradients(defined["causal"], defined["causal_backward"], kernels.keeps_output)
     return Operators(defined["bidirectional"], defined["causal"], defined.get("mobile"))
-
-
-def _door(
-    arguments: type[tuple], results: type[tuple], kernel: Callable[[Any], tuple]
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Return a kernel as torch calls it: an operator has no results that are None."""
-    read, write = reader(arguments), writer(results)
-
-    def call(*values: Any) -> tuple[Tensor, ...]:
-        empty = values[0].new_empty
-        returned = write(kernel(read(values)))
-        return tuple(empty(0) if each is None else each for each in returned)
-
-    return call
 
 
 def room_for_state(inputs: CausalInputs, options: Numbers) -> StateFields:
@@ -266,7 +169,7 @@ def _bidirectional_gradients(
     def keep(ctx: Any, arguments: Any, results: BidirectionalResults) -> None:
         ctx.options, ctx.kept = arguments.options, arguments.keep
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*_tensors(results.kept))
+        ctx.mark_non_differentiable(*tensors_of(results.kept))
         out = results.out if keeps_output else None
         saved = BidirectionalSaved(out, arguments.inputs, results.kept)
         ctx.save_for_backward(*_write_bidirectional_saved(saved))
@@ -276,11 +179,11 @@ def _bidirectional_gradients(
         saved = _read_bidirectional_saved(ctx.saved_tensors)
         if grad_out is None:
             return (None,) * len(BidirectionalInputs._fields)
-        if _in_pytorch(ctx, grad_out):
+        if in_pytorch(ctx, grad_out):
             return _chunked_bidirectional(saved.inputs, ctx.options, grad_out)
         found = backward(backward_arguments(grad_out, saved, ctx.options))
         inputs = BidirectionalInputs(*found[:3], row_scale=found.row_scale)
-        return _wanted(inputs, ctx)
+        return wanted(inputs, ctx)
 
     operator.differentiate(keep, differentiate)
 
@@ -299,7 +202,7 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
         constants = [results.state.tokens, *results.kept]
         if ctx.options.competes_over == 0:
             constants.append(results.state.competition)
-        ctx.mark_non_differentiable(*_tensors(constants))
+        ctx.mark_non_differentiable(*tensors_of(constants))
         out = results.out if keeps_output else None
         saved = CausalSaved(out, arguments.inputs, results.kept)
         ctx.save_for_backward(*_write_causal_saved(saved))
@@ -308,43 +211,23 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
         saved = _read_causal_saved(ctx.saved_tensors)  # once, see above
         after = _read_causal_results(grads)
         grad_out, grad_state = after.out, StateGradients(*after.state[1:])
-        if _in_pytorch(ctx, grad_out, *grad_state):
+        if in_pytorch(ctx, grad_out, *grad_state):
             return _chunked_causal(saved.inputs, ctx.options, grad_out, grad_state)
         query, value = saved.inputs.query, saved.inputs.value
         if grad_out is None:
             grad_out = value.new_zeros((*query.shape[:3], value.shape[3]))
-        wanted = _read_causal_inputs(ctx.needs_input_grad)
+        needed = _read_causal_inputs(ctx.needs_input_grad)
         arguments = CausalBackwardArguments(
-            grad_out, grad_state, saved, ctx.options, any(wanted.past)
+            grad_out, grad_state, saved, ctx.options, any(needed.past)
         )
         found = backward(arguments)
         past = StateFields(None, *found.past)
         inputs = CausalInputs(
             *found[:3], row_scale=found.row_scale, log_decay=found.log_decay, past=past
         )
-        return _wanted(_write_causal_inputs(inputs), ctx)
+        return wanted(_write_causal_inputs(inputs), ctx)
 
     operator.differentiate(keep, differentiate)
-
-
-def _tensors(given: Iterable[Tensor | None]) -> list[Tensor]:
-    return [tensor for tensor in given if tensor is not None]
-
-
-def _wanted(inputs: Sequence[Tensor | None], ctx: Any) -> list[Tensor | None]:
-    """Return the gradients of the tensors, which lead the arguments, where they are wanted."""
-    pairs = zip(inputs, ctx.needs_input_grad, strict=False)
-    return [grad if want else None for grad, want in pairs]
-
-
-def _in_pytorch(ctx: Any, *grads: Tensor | None) -> bool:
-    """Return whether the backward is for PyTorch and not for a kernel.
-
-    A graph of the gradient is wanted (autograd enables gradients in its backward then), a transform
-    is at work on the gradients that come in (a batch of them, a derivative), or the forward kept
-    nothing: it is a node of a graph that was recorded without gradients.
-    """
-    return torch.is_grad_enabled() or is_transformed(*grads) or not ctx.kept
 
 
 def _chunked_bidirectional(
@@ -368,7 +251,7 @@ def _chunked_bidirectional(
         batch = Batch(*inputs[3:7])
         return (attend_batch(attend, queries, (given.key, given.value), batch, None)[0],)
 
-    return _gradients(forward, inputs, (grad_out,))
+    return gradients(forward, inputs, (grad_out,))
 
 
 def _real(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -385,34 +268,6 @@ def _linear(
     if decay:
         rest["log_decay"] = decay[0]
     return attend(query, key, value, row_scale=queries[1] if len(queries) > 1 else None, **rest)
-
-
-def _gradients(
-    forward: Callable[..., tuple[Tensor, ...]],
-    inputs: Sequence[Tensor | None],
-    grads: tuple[Tensor | None, ...],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of what ``forward`` makes of the inputs, as a graph if one is wanted."""
-    with_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Each input for itself: one may be made of another, or be the same tensor.
-        inputs = tuple(x.view_as(x) if x is not None and x.requires_grad else x for x in inputs)
-        outputs = forward(*inputs)
-    pairs = [
-        (output, grad)
-        for output, grad in zip(outputs, grads, strict=True)
-        if grad is not None and output.requires_grad
-    ]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            [x for x in inputs if x is not None and x.requires_grad],
-            [grad for _, grad in pairs],
-            create_graph=with_graph,
-            allow_unused=True,
-        )
-    )
-    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
 
 
 def _chunked_causal(
@@ -446,4 +301,4 @@ def _chunked_causal(
         return (out, after.key_value) if linear else (out, *after[1:])
 
     grads = (grad_out, grad_state.grad_key_value) if linear else (grad_out, *grad_state)
-    return _gradients(forward, _write_causal_inputs(inputs), grads)
+    return gradients(forward, _write_causal_inputs(inputs), grads)

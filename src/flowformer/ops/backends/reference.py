@@ -13,7 +13,7 @@ from torch import Tensor
 from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
-from flowformer.ops.features import features, masked
+from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState, carry_dtype, faded, of_heads, state_before
 
@@ -282,6 +282,35 @@ def causal(
         log_decay=log_decay,
     )
     return out.to(value.dtype), state._replace(key_value=second.key_value)
+
+
+def short_convolution(
+    x: Float[Tensor, "b t h d"],
+    weight: Float[Tensor, "h d w"],
+    *,
+    bias: Float[Tensor, "h d"] | None,
+    activates: bool,
+    ahead: int,
+    mask: Bool[Tensor, "b t"] | None,
+    recent: Float[Tensor, "b w_minus_1 h d"] | None,
+) -> Float[Tensor, "b t h d"]:
+    """y_t = Σ_i weight_i x_{t - w + 1 + i + ahead} + bias, or silu of it, over real tokens."""
+    width, dtype = weight.shape[-1], compute_dtype(x.dtype)
+    real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    number = real.cumsum(1) - 1  # of each real token
+    tokens, numbers, there = masked(x, mask).to(dtype), number, real
+    if recent is not None:
+        earlier = torch.arange(1 - width, 0, device=x.device).expand(len(x), -1)
+        tokens = torch.cat((recent.to(dtype), tokens), 1)
+        numbers = torch.cat((earlier, number), 1)
+        there = torch.cat((torch.ones_like(earlier, dtype=torch.bool), real), 1)
+    y = torch.zeros_like(x, dtype=dtype) if bias is None else bias.to(dtype)
+    for i in range(width):
+        sees = numbers[:, None] == number[..., None] - width + 1 + i + ahead
+        seen = torch.einsum("bts,bshd->bthd", (sees & there[:, None]).to(dtype), tokens)
+        y = y + weight[..., i].to(dtype) * seen
+    y = y * torch.sigmoid(y) if activates else y
+    return masked(y.to(x.dtype), mask)
 
 
 def linear_bidirectional(

@@ -124,7 +124,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         head_groups: in how many groups of heads the causal form is computed: while the sums of one
             are sent, the next one is computed. A group has messages of its own.
         layout: as in :func:`flow_attention`.
-        options: those of :class:`FlowOptions`.
+        options: those of :class:`~flowformer.ops.options.FlowOptions`.
 
     Returns:
         ``[b, l, h, m]``, and with ``return_state`` the :class:`FlowState` of whole sequences.

@@ -1,11 +1,11 @@
 """The configuration, record and result of a run on images; no torch here."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
+from flowformer.names import ExistingPath
 from flowformer.train.config import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -46,11 +46,22 @@ class ImageDataConfig(Checked):
     }
 
     dataset: ImageSetName = "folder"
-    path: Path | None = None
+    path: ExistingPath | None = None
     image_size: int = 224
     validation_fraction: float = 0.1
     batch_size: int = 128
     workers: int = 0
+
+    def require_source(self) -> None:
+        """Refuse data that name no images.
+
+        Raises:
+            ValueError: they name none.
+        """
+        if self.dataset == "folder" and self.path is None:
+            raise ValueError(
+                "no images to train on: give data.path, a folder with train/CLASS/IMAGE"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +176,7 @@ class ImagesTrainingConfig(EpochsConfig):
 
     bounds: ClassVar[Bounds] = {"accumulate": AT_LEAST_1, "average": FRACTION}
 
-    model_from: Path | None = None
+    model_from: ExistingPath | None = None
     average: float | None = None
     accumulate: int = 1
     checkpoint_activations: bool = False
@@ -216,6 +227,11 @@ class ImagesConfig(ExperimentConfig):
                 f"{self.data.dataset} has small grey images: augmentation.crop must be shift or "
                 "none, got resized"
             )
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and data that name no images."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:

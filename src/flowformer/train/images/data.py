@@ -64,6 +64,7 @@ def load_images(config: ImageDataConfig) -> ImageData:
         FileNotFoundError: a folder or file is missing.
         ImportError: a library is missing; the message names the extra to install.
     """
+    config.require_source()
     return IMAGE_SETS[config.dataset](config.path)
 
 

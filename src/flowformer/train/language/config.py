@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from flowformer.data.language.recall import RECALL, RecallSizes
 from flowformer.data.options import TextOptions
 from flowformer.models.language.config import LanguageModelConfig
+from flowformer.names import choose
 from flowformer.scores.measures import (
     ACCURACY_BY_STEP,
     BITS_PER_CHARACTER,
@@ -57,6 +58,19 @@ class TextDataConfig(Checked, TextOptions):
     cache: Path | None = None
     digits: int = 2
     pairs: int | None = None
+
+    def require_source(self) -> None:
+        """Refuse a text or task that there is not, and files that are not there.
+
+        Raises:
+            ValueError: there is no such name, or files of one's own are not named.
+            FileNotFoundError: there are no such files.
+        """
+        from flowformer.data.language.corpora import CORPORA, load_corpus
+
+        choose(self.corpus, dict.fromkeys([*CORPORA, ADDITION, *RECALL]), "corpus")
+        if self.corpus in CORPORA:
+            load_corpus(self.corpus, folder=self.folder).require_there()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +136,11 @@ class LanguageConfig(ExperimentConfig):
                 "training.context_window must be below data.length, got "
                 f"{self.training.context_window} and {self.data.length}"
             )
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and a text that is not there."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:

@@ -16,9 +16,9 @@ from flowformer.config_json import to_plain
 from flowformer.data.files import data_cache, digest
 from flowformer.data.language.addition import VOCAB_SIZE, AdditionProblems, count_exact
 from flowformer.data.language.batches import ContiguousBlocks, PackedDocuments, collate_packed
-from flowformer.data.language.corpora import CORPORA, Corpus, load_corpus
+from flowformer.data.language.corpora import Corpus, load_corpus
 from flowformer.data.language.preparation import prepare_text
-from flowformer.data.language.recall import RECALL, RecallSizes
+from flowformer.data.language.recall import RecallSizes
 from flowformer.data.language.recall_samples import PARTS, RecallSamples
 from flowformer.data.language.tokenizers import Tokenizer, load_tokenizer
 from flowformer.data.language.tokens import PreparedText, read_meta
@@ -27,7 +27,6 @@ from flowformer.data.options import TextOptions
 from flowformer.generation.generate import generate
 from flowformer.generation.steps import evaluation_mode
 from flowformer.models.language.model import LanguageModel
-from flowformer.names import choose
 from flowformer.progress import counted
 from flowformer.scores.measures import bits_of, exp_of
 from flowformer.scores.perplexity import Perplexity, evaluate_perplexity, streaming_perplexity
@@ -71,7 +70,7 @@ def open_source(config: LanguageConfig) -> "Text | Addition | Recall":
         return Addition(config)
     if config.recall is not None:
         return Recall(config, config.recall)
-    choose(config.data.corpus, dict.fromkeys([*CORPORA, ADDITION, *RECALL]), "corpus")
+    config.data.require_source()
     return Text(config, load_text(config.data))
 
 

@@ -1,6 +1,7 @@
 """The loop that every task is trained in: Lightning's Trainer, set up for a run folder."""
 
 import logging
+import math
 import signal
 import threading
 import warnings
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 try:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 except ImportError as error:
@@ -187,17 +188,15 @@ class WorkTeller(Callback):
         self._round_name, self._until = round_name, until
         self._work = Work("training")
 
-    def on_train_start(self, trainer: Trainer, *_arguments: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where a training that is resumed stopped."""
-        batches = int(trainer.num_training_batches)
-        self._work = self._until.enter_context(
-            working(
-                "training",
-                total=batches * (trainer.max_epochs or 0),
-                unit="batches",
-                done=batches * trainer.current_epoch,
-            )
-        )
+        del pl_module
+        batches, rounds = trainer.num_training_batches, trainer.max_epochs or 0
+        known = {}
+        if math.isfinite(batches):  # a loader may not know its length
+            batches = int(batches)
+            known = {"total": batches * rounds, "done": batches * trainer.current_epoch}
+        self._work = self._until.enter_context(working("training", unit="batches", **known))
 
     def on_train_batch_end(self, trainer: Trainer, *_arguments: Any, **_options: Any) -> None:
         """Count a batch, in its round."""

@@ -38,11 +38,10 @@ def run_loggers(
     known = read_json(folder.services) if folder.services.exists() else {}
     named = {name: _BUILDERS[name](folder, known.get(name)) for name in names}
     if current().is_first:
-        settings = flatten(read_json(folder.config)["config"])
         # A service may refuse other settings of the same run, such as how it is shown.
         new = [logger for name, logger in named.items() if name not in known]
         for logger in (*new, *given):
-            logger.log_hyperparams(settings)
+            logger.log_hyperparams(flatten(read_json(folder.config)["config"]))
         found = {name: named[name].version for name in _SERVICES if name in named}
         if found and found != known:
             write_json(folder.services, found)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from flowformer.data.options import MissingPolicy, SeriesColumns
+from flowformer.data.options import SERIES_ENDINGS, MissingPolicy, SeriesColumns
 from flowformer.models.series.config import TimeSeriesModelConfig
+from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
@@ -19,6 +20,8 @@ from flowformer.train.config import (
     OptimizerConfig,
 )
 from flowformer.train.run_files import ClassifierResult, Record
+
+SeriesFile = Annotated[Path, Early(require_there), endings(*SERIES_ENDINGS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,9 @@ class SeriesDataConfig(Checked, SeriesColumns):
     }
 
     dataset: str | None = None
-    folder: Path | None = None
-    train_file: Path | None = None
-    test_file: Path | None = None
+    folder: ExistingPath | None = None
+    train_file: SeriesFile | None = None
+    test_file: SeriesFile | None = None
     test_fraction: float | None = None
     split: Literal["random", "time"] = "random"
     max_length: int | None = None
@@ -86,6 +89,18 @@ class SeriesDataConfig(Checked, SeriesColumns):
     def has_source(self) -> bool:
         """Whether it names series; those of a run that names none were given in Python."""
         return self.dataset is not None or self.train_file is not None
+
+    def require_source(self) -> None:
+        """Refuse data that name no series.
+
+        Raises:
+            ValueError: they name none.
+        """
+        if not self.has_source:
+            raise ValueError(
+                "no series to train on: give data.train_file (a table, a folder of tables, a .ts "
+                "or .npz file) or data.dataset"
+            )
 
     def without_source(self) -> "SeriesDataConfig":
         """Return it for series given in Python: they are prepared alike."""
@@ -117,6 +132,8 @@ class SeriesDataConfig(Checked, SeriesColumns):
 
 
 _COLUMNS = fields(SeriesColumns)
+# Recordings with gaps are the rule; how much is missing is told.
+OWN = SeriesDataConfig(missing="interpolate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +159,11 @@ class SeriesConfig(ExperimentConfig):
     paper_dataset: str | None = None
     paper_accuracy: float | None = None
     paper_source: str | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and data that name no series."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:

@@ -56,17 +56,14 @@ def load_data(config: SeriesDataConfig, *, regression: bool = False) -> TimeSeri
         ValueError: it names none, or they are not what was expected.
         FileNotFoundError: a file is missing.
     """
+    config.require_source()
     if config.train_file is not None:
         files = (config.train_file, config.test_file)
         data = load_series(*files, config.columns, regression=regression)
         if config.test_fraction is None:
             return data
         return hold_out(data, config.test_fraction, in_time=config.split == "time")
-    if config.dataset is None:
-        raise ValueError(
-            "no series to train on: give data.train_file (a table, a folder of tables, a .ts or "
-            ".npz file) or data.dataset"
-        )
+    assert config.dataset is not None
     return load_uea(config.dataset, folder=config.folder, regression=regression)
 
 

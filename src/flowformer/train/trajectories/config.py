@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from flowformer.data.options import D4RL_ENVIRONMENTS, NOT_D4RL, ConstantFeatures
 from flowformer.models.trajectories.config import DecisionModelConfig
+from flowformer.names import ExistingPath
 from flowformer.scores.measures import NORMALIZED_SCORE, Measure
 from flowformer.train.config import (
     ABOVE_0,
@@ -56,7 +56,7 @@ class DecisionDataConfig(Checked):
     }
 
     dataset: str | None = None
-    path: Path | None = None
+    path: ExistingPath | None = None
     mixed_with: str | None = None
     time_limit: int | None = None
     num_actions: int | None = None
@@ -65,6 +65,18 @@ class DecisionDataConfig(Checked):
     constant_features: ConstantFeatures = "centred"
     validation_fraction: float = 0.1
     batch_size: int = 64
+
+    def require_source(self) -> None:
+        """Refuse data that name no episodes.
+
+        Raises:
+            ValueError: they name none, or both a set and a file.
+        """
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError(
+                "no episodes to train on: give data.dataset (a Minari data set) or data.path (a "
+                f"file of D4RL or a folder), one of them; got {self.dataset} and {self.path}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +151,11 @@ class TrajectoriesConfig(ExperimentConfig):
         if self.training.strategy == "fsdp":
             # It acts between the measurements step by step, which FSDP2's hooks do not see.
             raise ValueError("training.strategy must be ddp for a decision model, got fsdp")
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and data that name no episodes."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def dataset_name(self) -> str:

@@ -41,11 +41,7 @@ def load_trajectories(config: DecisionDataConfig) -> Trajectories:
         FileNotFoundError: there is no such set or file.
         ImportError: a library is missing; the message names the extra to install.
     """
-    if (config.dataset is None) == (config.path is None):
-        raise ValueError(
-            "no episodes to train on: give data.dataset (a Minari data set) or data.path (a file "
-            f"of D4RL or a folder), one of them; got {config.dataset} and {config.path}"
-        )
+    config.require_source()
     said: dict[str, Any] = {
         "time_limit": config.time_limit,
         "num_actions": config.num_actions,

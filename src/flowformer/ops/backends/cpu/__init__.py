@@ -1,7 +1,7 @@
 """The compiled kernels of csrc/ as a backend: one fused pass over the tokens, on CPU tensors."""
 
 from flowformer.ops.backends.arguments import LINEAR_OPTIONS, numbers
-from flowformer.ops.backends.cpu import call
+from flowformer.ops.backends.cpu import call, convolution
 from flowformer.ops.backends.cpu.operators import OPERATORS
 from flowformer.ops.backends.operator_backend import CompiledBackend
 from flowformer.ops.options import FlowOptions
@@ -19,7 +19,9 @@ __all__ = [
     "linear_bidirectional",
     "linear_causal",
     "mobile",
+    "prepare_convolution",
     "prepare_step",
+    "short_convolution",
     "step",
 ]
 
@@ -27,6 +29,7 @@ _backend = CompiledBackend(OPERATORS)
 bidirectional, causal, step = _backend.bidirectional, _backend.causal, _backend.step
 linear_bidirectional, linear_causal = _backend.linear_bidirectional, _backend.linear_causal
 mobile = _backend.mobile
+short_convolution, prepare_convolution = convolution.short_convolution, convolution.prepare_step
 
 
 def prepare_step(

@@ -12,14 +12,19 @@ from flowformer.ops.backends.arguments import LINEAR, BidirectionalKept, MobileN
 from flowformer.ops.backends.cpu.library import load_library
 from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import growth
-from flowformer.ops.packing import check_same_count, sequence_count, sequence_lengths
+from flowformer.ops.packing import (
+    check_packed,
+    check_same_count,
+    sequence_count,
+    sequence_lengths,
+)
 from flowformer.ops.state import mark_given_up, room_after
 from flowformer.ops.steps import Step
 
 CHUNK = 64  # of csrc/api.h
 GROWS = 2  # what a causal forward returns when a decay is above zero
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # Options and sizes, views, masks and offsets, row_scale and log_decay, states, what is kept,
 # gradients; what is of Mobile-Attention alone.
@@ -54,9 +59,9 @@ def readable(inputs: Inputs) -> Inputs:
     query, key, value = (features_together(tensor) for tensor in inputs[:3])
     offsets, offsets_k = inputs.cu_seqlens, inputs.cu_seqlens_k
     if offsets is not None:
-        offsets = _offsets(offsets, query, "cu_seqlens")
+        offsets = readable_offsets(offsets, query, "cu_seqlens")
         name = "cu_seqlens (cu_seqlens_k is not given)" if offsets_k is None else "cu_seqlens_k"
-        offsets_k = offsets if offsets_k is None else _offsets(offsets_k, key, name)
+        offsets_k = offsets if offsets_k is None else readable_offsets(offsets_k, key, name)
         if offsets_k is offsets and key.shape[1] != query.shape[1]:
             sequence_lengths(offsets, key.shape[1], name)
         check_same_count(len(offsets) - 1, len(offsets_k) - 1)
@@ -83,12 +88,13 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _offsets(offsets: Tensor, tensor: Tensor, name: str) -> Tensor:
-    if tensor.shape[0] != 1:
-        raise ValueError(
-            "packed sequences have batch size 1, [1, total, head, feature], got "
-            f"{list(tensor.shape)}"
-        )
+def readable_offsets(offsets: Tensor, tensor: Tensor, name: str) -> Tensor:
+    """Return offsets as the library reads them.
+
+    Raises:
+        ValueError: they do not fit the packed tensor.
+    """
+    check_packed(tensor)
     sequence_lengths(offsets, tensor.shape[1], name)
     return offsets.to("cpu", torch.int64).contiguous()
 
@@ -189,21 +195,21 @@ def call(
         *_sizes(inputs, options),
         torch.get_num_threads(),
         spacing(inputs),
-        *_view(query),
-        *_view(key),
-        *_view(value),
-        *_view(out),
-        *_view(gradients.out),
+        *view_of(query),
+        *view_of(key),
+        *view_of(value),
+        *view_of(out),
+        *view_of(gradients.out),
         *[0 if tensor is None else tensor.data_ptr() for tensor in others],
         *mobile,
     )
-    _run(function, record, inputs.log_decay)
+    run(function, record, inputs.log_decay)
 
 
 def _sizes(inputs: Inputs, options: Numbers) -> tuple[Any, ...]:
     query, key, value = inputs[:3]
     return (
-        _DTYPES[query.dtype],
+        DTYPES[query.dtype],
         *options,
         sequence_count(query, inputs.cu_seqlens),
         query.shape[2],
@@ -214,7 +220,13 @@ def _sizes(inputs: Inputs, options: Numbers) -> tuple[Any, ...]:
     )
 
 
-def _run(function: str, record: bytes, log_decay: Tensor | None = None) -> None:
+def run(function: str, record: bytes, log_decay: Tensor | None = None) -> None:
+    """Call a function of the library with a record.
+
+    Raises:
+        MemoryError: the library could not allocate its scratch.
+        ValueError: a decay is above zero.
+    """
     library = load_library()
     assert library is not None, "the backend is chosen only where the library is"
     failure = getattr(library, function)(record)
@@ -231,13 +243,14 @@ def is_finite(tensor: Tensor) -> bool | None:
     On this thread alone: torch's threads, once awake for a sum, go on looking for work for some
     milliseconds, on the cores that the kernels' threads are to have.
     """
-    library, dtype = load_library(), _DTYPES.get(tensor.dtype)
+    library, dtype = load_library(), DTYPES.get(tensor.dtype)
     if library is None or dtype is None or not tensor.is_contiguous():
         return None
     return bool(library.flowformer_is_finite(dtype, tensor.data_ptr(), tensor.numel()))
 
 
-def _view(tensor: Tensor | None) -> tuple[int, ...]:
+def view_of(tensor: Tensor | None) -> tuple[int, ...]:
+    """Return the pointer and the strides of a tensor ``[b, t, h, d]``."""
     return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
 
 
@@ -286,7 +299,7 @@ def prepare_step(
             *_NO_GRADIENTS,
             *_NO_MOBILE,
         )
-        _run("flowformer_causal_forward", record, log_decay)
+        run("flowformer_causal_forward", record, log_decay)
         mark_given_up(state)
         return out, after
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowformer.ops.backends import chunked
 from flowformer.ops.backends.arguments import numbers
 from flowformer.ops.backends.operator_backend import CompiledBackend
+from flowformer.ops.backends.triton.convolution import short_convolution as short_convolution
 from flowformer.ops.backends.triton.operators import OPERATORS, one_token
 from flowformer.ops.backends.triton.token_sums import LARGEST_PACKED_EXPONENT
 from flowformer.ops.backends.triton.tuning import INTERPRETED

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowformer.ops.backends.arguments import Numbers
 from flowformer.ops.backends.triton.chunks import Layout, dense_layout, packed_layout
 from flowformer.ops.backends.triton.tuning import INTERPRETED, Settings, padded
-from flowformer.ops.packing import sequence_lengths
+from flowformer.ops.packing import check_packed, sequence_lengths
 
 Scalars = Float[Tensor, "_b _h _t"]  # one number a token, float32
 
@@ -149,11 +149,7 @@ def side_of(
     if cu_seqlens is None:
         layout = dense_layout(batch, length, settings.size, split, x.device)
     else:
-        if batch != 1:
-            raise ValueError(
-                "packed sequences have batch size 1, [1, total, head, feature], got "
-                f"{list(x.shape)}"
-            )
+        check_packed(x)
         lengths = sequence_lengths(cu_seqlens, length, name)
         layout = packed_layout(lengths, cu_seqlens, settings.size, split, x.device)
     return Side(

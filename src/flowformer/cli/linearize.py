@@ -1,0 +1,179 @@
+"""`flowformer linearize MODEL --text FILE`: from softmax attention to a mixer with a state."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowformer.cli.parsing import parse
+from flowformer.config_json import to_plain
+from flowformer.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Exchange the softmax attention of a language model for a mixer with a state.
+
+    Each new attention learns to give what the old one gave (a), then the whole is fine-tuned (b);
+    the report has what held-out text is predicted like before and after each, and what a token
+    costs over the context. The folder holds the model and its tokenizer, for from_pretrained.
+
+    Attributes:
+        model: a language model of transformers, a folder or a name on the hub; or the folder of a
+            run of flowformer train with softmax attention, which becomes a GPT-2.
+        text: files of text to learn from; the end of the last is held out.
+        mixer: name of the new attention: causal, with a state.
+        options: its options, as JSON.
+        layers: layers to exchange, from 0, such as 0-11 or 0,2,4-7; by default all.
+        keep: layers among them that stay softmax, such as 3,7.
+        length: tokens of a sequence.
+        batch_size: sequences of a step.
+        transfer_tokens: tokens of (a); 0 leaves it out, by default the text once.
+        transfer_rate: its learning rate.
+        tune_tokens: tokens of (b); 0 leaves it out, by default the text once.
+        tune_rate: its learning rate.
+        lora: rank of adapters by which (b) changes the projections of the exchanged layers, in
+            place of all parameters; by default all. Needs peft.
+        held_out: share of the text that is not trained on.
+        held_out_tokens: the most tokens of it that are evaluated.
+        contexts: lengths of the context after which the cost of a token is measured.
+        seed: of the drawn parameters and of the order of the sequences.
+        device: where to compute; by default on a GPU where there is one.
+        output: the folder to make.
+    """
+
+    model: str
+    text: tuple[Path, ...] = ()
+    mixer: str = "flow-gated"
+    options: dict[str, Any] | None = None
+    layers: str | None = None
+    keep: str | None = None
+    length: int = 512
+    batch_size: int = 8
+    transfer_tokens: int | None = None
+    transfer_rate: float = 1e-3
+    tune_tokens: int | None = None
+    tune_rate: float = 3e-4
+    lora: int | None = None
+    held_out: float = 0.1
+    held_out_tokens: int = 100_000
+    contexts: tuple[int, ...] = (256, 1024, 4096)
+    seed: int = 0
+    device: str | None = None
+    output: Path = Path("linearized")
+
+    def __post_init__(self) -> None:
+        """Refuse at once what can be seen without the model.
+
+        Raises:
+            FileNotFoundError: there is no such text, or no such folder of a model.
+            FileExistsError: the output folder holds something.
+            ValueError: there is no text, or a list of layers is none.
+        """
+        if not self.text:
+            raise ValueError("give the text to learn from: --text FILE")
+        if self.model.startswith((".", "/")) and not Path(self.model).is_dir():
+            raise FileNotFoundError(f"{self.model}: no such folder of a model")
+        for file in self.text:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file of text")
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise FileExistsError(f"{self.output} is not empty: choose another --output")
+        for given in (self.layers, self.keep):
+            _numbers(given)
+
+
+def main(arguments: list[str]) -> int:
+    """Linearize a model, and write it, its figures and the report."""
+    options = parse(Options, arguments, prog="flowformer linearize")
+    texts = [file.read_text(encoding="utf-8") for file in options.text]
+    import torch
+
+    from flowformer.integrations.transformers import linearize
+    from flowformer.report.linearize import stage_lines, write_linearize_report
+
+    model, tokenizer = _load(options.model, max(options.contexts, default=0))
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    done = linearize(
+        model.to(device),
+        tokenizer,
+        texts,
+        layers=_numbers(options.layers),
+        keep=_numbers(options.keep) or (),
+        **{name: getattr(options, name) for name in _SETTINGS},
+    )
+    done.model.save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
+    result = _result(options.model, done)
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(options.output / "linearize.json", f"{text}\n")
+    report = write_linearize_report(options.output / "report", result)
+    lines = [*stage_lines(result), f"model: {options.output}", f"report: {report}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+_SETTINGS = (
+    "mixer",
+    "options",
+    "length",
+    "batch_size",
+    "transfer_tokens",
+    "transfer_rate",
+    "tune_tokens",
+    "tune_rate",
+    "lora",
+    "held_out",
+    "held_out_tokens",
+    "contexts",
+    "seed",
+)
+
+
+def _numbers(text: str | None) -> Sequence[int] | None:
+    """Return the layers that a list names: 0-2,5 is 0, 1, 2, 5.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"expected layers such as 0-11 or 3,7, got {text!r}")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _load(name: str, positions: int) -> tuple[Any, Any]:
+    """Return a model and its tokenizer: of a run of ours, or of transformers."""
+    if (Path(name) / "weights.safetensors").is_file():
+        from flowformer.integrations.transformers.linearizing.measures import STEPS
+        from flowformer.integrations.transformers.runs import convert_to_gpt2
+
+        return convert_to_gpt2(name, at_least=positions + STEPS)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+def _result(name: str, done: Any) -> dict[str, Any]:
+    """Return what linearize.json holds."""
+    return {
+        "model": Path(name).name,
+        "settings": to_plain(done.settings),
+        "exchanged": done.exchanged,
+        "kept": done.kept,
+        "parameters": list(done.parameters),
+        "stages": [{**to_plain(each), "perplexity": each.perplexity} for each in done.stages],
+        "cost_before": to_plain(done.cost_before),
+        "cost_after": to_plain(done.cost_after),
+        "transfer_losses": done.transfer_losses,
+        "tune_losses": done.tune_losses,
+    }

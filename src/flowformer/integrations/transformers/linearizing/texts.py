@@ -1,0 +1,78 @@
+"""Texts as tokens, and sequences of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Text(NamedTuple):
+    """A text.
+
+    Attributes:
+        tokens: its tokens.
+        characters: the number of its characters.
+    """
+
+    tokens: Int[Tensor, " n"]
+    characters: int
+
+
+def split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Return the texts up to the last characters, of that share, and the texts from there on."""
+    first = round(sum(map(len, texts)) * (1 - share))
+    before, after = [], []
+    for text in texts:
+        cut = min(max(first, 0), len(text))
+        first -= len(text)
+        before += [text[:cut]] if cut else []
+        after += [text[cut:]] if cut < len(text) else []
+    return before, after
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str]) -> Text:
+    """Return texts as one, with the token that ends a text between them, where there is one."""
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = []
+    for text in texts:
+        tokens += ends if tokens else []
+        tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return Text(torch.tensor(tokens, dtype=torch.int64), sum(map(len, texts)))
+
+
+def sequences(
+    tokens: Int[Tensor, " n"],
+    length: int,
+    batch_size: int,
+    total: int,
+    generator: torch.Generator,
+) -> Iterator[Int[Tensor, "b t"]]:
+    """Yield batches of sequences of the text, of about so many tokens in all.
+
+    The text is cut into sequences, which are taken in an order that is drawn anew each time that
+    all have been taken.
+    """
+    rows = tokens[: tokens.numel() // length * length].view(-1, length)
+    left, order = total, []
+    while left > 0:
+        count = max(1, min(batch_size, left // length))
+        while len(order) < count:
+            order += torch.randperm(len(rows), generator=generator).tolist()
+        chosen, order = order[:count], order[count:]
+        left -= count * length
+        yield rows[chosen]
+
+
+def check_length(train: Text, held_out: Text, length: int) -> None:
+    """Refuse a text that is shorter than a sequence.
+
+    Raises:
+        ValueError: there is no sequence to train on, or no token to predict.
+    """
+    if train.tokens.numel() < length or held_out.tokens.numel() < 2:
+        raise ValueError(
+            f"expected a text of at least {length} tokens to train on (length) and 2 held out, got "
+            f"{train.tokens.numel()} and {held_out.tokens.numel()}"
+        )

@@ -1,0 +1,135 @@
+"""The short convolution of the compiled library, laid out as ``Convolution`` of csrc/api.h."""
+
+import struct
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowformer.ops.backends.arguments import (
+    ConvolutionArguments,
+    ConvolutionBackwardArguments,
+    ConvolutionGradients,
+    ConvolutionInputs,
+    ConvolutionResults,
+)
+from flowformer.ops.backends.convolutions import define_convolution, fake, fake_backward
+from flowformer.ops.backends.cpu.call import (
+    DTYPES,
+    contiguous,
+    features_together,
+    readable_offsets,
+    run,
+    view_of,
+)
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.packing import sequence_count
+from flowformer.ops.state import mark_given_up, room_after
+from flowformer.ops.steps import Step
+
+# Options and sizes, views, mask and offsets, weight and bias, states, gradients.
+_CALL = struct.Struct("@2i7q" + "P3q" * 4 + "2P" * 2 + "3P" + "2P")
+
+
+class _Written(NamedTuple):
+    """What a call reads and writes beside its inputs."""
+
+    out: Tensor | None = None
+    grad_out: Tensor | None = None
+    grad_x: Tensor | None = None
+    after: Tensor | None = None
+    grad_recent: Tensor | None = None
+    grad_weight: Tensor | None = None
+    grad_bias: Tensor | None = None
+
+
+def _readable(inputs: ConvolutionInputs) -> ConvolutionInputs:
+    """Return the inputs as the library can read them; see `readable` of call.py."""
+    x, offsets = features_together(inputs.x), inputs.cu_seqlens
+    if offsets is not None:
+        offsets = readable_offsets(offsets, x, "cu_seqlens")
+    weight, bias, mask, recent = map(
+        contiguous, (inputs.weight, inputs.bias, inputs.mask, inputs.recent)
+    )
+    assert weight is not None
+    return ConvolutionInputs(x, weight, bias, mask, offsets, recent)
+
+
+def _laid_out(
+    inputs: ConvolutionInputs, written: _Written, *, activates: bool, ahead: int
+) -> bytes:
+    x, weight = inputs[:2]
+    pointers = (
+        *(inputs.mask, inputs.cu_seqlens, weight, inputs.bias, inputs.recent),
+        *(written.after, written.grad_recent, written.grad_weight, written.grad_bias),
+    )
+    return _CALL.pack(
+        DTYPES[x.dtype],
+        activates,
+        sequence_count(x, inputs.cu_seqlens),
+        x.shape[2],
+        x.shape[3],
+        x.shape[1],
+        weight.shape[2],
+        ahead,
+        torch.get_num_threads(),
+        *view_of(x),
+        *view_of(written.out),
+        *view_of(written.grad_out),
+        *view_of(written.grad_x),
+        *[0 if tensor is None else tensor.data_ptr() for tensor in pointers],
+    )
+
+
+def _forward(arguments: ConvolutionArguments) -> ConvolutionResults:
+    inputs, results = _readable(arguments.inputs), fake(arguments)
+    options = {"activates": arguments.activates, "ahead": arguments.ahead}
+    run("flowformer_convolution_forward", _laid_out(inputs, _Written(results.out), **options))
+    return results
+
+
+def _backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
+    inputs, found = _readable(arguments.inputs), fake_backward(arguments)
+    written = _Written(
+        grad_out=features_together(arguments.grad_out),
+        grad_x=found.x,
+        grad_recent=found.recent,
+        grad_weight=found.weight,
+        grad_bias=found.bias,
+    )
+    options = {"activates": arguments.activates, "ahead": arguments.ahead}
+    run("flowformer_convolution_backward", _laid_out(inputs, written, **options))
+    return found
+
+
+short_convolution = define_convolution("", _forward, _backward, "CPU", direct=True)
+
+
+def prepare_step(inputs: tuple[Tensor, ...], state: Any, *, activates: bool) -> Step | None:
+    """Return the call of one token, or None where the library does not read all of it as it is.
+
+    Args:
+        inputs: x ``[b, 1, h, d]``, the weight and, if any, the bias.
+        state: the state before the token.
+        activates: whether silu follows.
+    """
+    x, *parameters = inputs
+    dtype = compute_dtype(x.dtype)
+    if not (
+        x.stride(3) == 1
+        and all(each.dtype == dtype and each.is_contiguous() for each in parameters)
+        and state.recent.is_contiguous()
+    ):
+        return None
+
+    def step(inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        out, after = inputs[0].new_empty(inputs[0].shape), room_after(state)
+        read = ConvolutionInputs(*inputs, recent=state.recent)
+        written = _Written(out, after=after.recent)
+        run(
+            "flowformer_convolution_forward", _laid_out(read, written, activates=activates, ahead=0)
+        )
+        mark_given_up(state)
+        return out, after
+
+    return step

@@ -1,0 +1,213 @@
+"""The short convolution of recurrent mixers: every channel by itself, over a few tokens."""
+
+from functools import partial
+from types import ModuleType
+from typing import Literal, TypedDict, Unpack, get_args, overload
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowformer.ops.backends import choose_backend
+from flowformer.ops.backends.arguments import ConvolutionInputs
+from flowformer.ops.backends.convolutions import convolve
+from flowformer.ops.backends.sliding import last_tokens
+from flowformer.ops.features import compute_dtype
+from flowformer.ops.inputs import (
+    DTYPES,
+    check_mask,
+    check_sizes,
+    check_strided,
+    exact_arithmetic,
+    is_kept,
+    is_recorded,
+    may_look,
+)
+from flowformer.ops.layout import Layout, takes_layouts
+from flowformer.ops.nonfinite import may_be_spoiled, spoiled, stained, without
+from flowformer.ops.packing import Batch, check_batch, sequence_count
+from flowformer.ops.state import ConvolutionState
+from flowformer.ops.steps import PreparedSteps, is_step
+
+Activation = Literal["silu"]
+
+
+class ConvolutionKeywords(TypedDict, total=False):
+    """The keyword arguments of :func:`short_convolution`, for type checkers."""
+
+    bias: Tensor | None
+    activation: Activation | None
+    ahead: int
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    initial_state: ConvolutionState | None
+    backend: str | None
+    layout: Layout
+
+
+@overload
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    return_state: Literal[False] = False,
+    **arguments: Unpack[ConvolutionKeywords],
+) -> Tensor: ...
+@overload
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    return_state: Literal[True],
+    **arguments: Unpack[ConvolutionKeywords],
+) -> tuple[Tensor, ConvolutionState]: ...
+@takes_layouts("x")
+def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword-only
+    x: Float[Tensor, "b t h d"],
+    weight: Float[Tensor, "h d w"],
+    *,
+    bias: Float[Tensor, "h d"] | None = None,
+    activation: Activation | None = None,
+    ahead: int = 0,
+    mask: Bool[Tensor, "b t"] | None = None,
+    cu_seqlens: Int[Tensor, " n"] | None = None,
+    initial_state: ConvolutionState | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+    layout: Layout = "bthd",  # noqa: ARG001 - of the tensors; the decorator reads it
+) -> Float[Tensor, "b t h d"] | tuple[Float[Tensor, "b t h d"], ConvolutionState]:
+    """Return y_t = silu(Σ_i weight_i x_{t - w + 1 + i + ahead} + bias), channel by channel.
+
+    That is what stands before query, key and value in the recurrent mixers of today: a window over
+    w tokens, each token's own the last of them, or with `ahead` later ones after it. It counts real
+    tokens alone: padding is stepped over, and neither another sequence of a pack nor anything
+    before the first token is seen but what a state holds.
+
+    Args:
+        x: ``[b, t, h, d]``, float16, bfloat16, float32 or float64.
+        weight: ``[h, d, w]``, of each channel, the oldest token's first.
+        bias: ``[h, d]``, added to each channel.
+        activation: ``"silu"``, or None for none.
+        ahead: how many of the w tokens are later than the output's own, below w; with a state 0.
+        mask: ``[b, t]``, True = a real token.
+        cu_seqlens: ``[n + 1]``, offsets of n sequences packed into ``[1, total, h, d]``.
+        initial_state: the state after earlier tokens, one row a sequence.
+        return_state: whether to return the state after the last token too.
+        backend: as in :func:`flow_attention`.
+        layout: as in :func:`flow_attention`.
+
+    Returns:
+        ``[b, t, h, d]`` in the dtype of x, zero at padded tokens; with ``return_state``, a pair of
+        it and the :class:`ConvolutionState`.
+
+    Raises:
+        ValueError: an argument does not fit the others; the message says what was expected.
+        TypeError: a mask is not boolean, offsets are no integers, a state is of another kind.
+        RuntimeError: the backend asked for is not available; the message says why.
+
+    Examples:
+        >>> import torch
+        >>> from flowformer import short_convolution
+        >>> x, weight = torch.randn(2, 100, 4, 16), torch.randn(4, 16, 4)
+        >>> whole = short_convolution(x, weight, activation="silu")
+        >>> whole.shape
+        torch.Size([2, 100, 4, 16])
+
+        The same, a part at a time:
+
+        >>> first, state = short_convolution(
+        ...     x[:, :60], weight, activation="silu", return_state=True
+        ... )
+        >>> rest = short_convolution(x[:, 60:], weight, activation="silu", initial_state=state)
+        >>> torch.allclose(torch.cat((first, rest), 1), whole, atol=1e-6)
+        True
+    """
+    given = (x, weight) if bias is None else (x, weight, bias)
+    others, look = (mask, cu_seqlens), (backend, activation)
+    one = return_state and not ahead and is_step((x, *given), initial_state, others)
+    if one and (step := _STEPS.find(look, given, initial_state)) is not None:
+        return step(given, initial_state)
+    _check(x, weight, bias, activation)
+    _check_window(weight.shape[2], ahead, has_state=return_state or initial_state is not None)
+    check_mask("tokens", mask, x)
+    check_batch(Batch(mask, mask, cu_seqlens, None))
+    recent = None
+    if initial_state is not None:
+        sizes = sequence_count(x, cu_seqlens), weight.shape[2], *x.shape[2:]
+        check_sizes(initial_state, ConvolutionState, sizes, x.device)
+        recent = initial_state.recent
+    module = choose_backend(backend, *given, *others, recent)
+    dtype = compute_dtype(x.dtype)
+    exact = None if bias is None else bias.to(dtype)
+    inputs = ConvolutionInputs(x, weight.to(dtype), exact, mask, cu_seqlens, recent)
+    activates = activation is not None
+    with exact_arithmetic(x):
+        y = _convolve(module, inputs, activates=activates, ahead=ahead)
+    if one:
+        prepare = getattr(module, "prepare_convolution", None)
+        prepare = None if prepare is None else partial(prepare, activates=activates)
+        _STEPS.keep(look, prepare, given, initial_state)
+    if not return_state:
+        return y
+    before = {"mask": mask, "cu_seqlens": cu_seqlens, "recent": recent}
+    return y, ConvolutionState(last_tokens(x, weight.shape[2] - 1, **before))
+
+
+_STEPS = PreparedSteps(ConvolutionState)
+
+
+def _convolve(
+    module: ModuleType, inputs: ConvolutionInputs, *, activates: bool, ahead: int
+) -> Float[Tensor, "b t h d"]:
+    """Convolve so that what is not finite reaches outputs that see it, and no other one's gradient.
+
+    Zero times NaN is NaN, as where no gradient comes in.
+    """
+    x, weight, bias, *_, recent = inputs
+    needed = not module.CONTAINS_NONFINITE or is_kept(x, weight, bias, recent)
+    if not (needed and may_look(x) and may_be_spoiled(x)):
+        return convolve(module, inputs, activates=activates, ahead=ahead)
+    flag = spoiled(x, columns=True)
+    clean = inputs._replace(x=without(x, flag))
+    y = convolve(module, clean, activates=activates, ahead=ahead)
+    # Who sees a flagged token, the convolution of the flags says.
+    flags = ConvolutionInputs(flag.to(x.dtype), torch.ones_like(weight), None, *inputs[3:5])
+    return stained(y, convolve(module, flags, activates=False, ahead=ahead) != 0)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    check_strided("x", x)
+    if x.ndim != 4 or not all(x.shape[1:]):
+        raise ValueError(
+            "x must be [batch, time, head, feature], each but the batch at least 1, got shape "
+            f"{list(x.shape)}"
+        )
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x must be a floating-point tensor, got {type(x).__name__} of {x.dtype}")
+    axes = {"weight": (weight, 3, "head, feature, token"), "bias": (bias, 2, "head, feature")}
+    for name, (each, ndim, words) in axes.items():
+        if each is None:
+            continue
+        check_strided(name, each)
+        if each.ndim != ndim or each.shape[:2] != x.shape[2:] or not each.numel():
+            raise ValueError(
+                f"{name} must be [{words}] of x's {x.shape[2]} heads of {x.shape[3]}, got shape "
+                f"{list(each.shape)}"
+            )
+        if each.dtype not in DTYPES or each.device != x.device:
+            raise ValueError(
+                f"{name} must be a floating-point tensor on {x.device}, got {each.dtype} on "
+                f"{each.device}"
+            )
+    if activation is not None and activation not in get_args(Activation):
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+
+
+def _check_window(width: int, ahead: int, *, has_state: bool) -> None:
+    if not (is_recorded() or isinstance(ahead, int)) or not 0 <= ahead < width:
+        raise ValueError(
+            f"ahead must be a number of the {width} tokens of the window, from 0 to {width - 1}, "
+            f"got {ahead!r}"
+        )
+    if ahead and has_state:
+        raise ValueError(f"outputs before the end of a state see no later tokens: got {ahead=}")

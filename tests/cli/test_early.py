@@ -1,0 +1,59 @@
+"""A mistake that can be seen at once is told before torch and what trains are imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Its own process: this one has imported everything.
+CALL = """
+import sys
+from flowformer.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    print(stop.code, *sys.modules.keys() & {"torch", "lightning", "pandas", "sklearn"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train fly", "unknown recipe 'fly'"),
+        ("train japanese-vowels --model.mixer flwo", "unknown mixer 'flwo': did you mean flow?"),
+        ("train japanese-vowels --run-dir taken", "taken is not empty: choose another folder"),
+        ("train time-series", "no series to train on"),
+        ("train time-series --data.train-file none.ts", "none.ts: no such file"),
+        ("train time-series --data.train-file taken/thesis.txt", "expected a file with .ts, got "),
+        ("train image-folder", "no images to train on"),
+        ("train image-folder --data.path none", "none: no such file"),
+        ("train listops --data.folder none", "none: no such file"),
+        ("train hopper-medium --data.path none.hdf5", "none.hdf5: no such file"),
+        ("train char-shakespeare --data.corpus text", "the corpus text is files of your own"),
+        ("train char-shakespeare --data.corpus text --data.folder none", "folder of them, got "),
+        ("train char-shakespeare --data.tokenizer-file none.json", "none.json: no such file"),
+        ("compare japanese-vowels --mixers flow,flwo", "unknown mixer 'flwo': did you mean flow?"),
+        ("compare time-series --data.train-file none.ts", "none.ts: no such file"),
+        ("evaluate none", "none holds no run"),
+        ("predict none none.ts", "none holds no run"),
+        ("visualize none", "none holds no run"),
+        ("generate none hello", "none holds no run"),
+        ("rollout none", "none holds no run"),
+    ],
+)
+def test_a_mistake_is_told_before_what_trains_is_imported(
+    tmp_path: Path, command: str, message: str
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert message in done.stderr
+    assert done.stdout.split() == ["2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

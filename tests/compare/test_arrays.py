@@ -1,0 +1,113 @@
+"""`flowformer compare` in Python: on arrays, with what the command leaves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowformer.compare import arrays, compare, paper
+from flowformer.compare.plan import RunState
+from flowformer.data import from_arrays
+from tests.compare.in_process import in_this_process
+from tests.train.conftest import make_waves
+
+__all__ = ["in_this_process"]  # a fixture
+
+SMALL = {"model.dim": 16, "model.num_heads": 2, "model.num_layers": 1, "model.feedforward": 32}
+SMALL |= {"training.epochs": 2, "training.accelerator": "cpu", "data.batch_size": 8}
+WAVES = make_waves()
+UNEQUAL = (
+    list(WAVES.train.series),
+    [WAVES.classes[label] for label in WAVES.train.labels],
+    list(WAVES.test.series) if WAVES.test else [],
+    [WAVES.classes[label] for label in WAVES.test.labels] if WAVES.test else [],
+)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_it_leaves_what_the_command_does(tmp_path):
+    root = tmp_path / "mine"
+    frames = compare({"waves": UNEQUAL}, ["linear", "flow"], settings=SMALL, seeds=2, output=root)
+    assert frames.runs[["dataset", "method", "seed"]].values.tolist() == [
+        ["waves", method, seed] for seed in (0, 1) for method in ("linear", "flow")
+    ]
+    assert frames.runs["score"].tolist() == frames.runs["score"].dropna().tolist()
+    assert set(frames.table["method"]) == {"linear", "flow"}
+    assert set(frames.tests["over"]) == {"test cases"}
+    assert len(frames.curves) == 8
+    for name in (
+        "table.md",
+        "table.tex",
+        "runs.csv",
+        "tests.csv",
+        "index.html",
+        "curves-waves.pdf",
+    ):
+        assert (root / name).exists()
+    # The same call goes on, other series in the same folder do not.
+    runs = [path.stat().st_mtime_ns for path in root.rglob("result.json")]
+    compare({"waves": UNEQUAL}, ["linear", "flow"], settings=SMALL, seeds=2, output=root)
+    assert [path.stat().st_mtime_ns for path in root.rglob("result.json")] == runs
+    others = (UNEQUAL[0][::-1], *UNEQUAL[1:])
+    with pytest.raises(FileExistsError, match=r"waves\.ts holds other series"):
+        compare({"waves": others}, ["linear", "flow"], settings=SMALL, seeds=2, output=root)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_on_arrays_is_a_run_on_files_that_can_be_tested_again(tmp_path, monkeypatch):
+    from flowformer.train.run import evaluate
+
+    monkeypatch.chdir(tmp_path)
+    series = np.stack([one[:, :5] for one in WAVES.train.series])
+    compare(
+        from_arrays(series, UNEQUAL[1], name="equal"),
+        {"flow": {"clamp": 2.0}},
+        settings=SMALL,
+        seeds=1,
+    )
+    folder = Path("comparisons", "equal-clean", "runs", "equal")
+    state = RunState.read(folder / "flow-seed0.json")
+    assert state.request.config.model.mixer_options == {"clamp": 2.0}
+    monkeypatch.chdir("/")
+    files = tmp_path / "comparisons" / "equal-clean" / "data" / "equal.ts"
+    found = evaluate(tmp_path / folder / "flow-seed0", files)
+    assert found.to_dict()["accuracy"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"data": UNEQUAL[0]}, ValueError, r"expected series and labels \(X, y\), .* got list"),
+        ({"data": UNEQUAL[:3]}, ValueError, "got 3 parts"),
+        ({"methods": ["flwo"]}, ValueError, "unknown mixer 'flwo': did you mean flow?"),
+        ({"methods": "flow"}, RuntimeError, "no run"),
+        ({"methods": ["flow", "flow"]}, ValueError, "each once, got flow, flow"),
+        ({"methods": {"flow": {"clamps": 1}}}, ValueError, "has no option clamps"),
+        ({"settings": {"model.dmi": 3}}, ValueError, "unknown key model.dmi"),
+        ({"settings": {"epochs": 3}}, ValueError, "unknown part of an experiment 'epochs'"),
+        ({"settings": {"training.epochs": "x"}}, ValueError, "training.epochs must be of type int"),
+        ({"seeds": 0}, ValueError, "got 1, 1 and 0"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_request_is_told_before_anything_runs(tmp_path, monkeypatch, asked, error, message):
+    def nothing(plan, **_: object) -> None:
+        for run in plan.runs:
+            state = RunState(request=run.request, status="failed", error="no run")
+            state.write(run.state_file)
+
+    monkeypatch.setattr("flowformer.compare.execution.execute", nothing)
+    given = {"data": UNEQUAL, "methods": ["flow"], "settings": SMALL, "seeds": 1, **asked}
+    with pytest.raises(error, match=message):
+        compare(given.pop("data"), given.pop("methods"), output=tmp_path / "out", **given)
+
+
+def test_without_pandas_nothing_is_run(tmp_path, monkeypatch):
+    def missing(name: str, *_: object, **__: object) -> None:
+        raise ImportError(f"{name} is needed")
+
+    monkeypatch.setattr(arrays, "library", missing)
+    with pytest.raises(ImportError, match="pandas is needed"):
+        compare(UNEQUAL, ["flow"], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert paper.read is not None

@@ -1,0 +1,497 @@
+"""The short convolution: its equation, padding, packs, states, gradients, in every backend."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from flowformer import ConvolutionState, short_convolution
+from flowformer.ops import convolution, states_in_place
+from flowformer.ops.backends import available_backends
+from flowformer.ops.backends.cpu.library import load_library
+from tests.ops.cases import BACKENDS, needs_library
+
+TRITON = pytest.param(
+    "triton",
+    marks=pytest.mark.skipif(
+        available_backends()["triton"] is not None, reason=str(available_backends()["triton"])
+    ),
+)
+every_backend = pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
+SIZES = {  # batch, tokens, heads, width, taps
+    "one-token": (2, 1, 3, 5, 4),
+    "below-the-window": (2, 3, 3, 5, 7),
+    "odd": (2, 37, 3, 7, 4),
+    "two-taps": (3, 18, 1, 17, 2),
+    "one-tap": (2, 9, 2, 4, 1),
+    "wide": (1, 50, 9, 64, 4),
+    "five-taps": (1, 33, 2, 16, 5),
+}
+every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+PADDED = [False, True, False, False, True, True, False, True, False]
+
+
+def draw(size: tuple[int, ...], backend: str = "cpu", dtype: Any = None) -> tuple[Tensor, ...]:
+    """Return x, weight and bias in the widest dtype that a backend takes."""
+    b, t, h, d, w = size
+    dtype = dtype or (torch.float32 if backend == "triton" else torch.float64)
+    shapes = (b, t, h, d), (h, d, w), (h, d)
+    x, weight, bias = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    return x, weight, bias
+
+
+def equation(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, activates: bool, ahead: int = 0
+) -> Tensor:
+    """Return it as torch's convolution of every channel, of whole sequences."""
+    (b, t, h, d), w = x.shape, weight.shape[-1]
+    channels = F.pad(x.flatten(2).mT, (w - 1 - ahead, ahead))
+    of_channels = None if bias is None else bias.flatten()
+    y = F.conv1d(channels, weight.reshape(h * d, 1, w), of_channels, groups=h * d)
+    y = y.mT.reshape(b, t, h, d)
+    return F.silu(y) if activates else y
+
+
+def tolerance(backend: str) -> dict[str, Any]:
+    return {"rtol": 1e-5, "atol": 1e-5} if backend == "triton" else {}
+
+
+@every_backend
+@every_size
+def test_is_torchs_of_every_channel(size: tuple[int, ...], backend: str) -> None:
+    x, weight, bias = draw(size, backend)
+    most = size[4] - 1
+    calls: list[Any] = [(None, None, 0), ("silu", bias, 0), (None, bias, most // 2)]
+    for activation, given, ahead in [*calls, ("silu", None, most)]:
+        y = short_convolution(
+            x, weight, bias=given, activation=activation, ahead=ahead, backend=backend
+        )
+        right = equation(x, weight, given, activates=activation is not None, ahead=ahead)
+        assert_close(y, right, **tolerance(backend))
+
+
+@every_backend
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_padding_is_stepped_over_whatever_stands_there(backend: str, ahead: int) -> None:
+    x, weight, bias = draw((2, 9, 3, 5, 4), backend)
+    mask = torch.tensor([PADDED, [False] * 4 + [True] + [False] * 4])
+    wild = x.masked_fill(~mask[..., None, None], torch.nan)
+    how: dict[str, Any] = {"bias": bias, "activation": "silu", "backend": backend}
+    y = short_convolution(wild, weight, mask=mask, ahead=ahead, **how)
+    for row in range(2):
+        alone = short_convolution(x[row : row + 1, mask[row]], weight, ahead=ahead, **how)
+        assert_close(y[row, mask[row]], alone[0], **tolerance(backend))
+    assert not y[~mask].any()
+
+
+@every_backend
+def test_a_state_steps_over_padding(backend: str) -> None:
+    x, weight, bias = draw((3, 9, 3, 5, 4), backend)
+    mask = torch.tensor([PADDED, [False] * 4 + [True] + [False] * 4, [False] * 9])
+    wild = x.masked_fill(~mask[..., None, None], torch.nan)
+    state = ConvolutionState(torch.randn(3, 3, 3, 5, dtype=torch.float64))
+    how: dict[str, Any] = {"bias": bias, "activation": "silu", "backend": backend}
+    y, last = short_convolution(
+        wild, weight, mask=mask, initial_state=state, return_state=True, **how
+    )
+    for row in range(2):
+        alone, after = short_convolution(
+            x[row : row + 1, mask[row]],
+            weight,
+            initial_state=ConvolutionState(state.recent[row : row + 1]),
+            return_state=True,
+            **how,
+        )
+        assert_close(y[row, mask[row]], alone[0], **tolerance(backend))
+        assert_close(last.recent[row], after.recent[0], **tolerance(backend))
+    assert_close(last.recent[2], state.recent[2], **tolerance(backend))
+
+
+@every_backend
+@pytest.mark.parametrize("begun", [False, True], ids=["fresh", "with-states"])
+def test_a_pack_is_each_sequence_alone(backend: str, begun: bool) -> None:
+    """Some of them are shorter than the window, and one has no token."""
+    x, weight, bias = draw((1, 47, 3, 5, 4), backend)
+    offsets = torch.tensor([0, 1, 1, 3, 8, 45, 47])
+    state = ConvolutionState(torch.randn(6, 3, 3, 5, dtype=torch.float64)) if begun else None
+    how: dict[str, Any] = {"bias": bias, "activation": "silu", "backend": backend}
+    y, last = short_convolution(
+        x, weight, cu_seqlens=offsets, initial_state=state, return_state=True, **how
+    )
+    for n, (start, end) in enumerate(pairwise(offsets.tolist())):
+        before = ConvolutionState.initial(1, 4, 3, 5, x.device)
+        if state is not None:
+            before = ConvolutionState(state.recent[n : n + 1])
+        if start == end:
+            assert_close(last.recent[n : n + 1], before.recent, **tolerance(backend))
+            continue
+        alone, after = short_convolution(
+            x[:, start:end], weight, initial_state=before, return_state=True, **how
+        )
+        assert_close(y[:, start:end], alone, **tolerance(backend))
+        assert_close(last.recent[n : n + 1], after.recent, **tolerance(backend))
+
+
+@every_backend
+@pytest.mark.parametrize("part", [1, 2, 5, 20])
+def test_chunk_by_chunk_is_the_whole(backend: str, part: int) -> None:
+    x, weight, bias = draw((2, 37, 3, 5, 4), backend)
+    how: dict[str, Any] = {"bias": bias, "backend": backend}
+    parts, state = [], None
+    for begin in range(0, 37, part):
+        y, state = short_convolution(
+            x[:, begin : begin + part], weight, initial_state=state, return_state=True, **how
+        )
+        parts.append(y)
+    assert_close(torch.cat(parts, 1), short_convolution(x, weight, **how), **tolerance(backend))
+    assert state is not None
+    assert_close(state.recent, x[:, -3:].double(), rtol=0, atol=0)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "silu": {"activation": "silu"},
+    "ahead": {"ahead": 2},
+    "padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu"},
+    "ahead-padded": {
+        "mask": torch.tensor([PADDED, PADDED[::-1]]),
+        "activation": "silu",
+        "ahead": 1,
+    },
+    "state": {"recent": True, "activation": "silu"},
+    "state-padded": {"recent": True, "mask": torch.tensor([PADDED, [False] * 8 + [True]])},
+    "pack": {"cu_seqlens": torch.tensor([0, 1, 1, 3, 9]), "recent": True, "activation": "silu"},
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def differentiable(case: dict[str, Any], backend: str) -> tuple[Any, list[Tensor]]:
+    """Return a function of all that has a gradient, its output and its state, and its inputs."""
+    case = dict(case)
+    offsets = case.get("cu_seqlens")
+    rows = 2 if offsets is None else len(offsets) - 1
+    x, weight, bias = draw((1 if offsets is not None else 2, 9, 2, 3, 4), backend)
+    tensors = [x, weight, bias]
+    if begun := case.pop("recent", False):
+        tensors.append(torch.randn(rows, 3, 2, 3, dtype=torch.float64))
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, *recent: Tensor) -> Any:
+        if not begun:
+            return short_convolution(x, weight, bias=bias, backend=backend, **case)
+        y, state = short_convolution(
+            x,
+            weight,
+            bias=bias,
+            initial_state=ConvolutionState(*recent),
+            return_state=True,
+            backend=backend,
+            **case,
+        )
+        return y, state.recent
+
+    return run, [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_gradients_are_those_of_finite_differences(case: dict[str, Any], backend: str) -> None:
+    run, tensors = differentiable(case, backend)
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+@needs_library
+@pytest.mark.parametrize("case", [CASES["silu"], CASES["state"], CASES["pack"]])
+def test_second_gradients_are_those_of_finite_differences(case: dict[str, Any]) -> None:
+    run, tensors = differentiable(case, "cpu")
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@every_backend
+@every_case
+@pytest.mark.parametrize("size", [SIZES["odd"], SIZES["wide"], SIZES["five-taps"]])
+def test_every_backend_has_the_gradients_of_the_reference(
+    size: tuple[int, ...], case: dict[str, Any], backend: str
+) -> None:
+    b, t, h, d, w = size
+    packed, case = "cu_seqlens" in case, dict(case)
+    if packed:
+        b = 1
+        case["cu_seqlens"] = torch.tensor([0, 2, 2, t - 9, t])
+    if "mask" in case:
+        case["mask"] = torch.rand(b, t) > 0.3
+    begun, found = case.pop("recent", False), []
+    drawn = [*draw((b, t, h, d, w), backend)]
+    drawn.append(torch.randn(4 if packed else b, w - 1, h, d, dtype=torch.float64))
+    for name in ("reference", backend):
+        x, weight, bias, recent = (x.detach().clone().requires_grad_() for x in drawn)
+        state = ConvolutionState(recent) if begun else None
+        y = short_convolution(x, weight, bias=bias, initial_state=state, backend=name, **case)
+        grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        of = (x, weight, bias, recent) if begun else (x, weight, bias)
+        found.append((y, *torch.autograd.grad(y, of, grad)))
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert_close(ours, theirs, **tolerance(backend))
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_once(backend: str, dtype: torch.dtype) -> None:
+    x, weight, bias = draw(SIZES["odd"], dtype=dtype)
+    x, weight, bias = (each.requires_grad_() for each in (x, weight, bias))
+    exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    grads, outputs = [], []
+    for (tokens, taps, added), name in (((x, weight, bias), backend), (exact, "reference")):
+        y = short_convolution(tokens, taps, bias=added, activation="silu", backend=name)
+        grad = torch.linspace(-1, 1, y.numel()).view_as(y).to(dtype).to(y.dtype)
+        outputs.append(y)
+        grads.append(torch.autograd.grad(y, (tokens, taps, added), grad))
+    assert outputs[0].dtype == dtype
+    for ours, theirs in zip((outputs[0], *grads[0]), (outputs[1], *grads[1]), strict=True):
+        assert ours.dtype == dtype
+        rounding = (theirs.to(dtype).double() - theirs).abs().max()
+        assert (ours.double() - theirs).abs().max() <= 2 * rounding
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_more_precision_than_the_tokens_keep_it(backend: str) -> None:
+    """As under autocast."""
+    x, weight, _ = draw((1, 20, 2, 8, 4), dtype=torch.float32)
+    y = short_convolution(x.bfloat16(), weight, backend=backend)
+    right = short_convolution(x.bfloat16().double(), weight.double(), backend="reference")
+    assert y.dtype == torch.bfloat16
+    assert_close(y, right.bfloat16())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_who_sees_it_alone(backend: str, number: float) -> None:
+    x, weight, bias = draw((2, 20, 2, 3, 4))
+    mask = torch.rand(2, 20) > 0.2
+    mask[:, 3:15] = True
+    how: dict[str, Any] = {"bias": bias, "activation": "silu", "mask": mask, "backend": backend}
+    clean = short_convolution(x, weight, **how)
+    wild = x.clone()
+    wild[0, 8, 1, 2] = number
+    for trains in (False, True):
+        leaf, taps = wild.clone().requires_grad_(trains), weight.clone().requires_grad_(trains)
+        y = short_convolution(leaf, taps, **how)
+        assert not y[0, 8:12, 1, 2].isfinite().any()
+        others = torch.ones_like(y, dtype=torch.bool)
+        others[0, 8:12, 1, 2] = False
+        assert_close(y[others], clean[others])
+        if trains:
+            grads = torch.autograd.grad(y[:, :8].sum(), (leaf, taps))
+            assert all(grad.isfinite().all() for grad in grads)
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """Return tensors that lie in memory otherwise, with the same numbers."""
+    wide = torch.cat((x, torch.randn_like(x)), 3)
+    return {
+        "heads-first": x.transpose(1, 2).contiguous().transpose(1, 2),
+        "of-wider-heads": wide[..., : x.shape[3]],
+        "some-heads": torch.cat((x, x), 2)[:, :, x.shape[2] :],
+        "features-apart": torch.stack((x, x), 4)[..., 1],
+        "other-tokens-between": torch.stack((x, x), 2).flatten(1, 2)[:, ::2],
+        "one-for-all": x[:, :1].expand(-1, x.shape[1], -1, -1),
+    }
+
+
+@needs_library
+@pytest.mark.parametrize("name", views(torch.zeros(1, 1, 1, 1)))
+def test_tensors_may_lie_in_memory_as_they_like(name: str) -> None:
+    x, weight, _ = draw((2, 21, 3, 10, 4))
+    x = views(x)[name].requires_grad_()
+    weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    grad = views(torch.randn(2, 21, 3, 10, dtype=torch.float64))[name]
+    found = []
+    for backend in ("cpu", "reference"):
+        y = short_convolution(x, weight, activation="silu", backend=backend)
+        found.append((y, torch.autograd.grad(y, x, grad)[0]))
+    assert_close(found[0], found[1])
+
+
+@needs_library
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_threads_change_no_number(heads_first: bool) -> None:
+    x, weight, bias = draw((2, 1500, 4, 48, 4), dtype=torch.float32)
+    x = views(x)["heads-first"] if heads_first else x
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf, taps = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            y = short_convolution(leaf, taps, bias=bias, activation="silu")
+            found.append((y, *torch.autograd.grad(y.square().sum(), (leaf, taps))))
+    finally:
+        torch.set_num_threads(1)
+    for others in found[1:]:
+        assert_close(others, found[0], rtol=0, atol=0)
+
+
+class TestSteps:
+    @pytest.fixture(autouse=True)
+    def _nothing_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(convolution._STEPS, "_known", {})
+
+    @needs_library
+    @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in-place"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    def test_are_those_of_another_backend(self, in_place: bool, dtype: torch.dtype) -> None:
+        x, weight, bias = draw((2, 7, 3, 11, 4), dtype=dtype)
+        weight, bias = (
+            each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias)
+        )
+        how: dict[str, Any] = {"bias": bias, "activation": "silu", "return_state": True}
+        state = ConvolutionState.initial(2, 4, 3, 11, x.device)
+        expected = state
+        for t in range(7):
+            token, before = x[:, t : t + 1], state
+            right, expected = short_convolution(
+                token, weight, initial_state=expected, backend="chunked", **how
+            )
+            kept = before.recent.clone()
+            with torch.no_grad():
+                if in_place:
+                    with states_in_place():
+                        y, state = short_convolution(token, weight, initial_state=state, **how)
+                else:
+                    y, state = short_convolution(token, weight, initial_state=state, **how)
+            assert_close(y, right)
+            assert_close(state, expected, rtol=0, atol=0)
+            if in_place and t > 0:
+                assert state.recent.data_ptr() == before.recent.data_ptr()
+                with pytest.raises(RuntimeError, match="given up"):
+                    short_convolution(token, weight, initial_state=before, **how)
+            elif not in_place:
+                assert_close(before.recent, kept, rtol=0, atol=0)
+        assert sum(map(len, convolution._STEPS._known.values())) == 1
+
+    @needs_library
+    def test_those_that_train_are_not_prepared(self) -> None:
+        x, weight, _ = draw((2, 1, 3, 5, 4))
+        state = ConvolutionState.initial(2, 4, 3, 5, x.device)
+        with torch.no_grad():
+            short_convolution(x, weight, initial_state=state, return_state=True)
+        weight.requires_grad_()
+        y, _ = short_convolution(x, weight, initial_state=state, return_state=True)
+        assert_close(torch.autograd.grad(y.sum(), weight)[0][..., 3], x[:, 0].sum(0))
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+class TestGraphs:
+    def test_one_graph_and_its_gradients(self) -> None:
+        torch.compiler.reset()
+        x, weight, bias = (each.requires_grad_() for each in draw((2, 9, 3, 5, 4)))
+        mask = torch.tensor([PADDED] * 2)
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ConvolutionState]:
+            return short_convolution(
+                x, weight, bias=bias, activation="silu", mask=mask, return_state=True
+            )
+
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        found, expected = compiled(x, weight, bias), run(x, weight, bias)
+        assert_close(found, expected)
+        tensors = (x, weight, bias)
+        grads = [torch.autograd.grad(y.square().sum(), tensors) for y, _ in (found, expected)]
+        assert_close(grads[0], grads[1])
+
+    def test_is_exported_for_any_length(self) -> None:
+        x, weight, _ = draw((2, 9, 3, 5, 4), dtype=torch.float32)
+
+        class Module(torch.nn.Module):
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                y, state = short_convolution(x, weight, activation="silu", return_state=True)
+                return y, state.recent
+
+        length = torch.export.Dim("length", min=2, max=1000)
+        program = torch.export.export(Module(), (x,), dynamic_shapes={"x": {1: length}})
+        longer = torch.randn(2, 40, 3, 5)
+        assert_close(program.module()(longer), Module()(longer))
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+    def test_torch_func_maps_over_it(self) -> None:
+        x, weight, _ = draw((2, 9, 3, 5, 4))
+        many = torch.stack((x, 2 * x))
+        mapped = torch.func.vmap(lambda x: short_convolution(x, weight))(many)
+        assert_close(mapped, torch.stack([short_convolution(each, weight) for each in many]))
+        pair: Any = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
+        assert_close(pair[1], short_convolution(x, weight))  # it is linear
+
+    # opcheck itself looks at .grad of tensors that are no leaves
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @needs_library
+    def test_the_operators_keep_torchs_rules(self) -> None:
+        x, weight, bias = (each.requires_grad_() for each in draw((2, 9, 3, 5, 4)))
+        recent = torch.randn(2, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+        given = x, weight, bias, torch.tensor([PADDED] * 2), None, recent, True, 0, True
+        torch.library.opcheck(torch.ops.flowformer.convolution.default, given)
+
+
+def test_a_state_of_numbers_in_half_is_saved_and_loaded(tmp_path) -> None:
+    x, weight, _ = draw((2, 9, 3, 5, 4), dtype=torch.float32)
+    _, state = short_convolution(x.half(), weight, return_state=True)
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt")
+    assert_close(loaded, state)
+    assert loaded.recent.dtype == torch.float64
+
+
+X, WEIGHT = torch.zeros(2, 5, 3, 4), torch.zeros(3, 4, 4)
+
+
+@pytest.mark.usefixtures("shape_checks_off")
+@pytest.mark.parametrize(
+    ("x", "weight", "how", "error", "message"),
+    [
+        (
+            X[0],
+            WEIGHT,
+            {},
+            ValueError,
+            r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]",
+        ),
+        (X.long(), WEIGHT, {}, ValueError, "x must be a floating-point tensor, got .*int64"),
+        (X, WEIGHT[:2], {}, ValueError, r"weight must be .* 3 heads of 4, got shape \[2, 4, 4\]"),
+        (X, WEIGHT[..., :0], {}, ValueError, r"weight must be .* got shape \[3, 4, 0\]"),
+        (X, WEIGHT, {"bias": WEIGHT}, ValueError, r"bias must be .* got shape \[3, 4, 4\]"),
+        (
+            X,
+            WEIGHT,
+            {"activation": "relu"},
+            ValueError,
+            "activation must be 'silu' or None, got 'r",
+        ),
+        (X, WEIGHT, {"ahead": 4}, ValueError, "ahead must be .* of the 4 tokens .* to 3, got 4"),
+        (X, WEIGHT, {"ahead": 1, "return_state": True}, ValueError, "no later tokens: got ahead=1"),
+        (X, WEIGHT, {"mask": X[..., 0, 0]}, TypeError, "mask of the tokens must be boolean"),
+        (X, WEIGHT, {"mask": X[0, ..., 0] == 0}, ValueError, r"must be \[batch, time\] = \[2, 5\]"),
+        (X, WEIGHT, {"cu_seqlens": torch.tensor([0, 5])}, ValueError, "have batch size 1"),
+        (X[:1], WEIGHT, {"cu_seqlens": torch.tensor([0, 4])}, ValueError, "rise from 0 to .* 5"),
+        (X, WEIGHT, {"initial_state": X}, TypeError, "must be a ConvolutionState, got Tensor"),
+        (
+            X,
+            WEIGHT,
+            {"initial_state": ConvolutionState(X.double())},
+            ValueError,
+            r"recent of the state must be \[2, 3, 3, 4\] .* got \[2, 5, 3, 4\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(x, weight, how, error, message) -> None:
+    with pytest.raises(error, match=message):
+        short_convolution(x, weight, **how)
+
+
+@needs_library
+def test_the_library_says_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = load_library()
+    assert library is not None
+    monkeypatch.setattr(library, "flowformer_convolution_forward", lambda _: 1)
+    with pytest.raises(MemoryError, match="flowformer_convolution_forward could not allocate"):
+        short_convolution(X, WEIGHT)
