@@ -242,7 +242,7 @@ FAULTS: dict[str, tuple[pandas.DataFrame, dict[str, Any], str]] = {
     "no-id": (
         long_frame().drop(columns="series_id"),
         {},
-        r"expected a column that says which series .*\(data\.id, id=\.\.\. in Python\).* got 'Time'",
+        r"a column that says which series .*\(data\.id, id=\.\.\. in Python\).* got 'Time'",
     ),
     "told-and-missing": (
         long_frame(),
