@@ -81,6 +81,7 @@ class Study(ABC):
         reads: what its method `predict` is given, in a word or two; empty where there is nothing
             to classify, and no such method.
         reads_several: whether that takes any number of files.
+        reads_folders: whether it takes a folder in place of a file.
         labelled: what `evaluate` is given in place of the run's own test set, if anything.
         use: of runs that classify nothing, the command that uses them, after {run}.
         config: the experiment, as the run records it.
@@ -91,6 +92,7 @@ class Study(ABC):
 
     reads: ClassVar[str] = ""
     reads_several: ClassVar[bool] = False
+    reads_folders: ClassVar[bool] = False
     labelled: ClassVar[str] = ""
     use: ClassVar[str] = ""
 
