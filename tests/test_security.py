@@ -35,6 +35,7 @@ FETCHERS = {
     "src/flowformer/data/sequences/texts.py": {"load_dataset"},
     "src/flowformer/data/series/uea.py": {"load_classification"},
     "src/flowformer/data/language/corpora.py": {"load_dataset"},
+    "src/flowformer/cli/linearize.py": {"from_pretrained"},  # of a model that the user names
 }
 
 
