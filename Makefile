@@ -74,8 +74,9 @@ bench-choice: environment-dev
 	$(BIN)/python -m benchmarks backend_choice --report
 
 bench-peers: environment-dev
-	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"
+	@echo "==> Peers that 'make bench' and 'make bench-sizes' measure where they find them: fast-transformers and ggml, a minute each"
 	$(BIN)/python -m benchmarks fast_transformers
+	$(BIN)/python -m benchmarks ggml
 
 bench-gpu: environment-dev
 	@echo "==> Attention on a GPU against its peers and the card's limits; stopped, it goes on"

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "backend_choice": "attention.cpu.backend_choice",
     "long_context": "attention.cpu.long_context",
     "fast_transformers": "attention.fast_transformers",
+    "ggml": "attention.ggml",
     "attention_gpu": "attention.gpu.attention",
     "gpu_roofline": "attention.gpu.roofline",
     "gpu_kernels": "attention.gpu.kernels",

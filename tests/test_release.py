@@ -58,7 +58,7 @@ def test_a_version_without_one_date_cannot(project, title, citation):
 
 @pytest.fixture
 def dist(tmp_path):
-    """Give what packs a wheel of a platform, and the source archive, from what src/ has."""
+    """Give a function that packs a wheel of a platform and the source archive, of what src/ has."""
     modules = check_wheel.paths("flowformer/**/*.py") | {"flowformer/py.typed"}
     sources = {"setup.py", "MANIFEST.in"}
     sources |= {f"src/{name}" for name in modules | check_wheel.paths("flowformer/csrc/*")}

@@ -210,8 +210,8 @@ def inputs_of(case: Case) -> Inputs:
     elif case.fill != "full":
         others, sides = _masks(case, dice, generator)
         of_sides = {"query": 0, "row_scale": 0, "log_decay": 0, "key": 1, "value": 1}
-        real = {name: sides[of_sides[name]] for name in tensors}
-        real = {name: mask for name, mask in real.items() if mask is not None}
+        masks = {name: sides[of_sides[name]] for name in tensors}
+        real = {name: mask for name, mask in masks.items() if mask is not None}
     return Inputs(tensors, _past(case, generator), others, real)
 
 

@@ -152,6 +152,23 @@ def test_chunk_by_chunk_is_the_whole(backend: str, part: int) -> None:
     assert_close(state.recent, x[:, -3:].double(), rtol=0, atol=0)
 
 
+@every_backend
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_token_leaves_a_state_as_it_is(backend: str, padded: bool) -> None:
+    """As of a rank that holds no part of a sequence."""
+    x, weight, _ = draw((2, 0, 3, 5, 4), backend)
+    mask = torch.ones(2, 0, dtype=torch.bool) if padded else None
+    recent = torch.randn(2, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight.requires_grad_()
+    state = ConvolutionState(recent)
+    how: dict[str, Any] = {"mask": mask, "backend": backend, "return_state": True}
+    y, after = short_convolution(x, weight, initial_state=state, **how)
+    assert y.shape == x.shape
+    assert_close(after.recent, recent.to(x.dtype).double(), rtol=0, atol=0)
+    grads = torch.autograd.grad(y.sum() + after.recent.sum(), (weight, recent))
+    assert_close(list(grads), [torch.zeros_like(weight), torch.ones_like(recent)])
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "silu": {"activation": "silu"},

@@ -138,16 +138,19 @@ def test_gradients_of_one_token_are_those_of_fifty_digits(width, causal, backend
         received = [Decimal(x) for x in (value * grad).flatten().tolist()]
         most = sum(map(abs, received)) * Decimal(16 * torch.finfo(torch.float64).eps)
         step = Decimal("1e-16")  # its square is beyond all digits of float64
+        eps = Decimal("1e-6")
+
+        def dot(x: list[Decimal], y: list[Decimal]) -> Decimal:
+            return sum((a * b for a, b in zip(x, y, strict=True)), Decimal(0))
 
         def of_one_token(side: int, at: int, move: Decimal) -> Decimal:
             """Return a / I · q·k with one number moved."""
             moved = [list(numbers) for numbers in exact]
             moved[side][at] += move
-            eps = Decimal("1e-6")
             q, k = ([1 / (1 + (-x).exp()) for x in numbers] for numbers in moved)
-            flow = sum((x + eps) * (y + eps) for x, y in zip(q, k, strict=True))
-            conserved = sum((x + eps) * (y / flow + eps) for x, y in zip(q, k, strict=True))
-            return sum(x * y for x, y in zip(q, k, strict=True)) / flow / (1 + (-conserved).exp())
+            flow = dot([x + eps for x in q], [x + eps for x in k])
+            conserved = dot([x + eps for x in q], [x / flow + eps for x in k])
+            return dot(q, k) / flow / (1 + (-conserved).exp())
 
         for side in (0, 1):
             for at in range(width):

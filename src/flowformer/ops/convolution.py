@@ -127,7 +127,7 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     one = return_state and not ahead and is_step((x, *given), initial_state, others)
     if one and (step := _STEPS.find(look, given, initial_state)) is not None:
         return step(given, initial_state)
-    _check(x, weight, bias, activation)
+    _check(x, weight, bias, activation, packed=cu_seqlens is not None)
     _check_window(weight.shape[2], ahead, has_state=return_state or initial_state is not None)
     check_mask("tokens", mask, x)
     check_batch(Batch(mask, mask, cu_seqlens, None))
@@ -175,11 +175,14 @@ def _convolve(
     return stained(y, convolve(module, flags, activates=False, ahead=ahead) != 0)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, packed: bool
+) -> None:
     check_strided("x", x)
-    if x.ndim != 4 or not all(x.shape[1:]):
+    if x.ndim != 4 or not all(x.shape[1 if packed else 2 :]):
         raise ValueError(
-            "x must be [batch, time, head, feature], each but the batch at least 1, got shape "
+            "x must be [batch, time, head, feature], heads and features (and tokens of a pack) at "
+            "least 1, got shape "
             f"{list(x.shape)}"
         )
     if x.dtype not in DTYPES:

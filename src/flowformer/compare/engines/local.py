@@ -100,6 +100,7 @@ class Workers(Engine):
 
     def wait(self) -> None:
         """Wait until the server says something, or it is time to look at how far the runs are."""
+        assert self._popen.stdout is not None
         select.select([self._popen.stdout], [], [], self.poll_seconds)
 
     def close(self) -> None:

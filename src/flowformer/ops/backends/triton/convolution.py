@@ -51,6 +51,8 @@ def _launch(
 ) -> None:
     """Run a kernel over the tokens of the inputs."""
     b, t, h, d = inputs.x.shape
+    if b * t == 0:
+        return
     block = min(BLOCK, padded(h * d))
     kernel[_blocks(t), -(-h * d // block), b](
         *tensors, *tokens, t,
@@ -139,6 +141,8 @@ def backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
 def _recent_gradient(grad_z: Tensor, inputs: ConvolutionInputs, tokens: Tokens) -> Tensor:
     """Return that of the tokens before the first: Σ_s weight_{r - s} ∂z_s of the r-th of them."""
     count = inputs.weight.shape[2] - 1
+    if grad_z.shape[1] == 0:
+        return grad_z.new_zeros((len(grad_z), count, *grad_z.shape[2:]), dtype=torch.float64)
     steps = torch.arange(count, device=grad_z.device)
     if tokens.offsets is not None:
         start, end = tokens.offsets[:-1, None], tokens.offsets[1:, None]
