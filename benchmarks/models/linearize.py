@@ -62,7 +62,7 @@ def config_of(arguments: Namespace) -> LanguageConfig:
     training = replace(
         recipe.training,
         steps=arguments.steps,
-        evaluate_every=max(1, arguments.steps // 10),
+        evaluate_every=max(1, arguments.steps // 4),
         threads=arguments.threads,
         accelerator="cpu",
     )

@@ -194,6 +194,8 @@ def test_the_rate_rises_and_falls() -> None:
     assert [factor(at, 100) for at in (0, 4, 5, 100)] == pytest.approx([0.2, 1.0, 1.0, 0.1])
 
 
+# peft asks transformers by a name that it is to lose.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters(tokenizer: Any) -> None:
     pytest.importorskip("peft")
     model = small("gpt2")
