@@ -151,7 +151,8 @@ def endings(*allowed: str) -> Early:
 
     def check(path: Path) -> None:
         if not path.is_dir() and not path.name.lower().endswith(allowed):
-            raise ValueError(f"expected a file with {' or '.join(allowed)}, got {path}")
+            named = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+            raise ValueError(f"expected a file with {named}, got {path}")
 
     return Early(check)
 

@@ -25,7 +25,7 @@ except SystemExit as stop:
         ("train japanese-vowels --run-dir taken", "taken is not empty: choose another folder"),
         ("train time-series", "no series to train on"),
         ("train time-series --data.train-file none.ts", "none.ts: no such file"),
-        ("train time-series --data.train-file taken/thesis.txt", "expected a file with .ts, got "),
+        ("train time-series --data.train-file taken/thesis.txt", "expected a file with .ts, .npz, "),
         ("train image-folder", "no images to train on"),
         ("train image-folder --data.path none", "none: no such file"),
         ("train listops --data.folder none", "none: no such file"),
