@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, fuzz-kernels, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
+.PHONY: environment-timeseries environment-dev help demo test test-slow test-transformers test-timm test-triton test-lowest examples bench bench-sizes bench-choice bench-peers bench-gpu long-context parallel faults numerics fuzz fuzz-kernels lint format types docs docs-serve package wheels installed release-check publish native-check sanitize
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -74,8 +74,9 @@ bench-choice: environment-dev
 	$(BIN)/python -m benchmarks backend_choice --report
 
 bench-peers: environment-dev
-	@echo "==> The causal product of pytorch-fast-transformers, a peer that 'make bench' measures where it finds it"
+	@echo "==> Peers that 'make bench' and 'make bench-sizes' measure where they find them: fast-transformers and ggml, a minute each"
 	$(BIN)/python -m benchmarks fast_transformers
+	$(BIN)/python -m benchmarks ggml
 
 bench-gpu: environment-dev
 	@echo "==> Attention on a GPU against its peers and the card's limits; stopped, it goes on"
@@ -106,6 +107,11 @@ fuzz: environment-dev
 	@echo "==> Every reader of a file on damaged ones, half an hour"
 	$(BIN)/pip install --quiet atheris==3.0.0 || echo "    no atheris here: hypothesis alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks fuzz
+
+fuzz-kernels: environment-dev
+	@echo "==> The compiled kernels in calls drawn at random, each instruction set that is here, 5 minutes"
+	$(BIN)/python -m benchmarks kernel_fuzz
+	$(BIN)/python -m benchmarks kernel_fuzz --report
 
 examples: environment-dev
 	@echo "==> The notebooks of examples/, each within two minutes on two cores"

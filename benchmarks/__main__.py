@@ -22,6 +22,7 @@ BENCHMARKS = {
     "backend_choice": "attention.cpu.backend_choice",
     "long_context": "attention.cpu.long_context",
     "fast_transformers": "attention.fast_transformers",
+    "ggml": "attention.ggml",
     "attention_gpu": "attention.gpu.attention",
     "gpu_roofline": "attention.gpu.roofline",
     "gpu_kernels": "attention.gpu.kernels",
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "end_to_end": "models.end_to_end",
     "language_step": "models.language_step",
     "generation": "models.generation",
+    "linearize": "models.linearize",
     "rollout_speed": "models.rollout_speed",
     "vision_cost": "models.vision_cost",
     "vision_speed": "models.vision_speed",
@@ -47,6 +49,7 @@ BENCHMARKS = {
     "numerics": "reliability.numerics",
     "faults": "reliability.faults",
     "fuzz": "reliability.fuzz",
+    "kernel_fuzz": "reliability.kernel_fuzz",
 }
 
 

@@ -280,17 +280,21 @@ def flowformer(*arguments: str, **environment: str) -> None:
         sys.exit(done.returncode)
 
 
-def separately(function: Callable[..., None], **arguments: Any) -> subprocess.CompletedProcess[str]:
+def separately(
+    function: Callable[..., None], *, environment: Mapping[str, str] | None = None, **arguments: Any
+) -> subprocess.CompletedProcess[str]:
     """Call a function in a process of its own, in which nothing else has taken memory.
 
     Args:
         function: a function of a module; it prints its result.
+        environment: variables beside those of this process.
         arguments: what it is called with; they go through JSON.
     """
     called = "from benchmarks.runner import answer; answer()"
     target = f"{function.__module__}:{function.__qualname__}"
     command = [sys.executable, "-c", called, target, json.dumps(arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    given = os.environ | (environment or {})
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=given)
 
 
 def said_separately(function: Callable[..., None], **arguments: Any) -> str:

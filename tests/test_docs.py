@@ -92,7 +92,8 @@ def test_numbers_of_the_readme_are_the_measured_ones():
 
 
 def test_every_kind_has_the_same_headings():
-    pages = sorted((DOCS / "kinds").glob("*.md"))
+    # A regression is on series, and of series of one's own a page says how they come in.
+    pages = sorted(DOCS / "kinds" / f"{kind}.md" for kind in KINDS if kind != "regression")
     headings = {
         page.stem: re.findall("^## (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
         for page in pages

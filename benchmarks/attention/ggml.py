@@ -1,10 +1,16 @@
-"""The recurrences of ggml with a decay, the library of llama.cpp: forward, token by token.
+"""How is the peer of ggml built? Installs the library of llama.cpp: `make bench-peers`.
 
-The package `ggml-py` brings the library. Its binding lacks these operators: they are called by
-ctypes. Each is made with its tensors in a memory of its own, and runs on one thread.
+Its recurrences with a decay go forward, token by token. The package `ggml-py` brings the library,
+compiled for this processor in a minute, into build/peers, where nothing but the benchmarks look.
+Its binding lacks these operators: they are called by ctypes. Each is made with its tensors in a
+memory of its own, and runs on one thread.
 """
 
 import ctypes
+import site
+import subprocess
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -13,7 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.attention.fast_transformers import FOLDER
+from benchmarks.runner import ROOT
+
 Side = Callable[[], object]
+PACKAGE = "ggml-py==0.10.1"
 
 # The shapes of the tensors of each operator, features first, for tokens, heads and a width.
 SCANS: dict[str, Callable[[int, int, int], list[tuple[int, ...]]]] = {
@@ -31,7 +41,10 @@ def load() -> tuple[Any, Any]:
 
     Raises:
         ImportError: it is not installed.
+        OSError: its library does not load.
+        AttributeError: its library lacks the operators.
     """
+    site.addsitedir(str(FOLDER))  # behind all else
     package = import_module("ggml")
     folder = Path(str(package.__file__)).parent / "lib"
     library = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
@@ -47,7 +60,7 @@ def missing() -> str | None:
     try:
         load()
     except (ImportError, OSError, AttributeError) as error:
-        return f"ggml-py is not installed, or lacks the operators ({error})"
+        return f"not installed: `make bench-peers` fetches and compiles it, in a minute ({error})"
     return None
 
 
@@ -85,3 +98,12 @@ def scan(name: str, tokens: int, heads: int, width: int) -> Side:
     graph = ggml.ggml_new_graph(context)
     ggml.ggml_build_forward_expand(graph, ctypes.cast(out, ctypes.POINTER(ggml.ggml_tensor)))
     return lambda: ggml.ggml_graph_compute_with_ctx(context, graph, 1)
+
+
+def execute(_: Namespace) -> None:
+    """Fetch, compile and install, unless it is there."""
+    if missing():
+        where = ["--no-deps", "--upgrade", "--target", str(FOLDER)]
+        command = [sys.executable, "-m", "pip", "install", *where, PACKAGE]
+        subprocess.run(command, check=True)
+    print(f"{PACKAGE}: the library is in {FOLDER.relative_to(ROOT)}")

@@ -29,6 +29,12 @@ TS = b"""# a comment
 """
 LISTOPS = b"Source\tTarget\r\n( ( ( [MAX 4 ) 3 ) ] )\t4\r\n( ( ( ( [SM 1 ) 2 ) 9 ) ] )\t2\r\n"
 AAN = b"1.0\tA\tB\tone two\tthree\n0\tC\tD\tx\ty\n"
+SENSORS = b"""id,time,up,ahead,label,subject
+1,0,0.5,1e-3,walk,anna
+1,1,,-2,walk,anna
+2,0.5,3,?,run,ben
+2,2026,4,5,run,ben
+"""
 REVIEWS = b'text,label\r\n"a good one, indeed",1\r\nbad,0\r\n"two\nlines",1\r\n'
 CASES = b"( [MAX 4 3 ] )\n[MIN 1 2 ]\n[SM 1 [MED 2 3 4 ] ]\n"
 WIKITEXT = (

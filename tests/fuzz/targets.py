@@ -20,6 +20,12 @@ _MARKUP = (
 
 TARGETS: dict[str, Target] = {
     "ts": Target(file="x.ts", read=texts.ts, make=put("x.ts", seeds.TS), tokens=(*_TS, *_NUMBERS)),
+    "series-table": Target(
+        file="x.csv",
+        read=texts.sensors,
+        make=put("x.csv", seeds.SENSORS),
+        tokens=(b"\n", b",", b";", b'"', b"id", b"up_0", b"up_1", b"2026-11-30", *_NUMBERS),
+    ),
     "listops": Target(
         file="basic_train.tsv",
         read=texts.listops,

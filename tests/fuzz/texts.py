@@ -11,6 +11,12 @@ def ts(folder: Path) -> object:
     return read_ts(folder / "x.ts")
 
 
+def sensors(folder: Path) -> object:
+    from flowformer.data import data_set, read_series
+
+    return data_set(read_series(folder / "x.csv"))
+
+
 def listops(folder: Path) -> object:
     from flowformer.data.sequences.listops import read_listops
 

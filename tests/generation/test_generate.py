@@ -347,3 +347,10 @@ def test_nan_is_no_token():
         next(model.parameters()).fill_(torch.nan)
     with pytest.raises(ValueError, match="logits are NaN"):
         generate(model, draw_ids(1, 5), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_progress_counts_the_tokens(told, num_beams):
+    generate(build(), draw_ids(1, 4), max_new_tokens=5, num_beams=num_beams)
+    assert set(told) <= {("generating", done, 5) for done in range(1, 6)}
+    assert ("generating", 3, 5) in told

@@ -20,10 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
-from flowformer.integrations.sklearn import FlowformerClassifier
-from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.train.config import EpochsConfig, OptimizerConfig
-from flowformer.train.series.config import SeriesDataConfig
+from flowformer.integrations.sklearn import FlowformerClassifier, FlowformerRegressor
+from flowformer.integrations.sklearn.estimator import FlowformerEstimator
+from flowformer.train.series.config import PRESETS, SeriesDataConfig
 
 # Of scikit-learn's checks, those that aeon's base class answers in its own way.
 AEON_DIFFERS = {
@@ -44,6 +43,16 @@ AEON_DIFFERS = {
 }
 
 
+# Of those of regressors, likewise: what is said of class labels is not asked there.
+AEON_DIFFERS_IN_REGRESSION = {
+    name: why for name, why in AEON_DIFFERS.items() if "classif" not in name
+} | {
+    "check_fit2d_1sample": "refused in our words",
+    "check_regressor_data_not_an_array": "aeon takes arrays, lists of arrays and data frames only",
+    "check_regressors_train": "fits lists of lists",
+}
+
+
 def make(**params) -> FlowformerClassifier:
     return FlowformerClassifier(**{**FlowformerClassifier._get_test_params(), **params})
 
@@ -57,10 +66,10 @@ def fit(series, labels, **params) -> FlowformerClassifier:
 @pytest.fixture(autouse=True, scope="module")
 def _no_shape_checks():
     """The jaxtyping hook wraps the constructor, whose bare signature aeon's checks look at."""
-    checked = FlowformerClassifier.__init__
-    FlowformerClassifier.__init__ = inspect.unwrap(checked)
+    checked = FlowformerEstimator.__init__
+    FlowformerEstimator.__init__ = inspect.unwrap(checked)
     yield
-    FlowformerClassifier.__init__ = checked
+    FlowformerEstimator.__init__ = checked
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +88,7 @@ def fitted(waves):
     return fit(*waves, random_state=0)
 
 
-@parametrize_with_checks([FlowformerClassifier])
+@parametrize_with_checks([FlowformerClassifier, FlowformerRegressor])
 def test_passes_aeons_estimator_checks(check):
     check()
 
@@ -93,6 +102,17 @@ def test_passes_scikit_learns_estimator_checks_that_apply():
     others = {name for name, status in statuses.items() if status not in ("passed", "xfail")}
     assert others == {"check_array_api_input"} & statuses.keys()  # scikit-learn 1.7 has none
     assert {statuses[name] for name in others} <= {"skipped"}
+
+
+def test_the_regressor_passes_scikit_learns_checks_that_apply():
+    small = FlowformerRegressor(**{**FlowformerRegressor._get_test_params(), "epochs": 1})
+    results = check_estimator(
+        small, expected_failed_checks=AEON_DIFFERS_IN_REGRESSION, on_skip=None, on_fail=None
+    )
+    failed = {r["check_name"]: repr(r["exception"]) for r in results if r["status"] == "failed"}
+    assert failed == {}
+    passed = {r["check_name"] for r in results if r["status"] == "passed"}
+    assert passed & AEON_DIFFERS_IN_REGRESSION.keys() == set()
 
 
 def test_learns_what_can_be_learnt(waves):
@@ -218,21 +238,25 @@ def test_other_mixers_are_one_word_away(waves, mixer):
     assert fit(*waves, mixer=mixer).predict_proba(waves[0]).shape == (40, 2)
 
 
-def test_defaults_are_those_of_the_configurations():
-    params = FlowformerClassifier().get_params()
-    training = EpochsConfig()
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_what_is_not_given(preset):
+    settings = FlowformerClassifier(preset=preset, dim=24)._settings()
     configured = {
-        **asdict(TimeSeriesModelConfig()),
-        **asdict(SeriesDataConfig()),
-        **asdict(OptimizerConfig()),
-        "epochs": training.epochs,
-        "device": training.accelerator,
-        "optimizer": OptimizerConfig().name,
+        **asdict(PRESETS[preset].model),
+        **asdict(PRESETS[preset].optimizer),
+        "epochs": PRESETS[preset].training.epochs,
+        "optimizer": PRESETS[preset].optimizer.name,
+        "device": PRESETS[preset].training.accelerator,
+        "validation_fraction": SeriesDataConfig().validation_fraction,
+        "batch_size": SeriesDataConfig().batch_size,
+        "dim": 24,
     }
-    own = {"verbose", "random_state"}
-    assert {name: configured[name] for name in params.keys() - own} == {
-        name: value for name, value in params.items() if name not in own
-    }
+    shared = settings.keys() & configured.keys()
+    assert {name: settings[name] for name in shared} == {n: configured[n] for n in shared}
+    assert configured.keys() - shared == {"encoder", "name"}
+    assert FlowformerClassifier().preset == "small"
+    with pytest.raises(ValueError, match="unknown preset 'big': choose from small, paper"):
+        FlowformerClassifier().set_params(preset="big")._settings()
 
 
 def test_a_saved_estimator_predicts_the_same(waves, fitted, tmp_path):
@@ -330,7 +354,7 @@ def test_a_wrong_parameter_is_an_error_of_fit(waves, params, message):
 
 
 @pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
-@pytest.mark.parametrize("value", [2.5, "3", True, None])
+@pytest.mark.parametrize("value", [2.5, "3", True])
 @pytest.mark.parametrize("name", ["dim", "epochs", "batch_size"])
 def test_a_parameter_of_the_wrong_type_is_named_by_fit(waves, name, value):
     classifier = make(**{name: value})

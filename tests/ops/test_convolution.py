@@ -56,7 +56,7 @@ def equation(
     return F.silu(y) if activates else y
 
 
-def tolerance(backend: str) -> dict[str, float]:
+def tolerance(backend: str) -> dict[str, Any]:
     return {"rtol": 1e-5, "atol": 1e-5} if backend == "triton" else {}
 
 
@@ -64,9 +64,9 @@ def tolerance(backend: str) -> dict[str, float]:
 @every_size
 def test_is_torchs_of_every_channel(size: tuple[int, ...], backend: str) -> None:
     x, weight, bias = draw(size, backend)
-    for activation, given, ahead in (
-        (None, None, 0), ("silu", bias, 0), (None, bias, size[4] // 2), ("silu", None, size[4] - 1),
-    ):  # fmt: skip
+    most = size[4] - 1
+    calls: list[Any] = [(None, None, 0), ("silu", bias, 0), (None, bias, most // 2)]
+    for activation, given, ahead in [*calls, ("silu", None, most)]:
         y = short_convolution(
             x, weight, bias=given, activation=activation, ahead=ahead, backend=backend
         )
@@ -122,7 +122,7 @@ def test_a_pack_is_each_sequence_alone(backend: str, begun: bool) -> None:
     y, last = short_convolution(
         x, weight, cu_seqlens=offsets, initial_state=state, return_state=True, **how
     )
-    for n, (start, end) in enumerate(pairwise(offsets)):
+    for n, (start, end) in enumerate(pairwise(offsets.tolist())):
         before = ConvolutionState.initial(1, 4, 3, 5, x.device)
         if state is not None:
             before = ConvolutionState(state.recent[n : n + 1])
@@ -150,6 +150,23 @@ def test_chunk_by_chunk_is_the_whole(backend: str, part: int) -> None:
     assert_close(torch.cat(parts, 1), short_convolution(x, weight, **how), **tolerance(backend))
     assert state is not None
     assert_close(state.recent, x[:, -3:].double(), rtol=0, atol=0)
+
+
+@every_backend
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_token_leaves_a_state_as_it_is(backend: str, padded: bool) -> None:
+    """As of a rank that holds no part of a sequence."""
+    x, weight, _ = draw((2, 0, 3, 5, 4), backend)
+    mask = torch.ones(2, 0, dtype=torch.bool) if padded else None
+    recent = torch.randn(2, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight.requires_grad_()
+    state = ConvolutionState(recent)
+    how: dict[str, Any] = {"mask": mask, "backend": backend, "return_state": True}
+    y, after = short_convolution(x, weight, initial_state=state, **how)
+    assert y.shape == x.shape
+    assert_close(after.recent, recent.to(x.dtype).double(), rtol=0, atol=0)
+    grads = torch.autograd.grad(y.sum() + after.recent.sum(), (weight, recent))
+    assert_close(list(grads), [torch.zeros_like(weight), torch.ones_like(recent)])
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -420,8 +437,8 @@ class TestGraphs:
         many = torch.stack((x, 2 * x))
         mapped = torch.func.vmap(lambda x: short_convolution(x, weight))(many)
         assert_close(mapped, torch.stack([short_convolution(each, weight) for each in many]))
-        _, tangent = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
-        assert_close(tangent, short_convolution(x, weight))  # it is linear
+        pair: Any = torch.func.jvp(lambda x: short_convolution(x, weight), (x,), (x,))
+        assert_close(pair[1], short_convolution(x, weight))  # it is linear
 
     # opcheck itself looks at .grad of tensors that are no leaves
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

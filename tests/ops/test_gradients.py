@@ -1,5 +1,7 @@
 """First and second derivatives, checked numerically in float64."""
 
+from decimal import Context, Decimal, localcontext
+
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -117,6 +119,44 @@ def test_backends_agree_where_each_source_outweighs_all_before_it(scale, backend
         grads.append(gradients(out, leaves))
     for found, expected in zip(*grads, strict=True):
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width", [1, 8, 33])
+def test_gradients_of_one_token_are_those_of_fifty_digits(width, causal, backend):
+    """All flows of one token are one number: its gradients are of the order of ε, what is left of
+    terms of the order of 1, and may be off by the roundings of these."""
+    query, key, value, grad = (
+        torch.randn(1, 1, 1, size, dtype=torch.float64) for size in (width, width, 5, 5)
+    )
+    leaves = query.requires_grad_(), key.requires_grad_()
+    out = flow_attention(*leaves, value, causal=causal, backend=backend)
+    found = torch.autograd.grad(out, leaves, grad)
+    with localcontext(Context(prec=50)):
+        exact = [[Decimal(x) for x in leaf.flatten().tolist()] for leaf in leaves]
+        received = [Decimal(x) for x in (value * grad).flatten().tolist()]
+        most = sum(map(abs, received)) * Decimal(16 * torch.finfo(torch.float64).eps)
+        step = Decimal("1e-16")  # its square is beyond all digits of float64
+        eps = Decimal("1e-6")
+
+        def dot(x: list[Decimal], y: list[Decimal]) -> Decimal:
+            return sum((a * b for a, b in zip(x, y, strict=True)), Decimal(0))
+
+        def of_one_token(side: int, at: int, move: Decimal) -> Decimal:
+            """Return a / I · q·k with one number moved."""
+            moved = [list(numbers) for numbers in exact]
+            moved[side][at] += move
+            q, k = ([1 / (1 + (-x).exp()) for x in numbers] for numbers in moved)
+            flow = dot([x + eps for x in q], [x + eps for x in k])
+            conserved = dot([x + eps for x in q], [x / flow + eps for x in k])
+            return dot(q, k) / flow / (1 + (-conserved).exp())
+
+        for side in (0, 1):
+            for at in range(width):
+                rise = of_one_token(side, at, step) - of_one_token(side, at, -step)
+                expected = sum(received) * rise / (2 * step)
+                assert abs(Decimal(found[side].flatten()[at].item()) - expected) <= most
 
 
 @needs_library

@@ -40,10 +40,13 @@ from flowformer.ops.backends.arguments import (
     CausalBackwardArguments,
     CausalInputs,
     CausalSaved,
+    ConvolutionArguments,
+    ConvolutionBackwardArguments,
+    ConvolutionInputs,
     StateGradients,
     numbers,
 )
-from flowformer.ops.backends.triton import bidirectional_passes, causal_passes
+from flowformer.ops.backends.triton import bidirectional_passes, causal_passes, convolution
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState
 from flowformer.report.words import to_markdown
@@ -52,7 +55,7 @@ WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # of a program, by NVIDIA's tables
-PASSES = ("bidirectional", "causal", "linear", "decay", "step")
+PASSES = ("bidirectional", "causal", "linear", "decay", "step", "convolution")
 DETAIL = "sm_90 bfloat16 d128"  # of which each kernel stands on the page
 CALL = {"batch": 16, "length": 4096, "heads": 16, "width": 128, "dtype": torch.bfloat16}
 
@@ -116,6 +119,15 @@ def run_pass(name: str, width: int, dtype: torch.dtype) -> None:
         results = bidirectional_passes.forward(BidirectionalArguments(inputs, options, keep=True))
         saved = BidirectionalSaved(results.out, inputs, results.kept)
         bidirectional_passes.backward(BidirectionalBackwardArguments(grad, saved, options))
+        return
+    if name == "convolution":
+        of_heads = torch.randn(2, width, 4), torch.randn(2, width)
+        recent = torch.randn(1, 3, 2, width, dtype=torch.float64)
+        padded = torch.ones(1, 300, dtype=torch.bool), None
+        for where in (padded, (None, torch.tensor([0, 300]))):
+            inputs = ConvolutionInputs(query, *of_heads, *where, recent)
+            convolution.forward(ConvolutionArguments(inputs, True, 0, keep=True))
+            convolution.backward(ConvolutionBackwardArguments(grad, inputs, True, 0, True))
         return
     if name == "step":
         state = FlowState.initial(1, 2, width, width, query.device)

@@ -130,6 +130,7 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
 
     require_own(root)
     methods = _choose_methods(options, experiments[0])
+    experiments, read = _understand(experiments, methods)
     modules = own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
     sizes: list[Size] = []
@@ -142,7 +143,7 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
     limit = _memory_limit(options, experiments[0], cluster)
     require_same(plan)
     at_once = options.jobs or (1 if cluster is None else None)
-    sys.stdout.write(_describe(plan, at_once, limit, cluster))
+    sys.stdout.write(_describe(plan, at_once, limit, cluster, read))
     sys.stdout.writelines(f"size        {size}\n" for size in sizes)
     sys.stdout.flush()
     how: dict[str, Any] = {"jobs": options.jobs, "memory_limit": limit, "cluster": cluster}
@@ -181,6 +182,35 @@ def _tell(plan: "Plan", cost: Any) -> int:
         (state := run.read_state()) is not None and state.status == "failed" for run in plan.runs
     )
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
+
+
+def _understand(
+    experiments: Sequence[Experiment], methods: Mapping[str, Any]
+) -> tuple[list[Experiment], list[str]]:
+    """Read series of a user's own, before hours go into runs that none of them could do.
+
+    Returns:
+        The experiments with the columns that were found, and what the data are, in a line each.
+
+    Raises:
+        ValueError: the data are not what was expected, or a method needs a part to test on.
+    """
+    from flowformer.compare.methods import TRAIN, function_of
+    from flowformer.train.series.data import understand
+
+    found, lines = [], []
+    for config in experiments:
+        if isinstance(config, SeriesConfig) and config.data.train_file is not None:
+            untrained = [name for name in methods if function_of(name, config) != TRAIN]
+            if untrained and not config.has_test:
+                raise ValueError(
+                    f"{untrained[0]} needs series to test on: give data.test_fraction 0.2, or "
+                    "data.test_file"
+                )
+            config, line = understand(config)
+            lines.append(line)
+        found.append(config)
+    return found, lines
 
 
 def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
@@ -285,14 +315,18 @@ def _memory_limit(
 
 
 def _describe(
-    plan: "Plan", at_once: int | None, limit: int | None, cluster: "Cluster | None"
+    plan: "Plan",
+    at_once: int | None,
+    limit: int | None,
+    cluster: "Cluster | None",
+    read: Sequence[str],
 ) -> str:
     from flowformer.report.words import memory
 
     finished = sum(run.read_result() is not None for run in plan.runs)
     lines = [
         f"comparison  {plan.root}",
-        f"data        {', '.join(plan.datasets)}",
+        f"data        {'; '.join(read) or ', '.join(plan.datasets)}",
         f"methods     {', '.join(map(_with_options, *zip(*plan.methods.items(), strict=True)))}",
         f"seeds       {', '.join(map(str, plan.seeds))}",
         f"runs        {len(plan.runs)}, of which {finished} have finished; "

@@ -21,8 +21,9 @@ class EvaluateOptions:
 
     Attributes:
         run: folder of the run.
-        file: what to test on in place of the run's own test set: of a run on series, a labelled .ts
-            file; of one on images, a folder of them, FOLDER/CLASS/IMAGE.
+        file: what to test on in place of the run's own test set: of a run on series, labelled ones
+            (a table, a folder of tables, a .ts or .npz file); of one on images, a folder of them,
+            FOLDER/CLASS/IMAGE.
         json: print the figures as JSON.
     """
 
@@ -37,9 +38,10 @@ class PredictOptions:
 
     Attributes:
         run: folder of the run.
-        file: of a run on series, a .ts file, with labels or without; of one on sequences, text with
-            a case on each line (of pairs, a tab between the two), or a picture; of one on images,
-            an image; of a task of recall, text with the tokens of a sequence on each line.
+        file: of a run on series, a table, a folder of tables, a .ts or .npz file, with labels or
+            without; of one on sequences, text with a case on each line (of pairs, a tab between the
+            two), or a picture; of one on images, an image; of a task of recall, text with the
+            tokens of a sequence on each line.
         more: further images.
         output: the CSV file to write; standard output by default.
     """
@@ -166,7 +168,7 @@ def predict(arguments: list[str]) -> int:
     if output is not None:
         require_no_input(output, [*inputs, *RunFolder(options.run).files])
     for path in inputs:
-        if path.is_dir():
+        if path.is_dir() and not study.reads_folders:
             what = "the images in it" if kind.name == "images" else f"a file ({study.reads})"
             raise IsADirectoryError(f"{path} is a folder: flowformer predict takes {what}")
     text = study.predict(options.run, *inputs)
@@ -202,7 +204,8 @@ def visualize(arguments: list[str]) -> int:
         from flowformer.train.run import write_report
 
         name = kind_of_run(RunFolder(options.run)).name
-        only_series = {"num_series": options.num_series} if name == "series" else {}
+        drawn = name in ("series", "regression")
+        only_series = {"num_series": options.num_series} if drawn else {}
         page = write_report(options.run, **only_series)
     sys.stdout.write(f"{page}\n")
     return 0

@@ -217,6 +217,7 @@ def _usage() -> str:
             "  flowformer train japanese-vowels",
             "  flowformer train japanese-vowels --model.mixer softmax --training.epochs 30",
             "  flowformer train time-series --data.train-file TRAIN.ts --data.test-file TEST.ts",
+            "  flowformer train time-series-small --data.train-file sensors.csv",
             "  flowformer train japanese-vowels --run-dir runs/vowels --resume",
             "  flowformer train image-folder --data.path FOLDER --training.model-from CHECKPOINT",
             "  flowformer train listops --data.folder LISTOPS --model.mixer performer",

@@ -13,7 +13,7 @@ from flowformer.compare.engines.cluster import Cluster
 from flowformer.config_json import from_plain, to_plain
 from flowformer.machine import library
 from flowformer.names import choose
-from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.series.config import OWN, SeriesConfig
 
 if TYPE_CHECKING:
     from flowformer.compare.paper import Frames
@@ -45,7 +45,8 @@ def compare(
     Args:
         data: series and labels `(X, y)`, or with a test set `(X, y, X_test, y_test)`, each X an
             array [n, channels, time] or a sequence of arrays [channels, time_i], with NaN for a
-            missing value; what a reader of `flowformer.data` gives; or several of these by the
+            missing value; a path or data frame that `flowformer.data.read_series` reads, or what a
+            reader of `flowformer.data` gives, without groups; or several of these by the
             name of the data set. Without a test set, methods are compared on the part that chose
             the epoch.
         methods: names of mixers and of other methods (dtw, rocket, xgboost, lstm, dilated-conv),
@@ -89,7 +90,7 @@ def compare(
 
     library("pandas", "for data frames", extra="timeseries")  # before hours of training
     sets = _data_sets(data)
-    config = _with_settings(SeriesConfig(name="time-series", data=SeriesDataConfig()), settings)
+    config = _with_settings(SeriesConfig(name="time-series", data=OWN), settings)
     root = Path(output or Path("comparisons", f"{'-'.join(sets)}-{config.protocol}"))
     require_own(root)
     chosen = choose_methods(methods, config)
@@ -111,7 +112,13 @@ def compare(
 
 def _data_sets(data: Any) -> "dict[str, TimeSeriesData]":
     """Return the data sets by name."""
-    from flowformer.data import TimeSeriesData, from_arrays
+    from flowformer.data import (
+        SeriesCollection,
+        TimeSeriesData,
+        data_set,
+        from_arrays,
+        load_series,
+    )
 
     if isinstance(data, Mapping):
         return {
@@ -120,6 +127,12 @@ def _data_sets(data: Any) -> "dict[str, TimeSeriesData]":
             for one in _data_sets(each).values()
         }
     if isinstance(data, TimeSeriesData):
+        return {data.name: data}
+    if isinstance(data, SeriesCollection):
+        data = data_set(data)
+        return {data.name: data}
+    if isinstance(data, str | Path) or hasattr(data, "iloc"):
+        data = load_series(data)
         return {data.name: data}
     if not isinstance(data, tuple) or len(data) not in (2, 4):
         came = f"{len(data)} parts" if isinstance(data, tuple) else type(data).__name__

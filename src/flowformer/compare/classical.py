@@ -5,8 +5,9 @@ dtw      the class of the nearest training series under dynamic time warping, al
 rocket   a ridge classifier on 10,000 random convolutions (Dempster et al., 2020; aeon)
 xgboost  boosted trees on the values of a series side by side (Chen and Guestrin, 2016; xgboost)
 
-All see what the models see: series normalised with the statistics of the training split, on which
-they are fitted as a whole, since none has an epoch to choose.
+Where labels are numbers to predict, each is the regressor of the same library. All see what the
+models see: series normalised with the statistics of the training split, on which they are fitted as
+a whole, since none has an epoch to choose.
 """
 
 import os
@@ -42,15 +43,20 @@ class ClassicalOutcome:
     """The outcome of a classical method on a data set.
 
     Attributes:
-        probabilities: those of each class for each test series, in the order of the data set's
-            classes; for dtw and rocket one of them is 1.
-        labels: the true classes.
+        predictions: the probabilities of each class for each test series, in the order of the data
+            set's classes (for dtw and rocket one of them is 1); or the number predicted for each.
+        labels: the true classes, or numbers.
         seconds: time of fitting, and of predicting the test split.
     """
 
-    probabilities: Float[np.ndarray, "n classes"]
-    labels: Int64[np.ndarray, " n"]
+    predictions: Float[np.ndarray, "n classes"] | Float[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"] | Float64[np.ndarray, " n"]
     seconds: float
+
+    @property
+    def probabilities(self) -> Float[np.ndarray, "n classes"]:
+        """The probabilities of classes."""
+        return self.predictions
 
     @property
     def accuracy(self) -> float:
@@ -83,45 +89,63 @@ def run_classical(
         ValueError: there is no such method, there is no test split, the training split is of one
             class, or values are missing.
     """
+    regression = not data.classes
     if method not in get_args(ClassicalMethod):
         expected = ", ".join(get_args(ClassicalMethod))
         raise ValueError(f"unknown method {method!r}: expected one of {expected}")
     if data.test is None:
         raise ValueError(f"{data.name} has no test split for {method} to predict")
-    require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
-    make, represent = _METHODS[method]
-    classifier = make(seed, threads, options)
+    if not regression:
+        require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
+    prepare, represent = _METHODS[method]
+
+    def make() -> Any:
+        return prepare(seed, threads, options, regression)
+
+    def predict(fitted: Any, series: Any) -> np.ndarray:
+        return fitted.predict(series) if regression else fitted.predict_proba(series)
+
+    model = make()
     preprocessing = Preprocessing.fit(data.train, missing=missing)
     # The first call compiles for many seconds, which say nothing about the method.
     first = data.train.select(np.unique(data.train.labels, return_index=True)[1], "warm-up")
     few = represent(first, preprocessing, data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*unsafe cast from uint64")  # numba, of aeon's code
-        make(seed, threads, options).fit(few, first.labels).predict_proba(few)
+        predict(make().fit(few, first.labels), few)
     forget_peak()
     train, test = (represent(split, preprocessing, data) for split in (data.train, data.test))
     started = time.perf_counter()
-    classifier.fit(train, data.train.labels)
+    model.fit(train, data.train.labels)
     return ClassicalOutcome(
-        probabilities=classifier.predict_proba(test),
+        predictions=predict(model, test),
         labels=data.test.labels,
         seconds=time.perf_counter() - started,
     )
 
 
-def _dtw(_seed: int, threads: int, options: dict[str, Any]) -> Any:
-    library = _require("aeon.classification.distance_based", "dtw", "timeseries")
-    return library.KNeighborsTimeSeriesClassifier(distance="dtw", n_jobs=threads, **options)
+def _dtw(_seed: int, threads: int, options: dict[str, Any], regression: bool) -> Any:
+    place, kind = _place(regression)
+    library = _require(f"aeon.{place}.distance_based", "dtw", "timeseries")
+    model = getattr(library, f"KNeighborsTimeSeries{kind}")
+    return model(distance="dtw", n_jobs=threads, **options)
 
 
-def _rocket(seed: int, threads: int, options: dict[str, Any]) -> Any:
-    library = _require("aeon.classification.convolution_based", "rocket", "timeseries")
-    return library.RocketClassifier(random_state=seed, n_jobs=threads, **options)
+def _rocket(seed: int, threads: int, options: dict[str, Any], regression: bool) -> Any:
+    place, kind = _place(regression)
+    library = _require(f"aeon.{place}.convolution_based", "rocket", "timeseries")
+    return getattr(library, f"Rocket{kind}")(random_state=seed, n_jobs=threads, **options)
 
 
-def _xgboost(seed: int, threads: int, options: dict[str, Any]) -> Any:
+def _xgboost(seed: int, threads: int, options: dict[str, Any], regression: bool) -> Any:
     library = _require("xgboost", "xgboost", "baselines")
-    return library.XGBClassifier(random_state=seed, n_jobs=threads, **options)
+    model = library.XGBRegressor if regression else library.XGBClassifier
+    return model(random_state=seed, n_jobs=threads, **options)
+
+
+def _place(regression: bool) -> tuple[str, str]:
+    """Return aeon's package, and how the names of its classes end."""
+    return ("regression", "Regressor") if regression else ("classification", "Classifier")
 
 
 def _require(module: str, method: str, extra: str) -> ModuleType:

@@ -6,7 +6,6 @@ whoever comes next cannot meet them. Those of a cluster hold their own folders.
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -87,7 +86,7 @@ def execute(
                     active += _submit(engine, waiting[:room], memory_limit)
                     del waiting[:room]
                 show(progress.status(active, waiting))
-                time.sleep(engine.poll_seconds)
+                engine.wait()
                 for each in list(active):
                     state = engine.poll(each.handle)
                     if state is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
+from flowformer.scores.measures import RMSE
 from flowformer.train.folder import RunFolder, holds_folder, keep_digests
 from flowformer.train.kinds import Experiment, kind_of
 from flowformer.train.run_files import Outcome
@@ -31,24 +32,34 @@ class MethodResult(Outcome):
     """What result.json holds of a method that is not trained by epochs.
 
     Attributes:
-        test_accuracy: in [0, 1].
+        test_accuracy: in [0, 1]; None where numbers are predicted.
         seconds: of fitting and predicting.
         parameters: that it fits, where that can be counted.
+        test_rmse: root of the mean squared error, where numbers are predicted.
     """
 
-    test_accuracy: float
+    test_accuracy: float | None = None
     seconds: float
     parameters: int | None = None
+    test_rmse: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.test_accuracy is None) == (self.test_rmse is None):
+            raise ValueError("expected either test_accuracy or test_rmse")
 
     @property
     def score(self) -> float:
-        """The test accuracy."""
-        return self.test_accuracy
+        """The test accuracy, or error."""
+        score = self.test_rmse if self.test_accuracy is None else self.test_accuracy
+        assert score is not None
+        return score
 
     @property
     def in_words(self) -> str:
-        """The test accuracy in percent."""
-        return f"the test accuracy is {100 * self.test_accuracy:.2f}"
+        """The test accuracy in percent, or the error."""
+        if self.test_accuracy is None:
+            return f"the test RMSE is {RMSE.show(self.score)}"
+        return f"the test accuracy is {100 * self.score:.2f}"
 
     def keep_tested(self, folder: RunFolder, predictions: str) -> None:
         """Write it, after the predictions that it is of."""
@@ -67,7 +78,8 @@ def run_classical(
     """Fit a classical method on the whole training set, there being no epoch to choose.
 
     Args:
-        config: the experiment, of which it reads the data, the seed and the threads.
+        config: the experiment, of which it reads the data, the seed and the threads; of one that
+            predicts numbers, the library's regressor is fitted.
         run_dir: folder of the run.
         method: its name.
         resume: ignored; the fit always starts over.
@@ -80,11 +92,12 @@ def run_classical(
     """
     del resume
     from flowformer.compare import classical
-    from flowformer.train.prediction import format_predictions
+    from flowformer.scores.metrics import regression_metrics
+    from flowformer.train.prediction import format_numbers, format_predictions
     from flowformer.train.series.data import digest_data, load_data
 
     folder = RunFolder(run_dir)
-    data = load_data(config.data)
+    data = load_data(config.data, regression=config.regression)
     keep_digests(folder, digest_data(config, data))
     outcome = classical.run_classical(
         method,
@@ -94,8 +107,13 @@ def run_classical(
         missing=config.data.missing,
         **options,
     )
-    predictions = format_predictions(outcome.probabilities, data.classes, outcome.labels)
-    result = MethodResult(test_accuracy=outcome.accuracy, seconds=outcome.seconds)
+    if config.regression:
+        error = regression_metrics(outcome.labels, outcome.predictions).rmse
+        predictions = format_numbers(outcome.predictions, outcome.labels.tolist())
+        result = MethodResult(test_rmse=error, seconds=outcome.seconds)
+    else:
+        predictions = format_predictions(outcome.probabilities, data.classes, outcome.labels)
+        result = MethodResult(test_accuracy=outcome.accuracy, seconds=outcome.seconds)
     result.keep_tested(folder, predictions)
     return result
 
@@ -201,14 +219,16 @@ REHEARSE = "flowformer.train.rehearsal:rehearse"  # which takes the first steps 
 # What a comparison can run beside the mixers, for each kind of experiment: the function that runs
 # it, function(config, run_dir, *, resume, **options). One that is trained as a model bears the name
 # of its encoder.
+_ON_SERIES: Mapping[str, str] = {
+    "dtw": "flowformer.compare.methods:dtw",
+    "rocket": "flowformer.compare.methods:rocket",
+    "xgboost": "flowformer.compare.methods:xgboost",
+    "lstm": TRAIN,
+    "dilated-conv": TRAIN,
+}
 METHODS: Mapping[str, Mapping[str, str]] = {
-    "series": {
-        "dtw": "flowformer.compare.methods:dtw",
-        "rocket": "flowformer.compare.methods:rocket",
-        "xgboost": "flowformer.compare.methods:xgboost",
-        "lstm": TRAIN,
-        "dilated-conv": TRAIN,
-    },
+    "series": _ON_SERIES,
+    "regression": _ON_SERIES,
     "sequences": {
         "bag-of-tokens": "flowformer.compare.methods:bag_of_tokens",
         "chance": "flowformer.compare.methods:chance",

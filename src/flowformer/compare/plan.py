@@ -430,10 +430,13 @@ def _outcome(run: PlannedRun) -> RunOutcome:
 
 
 def _read_correct(predictions: Path) -> Bool[np.ndarray, " n"] | None:
-    """Return which test cases were right; None for a run without any."""
+    """Return which test cases were right; None for a run without any, or of numbers."""
     if not predictions.exists():
         return None
     with predictions.open(encoding="utf-8", newline="") as file:
+        if "label" not in next(csv.reader(file), ()):
+            return None
+        file.seek(0)
         return np.array([row["label"] == row["predicted"] for row in csv.DictReader(file)])
 
 

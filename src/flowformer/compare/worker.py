@@ -7,6 +7,7 @@ All of them end at once when a pipe closes that the engine alone keeps open: who
 has died. What a run prints is its log; what became of it goes into its state file.
 """
 
+import atexit
 import fcntl
 import json
 import logging
@@ -21,7 +22,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flowformer.compare.engines.engine import Task
 from flowformer.compare.plan import RunRequest, RunState, count_epochs
@@ -55,7 +56,7 @@ def main(lifeline: int) -> int:
                     return 0
                 pid = os.fork()
                 if pid == 0:
-                    return _run_alone(from_plain(Task, json.loads(line)))
+                    _leave(_run_alone(from_plain(Task, json.loads(line))))
                 running.add(pid)
                 _say(pid=pid)
             for pid in list(running):
@@ -68,6 +69,17 @@ def main(lifeline: int) -> int:
 def _say(**values: int) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, a fork or the server, as multiprocessing ends its own.
+
+    The interpreter would take apart all that was imported, which takes as long as a short run.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run_alone(task: Task) -> int:
@@ -162,4 +174,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    _leave(main(int(sys.argv[1])))

@@ -68,7 +68,7 @@ struct Tokens {
 class Sequences {
  public:
   explicit Sequences(const Convolution& call)
-      : call_(call), places_(call.mask ? call.batch * call.tokens : 0), counts_(call.mask ? call.batch : 0) {
+      : call_(call), places_(call.mask ? call.batch * call.tokens + 1 : 0), counts_(call.mask ? call.batch + 1 : 0) {
     if (!call.mask || !whole()) return;
     const uint8_t* mask = call.mask;
     for (int64_t s = 0; s < call.batch; ++s, mask += call.tokens) {
@@ -77,7 +77,7 @@ class Sequences {
         if (mask[t]) places_.data()[s * call.tokens + count++] = int32_t(t);
     }
   }
-  bool whole() const { return !call_.mask || call_.batch * call_.tokens == 0 || (places_.data() && counts_.data()); }
+  bool whole() const { return !call_.mask || (places_.data() && counts_.data()); }
   Tokens operator[](int64_t s) const {
     if (call_.mask) return {s, 0, counts_.data()[s], places_.data() + s * call_.tokens};
     if (call_.offsets) return {0, call_.offsets[s], call_.offsets[s + 1] - call_.offsets[s], nullptr};

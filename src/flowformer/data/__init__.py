@@ -24,14 +24,23 @@ if TYPE_CHECKING:
         collate,
         require_complete,
     )
+    from flowformer.data.series.collection import (
+        SeriesCollection,
+        data_set,
+        labels_of,
+        load_ts_files,
+        numbers_of,
+        of_ts_file,
+    )
+    from flowformer.data.series.parting import hold_out, part
+    from flowformer.data.series.reading import is_series_file, load_series, read_series
     from flowformer.data.series.records import (
         SeriesSplit,
         TimeSeriesData,
+        as_numbers,
         as_series,
         encode_labels,
         from_arrays,
-        labels_of,
-        load_ts_files,
         stratified_split,
         warn_of_swapped_axes,
     )
@@ -51,6 +60,7 @@ __all__ = [
     "PackedDocuments",
     "PreparedText",
     "Preprocessing",
+    "SeriesCollection",
     "SeriesDataset",
     "SeriesSplit",
     "StepBatches",
@@ -59,19 +69,28 @@ __all__ = [
     "Tokenizer",
     "TsFile",
     "TsFormatError",
+    "as_numbers",
     "as_series",
     "collate",
     "collate_packed",
     "count_exact",
+    "data_set",
     "encode_labels",
     "from_arrays",
+    "hold_out",
+    "is_series_file",
     "labels_of",
     "load_corpus",
+    "load_series",
     "load_tokenizer",
     "load_ts_files",
     "load_uea",
+    "numbers_of",
+    "of_ts_file",
     "open_text",
+    "part",
     "prepare_text",
+    "read_series",
     "read_ts",
     "require_classes",
     "require_complete",
@@ -82,6 +101,7 @@ __all__ = [
 
 _MODULES = (
     *("arrays", "loaders", "series.records", "series.ts_format", "series.uea", "series.batches"),
+    *("series.collection", "series.parting", "series.reading"),
     *("language.tokenizers", "language.tokens", "language.corpora", "language.preparation"),
     *("language.batches", "language.addition"),
 )

@@ -28,8 +28,12 @@ def map_array(path: Path) -> np.ndarray:
     return _numbers(array, path)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *, texts: bool = False) -> dict[str, np.ndarray]:
     """Read the arrays of a .npz file by their names.
+
+    Args:
+        path: the file.
+        texts: whether values may be texts.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,7 +46,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # zipfile's, numpy's, and whatever their parts raise
         raise ValueError(f"{path}: expected arrays, got a damaged file ({error})") from error
-    return {name: _numbers(array, path) for name, array in arrays.items()}
+    return {
+        name: array if texts and _is_text(array) else _numbers(array, path)
+        for name, array in arrays.items()
+    }
 
 
 def centred_only_where_constant(
@@ -62,6 +69,10 @@ def centred_only_where_constant(
     """
     rounding = 4 * np.finfo(low.dtype).eps * np.maximum(np.abs(low), np.abs(high))
     return np.where(high - low <= rounding, 1.0, std)
+
+
+def _is_text(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == "U"
 
 
 def _numbers(array: object, path: Path) -> np.ndarray:

@@ -9,6 +9,8 @@ from flowformer.names import ExistingPath
 TokenizerKind = Literal["char", "byte", "word", "bpe"]
 Difficulty = Literal["easy", "medium", "hard"]
 ImageSetName = Literal["folder", "fashion-mnist"]
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+SERIES_ENDINGS = (".ts", ".npz", *TABLES)  # of files that hold series
 MissingPolicy = Literal["error", "interpolate", "mean"]
 ConstantFeatures = Literal["centred", "published"]
 
@@ -71,3 +73,26 @@ class SequenceOptions:
     difficulty: Difficulty | None = None
     sizes: tuple[int, ...] | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesColumns:
+    """The columns of a table of series. None is found by its name; "" means that there is none.
+
+    Attributes:
+        id: column that says which series a row belongs to.
+        time: column that orders the rows of a series.
+        channels: columns of values, by default all that are nothing else; where a row is a series,
+            the names before the numbers of the steps.
+        label: column of the class, or of the number to predict.
+        group: column of what no two parts of the data may share, such as a subject.
+        index: table with a row for each file of a folder, its label and group; by default index.csv
+            or labels.csv in the folder.
+    """
+
+    id: str | None = None
+    time: str | None = None
+    channels: tuple[str, ...] = ()
+    label: str | None = None
+    group: str | None = None
+    index: Path | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TimeSeriesClassifier,
         build_classifier,
     )
+    from flowformer.models.series.regression import TimeSeriesRegressor
     from flowformer.models.trajectories.model import (
         BehaviourCloning,
         DecisionTransformer,
@@ -44,6 +45,7 @@ __all__ = [
     "SequenceModelConfig",
     "TimeSeriesClassifier",
     "TimeSeriesModelConfig",
+    "TimeSeriesRegressor",
     "VisionClassifier",
     "VisionModelConfig",
     "build_classifier",
@@ -53,25 +55,26 @@ __all__ = [
 ]
 
 
-_KINDS = {
-    "BehaviourCloning": "trajectories",
-    "DecisionTransformer": "trajectories",
-    "DilatedConvClassifier": "series",
-    "LSTMClassifier": "series",
-    "LanguageModel": "language",
-    "PairClassifier": "sequences",
-    "SequenceClassifier": "sequences",
-    "TimeSeriesClassifier": "series",
-    "VisionClassifier": "images",
-    "build_classifier": "series",
-    "load_fairseq_model": "language",
-    "load_published_decision_model": "trajectories",
-    "load_published_vision_model": "images",
+_PLACES = {
+    "BehaviourCloning": "trajectories.model",
+    "DecisionTransformer": "trajectories.model",
+    "DilatedConvClassifier": "series.model",
+    "LSTMClassifier": "series.model",
+    "LanguageModel": "language.model",
+    "PairClassifier": "sequences.model",
+    "SequenceClassifier": "sequences.model",
+    "TimeSeriesClassifier": "series.model",
+    "TimeSeriesRegressor": "series.regression",
+    "VisionClassifier": "images.model",
+    "build_classifier": "series.model",
+    "load_fairseq_model": "language.model",
+    "load_published_decision_model": "trajectories.model",
+    "load_published_vision_model": "images.model",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import a model on first use: the command line reads configurations without torch."""
-    if name in _KINDS:
-        return getattr(import_module(f"flowformer.models.{_KINDS[name]}.model"), name)
+    if name in _PLACES:
+        return getattr(import_module(f"flowformer.models.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'flowformer.models' has no attribute {name!r}")

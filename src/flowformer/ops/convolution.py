@@ -20,6 +20,7 @@ from flowformer.ops.inputs import (
     check_strided,
     exact_arithmetic,
     is_kept,
+    is_recorded,
     may_look,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -126,18 +127,19 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     one = return_state and not ahead and is_step((x, *given), initial_state, others)
     if one and (step := _STEPS.find(look, given, initial_state)) is not None:
         return step(given, initial_state)
-    _check(x, weight, bias, activation)
+    _check(x, weight, bias, activation, packed=cu_seqlens is not None)
     _check_window(weight.shape[2], ahead, has_state=return_state or initial_state is not None)
     check_mask("tokens", mask, x)
     check_batch(Batch(mask, mask, cu_seqlens, None))
-    state = ()
+    recent = None
     if initial_state is not None:
         sizes = sequence_count(x, cu_seqlens), weight.shape[2], *x.shape[2:]
         check_sizes(initial_state, ConvolutionState, sizes, x.device)
-        state = tuple(initial_state)
-    module = choose_backend(backend, *given, *others, *state)
-    exact = [None if each is None else each.to(compute_dtype(x.dtype)) for each in (weight, bias)]
-    inputs = ConvolutionInputs(x, *exact, *others, *state)
+        recent = initial_state.recent
+    module = choose_backend(backend, *given, *others, recent)
+    dtype = compute_dtype(x.dtype)
+    exact = None if bias is None else bias.to(dtype)
+    inputs = ConvolutionInputs(x, weight.to(dtype), exact, mask, cu_seqlens, recent)
     activates = activation is not None
     with exact_arithmetic(x):
         y = _convolve(module, inputs, activates=activates, ahead=ahead)
@@ -147,7 +149,7 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
         _STEPS.keep(look, prepare, given, initial_state)
     if not return_state:
         return y
-    before = {"mask": mask, "cu_seqlens": cu_seqlens, "recent": inputs.recent}
+    before = {"mask": mask, "cu_seqlens": cu_seqlens, "recent": recent}
     return y, ConvolutionState(last_tokens(x, weight.shape[2] - 1, **before))
 
 
@@ -173,11 +175,14 @@ def _convolve(
     return stained(y, convolve(module, flags, activates=False, ahead=ahead) != 0)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, packed: bool
+) -> None:
     check_strided("x", x)
-    if x.ndim != 4 or not all(x.shape[1:]):
+    if x.ndim != 4 or not all(x.shape[1 if packed else 2 :]):
         raise ValueError(
-            "x must be [batch, time, head, feature], each but the batch at least 1, got shape "
+            "x must be [batch, time, head, feature], heads and features (and tokens of a pack) at "
+            "least 1, got shape "
             f"{list(x.shape)}"
         )
     if x.dtype not in DTYPES:
@@ -202,7 +207,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 
 
 def _check_window(width: int, ahead: int, *, has_state: bool) -> None:
-    if not isinstance(ahead, int) or not 0 <= ahead < width:
+    if not (is_recorded() or isinstance(ahead, int)) or not 0 <= ahead < width:
         raise ValueError(
             f"ahead must be a number of the {width} tokens of the window, from 0 to {width - 1}, "
             f"got {ahead!r}"

@@ -9,7 +9,7 @@ test accuracy over epochs, which is `protocol="published"`.
 from collections.abc import Callable, Mapping
 
 from flowformer.train.config import EpochsConfig, OptimizerConfig
-from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.series.config import OWN, PRESETS, SeriesConfig, SeriesDataConfig
 
 SOURCE = "Flowformer (Wu et al., ICML 2022), UEA table"
 PAPER_AVERAGE = 0.730
@@ -72,8 +72,20 @@ def uwave_gesture_library() -> SeriesConfig:
 
 
 def time_series() -> SeriesConfig:
-    """Series of your own: give --data.train-file and --data.test-file, or --data.dataset."""
-    return SeriesConfig(name="time-series", data=SeriesDataConfig())
+    """Series of your own: give --data.train-file (a table, .ts, …), or --data.dataset."""
+    return SeriesConfig(name="time-series", data=OWN)
+
+
+def time_series_small() -> SeriesConfig:
+    """Series of your own with a model for few of them, which trains in a minute or two."""
+    small = PRESETS["small"]
+    return SeriesConfig(
+        name="time-series-small",
+        data=OWN,
+        model=small.model,
+        optimizer=small.optimizer,
+        training=small.training,
+    )
 
 
 RECIPES: Mapping[str, Callable[[], SeriesConfig]] = {
@@ -88,6 +100,7 @@ RECIPES: Mapping[str, Callable[[], SeriesConfig]] = {
     "spoken-arabic-digits": spoken_arabic_digits,
     "uwave-gesture-library": uwave_gesture_library,
     "time-series": time_series,
+    "time-series-small": time_series_small,
 }
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowformer.config_json import flatten
-from flowformer.files import write_atomically
 from flowformer.report.attention_maps import AttentionPicture, attention_parts
 from flowformer.report.figures import (
     SeriesFlowMap,
@@ -18,7 +17,15 @@ from flowformer.report.figures import (
     learning_curves,
     png_bytes,
 )
-from flowformer.report.page import details, heading, headline, paragraph, picture, save, table
+from flowformer.report.page import (
+    details,
+    heading,
+    headline,
+    paragraph,
+    picture,
+    save_with_pictures,
+    table,
+)
 from flowformer.scores.metrics import ClassificationMetrics, classification_metrics
 
 # What the validation columns of metrics.csv were measured on.
@@ -108,17 +115,11 @@ def write_report(
         *_headline(run, metrics),
         *_curves(run, pictures["learning-curves.png"]),
         *(_classes(run, metrics, pictures["confusion-matrix.png"]) if metrics else ()),
-        *_flow_maps(flow_maps, pictures),
+        *flow_map_parts(flow_maps, pictures),
         *shown,
         *_settings(run),
     ]
-    for name, content in pictures.items():
-        write_atomically(folder / name, content)
-    page = save(folder, run.result["recipe"], parts, of=": run report")
-    for old in folder.glob("*.png"):
-        if old.name not in pictures:
-            old.unlink()
-    return page
+    return save_with_pictures(folder, run.result["recipe"], parts, pictures)
 
 
 def _headline(run: FinishedRun, metrics: ClassificationMetrics | None) -> Iterator[str]:
@@ -184,7 +185,15 @@ def _classes(run: FinishedRun, metrics: ClassificationMetrics, png: bytes) -> It
     yield paragraph(f"Macro F1, the mean over the classes: {_percent(metrics.macro_f1)}.")
 
 
-def _flow_maps(flow_maps: Sequence[SeriesFlowMap], pictures: Mapping[str, bytes]) -> Iterator[str]:
+def flow_map_parts(
+    flow_maps: Sequence[SeriesFlowMap], pictures: Mapping[str, bytes]
+) -> Iterator[str]:
+    """Yield the part of a report with flow maps; nothing where there are none.
+
+    Args:
+        flow_maps: the maps.
+        pictures: their pictures, flow-map-1.png and so on.
+    """
     if not flow_maps:
         return
     yield heading("Flow maps of test series")
@@ -194,9 +203,9 @@ def _flow_maps(flow_maps: Sequence[SeriesFlowMap], pictures: Mapping[str, bytes]
         winner = int(flow.source_competition.mean(axis=(0, 2)).argmax())
         yield picture(
             pictures[f"flow-map-{at}.png"],
-            alt=f"Flow map of a series of class {flow.label}, predicted {flow.predicted}: {steps} "
-            f"time steps, {layers} layers of {heads} heads. Step {winner} wins the largest share "
-            "of the competition on average.",
+            alt=f"Flow map of a series of {'label' if flow.numbers else 'class'} {flow.label}, "
+            f"predicted {flow.predicted}: {steps} time steps, {layers} layers of {heads} heads. "
+            f"Step {winner} wins the largest share of the competition on average.",
         )
 
 

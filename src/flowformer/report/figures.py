@@ -52,6 +52,7 @@ class SeriesFlowMap:
     source_competition: Float[np.ndarray, "layers time heads"]
     sink_allocation: Float[np.ndarray, "layers time heads"]
     index: int | None = None  # which series of the test set this is
+    numbers: bool = False  # whether label and predicted are numbers, and none is right or wrong
 
     def __post_init__(self) -> None:
         """Check the shapes, which come from the caller's model."""
@@ -229,9 +230,10 @@ def flow_map(flow: SeriesFlowMap) -> Figure:
     bottom.set_xlabel("time step", fontsize=8)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     which = "Test series" if flow.index is None else f"Test series {flow.index}"
-    verdict = "correct" if flow.label == flow.predicted else "wrong"
+    verdict = " (correct)" if flow.label == flow.predicted else " (wrong)"
+    label = flow.label if flow.numbers else f"class {flow.label}"
     figure.suptitle(
-        f"{which}: class {flow.label}, predicted {flow.predicted} ({verdict})",
+        f"{which}: {label}, predicted {flow.predicted}{'' if flow.numbers else verdict}",
         fontsize=10,
         parse_math=False,
     )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from flowformer.report import page
 from flowformer.report.figures import png_bytes
-from flowformer.report.words import duration
+from flowformer.report.words import duration, memory
 
 Row = Mapping[str, Any]
 
@@ -67,20 +67,12 @@ def stage_lines(result: Mapping[str, Any]) -> list[str]:
         for each in stages
     ]
     for before, after in _pairs(result["cost_before"], result["cost_after"]):
-        lines.append(
-            f"a token after {before['context']:,} others: {before['milliseconds']:.1f} ms, cache "
-            f"{size(before['bytes'])} -> {after['milliseconds']:.1f} ms, {size(after['bytes'])}"
+        was, now = (
+            f"{each['milliseconds']:.1f} ms and {memory(each['bytes'])} of cache"
+            for each in (before, after)
         )
+        lines.append(f"a token after {before['context']:,} others: {was} -> {now}")
     return lines
-
-
-def size(count: int) -> str:
-    """Return a number of bytes in words."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count = count / 1000  # pyright: ignore[reportAssignmentType]
-    return f"{count:.3g} GB"
 
 
 def _pairs(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -104,9 +96,11 @@ def _stage(stage: Row, first: Row) -> tuple[str, ...]:
     )
 
 
-def _cards(result: Mapping[str, Any], costs: Sequence[tuple[Row, Row]]) -> list[tuple[str, ...]]:
+def _cards(
+    result: Mapping[str, Any], costs: Sequence[tuple[Row, Row]]
+) -> list[tuple[str, str, str]]:
     last, first = result["stages"][-1], result["stages"][0]
-    cards: list[tuple[str, ...]] = [
+    cards = [
         (
             "Bits of a character",
             f"{last['bits_per_character']:.3f}",
@@ -120,8 +114,9 @@ def _cards(result: Mapping[str, Any], costs: Sequence[tuple[Row, Row]]) -> list[
             (
                 f"A token after {after['context']:,}",
                 f"{after['milliseconds']:.1f} ms",
-                f"beside {before['milliseconds']:.1f} ms; the cache holds {size(after['bytes'])}, "
-                f"beside {size(before['bytes'])}",
+                f"beside {before['milliseconds']:.1f} ms; the cache holds "
+                f"{memory(after['bytes'])}, "
+                f"beside {memory(before['bytes'])}",
             )
         )
     return cards
@@ -150,8 +145,8 @@ def _cost_parts(costs: Sequence[tuple[Row, Row]]) -> list[str]:
                     f"{before['context']:,}",
                     f"{before['milliseconds']:.2f}",
                     f"{after['milliseconds']:.2f}",
-                    size(before["bytes"]),
-                    size(after["bytes"]),
+                    memory(before["bytes"]),
+                    memory(after["bytes"]),
                 )
                 for before, after in costs
             ],

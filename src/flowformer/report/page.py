@@ -63,6 +63,29 @@ def save(folder: Path, name: str, parts: Iterable[str], *, of: str = "") -> Path
     return folder / "index.html"
 
 
+def save_with_pictures(
+    folder: Path, name: str, parts: Iterable[str], pictures: Mapping[str, bytes]
+) -> Path:
+    """Write the report of a run and its pictures as files; those of an earlier report go.
+
+    Args:
+        folder: made when missing.
+        name: the page's heading.
+        parts: what stands below it, HTML.
+        pictures: the PNG files by their names.
+
+    Returns:
+        The page.
+    """
+    for file, content in pictures.items():
+        write_atomically(folder / file, content)
+    page = save(folder, name, parts, of=": run report")
+    for old in folder.glob("*.png"):
+        if old.name not in pictures:
+            old.unlink()
+    return page
+
+
 def heading(text: str, level: int = 2) -> str:
     """Return a heading."""
     return f"<h{level}>{escape(text)}</h{level}>"

@@ -14,6 +14,7 @@ class Measure:
         name: the measure in words.
         unit: the unit of a figure: % for a fraction shown in percent, or nothing.
         digits: after the point.
+        significant: whether digits are significant ones, wherever the point is.
         higher_is_better: whether more is better.
         column: its column of metrics.csv, measured on the held-out part after each epoch.
         over: column of metrics.csv that curves are drawn over.
@@ -22,6 +23,7 @@ class Measure:
     name: str
     unit: str = ""
     digits: int = 1
+    significant: bool = False
     higher_is_better: bool
     column: str
     over: str = "epoch"
@@ -29,6 +31,8 @@ class Measure:
     def show(self, value: float) -> str:
         """Write a figure without its unit: 98.1, 24.37; one that is far too large as 9.25e+10."""
         shown = 100 * value if self.unit == "%" else value
+        if self.significant:
+            return f"{shown:.{self.digits}g}"
         return f"{shown:.{self.digits}f}" if abs(shown) < _LARGE else f"{shown:.3g}"
 
     @property
@@ -50,6 +54,9 @@ BITS_PER_CHARACTER = replace(
 )
 NORMALIZED_SCORE = replace(
     ACCURACY_BY_STEP, name="normalised score", unit="", column="validation_score"
+)
+RMSE = Measure(
+    name="RMSE", digits=4, significant=True, higher_is_better=False, column="validation_rmse"
 )
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a classifier's predictions, through scikit-learn and SciPy."""
+"""Metrics of predictions, of classes and of numbers, through scikit-learn and SciPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,13 @@ from jaxtyping import Float64, Int
 
 try:
     from scipy.stats import binomtest
-    from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+    from sklearn.metrics import (
+        confusion_matrix,
+        mean_absolute_error,
+        r2_score,
+        root_mean_squared_error,
+        top_k_accuracy_score,
+    )
 except ImportError as error:
     raise ImportError(
         "scikit-learn is needed to evaluate predictions: pip install 'flowformer[train]'"
@@ -132,4 +138,46 @@ def _class_metrics(name: str, *, hits: int, support: int, claims: int) -> ClassM
         recall=hits / support if support else 0.0,
         f1=2 * hits / (claims + support) if claims + support else 0.0,
         support=support,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionMetrics:
+    """Errors of predicted numbers, in their unit.
+
+    Attributes:
+        count: cases.
+        rmse: root of the mean squared error.
+        mae: mean absolute error.
+        r2: coefficient of determination; None of fewer than two cases, and where all labels are
+            alike.
+    """
+
+    count: int
+    rmse: float
+    mae: float
+    r2: float | None
+
+
+def regression_metrics(
+    labels: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " n"]
+) -> RegressionMetrics:
+    """Measure predicted numbers against the labels.
+
+    Args:
+        labels: the true numbers, at least one.
+        predicted: the predictions.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flowformer.scores.metrics import regression_metrics
+        >>> regression_metrics(np.array([1.0, 3.0]), np.array([1.0, 2.0])).mae
+        0.5
+    """
+    varies = len(labels) > 1 and labels.min() < labels.max()
+    return RegressionMetrics(
+        count=len(labels),
+        rmse=float(root_mean_squared_error(labels, predicted)),
+        mae=float(mean_absolute_error(labels, predicted)),
+        r2=float(r2_score(labels, predicted)) if varies else None,
     )

@@ -225,7 +225,8 @@ class Classifier(Study):
         """Return the figures, and predictions.csv where there is a test set."""
         tested, best = self.predict_test(model), recorder.best
         figures = self.common_figures(model, recorder)
-        figures["protocol_note"] = NO_TEST_NOTE  # of data given in Python no configuration knows
+        # Of data given in Python no configuration knows whether there is a test set.
+        figures["protocol_note"] = getattr(self.config, "note_without_test", NO_TEST_NOTE)
         files, accuracy, top5 = {}, None, None
         if tested is not None:
             figures["protocol_note"] = self.note or self.config.protocol_note

@@ -23,11 +23,12 @@ Strategy = Literal["ddp", "fsdp"]
 # Whether work is shown, as `flowformer.progress.showing` takes it.
 SHOWN: dict[Progress, bool | None] = {"auto": None, "bar": True, "lines": False, "none": False}
 
+STRATIFIED = "a stratified part of the training set chose the epoch"
 PROTOCOL_NOTES: dict[str, str] = {
-    "clean": "a stratified part of the training set chose the epoch; the test set was read once",
+    "clean": f"{STRATIFIED}; the test set was read once",
     "published": "best test accuracy over epochs: the test set chose the epoch, as in the paper",
 }
-NO_TEST_NOTE = "a stratified part of the training set chose the epoch; there is no test set"
+NO_TEST_NOTE = f"{STRATIFIED}; there is no test set"
 # What the validation columns of a run are measured on.
 HELD_OUT: dict[str, str] = {"clean": "validation", "published": "test (chooses the weights)"}
 

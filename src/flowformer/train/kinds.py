@@ -64,6 +64,7 @@ KINDS: Mapping[str, Kind] = {
         "sequences",
         "images",
         "trajectories",
+        "regression",
     )
 }
 

@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ def load_weights(model: M, folder: RunFolder) -> M:
     return model
 
 
-@torch.inference_mode()
 def classify(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
 ) -> Float64[np.ndarray, "n classes"]:
@@ -49,15 +48,32 @@ def classify(
         model: a module that gives `logits`.
         batches: keyword arguments of its call; labels among them are not looked at.
     """
+    return _predict(model, batches, lambda output: output.logits.double().softmax(dim=-1))
+
+
+def regress(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Float64[np.ndarray, " n"]:
+    """Return the prediction for each case, as `classify` does.
+
+    Args:
+        model: a module that gives `predictions`.
+        batches: keyword arguments of its call; labels among them are not looked at.
+    """
+    return _predict(model, batches, lambda output: output.predictions.double())
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], read: Callable[[Any], Tensor]
+) -> np.ndarray:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    probabilities = []
-    for batch in counted(batches, "classifying", unit="batches"):
+    predicted = []
+    for batch in counted(batches, "predicting", unit="batches"):
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        probabilities.append(model(**inputs).logits.double().softmax(dim=-1).cpu().numpy())
+        predicted.append(read(model(**inputs)).cpu().numpy())
     model.train(training)
-    return np.concatenate(probabilities)
+    return np.concatenate(predicted)
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -97,4 +113,22 @@ def format_predictions(
         label = "" if labels is None or labels[index] < 0 else classes[labels[index]]
         place = index if files is None else files[index]
         writer.writerow([place, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+    return text.getvalue()
+
+
+def format_numbers(
+    predictions: Float64[np.ndarray, " n"], labels: Sequence[float | None] | None = None
+) -> str:
+    """Return CSV: index, target (empty when unknown), and the number that is predicted.
+
+    Args:
+        predictions: the prediction for each case.
+        labels: the number of each case, None of one that is not known.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "target", "predicted"])
+    for index, value in enumerate(predictions):
+        label = None if labels is None else labels[index]
+        writer.writerow([index, "" if label is None else f"{label:.17g}", f"{value:.17g}"])
     return text.getvalue()

@@ -1,5 +1,6 @@
 """What a cluster is asked for, and what a machine of it is told."""
 
+import sys
 import threading
 
 import pytest
@@ -48,3 +49,12 @@ def test_what_another_machine_writes_is_waited_for(tmp_path):
     file = tmp_path / "folder" / "file"
     threading.Timer(0.3, lambda: write_atomically(file, "")).start()
     assert cluster.appears(file)
+
+
+@pytest.mark.parametrize(
+    ("address", "library"), [("ray://head:10001", "ray"), ("slurm", "submitit")]
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, address, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"^{library}.* is needed .*flowformer\[cluster\]"):
+        Cluster(address=address).open(tmp_path, at_once=None, memory_limit=None)

@@ -276,7 +276,7 @@ def test_a_split_that_cannot_be_stratified_is_an_error(
     ("lines", "message"),
     [
         ("1:up\n2:?\n", "series 1: expected a label, got an unknown one"),
-        ("1:?\n", "got a file with"),
+        ("1:?\n", "expected labels .*, got none"),
     ],
 )
 def test_series_whose_label_is_not_known_are_no_training_data(

@@ -141,8 +141,8 @@ def test_what_aeon_writes_is_read_back(tmp_path: Path, name: str, spaced: bool) 
     bare = read_ts(tmp_path / "A name.ts")
     if name.split("/")[0] in NUMBERS and not spaced:
         save_to_ts_file(series, labels, label_type="regression", **place)
-        with pytest.raises(TsFormatError, match="classes to tell apart, and no numbers for regr"):
-            read_ts(tmp_path / "A name.ts")
+        numbers = read_ts(tmp_path / "A name.ts")
+        assert (numbers.targets, numbers.labels) == (tuple(labels.tolist()), None)
         labels = labels.round(1).astype(str)
     save_to_ts_file(series, labels, label_type="classification", **place)
     file = read_ts(tmp_path / "A name.ts")
@@ -153,6 +153,19 @@ def test_what_aeon_writes_is_read_back(tmp_path: Path, name: str, spaced: bool) 
     assert (bare.labels, bare.classes) == (None, ())
     assert file.labels == tuple(" ".join(str(label).split()) for label in labels)
     assert set(file.classes) == set(file.labels or ())
+
+
+def test_numbers_to_predict_are_read_as_aeon_reads_them(tmp_path: Path) -> None:
+    from aeon.datasets import load_from_ts_file
+
+    path = AEON_FILES / "CardanoSentiment" / "CardanoSentiment_TEST.ts"
+    series, labels = load_from_ts_file(str(path))[:2]
+    file = read_ts(path)
+    np.testing.assert_array_equal(np.array(file.targets), labels)
+    np.testing.assert_array_equal(np.stack(file.series), series)
+    assert (file.labels, file.classes) == (None, ())
+    gap = write(tmp_path, "@targetLabel true\n@data\n1,2:0.5\n3,4:?\n")
+    assert read_ts(gap).targets == (0.5, None)
 
 
 def test_class_names_of_several_words_are_read_off_the_labels(tmp_path: Path) -> None:
@@ -242,11 +255,23 @@ MALFORMED = {
         "'@timestamps false'",
         "'@timestamps true'",
     ),
-    "regression": (
-        HEADER.replace("@classLabel true up down", "@targetlabel true"),
-        8,
-        "'@targetlabel false'",
-        "'@targetlabel true'",
+    "classes-and-numbers": (
+        HEADER.replace("@data", "@targetLabel true\n@data") + FIRST,
+        10,
+        "classes or numbers to predict",
+        "'@classLabel true' and '@targetLabel true'",
+    ),
+    "no-number": (
+        HEADER.replace("@classLabel true up down", "@targetlabel true") + FIRST,
+        10,
+        "a finite number to predict, '?' or NaN, after the channels",
+        "'up'",
+    ),
+    "no-target": (
+        HEADER.replace("@classLabel true up down", "@targetlabel true") + "1,2,3:4,5,6\n",
+        10,
+        "2 channels and a label, 3 parts",
+        "2",
     ),
     "univariate-with-two-dimensions": (
         HEADER.replace("@univariate false", "@univariate true"),

@@ -117,7 +117,7 @@ def do(task: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any
     try:
         (handle,) = workers.submit([run])
         while (state := workers.poll(handle)) is None:
-            time.sleep(POLL_SECONDS)
+            workers.wait()
     finally:
         workers.close()
     return to_plain(state)

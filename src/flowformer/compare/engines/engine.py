@@ -1,5 +1,6 @@
 """The interface of an engine: it is given runs, and says in which state each has ended."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,10 @@ class Engine(ABC):
     @abstractmethod
     def poll(self, handle: Any) -> RunState | None:
         """Return the state in which a run has ended; None as long as it has not."""
+
+    def wait(self) -> None:
+        """Wait until it is time to look at the runs again."""
+        time.sleep(self.poll_seconds)
 
     @abstractmethod
     def close(self) -> None:

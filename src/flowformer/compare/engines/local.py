@@ -98,6 +98,11 @@ class Workers(Engine):
         del self._active[handle.pid]
         return _conclude(handle, code)
 
+    def wait(self) -> None:
+        """Wait until the server says something, or it is time to look at how far the runs are."""
+        assert self._popen.stdout is not None
+        select.select([self._popen.stdout], [], [], self.poll_seconds)
+
     def close(self) -> None:
         """End what still runs, and the server."""
         for pid in self._active:

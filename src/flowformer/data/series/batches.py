@@ -30,11 +30,14 @@ class Preprocessing:
             z = 0. "interpolate" is linear in time between the neighbours in the same series, holds
             the first and the last value at the ends, and puts the training mean where a series has
             no value in a channel.
+        target: mean and standard deviation of the numbers to predict, which are scaled likewise;
+            None where labels are classes.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     missing: MissingPolicy = "error"
+    target: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse statistics that no data gives, as from a damaged file.
@@ -56,14 +59,22 @@ class Preprocessing:
             raise ValueError(
                 f"expected finite means and positive stds, got mean={self.mean} and std={self.std}"
             )
+        target = (0.0, 1.0) if self.target is None else self.target
+        if not (len(target) == 2 and np.isfinite(target).all() and target[1] > 0):
+            raise ValueError(
+                f"expected a finite mean and a positive std of the numbers, got {target}"
+            )
 
     @classmethod
-    def fit(cls, split: SeriesSplit, *, missing: MissingPolicy = "error") -> "Preprocessing":
+    def fit(
+        cls, split: SeriesSplit, *, missing: MissingPolicy = "error", regression: bool = False
+    ) -> "Preprocessing":
         """Take the statistics from a split: the training split, and no other.
 
         Args:
             split: the training split.
             missing: the policy for missing values, here and in `apply`.
+            regression: whether labels are numbers to predict.
 
         Raises:
             ValueError: a value is missing and the policy is "error", a channel has no value in the
@@ -84,7 +95,14 @@ class Preprocessing:
         low = np.fmin.reduce([np.fmin.reduce(series, axis=1) for series in split.series])
         high = np.fmax.reduce([np.fmax.reduce(series, axis=1) for series in split.series])
         std = centred_only_where_constant(std, low, high)
-        return cls(mean=tuple(mean.tolist()), std=tuple(std.tolist()), missing=missing)
+        target = None
+        if regression:
+            labels = split.labels.astype(np.float64)[None]
+            spread = centred_only_where_constant(labels.std(1), labels.min(1), labels.max(1))
+            target = (float(labels.mean()), float(spread[0]))
+        return cls(
+            mean=tuple(mean.tolist()), std=tuple(std.tolist()), missing=missing, target=target
+        )
 
     def apply(
         self, series: Float64[np.ndarray, "channels time"], *, name: str = "series"
@@ -118,9 +136,22 @@ class Preprocessing:
             )
         return scores
 
+    def scale(self, numbers: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """Return numbers to predict as a model learns them."""
+        mean, std = self.target or (0.0, 1.0)
+        return (numbers - mean) / std
+
+    def unscale(self, predictions: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """Return what a model predicts as numbers like those it was given."""
+        mean, std = self.target or (0.0, 1.0)
+        return mean + std * predictions
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; `from_dict` gives an equal object back."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        if self.target is None:
+            del plain["target"]
+        return plain
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
@@ -133,13 +164,12 @@ class Preprocessing:
             ValueError: a field is missing or too many, or the statistics are not valid.
         """
         expected = {"mean", "std", "missing"}
-        if set(fields) != expected:
+        if set(fields) - {"target"} != expected:
             raise ValueError(f"expected the fields {sorted(expected)}, got {sorted(fields)}")
-        return cls(
-            mean=tuple(map(float, fields["mean"])),
-            std=tuple(map(float, fields["std"])),
-            missing=fields["missing"],
-        )
+        numbers = {
+            name: tuple(map(float, values)) for name, values in fields.items() if name != "missing"
+        }
+        return cls(missing=fields["missing"], **numbers)
 
     def _fill(
         self, series: Float64[np.ndarray, "channels time"], name: str
@@ -182,10 +212,11 @@ def _refuse_missing(series: Float64[np.ndarray, "channels time"], name: str) -> 
         )
 
 
-class SeriesDataset(Dataset[tuple[Tensor, int]]):
+class SeriesDataset(Dataset[tuple[Tensor, int | float]]):
     """The series of a split, preprocessed once and held in memory.
 
-    An item is the series, float32 [time, channels], and its label.
+    An item is the series, float32 [time, channels], and its label: the index of a class, or the
+    number to predict, scaled.
     """
 
     def __init__(self, split: SeriesSplit, preprocessing: Preprocessing) -> None:
@@ -202,17 +233,20 @@ class SeriesDataset(Dataset[tuple[Tensor, int]]):
             torch.from_numpy(preprocessing.apply(series, name=split.place(index)))
             for index, series in enumerate(split.series)
         ]
-        self.labels = split.labels.tolist()
+        labels = split.labels
+        if preprocessing.target is not None:
+            labels = preprocessing.scale(labels.astype(np.float64))
+        self.labels = labels.tolist()
 
     def __len__(self) -> int:
         return len(self.series)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | float]:
         return self.series[index], self.labels[index]
 
 
 def collate(
-    batch: Sequence[tuple[Float32[Tensor, "_ c"], int]], pad_to: int | None = None
+    batch: Sequence[tuple[Float32[Tensor, "_ c"], int | float]], pad_to: int | None = None
 ) -> dict[str, Tensor]:
     """Pad series with zeros at their end and stack them.
 
@@ -222,7 +256,7 @@ def collate(
 
     Returns:
         `inputs` float32 [b, t, c], `attention_mask` bool [b, t] with True at real time steps, and
-        `labels` int64 [b].
+        `labels` [b], int64 of classes and float32 of numbers to predict.
 
     Raises:
         ValueError: a series is longer than `pad_to`.

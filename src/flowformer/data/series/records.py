@@ -1,17 +1,18 @@
-"""Labelled collections of time series: their record, and how arrays and files become one."""
+"""Labelled sets of time series: their record, and how arrays become one."""
 
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from flowformer.data.arrays import stratified_indices
-from flowformer.data.series.ts_format import TsFile, read_ts
+from flowformer.data.options import SeriesColumns
+
+_MOST_NAMES = 6  # of channels, that a line lists
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,28 +22,38 @@ class SeriesSplit:
     Attributes:
         series: one [channels, time] array a series, all with the same channels; NaN is a missing
             value.
-        labels: the index of each series' class in `TimeSeriesData.classes`.
+        labels: the index of each series' class in `TimeSeriesData.classes`, or the number to
+            predict.
         name: how errors call this part.
         places: how errors call each series; by default "NAME, series INDEX".
+        groups: the group of each, such as a subject: none is in two parts of the data.
+        spans: the first and the last time of each.
     """
 
     series: tuple[Float64[np.ndarray, "channels _"], ...]
-    labels: Int64[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"] | Float64[np.ndarray, " n"]
     name: str = "series"
     places: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
+    spans: Float64[np.ndarray, "n 2"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no later step could use.
 
         Raises:
-            ValueError: there is no series, labels and series differ in number, or the series in
-                channels.
+            ValueError: there is no series, labels or groups differ from the series in number, or
+                the series in channels.
         """
         if not self.series:
             raise ValueError(f"{self.name}: expected at least one series, got none")
         if len(self.series) != len(self.labels):
             raise ValueError(
                 f"{self.name}: expected one label a series, got {len(self.labels)} labels for "
+                f"{len(self.series)} series"
+            )
+        if self.groups is not None and len(self.groups) != len(self.series):
+            raise ValueError(
+                f"{self.name}: expected one group a series, got {len(self.groups)} for "
                 f"{len(self.series)} series"
             )
         for index, series in enumerate(self.series):
@@ -88,24 +99,29 @@ class SeriesSplit:
             name=name,
             # A part's own count would lead to another series of the file that it came from.
             places=tuple(self.place(int(index)) for index in indices),
+            groups=None if self.groups is None else tuple(self.groups[i] for i in indices),
+            spans=None if self.spans is None else self.spans[indices],
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimeSeriesData:
-    """A data set for classification. The classes are those of the training split, and no others.
+    """A data set. The classes are those of the training split, and no others.
 
     Attributes:
         name: what the data set is called.
         train: what models are fitted on.
         test: what they are judged on; None where there is none.
-        classes: the classes' names; labels index them.
+        classes: the classes' names; labels index them. There are none where labels are numbers to
+            predict.
+        columns: the columns of the table that it was read from, if it was one.
     """
 
     name: str
     train: SeriesSplit
     test: SeriesSplit | None
     classes: tuple[str, ...]
+    columns: SeriesColumns | None = None
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.channels != self.train.channels:
@@ -122,8 +138,24 @@ class TimeSeriesData:
     @property
     def max_length(self) -> int:
         """Time steps of the longest series in both splits, as the published code has it."""
-        splits = [self.train] if self.test is None else [self.train, self.test]
-        return int(max(split.lengths.max() for split in splits))
+        return int(max(split.lengths.max() for split in self.splits))
+
+    @property
+    def splits(self) -> tuple[SeriesSplit, ...]:
+        """The training split, and the test split where there is one."""
+        return (self.train,) if self.test is None else (self.train, self.test)
+
+    def describe(self) -> str:
+        """Return what the data are, in a line: series, channels, steps, labels, missing values."""
+        labels = np.concatenate([split.labels for split in self.splits])
+        what = f"{len(self.classes)} classes"
+        if not self.classes:
+            what = f"labels from {labels.min():g} to {labels.max():g}"
+        series = [one for split in self.splits for one in split.series]
+        groups = None
+        if self.train.groups is not None:
+            groups = tuple(group for split in self.splits for group in split.groups or ())
+        return in_words(series, what, groups, self.columns)
 
 
 def from_arrays(
@@ -133,6 +165,8 @@ def from_arrays(
     test_labels: Sequence[Hashable] | np.ndarray | None = None,
     *,
     name: str = "arrays",
+    train_groups: Sequence[Hashable] | np.ndarray | None = None,
+    regression: bool = False,
 ) -> TimeSeriesData:
     """Make a data set of arrays.
 
@@ -143,6 +177,8 @@ def from_arrays(
         test_series: the test split, if any.
         test_labels: its labels.
         name: what the data set is called.
+        train_groups: the group of each training series, such as a subject: none is in two parts.
+        regression: whether labels are numbers to predict, in place of classes.
 
     Warns:
         UserWarning: the training series have more channels than time steps.
@@ -158,74 +194,25 @@ def from_arrays(
         raise ValueError(
             f"expected test series and test labels together, got test {given} without {absent}"
         )
-    train_labels = _label_list(train_labels, "train")
-    classes = _distinct(train_labels)
-    train = SeriesSplit(
-        series=as_series(train_series, name="train"),
-        labels=encode_labels(train_labels, classes, name="train"),
-        name="train",
-    )
+    classes = [] if regression else distinct_labels(_label_list(train_labels, "train"))
+
+    def split(series: Any, labels: Any, name: str, groups: Any = None) -> SeriesSplit:
+        own = _label_list(labels, name)
+        return SeriesSplit(
+            series=as_series(series, name=name),
+            labels=as_numbers(own, name=name)
+            if regression
+            else encode_labels(own, classes, name=name),
+            name=name,
+            groups=None if groups is None else tuple(map(str, _label_list(groups, name))),
+        )
+
+    train = split(train_series, train_labels, "train", train_groups)
     warn_of_swapped_axes(train.series, name="train")
     test = None
-    if test_series is not None and test_labels is not None:
-        test = SeriesSplit(
-            series=as_series(test_series, name="test"),
-            labels=encode_labels(_label_list(test_labels, "test"), classes, name="test"),
-            name="test",
-        )
+    if test_series is not None:
+        test = split(test_series, test_labels, "test")
     return TimeSeriesData(name=name, train=train, test=test, classes=tuple(map(str, classes)))
-
-
-def load_ts_files(
-    train_path: str | Path, test_path: str | Path | None = None, *, name: str | None = None
-) -> TimeSeriesData:
-    """Read a data set from one `.ts` file, or a training and a test file.
-
-    The classes are the labels that occur in the training file, in the order of its `@classLabel`.
-
-    Args:
-        train_path: the training file.
-        test_path: the test file, if any.
-        name: what the data set is called; by default as `@problemName` has it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        TsFormatError: a file is malformed; the message names the line.
-        ValueError: a file has no labels, or the test file has a class or a number of channels that
-            the training file has not.
-    """
-    file = read_ts(train_path)
-    labels = labels_of(file)
-    occurring = set(labels)
-    classes = tuple(label for label in file.classes if label in occurring)
-    train = SeriesSplit(series=file.series, labels=encode_labels(labels, classes), name="train")
-    test = None
-    if test_path is not None:
-        test_file = read_ts(test_path)
-        test_labels = encode_labels(labels_of(test_file), classes, name=str(test_path))
-        test = SeriesSplit(series=test_file.series, labels=test_labels, name="test")
-    name = name or file.problem_name or file.path.stem
-    return TimeSeriesData(name=name, train=train, test=test, classes=classes)
-
-
-def labels_of(file: TsFile) -> tuple[str, ...]:
-    """Return the labels of a file, to train or to test on.
-
-    Args:
-        file: what was read.
-
-    Raises:
-        ValueError: it has none, or one is not known; the message names the series.
-    """
-    if file.labels is None:
-        raise ValueError(f"{file.path}: expected labels ('@classLabel true …'), got a file without")
-    known = tuple(label for label in file.labels if label is not None)
-    if len(known) < len(file.labels):
-        raise ValueError(
-            f"{file.path}, series {file.labels.index(None)}: expected a label, got an unknown one "
-            "('?' or NaN)"
-        )
-    return known
 
 
 def as_series(
@@ -271,6 +258,43 @@ def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *,
             UserWarning,
             stacklevel=3,
         )
+
+
+def in_words(
+    series: Sequence[Float64[np.ndarray, "channels _"]],
+    labels: str,
+    groups: tuple[str, ...] | None = None,
+    columns: SeriesColumns | None = None,
+) -> str:
+    """Return what series are, in a line.
+
+    Args:
+        series: the series.
+        labels: what their labels are, in words.
+        groups: the group of each, if they have some.
+        columns: the columns that they were read from, if they were.
+    """
+    columns = columns or SeriesColumns()
+    lengths = [one.shape[1] for one in series]
+    values = sum(one.size for one in series)
+    missing = sum(int(np.isnan(one).sum()) for one in series) / values
+    shortest, longest, channels = min(lengths), max(lengths), len(series[0])
+    names = columns.channels if len(columns.channels) <= _MOST_NAMES else ()
+    parts = [
+        f"{len(series):,} series of {channels} channel{'s' * (channels > 1)}" + _bracketed(*names),
+        f"{longest if shortest == longest else f'{shortest} – {longest}'} steps",
+        labels + _bracketed(columns.label),
+    ]
+    if groups is not None:
+        parts.append(f"{len(set(groups))} groups" + _bracketed(columns.group))
+    if missing:
+        parts.append(f"{100 * missing:.2g} % missing")
+    return ", ".join(parts)
+
+
+def _bracketed(*names: str | None) -> str:
+    text = ", ".join(name for name in names if name)
+    return f" ({text})" * bool(text)
 
 
 def encode_labels(
@@ -356,17 +380,51 @@ def _label_list(labels: Sequence[Hashable] | np.ndarray, name: str) -> list[Hash
     return list(labels)
 
 
-def _distinct(labels: list[Hashable]) -> list[Hashable]:
+def as_numbers(labels: Any, *, name: str) -> Float64[np.ndarray, " n"]:
+    """Return numbers to predict in float64.
+
+    Args:
+        labels: an array, or anything that numpy makes one of.
+        name: what errors call them.
+
+    Raises:
+        ValueError: there is something else than one finite number a series.
+    """
+    try:
+        numbers = np.array(labels, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers to predict, got {error}") from error
+    if numbers.ndim != 1:
+        raise ValueError(f"{name}: expected labels [n], got shape {numbers.shape}")
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if len(wrong):
+        raise ValueError(
+            f"{name}: expected a finite number to predict for series {wrong[0]}, got "
+            f"{numbers[wrong[0]]}"
+        )
+    return numbers
+
+
+def distinct_labels(labels: list[Hashable], *, name: str = "train") -> list[Hashable]:
+    """Return the classes that occur, sorted.
+
+    Args:
+        labels: the labels.
+        name: what errors call them.
+
+    Raises:
+        ValueError: a label is missing, or two that differ are the same as text.
+    """
     missing = [index for index, label in enumerate(labels) if label is None or label != label]
     if missing:
         raise ValueError(
-            f"train: expected a label for series {missing[0]}, got {labels[missing[0]]}"
+            f"{name}: expected a label for series {missing[0]}, got {labels[missing[0]]}"
         )
     distinct: list[Any] = list(dict.fromkeys(labels))
     names = Counter(map(str, distinct))
     shared = [label for label in distinct if names[str(label)] > 1]
     if shared:
-        raise ValueError(f"train: expected labels that differ as text, got {shared}")
+        raise ValueError(f"{name}: expected labels that differ as text, got {shared}")
     try:
         return sorted(distinct)
     except TypeError:  # kinds without a common order, as 1 and "a"

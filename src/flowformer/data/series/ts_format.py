@@ -38,6 +38,8 @@ class TsFile:
             or `NaN`); None where the header has none or none is known.
         classes: the labels that `@classLabel` lists, in its order. Where data lines have labels of
             several words, the list is read as made of these.
+        targets: where the header has `@targetLabel true`, the number to predict of each data line,
+            None where it is not known; else None.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class TsFile:
     series: tuple[Float64[np.ndarray, "channels _"], ...]
     labels: tuple[str | None, ...] | None
     classes: tuple[str, ...]
+    targets: tuple[float | None, ...] | None = None
 
 
 def read_ts(path: str | Path) -> TsFile:
@@ -53,8 +56,9 @@ def read_ts(path: str | Path) -> TsFile:
     The header is lines `@tag value` up to `@data`; case and underscores of a tag do not matter. A
     data line is the channels, separated by `:`, each of them numbers separated by commas, with `?`
     or `NaN` for a missing value; at its end stands the label, where the header has
-    `@classLabel true …`, and may stand a `:` or `:?` where it has not. Lines that are blank or
-    start with `#` or `%` are left out.
+    `@classLabel true …`, or the number to predict, where it has `@targetLabel true`; where it has
+    neither, a `:` or `:?` may stand there. Lines that are blank or start with `#` or `%` are left
+    out.
 
     Args:
         path: the file.
@@ -65,8 +69,8 @@ def read_ts(path: str | Path) -> TsFile:
     Raises:
         FileNotFoundError: there is no such file, or it is a folder.
         TsFormatError: the file is not as the format, or its own header, has it. The message names
-            the file, the line, what was expected and what came. Timestamps, regression targets and
-            a tag that looks like a misspelt one are refused in the same way.
+            the file, the line, what was expected and what came. Timestamps and a tag that looks
+            like a misspelt one are refused in the same way.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,10 +79,13 @@ def read_ts(path: str | Path) -> TsFile:
     header = _read_header(lines)
     series: list[np.ndarray] = []
     labels: list[tuple[int, str]] = []  # with the number of the line
+    targets: list[float | None] = []
     for line in lines:
         parts, label = header.part(line)
         header.check_parts(len(parts) + (label is not None), lines)
-        if label is not None:
+        if label is not None and header.targeted:
+            targets.append(_read_target(label, lines))
+        elif label is not None:
             labels.append((lines.number, label))
         series.append(_read_series(parts, lines))
         header.check_series(series[-1], lines)
@@ -91,6 +98,7 @@ def read_ts(path: str | Path) -> TsFile:
         series=tuple(series),
         labels=known if any(known) else None,
         classes=classes,
+        targets=tuple(targets) or None,
     )
 
 
@@ -132,14 +140,22 @@ class _Header:
 
     problem_name: str = ""
     words: tuple[str, ...] = ()
+    targeted: bool = False
     channels: int | None
     equal_length: bool
     length: int | None
     length_source: str = "@seriesLength says"
 
+    @property
+    def labelled(self) -> bool:
+        """Whether a data line ends in a class or a number to predict."""
+        return bool(self.words) or self.targeted
+
     def part(self, line: str) -> tuple[list[str], str | None]:
         """Return the channels of a data line and its label, None in a file without."""
         parts = line.split(":")
+        if self.targeted:
+            return parts[:-1], parts[-1].strip()
         if self.words:
             # A class may have the ':' that separates channels in its name.
             own = self.channels if any(":" in word for word in self.words) else None
@@ -153,15 +169,15 @@ class _Header:
         return parts, None
 
     def check_parts(self, parts: int, lines: _Lines) -> None:
-        channels = parts - bool(self.words)
+        channels = parts - self.labelled
         if channels < 1:
             lines.fail("at least one channel and a label, with ':' between", "a line without ':'")
         self.channels = self.channels or channels
         if channels != self.channels:
             what = f"{self.channels} channel{'s' * (self.channels > 1)}"
-            what += " and a label" * bool(self.words)
+            what += " and a label" * self.labelled
             lines.fail(
-                f"{what}, {self.channels + bool(self.words)} parts separated by ':'",
+                f"{what}, {self.channels + self.labelled} parts separated by ':'",
                 f"{parts}",
             )
 
@@ -186,7 +202,8 @@ def _read_header(lines: _Lines) -> _Header:
             equal_length = tags.get("equallength", "serieslength" in tags)
             return _Header(
                 problem_name=tags.get("problemname", ""),
-                words=tags.get("classlabel", ()),
+                words=_words(tags, lines),
+                targeted=tags.get("targetlabel", False),
                 channels=_promised_channels(tags, lines),
                 equal_length=equal_length,
                 length=tags.get("serieslength") if equal_length else None,
@@ -245,6 +262,13 @@ def _joined_words(words: tuple[str, ...], labels: list[str]) -> tuple[str, ...]:
     return tuple(label for label in dict.fromkeys(classes) if label.casefold() not in _UNKNOWN)
 
 
+def _words(tags: dict[str, Any], lines: _Lines) -> tuple[str, ...]:
+    words: tuple[str, ...] = tags.get("classlabel", ())
+    if words and tags.get("targetlabel", False):
+        lines.fail("classes or numbers to predict", "'@classLabel true' and '@targetLabel true'")
+    return words
+
+
 def _promised_channels(tags: dict[str, Any], lines: _Lines) -> int | None:
     channels = tags.get("dimensions")
     if not tags.get("univariate", False):
@@ -268,14 +292,6 @@ def _boolean(tag: str, values: list[str], lines: _Lines) -> bool:
 def _timestamps(tag: str, values: list[str], lines: _Lines) -> bool:
     if _boolean(tag, values, lines):
         lines.fail(f"'{tag} false' (series of equal steps, without their times)", f"'{tag} true'")
-    return False
-
-
-def _targets(tag: str, values: list[str], lines: _Lines) -> bool:
-    if _boolean(tag, values, lines):
-        lines.fail(
-            f"'{tag} false' (classes to tell apart, and no numbers for regression)", f"'{tag} true'"
-        )
     return False
 
 
@@ -303,8 +319,17 @@ _TAGS = {
     "equallength": _boolean,
     "serieslength": _count,
     "classlabel": _class_labels,
-    "targetlabel": _targets,
+    "targetlabel": _boolean,
 }
+
+
+def _read_target(text: str, lines: _Lines) -> float | None:
+    if text.casefold() in _UNKNOWN:
+        return None
+    values = _numbers(text)
+    if values is None or len(values) != 1 or np.isnan(values[0]):
+        lines.fail("a finite number to predict, '?' or NaN, after the channels", _excerpt(text))
+    return float(values[0])
 
 
 def _read_series(parts: list[str], lines: _Lines) -> Float64[np.ndarray, "channels _"]:

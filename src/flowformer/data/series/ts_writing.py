@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowformer.data.series.records import SeriesSplit, TimeSeriesData, load_ts_files
+from flowformer.data.series.collection import load_ts_files
+from flowformer.data.series.records import SeriesSplit, TimeSeriesData
 from flowformer.files import write_atomically
 
 
@@ -23,7 +24,8 @@ def save_ts(data: TimeSeriesData, folder: str | Path) -> tuple[Path, Path | None
 
     Raises:
         FileExistsError: a file of that name holds something else.
-        ValueError: the name is none of a file, or a class has a name that the format cannot hold.
+        ValueError: the name is none of a file, or a class has a name that the format cannot hold,
+            as it can hold no groups and, here, no numbers to predict.
 
     Examples:
         >>> import numpy as np
@@ -36,6 +38,11 @@ def save_ts(data: TimeSeriesData, folder: str | Path) -> tuple[Path, Path | None
     """
     if Path(data.name).name != data.name or data.name[:1] in ("", "."):
         raise ValueError(f"expected a name that a file can have, got {data.name!r}")
+    if data.train.groups is not None or not data.classes:
+        raise ValueError(
+            f"expected classes and no groups, which a .ts file written here can hold, got those of "
+            f"{data.name}: flowformer compare takes tables with both (--data.train-file)"
+        )
     for name in data.classes:
         if " ".join(name.split()) != name or ":" in name or name.casefold() in ("", "?", "nan"):
             raise ValueError(f"expected names of classes that a .ts file can hold, got {name!r}")

@@ -7,11 +7,14 @@ import tempfile
 from pathlib import Path
 
 from flowformer.data.files import data_cache, find_cache, find_home
-from flowformer.data.series.records import TimeSeriesData, load_ts_files
+from flowformer.data.series.collection import load_ts_files
+from flowformer.data.series.records import TimeSeriesData
 
 
-def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
-    """Load a data set of the UEA (multivariate) or UCR (univariate) archive by its name.
+def load_uea(
+    name: str, *, folder: str | Path | None = None, regression: bool = False
+) -> TimeSeriesData:
+    """Load a data set of the UEA (multivariate), UCR or regression archive by its name.
 
     The first of these places that has it: the folder; aeon's package, which carries JapaneseVowels,
     BasicMotions and a few more; aeon's own folder (`$AEON_DATA`, else `~/aeon_data`, or without a
@@ -23,6 +26,8 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
     Args:
         name: the data set, as the archive spells it.
         folder: an existing folder.
+        regression: whether its labels are numbers to predict: of the regression archive, as
+            Covid3Month.
 
     Raises:
         FileNotFoundError: there is no such folder; a training file lacks its test file; or no place
@@ -47,7 +52,7 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
         pair = _find_pair(place, name)
         if pair is not None:
             # Named as the file is, for a name in another case finds it too.
-            return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")])
+            return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")], regression=regression)
     tried = ", ".join(f"{what} ({place})" for what, place in places.items())
     if aeon is None:
         raise ImportError(
@@ -56,17 +61,16 @@ def load_uea(name: str, *, folder: str | Path | None = None) -> TimeSeriesData:
         )
     root = Path(folder) if folder is not None else aeon_home or data_cache()
     try:
-        _download(name, root)
+        _download(name, root, regression=regression)
     except (ValueError, OSError) as error:
         raise FileNotFoundError(
-            f"cannot find the data set {name!r}{_suggestion(name)}. Tried {tried}, and a download "
-            f"through aeon, which failed: {error} -- Without a network, put {name}_TRAIN.ts and "
-            f"{name}_TEST.ts into a folder, and give that folder "
+            f"cannot find the data set {name!r}{_suggestion(name, regression)}. Tried {tried}, and "
+            f"a download through aeon, which failed: {error} -- Without a network, put "
+            f"{name}_TRAIN.ts and {name}_TEST.ts into a folder, and give that folder "
             "(data.folder, or folder=... in Python)."
         ) from error
-    return load_ts_files(
-        root / name / f"{name}_TRAIN.ts", root / name / f"{name}_TEST.ts", name=name
-    )
+    pair = (root / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
+    return load_ts_files(*pair, name=name, regression=regression)
 
 
 def _find_pair(root: Path, name: str) -> tuple[Path, Path] | None:
@@ -89,20 +93,22 @@ def _entries(folder: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda entry: entry.name != name)
 
 
-def _download(name: str, root: Path) -> None:
-    from aeon.datasets import load_classification
+def _download(name: str, root: Path, *, regression: bool) -> None:
+    from aeon.datasets import load_classification, load_regression
 
     root.mkdir(parents=True, exist_ok=True)
     # aeon writes files in place, so a download cut short would be taken for the data set next time.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
-        load_classification(name, extract_path=scratch)
+        (load_regression if regression else load_classification)(name, extract_path=scratch)
         (root / name).mkdir(exist_ok=True)
         for file in sorted(Path(scratch, name).iterdir()):  # TEST, then TRAIN: by it a set is found
             file.replace(root / name / file.name)
 
 
-def _suggestion(name: str) -> str:
+def _suggestion(name: str, regression: bool) -> str:
     from aeon.datasets.tsc_datasets import tsc_zenodo
+    from aeon.datasets.tser_datasets import tsr_zenodo
 
-    close = [] if name in tsc_zenodo else difflib.get_close_matches(name, tsc_zenodo, n=3)
+    known = tsr_zenodo if regression else tsc_zenodo
+    close = [] if name in known else difflib.get_close_matches(name, known, n=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -62,6 +62,8 @@ def last_tokens(
         found = x[:, x.shape[1] - count :]
         return found.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if mask is not None:
+        if x.shape[1] == 0:  # a part of a sequence: let there be padding to look at
+            x, mask = F.pad(x, (0, 0, 0, 0, 0, 1)), F.pad(mask, (0, 1))
         number = mask.sum(1, keepdim=True) + places
         found = taken(x, _last_places(mask, count))
     else:
@@ -100,7 +102,8 @@ def _must_close(mask: Bool[Tensor, "b t"], *, begun: bool) -> bool:
     if not may_look(mask):
         return True
     starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    return bool((starts if begun else starts + mask[:, 0]).max() > (0 if begun else 1))
+    starts = starts if begun else starts + mask[:, :1].sum(1)
+    return bool(starts.numel() and starts.max() > (0 if begun else 1))
 
 
 def _products(

@@ -139,8 +139,8 @@ def _door(
     def call(*values: Any) -> Any:
         empty = values[0].new_empty
         returned = write(kernel(read(values)))
-        made = tuple(empty(0) if each is None else each for each in returned)
-        return made if len(made) > 1 else made[0]
+        made = [empty(0) if each is None else each for each in returned]
+        return tuple(made) if len(made) > 1 else made[0]
 
     return call
 

@@ -1,16 +1,18 @@
 """The configuration, record and result of a run on time series; no torch here."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from flowformer.data.options import MissingPolicy
+from flowformer.data.options import SERIES_ENDINGS, MissingPolicy, SeriesColumns
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
     NO_TEST_NOTE,
+    STRATIFIED,
     Bounds,
     Checked,
     EpochsConfig,
@@ -19,11 +21,11 @@ from flowformer.train.config import (
 )
 from flowformer.train.run_files import ClassifierResult, Record
 
-SeriesFile = Annotated[Path, Early(require_there), endings(".ts")]
+SeriesFile = Annotated[Path, Early(require_there), endings(*SERIES_ENDINGS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeriesDataConfig(Checked):
+class SeriesDataConfig(Checked, SeriesColumns):
     """Which series to train on, and how they are prepared.
 
     Either `dataset` or `train_file` is given; neither, when the series are given to `train`.
@@ -32,8 +34,13 @@ class SeriesDataConfig(Checked):
         dataset: name of a set of the UEA archive, for example JapaneseVowels.
         folder: where the archive's files are (FOLDER/NAME/NAME_TRAIN.ts); by default aeon's own, or
             a download.
-        train_file: a `.ts` file of your own to train on, in place of `dataset`.
-        test_file: the `.ts` file to test on, beside `train_file`.
+        train_file: series of your own to train on, in place of `dataset`: a table (.csv, .tsv,
+            .parquet), a folder of tables, a .ts or .npz file.
+        test_file: the like to test on, beside `train_file`.
+        test_fraction: part of `train_file` to test on, in place of `test_file`; the same for every
+            seed.
+        split: how parts are set aside: drawn by class (random), each group whole in one part where
+            there are groups; or the series that begin last (time).
         max_length: time steps that the model has room for; the default is the longest series of the
             set.
         missing: what to do with missing values: refuse them, interpolate in time, or fill in the
@@ -45,6 +52,7 @@ class SeriesDataConfig(Checked):
 
     bounds: ClassVar[Bounds] = {
         "validation_fraction": FRACTION,
+        "test_fraction": FRACTION,
         "batch_size": AT_LEAST_1,
         "max_length": AT_LEAST_1,
     }
@@ -53,6 +61,8 @@ class SeriesDataConfig(Checked):
     folder: ExistingPath | None = None
     train_file: SeriesFile | None = None
     test_file: SeriesFile | None = None
+    test_fraction: float | None = None
+    split: Literal["random", "time"] = "random"
     max_length: int | None = None
     missing: MissingPolicy = "error"
     validation_fraction: float = 0.2
@@ -67,6 +77,11 @@ class SeriesDataConfig(Checked):
             )
         if self.test_file is not None and self.train_file is None:
             raise ValueError(f"test_file needs train_file beside it, got only {self.test_file}")
+        if self.test_fraction is not None and (self.train_file is None or self.test_file):
+            raise ValueError(
+                "test_fraction is a part of train_file, where there is no test_file: got "
+                f"{self.train_file} and {self.test_file}"
+            )
         if self.folder is not None and self.dataset is None:
             raise ValueError(f"folder needs the name of a dataset in it, got only {self.folder}")
 
@@ -83,12 +98,42 @@ class SeriesDataConfig(Checked):
         """
         if not self.has_source:
             raise ValueError(
-                "no series to train on: give data.train_file (a .ts file) or data.dataset"
+                "no series to train on: give data.train_file (a table, a folder of tables, a .ts "
+                "or .npz file) or data.dataset"
             )
 
     def without_source(self) -> "SeriesDataConfig":
         """Return it for series given in Python: they are prepared alike."""
-        return replace(self, dataset=None, folder=None, train_file=None, test_file=None)
+        names = ("dataset", "folder", "train_file", "test_file", "test_fraction")
+        return replace(self, **dict.fromkeys(names))
+
+    @property
+    def columns(self) -> SeriesColumns:
+        """The columns of the tables."""
+        return SeriesColumns(**{each.name: getattr(self, each.name) for each in _COLUMNS})
+
+    def with_columns(self, columns: SeriesColumns) -> "SeriesDataConfig":
+        """Return it with the columns as they were found.
+
+        Args:
+            columns: the columns; its index is left alone.
+        """
+        found = {each.name: getattr(columns, each.name) for each in _COLUMNS}
+        return replace(self, **{**found, "index": self.index})
+
+    @property
+    def chose(self) -> str:
+        """What chose the epoch, in words."""
+        if self.split == "time":
+            return "the last part of the training set in time chose the epoch"
+        if self.group:
+            return f"a part of the training set, {self.group} of its own, chose the epoch"
+        return STRATIFIED
+
+
+_COLUMNS = fields(SeriesColumns)
+# Recordings with gaps are the rule; how much is missing is told.
+OWN = SeriesDataConfig(missing="interpolate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +145,11 @@ class SeriesConfig(ExperimentConfig):
         model: the classifier.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
+        regression: whether labels are numbers to predict.
     """
 
     papers: ClassVar[str] = "dataset"
+    regression: ClassVar[bool] = False
 
     name: str
     data: SeriesDataConfig
@@ -128,12 +175,49 @@ class SeriesConfig(ExperimentConfig):
     @property
     def has_test(self) -> bool:
         """Whether its data have a test set."""
-        return self.data.train_file is None or self.data.test_file is not None
+        own = self.data
+        return own.train_file is None or bool(own.test_file or own.test_fraction)
 
     @property
     def protocol_note(self) -> str:
         """The protocol in words, to stand beside every figure."""
-        return super().protocol_note if self.has_test else NO_TEST_NOTE
+        note = super().protocol_note if self.has_test else NO_TEST_NOTE
+        return note.replace(STRATIFIED, self.data.chose)
+
+    @property
+    def note_without_test(self) -> str:
+        """The same where there turned out to be no test set."""
+        return NO_TEST_NOTE.replace(STRATIFIED, self.data.chose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings of a whole training.
+
+    Attributes:
+        model: the architecture.
+        optimizer: how its parameters move.
+        training: how long.
+    """
+
+    model: TimeSeriesModelConfig
+    optimizer: OptimizerConfig
+    training: EpochsConfig
+
+
+PRESETS: Mapping[str, Preset] = {
+    # A fraction of the published width, and nothing in it is of a place: series of any length.
+    "small": Preset(
+        model=TimeSeriesModelConfig(
+            dim=64, num_heads=4, feedforward=128, positions="sinusoidal", pooling="mean"
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        training=EpochsConfig(epochs=60),
+    ),
+    "paper": Preset(
+        model=TimeSeriesModelConfig(), optimizer=OptimizerConfig(), training=EpochsConfig()
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

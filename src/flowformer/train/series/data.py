@@ -1,27 +1,30 @@
 """The data of a run on series: loaded, told apart, parted and preprocessed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
+from torch import nn
 from torch.utils.data import DataLoader
 
 from flowformer.data import (
     Preprocessing,
     SeriesDataset,
+    SeriesSplit,
     TimeSeriesData,
     collate,
-    load_ts_files,
+    hold_out,
+    load_series,
     load_uea,
+    part,
     require_classes,
     require_complete,
-    stratified_split,
 )
-from flowformer.models.series.model import SeriesClassifier
 from flowformer.train.digests import Digests, digest_values
-from flowformer.train.prediction import classify
+from flowformer.train.prediction import classify, regress
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 
 
@@ -42,8 +45,12 @@ class Prepared:
     max_length: int
 
 
-def load_data(config: SeriesDataConfig) -> TimeSeriesData:
+def load_data(config: SeriesDataConfig, *, regression: bool = False) -> TimeSeriesData:
     """Load the series that a configuration names.
+
+    Args:
+        config: the data of the run.
+        regression: whether labels are numbers to predict.
 
     Raises:
         ValueError: it names none, or they are not what was expected.
@@ -51,18 +58,25 @@ def load_data(config: SeriesDataConfig) -> TimeSeriesData:
     """
     config.require_source()
     if config.train_file is not None:
-        return load_ts_files(config.train_file, config.test_file)
+        files = (config.train_file, config.test_file)
+        data = load_series(*files, config.columns, regression=regression)
+        if config.test_fraction is None:
+            return data
+        return hold_out(data, config.test_fraction, in_time=config.split == "time")
     assert config.dataset is not None
-    return load_uea(config.dataset, folder=config.folder)
+    return load_uea(config.dataset, folder=config.folder, regression=regression)
 
 
-def load_again(config: SeriesDataConfig, run_dir: str | Path, *, instead: str) -> TimeSeriesData:
+def load_again(
+    config: SeriesDataConfig, run_dir: str | Path, *, instead: str, regression: bool = False
+) -> TimeSeriesData:
     """Load the series that a run was trained on.
 
     Args:
         config: the data of the run.
         run_dir: folder of the run.
         instead: what to do where the series were given in Python.
+        regression: whether labels are numbers to predict.
 
     Raises:
         ValueError: they were, so that only the caller of `train` has them.
@@ -70,26 +84,51 @@ def load_again(config: SeriesDataConfig, run_dir: str | Path, *, instead: str) -
     """
     if not config.has_source:
         raise ValueError(f"{run_dir} was trained on series given in Python: {instead}")
-    return load_data(config)
+    return load_data(config, regression=regression)
+
+
+def understand(config: SeriesConfig) -> tuple[SeriesConfig, str]:
+    """Read the data of an experiment, for what is in them to be told before anything is trained.
+
+    Args:
+        config: an experiment that names its data.
+
+    Returns:
+        The experiment with the columns that were found, and what the data are, in a line.
+
+    Raises:
+        ValueError: the data are not what was expected.
+        FileNotFoundError: a file is missing.
+    """
+    data = load_data(config.data, regression=config.regression)
+    if data.columns is not None:
+        config = replace(config, data=config.data.with_columns(data.columns))
+    return config, f"{data.name}: {data.describe()}"
 
 
 def digest_data(config: SeriesConfig, data: TimeSeriesData | None = None) -> Digests:
-    """Return digests of the training and the test series, their labels and classes."""
+    """Return digests of the training and the test series, their labels, classes and groups."""
     if data is None:
-        data = load_data(config.data)
+        data = load_data(config.data, regression=config.regression)
     own = config.data
     names = {part: f"{data.name}, {part} series" for part in ("train", "test")}
     if own.train_file is not None:
-        names |= {"train": str(own.train_file), "test": str(own.test_file)}
+        test = own.test_file or f"{own.train_file}, the part to test on"
+        names |= {"train": str(own.train_file), "test": str(test)}
     elif own.dataset is not None:
         folder = "" if own.folder is None else f" in {own.folder}"
         names = {part: f"{data.name}_{part.upper()}.ts{folder}" for part in names}
     splits = {"train": data.train, "test": data.test}
     return {
-        names[part]: digest_values([data.classes, split.labels, *split.series])
-        for part, split in splits.items()
+        names[name]: digest_values([data.classes, split.labels, *split.series, *_grouping(split)])
+        for name, split in splits.items()
         if split is not None
     }
+
+
+def _grouping(split: SeriesSplit) -> list[Any]:
+    """Return what the parts of a split depend on beside its labels."""
+    return [value for value in (split.groups, split.spans) if value is not None]
 
 
 def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
@@ -97,23 +136,26 @@ def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
 
     Under "clean" the validation part is cut from the training set, and nothing of the test set is
     read but its lengths and whether values are missing, which would otherwise end the run after
-    all its epochs. Under "published" the test set is the validation part.
+    all its epochs. Under "published" the test set is the validation part. Labels of data without
+    classes are numbers to predict.
 
     Raises:
         ValueError: series of one class only, "published" without a test set, series longer than
             `max_length`, missing values where they are refused, or too few series of a class.
     """
-    require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
+    if data.classes:
+        require_classes(data.train.labels, data.classes, name=f"{data.name}, {data.train.name}")
     if config.training.protocol == "published":
         if data.test is None:
             raise ValueError("the published protocol needs a test set, and there is none")
         train, validation = data.train, data.test
     else:
-        train, validation = stratified_split(
+        train, validation = part(
             data.train,
             config.data.validation_fraction,
             config.training.seed,
             classes=data.classes,
+            in_time=config.data.split == "time",
         )
     max_length = config.data.max_length or data.max_length
     if max_length < data.max_length:
@@ -123,7 +165,9 @@ def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
         )
     if config.data.missing == "error" and data.test is not None:
         require_complete(data.test)
-    preprocessing = Preprocessing.fit(train, missing=config.data.missing)
+    preprocessing = Preprocessing.fit(
+        train, missing=config.data.missing, regression=not data.classes
+    )
     return Prepared(
         train=SeriesDataset(train, preprocessing),
         validation=SeriesDataset(validation, preprocessing),
@@ -133,10 +177,21 @@ def prepare(config: SeriesConfig, data: TimeSeriesData) -> Prepared:
 
 
 def predict_probabilities(
-    model: SeriesClassifier, series: SeriesDataset, *, batch_size: int
+    model: nn.Module, series: SeriesDataset, *, batch_size: int
 ) -> Float64[np.ndarray, "n classes"]:
     """Return the probability of each class for each series, as `classify` does."""
+    return classify(model, _batches(series, batch_size))
+
+
+def predict_numbers(
+    model: nn.Module, series: SeriesDataset, preprocessing: Preprocessing, *, batch_size: int
+) -> Float64[np.ndarray, " n"]:
+    """Return the number predicted for each series, in the scale of the training data."""
+    return preprocessing.unscale(regress(model, _batches(series, batch_size)))
+
+
+def _batches(series: SeriesDataset, batch_size: int) -> DataLoader:
     # A loader draws a number, though nothing here is random: not from the global generator, which
     # belongs to whoever trains in another thread.
     generator = torch.Generator()
-    return classify(model, DataLoader(series, batch_size, collate_fn=collate, generator=generator))
+    return DataLoader(series, batch_size, collate_fn=collate, generator=generator)

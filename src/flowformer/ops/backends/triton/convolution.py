@@ -51,6 +51,8 @@ def _launch(
 ) -> None:
     """Run a kernel over the tokens of the inputs."""
     b, t, h, d = inputs.x.shape
+    if b * t == 0:
+        return
     block = min(BLOCK, padded(h * d))
     kernel[_blocks(t), -(-h * d // block), b](
         *tensors, *tokens, t,
@@ -91,7 +93,8 @@ def _readable(inputs: ConvolutionInputs) -> ConvolutionInputs:
     return inputs._replace(x=together(inputs.x), weight=weight, bias=bias, recent=recent)
 
 
-def _forward(arguments: ConvolutionArguments) -> ConvolutionResults:
+def forward(arguments: ConvolutionArguments) -> ConvolutionResults:
+    """Convolve."""
     from flowformer.ops.backends.triton.side import on_device
 
     inputs, activates, ahead, _ = arguments
@@ -102,7 +105,8 @@ def _forward(arguments: ConvolutionArguments) -> ConvolutionResults:
     return ConvolutionResults(out)
 
 
-def _backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
+def backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
+    """Return the gradients: those of z and the sums over tokens first, then that of x."""
     from flowformer.ops.backends.triton.kernels import convolutions
     from flowformer.ops.backends.triton.launch import view
     from flowformer.ops.backends.triton.side import on_device, together
@@ -137,6 +141,8 @@ def _backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
 def _recent_gradient(grad_z: Tensor, inputs: ConvolutionInputs, tokens: Tokens) -> Tensor:
     """Return that of the tokens before the first: Σ_s weight_{r - s} ∂z_s of the r-th of them."""
     count = inputs.weight.shape[2] - 1
+    if grad_z.shape[1] == 0:
+        return grad_z.new_zeros((len(grad_z), count, *grad_z.shape[2:]), dtype=torch.float64)
     steps = torch.arange(count, device=grad_z.device)
     if tokens.offsets is not None:
         start, end = tokens.offsets[:-1, None], tokens.offsets[1:, None]
@@ -157,4 +163,4 @@ def _recent_gradient(grad_z: Tensor, inputs: ConvolutionInputs, tokens: Tokens) 
     return torch.stack(rows, 1) if rows else early
 
 
-short_convolution = define_convolution("triton_", _forward, _backward, "CUDA", "CPU")
+short_convolution = define_convolution("triton_", forward, backward, "CUDA", "CPU")

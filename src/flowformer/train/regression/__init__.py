@@ -1,0 +1,1 @@
+"""Training on series whose labels are numbers to predict."""
