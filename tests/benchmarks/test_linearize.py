@@ -52,7 +52,7 @@ def test_softmax_is_trained_by_the_recipe() -> None:
         "softmax",
         50,
     )
-    assert list(cells(arguments))[0] == {"mixer": "flow-gated", "share": 0.02, "kept": 0}
+    assert next(iter(cells(arguments))) == {"mixer": "flow-gated", "share": 0.02, "kept": 0}
 
 
 def test_what_is_kept_is_not_measured_again(
