@@ -154,7 +154,7 @@ package: environment-dev
 	touch $@
 
 wheels: environment-dev .venv-release/.installed
-	@echo "==> What is published, in dist/: the source archive, wheels for Linux on x86-64 and Arm, and one for any platform; 3 minutes"
+	@echo "==> What is published, in dist/: the source archive, wheels for Linux on x86-64 and Arm, and one for any platform; 6 minutes"
 	scripts/build_wheels.sh
 	$(BIN)/python scripts/check_wheel.py dist manylinux_2_17_x86_64 manylinux_2_17_aarch64 any
 	scripts/check_old_systems.sh

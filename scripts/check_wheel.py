@@ -113,6 +113,8 @@ def check_installed(what: list[str | Path], *, alone: bool = False) -> None:
     """Install a package into an environment of its own, and check what it does there."""
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder).resolve()
+        # pip too would take what it finds there for installed.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         python = prefix / ("Scripts/python.exe" if WINDOWS else "bin/python")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", prefix], check=True)
         pip = [sys.executable, "-P", "-m", "pip", "--python", python, "install", "--quiet"]
@@ -122,11 +124,10 @@ def check_installed(what: list[str | Path], *, alone: bool = False) -> None:
             pip += ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
         else:
             print("    PyTorch, which takes the longest, comes first", flush=True)
-            subprocess.run([*pip, "torch"], check=True)
+            subprocess.run([*pip, "torch"], check=True, env=environment)
         began = time.monotonic()
-        subprocess.run([*pip, *what], check=True)
+        subprocess.run([*pip, *what], check=True, env=environment)
         installed = time.monotonic()
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         golden = ROOT / "tests" / "golden" / "attention"
         for command, shown in (
             ([python.with_name("flowformer"), "info"], alone),
