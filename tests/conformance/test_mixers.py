@@ -131,7 +131,7 @@ class TestProjections:
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
 @pytest.mark.parametrize(("name", "form"), [(name, form) for name in NAMES for form in forms(name)])
-def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refused(
+def test_a_trace_of_one_short_sequence_serves_batches_of_any_length(
     name: str, form: dict[str, bool]
 ) -> None:
     mixer = build(name, num_kv_heads=1).requires_grad_(False)
@@ -140,10 +140,6 @@ def test_a_trace_of_one_short_sequence_serves_batches_of_any_length_or_is_refuse
         return mixer(x, mask=mask, **form)[0]
 
     example = draw(1, 5, DIM), torch.ones(1, 5, dtype=torch.bool)
-    if "deltanet" in name:
-        with pytest.raises(NotImplementedError, match="would fix the length of DeltaNet"):
-            torch.jit.trace(mix, example)
-        return
     traced: Any = torch.jit.trace(mix, example, check_trace=False)
     for batch, length in ((1, 5), (3, 70), (2, 1)):
         inputs = draw(batch, length, DIM, seed=1), draw(batch, length, seed=2) > -1

@@ -48,6 +48,11 @@ def cases() -> dict[str, Case]:
         "sequence, first": partial(sequence, pooling="first"),
         "sequence, learned": partial(sequence, positions="learned"),
         "sequence, empty": partial(sequence, tokens=(0, 9, 0, 3), pooling="first"),
+        **{
+            f"sequence, {mixer}{kind}": partial(sequence, mixer=mixer, num_heads=4, **settings)
+            for mixer in ("gated", "flow-gated")
+            for kind, settings in {"": {}, ", empty": {"tokens": (0, 9, 0, 3)}}.items()
+        },
         "pair": pair,
     }
 
@@ -128,9 +133,8 @@ def sequence(group: ProcessGroup, *, tokens: Sequence[int] = TOKENS, **settings:
     """Compare logits, loss and gradients of a classifier."""
     lengths, rank = share(tokens, group.size()), group.rank()
     torch.manual_seed(1)
-    config = SequenceModelConfig(
-        dim=8, num_heads=2, num_layers=2, feedforward=16, dropout=0.0, **settings
-    )
+    given: dict[str, Any] = {"num_heads": 2, "num_layers": 2, **settings}
+    config = SequenceModelConfig(dim=8, feedforward=16, dropout=0.0, **given)
     model = SequenceClassifier(config, vocab_size=VOCABULARY, num_classes=3, max_length=64)
     model = model.double()
     sharded = deepcopy(model)

@@ -1,6 +1,7 @@
 """Every model leaves PyTorch: traced at one row and called with many, exported for any sizes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -95,6 +96,12 @@ CASES = {
     "language-linear": Case(
         lambda: language(mixer="linear"), lambda b, t: (tokens(b, t), right(b, t))
     ),
+    **{
+        f"language-{mixer}": Case(
+            partial(language, mixer=mixer), lambda b, t: (tokens(b, t), right(b, t))
+        )
+        for mixer in ("deltanet", "gated-deltanet", "gla")
+    },
     "language-last": Case(
         language,
         lambda b, t: (tokens(b, t), right(b, t).flip(1)),

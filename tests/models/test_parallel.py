@@ -38,14 +38,13 @@ def test_flow_maps_of_a_part_are_refused():
 
 
 @pytest.mark.parametrize("name", ["gated", "flow-gated"])
-def test_a_form_of_gated_attention_that_ranks_cannot_share_is_refused(name):
-    mixer, x = build_mixer(name, 8, 2), torch.randn(1, 9, 8)
-    causal, _ = mixer(x, causal=True)
+def test_of_one_rank_gated_attention_is_what_it_is_and_packs_are_refused(name):
+    mixer, x = build_mixer(name, 8, 4), torch.randn(1, 9, 8)
+    expected = [mixer(x, causal=causal)[0] for causal in (True, False)]
     with alone() as group:
         set_sequence_parallel(mixer, group)
-        torch.testing.assert_close(mixer(x, causal=True)[0], causal)
-        with pytest.raises(NotImplementedError, match="have a causal form alone"):
-            mixer(x)
+        for causal, out in zip((True, False), expected, strict=True):
+            torch.testing.assert_close(mixer(x, causal=causal)[0], out)
         with pytest.raises(NotImplementedError, match="one in each row"):
             mixer(x, causal=True, cu_seqlens=torch.tensor([0, 4, 9]))
 

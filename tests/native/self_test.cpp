@@ -156,7 +156,7 @@ template <class T> Numbers call_library(const Sizes& s, const Inputs& inputs, co
   call.query = view(query, s.d), call.key = view(key, s.d), call.value = view(value, s.m);
   call.out = view(out, s.m), call.grad_out = view(grad_out, s.m);
   call.query_stats = query_stats.data(), call.key_stats = key_stats.data(), call.sums = sums.data();
-  call.grad_query = grad_query.data(), call.grad_key = grad_key.data(), call.grad_value = grad_value.data();
+  call.grad_query = view(grad_query, s.d), call.grad_key = view(grad_key, s.d), call.grad_value = view(grad_value, s.m);
   call.flows = s.form == MOBILE ? flowformer::OVER_HEADS : flowformer::OVER_TOKENS;
   const int failed = s.form == CAUSAL ? flowformer_causal_forward(&call) || flowformer_causal_backward(&call)
                               : flowformer_bidirectional_forward(&call) || flowformer_bidirectional_backward(&call);

@@ -271,14 +271,15 @@ def test_a_padded_token_neither_adds_nor_decays(name, backend, mask):
 
 @backends
 @forms
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 @few
 @given(lengths=st.lists(st.sampled_from([0, 1, 9, 13, 64, 70]), min_size=1, max_size=5))
-def test_a_packed_sequence_forgets_within_its_borders(name, backend, lengths):
+def test_a_packed_sequence_forgets_within_its_borders(name, backend, reverse, lengths):
     lengths = lengths if sum(lengths) else [3]
     torch.manual_seed(0)
     inputs = tuple(x.requires_grad_() for x in draw(1, sum(lengths)))
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
-    options: dict[str, Any] = {"backend": backend, "return_state": True}
+    options: dict[str, Any] = {"backend": backend, "return_state": True, "reverse": reverse}
     _, before = attend(name, *draw(len(lengths), 5), **options)
     out, state = attend(name, *inputs, cu_seqlens=cu_seqlens, initial_state=before, **options)
     parts = []

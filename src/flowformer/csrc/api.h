@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 6
+#define FLOWFORMER_ABI 7
 
 namespace flowformer {
 
@@ -18,7 +18,8 @@ enum Competition : int32_t { NO_COMPETITION = 0, SOURCES = 1, HEADS = 2 };
 // Tokens cut into chunks: the states before each of them are what a causal forward leaves for its backward.
 constexpr int CHUNK = 64;
 
-// A tensor [batch, token, head, feature]: strides in elements, the feature's is 1.
+// A tensor [batch, token, head, feature]: strides in elements, the feature's is 1. One that is read from its last token to its
+// first has that token's address and a token stride below zero.
 struct View {
   void* data;
   int64_t batch, token, head;
@@ -48,6 +49,7 @@ struct Call {
   int64_t threads;
   int64_t spacing;  // causal: chunks from one kept keyᵀ value to the next
   View query, key, value, out, grad_out;
+  View grad_query, grad_key, grad_value;  // real
   const uint8_t* query_mask;     // [b, queries], or null
   const uint8_t* key_mask;       // [b, keys]; the one mask of a causal call
   const int64_t* query_offsets;  // [b + 1] of packed sequences, or null
@@ -64,11 +66,7 @@ struct Call {
   void* key_stats;    // real [b, h, 3, keys]
   void* sums;         // real [b, h, 4·d], then [rows of more than a chunk, h, d·m]; causal: [chunks, h, 4·d], then
                       // [chunks / spacing, h, d·m]; of linear attention the latter alone
-  // real and contiguous, [b, t, h, …]
-  void* grad_query;
-  void* grad_key;
-  void* grad_value;
-  void* grad_row_scale;  // [b, queries, h]
+  void* grad_row_scale;  // real [b, queries, h]
   void* grad_log_decay;  // likewise
   int32_t flows;
   int32_t normalize;  // over heads: whether the output is divided by the number of sources

@@ -97,17 +97,14 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     zero_gradient_padding<T>(call, row);
   }
 
-  T* grad_query(const Row& row, int64_t t) const {
-    return row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d);
-  }
-  T* grad_key(const Row& row, int64_t t) const { return row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d); }
-
   // Gradients of features rest in the place of the gradient until they are complete.
-  void put(int n, T* to) const {
-    for (int i = 0; i < n; ++i) std::memcpy(to + i * call.heads * s.d, grad + i * s.dp, s.d * sizeof(T));
+  void put(const View& view, const Row& row, const Side& side, int64_t t, int n) const {
+    T* const to = row.at<T>(view, side, t);
+    for (int i = 0; i < n; ++i) std::memcpy(to + i * view.token, grad + i * s.dp, s.d * sizeof(T));
   }
-  void get(int n, const T* from) const {
-    for (int i = 0; i < n; ++i) std::memcpy(grad + i * s.dp, from + i * call.heads * s.d, s.d * sizeof(T));
+  void get(const View& view, const Row& row, const Side& side, int64_t t, int n) const {
+    const T* const from = row.at<T>(view, side, t);
+    for (int i = 0; i < n; ++i) std::memcpy(grad + i * s.dp, from + i * view.token, s.d * sizeof(T));
   }
 
   void both_outer(const Row& row, BackCarry& added) {
@@ -149,21 +146,21 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   // From T in `grad`: dq but for the sums, ρ, and r q in `scaled`.
   void finish_queries(const Row& row, int64_t t, int n, const T* q, BackCarry& added) {
     this->find_scale(row, t, n, scale);
-    if (T* to = flows || !call.grad_row_scale ? nullptr : row.dense<T>(call.grad_row_scale, call, row.query, call.queries, t, 1)) {
+    if (T* to = flows || !call.grad_row_scale ? nullptr : row.scalars<T>(call.grad_row_scale, call, t)) {
       row_dots(n, s.dp, q, grad, partial, dots);
       for (int i = 0; i < n; ++i) to[i * call.heads] = row.query.real(t + i) ? dots[i] : T(0);
     }
     scale_rows(n, s.dp, grad, scale, grad);
     scale_rows(n, s.dp, q, scale, scaled);
-    if (!flows) return write_feature_gradient<T>(call, row.query, t, n, q, grad, grad_query(row, t), call.heads * s.d);
+    if (!flows) return write_feature_gradient<T>(call, call.grad_query, row, row.query, t, n, q, grad);
     row_dots(n, s.dp, q, grad, partial, dots);
     std::memcpy(rho + t, dots, n * sizeof(T));
-    if (!sums) return put(n, grad_query(row, t));
+    if (!sums) return put(call.grad_query, row, row.query, t, n);
     const T* allocation = this->query_stat(row, SINK_ALLOCATION) + t;
     const T ratio = BidirectionalForward<T>::sinks_to_sources(row);
     for (int i = 0; i < n; ++i) weight[i] = call.allocation ? dots[i] * (T(1) - allocation[i]) * ratio : T(0);
     add_rows(n, s.dp, weight, vectors[2], grad);
-    put(n, grad_query(row, t));
+    put(call.grad_query, row, row.query, t, n);
     weighted_sum(n, s.dp, q, weight, eps, added.key_flow);
   }
 
@@ -179,9 +176,9 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   // From K u in `grad`: dk but for the sums.
   void finish_keys(const Row& row, int64_t t, int n, const T* k) {
     if (flows)
-      put(n, grad_key(row, t));
+      put(call.grad_key, row, row.key, t, n);
     else
-      write_feature_gradient<T>(call, row.key, t, n, k, grad, grad_key(row, t), call.heads * s.d);
+      write_feature_gradient<T>(call, call.grad_key, row, row.key, t, n, k, grad);
   }
 
   // v, c in `key_weight`, u = c v
@@ -202,8 +199,8 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
       for (int i = 0; i < n; ++i) added.late += dots[i];
       std::memcpy(gamma + t, dots, n * sizeof(T));
     }
-    T* to = row.dense<T>(call.grad_value, call, row.key, call.keys, t, s.m);
-    for (int i = 0; i < n; ++i, to += call.heads * s.m) {
+    T* to = row.at<T>(call.grad_value, row.key, t);
+    for (int i = 0; i < n; ++i, to += call.grad_value.token) {
       if (row.key.real(t + i))
         std::memcpy(to, u + i * s.mp, s.m * sizeof(T));
       else
@@ -225,7 +222,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {
     const T* k = this->features(row, 1, t, n, false);
     const T* outgoing = this->key_stat(row, SOURCE_OUTGOING) + t;
-    get(n, grad_key(row, t));
+    get(call.grad_key, row, row.key, t, n);
     if (call.competition != NO_COMPETITION) {
       source_gradients(row, t, n, totals);
       add_rows(n, s.dp, weight, vectors[3], grad);
@@ -237,7 +234,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     for (int i = 0; i < n; ++i) weight[i] = -dots[i] * weight[i] * weight[i];
     add_rows(n, s.dp, weight, vectors[1], grad);
     weighted_sum(n, s.dp, k, weight, eps, added.query_sum);
-    put(n, grad_key(row, t));
+    put(call.grad_key, row, row.key, t, n);
   }
 
   // dots[t] = x_t·flow
@@ -254,7 +251,7 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   void query_flows(const Row& row, int64_t t, int n, BackCarry& added) {
     const T* q = this->features(row, 0, t, n, false);
     const T* incoming = this->query_stat(row, SINK_INCOMING) + t;
-    get(n, grad_query(row, t));
+    get(call.grad_query, row, row.query, t, n);
     for (int i = 0; i < n; ++i) weight[i] = T(1) / incoming[i];
     add_rows(n, s.dp, weight, flow, grad);
     no_eps_dots(n, q);
@@ -262,14 +259,13 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
     add_rows(n, s.dp, weight, vectors[0], grad);
     add_rows<T>(n, s.dp, nullptr, key_value, grad);
     weighted_sum(n, s.dp, q, weight, eps, added.key_sum);
-    write_feature_gradient<T>(call, row.query, t, n, q, grad, grad_query(row, t), call.heads * s.d);
+    write_feature_gradient<T>(call, call.grad_query, row, row.query, t, n, q, grad);
   }
 
   void key_sums(const Row& row, int64_t t, int n) {
-    get(n, grad_key(row, t));
+    get(call.grad_key, row, row.key, t, n);
     add_rows<T>(n, s.dp, nullptr, flow, grad);
-    write_feature_gradient<T>(call, row.key, t, n, this->features(row, 1, t, n, false), grad, grad_key(row, t),
-                              call.heads * s.d);
+    write_feature_gradient<T>(call, call.grad_key, row, row.key, t, n, this->features(row, 1, t, n, false), grad);
   }
 };
 

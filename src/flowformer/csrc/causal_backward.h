@@ -27,11 +27,11 @@ struct BackCarry : Sums {
 };
 
 template <class T> inline void zero_gradient_padding(const Call& call, const Row& row) {
-  zero_padding<T>(call.grad_query, call, row, row.query, call.queries, int(call.key_width));
-  zero_padding<T>(call.grad_key, call, row, row.key, call.keys, int(call.key_width));
-  zero_padding<T>(call.grad_value, call, row, row.key, call.keys, int(call.value_width));
+  zero_padding<T>(call.grad_query, row, row.query, call.key_width);
+  zero_padding<T>(call.grad_key, row, row.key, call.key_width);
+  zero_padding<T>(call.grad_value, row, row.key, call.value_width);
   for (void* grad : {call.grad_row_scale, call.grad_log_decay})
-    if (grad) zero_padding<T>(grad, call, row, row.query, call.queries, 1);
+    for (int64_t t = row.query.trimmed; grad && t < row.query.length; ++t) *row.scalars<T>(grad, call, t) = 0;
 }
 
 template <class T> struct CausalBackward {
@@ -139,11 +139,8 @@ template <class T> struct CausalBackward {
       write_numbers(call.grad_row_scale, row, t, n, rho);
     }
     if (call.grad_log_decay) write_numbers(call.grad_log_decay, row, t, n, decay_gradient);
-    const ptrdiff_t stride = call.heads * s.d;
-    T* const to_query = row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d);
-    T* const to_key = row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d);
-    write_feature_gradient<T>(call, row.query, t, n, q, dq, to_query, stride);
-    write_feature_gradient<T>(call, row.key, t, n, k, dk, to_key, stride);
+    write_feature_gradient<T>(call, call.grad_query, row, row.query, t, n, q, dq);
+    write_feature_gradient<T>(call, call.grad_key, row, row.key, t, n, k, dk);
     if (turn.alone()) {
       T* const before = outer[0];
       outer[0] = outer[2];
@@ -154,7 +151,7 @@ template <class T> struct CausalBackward {
 
   // A number for each token, zero at padded ones.
   void write_numbers(void* data, const Row& row, int64_t t, int n, const T* numbers) const {
-    T* to = row.dense<T>(data, call, row.query, call.queries, t, 1);
+    T* to = row.scalars<T>(data, call, t);
     for (int i = 0; i < n; ++i) to[i * call.heads] = row.key.real(t + i) ? numbers[i] : T(0);
   }
 
@@ -163,9 +160,8 @@ template <class T> struct CausalBackward {
     return chunk_ahead(call, view, row, side, t - CHUNK, width, t > 0 ? CHUNK : 0);
   }
   // Those of a gradient that n tokens get.
-  Ahead written(const Row& row, void* to, const Side& side, int64_t tokens, int64_t t, int n, int width) const {
-    const ptrdiff_t bytes = width * sizeof(T);
-    return {reinterpret_cast<const char*>(row.dense<T>(to, call, side, tokens, t, width)), call.heads * bytes, n, int(bytes)};
+  Ahead written(const Row& row, const View& to, const Side& side, int64_t t, int n, int width) const {
+    return {reinterpret_cast<const char*>(row.at<T>(to, side, t)), ptrdiff_t(to.token * sizeof(T)), n, int(width * sizeof(T))};
   }
 
   // keyᵀ value before a chunk that ends at `end`.
@@ -262,7 +258,7 @@ template <class T> struct CausalBackward {
       multiply<T, false, Shape::lower>(n, s.dp, n, {products, CHUNK, 1}, k, s.dp, dq, s.dp);
     } else {
       transpose(s.dp, s.mp, key_value, s.mp, turned, s.dp);
-      Ahead ahead = written(row, call.grad_query, row.query, call.queries, t, n, s.d);
+      Ahead ahead = written(row, call.grad_query, row.query, t, n, s.d);
       multiply<T, false>(n, s.dp, s.m, {g, s.mp, 1}, turned, s.dp, dq, s.dp, &ahead);
       if (call.log_decay) {
         scale_rows(n, s.dp, dq, since, dq);
@@ -277,8 +273,8 @@ template <class T> struct CausalBackward {
       for (int i = 0; i < n; ++i) rho[i] *= scale[i];
     scale_rows(n, s.dp, dq, scale, dq);
 
-    Ahead ahead[] = {written(row, call.grad_key, row.key, call.keys, t, n, s.d),
-                     written(row, call.grad_value, row.key, call.keys, t, n, s.m),
+    Ahead ahead[] = {written(row, call.grad_key, row.key, t, n, s.d),
+                     written(row, call.grad_value, row.key, t, n, s.m),
                      earlier(row, call.grad_out, row.query, t, s.m), earlier(row, call.key, row.key, t, s.d)};
     if (halves.split()) {
       source_gradients(HALF, n - HALF, values, outer[0], ahead, ahead + 1);
@@ -294,8 +290,8 @@ template <class T> struct CausalBackward {
       scale_rows(n, s.mp, du, weight, du);
       row_dots(n, s.mp, du, v, partial, gamma);
     }
-    T* to = row.dense<T>(call.grad_value, call, row.key, call.keys, t, s.m);
-    for (int i = 0; i < n; ++i, to += call.heads * s.m) {
+    T* to = row.at<T>(call.grad_value, row.key, t);
+    for (int i = 0; i < n; ++i, to += call.grad_value.token) {
       if (row.key.real(t + i))
         std::memcpy(to, du + i * s.mp, s.m * sizeof(T));
       else

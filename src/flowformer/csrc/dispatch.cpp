@@ -68,7 +68,7 @@ constexpr int64_t LARGE = 8 << 20, HUGE_PAGE = 2 << 20;
 
 void take_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (data == nullptr || bytes < LARGE) return;
+  if (bytes < LARGE) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / HUGE_PAGE * HUGE_PAGE;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: it may fail
@@ -81,12 +81,15 @@ int64_t bytes_of(int32_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32
 
 void prepare_results(const Call& call) {
   const int64_t real = call.dtype == FLOAT64 ? 8 : 4, batch = call.query_offsets ? 1 : call.batch;
-  const int64_t queries = batch * call.queries * call.heads, keys = batch * call.keys * call.heads;
-  if (!call.grad_query)
-    take_huge_pages(call.out.data, queries * call.value_width * bytes_of(call.dtype));
-  take_huge_pages(call.grad_query, queries * call.key_width * real);
-  take_huge_pages(call.grad_key, keys * call.key_width * real);
-  take_huge_pages(call.grad_value, keys * call.value_width * real);
+  const auto prepare = [&](const View& result, int64_t tokens, int64_t width, int64_t size) {
+    const int64_t before = result.token < 0 ? (tokens - 1) * result.token * size : 0;  // in memory, of the first token read
+    if (result.data) take_huge_pages(static_cast<char*>(result.data) + before, batch * tokens * call.heads * width * size);
+  };
+  if (!call.grad_query.data)
+    prepare(call.out, call.queries, call.value_width, bytes_of(call.dtype));
+  prepare(call.grad_query, call.queries, call.key_width, real);
+  prepare(call.grad_key, call.keys, call.key_width, real);
+  prepare(call.grad_value, call.keys, call.value_width, real);
 }
 
 void prepare_results(const Convolution& call) {

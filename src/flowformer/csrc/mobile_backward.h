@@ -107,22 +107,20 @@ template <class T> struct HeadGradients : HeadFlows<T> {
     head_gradient<T, false>(few, q, k, {nullptr, key_dots, dots, nullptr}, eps, grad_q, nullptr, nullptr);
     head_gradient<T, false>(few, k, q, {nullptr, dots, key_dots, nullptr}, eps, grad_k, nullptr, nullptr);
     this->for_heads(row, [&](int h) {
-      const ptrdiff_t from = ptrdiff_t(h) * FEW * s.dp, at = h * this->stride, step = call.heads * s.d;
-      write_feature_gradient<T>(call, row.query, t, n, q + at, grad_q + from, to_query(row, t), step);
-      write_feature_gradient<T>(call, row.key, t, n, k + at, grad_k + from, to_key(row, t), step);
+      const ptrdiff_t from = ptrdiff_t(h) * FEW * s.dp, at = h * this->stride;
+      write_feature_gradient<T>(call, call.grad_query, row, row.query, t, n, q + at, grad_q + from);
+      write_feature_gradient<T>(call, call.grad_key, row, row.key, t, n, k + at, grad_k + from);
     });
   }
 
-  T* to_query(const Row& row, int64_t t) const {
-    return row.dense<T>(call.grad_query, call, row.query, call.queries, t, s.d);
-  }
-  T* to_key(const Row& row, int64_t t) const { return row.dense<T>(call.grad_key, call, row.key, call.keys, t, s.d); }
-
   void get(const Row& row, int64_t t, int n, int h, T* rhos, T* sources) {
-    const auto same = [](Vec<T> x) FF_LAMBDA { return x; };
-    const ptrdiff_t to = ptrdiff_t(h) * FEW * s.dp, step = call.heads * s.d;
-    read_rows<T>(static_cast<const T*>(to_query(row, t)), step, n, s.d, nullptr, grad_q + to, false, same);
-    read_rows<T>(static_cast<const T*>(to_key(row, t)), step, n, s.d, nullptr, grad_k + to, false, same);
+    const auto read = [&](const View& view, const Side& side, T* to) {
+      const T* const from = row.at<T>(view, side, t);
+      read_rows<T>(from, view.token, n, s.d, nullptr, to, false, [](Vec<T> x) FF_LAMBDA { return x; });
+    };
+    const ptrdiff_t to = ptrdiff_t(h) * FEW * s.dp;
+    read(call.grad_query, row.query, grad_q + to);
+    read(call.grad_key, row.key, grad_k + to);
     const T* given_rho = row.stats<T>(rhos, call, row.query, call.queries, 1, 0) + t;
     const T* given_source = row.stats<T>(sources, call, row.key, call.keys, 1, 0) + t;
     const T *allocation = this->query_stat(row, SINK_ALLOCATION, t), *sinks = this->query_stat(row, SINK_INCOMING, t);

@@ -125,9 +125,12 @@ struct Row {
   ptrdiff_t offset(const View& view, const Side& side, int64_t t) const {
     return batch() * view.batch + (side.start + t) * view.token + head * view.head;
   }
-  // A contiguous [b, t, h, width].
-  template <class T> T* dense(void* data, const Call& call, const Side& side, int64_t tokens, int64_t t, int width) const {
-    return static_cast<T*>(data) + ((batch() * tokens + side.start + t) * call.heads + head) * width;
+  template <class T> T* at(const View& view, const Side& side, int64_t t) const {
+    return static_cast<T*>(view.data) + offset(view, side, t);
+  }
+  // One number a token, of the queries: a contiguous [b, t, h].
+  template <class T> T* scalars(void* data, const Call& call, int64_t t) const {
+    return static_cast<T*>(data) + (batch() * call.queries + query.start + t) * call.heads + head;
   }
   // The numbers kept for each token, [b, h, components, tokens].
   template <class T>
@@ -315,10 +318,11 @@ inline void read_features(const Call& call, const View& view, const Row& row, co
 
 // grad · φ'(x), given φ; the derivative of the identity is 1. Exactly zero at masked tokens.
 template <class T>
-inline void write_feature_gradient(const Call& call, const Side& side, int64_t t, int rows, const T* features,
-                                   const T* grad, T* to, ptrdiff_t to_stride) {
+inline void write_feature_gradient(const Call& call, const View& view, const Row& row, const Side& side, int64_t t, int rows,
+                                   const T* features, const T* grad) {
   const int d = int(call.key_width), dp = Widths<T>::padded(d);
-  for (int i = 0; i < rows; ++i, features += dp, grad += dp, to += to_stride) {
+  T* to = row.at<T>(view, side, t);
+  for (int i = 0; i < rows; ++i, features += dp, grad += dp, to += view.token) {
     if (!side.real(t + i)) {
       std::memset(to, 0, d * sizeof(T));
     } else if (call.feature_map == SIGMOID) {
@@ -382,10 +386,8 @@ template <class T> inline void write_padding(const Call& call, const Row& row) {
                 call.value_width * size);
 }
 
-template <class T>
-inline void zero_padding(void* data, const Call& call, const Row& row, const Side& side, int64_t tokens, int width) {
-  for (int64_t t = side.trimmed; t < side.length; ++t)
-    std::memset(row.dense<T>(data, call, side, tokens, t, width), 0, width * sizeof(T));
+template <class T> inline void zero_padding(const View& view, const Row& row, const Side& side, int64_t width) {
+  for (int64_t t = side.trimmed; t < side.length; ++t) std::memset(row.at<T>(view, side, t), 0, width * sizeof(T));
 }
 
 }  // namespace flowformer::FF_ISA

@@ -7,11 +7,13 @@ is kept, so that a message names the file's own.
 import argparse
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from flowformer.nn.mixers.gated import GatedAttention
 
 Renamed = dict[str, tuple[str, Tensor]]  # by the name here: the name that it had, and the value
 
@@ -68,13 +70,43 @@ def rename(state_dict: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -
     return renamed
 
 
-def matched(own: Mapping[str, Tensor], given: Renamed, *, what: str) -> dict[str, Tensor]:
-    """Return the given parameters in the shapes of a model's own, ready for `load_state_dict`.
+def matched(model: nn.Module, given: Renamed, *, what: str) -> dict[str, Tensor]:
+    """Return the given parameters in the shapes of a model's own, ready for its `load_state_dict`.
+
+    Args:
+        model: the model.
+        given: see `fitted`, as for the next.
+        what: the model whose parameters are expected, for the message.
+
+    Raises:
+        ValueError: parameters are missing, left over, or of another shape; all are listed.
+    """
+    return fitted(expected_parameters(model, given), given, what=what)
+
+
+def expected_parameters(model: nn.Module, given: Container[str]) -> dict[str, Tensor]:
+    """Return a model's state dict, without what it goes on without.
+
+    Those are the parts of a gated attention that are given none of them: it goes on from a plain
+    one (see `GatedAttention`).
+    """
+    own = model.state_dict()
+    for prefix, module in model.named_modules():
+        parts = []
+        if isinstance(module, GatedAttention):
+            parts = [f"{prefix}.{name}" for name in module.state_dict()]
+        if not any(name in given for name in parts):
+            own = {name: value for name, value in own.items() if name not in parts}
+    return own
+
+
+def fitted(own: Mapping[str, Tensor], given: Renamed, *, what: str) -> dict[str, Tensor]:
+    """Return the given parameters in the shapes of the expected ones.
 
     Shapes agree but for sizes of one (a convolution of width 1 is a linear layer).
 
     Args:
-        own: the model's state dict.
+        own: the expected parameters.
         given: the parameters under the model's names, each with the name that it had (`rename`).
         what: the model whose parameters are expected, for the message.
 

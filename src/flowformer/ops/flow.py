@@ -20,6 +20,7 @@ from flowformer.ops.inputs import (
     is_kept,
     may_look,
     refuse_growth,
+    refuse_order,
     resolve_masks,
 )
 from flowformer.ops.layout import Layout, takes_layouts
@@ -50,6 +51,7 @@ class FlowArguments(FlowKeywords, BatchKeywords, total=False):
     """The keyword arguments of :func:`flow_attention`, for type checkers."""
 
     log_decay: Tensor | None
+    reverse: bool
     initial_state: FlowState | None
 
 
@@ -85,6 +87,7 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     allocation: bool = True,
     independent_sinks: bool = False,
     log_decay: Float[Tensor, "b l h"] | None = None,
+    reverse: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -126,6 +129,8 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
             any other, an earlier output knows the later queries.
         log_decay: ``[b, l, h]``, at most 0: the logarithm of what is left of all earlier tokens
             when a token is added (causal only). A padded token neither adds nor decays.
+        reverse: whether the tokens are read from the last to the first (causal only): token t sees
+            those from t on, in each packed sequence, and a state is that of the tokens behind.
         mask: ``[b, l]``, True = a real token, for self-attention: the mask of both sides.
         query_mask: ``[b, l]``, the same for the queries alone (not causal).
         key_mask: ``[b, s]``, the same for the keys and values alone (not causal).
@@ -180,13 +185,13 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(options)
-    elif initial_state is not None or return_state:
-        raise ValueError("only a causal call has a state: pass causal=True")
+    else:
+        refuse_order(initial_state, return_state, reverse)
     check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
     module = _that_decays(module, log_decay, initial_state)
     keys = (key, value) if log_decay is None else (key, value, log_decay)
     with exact_arithmetic(query):
-        attend = partial(_attend_causal, module, options, return_state)
+        attend = partial(_attend_causal, module, options, return_state, reverse)
         attend = attend if causal else partial(_attend, module, options)
         packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, (query,), keys, batch, initial_state, packs=packs)
@@ -220,12 +225,14 @@ def _attend_causal(
     module: ModuleType,
     options: FlowOptions,
     return_state: bool,
+    reverse: bool,
     queries: tuple[Tensor, ...],
     keys: tuple[Tensor, ...],
     batch: Batch,
     state: FlowState | None,
 ) -> tuple[Tensor, FlowState | None]:
     rest: dict[str, Any] = {"mask": batch.key_mask, "return_state": return_state}
+    rest["reverse"] = reverse
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
     run = partial(module.causal, options=options, state=state, **rest)
@@ -233,7 +240,8 @@ def _attend_causal(
     needed = not module.CONTAINS_NONFINITE or is_kept(query, key, value, *decay, *(state or ()))
     if needed and may_be_spoiled(query, key, value, *decay):
         log_decay = decay[0] if decay else None
-        return _attend_contained(run, query, key, value, log_decay, batch, options)
+        find_seen = partial(seen_from, cu_seqlens=batch.cu_seqlens, reverse=reverse)
+        return _attend_contained(run, query, key, value, log_decay, batch, options, find_seen)
     return run(query, key, value, log_decay=decay[0]) if decay else run(query, key, value)
 
 
@@ -245,6 +253,7 @@ def _attend_contained(
     log_decay: Tensor | None,
     batch: Batch,
     options: FlowOptions,
+    find_seen: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, FlowState | None]:
     """Attend so that nothing which is not finite reaches an earlier token; see nonfinite.py."""
     mask = batch.key_mask
@@ -263,8 +272,8 @@ def _attend_contained(
         out, state = run(query, key, value, mask=~lost if mask is None else mask & ~lost)
     else:
         out, state = run(without(query, tokens), without(key, tokens), without(value, flag))
-    seen, sums = seen_from(flag, batch.cu_seqlens)
-    state = stained_state(state, seen_from(tokens, batch.cu_seqlens)[1])
+    seen, sums = find_seen(flag)
+    state = stained_state(state, find_seen(tokens)[1])
     if state is not None:
         state = state._replace(key_value=stained(state.key_value, sums[..., None, :]))
     return stained(out, seen, mask), state

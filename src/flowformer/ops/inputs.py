@@ -189,6 +189,18 @@ def check_causal(
     )
 
 
+def refuse_order(initial_state: tuple | None, return_state: bool, reverse: bool) -> None:
+    """Refuse what a call that is not causal does not have.
+
+    Raises:
+        ValueError: there is such a thing.
+    """
+    if initial_state is not None or return_state:
+        raise ValueError("only a causal call has a state: pass causal=True")
+    if reverse:
+        raise ValueError("only a causal call reads in an order: reverse=True needs causal=True")
+
+
 def check_decay(log_decay: Tensor, query: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
     """Return the logarithms of decays, in the dtype of the arithmetic and zero at padded tokens.
 

@@ -20,6 +20,7 @@ from flowformer.ops.inputs import (
     check_tensors,
     exact_arithmetic,
     is_kept,
+    refuse_order,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import either, may_be_spoiled, seen_from, spoiled, stained, without
@@ -34,6 +35,7 @@ class LinearArguments(BatchKeywords, total=False):
     row_scale: Tensor | None
     log_decay: Tensor | None
     normalize: bool
+    reverse: bool
     initial_state: LinearState | None
 
 
@@ -65,6 +67,7 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
     row_scale: Float[Tensor, "b l h"] | None = None,
     log_decay: Float[Tensor, "b l h"] | None = None,
     normalize: bool = False,
+    reverse: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -97,6 +100,8 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
             when a token is added (causal only). A padded token neither adds nor decays.
         normalize: whether to divide by query_i Σ_j key_j, of the same decayed sums, so that the
             weights of each row sum to one; 0 where that is zero. The state has one more column.
+        reverse: whether the tokens are read from the last to the first (causal only): token t sees
+            those from t on, in each packed sequence, and a state is that of the tokens behind.
         mask: ``[b, l]``, True = a real token, both sides.
         query_mask: ``[b, l]`` (not causal).
         key_mask: ``[b, s]`` (not causal).
@@ -166,14 +171,14 @@ def linear_attention(  # noqa: PLR0913 - the options of flow_attention, keyword-
         module = that_decays(module, "linear", log_decay)
     if causal:
         check_causal(query, key, cu_seqlens_k)
-    elif initial_state is not None or return_state:
-        raise ValueError("only a causal call has a state: pass causal=True")
+    else:
+        refuse_order(initial_state, return_state, reverse)
     sequences = sequence_count(query, batch.cu_seqlens)
     check_state(initial_state, LinearState, query, value, sequences, more=int(normalize))
     queries = (query,) if row_scale is None else (query, row_scale)
     keys = (key, value) if log_decay is None else (key, value, log_decay)
     with exact_arithmetic(query):
-        attend = partial(_attend_causal, module, normalize, return_state)
+        attend = partial(_attend_causal, module, normalize, return_state, reverse)
         attend = attend if causal else partial(_attend, module, normalize)
         packs = module.PACKS_SEQUENCES
         out, state = attend_batch(attend, queries, keys, batch, initial_state, packs=packs)
@@ -235,6 +240,7 @@ def _attend_causal(
     module: ModuleType,
     normalize: bool,
     return_state: bool,
+    reverse: bool,
     queries: tuple[Tensor, ...],
     keys: tuple[Tensor, ...],
     batch: Batch,
@@ -249,7 +255,7 @@ def _attend_causal(
         rows["log_decay"] = keys[2]
         if batch.key_mask is not None:
             rows["log_decay"] = torch.where(batch.key_mask[..., None], keys[2], 0)
-    rest: dict[str, Any] = {"state": state, "return_state": return_state}
+    rest: dict[str, Any] = {"state": state, "return_state": return_state, "reverse": reverse}
     if batch.cu_seqlens is not None:
         rest["cu_seqlens"] = batch.cu_seqlens
     run = partial(module.linear_causal, **rest)
@@ -257,7 +263,8 @@ def _attend_causal(
     tensors = q, k, v, *rows.values()
     needed = not module.CONTAINS_NONFINITE or is_kept(*tensors, *(state or ()))
     if needed and may_be_spoiled(*tensors):
-        return _attend_contained(run, q, k, v, rows, batch, normalize)
+        find_seen = partial(seen_from, cu_seqlens=batch.cu_seqlens, reverse=reverse)
+        return _attend_contained(run, q, k, v, rows, batch, normalize, find_seen)
     return run(q, k, v, **rows)
 
 
@@ -272,6 +279,7 @@ def _attend_contained(
     rows: dict[str, Tensor | None],
     batch: Batch,
     normalize: bool,
+    find_seen: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, LinearState | None]:
     """Attend so that nothing which is not finite reaches an earlier token; see nonfinite.py.
 
@@ -287,10 +295,10 @@ def _attend_contained(
         rows = {**rows, "log_decay": without(log_decay, by_key[..., 0])}
     flag = either(by_key, spoiled(v, columns=True))
     out, after = run(without(q, own), without(k, by_key), without(v, flag), **rows)
-    seen, sums = seen_from(flag, batch.cu_seqlens)
+    seen, sums = find_seen(flag)
     if after is not None:
         if normalize and sums.shape[-1] > 1:  # flags of columns: one more for the keys
-            sums = torch.cat((sums, seen_from(by_key, batch.cu_seqlens)[1]), -1)
+            sums = torch.cat((sums, find_seen(by_key)[1]), -1)
         after = LinearState(stained(after.key_value, sums[..., None, :]))
     return stained(out, either(own, seen), batch.query_mask), after
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowformer.ops.backends.cpu.call import is_finite
 from flowformer.ops.inputs import is_plain, may_look
+from flowformer.ops.packing import turned_offsets
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -66,11 +67,18 @@ def without(x: Tensor, flag: Tensor) -> Tensor:
     return torch.where(flag, 0, x)
 
 
-def seen_from(flag: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def seen_from(
+    flag: Tensor, cu_seqlens: Tensor | None = None, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return flags of the tokens that see a flagged one, and of the sequences that have one.
 
-    Packed sequences see their own tokens only. The latter have no time axis.
+    Packed sequences see their own tokens only. The latter have no time axis. In reverse, it is
+    earlier tokens that see one.
     """
+    if reverse:
+        offsets = None if cu_seqlens is None else turned_offsets(cu_seqlens)
+        seen, sequences = seen_from(flag.flip(1), offsets)
+        return seen.flip(1), sequences if cu_seqlens is None else sequences.flip(0)
     count = flag.cumsum(1)
     if cu_seqlens is None:
         return count > 0, flag.any(1)

@@ -162,6 +162,11 @@ def resolve_batch(
     return batch
 
 
+def turned_offsets(cu_seqlens: Tensor) -> Tensor:
+    """Return the offsets of the same sequences, with all tokens in the other order."""
+    return cu_seqlens[-1] - cu_seqlens.flip(0)
+
+
 def sequence_count(query: Tensor, cu_seqlens: Tensor | None) -> Any:
     """Return the number of sequences, which may be a symbol: the batch, or the packed ones."""
     return query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1

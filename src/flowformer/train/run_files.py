@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,21 +139,21 @@ def require_mixer(name: str, module: OwnModule, folder: RunFolder) -> None:
         logger.warning("%s: the mixer %s is another since: %s", folder.root, name, module.name)
 
 
-class Outcome(Kept):
+class Outcome(Kept, ABC):
     """What result.json holds; written last."""
 
     file: ClassVar[str] = "result"
     absent: ClassVar[str] = "has no {name}: the run has not ended"
 
     @property
+    @abstractmethod
     def score(self) -> float:
         """The figure that comparisons rank by."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def in_words(self) -> str:
         """The score in a sentence."""
-        raise NotImplementedError
 
     def keep(self, folder: RunFolder, files: Mapping[str, str]) -> None:
         """Write the files of a run that has ended, then its own; say the score if that fails.
@@ -225,6 +226,7 @@ class Result(Outcome):
     device: str
     threads: int
 
+    @abstractmethod
     def lines(self, record: Any, run: str) -> Lines:
         """Return what to say at the end of a run: no figure without its protocol.
 
@@ -232,7 +234,6 @@ class Result(Outcome):
             record: the record of the run.
             run: the folder of the run.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

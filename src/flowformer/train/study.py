@@ -78,8 +78,9 @@ class Study(ABC):
         begun: the folder of the run, where it began already.
 
     Attributes:
-        reads: what `predict` is given, in a word or two; empty where there is nothing to classify.
-        reads_several: whether `predict` takes any number of files.
+        reads: what its method `predict` is given, in a word or two; empty where there is nothing
+            to classify, and no such method.
+        reads_several: whether that takes any number of files.
         reads_folders: whether it takes a folder in place of a file.
         labelled: what `evaluate` is given in place of the run's own test set, if anything.
         use: of runs that classify nothing, the command that uses them, after {run}.
@@ -198,11 +199,6 @@ class Study(ABC):
                 f"expected one file for a run on {cls.__name__.lower()}, got {len(files)}: those "
                 "on images take several"
             )
-
-    @classmethod
-    def predict(cls, run_dir: str | Path, *files: Path) -> str:
-        """Classify what is in files; see `flowformer.train.run.predict`."""
-        raise NotImplementedError
 
     @classmethod
     @abstractmethod

@@ -261,6 +261,52 @@ def test_weights_of_a_run_with_another_mixer_are_refused(tmp_path: Path) -> None
     assert create(name, config=trained.model, **settings).model.config.mixer == "softmax"
 
 
+PLAIN = {"gain": None, "norm": False, "directions": 0.0}
+
+
+def test_a_gated_model_goes_on_from_weights_of_flow_attention(name: str, saved: Any) -> None:
+    """Without gain, norm and directions it computes what the trained one does."""
+    trained = body(name)
+    gated = name.replace("flowformer_", "flowformer_gated_")
+    settings = {"mixer": "flow-gated", **saved(trained)}
+    with pytest.warns(UserWarning, match="none of the parts of 'flow-gated'"):
+        model = create(gated, mixer_options=PLAIN, **settings)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(images), trained(images).logits)
+    settings["mixer"] = "gated"
+    with pytest.warns(UserWarning, match="none of the parts of 'gated'"):
+        model = create(gated, **settings)
+    own = {n: value for n, value in model.model.state_dict().items() if ".attention." not in n}
+    torch.testing.assert_close(own, dict(trained.state_dict()))
+    model(images).sum().backward()
+    assert all(each.grad is not None for each in model.parameters())
+
+
+def test_a_gated_model_goes_on_from_a_run_and_from_the_published_weights(golden, tmp_path) -> None:
+    name, run = "flowformer_deit_tiny", RunFolder(tmp_path)
+    trained = replace(tiny_vision(tmp_path), model=NAMES[name])
+    ImagesRecord(
+        recipe="tiny", config=trained, versions={}, classes=tuple("abcdefg"), channels=3, sizes={}
+    ).write(run)
+    model: Any = VisionClassifier(trained.model, image_size=16, num_classes=7)
+    save_file(model.state_dict(), run.weights)
+    settings = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(run.weights)}}
+    with pytest.warns(UserWarning, match="none of the parts of 'gated'"):
+        found = create("flowformer_gated_deit_tiny", **settings)
+    assert found.model.head.weight.equal(model.head.weight)
+    with pytest.raises(ValueError, match=r"num_heads is \(4,\) there and \(2,\) here"):
+        create(
+            "flowformer_gated_deit_tiny", config=replace(NAMES[name], num_heads=(2,)), **settings
+        )
+
+    values: dict[str, Tensor] = golden("models/vision")
+    state = {n.removeprefix("param."): v for n, v in values.items() if n.startswith("param.")}
+    config = VisionModelConfig(dims=(12, 24, 36, 48), depths=(1, 2, 1, 1), mixer="gated")
+    published: Any = VisionClassifier(config, image_size=64, num_classes=7)
+    published.load_published_state_dict(state)
+    assert published.head.weight.equal(state["head.weight"])
+
+
 def test_parameters_without_a_head_are_read_and_the_new_head_is_told(tmp_path: Path) -> None:
     state = body("flowformer_deit_tiny", num_classes=0).state_dict()
     torch.save(state, tmp_path / "weights.pth")

@@ -150,10 +150,19 @@ def test_no_logits_depend_on_the_future(changes: dict[str, Any]) -> None:
         assert not after[:, start].allclose(before[:, start])
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+TURNED = [{"positions": "rotary", "mixer": name} for name in ("gated", "flow-gated")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [*({"positions": kind} for kind in POSITIONS), *TURNED],
+    ids=lambda changes: "-".join(changes.values()),
+)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_neither_logits_nor_loss_nor_state(positions: str, side: str) -> None:
-    model = build(positions=positions)
+def test_padding_changes_neither_logits_nor_loss_nor_state(
+    changes: dict[str, Any], side: str
+) -> None:
+    model = build(**changes)
     ids, mask, sequences = padded([1, 8, 13], 15, side)
     output = model(
         ids, mask, targets=torch.where(mask, ids.roll(-1, 1) % VOCABULARY, 3), use_cache=True
@@ -206,7 +215,7 @@ class TestState:
         check_pieces(build(positions=positions), tokens(2, 20), (7, 12, 1))
 
     @pytest.mark.parametrize("positions", [p for p in POSITIONS if p != "learned"])
-    @pytest.mark.parametrize("mixer", ["flow", "softmax"])
+    @pytest.mark.parametrize("mixer", ["flow", "softmax", "gated", "flow-gated"])
     def test_sequences_go_on_past_the_table(self, mixer: str, positions: str) -> None:
         model = build(mixer=mixer, positions=positions, max_length=16)
         check_pieces(model, tokens(2, 40), (10, *[1] * 10, 20))

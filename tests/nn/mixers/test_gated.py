@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.nn import MultiheadAttention, build_mixer
-from flowformer.nn.mixers.blockwise import backward_order
 from flowformer.nn.mixers.gated import GatedAttention
 from flowformer.nn.mixers.gating import Decay
 from flowformer.ops import flow_attention, flow_map
@@ -111,7 +110,8 @@ def test_is_its_equations(causal: bool, name: str) -> None:
 def test_as_many_heads_read_forwards_as_backwards(heads: int, share: float, pairs: int) -> None:
     attention = build_mixer("gated", 8, heads, head_dim=2, directions=share).attention
     assert isinstance(attention, GatedAttention)
-    assert attention.pairs == pairs
+    expected = {"both": heads - 2 * pairs, "forwards": pairs, "backwards": pairs}
+    assert attention.directions == {name: count for name, count in expected.items() if count}
 
 
 def test_all_heads_directed_show_the_first_token_those_that_read_backwards() -> None:
@@ -121,11 +121,6 @@ def test_all_heads_directed_show_the_first_token_those_that_read_backwards() -> 
     for head, seen in enumerate((False, False, True, True)):
         (gradient,) = torch.autograd.grad(out[head].sum(), x, retain_graph=True)
         assert gradient[0, 1:].any() == seen
-
-
-def test_backward_order_leaves_padding_where_it_is() -> None:
-    mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, True]])
-    assert backward_order(mask).tolist() == [[3, 1, 2, 0, 4], [0, 4, 3, 2, 1]]
 
 
 PLAIN = {"gain": None, "norm": False, "directions": 0.0}

@@ -406,7 +406,8 @@ def test_opcheck():
     torch.library.opcheck(bidirectional, scaled)
     state = FlowState.initial(1, 2, 8, 6, torch.device("cpu"))
     rest = (*nothing[:4], *state, *numbers(OPTIONS), True, True)
-    torch.library.opcheck(causal, (*inputs, *rest))
+    for reverse in (False, True):
+        torch.library.opcheck(causal, (*inputs, *rest, reverse))
     torch.library.opcheck(mobile, (*inputs, *nothing, *numbers(OPTIONS), True, True))
 
 

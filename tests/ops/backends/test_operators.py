@@ -43,9 +43,9 @@ SCHEMAS = {
         "Tensor? key_flow, "
         "Tensor? query_flow, Tensor? competition, Tensor? key_value, int feature_map, int "
         "competes_over, bool allocation, float clamp, float eps, bool keep, bool "
-        "return_state) -> (Tensor out, Tensor tokens, Tensor key_sum, Tensor query_sum, "
-        "Tensor key_flow, Tensor query_flow, Tensor competition, Tensor key_value, Tensor "
-        "stats, Tensor sums)"
+        "return_state, bool reverse) -> (Tensor out, Tensor tokens, Tensor key_sum, Tensor "
+        "query_sum, Tensor key_flow, Tensor query_flow, Tensor competition, Tensor key_value, "
+        "Tensor stats, Tensor sums)"
     ),
     "causal_backward": (
         "(Tensor grad_out, Tensor? grad_key_sum, Tensor? grad_query_sum, Tensor? "
@@ -55,8 +55,8 @@ SCHEMAS = {
         "key_sum, Tensor? "
         "query_sum, Tensor? key_flow, Tensor? query_flow, Tensor? competition, Tensor? "
         "key_value, Tensor stats, Tensor sums, int feature_map, int competes_over, bool "
-        "allocation, float clamp, float eps, bool state_gradient) -> (Tensor, Tensor, Tensor,"
-        " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "allocation, float clamp, float eps, bool state_gradient, bool reverse) -> (Tensor, "
+        "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 }
 

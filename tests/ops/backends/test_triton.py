@@ -129,6 +129,16 @@ def test_packed_sequences_equal_each_alone(options):
     assert_same_state(state, after)
 
 
+def test_flows_are_read_in_reverse_with_padding_states_and_gradients():
+    inputs, exact = both()
+    mask = torch.rand(1, LENGTH, device=DEVICE) > 0.2
+    options = {"causal": True, "reverse": True, "mask": mask, "return_state": True}
+    out, state = flow_attention(*inputs, backend="triton", **options)
+    expected, after = flow_attention(*exact, backend="reference", **options)
+    assert_same_gradients(out, inputs, expected, exact)
+    assert_same_state(state, after)
+
+
 def test_an_empty_sequence_leaves_the_gradients_of_a_packed_state_finite():
     inputs, exact = both(9, heads=1)
     offsets = torch.tensor([0, 4, 4, 9], device=DEVICE)
@@ -329,6 +339,9 @@ def weight_of(x):
         pytest.param(32 * 8 + 5, 0.02, {}, id="split", marks=pytest.mark.slow),
         pytest.param(LENGTH, 0.2, {"normalize": True}, id="normalized", marks=pytest.mark.slow),
         pytest.param(60, 0.2, {"cu_seqlens": (0, 5, 5, 47, 60)}, id="packed"),
+        pytest.param(
+            60, 0.2, {"cu_seqlens": (0, 5, 5, 47, 60), "reverse": True}, id="packed-reverse"
+        ),
     ],
 )
 def test_linear_attention_that_forgets_with_states_and_all_gradients(length, rate, options):
@@ -339,7 +352,7 @@ def test_linear_attention_that_forgets_with_states_and_all_gradients(length, rat
             log_decay[:, length // 2] = -torch.inf
     rows = len(options.get("cu_seqlens", (0, length))) - 1
     if "cu_seqlens" in options:
-        options = {"cu_seqlens": torch.tensor(options["cu_seqlens"], device=DEVICE)}
+        options = {**options, "cu_seqlens": torch.tensor(options["cu_seqlens"], device=DEVICE)}
     columns = 19 if "normalize" in options else 18
     state = torch.randn(rows, 1, 20, columns, dtype=torch.float64, device=DEVICE).requires_grad_()
     inputs = query.abs(), key.abs(), value, log_decay, scale  # sums of weights are not zero
@@ -478,7 +491,7 @@ def test_the_operators_hold_what_torch_asks_of_them():
     (q, k, v), _ = both(5)
     rest = (*(None,) * 5, *numbers(OPTIONS), True)
     torch.library.opcheck(OPERATORS.bidirectional.dispatched, (q, k, v, *rest))
-    rest = (*(None,) * 11, *numbers(OPTIONS), True, True)
+    rest = (*(None,) * 11, *numbers(OPTIONS), True, True, True)
     torch.library.opcheck(OPERATORS.causal.dispatched, (q, k, v, *rest))
 
 
@@ -493,7 +506,7 @@ def test_results_have_the_strides_that_torch_is_told_whatever_those_of_the_state
     sums = [torch.rand(3, 20, 2, dtype=torch.float64).transpose(1, 2) for _ in range(4)]
     state = [torch.full((3,), 2), *sums, torch.rand(2, 3, dtype=torch.float64).T]
     state.append(torch.rand(3, 20, 2, 18, dtype=torch.float64).transpose(1, 2))
-    rest = (*numbers(OPTIONS), True, True)
+    rest = (*numbers(OPTIONS), True, True, False)
     arguments = (q, k, v, None, offsets, None, None, *state, *rest)
     torch.library.opcheck(OPERATORS.causal.dispatched, arguments, test_utils="test_faketensor")
     token = (x.expand(3, -1, -1, -1)[:, :1] for x in (q, k, v))

@@ -215,6 +215,7 @@ def largest(x: Tensor) -> Tensor:
 
 
 CAUSAL = {"causal": True}
+REVERSE = {"causal": True, "reverse": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "no clamp": {"clamp": None},
@@ -291,4 +292,16 @@ TABLE: dict[str, Sharded] = {
     ),
     "decay, packed, empty": Sharded(options=CAUSAL, decay=0.3, packed=(4, 8), **EMPTY),
     "decay, packed, whole": Sharded(options=CAUSAL, decay=0.3, packed=WITHIN, stateful=True),
+    **{
+        f"reverse, {name}": Sharded(options={**REVERSE, **each}, decay=0.3, stateful=True)
+        for name, each in OPTIONS.items()
+    },
+    "reverse, no decay": Sharded(options=REVERSE, stateful=True, padded=True),
+    "reverse, padded": Sharded(options=REVERSE, decay=0.3, padded=True),
+    "reverse, steep": Sharded(options=REVERSE, decay=400.0, stateful=True),
+    "reverse, empty last": Sharded(options=REVERSE, decay=0.3, stateful=True, **EMPTY_LAST),
+    "reverse, head groups": Sharded(
+        options=REVERSE, decay=0.3, stateful=True, heads=(3, 3), parallel={"head_groups": 2}
+    ),
+    "reverse, cpu": Sharded(options={**REVERSE, "backend": None}, padded=True, stateful=True),
 }

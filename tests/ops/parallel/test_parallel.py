@@ -33,6 +33,13 @@ def test_what_does_not_fit_is_refused(options, message):
         sequence_parallel_flow_attention(q, k, v, mesh=group, **options)
 
 
+def test_packed_sequences_are_not_read_in_reverse():
+    q = k = v = torch.randn(1, 5, 2, 4)
+    options = {"causal": True, "reverse": True, "cu_seqlens": torch.tensor([0, 5])}
+    with alone() as group, pytest.raises(NotImplementedError, match="give a mask"):
+        sequence_parallel_flow_attention(q, k, v, mesh=group, **options)
+
+
 def test_a_mesh_of_two_dimensions_is_refused_and_its_dimensions_are_named():
     q = k = v = torch.randn(1, 5, 2, 4)
     with alone():

@@ -267,9 +267,18 @@ def test_resuming_where_nothing_began_begins(tmp_path, tiny_config, waves):
     assert result.epochs == 2
 
 
-def test_a_wrong_mixer_is_named_before_anything_is_written(tmp_path, tiny_config, waves):
-    config = tiny_config(model=TimeSeriesModelConfig(mixer="flwo"))
-    with pytest.raises(ValueError, match="expected one of flow, "):
+@pytest.mark.parametrize(
+    ("mixer", "error", "message"),
+    [
+        ("flwo", ValueError, "expected one of flow, "),
+        ("mamba2", NotImplementedError, "has no bidirectional form"),
+    ],
+)
+def test_a_wrong_mixer_is_named_before_anything_is_written(
+    tmp_path, tiny_config, waves, mixer, error, message
+):
+    config = tiny_config(model=TimeSeriesModelConfig(mixer=mixer))
+    with pytest.raises(error, match=message):
         train(config, tmp_path / "run", data=waves)
     assert not (tmp_path / "run").exists()
 

@@ -20,7 +20,7 @@ from flowformer.files import parse_json
 from flowformer.integrations.timm.modeling import FlowformerImageModel
 from flowformer.models.images.config import VISION_PRESETS, VisionModelConfig
 from flowformer.models.images.model import VisionClassifier, resize_positions
-from flowformer.models.published import matched, rename_images
+from flowformer.models.published import expected_parameters, fitted, rename_images
 
 __all__: list[str] = []  # timm adds the names that it registers
 
@@ -136,7 +136,8 @@ def _create(variant: str, preset: str, pretrained: bool, kwargs: dict[str, Any])
 def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict[str, Tensor]:
     """Return a file's parameters under the names here, positions for the size of the model.
 
-    The file is of the published training, of a run of `flowformer train`, or of a model made here.
+    The file is of the published training, of a run of `flowformer train`, or of a model made here;
+    for gated attention, one of a mixer without its parts too, which then change nothing at first.
     What timm itself adapts is left to it: a head of other classes, and the channels of an image.
 
     Raises:
@@ -156,17 +157,26 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
         # One saved by timm's model itself may be of an oblong image, and is then of this one.
         same = name == "model.positions" and len(table) == len(body.positions)
         given["positions"] = name, table if same else _resized(table, body)
-    own = {name: value for name, value in body.state_dict().items() if name not in _HEAD}
+    own = expected_parameters(body, given)
+    goes_on = len(own) < len(body.state_dict())
+    own = {name: value for name, value in own.items() if name not in _HEAD}
     head = {name: given.pop(name)[1] for name in _HEAD if name in given}
     # timm goes by its defaults, not by the file: of other classes it drops the head.
     told: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    _require_own_settings(told.get("file"), body.config)
+    _require_own_settings(told.get("file"), body.config, goes_on=goes_on)
     told["num_classes"] = len(head["head.weight"]) if "head.weight" in head else 0
     stem = given[_STEM][1] if _STEM in given else own[_STEM]
     if stem.ndim == 4 and stem[:, :1].shape == own[_STEM][:, :1].shape:
         told["input_size"] = (stem.shape[1], *told.get("input_size", (3, 224, 224))[1:])
         own[_STEM] = stem
-    fitted = matched(own, given, what="an image model of this architecture")
+    found = fitted(own, given, what="an image model of this architecture")
+    if goes_on:
+        warnings.warn(
+            f"the file has none of the parts of {body.config.mixer!r}: they begin so that they "
+            "change nothing, and must be trained",
+            UserWarning,
+            stacklevel=2,
+        )
     if not head and model.num_classes:
         warnings.warn(
             f"the file has no head: that of the model, for {model.num_classes} classes, is new and "
@@ -174,11 +184,14 @@ def _adapted(state_dict: Mapping[str, Any], model: FlowformerImageModel) -> dict
             UserWarning,
             stacklevel=2,
         )
-    return {f"model.{name}": value for name, value in (fitted | head).items()}
+    return {f"model.{name}": value for name, value in (found | head).items()}
 
 
-def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
-    """Refuse a run's weights in a model that would compute something else with them."""
+def _require_own_settings(file: str | None, config: VisionModelConfig, *, goes_on: bool) -> None:
+    """Refuse a run's weights in a model that would compute something else with them.
+
+    Of one that goes on with another mixer's, all but the heads may differ.
+    """
     folder = Path(file or "").parent
     record = folder / "config.json"
     if file is None or Path(file).name != "weights.safetensors" or not record.is_file():
@@ -190,7 +203,8 @@ def _require_own_settings(file: str | None, config: VisionModelConfig) -> None:
         raise ValueError(f"{record} is not that of a run on images: {error}") from error
     differences = [
         f"{name} is {trained!r} there and {own!r} here"
-        for name in ("mixer", "mixer_options", "num_heads")  # the shapes do not tell these
+        # The shapes do not tell these.
+        for name in (*([] if goes_on else ["mixer", "mixer_options"]), "num_heads")
         if (trained := getattr(there, name) or {}) != (own := getattr(config, name) or {})
     ]
     if differences:

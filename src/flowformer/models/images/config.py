@@ -38,7 +38,7 @@ class VisionModelConfig:
     dims: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 10, 3)
     num_heads: tuple[int, ...] = (12, 12, 12, 12)
-    feedforward_ratio: float = 4
+    feedforward_ratio: int | float = 4
     layer_scale: float | None = 1e-5
     pooling: Literal["mean", "cls"] = "mean"
     dropout: float = 0.0

@@ -251,7 +251,7 @@ class VisionClassifier(nn.Module):
         """
         what = "a published image model of this size"
         given = rename_images(state_dict, stages=len(self.config.dims))
-        self.load_state_dict(matched(self.state_dict(), given, what=what))
+        self.load_state_dict(matched(self, given, what=what))
 
 
 def load_published_vision_model(

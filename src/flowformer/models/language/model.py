@@ -385,13 +385,8 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: parameters are missing, left over, or of another shape; all are listed.
         """
-        self.load_state_dict(
-            matched(
-                self.state_dict(),
-                rename_gpt(state_dict),
-                what="a published GPT module of this size",
-            )
-        )
+        what = "a published GPT module of this size"
+        self.load_state_dict(matched(self, rename_gpt(state_dict), what=what))
 
     def _place(
         self,
@@ -488,5 +483,5 @@ def load_fairseq_model(
         raise ValueError(f"{path} is no fairseq language model: it has no {FAIRSEQ_EMBEDDING}")
     model = LanguageModel(config, vocab_size=state[FAIRSEQ_EMBEDDING].shape[0])
     what = "a fairseq transformer_lm of this size"
-    model.load_state_dict(matched(model.state_dict(), rename_fairseq(state), what=what))
+    model.load_state_dict(matched(model, rename_fairseq(state), what=what))
     return model

@@ -1,5 +1,6 @@
 """The Long Range Arena's models (Tay et al. 2021): classifiers of one long sequence or of two."""
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any, Required, TypedDict, Unpack
 
@@ -191,7 +192,7 @@ class _Sizes(TypedDict, total=False):
     max_length: Required[int]
 
 
-class _EncodedClassifier(nn.Module):
+class _EncodedClassifier(nn.Module, ABC):
     def __init__(
         self,
         config: SequenceModelConfig,
@@ -209,9 +210,9 @@ class _EncodedClassifier(nn.Module):
         self.head = _build_head(*self._hidden(config, width), num_classes)
 
     @staticmethod
+    @abstractmethod
     def _hidden(config: SequenceModelConfig, width: int) -> tuple[int, ...]:
         """Return the widths before the logits: of what the head reads, and of its layers."""
-        raise NotImplementedError
 
     def set_sequence_parallel(self, mesh: DeviceMesh | ProcessGroup | None) -> None:
         """Do as `SequenceEncoder.set_sequence_parallel`."""

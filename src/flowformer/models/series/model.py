@@ -136,6 +136,7 @@ class TimeSeriesClassifier(SeriesClassifier):
 
         Raises:
             ValueError: an unknown mixer, kind of positions or norm, or an option that does not fit.
+            NotImplementedError: the mixer has no bidirectional form.
         """
         super().__init__(config, channels=channels, num_classes=num_classes, max_length=max_length)
         self.embedding = nn.Linear(channels, config.dim)
@@ -157,6 +158,7 @@ class TimeSeriesClassifier(SeriesClassifier):
         config = self.config
         options = {"max_length": self.max_length, **mixer_options(config, "series")}
         mixer = build_mixer(config.mixer, config.dim, config.num_heads, **options)
+        mixer.attention.require("bidirectional")
         return TransformerBlock(
             mixer, config.dim, config.feedforward, norm=config.norm, dropout=config.dropout
         )
@@ -234,7 +236,7 @@ class TimeSeriesClassifier(SeriesClassifier):
         if self.config.positions == "sinusoidal":  # a buffer there, computed here
             published.pop("positions.weight", None)
         self.load_state_dict(
-            matched(self.state_dict(), published, what="a published time-series model of this size")
+            matched(self, published, what="a published time-series model of this size")
         )
 
 

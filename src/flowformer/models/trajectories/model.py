@@ -261,7 +261,7 @@ class DecisionTransformer(nn.Module):
             )
         what = "a published decision model of this size"
         given = rename_trajectories(state_dict)
-        self.load_state_dict(matched(self.state_dict(), given, what=what))
+        self.load_state_dict(matched(self, given, what=what))
 
     def _mix(
         self,

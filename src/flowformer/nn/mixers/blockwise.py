@@ -91,16 +91,6 @@ def restore(tokens: Sequences, out: Float[Tensor, "b h t m"]) -> Float[Tensor, "
     return out.take_along_dim(tokens.order.argsort(dim=1)[:, :, None, None], dim=1)
 
 
-def backward_order(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """Return where the tokens come from when the real ones change places, the last for the first.
-
-    Padding stays where it is, so that both orders have one mask.
-    """
-    rank = mask.sum(1, keepdim=True) - mask.cumsum(1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, front_order(mask).gather(1, rank), places)
-
-
 def heads_first(
     x: Float[Tensor, "b t h d"], real: Bool[Tensor, "b t"], order: Int[Tensor, "b t"] | None
 ) -> Float[Tensor, "b h t d"]:

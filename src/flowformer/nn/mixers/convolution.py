@@ -3,7 +3,8 @@
 Positions count real tokens: padding is stepped over, and a sequence gives what it gives alone.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +15,12 @@ from torch.nn import functional as F
 from flowformer.ops import short_convolution
 from flowformer.ops.backends.sliding import taken
 from flowformer.ops.features import front_order, masked
-from flowformer.ops.parallel.collectives import gather_ranks, sum_ranks
+from flowformer.ops.parallel.collectives import gather_ranks, place_of_rank, sum_ranks
 from flowformer.ops.state import detach_state, reorder_state, to_state
+
+# In which heads of a bidirectional form read, and how many there are of each, in their order.
+Direction = Literal["both", "forwards", "backwards"]
+Directions = Mapping[Direction, int]
 
 
 class ConvolvedState(NamedTuple):
@@ -70,30 +75,41 @@ class FlowGatedState(NamedTuple):
 torch.serialization.add_safe_globals([ConvolvedState, FlowGatedState])
 
 
-def centred_convolution(
+def directed_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],
     mask: Bool[Tensor, "b t"] | None,
+    directions: Directions,
 ) -> Float[Tensor, "b t h d"]:
-    """The short convolution with the token itself in the middle: for heads that read both ways.
+    """The short convolution of heads that read in directions, over whole sequences.
 
-    The weights keep their order by distance: the last is that of the token itself, the one before
-    it that of the token before, then that of the token after, then of two before, and so on. So
-    what starts as the identity is the identity in both.
+    The weights keep their order by distance: the last is that of the token itself. Where a head
+    reads in both directions, the one before it is that of the token before, then that of the token
+    after, then of two before, and so on. So what starts as the identity is the identity in all.
 
     Args:
         x: the tokens; what stands at padded places is not read.
         weight: the weights of each channel.
         mask: real tokens (True).
+        directions: in which the heads read; backwards, a token sees those behind it.
 
     Returns:
         y, zero at padded places.
     """
-    width = weight.shape[-1]
-    before, after = width // 2, (width - 1) // 2
-    ranks = [2 * place if place >= 0 else -2 * place - 1 for place in range(-before, after + 1)]
-    turned = weight[..., [width - 1 - rank for rank in ranks]]
-    return short_convolution(x, turned, ahead=after, mask=mask)
+    width, heads = weight.shape[-1], list(directions.values())
+    firsts = {"both": -(width // 2), "forwards": 1 - width, "backwards": 0}
+    begin = min(firsts[each] for each in directions)
+    end = max(firsts[each] + width for each in directions)
+    windows = []
+    for direction, part in zip(directions, weight.split(heads), strict=True):
+        first = firsts[direction]
+        places = range(first, first + width)
+        ranks = [abs(place) for place in places]
+        if direction == "both":
+            ranks = [2 * place if place >= 0 else -2 * place - 1 for place in places]
+        ordered = part[..., [width - 1 - rank for rank in ranks]]
+        windows.append(F.pad(ordered, (first - begin, end - first - width)))
+    return short_convolution(x, torch.cat(windows), ahead=end - 1, mask=mask)
 
 
 def border_tokens(
@@ -101,32 +117,40 @@ def border_tokens(
     mask: Bool[Tensor, "b t"] | None,
     recent: Float[Tensor, "b n h d"],
     group: ProcessGroup,
+    *,
+    reverse: bool = False,
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
     """Return the last n real tokens before this rank's part of a sequence, and of the whole.
 
     Every rank sends its own last n, and takes part in the backward pass, whatever it needs of them.
+    In reverse they are the first n behind this part, and of the whole.
 
     Args:
         x: this rank's part.
         mask: its real tokens (True).
         recent: the n real tokens before the first rank's, the same on each.
         group: the ranks that share the sequence, in its order.
+        reverse: whether the sequence is read from its last token; recent are those behind it.
     """
-    count, ranks = recent.shape[1], group.size()
+    if reverse:
+        x, recent = x.flip(1), recent.flip(1)
+        mask = None if mask is None else mask.flip(1)
+    count, ranks, place = recent.shape[1], group.size(), place_of_rank(group, reverse=reverse)
     real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
     own, there = _last_real(masked(x, mask), real, count)
-    at = torch.arange(ranks, device=x.device) == group.rank()
+    at = torch.arange(ranks, device=x.device) == place
     slots = torch.where(at[:, None, None, None, None], own, 0)
     tokens = sum_ranks(slots, group).transpose(0, 1).flatten(1, 2)
-    there = gather_ranks(there.to(torch.uint8), group).bool().transpose(0, 1)
-    earlier = torch.arange(ranks, device=x.device) < group.rank()
+    there = gather_ranks(there.to(torch.uint8), group).bool()
+    there = (there.flip(0) if reverse else there).transpose(0, 1)
+    earlier = torch.arange(ranks, device=x.device) < place
     tokens = torch.cat((recent.to(x.dtype), tokens), 1)
     known = torch.ones_like(there[:, 0])
     before, whole = (
         _last_real(tokens, torch.cat((known, flags.flatten(1)), 1), count)[0].to(recent.dtype)
         for flags in (there & earlier[:, None], there)
     )
-    return before, whole
+    return (before.flip(1), whole.flip(1)) if reverse else (before, whole)
 
 
 def _last_real(

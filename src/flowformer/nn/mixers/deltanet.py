@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Unpack
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.jit._trace import is_tracing  # torch.jit does not export it
 
 from flowformer.nn.mixers.convolution import ConvolvedState
 from flowformer.nn.mixers.gating import Decay, PartKeywords, Parts, RecurrenceInParts
@@ -18,15 +17,20 @@ from flowformer.nn.mixers.recurrence import (
     from_chunks,
     in_chunks,
     run_recurrence,
+    shifted,
 )
 from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.inputs import at_most, check_causal, check_tensors
+from flowformer.ops.inputs import at_most, check_causal, check_tensors, is_for_any_length
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.nonfinite import contained
 from flowformer.ops.state import LinearState
 
 CHUNK = 32  # tokens of which the triangular system is solved at once
+
+# Doublings of the chunks whose steps are put together, in a graph for any length: they reach over
+# 2^20 chunks, of which no memory holds the states.
+DOUBLINGS = 20
 
 
 @takes_layouts("query", "key", "value", "beta", "log_decay")
@@ -108,12 +112,10 @@ def chunked_delta_rule(
     (I + tril(D ∘ β K Kᵀ, -1)) U = β V - β Γ K S. Both right-hand sides are solved for all chunks at
     once; then chunk after chunk, out = Γ Q S + tril(D ∘ Q Kᵀ) U and Γ_C S + Kᵀ (D_C ∘ U). The gates
     are β and, if there is one, log α.
+
+    With U = F - G S the latter is (Γ_C - Kᵀ (D_C ∘ G)) S + Kᵀ (D_C ∘ F), linear in S: where a loop
+    over the chunks would fix the length of a graph, such steps are put together, pair by pair.
     """
-    if is_tracing():
-        raise NotImplementedError(
-            "torch.jit.trace would fix the length of DeltaNet, whose chunks depend on one another: "
-            "use torch.export, or another mixer"
-        )
     length, dtype = query.shape[1], compute_dtype(query.dtype)
     size = at_most(CHUNK, length)
     q, k, v, rates = (in_chunks(x.to(dtype), size) for x in (query, key, value, gates))
@@ -132,6 +134,15 @@ def chunked_delta_rule(
     system = system.tril(-1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     fixed, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
+    if is_for_any_length():
+        steps = (writing.mT @ x for x in (-of_state, fixed))
+        factor, added = (x.to(state.dtype) for x in steps)
+        same = torch.eye(k.shape[-1], dtype=state.dtype, device=state.device)
+        factor = factor + (same if kept is None else same * kept)
+        before, state = _all_states(factor, added, state)
+        before = before.to(dtype)
+        out = of_queries @ before + scores @ (fixed - of_state @ before)
+        return from_chunks(out, length), state
     outputs = []
     for n in range(q.shape[2]):
         before = state.to(dtype)
@@ -140,6 +151,24 @@ def chunked_delta_rule(
         added = (writing[:, :, n].mT @ correction).to(state.dtype)
         state = (state if kept is None else state * kept[:, :, n]) + added
     return from_chunks(torch.stack(outputs, 2), length), state
+
+
+def _all_states(
+    factor: Float[Tensor, "b h n d d"],
+    added: Float[Tensor, "b h n d m"],
+    state: Float[Tensor, "b h d m"],
+) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
+    """Return the state before each step S ↦ factor S + added, and after the last.
+
+    Each step is put together with the one before it, then with the two before these, and so on.
+    """
+    place = torch.arange(factor.shape[2], device=factor.device)
+    for doubling in range(DOUBLINGS):
+        earlier = place - 2**doubling
+        some, earlier = (earlier >= 0)[:, None, None], earlier.clamp(min=0)
+        added = torch.where(some, factor @ added[:, :, earlier] + added, added)
+        factor = torch.where(some, factor @ factor[:, :, earlier], factor)
+    return shifted(state, factor @ state[:, :, None] + added)
 
 
 DeltaNetState = ConvolvedState

@@ -131,8 +131,8 @@ def set_sequence_parallel(module: nn.Module, mesh: DeviceMesh | ProcessGroup | N
         mesh: the ranks that share sequences: one dimension of a mesh, or a group; None ends it.
 
     Raises:
-        NotImplementedError: an attention that has no such form; there is one of Flow-Attention, and
-            of gated attention where it is causal.
+        NotImplementedError: an attention that has no such form; Flow-Attention and gated attention
+            have one.
         ValueError: no attention inside, or a mesh of more than one dimension.
         TypeError: mesh is neither a mesh nor a group that this process is in.
     """

@@ -14,13 +14,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional as F
 
-from flowformer.nn.mixers.blockwise import backward_order
 from flowformer.nn.mixers.convolution import (
     ConvolvedState,
+    Direction,
+    Directions,
     FlowGatedState,
     border_tokens,
-    centred_convolution,
+    directed_convolution,
 )
 from flowformer.nn.mixers.flow import FlowMixer
 from flowformer.nn.mixers.gated_options import (
@@ -51,9 +53,7 @@ from flowformer.ops import (
     flow_map,
     linear_attention,
 )
-from flowformer.ops.features import (
-    masked,
-)
+from flowformer.ops.features import masked
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.parallel import sequence_parallel_flow_attention
 from flowformer.ops.parallel.collectives import resolve_group
@@ -78,14 +78,21 @@ class Heads(NamedTuple):
     write: Tensor | None
 
 
-def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
-    """Return all of them changed; a function, for compilers take no methods of tuples."""
-    changed: list[Any] = [None if x is None else change(x) for x in heads]
-    return Heads(*changed)
+def _split(heads: Heads, sizes: list[int]) -> list[Heads]:
+    """Return so many heads each; a function, for compilers take no methods of tuples."""
+    parts: list[Any] = [[None] * len(sizes) if x is None else x.split(sizes, 2) for x in heads]
+    return [Heads(*part) for part in zip(*parts, strict=True)]
 
 
-# What attends with some heads: all of them are given, and which parameters are theirs.
+# What attends with heads that are prepared, given the keywords of `flow_attention`.
 Attend = Callable[..., tuple[Tensor, Any]]
+
+# How heads of each direction attend.
+CALLS: dict[Direction, dict[str, bool]] = {
+    "both": {},
+    "forwards": {"causal": True},
+    "backwards": {"causal": True, "reverse": True},
+}
 
 
 class GatedAttention(HeadAttention):
@@ -97,7 +104,7 @@ class GatedAttention(HeadAttention):
     allocation stand in the sum as in Flow-Attention, all of whose sums decay.
 
     The bidirectional form has heads of three kinds, in this order: they read in both directions,
-    without decay; forwards; backwards.
+    without decay; forwards; backwards, in which each token sees those behind it.
 
     The weights of a mixer without these parts, `linear` or `flow`, load into this one. What can
     start as the identity then does: convolution and gates change nothing, and nothing is forgotten.
@@ -155,7 +162,9 @@ class GatedAttention(HeadAttention):
         self.norm = nn.RMSNorm(head_dim, eps=1e-6) if chosen.norm else None
         self.output_gate = nn.Linear(dim, inner) if chosen.output_gate else None
         # Whole pairs, so that both directions are alike.
-        self.pairs = min(int(num_heads * chosen.directions / 2 + 0.5), num_heads // 2)
+        pairs = min(int(num_heads * chosen.directions / 2 + 0.5), num_heads // 2)
+        heads = {"both": num_heads - 2 * pairs, "forwards": pairs, "backwards": pairs}
+        self.directions: Directions = {each: heads[each] for each in CALLS if heads[each]}
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_go_on_from_a_plain_mixer)
 
@@ -205,14 +214,12 @@ class GatedAttention(HeadAttention):
         """Return the output and, if asked for, the state after these tokens.
 
         Raises:
-            NotImplementedError: sequences that are sharded over ranks, in another than the causal
-                form, packed, or with elu.
+            NotImplementedError: sequences that are sharded over ranks, packed or with elu.
         """
-        elu = self.options.feature_map == "elu"
-        if self.mesh is not None and (not causal or packed or elu):
+        if self.mesh is not None and (packed or self.options.feature_map == "elu"):
             raise NotImplementedError(
-                "of gated attention, sequences that are sharded over ranks have a causal form "
-                "alone, one in each row, without feature_map='elu': end their sharding first, with "
+                "of gated attention, sequences that are sharded over ranks are one in each row, "
+                "without feature_map='elu': end their sharding first, with "
                 "set_sequence_parallel(model, None)"
             )
         if hidden is None:
@@ -280,30 +287,45 @@ class GatedAttention(HeadAttention):
         *,
         attend: Attend | None = None,
     ) -> Float[Tensor, "b t h m"]:
-        """Attend with the undirected heads, and with the others as causal ones, some turned."""
+        """Attend with the heads of each direction."""
         attend = attend or self._attend
-        undirected = heads.query.shape[2] - 2 * self.pairs
-        first, rest = slice(undirected), slice(undirected, None)
-        parts = []
-        if undirected:
-            some = _each(heads, lambda x: x[:, :, first])
-            if weights is not None:
-                pairs = zip(some[:3], weights[:, first], strict=True)
-                q, k, v = (centred_convolution(x, weight, mask) for x, weight in pairs)
-                some = some._replace(query=q, key=k, value=v)
-            parts.append(attend(some, first, mask=mask)[0])
-        if self.pairs:
-            order = None if mask is None else backward_order(mask)
-            some = _each(heads, lambda x: self._turned(x[:, :, rest], order))
-            out, _ = self._causal(some, weights, mask, at=rest, attend=attend)
-            parts.append(self._turned(out, order))
-        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+        if weights is not None:
+            heads, _ = self._directed(heads, weights, mask, self.directions)
+        parts = _split(self._prepared(heads, mask), list(self.directions.values()))
+        pairs = zip(self.directions, parts, strict=True)
+        outputs = [attend(part, mask=mask, **CALLS[direction])[0] for direction, part in pairs]
+        return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
 
-    def _turned(self, x: Float[Tensor, "b t h d"], order: Tensor | None) -> Tensor:
-        """Return the heads that read backwards with their tokens in the other order."""
-        ahead, back = x[:, :, : self.pairs], x[:, :, self.pairs :]
-        back = back.flip(1) if order is None else back.take_along_dim(order[..., None, None], 1)
-        return torch.cat((ahead, back), 2)
+    def _directed(
+        self,
+        heads: Heads,
+        weights: Tensor,
+        mask: Tensor | None,
+        directions: Directions,
+        recent: Any = None,
+    ) -> tuple[Heads, Any]:
+        """Convolve in these directions; return the last tokens of sequences over ranks, too.
+
+        Those are convolved with the tokens of other ranks at the borders of this one's part.
+        """
+        tensors, before, whole = heads[:3], 0, None
+        if self.mesh is not None and weights.shape[-1] > 1:
+            before, group = weights.shape[-1] - 1, resolve_group(self.mesh)
+            x = torch.cat(tensors, 2)
+            recent = no_recent(tensors, before + 1) if recent is None else recent
+            first, whole = border_tokens(x, mask, torch.cat(recent, 2), group)
+            joined, behind = [first.to(x.dtype), x], 0
+            if directions.keys() != {"forwards"}:
+                nothing, behind = torch.zeros_like(joined[0]), before
+                joined.append(border_tokens(x, mask, nothing, group, reverse=True)[0])
+            mask = None if mask is None else F.pad(mask, (before, behind), value=True)
+            tensors, whole = torch.cat(joined, 1).chunk(3, 2), whole.chunk(3, 2)
+        own = slice(before, before + heads.query.shape[1])
+        q, k, v = (
+            directed_convolution(x, weight, mask, directions)[:, own]
+            for x, weight in zip(tensors, weights, strict=True)
+        )
+        return heads._replace(query=q, key=k, value=v), whole
 
     def _causal(
         self,
@@ -313,39 +335,25 @@ class GatedAttention(HeadAttention):
         state: Any = None,
         *,
         return_state: bool = False,
-        at: slice = slice(None),
         attend: Attend | None = None,
     ) -> tuple[Float[Tensor, "b t h m"], Any]:
-        """Convolve and attend; `at` are the heads."""
+        """Convolve and attend, all heads forwards."""
         attend = attend or self._attend
         recent, memory = self._parts_of_state(heads, state)
-        if weights is not None:
-            whole = None
-            if self.mesh is not None:
-                recent, whole = self._border(heads, mask, recent)
-            given = (weights[:, at], recent, mask)
+        if weights is not None and self.mesh is not None:
+            directions: Directions = {"forwards": heads.query.shape[2]}
+            heads, recent = self._directed(heads, weights, mask, directions, recent)
+        elif weights is not None:
             (q, k, v), recent = convolved(
-                heads[:3], *given, activate=False, return_state=return_state
+                heads[:3], weights, recent, mask, activate=False, return_state=return_state
             )
-            heads, recent = heads._replace(query=q, key=k, value=v), whole or recent
+            heads = heads._replace(query=q, key=k, value=v)
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
-        out, memory = attend(heads, at, causal=True, **call)
+        out, memory = attend(self._prepared(heads, mask), causal=True, **call)
         if not return_state:
             return out, None
         recent = no_recent(heads[:3], 1) if recent is None else recent
         return out, self._kind_of_state()(*recent, *memory)
-
-    def _border(
-        self, heads: Heads, mask: Tensor | None, recent: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the last tokens of each before this rank's part of the sequence, and of it all."""
-        assert self.mesh is not None
-        before = no_recent(heads[:3], self.options.convolution) if recent is None else recent
-        found = border_tokens(
-            torch.cat(heads[:3], 2), mask, torch.cat(before, 2), resolve_group(self.mesh)
-        )
-        at_border, at_end = (x.chunk(3, 2) for x in found)
-        return at_border, at_end
 
     def _kind_of_state(self) -> Any:
         return FlowGatedState if self.options.flows else ConvolvedState
@@ -364,21 +372,35 @@ class GatedAttention(HeadAttention):
         state = starting_state(state, self._kind_of_state()(*recent, *empty))
         return state[:3], type(empty)(*state[3:])
 
-    def _attend(self, heads: Heads, at: slice, **call: Any) -> tuple[Tensor, Any]:
-        """Attend with these heads; the keywords are those of `flow_attention`."""
-        query, key, call = self._gained(heads, at, backend=self.backend, **call)
-        value = heads.value
+    def _prepared(self, heads: Heads, mask: Tensor | None) -> Heads:
+        """Return the heads after gain and input gate: features, but where the flows map them."""
+        query, key, value = heads[:3]
+        if self.gain is not None:
+            query, key = map(with_gain, (query, key), self.gain)
         if heads.write is not None:
             value = value * heads.write.to(value.dtype)
+        if not self.options.flows and self.mesh is None:
+            query, key = (map_features(x, mask, self.options.feature_map) for x in (query, key))
+            value = value.to(query.dtype)
+        return heads._replace(query=query, key=key, value=value)
+
+    def _attend(self, heads: Heads, **call: Any) -> tuple[Tensor, Any]:
+        """Attend with prepared heads; the keywords are those of `flow_attention`."""
+        query, key, value, call = self._arguments(heads, backend=self.backend, **call)
         if self.mesh is not None:
             result = self._attend_sharded(query, key, value, call)
         elif self.options.flows:
             result = flow_attention(query, key, value, **flow_options(self.options), **call)
         else:
-            mask, kind = call["mask"], self.options.feature_map
-            q, k = (map_features(x, mask, kind) for x in (query, key))
-            result = linear_attention(q, k, value.to(q.dtype), normalize=True, **call)
+            result = linear_attention(query, key, value, normalize=True, **call)
         return result if isinstance(result, tuple) else (result, None)
+
+    @staticmethod
+    def _arguments(heads: Heads, **call: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Return the tensors, and the keywords with the decays of a causal call."""
+        if heads.log_decay is not None and call.get("causal"):
+            call["log_decay"] = heads.log_decay[..., 0]
+        return *heads[:3], {"layout": "bthd", **call}
 
     def _attend_sharded(
         self, query: Tensor, key: Tensor, value: Tensor, call: dict[str, Any]
@@ -388,7 +410,7 @@ class GatedAttention(HeadAttention):
         if self.options.flows:
             return sequence_parallel_flow_attention(query, key, value, **call)
         call.update(competition=None, allocation=False, clamp=None, eps=NOTHING)
-        if (memory := call["initial_state"]) is not None:
+        if (memory := call.get("initial_state")) is not None:
             sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
             empty = empty_state("log_decay" in call, *sizes, query.device)
             sums = memory.key_value
@@ -400,23 +422,22 @@ class GatedAttention(HeadAttention):
         return result[0], LinearState(torch.cat(sums, -1))
 
     def _map_flows(
-        self, heads: Heads, at: slice, *, mask: Tensor | None, causal: bool = False, **_: Any
+        self,
+        heads: Heads,
+        *,
+        mask: Tensor | None,
+        causal: bool = False,
+        reverse: bool = False,
+        **_rest: Any,
     ) -> tuple[Tensor, None]:
         """Return competition and allocation in place of the output, as its last axis."""
-        query, key, call = self._gained(heads, at, mask=mask, causal=causal)
-        maps = flow_map(query, key, **flow_options(self.options), **call)
-        return torch.stack(maps, -1), None
-
-    def _gained(
-        self, heads: Heads, at: slice, **call: Any
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Return query and key as the feature map sees them, and the call with its decays."""
-        query, key = heads.query, heads.key
-        if self.gain is not None:
-            query, key = map(with_gain, (query, key), self.gain[:, at])
-        if heads.log_decay is not None and call.get("causal"):
-            call["log_decay"] = heads.log_decay[..., 0]
-        return query, key, {"layout": "bthd", **call}
+        query, key, _, call = self._arguments(heads, mask=mask, causal=causal)
+        given: dict[str, Any] = {"query": query, "key": key, **flow_options(self.options), **call}
+        if reverse:
+            for name, each in given.items():
+                given[name] = each.flip(1) if isinstance(each, Tensor) else each
+        maps = torch.stack(flow_map(**given), -1)
+        return (maps.flip(1) if reverse else maps), None
 
 
 def _go_on_from_a_plain_mixer(

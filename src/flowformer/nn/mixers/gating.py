@@ -4,6 +4,7 @@ Each starts from the hidden states or the heads alone, so that a mixer is a list
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, NamedTuple, TypedDict
@@ -209,7 +210,7 @@ class PartKeywords(TypedDict, total=False):
     output_gate: bool
 
 
-class RecurrenceInParts(RecurrentAttention):
+class RecurrenceInParts(RecurrentAttention, ABC):
     """A recurrence with a convolution before it, and a norm and a gate after it, as options.
 
     A subclass says what `update` is, and which parts it has as published.
@@ -244,11 +245,11 @@ class RecurrenceInParts(RecurrentAttention):
             self.convolution = nn.Parameter(torch.empty(shape))
             draw_convolution(self.convolution)
 
+    @abstractmethod
     def update(
         self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, memory: Any
     ) -> tuple[Tensor, LinearState]:
         """Return the output of the recurrence and its memory, of tensors after the convolution."""
-        raise NotImplementedError
 
     def recur(
         self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, mask: Any, state: Any

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
 from flowformer.ops import linear_attention
+from flowformer.ops.backends import prefix
 from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.features import compute_dtype, masked
 from flowformer.ops.inputs import (
@@ -214,7 +214,10 @@ def _segment(
     dtype = compute_dtype(query.dtype)
     q, k, v, decay = (in_chunks(x.to(dtype), CHUNK) for x in (query, key, value, log_decay))
     between = decays_between(decay)
-    scores = torch.einsum("...td,...sd,...tsd->...ts", q, k, between)
+    if is_for_any_length():  # torch.export holds every length to what einsum asks of it
+        scores = (q[..., :, None, :] * k[..., None, :, :] * between).sum(-1)
+    else:
+        scores = torch.einsum("...td,...sd,...tsd->...ts", q, k, between)
     total = decay.cumsum(-2)
     update = ((k * between[..., -1, :, :]).mT @ v).to(state.dtype)
     kept = total[..., -1:, :].mT.to(state.dtype).exp()
@@ -238,17 +241,22 @@ def _all_states(
     """
     after = torch.einsum("bhtsd,bhsdm->bhtdm", decays_between(decay), update)
     after = after + decay.cumsum(-2).exp()[..., None] * state[:, :, None]
-    return torch.cat((state[:, :, None], after[:, :, :-1]), 2), after[:, :, -1]
+    return shifted(state, after)
+
+
+def shifted(
+    state: Float[Tensor, "b h d m"], after: Float[Tensor, "b h n d m"]
+) -> tuple[Float[Tensor, "b h n d m"], Float[Tensor, "b h d m"]]:
+    """Return the state before each chunk and after the last, given the first and those after."""
+    before = prefix.first(torch.cat((state[:, :, None], after), 2), after.shape[2], 2)
+    return before, after[:, :, -1]
 
 
 def in_chunks(x: Float[Tensor, "b t h d"], size: int) -> Float[Tensor, "b h n c d"]:
     """Cut the time into chunks, the last one filled up with zeros, heads first."""
-    b, t, h, d = x.shape
-    chunks = (t + size - 1) // size
-    x = F.pad(x, (0, 0, 0, 0, 0, chunks * size - t))
-    return x.view(b, chunks, size, h, d).permute(0, 3, 1, 2, 4)
+    return prefix.in_chunks(x, 1, size).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def from_chunks(x: Float[Tensor, "b h n c m"], length: int) -> Float[Tensor, "b t h m"]:
     """Undo in_chunks."""
-    return x.flatten(2, 3)[:, :, :length].transpose(1, 2)
+    return prefix.first(x.flatten(2, 3), length, 2).transpose(1, 2)

@@ -184,12 +184,17 @@ class CausalInputs(NamedTuple):
 
 
 class CausalArguments(NamedTuple):
-    """A causal call, or one of causal linear attention."""
+    """A causal call, or one of causal linear attention.
+
+    With ``reverse``, the tokens of query, key, value and the output are read and written from the
+    last to the first. What else there is of each token, and each sequence, stands in that order.
+    """
 
     inputs: CausalInputs
     options: Numbers
     keep: bool
     return_state: bool
+    reverse: bool = False
 
 
 class CausalKept(NamedTuple):
@@ -223,6 +228,7 @@ class CausalBackwardArguments(NamedTuple):
     saved: CausalSaved
     options: Numbers
     state_gradient: bool
+    reverse: bool = False
 
 
 class CausalGradients(NamedTuple):

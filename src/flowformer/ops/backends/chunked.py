@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from flowformer.ops.backends.decay import Decays, segment_decays
+from flowformer.ops.backends.order import turned_in_reverse
 from flowformer.ops.backends.prefix import cut, first, in_chunks, prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.backends.reference import mobile as mobile  # linear in the length as it is
@@ -116,6 +117,7 @@ def _compete(
     return conserved_source.softmax(-1)
 
 
+@turned_in_reverse
 def causal(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t h d"],
@@ -367,6 +369,7 @@ def linear_bidirectional(
     return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
+@turned_in_reverse
 def linear_causal(
     q: Float[Tensor, "b t h d"],
     k: Float[Tensor, "b t h d"],

@@ -24,6 +24,7 @@ from flowformer.ops.backends.arguments import (
     numbers,
 )
 from flowformer.ops.backends.operators import Operators
+from flowformer.ops.backends.order import in_order_of_reading, last_first
 from flowformer.ops.inputs import is_kept
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState
@@ -91,14 +92,17 @@ class CompiledBackend:
         options: FlowOptions,
         state: FlowState | None,
         return_state: bool = True,
+        reverse: bool = False,
         **given: Tensor | None,
     ) -> tuple[Tensor, FlowState | None]:
         """Causal Flow-Attention."""
+        if reverse:
+            given, state = in_order_of_reading(given, state)
         past = StateFields() if state is None else StateFields(*state)
         inputs = CausalInputs(query, key, value, **given, past=past)
         keep = is_kept(query, key, value, *past)
         results = self._operators.causal(
-            CausalArguments(inputs, numbers(options), keep, return_state)
+            CausalArguments(inputs, numbers(options), keep, return_state, reverse)
         )
         if not return_state:
             return results.out, None
@@ -106,6 +110,8 @@ class CompiledBackend:
         after = FlowState(*fields)
         if options.competition is None and state is not None:  # it passes by
             after = after._replace(competition=state.competition)
+        if reverse and inputs.cu_seqlens is not None:
+            after = last_first(after)
         return results.out, after
 
     def step(
@@ -124,15 +130,23 @@ class CompiledBackend:
         *,
         state: LinearState | None,
         return_state: bool = True,
+        reverse: bool = False,
         **given: Tensor | None,
     ) -> tuple[Tensor, LinearState | None]:
         """out_t = row_scale_t · q_t Σ_{s≤t} D_ts k_sᵀ v_s, in the dtype of the features."""
+        if reverse:
+            given, state = in_order_of_reading(given, state)
         key_value = None if state is None else state.key_value
         past = StateFields(key_value=key_value)
         inputs = CausalInputs(q, k, v, **given, past=past)
         keep = is_kept(q, k, v, inputs.row_scale, inputs.log_decay, key_value)
         results = self._operators.causal(
-            CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state)
+            CausalArguments(inputs, LINEAR_OPTIONS, keep, return_state, reverse)
         )
-        after: Any = results.state.key_value
-        return results.out, LinearState(after) if return_state else None
+        if not return_state:
+            return results.out, None
+        field: Any = results.state.key_value
+        after = LinearState(field)
+        if reverse and inputs.cu_seqlens is not None:
+            after = last_first(after)
+        return results.out, after

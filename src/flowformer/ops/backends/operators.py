@@ -197,7 +197,7 @@ _write_causal_saved = writer(CausalSaved)
 
 def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool) -> None:
     def keep(ctx: Any, arguments: CausalArguments, results: CausalResults) -> None:
-        ctx.options, ctx.kept = arguments.options, arguments.keep
+        ctx.options, ctx.kept, ctx.reverse = arguments.options, arguments.keep, arguments.reverse
         ctx.set_materialize_grads(False)
         constants = [results.state.tokens, *results.kept]
         if ctx.options.competes_over == 0:
@@ -212,13 +212,13 @@ def _causal_gradients(operator: Operator, backward: Operator, keeps_output: bool
         after = _read_causal_results(grads)
         grad_out, grad_state = after.out, StateGradients(*after.state[1:])
         if in_pytorch(ctx, grad_out, *grad_state):
-            return _chunked_causal(saved.inputs, ctx.options, grad_out, grad_state)
+            return _chunked_causal(saved.inputs, ctx.options, ctx.reverse, grad_out, grad_state)
         query, value = saved.inputs.query, saved.inputs.value
         if grad_out is None:
             grad_out = value.new_zeros((*query.shape[:3], value.shape[3]))
         needed = _read_causal_inputs(ctx.needs_input_grad)
         arguments = CausalBackwardArguments(
-            grad_out, grad_state, saved, ctx.options, any(needed.past)
+            grad_out, grad_state, saved, ctx.options, any(needed.past), ctx.reverse
         )
         found = backward(arguments)
         past = StateFields(None, *found.past)
@@ -271,7 +271,11 @@ def _linear(
 
 
 def _chunked_causal(
-    inputs: CausalInputs, options: Numbers, grad_out: Tensor | None, grad_state: StateGradients
+    inputs: CausalInputs,
+    options: Numbers,
+    reverse: bool,
+    grad_out: Tensor | None,
+    grad_state: StateGradients,
 ) -> tuple[Tensor | None, ...]:
     linear = options.feature_map == LINEAR
 
@@ -287,16 +291,16 @@ def _chunked_causal(
 
     def forward(*tensors: Any) -> tuple[Tensor, ...]:
         given = _read_causal_inputs(tensors)
-        queries = (given.query,) if given.row_scale is None else (given.query, given.row_scale)
+        query, key, value = (x.flip(1) if reverse else x for x in given[:3])
+        queries = (query,) if given.row_scale is None else (query, given.row_scale)
         fields: Any = given.past
         past: Any = None
         if fields.key_value is not None:
             past = LinearState(fields.key_value) if linear else FlowState(*fields)
         batch = Batch(given.mask, given.mask, given.cu_seqlens, None)
-        keys = (given.key, given.value)
-        if given.log_decay is not None:
-            keys = (*keys, given.log_decay)
+        keys = (key, value) if given.log_decay is None else (key, value, given.log_decay)
         out, after = attend_batch(attend, queries, keys, batch, past)
+        out = out.flip(1) if reverse else out
         assert after is not None
         return (out, after.key_value) if linear else (out, *after[1:])
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowformer.ops.backends.decay import decays_between
+from flowformer.ops.backends.order import turned_in_reverse
 from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
 from flowformer.ops.features import compute_dtype, features, masked
@@ -252,6 +253,7 @@ def conserve_causal(
     return sink_incoming, source_competition, sink_allocation, state
 
 
+@turned_in_reverse
 def causal(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t h d"],
@@ -328,6 +330,7 @@ def linear_bidirectional(
     return out if row_scale is None else out * masked(row_scale[..., None], query_mask)
 
 
+@turned_in_reverse
 def linear_causal(
     q: Float[Tensor, "b t h d"],
     k: Float[Tensor, "b t h d"],

@@ -24,6 +24,7 @@ from flowformer.ops.inputs import (
     check_tensors,
     exact_arithmetic,
     refuse_growth,
+    refuse_order,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.options import FlowKeywords, check_causal_options, resolve_options, spells_out
@@ -32,6 +33,7 @@ from flowformer.ops.parallel import packed
 from flowformer.ops.parallel.collectives import (
     gather_ranks,
     largest_of_ranks,
+    place_of_rank,
     resolve_group,
     sum_ranks,
 )
@@ -83,6 +85,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     mesh: DeviceMesh | ProcessGroup,
     causal: bool = False,
     log_decay: Float[Tensor, "b l h"] | None = None,
+    reverse: bool = False,
     mask: Bool[Tensor, "b l"] | None = None,
     query_mask: Bool[Tensor, "b l"] | None = None,
     key_mask: Bool[Tensor, "b s"] | None = None,
@@ -110,6 +113,8 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         mesh: the ranks that share the sequences: one dimension of a mesh, or a group.
         causal: as in :func:`flow_attention`.
         log_decay: ``[b, l, h]``, of this rank's part, see :func:`flow_attention`.
+        reverse: as in :func:`flow_attention`, from the last token of the last rank on; not of
+            packed sequences.
         mask: ``[b, l]``, of this rank's part, and so are the next two.
         query_mask: ``[b, l]``.
         key_mask: ``[b, s]``.
@@ -132,6 +137,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     Raises:
         ValueError: an argument does not fit the others. Other ranks wait for a rank that raises.
         TypeError: a mask is not boolean, offsets are no integers, mesh is neither mesh nor group.
+        NotImplementedError: packed sequences that are to be read in reverse.
         RuntimeError: the backend asked for is not available; the message says why.
     """
     resolved = resolve_options(**options)
@@ -155,8 +161,13 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
     if causal:
         check_causal(query, key, cu_seqlens_k, sums_over_sinks=True)
         check_causal_options(resolved)
-    elif initial_state is not None or return_state:
-        raise ValueError("only a causal call has a state: pass causal=True")
+    else:
+        refuse_order(initial_state, return_state, reverse)
+    if reverse and cu_seqlens is not None:
+        raise NotImplementedError(
+            "packed sequences that are sharded over ranks are not read in reverse: pad them and "
+            "give a mask"
+        )
     if not 1 <= head_groups <= query.shape[2]:
         raise ValueError(f"head_groups must be 1 to {query.shape[2]} (heads), got {head_groups}")
     check_state(initial_state, FlowState, query, value, sequence_count(query, batch.cu_seqlens))
@@ -164,7 +175,7 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
         initial_state = of_heads(initial_state)
         if log_decay is None:
             log_decay = query.new_zeros(query.shape[:3], dtype=compute_dtype(query.dtype))
-    call = Call(resolved, batch, lengths, group, initial_state, backend, head_groups)
+    call = Call(resolved, batch, lengths, group, initial_state, backend, head_groups, reverse)
     with exact_arithmetic(query):
         if not causal:
             return _bidirectional(query, key, value, call)[:, :length]
@@ -206,7 +217,9 @@ def _causal(
     """Return the output, and the states of the sequences that end here, zero for the others."""
     if call.lengths is not None:
         return packed.attend_causal(query, key, value, log_decay, call)
-    rank, ranks, device = call.group.rank(), call.group.size(), query.device
+    ranks, device = call.group.size(), query.device
+    place = place_of_rank(call.group, reverse=call.reverse)
+    earlier = torch.ones(ranks, ranks, device=device).tril(-1).bool()
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
     every = torch.ones(sizes[0], dtype=torch.bool, device=device)
     empty = empty_state(log_decay is not None, *sizes, device)
@@ -217,13 +230,13 @@ def _causal(
         options=call.options,
         mask=call.batch.key_mask,
         log_decay=log_decay,
-        begin=select_rows(every & (rank == 0), call.initial_state or empty, empty),
-        border=Border(torch.ones(ranks, ranks, device=device).tril(-1).bool(), call.group),
+        begin=select_rows(every & (place == 0), call.initial_state or empty, empty),
+        border=Border(earlier.T if call.reverse else earlier, call.group, reverse=call.reverse),
         backend=call.backend,
         head_groups=call.head_groups,
     )
     zeros = FlowState(*(torch.zeros_like(field) for field in state))
-    return out, select_rows(every & (rank == ranks - 1), state, zeros)
+    return out, select_rows(every & (place == ranks - 1), state, zeros)
 
 
 def _sum_states(state: FlowState, group: ProcessGroup) -> FlowState:

@@ -37,6 +37,11 @@ def resolve_group(mesh: DeviceMesh | ProcessGroup) -> ProcessGroup:
     return mesh
 
 
+def place_of_rank(group: ProcessGroup, *, reverse: bool) -> int:
+    """Return how many ranks of a sequence are read before this one."""
+    return group.size() - 1 - group.rank() if reverse else group.rank()
+
+
 def gather_ranks(x: Shaped[Tensor, "..."], group: ProcessGroup) -> Shaped[Tensor, "ranks ..."]:
     """Return the tensors of all ranks, which have one shape, without a gradient."""
     gathered = x.new_empty((group.size(), *x.shape))

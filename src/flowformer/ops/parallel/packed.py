@@ -36,6 +36,7 @@ class Call(NamedTuple):
         initial_state: a row a sequence, the same on every rank.
         backend: see :func:`sequence_parallel_flow_attention`.
         head_groups: see there.
+        reverse: see there; not of packed sequences.
     """
 
     options: FlowOptions
@@ -45,6 +46,7 @@ class Call(NamedTuple):
     initial_state: FlowState | None
     backend: str | None
     head_groups: int
+    reverse: bool = False
 
 
 class Side(NamedTuple):

@@ -169,12 +169,14 @@ class Border(NamedTuple):
         group: the ranks.
         opens: the one row that may go on at later ranks, None where all rows do. ``[b]``.
         continues: the one row that may have come from earlier ranks. ``[b]``.
+        reverse: whether sequences are read from their last token, that of the last rank.
     """
 
     before: Bool[Tensor, "ranks ranks"]
     group: ProcessGroup
     opens: Bool[Tensor, " b"] | None = None
     continues: Bool[Tensor, " b"] | None = None
+    reverse: bool = False
 
 
 class Fading(NamedTuple):
@@ -199,8 +201,10 @@ class Fading(NamedTuple):
         ranks, rank = border.group.size(), border.group.rank()
         here = torch.arange(ranks, device=sent.device) == rank
         totals = sum_ranks(torch.where(_like(here, sent[None]), sent, 0), border.group)
+        totals = totals.flip(0) if border.reverse else totals
         after = log_decays_between(totals.flatten(1))  # row: up to and with that rank
-        return cls(total, F.pad(after[:-1], (0, 0, 0, 0, 1, 0)).view(ranks, *totals.shape))
+        between = F.pad(after[:-1], (0, 0, 0, 0, 1, 0)).view(ranks, *totals.shape)
+        return cls(total, between.flip(0, 1) if border.reverse else between)
 
 
 class _Prefixes:
@@ -310,6 +314,7 @@ def _causal(
             value,
             causal=True,
             log_decay=log_decay,
+            reverse=border.reverse,
             mask=mask,
             initial_state=known,
             return_state=True,
@@ -327,7 +332,8 @@ def _causal(
     narrow = value.new_zeros((*value.shape[:3], 1))
     fading, left = None, None
     if log_decay is not None:
-        fading, left = Fading.of(log_decay, border), _left_in_the_end(log_decay.to(wide))
+        fading = Fading.of(log_decay, border)
+        left = _left_in_the_end(log_decay.to(wide), reverse=border.reverse)
 
     prefixes = _Prefixes(
         border,
@@ -380,7 +386,9 @@ def _causal(
     )
 
 
-def _left_in_the_end(log_decay: Float[Tensor, "b t h"]) -> Float[Tensor, "b t h"]:
-    """Return what is left of each token after the last."""
+def _left_in_the_end(log_decay: Float[Tensor, "b t h"], *, reverse: bool) -> Float[Tensor, "b t h"]:
+    """Return what is left of each token after the last that is read."""
+    if reverse:
+        return F.pad(log_decay.cumsum(1)[:, :-1], (0, 0, 1, 0)).exp()
     later = log_decay.flip(1).cumsum(1).flip(1)
     return F.pad(later[:, 1:], (0, 0, 0, 1)).exp()

@@ -26,12 +26,12 @@ GROWS = 2  # what a causal forward returns when a decay is above zero
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-# Options and sizes, views, masks and offsets, row_scale and log_decay, states, what is kept,
-# gradients; what is of Mobile-Attention alone.
-_CALL = struct.Struct("@4i2d8q" + "P3q" * 5 + "4P" + "2P" + "7P" * 4 + "3P" + "5P" + "2i")
+# Options and sizes, views, masks and offsets, row_scale and log_decay, states, what is kept, the
+# gradients of those two; what is of Mobile-Attention alone.
+_CALL = struct.Struct("@4i2d8q" + "P3q" * 8 + "4P" + "2P" + "7P" * 4 + "3P" + "2P" + "2i")
 _NO_VIEW = (0, 0, 0, 0)
 # Masks, offsets and scale, of which a step has none; and what is behind states.
-_NO_OTHERS, _NO_GRADIENTS = (0,) * 5, (0,) * 22
+_NO_OTHERS, _NO_GRADIENTS = (0,) * 5, (0,) * 19
 _NO_MOBILE = (0, 0)
 NO_STATE = (None,) * 7
 
@@ -168,6 +168,7 @@ def call(
     states: tuple[State, State, State, State] = (NO_STATE, NO_STATE, NO_STATE, NO_STATE),
     kept: BidirectionalKept = BidirectionalKept(),  # noqa: B008 - immutable
     gradients: Gradients = Gradients(),  # noqa: B008 - immutable
+    reverse: bool = False,
 ) -> None:
     """Call a function of the library; ``inputs`` are readable, all that is written is contiguous.
 
@@ -179,6 +180,7 @@ def call(
         states: before, after, and the gradients of both; each the fields of a FlowState, or Nones.
         kept: what the forward leaves for the backward; the stats of a causal one as the query's.
         gradients: the output's, and where the inputs' go.
+        reverse: whether the tokens of all that is a view are read from the last to the first.
 
     Raises:
         MemoryError: the library could not allocate its scratch.
@@ -190,16 +192,13 @@ def call(
     mobile = _NO_MOBILE
     if isinstance(options, MobileNumbers):
         options, mobile = options.flow, (1, options.normalize)
-    others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[1:])
+    others = (*inputs[3:], *chain.from_iterable(states), *kept, *gradients[4:])
+    views = (query, key, value, out, *gradients[:4])
     record = _CALL.pack(
         *_sizes(inputs, options),
         torch.get_num_threads(),
         spacing(inputs),
-        *view_of(query),
-        *view_of(key),
-        *view_of(value),
-        *view_of(out),
-        *view_of(gradients.out),
+        *chain.from_iterable(view_of(tensor, reverse=reverse) for tensor in views),
         *[0 if tensor is None else tensor.data_ptr() for tensor in others],
         *mobile,
     )
@@ -249,9 +248,15 @@ def is_finite(tensor: Tensor) -> bool | None:
     return bool(library.flowformer_is_finite(dtype, tensor.data_ptr(), tensor.numel()))
 
 
-def view_of(tensor: Tensor | None) -> tuple[int, ...]:
-    """Return the pointer and the strides of a tensor ``[b, t, h, d]``."""
-    return _NO_VIEW if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3])
+def view_of(tensor: Tensor | None, *, reverse: bool = False) -> tuple[int, ...]:
+    """Return the address and the strides of a tensor ``[b, t, h, d]``, in the order of reading."""
+    if tensor is None:
+        return _NO_VIEW
+    batch, token, head, _ = tensor.stride()
+    if not reverse:
+        return tensor.data_ptr(), batch, token, head
+    last = (tensor.shape[1] - 1) * token * tensor.element_size()
+    return tensor.data_ptr() + last, batch, -token, head
 
 
 def prepare_step(
@@ -289,7 +294,7 @@ def prepare_step(
             *v_strides,
             out.data_ptr(),
             *out_strides,
-            *_NO_VIEW,
+            *_NO_VIEW * 4,
             *_NO_OTHERS,
             0 if log_decay is None else log_decay.data_ptr(),
             *missing,

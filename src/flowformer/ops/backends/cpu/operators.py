@@ -134,6 +134,7 @@ def _causal(arguments: CausalArguments, *, runs: bool = True) -> CausalResults:
             out=out,
             states=(tuple(map(contiguous, arguments.inputs.past)), state, NO_STATE, NO_STATE),
             kept=BidirectionalKept(stats, sums=sums),
+            reverse=arguments.reverse,
         )
     return CausalResults(out, state, CausalKept(stats, sums))
 
@@ -158,6 +159,7 @@ def _causal_backward(arguments: CausalBackwardArguments) -> CausalGradients:
         ),
         kept=BidirectionalKept(saved.kept.stats, sums=saved.kept.sums),
         gradients=Gradients(features_together(arguments.grad_out), *grads, row_scale, log_decay),
+        reverse=arguments.reverse,
     )
     query, key, value = (grad.to(inputs.query.dtype) for grad in grads)
     return CausalGradients(query, key, value, row_scale, log_decay, past)

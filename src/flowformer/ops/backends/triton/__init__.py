@@ -70,10 +70,11 @@ def causal(
     *,
     options: FlowOptions,
     cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
     **rest: Any,
 ) -> tuple[Tensor, FlowState | None]:
     """Causal Flow-Attention, see :class:`CompiledBackend`."""
-    attend = partial(_backend.causal, options=options)
+    attend = partial(_backend.causal, options=options, reverse=reverse)
     is_large = options.clamp is None or options.clamp > LARGEST_PACKED_EXPONENT
     if cu_seqlens is None or options.competition is None or not is_large:
         return attend(query, key, value, cu_seqlens=cu_seqlens, **rest)

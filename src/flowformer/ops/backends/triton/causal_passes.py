@@ -32,8 +32,7 @@ def forward(arguments: CausalArguments) -> CausalResults:
     query, key, value = map(together, inputs[:3])
     past = inputs.past
     with on_device(query):
-        settings = settings_of(query, value, causal=True)
-        side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
+        side = _side(arguments.inputs, options, reverse=arguments.reverse)
         if options.feature_map == LINEAR:
             side, scale = _that_decays(side, inputs), _scalars(inputs.row_scale)
             before, total, _ = launch.states(side, key, value, start=past.key_value, prefix=True)
@@ -81,6 +80,12 @@ def forward(arguments: CausalArguments) -> CausalResults:
             sums=torch.stack((keys, key_flows, queries, query_flows)),
         )
     return CausalResults(out, state, kept)
+
+
+def _side(inputs: CausalInputs, options: Numbers, *, reverse: bool) -> Side:
+    settings = settings_of(inputs.query, inputs.value, causal=True)
+    side = side_of(inputs.query, inputs.mask, inputs.cu_seqlens, options, settings)
+    return replace(side, reverse=reverse)
 
 
 def _prefix(
@@ -157,8 +162,7 @@ def backward(arguments: CausalBackwardArguments) -> CausalGradients:
     grad, out = map(together, (arguments.grad_out, saved.out))
     tensors = query, key, value, grad
     with on_device(query):
-        settings = settings_of(query, value, causal=True)
-        side = side_of(query, inputs.mask, inputs.cu_seqlens, options, settings)
+        side = _side(inputs, options, reverse=arguments.reverse)
         if options.feature_map == LINEAR:
             return _linear_backward(side, tensors, arguments)
         incoming, outgoing, sink, source = saved.kept.stats

@@ -37,7 +37,7 @@ def weighted_sum(side: Side, x: Tokens, weight: Scalars | None, eps: float) -> T
     _, length, heads = side.shape
     _launch(
         flows.weighted_sum, side.grid,
-        *view(x), side.mask, weight, out, side.layout.chunks, length, heads, eps,
+        *side.view(x), side.mask, weight, out, side.layout.chunks, length, heads, eps,
         **side.widths(x), **side.map, HAS_WEIGHT=weight is not None, **side.compiled,
     )  # fmt: skip
     return out
@@ -85,7 +85,7 @@ def total_flow(side: Side, x: Tokens, total: Tensor, *, shares: bool) -> tuple[S
     _, length, heads = side.shape
     _launch(
         flows.total_flow, side.grid,
-        *view(x), side.mask, total, flow, share, side.layout.chunks, length, heads, side.eps,
+        *side.view(x), side.mask, total, flow, share, side.layout.chunks, length, heads, side.eps,
         **side.widths(x), **side.map, SHARES=shares, **side.compiled,
     )  # fmt: skip
     return flow, share
@@ -99,7 +99,7 @@ def total_flow_backward(
     _, length, heads = side.shape
     _launch(
         flows.total_flow_backward, side.grid,
-        *view(x), side.mask, grad_total, flow, grad_flow, grad_other,
+        *side.view(x), side.mask, grad_total, flow, grad_flow, grad_other,
         side.layout.chunks, length, heads, side.eps,
         **side.widths(x), **side.map, **side.compiled,
     )  # fmt: skip
@@ -127,8 +127,8 @@ def prefix_flow(
     _, length, heads = side.shape
     _launch(
         flows.prefix_flow, side.grid,
-        *view(query), *view(key), side.mask, count, *before, incoming, outgoing, sink, source,
-        key_share, query_share, side.layout.chunks, length, heads, side.eps,
+        *side.view(query), *side.view(key), side.mask, count, *before, incoming, outgoing,
+        sink, source, key_share, query_share, side.layout.chunks, length, heads, side.eps,
         **side.widths(query, narrow=True), **side.map, SECOND=second,
         **side.dots, **side.compiled_wide,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def prefix_flow_backward(
     _, length, heads = side.shape
     _launch(
         flows.prefix_flow_backward, side.grid,
-        *view(query), *view(key), side.mask, count, *divisors, *weights, *after,
+        *side.view(query), *side.view(key), side.mask, count, *divisors, *weights, *after,
         grad_incoming, grad_outgoing, key_sum, query_sum,
         side.layout.chunks, length, heads, side.eps,
         **side.widths(query, narrow=True), **side.map, **side.dots, **side.compiled_wide,
@@ -195,7 +195,7 @@ def states(
         tiles = triton.cdiv(sizes[0], blocks["BLOCK"]) * triton.cdiv(sizes[1], blocks["Y_BLOCK"])
         _launch(
         products.states, (shape[0], shape[1], tiles),
-            *view(x), *view(y), side.mask, weight, first, to, local, logits, vector,
+            *side.view(x), *side.view(y), side.mask, weight, first, to, local, logits, vector,
             side.log_decay, log_left, side.layout.splits, side.layout.chunks,
             *side.shape[1:], side.eps, clamp,
             **blocks, **side.map, HAS_WEIGHT=weight is not None, COMPETES=competes is not None,
@@ -248,11 +248,11 @@ def output(  # noqa: PLR0913 - what the kernel reads
         incoming, key_flow, ratio = allocation.incoming, allocation.key_flow, allocation.ratio
     blocks = {**side.widths(query, narrow=True), **side.value_widths(value)}
     grid = *side.grid, triton.cdiv(value.shape[3], blocks["Y_BLOCK"])
+    views = (part for x in (query, key, value, out) for part in side.view(x))
     _launch(
         products.output, grid,
-        *view(query), *view(key), *view(value), *view(out), side.mask, row_scale, weight, matrix,
-        incoming, conserved, key_flow, ratio, side.log_decay,
-        side.layout.chunks, length, heads, side.eps,
+        *views, side.mask, row_scale, weight, matrix, incoming, conserved, key_flow, ratio,
+        side.log_decay, side.layout.chunks, length, heads, side.eps,
         **blocks, **side.map, CAUSAL=causal, HAS_SCALE=row_scale is not None,
         HAS_WEIGHT=weight is not None, ALLOCATES=allocation is not None,
         HAS_DECAY=side.log_decay is not None, **side.dots, **side.compiled,
@@ -266,7 +266,7 @@ def row_products(side: Side, x: Tokens, y: Tokens) -> Scalars:
     sizes = side.widths(x)
     _launch(
         products.row_products, side.grid,
-        *view(x), *view(y), side.mask, out, side.layout.chunks, *side.shape[1:],
+        *side.view(x), *side.view(y), side.mask, out, side.layout.chunks, *side.shape[1:],
         **sizes, HAS_MASK=side.mask is not None, **side.compiled,
     )  # fmt: skip
     return out
@@ -285,10 +285,10 @@ def values_backward(
     query, _, value, _ = tensors
     grad_value = _room_like(value)
     grad_weight = None if weight is None else side.scalars()
-    views = (part for x in tensors for part in view(x))
+    views = (part for x in tensors for part in side.view(x))
     _launch(
         products.values_backward, side.grid,
-        *views, *view(grad_value), side.mask, row_scale, weight, grad_weight, grad_matrix,
+        *views, *side.view(grad_value), side.mask, row_scale, weight, grad_weight, grad_matrix,
         side.log_decay, side.layout.chunks, *side.shape[1:],
         **side.widths(query, narrow=True), **side.value_widths(value), **side.map, CAUSAL=causal,
         HAS_SCALE=row_scale is not None, HAS_WEIGHT=weight is not None,
@@ -307,7 +307,7 @@ def linear_features_backward(
     query, key, value, _ = tensors
     grads = _room_like(query), _room_like(key)
     grad_scale = None if row_scale is None else side.scalars()
-    views = (part for x in (*tensors, *grads) for part in view(x))
+    views = (part for x in (*tensors, *grads) for part in side.view(x))
     _launch(
         feature_gradients.linear_features_backward, side.grid,
         *views, side.mask, row_scale, grad_scale, *matrices, side.log_decay,
@@ -328,7 +328,7 @@ def decays_backward(
     """Return the gradient of log_decay; tensors: query, key, value, grad."""
     query, _, value, _ = tensors
     grad_decay = side.scalars()
-    views = (part for x in tensors for part in view(x))
+    views = (part for x in tensors for part in side.view(x))
     _launch(
         feature_gradients.decays_backward, side.grid,
         *views, side.mask, row_scale, *matrices, side.log_decay, grad_decay,
@@ -374,9 +374,9 @@ def flow_features_backward(
     grad_query = None if sinks is None else _room_like(query)
     grad_key = None if sources is None else _room_like(key)
     none = (None, 0, 0, 0)
-    views = [part for x in tensors for part in view(x)]
+    views = [part for x in tensors for part in side.view(x)]
     for grad in (grad_query, grad_key):
-        views += none if grad is None else view(grad)
+        views += none if grad is None else side.view(grad)
     batch, length, heads = side.shape
     _launch(
         feature_gradients.flow_features_backward, side.grid,

@@ -31,6 +31,8 @@ class Side:
         settings: how the kernels are cut.
         dtype: of the inputs.
         log_decay: of each token and head, where linear attention forgets.
+        reverse: whether tokens ``[b, t, h, d]`` are read and written from the last to the first;
+            all else stands in that order.
     """
 
     layout: Layout
@@ -42,6 +44,12 @@ class Side:
     settings: Settings
     dtype: torch.dtype
     log_decay: Scalars | None = None
+    reverse: bool = False
+
+    def view(self, x: Tensor) -> tuple[Any, ...]:
+        """Return a tensor ``[b, t, h, d]`` and its strides in the order of reading."""
+        batch, token, head, _ = x.stride()
+        return (x[:, -1:], batch, -token, head) if self.reverse else (x, batch, token, head)
 
     @property
     def half(self) -> bool:
