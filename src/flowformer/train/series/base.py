@@ -1,5 +1,6 @@
 """What the studies of series share, whether they tell classes or predict numbers."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +82,9 @@ class SeriesStudy(Study):
         )
 
     @classmethod
+    @abstractmethod
     def _model(cls, record: Any) -> nn.Module:
         """Build the model of a run, with new parameters."""
-        raise NotImplementedError
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of an epoch, and those that choose it."""
@@ -149,6 +150,7 @@ class SeriesStudy(Study):
         return [] if data.test is None else cls.flow_maps(run, data.test, count)
 
     @classmethod
+    @abstractmethod
     def flow_maps(cls, run: Trained, split: SeriesSplit, count: int) -> list[SeriesFlowMap]:
         """Return flow maps of a few series of a split.
 
@@ -157,7 +159,6 @@ class SeriesStudy(Study):
             split: labelled series.
             count: the number of maps.
         """
-        raise NotImplementedError
 
 
 def read_for(run: Trained, file: Path) -> SeriesCollection:
