@@ -173,6 +173,49 @@ def test_columns_are_told_or_found_and_none_is_a_word():
         read_series(frame.drop(columns="doing"), read.columns)
 
 
+def test_what_is_told_to_be_no_role_is_no_channel_either():
+    frame: Any = long_frame().drop(columns="Time").replace({"anna": 1, "ben": 2})
+    frame = frame.replace({"walk": 0, "sit": 1})
+    read = read_series(frame, group="", label="")
+    assert (read.columns.channels, read.labels, read.groups) == (("ax", "ay"), None, None)
+    wide = read_series(wide_frame(), label="")
+    assert (wide.columns.channels, wide.labels) == (("ax", "ay"), None)
+    named = wide_frame().assign(gesture=LABELS)
+    with pytest.raises(ValueError, match="'label' could be the label, which is 'gesture': name th"):
+        read_series(named, label="gesture")
+    told = read_series(named, label="gesture", channels=("ax", "ay"))
+    assert told.columns.channels == ("ax", "ay")
+
+
+def test_files_of_a_folder_have_no_ids_or_classes_where_none_are_told(tmp_path):
+    folder = write_classes(tmp_path)
+    for path in folder.rglob("*.csv"):
+        frame = pandas.read_csv(path)
+        frame.assign(id=range(len(frame)), kind=path.stem).to_csv(path, index=False)
+    read = read_series(folder, id="", label="kind")
+    assert (read.labels, read.columns.channels) == (("s1", "w1", "w2"), ("ax", "ay"))
+
+
+@pytest.mark.parametrize("rows", [[1, 2, 3, 1, 2, 1, 2, 3], range(8, 0, -1)], ids=["id", "r"])
+def test_the_numbers_of_rows_are_no_channel(tmp_path, rows):
+    frame = long_frame().set_axis(list(rows), axis=0)
+    frame.to_csv(tmp_path / "x.csv")
+    read = read_series(tmp_path / "x.csv")
+    assert read.columns.channels == ("ax", "ay")
+
+
+def test_a_second_label_is_no_channel(tmp_path):
+    frame = long_frame()
+    frame["code"] = frame["series_id"].map({"w1": 1.0, "s1": 2.0, "w2": 1.0})
+    with pytest.raises(ValueError, match=r"'code' is constant in every series and differs .*chann"):
+        read_series(frame)
+    assert len(read_series(frame, channels=("ax", "code"))) == 3
+    for name, rows in frame.groupby("series_id"):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    with pytest.raises(ValueError, match="'code' is constant in every series"):
+        read_series(tmp_path)
+
+
 def test_times_are_numbers_or_dates_and_order_the_rows():
     frame: Any = long_frame()
     numbers = read_series(frame)

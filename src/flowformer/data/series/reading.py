@@ -14,7 +14,13 @@ from flowformer.data.files import files_below, warn_of_rest
 from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
 from flowformer.data.series.records import TimeSeriesData, as_series
-from flowformer.data.series.tables import find_columns, read_frame, trim
+from flowformer.data.series.tables import (
+    candidates,
+    find_columns,
+    read_frame,
+    require_varying,
+    trim,
+)
 from flowformer.data.series.ts_format import read_ts
 from flowformer.machine import library
 
@@ -223,7 +229,8 @@ def _read_folder(
     if not files:
         raise FileNotFoundError(f"{folder}: expected files that end in {', '.join(TABLES)}")
     warn_of_rest(folder, set(every) - set(files), expected=f"{', '.join(TABLES)} files")
-    about = {path: _about(path.relative_to(folder), told) for path in files}
+    labelled = columns.label in (None, _CLASS)  # else a column of the files is the label
+    about = {path: _about(path.relative_to(folder), told, labelled) for path in files}
     unknown = [path for path, more in about.items() if more is None]
     if len(unknown) == len(files):
         raise ValueError(f"{index}: expected the files of {folder}, such as {files[0]}, got others")
@@ -249,7 +256,10 @@ def _read_folder(
             )
         known = read[0].columns if read else columns
         read.append(_read_file(frame.assign(**more), path, known, optional))
-    return _merged(read, folder)
+    merged = _merged(read, folder)
+    if merged.columns.channels and not columns.channels:
+        require_varying(merged.series, merged.columns.channels, str(folder))
+    return merged
 
 
 def _read_file(
@@ -263,6 +273,8 @@ def _read_file(
     )
     if not one or _SERIES in names:
         return read_frame(frame, columns, name=str(path), optional=optional)
+    if columns.id == "":
+        frame = frame.drop(columns=candidates(names, "id"))
     columns = replace(columns, id=_SERIES)
     read = read_frame(
         frame.assign(**{_SERIES: path.name}), columns, name=str(path), optional=optional
@@ -290,11 +302,13 @@ def _merged(read: Sequence[SeriesCollection], folder: Path) -> SeriesCollection:
     )
 
 
-def _about(inside: Path, told: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Any] | None:
+def _about(
+    inside: Path, told: Mapping[str, Mapping[str, Any]] | None, labelled: bool
+) -> Mapping[str, Any] | None:
     """Return what is known of a file by the index, if there is one, or by the folder it is in."""
     if told is None:
         parent = inside.parent.as_posix()
-        return {} if parent == "." else {_CLASS: parent}
+        return {_CLASS: parent} if labelled and parent != "." else {}
     keys = (inside.as_posix(), inside.name, inside.with_suffix("").as_posix(), inside.stem)
     return next((told[key] for key in keys if key in told), None)
 

@@ -31,6 +31,7 @@ _NAMES = {
     "user user_id",
 }
 _STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
+_NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
 _MOST = 10  # columns that a message lists
 
 
@@ -62,7 +63,7 @@ def read_frame(
         },
     )
     found = find_columns(list(frame.columns), columns, name=name)
-    steps = _steps_of(frame, found)
+    steps = _steps_of(frame, found, name)
     if steps is not None:
         return _read_wide(frame, found, steps, name)
     if not found.id:
@@ -103,8 +104,7 @@ def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> 
             told[role] = given
     for role in set(_ROLES) - told.keys():
         taken = {*told.values(), *columns.channels}
-        could = [each for each in names if _folded(each) in _NAMES[role].split()]
-        could = [each for each in could if each not in taken]
+        could = [each for each in candidates(names, role) if each not in taken]
         if len(could) > 1:
             raise ValueError(
                 f"{name}: {' and '.join(map(repr, could))} could be the {role}: say which "
@@ -112,6 +112,16 @@ def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> 
             )
         told[role] = could[0] if could else ""
     return replace(columns, **told)
+
+
+def candidates(names: Sequence[str], role: str) -> list[str]:
+    """Return the columns that a role would be found as by their names.
+
+    Args:
+        names: the columns that there are.
+        role: id, time, label or group.
+    """
+    return [each for each in names if _folded(each) in _NAMES[role].split()]
 
 
 def _plain_columns(frame: Frame, name: str) -> Frame:
@@ -122,30 +132,51 @@ def _plain_columns(frame: Frame, name: str) -> Frame:
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
         raise ValueError(f"{name}: expected columns of different names, got {doubled[0]!r} twice")
-    # What `to_csv` leaves of an index without a name.
-    first = frame.columns[0] if len(frame.columns) else ""
-    if first in ("", "Unnamed: 0") and frame[first].tolist() == list(range(len(frame))):
-        frame = frame.drop(columns=first)
-    return frame
+    # What R, and `to_csv`, leave of rows or an index without a name.
+    numbered = [
+        column
+        for column in frame.columns
+        if _NAMELESS.fullmatch(column) and frame[column].dtype.kind in "iu"
+    ]
+    return frame.drop(columns=numbered)
 
 
-def _steps_of(frame: Frame, found: SeriesColumns) -> dict[str, list[tuple[int, str]]] | None:
+def _steps_of(
+    frame: Frame, found: SeriesColumns, name: str
+) -> dict[str, list[tuple[int, str]]] | None:
     """Return number and column of each step, by channel; None of a table that is not wide."""
     if found.time or (found.id and not frame[found.id].is_unique):
         return None
     steps: dict[str, list[tuple[int, str]]] = {}
-    for column in _others(frame, found):
+    for column in _others(frame, found, name):
         match = _STEP.fullmatch(column)
+        if found.channels and (match is None or match[1] not in found.channels):
+            continue
         if match is None:
             return None
-        if not found.channels or match[1] in found.channels:
-            steps.setdefault(match[1], []).append((int(match[2]), column))
+        steps.setdefault(match[1], []).append((int(match[2]), column))
     return {channel: sorted(of) for channel, of in steps.items()} or None
 
 
-def _others(frame: Frame, found: SeriesColumns) -> list[str]:
+def _others(frame: Frame, found: SeriesColumns, name: str) -> list[str]:
+    """Return the columns of values where none is told: those that by their names are no role.
+
+    Raises:
+        ValueError: a column could be a role that another has: a second label is no channel.
+    """
     roles = {getattr(found, role) for role in _ROLES}
-    return [column for column in frame.columns if column not in roles]
+    rest = [column for column in frame.columns if column not in roles]
+    if found.channels:
+        return rest
+    for role in _ROLES:
+        could = candidates(rest, role)
+        if could and getattr(found, role):
+            raise ValueError(
+                f"{name}: {could[0]!r} could be the {role}, which is {getattr(found, role)!r}: "
+                "name the columns of values (data.channels, channels=... in Python)"
+            )
+        rest = [column for column in rest if column not in could]
+    return rest
 
 
 def _read_wide(
@@ -207,7 +238,7 @@ def trim(
 def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollection:
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     assert found.id
-    channels = list(found.channels) or _others(frame, found)
+    channels = list(found.channels) or _others(frame, found, name)
     if lacking := [channel for channel in channels if channel not in frame.columns]:
         raise ValueError(
             f"{name}: expected a column {lacking[0]!r} (data.channels), got "
@@ -235,15 +266,43 @@ def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollectio
         labels = _labels(_one_each(frame[found.label], codes, places, "label", cut))
     if found.group:
         groups = _groups(_one_each(frame[found.group], codes, places, "group", ""), places)
+    series = tuple(np.ascontiguousarray(part.T) for part in parts)
+    if not found.channels:
+        require_varying(series, channels, name)
     return SeriesCollection(
         name=name,
-        series=tuple(np.ascontiguousarray(part.T) for part in parts),
+        series=series,
         labels=labels,
         groups=groups,
         spans=times[order][np.stack([starts, ends], axis=1)] if found.time else None,
         places=places,
         columns=replace(found, channels=tuple(channels)),
     )
+
+
+def require_varying(
+    series: Sequence[Float64[np.ndarray, "channels _"]], channels: Sequence[str], name: str
+) -> None:
+    """Refuse a channel that nobody named and that tells series apart but not steps: a second label.
+
+    Args:
+        series: the series.
+        channels: the names of their channels.
+        name: how errors call the table.
+
+    Raises:
+        ValueError: one is constant in every series, and differs between them.
+    """
+    low = np.stack([np.fmin.reduce(each, axis=1) for each in series])
+    high = np.stack([np.fmax.reduce(each, axis=1) for each in series])
+    varies = (high > low).any(axis=0) | (max(each.shape[1] for each in series) == 1)
+    told = np.flatnonzero(~varies & (np.fmax.reduce(high) > np.fmin.reduce(low)))
+    if len(told):
+        raise ValueError(
+            f"{name}: {channels[told[0]]!r} is constant in every series and differs between them, "
+            "as a second label does: name the columns of values (data.channels, channels=... in "
+            "Python), and it among them if it is one"
+        )
 
 
 def _require_one_a_time(
