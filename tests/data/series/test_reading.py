@@ -204,6 +204,14 @@ def test_the_numbers_of_rows_are_no_channel(tmp_path, rows):
     assert read.columns.channels == ("ax", "ay")
 
 
+def test_a_channel_of_single_values_is_one():
+    """Of a constant there are two values that are the same."""
+    frame = long_frame()
+    first = ~frame["series_id"].duplicated()
+    frame["rare"] = pandas.Series(range(8), dtype=float).where(first)
+    assert read_series(frame).columns.channels == ("ax", "ay", "rare")
+
+
 def test_a_second_label_is_no_channel(tmp_path):
     frame = long_frame()
     frame["code"] = frame["series_id"].map({"w1": 1.0, "s1": 2.0, "w2": 1.0})
@@ -227,6 +235,38 @@ def test_times_are_numbers_or_dates_and_order_the_rows():
         assert dates.spans is not None
         assert numbers.spans is not None
         assert_array_equal(np.diff(dates.spans), np.diff(numbers.spans))
+
+
+@pytest.mark.parametrize("word", ["30/11/2026", "03/04/2026", "30 Nov 2026"])
+def test_a_date_that_would_be_guessed_is_refused(word):
+    with pytest.raises(ValueError, match=f"got '{word}': times are written as 2026-11-30 17:05"):
+        read_series(one_changed("Time", word))
+
+
+def test_dates_as_objects_are_times():
+    days = [pandas.Timestamp(2026, 11, day).date() for day in (1, 2, 1)]
+    frame = pandas.DataFrame({"id": [1, 1, 2], "date": pandas.Series(days, dtype=object)})
+    spans = read_series(frame.assign(x=[1.0, 2.0, 3.0])).spans
+    assert spans is not None
+    assert np.diff(spans).tolist() == [[86400.0], [0.0]]
+
+
+def test_words_for_a_missing_number_are_words_among_labels(tmp_path):
+    rows = ["id,x,label,subject", "1,0.5,None,NA", "1,NA,None,NA", "2,1e-3,null,b", "2,nan,null,b"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    read = read_series(tmp_path / "x.csv")
+    assert (read.labels, read.groups) == (("None", "null"), ("NA", "b"))
+    assert_array_equal(np.stack(read.series), [[[0.5, np.nan]], [[1e-3, np.nan]]])
+    (tmp_path / "x.csv").write_text("id,x,label\n1,1,3\n1,2,3\n2,3,NA\n2,4,NA\n3,5,?\n3,6,?\n")
+    assert read_series(tmp_path / "x.csv").labels == (3, None, None)
+
+
+def test_numbers_between_semicolons_may_have_decimal_commas(tmp_path):
+    rows = ["id;x;y;label", "1;0,5;3;a,b", "1;-1,25e1;4;a,b", "2;NA;5;c", "2;2;6;c"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    read = read_series(tmp_path / "x.csv")
+    assert read.labels == ("a,b", "c")
+    assert_array_equal(np.stack(read.series), [[[0.5, -12.5], [3, 4]], [[np.nan, 2], [5, 6]]])
 
 
 def test_a_label_of_the_first_row_alone_is_that_of_the_series():
@@ -401,6 +441,15 @@ def test_files_of_a_folder_have_the_same_columns_and_are_all_in_the_index(tmp_pa
     pandas.concat([index, index]).to_csv(folder / "index.csv", index=False)
     with pytest.raises(ValueError, match=r"index\.csv: expected a row for each file, got two of"):
         read_series(folder)
+
+
+def test_files_named_by_numbers_with_zeros_are_found_in_the_index(tmp_path):
+    for name, series in zip(("001", "010", "150"), SERIES, strict=True):
+        pandas.DataFrame(series.T).to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "index.csv").write_text("File,label\n150,c\n010,b\n001,a\n")
+    read = read_series(tmp_path)
+    assert read.labels == ("a", "b", "c")
+    assert_array_equal(read.series[2], SERIES[2])
 
 
 def test_one_file_is_read_as_those_of_the_folder_were(tmp_path):

@@ -15,6 +15,7 @@ from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
 from flowformer.data.series.records import TimeSeriesData, as_series
 from flowformer.data.series.tables import (
+    MISSING,
     candidates,
     find_columns,
     read_frame,
@@ -138,13 +139,16 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
     return read_frame(frame, columns, name=str(path), optional=optional)
 
 
-def read_table(path: Path, *, headless: bool = False) -> "DataFrame":
+def read_table(
+    path: Path, *, headless: bool = False, texts: Sequence[str] = ()
+) -> "DataFrame":
     """Read a table from a file.
 
     Args:
         path: a `.csv` or `.tsv` file, its values separated by what separates most of the first
             line, or a `.parquet` file.
         headless: whether the first line may be values, whose columns are then called 0, 1, ….
+        texts: columns of text, though numbers stand in them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -165,17 +169,39 @@ def read_table(path: Path, *, headless: bool = False) -> "DataFrame":
         is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
         if is_headless and not headless:
             raise ValueError("its first line with the names of the columns, got numbers")
-        return pandas.read_csv(
+        frame = pandas.read_csv(
             path,
             sep=separator,
-            na_values=["?"],
+            na_values=["", "?"],
+            keep_default_na=False,
             header=None if is_headless else 0,
+            dtype={name: str for name in texts},
             low_memory=False,
         )
+        for name in frame.columns.difference(texts, sort=False):
+            if pandas.api.types.is_string_dtype(frame.dtypes[name]):
+                frame[name] = _in_numbers(frame[name], separator)
+        return frame
     except (FileNotFoundError, ImportError, PermissionError):
         raise
     except Exception as error:  # whatever pandas, pyarrow and their parts raise
         raise ValueError(f"{path}: expected a table, {error}") from error
+
+
+def _in_numbers(column: Any, separator: str) -> Any:
+    """Return a column of texts as numbers, if all are numbers or words for a missing one.
+
+    Args:
+        column: the texts.
+        separator: what separates its values: where that is ";", a number may have a decimal comma.
+    """
+    pandas: Any = library("pandas", "for tables", extra="timeseries")
+    texts = column.mask(column.isin(MISSING))
+    if separator == ";":
+        texts = texts.str.replace(",", ".")
+    numbers = pandas.to_numeric(texts, errors="coerce")
+    numeric = numbers.notna().any() and (numbers.isna() == texts.isna()).all()
+    return numbers if numeric else column
 
 
 def _is_number(text: str) -> bool:
@@ -337,7 +363,7 @@ def _read_index(path: Path, columns: SeriesColumns) -> dict[str, dict[str, Any]]
             f"{path}: expected a column with the files ({', '.join(_FILE_COLUMNS)}, or data.id), "
             f"got {', '.join(map(str, frame.columns))}"
         )
-    files = frame[key].astype(str)
+    files = read_table(path, texts=[key])[key].astype(str)  # 001 is no 1
     doubled = files[files.duplicated()]
     if len(doubled):
         raise ValueError(f"{path}: expected a row for each file, got two of {doubled.iloc[0]!r}")

@@ -32,6 +32,9 @@ _NAMES = {
 }
 _STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
 _NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
+# What stands for a missing number; in a column of words, such as labels, each is a word.
+MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "none")
+MISSING += ("<NA>", "#N/A", "#NA", "#N/A N/A", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND")
 _MOST = 10  # columns that a message lists
 
 
@@ -295,8 +298,9 @@ def require_varying(
     """
     low = np.stack([np.fmin.reduce(each, axis=1) for each in series])
     high = np.stack([np.fmax.reduce(each, axis=1) for each in series])
-    varies = (high > low).any(axis=0) | (max(each.shape[1] for each in series) == 1)
-    told = np.flatnonzero(~varies & (np.fmax.reduce(high) > np.fmin.reduce(low)))
+    counts = np.stack([np.count_nonzero(~np.isnan(each), axis=1) for each in series])
+    still = (counts > 1).any(axis=0) & ~(high > low).any(axis=0)
+    told = np.flatnonzero(still & (np.fmax.reduce(high) > np.fmin.reduce(low)))
     if len(told):
         raise ValueError(
             f"{name}: {channels[told[0]]!r} is constant in every series and differs between them, "
@@ -373,17 +377,22 @@ def _times(column: Column, name: str) -> Float64[np.ndarray, " n"]:
     _require_all(column, name)
     if kinds.is_timedelta64_dtype(column):
         return column.dt.total_seconds().to_numpy(dtype=np.float64)
-    if not kinds.is_datetime64_any_dtype(column):
+    if kinds.is_datetime64_any_dtype(column):
+        dates = pandas.to_datetime(column, utc=True)
+    else:
         numbers = pandas.to_numeric(column, errors="coerce")
         if numbers.notna().all():
             return numbers.to_numpy(dtype=np.float64)
-    dates = pandas.to_datetime(column, errors="coerce", utc=True)
-    wrong = np.flatnonzero(dates.isna().to_numpy())
-    if len(wrong):
-        raise ValueError(
-            f"{name}, row {wrong[0] + 1}: expected a time or number in {column.name!r}, got "
-            f"{column.iloc[wrong[0]]!r}"
-        )
+        # Any other form would be guessed: 03/04 is a day of March or of April.
+        dates = pandas.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+        wrong = np.flatnonzero(dates.isna().to_numpy())
+        if len(wrong):
+            # Between numbers and dates, what is neither.
+            row = next((each for each in wrong if np.isnan(numbers.iloc[each])), wrong[0])
+            raise ValueError(
+                f"{name}, row {row + 1}: expected a time or number in {column.name!r}, got "
+                f"{column.iloc[row]!r}: times are written as 2026-11-30 17:05:00 (ISO 8601)"
+            )
     nanoseconds: Any = dates.to_numpy(dtype="datetime64[ns]").astype(np.int64)
     return nanoseconds / 1e9
 
@@ -395,6 +404,8 @@ def _numbers(column: Column, name: str) -> Float64[np.ndarray, " n"]:
     if kinds.is_datetime64_any_dtype(column) or kinds.is_timedelta64_dtype(column):
         numbers = pandas.Series(np.nan, index=column.index)
     else:
+        if not kinds.is_numeric_dtype(column):
+            column = column.mask(column.isin(MISSING))
         numbers = pandas.to_numeric(column, errors="coerce")
     values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) & column.notna().to_numpy()))
