@@ -84,7 +84,7 @@ def test_a_mistake_is_told_with_the_flag_that_mends_it(flowformer):
 
 def test_the_last_in_time_are_tested_on_and_choose_the_epoch(flowformer):
     asked = ["--data.train-file", "sensors.csv", "--data.split", "time", "--run-dir", "run"]
-    asked += ["--data.test-fraction", 0.2]
+    asked += ["--data.test-fraction", 0.2, "--data.group", ""]
     ended = flowformer("train", "time-series-small", *TINY, *asked)
     assert "the last part of the training set in time chose the epoch" in ended.out
     rows = list(csv.DictReader(Path("run/predictions.csv").read_text().splitlines()))

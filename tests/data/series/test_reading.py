@@ -292,7 +292,7 @@ def test_numbers_are_told_from_classes():
 
 
 def test_a_test_part_has_the_columns_of_the_training_part():
-    frame = long_frame().rename(columns={"activity": "doing"})
+    frame = long_frame().rename(columns={"activity": "doing"}).drop(columns="subject")
     data = load_series(frame, frame.iloc[:, ::-1], label="doing")
     assert data.test is not None
     for one, other in zip(data.train.series, data.test.series, strict=True):
@@ -409,6 +409,41 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
         ValueError, match=f"{re.escape(str(tmp_path / name))}: .*{message}|{message}"
     ):
         read_series(tmp_path / name)
+
+
+def test_arrays_of_an_npz_file_are_found_by_the_names_that_are_told(tmp_path):
+    people, labels = np.array([7.0, 8.0, 7.0]), np.array([2.0, np.nan, 1.0])
+    np.savez(tmp_path / "x.npz", X=np.zeros((3, 2, 4)), y=labels, people=people, z=np.arange(3))
+    read = read_series(tmp_path / "x.npz", group="people")
+    assert (read.labels, read.groups) == ((2, None, 1), ("7", "8", "7"))
+    assert read_series(tmp_path / "x.npz", label="z").labels == (0, 1, 2)
+    assert read_series(tmp_path / "x.npz", label="", group="").labels is None
+    with pytest.raises(ValueError, match=r"expected an array 'who' \(data\.group\), got X, y, peo"):
+        read_series(tmp_path / "x.npz", group="who")
+    assert read_series(tmp_path / "x.npz", group="who", optional=("group",)).groups is None
+
+
+def test_groups_of_both_parts_are_told(tmp_path):
+    frame = long_frame()
+    with pytest.warns(UserWarning, match=r"2 groups \(anna, ben\) are in the train and in the test"):
+        load_series(frame, frame)
+    assert load_series(frame, frame, group="").train.groups is None
+    alone = frame.drop(columns="subject")
+    assert load_series(frame, alone).test is not None
+    assert load_series(frame, write_ts(tmp_path)).test is not None
+
+
+def test_an_index_is_of_its_own_folder(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_indexed(tmp_path / part).rename(tmp_path / part / "files")
+    first, other = (tmp_path / part / "files" for part in ("train", "test"))
+    moved = (first / "index.csv").rename(first / "about.csv")
+    index = pandas.read_csv(other / "index.csv").assign(activity=["sit", "walk", "sit"])
+    index.to_csv(other / "index.csv", index=False)
+    data = load_series(first, other, index=moved, group="")
+    assert data.test is not None
+    assert [data.classes[at] for at in data.test.labels] == ["walk", "sit", "sit"]
 
 
 def test_what_is_not_there_is_not_found(tmp_path):

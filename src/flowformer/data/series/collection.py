@@ -15,6 +15,7 @@ from flowformer.data.series.records import (
     distinct_labels,
     encode_labels,
     in_words,
+    warn_of_shared_groups,
 )
 from flowformer.data.series.ts_format import TsFile, read_ts
 
@@ -155,6 +156,9 @@ def data_set(
         regression: whether labels are numbers to predict, in place of classes.
         name: what the data set is called; by default as the training part is.
 
+    Warns:
+        UserWarning: both parts have series of one group.
+
     Raises:
         ValueError: a label is missing; is no number, where these are predicted, or is one, where
             classes are; or the test part has a class or channels that the training part has not.
@@ -170,13 +174,16 @@ def data_set(
             for each in (train, test)
             if each is not None
         ]
-    return TimeSeriesData(
+    data = TimeSeriesData(
         name=name,
         train=train.split("train", labels[0]),
         test=None if test is None else test.split("test", labels[1]),
         classes=classes,
         columns=train.columns,
     )
+    if data.test is not None:
+        warn_of_shared_groups(data.train, data.test, name=name)
+    return data
 
 
 def _classes_of(train: SeriesCollection) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import gzip
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from flowformer.data.series.tables import (
     MISSING,
     candidates,
     find_columns,
+    plain_labels,
     read_frame,
     require_varying,
     trim,
@@ -96,7 +97,7 @@ def load_series(
 
     Args:
         train: what models are fitted on.
-        test: what they are tested on, in columns of the same names.
+        test: what they are tested on, in columns of the same names; it may lack the group.
         columns: which column of a table is what.
         regression: whether labels are numbers to predict, in place of classes.
         names: single fields of `SeriesColumns`, in place of `columns`.
@@ -107,8 +108,27 @@ def load_series(
         ValueError: what `read_series` and `data_set` raise.
     """
     first = read_series(train, columns, **names)
-    second = None if test is None else read_series(test, first.columns)
+    second = None
+    if test is not None:
+        second = read_series(test, elsewhere(first.columns, test), optional=("group",))
     return data_set(first, second, regression=regression)
+
+
+def elsewhere(columns: SeriesColumns, source: Any) -> SeriesColumns:
+    """Return the columns of one source for another: its index is that of its own folder.
+
+    Args:
+        columns: columns that were told or found.
+        source: what is to be read; of a folder, an index of the same name is its own.
+    """
+    if not isinstance(source, str | Path):
+        return columns
+    if columns.channels and _ending(Path(source)) == ".npz":  # those of a table are not its arrays
+        columns = replace(columns, label=None, group=None)
+    if columns.index is None:
+        return columns
+    own = Path(source, columns.index.name)
+    return replace(columns, index=own if own.is_file() else None)
 
 
 def is_series_file(path: Path) -> bool:
@@ -130,9 +150,9 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
             f"{path.suffix or 'no ending'!r}"
         )
     if ending in (".ts", ".npz"):
-        if columns.group and ending == ".ts":
+        if columns.group and ending == ".ts" and "group" not in optional:
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
-        return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path)
+        return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path, columns, optional)
     frame = read_table(path)
     if columns.id == _SERIES:  # of a folder, where a file without it is a series
         return _read_file(frame, path, columns, optional)
@@ -217,7 +237,7 @@ def _counts(names: Sequence[str]) -> bool:
     return list(names) in ([str(n + at) for n in range(len(names))] for at in (0, 1))
 
 
-def _read_npz(path: Path) -> SeriesCollection:
+def _read_npz(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
     arrays = read_arrays(path, texts=True)
     found = {name.casefold(): array for name, array in arrays.items()}
     if "x" not in found:
@@ -226,21 +246,33 @@ def _read_npz(path: Path) -> SeriesCollection:
         )
     values = np.stack(as_series(found["x"], name=str(path)))
     places = [f"{path}, series {index}" for index in range(len(values))]
-    columns = {}
-    for name in ("y", "groups"):
-        if name in found:
-            if found[name].shape != (len(values),):
-                raise ValueError(
-                    f"{path}: expected {name} [{len(values)}], one for each series, got shape "
-                    f"{list(found[name].shape)}"
-                )
-            columns[name] = found[name].tolist()
+
+    def one_each(role: str, usual: str) -> tuple[str, tuple[Hashable | None, ...] | None]:
+        """Return the name and the values of what stands beside the series: as told, or as usual."""
+        told = getattr(columns, role)
+        name = usual if told is None or (told not in arrays and role in optional) else told
+        if told and told not in arrays and role not in optional:
+            raise ValueError(
+                f"{path}: expected an array {told!r} (data.{role}), got {', '.join(arrays)}"
+            )
+        array = arrays.get(name, found.get(name))
+        if told == "" or array is None:
+            return "", None
+        if array.shape != (len(values),):
+            raise ValueError(
+                f"{path}: expected {name} [{len(values)}], one for each series, got shape "
+                f"{list(array.shape)}"
+            )
+        return name, plain_labels(array.tolist())
+
+    _, labels = one_each("label", "y")
+    group, groups = one_each("group", "groups")
     return SeriesCollection(
         name=str(path),
         series=trim(values, places),
-        labels=tuple(columns["y"]) if "y" in columns else None,
-        groups=tuple(map(str, columns["groups"])) if "groups" in columns else None,
-        columns=SeriesColumns(group="groups" if "groups" in columns else ""),
+        labels=labels,
+        groups=None if groups is None else tuple(map(str, groups)),
+        columns=SeriesColumns(label=columns.label, group=group),
     )
 
 

@@ -344,11 +344,19 @@ def _one_each(
 
 
 def _labels(column: Column) -> tuple[Hashable | None, ...]:
-    """Return labels, None where they miss; whole numbers that a gap has made floats are whole."""
     missing = column.isna()
-    known: list[Any] = [
-        None if gone else each for each, gone in zip(column.tolist(), missing, strict=True)
-    ]
+    return plain_labels(
+        [None if gone else each for each, gone in zip(column.tolist(), missing, strict=True)]
+    )
+
+
+def plain_labels(labels: Sequence[Any]) -> tuple[Hashable | None, ...]:
+    """Return labels, None where they miss; whole numbers that a gap has made floats are whole.
+
+    Args:
+        labels: as they were read.
+    """
+    known = [None if each != each else each for each in labels]
     floats = [each for each in known if isinstance(each, float)]
     if floats and all(each.is_integer() for each in floats):
         known = [int(each) if isinstance(each, float) else each for each in known]
