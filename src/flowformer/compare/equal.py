@@ -48,7 +48,8 @@ def equal_parameters(plan: Plan) -> tuple[Plan, list[Size]]:
     """Give the models of all methods the number of parameters of the first method's, within 2 %.
 
     The width of the feed-forward layers is what changes. Methods that train no model of ours, or
-    one without such layers, stay as they are. The data are read, as a model has parameters for its vocabulary or channels.
+    one without such layers, stay as they are. The data are read, as a model has parameters for its
+    vocabulary or channels.
 
     Args:
         plan: of the recipe's own sizes.

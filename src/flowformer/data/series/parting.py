@@ -89,14 +89,36 @@ def hold_out(data: TimeSeriesData, fraction: float, *, in_time: bool = False) ->
     return replace(data, train=train, test=replace(test, name="test"))
 
 
-def _last(split: SeriesSplit, fraction: float) -> Int64[np.ndarray, " m"]:
-    starts = np.arange(len(split)) if split.spans is None else split.spans[:, 0]
-    if split.spans is not None and starts.min() == starts.max():
+def in_time_order(data: TimeSeriesData) -> TimeSeriesData:
+    """Return the data set with its training series in the order in which they begin.
+
+    Args:
+        data: a data set; without times it is in order as it is.
+
+    Raises:
+        ValueError: all series begin at one time.
+    """
+    train = data.train
+    order = np.argsort(_starts(train), kind="stable")
+    return replace(data, train=train.select(order, train.name))
+
+
+def _starts(split: SeriesSplit) -> np.ndarray:
+    """Return when series begin; of those without times, their places."""
+    if split.spans is None:
+        return np.arange(len(split))
+    starts = split.spans[:, 0]
+    if starts.min() == starts.max():
         raise ValueError(
             f"{split.name}: expected series that begin at different times, to take the last of "
             f"them, got {len(split)} that begin at {starts[0]:g}: the times count within each "
             "series"
         )
+    return starts
+
+
+def _last(split: SeriesSplit, fraction: float) -> Int64[np.ndarray, " m"]:
+    starts = _starts(split)
     order = np.argsort(starts, kind="stable")
     count = min(len(split) - 1, math.ceil(fraction * len(split)))
     rest, chosen = order[:-count], order[-count:]
