@@ -425,7 +425,9 @@ def test_arrays_of_an_npz_file_are_found_by_the_names_that_are_told(tmp_path):
 
 def test_groups_of_both_parts_are_told(tmp_path):
     frame = long_frame()
-    with pytest.warns(UserWarning, match=r"2 groups \(anna, ben\) are in the train and in the test"):
+    with pytest.warns(
+        UserWarning, match=r"2 groups \(anna, ben\) are in the train and in the test"
+    ):
         load_series(frame, frame)
     assert load_series(frame, frame, group="").train.groups is None
     alone = frame.drop(columns="subject")

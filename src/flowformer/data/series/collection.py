@@ -1,12 +1,13 @@
 """Series as they were read, of whatever they come, and the data sets that are made of them."""
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from flowformer.data.options import SeriesColumns
 from flowformer.data.series.records import (
@@ -18,6 +19,8 @@ from flowformer.data.series.records import (
     warn_of_shared_groups,
 )
 from flowformer.data.series.ts_format import TsFile, read_ts
+
+_MOST = 6  # labels that a warning lists
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +38,7 @@ class SeriesCollection:
         groups: the group of each.
         spans: the first and the last time of each, where there are times.
         places: how errors call each; by default "NAME, series INDEX".
+        ids: what its own file or table calls each, where it has a column or a file for it.
         columns: the columns that they were read from; all are told.
         title: what a data set of them is called, if it has another name.
     """
@@ -46,6 +50,7 @@ class SeriesCollection:
     groups: tuple[str, ...] | None = None
     spans: Float64[np.ndarray, "n 2"] | None = None
     places: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
     columns: SeriesColumns = field(default_factory=SeriesColumns)
     title: str = ""
 
@@ -124,6 +129,55 @@ def numbers_of(read: SeriesCollection) -> Float64[np.ndarray, " n"]:
         if _number(label) is None:
             raise ValueError(f"{read.place(index)}: expected a finite number, got {label!r}")
     return np.array([_number(label) for label in labels], dtype=np.float64)
+
+
+def known_numbers_of(read: SeriesCollection) -> list[float | None] | None:
+    """Return the numbers of series that are to be predicted, None of one that is not known.
+
+    Args:
+        read: what was read.
+
+    Warns:
+        UserWarning: a label is no number.
+    """
+    if read.labels is None:
+        return None
+    numbers = [None if label is None else _number(label) for label in read.labels]
+    odd = [label for label, number in zip(read.labels, numbers, strict=True) if number is None]
+    _warn_of_unknown(read.name, odd, "numbers")
+    return numbers
+
+
+def known_classes_of(
+    read: SeriesCollection, classes: Sequence[str]
+) -> Int64[np.ndarray, " n"] | None:
+    """Return the classes of series that are to be predicted, -1 of one that is not known.
+
+    Args:
+        read: what was read.
+        classes: the classes of the training data.
+
+    Warns:
+        UserWarning: a label is none of the classes: the word of a folder may be anything.
+    """
+    if read.labels is None:
+        return None
+    place = {name: at for at, name in enumerate(classes)}
+    known = [-1 if label is None else place.get(str(label), -1) for label in read.labels]
+    odd = [label for label, at in zip(read.labels, known, strict=True) if at < 0]
+    _warn_of_unknown(read.name, odd, f"classes of the training data ({', '.join(classes)})")
+    return np.array(known, dtype=np.int64)
+
+
+def _warn_of_unknown(name: str, labels: Sequence[Hashable], expected: str) -> None:
+    unknown = [str(label) for label in dict.fromkeys(labels) if label is not None]
+    if unknown:
+        named = ", ".join(unknown[:_MOST]) + ", …" * (len(unknown) > _MOST)
+        warnings.warn(
+            f"{name}: labels that are no {expected} count as unknown: {named}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _number(label: Hashable) -> float | None:

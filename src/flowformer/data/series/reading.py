@@ -155,13 +155,11 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
         return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path, columns, optional)
     frame = read_table(path)
     if columns.id == _SERIES:  # of a folder, where a file without it is a series
-        return _read_file(frame, path, columns, optional)
+        return _read_file(frame, path, columns, optional, own=path.name)
     return read_frame(frame, columns, name=str(path), optional=optional)
 
 
-def read_table(
-    path: Path, *, headless: bool = False, texts: Sequence[str] = ()
-) -> "DataFrame":
+def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ()) -> "DataFrame":
     """Read a table from a file.
 
     Args:
@@ -195,7 +193,7 @@ def read_table(
             na_values=["", "?"],
             keep_default_na=False,
             header=None if is_headless else 0,
-            dtype={name: str for name in texts},
+            dtype=dict.fromkeys(texts, str),
             low_memory=False,
         )
         for name in frame.columns.difference(texts, sort=False):
@@ -313,7 +311,8 @@ def _read_folder(
                 f"{', '.join(names)}"
             )
         known = read[0].columns if read else columns
-        read.append(_read_file(frame.assign(**more), path, known, optional))
+        own = path.relative_to(folder).as_posix()
+        read.append(_read_file(frame.assign(**more), path, known, optional, own=own))
     merged = _merged(read, folder)
     if merged.columns.channels and not columns.channels:
         require_varying(merged.series, merged.columns.channels, str(folder))
@@ -321,9 +320,9 @@ def _read_folder(
 
 
 def _read_file(
-    frame: "DataFrame", path: Path, columns: SeriesColumns, optional: Container[str]
+    frame: "DataFrame", path: Path, columns: SeriesColumns, optional: Container[str], *, own: str
 ) -> SeriesCollection:
-    """Read a table that is one series, if it has no id."""
+    """Read a table that is one series, of the id that is its own, if it has no other."""
     names = [str(name) for name in frame.columns]
     one = (
         columns.id == _SERIES
@@ -334,9 +333,7 @@ def _read_file(
     if columns.id == "":
         frame = frame.drop(columns=candidates(names, "id"))
     columns = replace(columns, id=_SERIES)
-    read = read_frame(
-        frame.assign(**{_SERIES: path.name}), columns, name=str(path), optional=optional
-    )
+    read = read_frame(frame.assign(**{_SERIES: own}), columns, name=str(path), optional=optional)
     return replace(read, places=(str(path),))
 
 
@@ -356,6 +353,7 @@ def _merged(read: Sequence[SeriesCollection], folder: Path) -> SeriesCollection:
         groups=joined("groups"),
         spans=None if first.spans is None else np.array(joined("spans")),
         places=joined("places"),
+        ids=joined("ids"),
         columns=first.columns,
     )
 

@@ -33,7 +33,21 @@ _NAMES = {
 _STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
 _NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
 # What stands for a missing number; in a column of words, such as labels, each is a word.
-MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "none")
+MISSING = (
+    "",
+    "?",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "-NaN",
+    "-nan",
+    "NULL",
+    "null",
+    "None",
+    "none",
+)
 MISSING += ("<NA>", "#N/A", "#NA", "#N/A N/A", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND")
 _MOST = 10  # columns that a message lists
 
@@ -214,6 +228,7 @@ def _read_wide(
         labels=_labels(frame[found.label]) if found.label else None,
         groups=_groups(frame[found.group], places) if found.group else None,
         places=places,
+        ids=tuple(map(str, ids)) if found.id else None,
         columns=replace(found, channels=tuple(channels) if any(channels) else ()),
     )
 
@@ -279,6 +294,7 @@ def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollectio
         groups=groups,
         spans=times[order][np.stack([starts, ends], axis=1)] if found.time else None,
         places=places,
+        ids=tuple(map(str, ids)),
         columns=replace(found, channels=tuple(channels)),
     )
 
