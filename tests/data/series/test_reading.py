@@ -214,7 +214,7 @@ def test_a_channel_of_single_values_is_one():
 
 def test_a_second_label_is_no_channel(tmp_path):
     frame = long_frame()
-    frame["code"] = frame["series_id"].map({"w1": 1.0, "s1": 2.0, "w2": 1.0})
+    frame["code"] = np.where(frame["series_id"] == "s1", 2.0, 1.0)
     with pytest.raises(ValueError, match=r"'code' is constant in every series and differs .*chann"):
         read_series(frame)
     assert len(read_series(frame, channels=("ax", "code"))) == 3
@@ -433,6 +433,13 @@ def test_groups_of_both_parts_are_told(tmp_path):
     alone = frame.drop(columns="subject")
     assert load_series(frame, alone).test is not None
     assert load_series(frame, write_ts(tmp_path)).test is not None
+
+
+def test_a_ts_file_may_lack_the_group_that_is_optional(tmp_path):
+    path = write_ts(tmp_path)
+    assert read_series(path, group="subject", optional=("label", "group")).groups is None
+    with pytest.raises(ValueError, match=r"a \.ts file has no groups"):
+        read_series(path, group="subject")
 
 
 def test_an_index_is_of_its_own_folder(tmp_path):

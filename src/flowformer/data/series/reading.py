@@ -393,7 +393,8 @@ def _read_index(path: Path, columns: SeriesColumns) -> dict[str, dict[str, Any]]
             f"{path}: expected a column with the files ({', '.join(_FILE_COLUMNS)}, or data.id), "
             f"got {', '.join(map(str, frame.columns))}"
         )
-    files = read_table(path, texts=[key])[key].astype(str)  # 001 is no 1
+    texts: Any = read_table(path, texts=[key])
+    files = texts[key].astype(str)  # 001 is no 1
     doubled = files[files.duplicated()]
     if len(doubled):
         raise ValueError(f"{path}: expected a row for each file, got two of {doubled.iloc[0]!r}")
