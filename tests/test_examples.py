@@ -67,7 +67,8 @@ def test_example_runs(text, request, tmp_path, monkeypatch):
     [
         "compare.arrays.compare",
         "generation.generate.generate",
-        "integrations.sklearn.FlowformerClassifier",
+        "integrations.sklearn.classifier.FlowformerClassifier",
+        "integrations.sklearn.regressor.FlowformerRegressor",
         "models.images.model.VisionClassifier",
         "models.language.model.LanguageModel",
         "models.sequences.model.SequenceClassifier",

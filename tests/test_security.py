@@ -27,13 +27,20 @@ FORBIDDEN_CALLS = {
 
 # The functions of other libraries that fetch, and the commands that do: where they are called.
 FETCHING = {"load_dataset", "load_classification", "CIFAR10", "from_pretrained", "hf_hub_download"}
-FETCHING |= {"snapshot_download", "load_state_dict_from_url", "urlopen", "urlretrieve", "download"}
+FETCHING |= {
+    "load_regression",
+    "snapshot_download",
+    "load_state_dict_from_url",
+    "urlopen",
+    "urlretrieve",
+    "download",
+}
 FETCHERS = {
     "src/flowformer/data/standins/fetching.py": {"pip download", "apt-get download"},
     "src/flowformer/data/trajectories/minari.py": {"load_dataset"},
     "src/flowformer/data/sequences/pictures.py": {"CIFAR10"},
     "src/flowformer/data/sequences/texts.py": {"load_dataset"},
-    "src/flowformer/data/series/uea.py": {"load_classification"},
+    "src/flowformer/data/series/uea.py": {"load_classification", "load_regression"},
     "src/flowformer/data/language/corpora.py": {"load_dataset"},
     "src/flowformer/cli/linearize.py": {"from_pretrained"},  # of a model that the user names
 }

@@ -3,25 +3,13 @@
 from types import new_class
 from typing import Any
 
+from benchmarks.mixers.gating import WITHOUT, WITHOUT_FLOWS
 from flowformer.nn.mixers.gated import (
     FlowGatedAttention,
     FlowGatedMixer,
     GatedAttention,
     GatedMixer,
 )
-
-WITHOUT: dict[str, dict[str, Any]] = {
-    "convolution": {"convolution": 0},
-    "gain": {"gain": None},
-    "decay": {"decay": None},
-    "input-gate": {"input_gate": False},
-    "norm": {"norm": False},
-    "output-gate": {"output_gate": False},
-}
-WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
-    "competition": {"competition": None},
-    "allocation": {"allocation": False},
-}
 
 
 def _register(mixer: Any, attention: Any, name: str, changed: dict[str, Any]) -> None:
@@ -36,8 +24,3 @@ for part, options in WITHOUT.items():
     _register(GatedMixer, GatedAttention, f"gated-no-{part}", options)
 for part, options in WITHOUT_FLOWS.items():
     _register(FlowGatedMixer, FlowGatedAttention, f"flow-gated-no-{part}", options)
-
-NAMES = [
-    *(f"gated-no-{part}" for part in WITHOUT),
-    *(f"flow-gated-no-{part}" for part in WITHOUT_FLOWS),
-]

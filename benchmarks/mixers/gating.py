@@ -14,8 +14,8 @@ from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from benchmarks.mixers.ablations import NAMES
 from benchmarks.mixers.comparisons import ALLOCATOR, FOLDER, SETTINGS, data_of
 from benchmarks.pages import Tables
 from benchmarks.runner import RESULTS, Result, flowformer, one_of, read, save
@@ -39,6 +39,20 @@ TASKS = {
     "hopper": "Hopper",
 }
 LEVEL = 0.05
+# The options by which a part is left out of `gated`, and of `flow-gated`; ablations.py makes mixers
+# of them where `flowformer compare` imports it.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "convolution": {"convolution": 0},
+    "gain": {"gain": None},
+    "decay": {"decay": None},
+    "input-gate": {"input_gate": False},
+    "norm": {"norm": False},
+    "output-gate": {"output_gate": False},
+}
+WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
+    "competition": {"competition": None},
+    "allocation": {"allocation": False},
+}
 
 
 def settings_of(task: str) -> list[str]:
@@ -49,7 +63,9 @@ def settings_of(task: str) -> list[str]:
 def mixers_of(task: str) -> list[str]:
     """Return the mixers that a task compares, the one that others are tested against first."""
     if task == ABLATION:
-        return ["gated", *NAMES[:-2], "flow-gated", *NAMES[-2:]]
+        parts = [f"gated-no-{part}" for part in WITHOUT]
+        flows = [f"flow-gated-no-{part}" for part in WITHOUT_FLOWS]
+        return ["gated", *parts, "flow-gated", *flows]
     if build_recipe(settings_of(task)[0]).causal:
         return [*CAUSAL, *GATED]
     return [*CAUSAL[:3], *GATED]

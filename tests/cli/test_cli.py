@@ -118,7 +118,7 @@ def test_the_help_of_the_mixer_names_those_of_the_table_that_have_the_form(
         (["train", "japanese-vowels", "--training.protocol", "fair"], "'clean', 'published'"),
         (["train", "japanese-vowels", "--model.mixer-options", "clamp"], "expected JSON such as"),
         (["train", "japanese-vowels", "--resume"], "error: --resume needs --run-dir"),
-        (["train", "time-series"], "error: no series to train on: give --data.train-file (a .ts"),
+        (["train", "time-series"], "error: no series to train on: give --data.train-file (a table"),
         (
             ["train", "japanese-vowels", "--data.max-length", "9"],
             "error: --data.max-length must be at least 29",
@@ -334,7 +334,7 @@ def test_resume_says_when_there_is_nothing_to_go_on_with(flowformer, trained, tm
 
 
 def test_a_data_set_that_is_nowhere_is_code_2_and_names_the_flag(flowformer, tmp_path, monkeypatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("the line is down")
 
     monkeypatch.setattr("flowformer.data.series.uea._download", fail)
@@ -377,7 +377,7 @@ def test_evaluate_needs_labels(flowformer, trained):
     run, files = trained
     outcome = flowformer("evaluate", run, "--file", files / "NEW.ts")
     assert outcome.code == 2
-    assert "NEW.ts has no labels to test against" in outcome.err
+    assert re.search(r"NEW\.ts: expected labels \(.*\), got none", outcome.err)
 
 
 @pytest.mark.parametrize(
@@ -416,11 +416,13 @@ def test_predict_does_not_write_over_what_it_reads(flowformer, trained, tmp_path
     assert kept.read_bytes() == before
 
 
-def test_predict_says_that_it_takes_a_file(flowformer, trained):
+def test_predict_says_what_a_folder_is_to_hold(flowformer, trained, tmp_path):
     run, files = trained
-    outcome = flowformer("predict", run, files)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "NEW.ts").write_bytes((files / "NEW.ts").read_bytes())
+    outcome = flowformer("predict", run, tmp_path / "none")
     assert outcome.code == 2
-    assert f"{files} is a folder: flowformer predict takes a file (FILE.ts)" in outcome.err
+    assert f"{tmp_path / 'none'}: expected files that end in .csv, " in outcome.err
 
 
 def test_the_accuracy_is_told_where_there_is_no_room_for_the_report(

@@ -25,7 +25,10 @@ except SystemExit as stop:
         ("train japanese-vowels --run-dir taken", "taken is not empty: choose another folder"),
         ("train time-series", "no series to train on"),
         ("train time-series --data.train-file none.ts", "none.ts: no such file"),
-        ("train time-series --data.train-file taken/thesis.txt", "expected a file with .ts, .npz, "),
+        (
+            "train time-series --data.train-file taken/thesis.txt",
+            "expected a file with .ts, .npz, ",
+        ),
         ("train image-folder", "no images to train on"),
         ("train image-folder --data.path none", "none: no such file"),
         ("train listops --data.folder none", "none: no such file"),
@@ -57,3 +60,11 @@ def test_a_mistake_is_told_before_what_trains_is_imported(
     assert message in done.stderr
     assert done.stdout.split() == ["2"]
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_every_mixer_of_ours_is_known_early() -> None:
+    from flowformer.names import MIXER_NAMES
+    from flowformer.nn import MIXERS
+
+    ours = [name for name, mixer in MIXERS.items() if mixer.__module__.startswith("flowformer.")]
+    assert sorted(MIXER_NAMES) == sorted(ours)

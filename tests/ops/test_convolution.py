@@ -174,6 +174,7 @@ CASES: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "ahead": {"ahead": 2},
     "padded": {"mask": torch.tensor([PADDED, PADDED[::-1]]), "activation": "silu"},
+    "padded-across": {"mask": torch.tensor([PADDED, PADDED[::-1]]).T.contiguous().T},
     "ahead-padded": {
         "mask": torch.tensor([PADDED, PADDED[::-1]]),
         "activation": "silu",

@@ -135,7 +135,8 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     if initial_state is not None:
         sizes = sequence_count(x, cu_seqlens), weight.shape[2], *x.shape[2:]
         check_sizes(initial_state, ConvolutionState, sizes, x.device)
-        recent = initial_state.recent
+        recent = initial_state.recent  # of tokens, and so no finer than they are
+        recent = recent.to(x.dtype).to(recent.dtype)
     module = choose_backend(backend, *given, *others, recent)
     dtype = compute_dtype(x.dtype)
     exact = None if bias is None else bias.to(dtype)
@@ -161,7 +162,8 @@ def _convolve(
 ) -> Float[Tensor, "b t h d"]:
     """Convolve so that what is not finite reaches outputs that see it, and no other one's gradient.
 
-    Zero times NaN is NaN, as where no gradient comes in.
+    Zero times NaN is NaN, as where no gradient comes in. That is for tensors that may be looked at:
+    on a GPU the outputs are so, and gradients are not.
     """
     x, weight, bias, *_, recent = inputs
     needed = not module.CONTAINS_NONFINITE or is_kept(x, weight, bias, recent)

@@ -99,7 +99,10 @@ def _download(name: str, root: Path, *, regression: bool) -> None:
     root.mkdir(parents=True, exist_ok=True)
     # aeon writes files in place, so a download cut short would be taken for the data set next time.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
-        (load_regression if regression else load_classification)(name, extract_path=scratch)
+        if regression:
+            load_regression(name, extract_path=scratch)
+        else:
+            load_classification(name, extract_path=scratch)
         (root / name).mkdir(exist_ok=True)
         for file in sorted(Path(scratch, name).iterdir()):  # TEST, then TRAIN: by it a set is found
             file.replace(root / name / file.name)

@@ -80,6 +80,7 @@ def directed_convolution(
     weight: Float[Tensor, "h d w"],
     mask: Bool[Tensor, "b t"] | None,
     directions: Directions,
+    backend: str | None = None,
 ) -> Float[Tensor, "b t h d"]:
     """The short convolution of heads that read in directions, over whole sequences.
 
@@ -92,6 +93,7 @@ def directed_convolution(
         weight: the weights of each channel.
         mask: real tokens (True).
         directions: in which the heads read; backwards, a token sees those behind it.
+        backend: who computes it; see `flow_attention`.
 
     Returns:
         y, zero at padded places.
@@ -109,7 +111,7 @@ def directed_convolution(
             ranks = [2 * place if place >= 0 else -2 * place - 1 for place in places]
         ordered = part[..., [width - 1 - rank for rank in ranks]]
         windows.append(F.pad(ordered, (first - begin, end - first - width)))
-    return short_convolution(x, torch.cat(windows), ahead=end - 1, mask=mask)
+    return short_convolution(x, torch.cat(windows), ahead=end - 1, mask=mask, backend=backend)
 
 
 def border_tokens(

@@ -212,7 +212,7 @@ class DeltaNetAttention(RecurrenceInParts):
     ) -> tuple[Tensor, LinearState]:
         """Return the output of the delta rule, and its memory."""
         return delta_rule_attention(
-            unit(query) * query.shape[-1] ** -0.5,
+            unit(query) * float(query.shape[-1]) ** -0.5,
             unit(key),
             value,
             beta=torch.sigmoid(self.strength(hidden)),

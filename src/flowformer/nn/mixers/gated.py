@@ -322,7 +322,7 @@ class GatedAttention(HeadAttention):
             tensors, whole = torch.cat(joined, 1).chunk(3, 2), whole.chunk(3, 2)
         own = slice(before, before + heads.query.shape[1])
         q, k, v = (
-            directed_convolution(x, weight, mask, directions)[:, own]
+            directed_convolution(x, weight, mask, directions, self.backend)[:, own]
             for x, weight in zip(tensors, weights, strict=True)
         )
         return heads._replace(query=q, key=k, value=v), whole
@@ -345,7 +345,13 @@ class GatedAttention(HeadAttention):
             heads, recent = self._directed(heads, weights, mask, directions, recent)
         elif weights is not None:
             (q, k, v), recent = convolved(
-                heads[:3], weights, recent, mask, activate=False, return_state=return_state
+                heads[:3],
+                weights,
+                recent,
+                mask,
+                activate=False,
+                return_state=return_state,
+                backend=self.backend,
             )
             heads = heads._replace(query=q, key=k, value=v)
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}

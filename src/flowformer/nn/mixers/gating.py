@@ -166,6 +166,7 @@ def convolved(
     biases: Sequence[Float[Tensor, "_h _d"]] | None = None,
     activate: bool = True,
     return_state: bool = True,
+    backend: str | None = None,
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return query, key and value after their short convolutions, and the last tokens of each."""
     missing = [None] * len(tensors)
@@ -179,6 +180,7 @@ def convolved(
             mask=mask,
             initial_state=None if before is None else ConvolutionState(before),
             return_state=return_state,
+            backend=backend,
         )
         for x, weight, bias, before in given
     ]

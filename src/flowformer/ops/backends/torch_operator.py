@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowformer.ops.backends.arguments import declared, reader, writer
-from flowformer.ops.inputs import is_plain, is_transformed
+from flowformer.ops.inputs import exact_arithmetic, is_plain, is_transformed
 
 _LIBRARY = torch.library.Library("flowformer", "DEF")
 
@@ -173,7 +173,8 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of what ``forward`` makes of the inputs, as a graph if one is wanted."""
     with_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    like = next(x for x in inputs if x is not None)
+    with torch.enable_grad(), exact_arithmetic(like):
         # Each input for itself: one may be made of another, or be the same tensor.
         inputs = tuple(x.view_as(x) if x is not None and x.requires_grad else x for x in inputs)
         outputs = forward(*inputs)

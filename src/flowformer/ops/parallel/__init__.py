@@ -122,7 +122,8 @@ def sequence_parallel_flow_attention(  # noqa: PLR0913 - those of flow_attention
             is the number of tokens of all ranks: the same on each. Sequences may cross borders.
         cu_seqlens_k: the same for key and value where they differ.
         initial_state: the state after earlier tokens, the same on every rank, one row a sequence.
-            Its gradient comes on the rank where a sequence begins: the first, unless packed.
+            Its gradient comes on the rank where a sequence begins: the first, in reverse the last,
+            unless packed.
         return_state: whether to return the state after the last token too, on every rank.
         backend: who computes the local part of the causal form, and sequences that one rank holds
             alone. The bidirectional one is products of matrices in PyTorch.

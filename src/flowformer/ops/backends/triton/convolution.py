@@ -35,7 +35,7 @@ class Tokens(NamedTuple):
 def _tokens_of(inputs: ConvolutionInputs) -> Tokens:
     x, mask, offsets = inputs.x, inputs.mask, inputs.cu_seqlens
     if mask is not None:
-        return Tokens(front_order(mask), mask.sum(1))
+        return Tokens(front_order(mask.contiguous()), mask.sum(1))  # read as rows that lie dense
     if offsets is None:
         return Tokens()
     check_packed(x)
@@ -54,7 +54,7 @@ def _launch(
     if b * t == 0:
         return
     block = min(BLOCK, padded(h * d))
-    kernel[_blocks(t), -(-h * d // block), b](
+    kernel[b * _blocks(t), -(-h * d // block)](  # rows in the first: the others end at 65,535
         *tensors, *tokens, t,
         WIDTH=d, CHANNELS=h * d, TAPS=inputs.weight.shape[2], SIZE=SIZE, BLOCK=block,
         HAS_RECENT=inputs.recent is not None, HAS_BIAS=inputs.bias is not None,

@@ -21,8 +21,9 @@ def tokens_of(
     SIZE: tl.constexpr, HAS_MASK: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Return this program's batch row and tokens, which are there, and their sequences' bounds."""
-    batch = tl.program_id(2).to(tl.int64)
-    tokens = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    program, blocks = tl.program_id(0), tl.cdiv(length, SIZE)
+    batch = (program // blocks).to(tl.int64)
+    tokens = (program % blocks).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     first, sequence = tokens * 0, tokens * 0 + batch
     end = first + length
     if HAS_MASK:
@@ -78,7 +79,7 @@ def convolve(
         counts, sequences, offsets, length, SIZE, HAS_MASK, PACKED
     )
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    columns = batch * x_b + channels // WIDTH * x_h + channels % WIDTH
+    columns = batch * x_b + (channels // WIDTH).to(tl.int64) * x_h + channels % WIDTH
     own = channels < CHANNELS
     y = tl.zeros([SIZE, BLOCK], tl.float32)
     if HAS_BIAS:
@@ -111,11 +112,11 @@ def convolve_backward(
         counts, sequences, offsets, length, SIZE, HAS_MASK, PACKED
     )
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    columns = batch * x_b + channels // WIDTH * x_h + channels % WIDTH
+    columns = batch * x_b + (channels // WIDTH).to(tl.int64) * x_h + channels % WIDTH
     own = channels < CHANNELS
     inside = there[:, None] & own[None, :]
     place = place_of(order, batch, length, tokens, there, HAS_MASK)
-    from_y = batch * g_b + channels // WIDTH * g_h + channels % WIDTH
+    from_y = batch * g_b + (channels // WIDTH).to(tl.int64) * g_h + channels % WIDTH
     grad = tl.load(grad_y + place[:, None] * g_t + from_y[None, :], mask=inside, other=0.0)
     grad = grad.to(tl.float32)
     if ACTIVATES:
@@ -132,7 +133,7 @@ def convolve_backward(
         grad = grad * s * (1.0 + z * (1.0 - s))
         at = (batch * length + place)[:, None] * CHANNELS + channels[None, :]
         tl.store(grad_z + at, grad, mask=inside)
-    sums += (batch * tl.num_programs(0) + tl.program_id(0)) * (TAPS + 1) * CHANNELS + channels
+    sums += tl.program_id(0).to(tl.int64) * (TAPS + 1) * CHANNELS + channels
     for i in tl.static_range(TAPS):
         found = read_tap(
             x, x_t, order, recent, batch, length, tokens + (AHEAD - TAPS + 1 + i), there,
