@@ -60,7 +60,8 @@ def convert_to_gpt2(
     if run.config.model.positions != "learned":
         places = max(places, at_least)
     model = to_gpt2(run.model, positions=places)
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    config: Any = model.config
+    config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 
