@@ -52,6 +52,7 @@ def test_a_run_says_what_it_read_keeps_groups_whole_and_reads_a_file_alike(flowf
     predicted = flowformer("predict", "run", "new.parquet")
     rows = list(csv.DictReader(io.StringIO(predicted.out)))
     assert [row["label"] for row in rows] == [""] * 30
+    assert [row["id"] for row in rows] == [str(at) for at in range(30)]
     tested = flowformer("evaluate", "run", "--file", "sensors.csv", "--json")
     correct = sum(
         row["predicted"] == label for row, label in zip(rows, ("walk", "run") * 15, strict=True)
@@ -84,11 +85,33 @@ def test_a_mistake_is_told_with_the_flag_that_mends_it(flowformer):
 
 def test_the_last_in_time_are_tested_on_and_choose_the_epoch(flowformer):
     asked = ["--data.train-file", "sensors.csv", "--data.split", "time", "--run-dir", "run"]
-    asked += ["--data.test-fraction", 0.2]
+    asked += ["--data.test-fraction", 0.2, "--data.group", ""]
     ended = flowformer("train", "time-series-small", *TINY, *asked)
     assert "the last part of the training set in time chose the epoch" in ended.out
     rows = list(csv.DictReader(Path("run/predictions.csv").read_text().splitlines()))
     assert [row["label"] for row in rows] == ["walk", "run"] * 3
+
+
+def test_files_without_times_have_no_last(flowformer):
+    frame = pandas.read_csv("sensors.csv")
+    for at, rows in frame.groupby("id"):
+        place = Path("files", str(rows["activity"].iloc[0]))
+        place.mkdir(parents=True, exist_ok=True)
+        rows[["up"]].to_csv(place / f"{at:03}.csv", index=False)
+    asked = ["--data.train-file", "files", "--run-dir", "run"]
+    told = flowformer("train", "time-series-small", *TINY, *asked, "--data.split", "time")
+    assert told.code == 2
+    assert "expected a column of times in its tables (--data.time) to take the last" in told.err
+    assert flowformer("train", "time-series-small", *TINY, *asked).code == 0
+    # What is predicted bears the names of its files; their folders may be called anything.
+    Path("files").rename("new")
+    Path("new/run").rename("new/unknown")
+    with pytest.warns(UserWarning, match=r"that are no classes of .* count as unknown: unknown$"):
+        predicted = flowformer("predict", "run", "new")
+    rows = list(csv.DictReader(io.StringIO(predicted.out)))
+    assert [rows[0]["id"], rows[-1]["id"]] == ["unknown/001.csv", "walk/028.csv"]
+    assert {row["label"] for row in rows if row["id"].startswith("unknown")} == {""}
+    assert {row["label"] for row in rows if row["id"].startswith("walk")} == {"walk"}
 
 
 def test_a_comparison_says_what_it_read_before_anything_runs(flowformer):

@@ -1,5 +1,6 @@
 """`flowformer compare` in Python: on arrays, with what the command leaves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from flowformer.compare import arrays, compare, paper
 from flowformer.compare.plan import RunState
-from flowformer.data import from_arrays
+from flowformer.data import from_arrays, load_ts_files
+from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 from tests.compare.in_process import in_this_process
 from tests.train.conftest import make_waves
 
@@ -51,6 +53,23 @@ def test_it_leaves_what_the_command_does(tmp_path):
     others = (UNEQUAL[0][::-1], *UNEQUAL[1:])
     with pytest.raises(FileExistsError, match=r"waves\.ts holds other series"):
         compare({"waves": others}, ["linear", "flow"], settings=SMALL, seeds=2, output=root)
+
+
+def test_a_method_that_needs_a_test_part_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="dtw needs series to test on: give X_test and y_test"):
+        compare(UNEQUAL[:2], ["flow", "dtw"], settings=SMALL, output=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_series_are_written_in_the_order_of_their_times(tmp_path):
+    starts = np.random.default_rng(0).permutation(len(WAVES.train)).astype(float)
+    train = replace(WAVES.train, spans=np.stack([starts, starts], axis=1))
+    config = SeriesConfig(name="x", data=SeriesDataConfig(split="time"))
+    written = arrays._experiment(config, replace(WAVES, train=train), tmp_path)
+    assert written.data.train_file is not None
+    read = load_ts_files(written.data.train_file).train
+    for one, at in zip(read.series, np.argsort(starts), strict=True):
+        np.testing.assert_array_equal(one, train.series[at])
 
 
 @pytest.mark.usefixtures("in_this_process")

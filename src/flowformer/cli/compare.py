@@ -195,18 +195,14 @@ def _understand(
     Raises:
         ValueError: the data are not what was expected, or a method needs a part to test on.
     """
-    from flowformer.compare.methods import TRAIN, function_of
+    from flowformer.compare.methods import require_tested
     from flowformer.train.series.data import understand
 
     found, lines = [], []
     for config in experiments:
         if isinstance(config, SeriesConfig) and config.data.train_file is not None:
-            untrained = [name for name in methods if function_of(name, config) != TRAIN]
-            if untrained and not config.has_test:
-                raise ValueError(
-                    f"{untrained[0]} needs series to test on: give data.test_fraction 0.2, or "
-                    "data.test_file"
-                )
+            if not config.has_test:
+                require_tested(methods, config, "data.test_fraction 0.2, or data.test_file")
             config, line = understand(config)
             lines.append(line)
         found.append(config)

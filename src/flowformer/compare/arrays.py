@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowformer.compare.choice import Methods, choose_methods, own_modules, share_of_memory
 from flowformer.compare.engines.cluster import Cluster
+from flowformer.compare.methods import require_tested
 from flowformer.config_json import from_plain, to_plain
 from flowformer.machine import library
 from flowformer.names import choose
@@ -94,6 +95,8 @@ def compare(
     root = Path(output or Path("comparisons", f"{'-'.join(sets)}-{config.protocol}"))
     require_own(root)
     chosen = choose_methods(methods, config)
+    if any(each.test is None for each in sets.values()):
+        require_tested(chosen, config, "X_test and y_test")
     (root / RUNS).mkdir(parents=True, exist_ok=True)  # by which a folder is a comparison
     experiments = [_experiment(config, each, root) for each in sets.values()]
     modules = own_modules(chosen)
@@ -162,8 +165,11 @@ def _with_settings(config: SeriesConfig, settings: Mapping[str, Any]) -> SeriesC
 
 def _experiment(config: SeriesConfig, data: "TimeSeriesData", root: Path) -> SeriesConfig:
     """Return the experiment on a data set, which is written into the comparison's folder."""
+    from flowformer.data.series.parting import in_time_order
     from flowformer.data.series.ts_writing import save_ts
 
+    if config.data.split == "time":  # the files hold no times
+        data = in_time_order(data)
     train, test = save_ts(data, root.resolve() / DATA)
     return replace(config, data=replace(config.data, train_file=train, test_file=test))
 

@@ -21,7 +21,8 @@ class Size:
     Attributes:
         dataset: the name of the data.
         method: a mixer, or an encoder.
-        field: of the model's configuration that was changed.
+        field: of the model's configuration that was changed; None where no width changes its
+            parameters.
         before: its value in the recipe.
         value: its value now.
         parameters: of the model with it.
@@ -29,14 +30,16 @@ class Size:
 
     dataset: str
     method: str
-    field: str
+    field: str | None
     before: int | float
     value: int | float
     parameters: int
 
     def __str__(self) -> str:
         changed = f"{self.field} {self.value:.6g}"
-        if self.value != self.before:
+        if self.field is None:
+            changed = "as it is, without feed-forward layers"
+        elif self.value != self.before:
             changed += f" in place of {self.before:.6g}"
         return f"{self.dataset} {self.method}: {changed}, {self.parameters:,} parameters"
 
@@ -44,8 +47,9 @@ class Size:
 def equal_parameters(plan: Plan) -> tuple[Plan, list[Size]]:
     """Give the models of all methods the number of parameters of the first method's, within 2 %.
 
-    The width of the feed-forward layers is what changes. Methods that train no model of ours stay
-    as they are. The data are read, as a model has parameters for its vocabulary or channels.
+    The width of the feed-forward layers is what changes. Methods that train no model of ours, or
+    one without such layers, stay as they are. The data are read, as a model has parameters for its
+    vocabulary or channels.
 
     Args:
         plan: of the recipe's own sizes.
@@ -71,7 +75,7 @@ def equal_parameters(plan: Plan) -> tuple[Plan, list[Size]]:
 
 
 def _resized(run: PlannedRun, size: Size | None) -> PlannedRun:
-    if size is None:
+    if size is None or size.field is None:
         return run
     config = _changed(run.request.config, size.field, size.value)
     return replace(run, request=replace(run.request, config=config))
@@ -87,18 +91,23 @@ def _sizes(dataset: str, requests: Mapping[str, RunRequest], first: str) -> Iter
     for method, request in requests.items():
         count = partial(_count, study, request.config, field)
         value, has = before, count(before)
-        if method != first:
-            slope = (count(2 * before) - has) / before
+        slope = (count(2 * before) - has) / before
+        if method != first and slope:
             value += (wanted - has) / slope
             value = value if field == RATIO else round(value)
             has = count(value) if value > 0 else has
-        if abs(has - wanted) > WITHIN * wanted:
+        if slope and abs(has - wanted) > WITHIN * wanted:
             raise ValueError(
                 f"{dataset}: no {field} gives {method} the {wanted:,} parameters of {first}: it "
                 f"has {has:,} at {before}; give the model more layers or a larger {field}"
             )
         yield Size(
-            dataset=dataset, method=method, field=field, before=before, value=value, parameters=has
+            dataset=dataset,
+            method=method,
+            field=field if slope else None,
+            before=before,
+            value=value,
+            parameters=has,
         )
 
 

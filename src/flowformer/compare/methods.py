@@ -7,7 +7,7 @@ import what they need when they run.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -256,3 +256,19 @@ def function_of(method: str, config: Experiment) -> str:
                 f"{method} runs on {name}, and {config.name} is on {kind_of(config).name}"
             )
     return TRAIN
+
+
+def require_tested(methods: Iterable[str], config: Experiment, remedy: str) -> None:
+    """Refuse methods that choose no epoch, and so say nothing, where there is no part to test on.
+
+    Args:
+        methods: names of methods and mixers.
+        config: an experiment without a test part.
+        remedy: what to do.
+
+    Raises:
+        ValueError: one is such a method.
+    """
+    for name in methods:
+        if function_of(name, config) != TRAIN:
+            raise ValueError(f"{name} needs series to test on: give {remedy}")

@@ -96,6 +96,7 @@ def format_predictions(
     labels: Int64[np.ndarray, " n"] | None = None,
     *,
     files: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> str:
     """Return CSV: index, label (empty when unknown), predicted, and each class's probability.
 
@@ -104,31 +105,49 @@ def format_predictions(
         classes: the names of the classes.
         labels: the number of each case's class; -1 of one that is not known.
         files: the files of the cases, which then stand in place of the index.
+        ids: what the data call the cases, which then stands beside the index.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    first = "index" if files is None else "file"
-    writer.writerow([first, "label", "predicted", *(f"probability_{name}" for name in classes)])
+    head, places = _places(len(probabilities), files, ids)
+    writer.writerow([*head, "label", "predicted", *(f"probability_{name}" for name in classes)])
     for index, row in enumerate(probabilities):
         label = "" if labels is None or labels[index] < 0 else classes[labels[index]]
-        place = index if files is None else files[index]
-        writer.writerow([place, label, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+        shown = (f"{value:.9g}" for value in row)
+        writer.writerow([*places[index], label, classes[row.argmax()], *shown])
     return text.getvalue()
 
 
+def _places(
+    count: int, files: Sequence[str] | None, ids: Sequence[str] | None
+) -> tuple[list[str], Sequence[Sequence[Any]]]:
+    """Return what cases are told apart by: the names of these columns, and their values."""
+    if files is not None:
+        return ["file"], [[file] for file in files]
+    if ids is not None:
+        return ["index", "id"], list(enumerate(ids))
+    return ["index"], [[index] for index in range(count)]
+
+
 def format_numbers(
-    predictions: Float64[np.ndarray, " n"], labels: Sequence[float | None] | None = None
+    predictions: Float64[np.ndarray, " n"],
+    labels: Sequence[float | None] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
 ) -> str:
     """Return CSV: index, target (empty when unknown), and the number that is predicted.
 
     Args:
         predictions: the prediction for each case.
         labels: the number of each case, None of one that is not known.
+        ids: what the data call the cases, which then stands beside the index.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "target", "predicted"])
+    head, places = _places(len(predictions), None, ids)
+    writer.writerow([*head, "target", "predicted"])
     for index, value in enumerate(predictions):
         label = None if labels is None else labels[index]
-        writer.writerow([index, "" if label is None else f"{label:.17g}", f"{value:.17g}"])
+        shown = "" if label is None else f"{label:.17g}"
+        writer.writerow([*places[index], shown, f"{value:.17g}"])
     return text.getvalue()

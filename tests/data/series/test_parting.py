@@ -67,6 +67,13 @@ def test_the_last_in_time_are_set_aside_whatever_their_order_in_the_file():
     assert train.spans.max() < chosen.spans.min()
 
 
+def test_groups_that_are_in_both_parts_in_time_are_told():
+    spans = np.stack([np.arange(10.0), np.arange(10.0) + 0.5], axis=1)
+    split = split_of([0, 1] * 5, spans=spans, groups=list("abababccdb"))
+    with pytest.warns(UserWarning, match=r"1 groups? \(b\) are in the train and in the validation"):
+        part(split, 0.1, 0, classes=CLASSES, in_time=True)
+
+
 def test_without_times_the_last_series_are_set_aside():
     _, chosen = part(split_of([0, 1] * 5), 0.2, 0, classes=CLASSES, in_time=True)
     assert values(chosen) == [8, 9]

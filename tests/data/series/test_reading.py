@@ -173,6 +173,57 @@ def test_columns_are_told_or_found_and_none_is_a_word():
         read_series(frame.drop(columns="doing"), read.columns)
 
 
+def test_what_is_told_to_be_no_role_is_no_channel_either():
+    frame: Any = long_frame().drop(columns="Time").replace({"anna": 1, "ben": 2})
+    frame = frame.replace({"walk": 0, "sit": 1})
+    read = read_series(frame, group="", label="")
+    assert (read.columns.channels, read.labels, read.groups) == (("ax", "ay"), None, None)
+    wide = read_series(wide_frame(), label="")
+    assert (wide.columns.channels, wide.labels) == (("ax", "ay"), None)
+    named = wide_frame().assign(gesture=LABELS)
+    with pytest.raises(ValueError, match="'label' could be the label, which is 'gesture': name th"):
+        read_series(named, label="gesture")
+    told = read_series(named, label="gesture", channels=("ax", "ay"))
+    assert told.columns.channels == ("ax", "ay")
+
+
+def test_files_of_a_folder_have_no_ids_or_classes_where_none_are_told(tmp_path):
+    folder = write_classes(tmp_path)
+    for path in folder.rglob("*.csv"):
+        frame = pandas.read_csv(path)
+        frame.assign(id=range(len(frame)), kind=path.stem).to_csv(path, index=False)
+    read = read_series(folder, id="", label="kind")
+    assert (read.labels, read.columns.channels) == (("s1", "w1", "w2"), ("ax", "ay"))
+
+
+@pytest.mark.parametrize("rows", [[1, 2, 3, 1, 2, 1, 2, 3], range(8, 0, -1)], ids=["id", "r"])
+def test_the_numbers_of_rows_are_no_channel(tmp_path, rows):
+    frame = long_frame().set_axis(list(rows), axis=0)
+    frame.to_csv(tmp_path / "x.csv")
+    read = read_series(tmp_path / "x.csv")
+    assert read.columns.channels == ("ax", "ay")
+
+
+def test_a_channel_of_single_values_is_one():
+    """Of a constant there are two values that are the same."""
+    frame = long_frame()
+    first = ~frame["series_id"].duplicated()
+    frame["rare"] = pandas.Series(range(8), dtype=float).where(first)
+    assert read_series(frame).columns.channels == ("ax", "ay", "rare")
+
+
+def test_a_second_label_is_no_channel(tmp_path):
+    frame = long_frame()
+    frame["code"] = np.where(frame["series_id"] == "s1", 2.0, 1.0)
+    with pytest.raises(ValueError, match=r"'code' is constant in every series and differs .*chann"):
+        read_series(frame)
+    assert len(read_series(frame, channels=("ax", "code"))) == 3
+    for name, rows in frame.groupby("series_id"):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    with pytest.raises(ValueError, match="'code' is constant in every series"):
+        read_series(tmp_path)
+
+
 def test_times_are_numbers_or_dates_and_order_the_rows():
     frame: Any = long_frame()
     numbers = read_series(frame)
@@ -184,6 +235,38 @@ def test_times_are_numbers_or_dates_and_order_the_rows():
         assert dates.spans is not None
         assert numbers.spans is not None
         assert_array_equal(np.diff(dates.spans), np.diff(numbers.spans))
+
+
+@pytest.mark.parametrize("word", ["30/11/2026", "03/04/2026", "30 Nov 2026"])
+def test_a_date_that_would_be_guessed_is_refused(word):
+    with pytest.raises(ValueError, match=f"got '{word}': times are written as 2026-11-30 17:05"):
+        read_series(one_changed("Time", word))
+
+
+def test_dates_as_objects_are_times():
+    days = [pandas.Timestamp(2026, 11, day).date() for day in (1, 2, 1)]
+    frame = pandas.DataFrame({"id": [1, 1, 2], "date": pandas.Series(days, dtype=object)})
+    spans = read_series(frame.assign(x=[1.0, 2.0, 3.0])).spans
+    assert spans is not None
+    assert np.diff(spans).tolist() == [[86400.0], [0.0]]
+
+
+def test_words_for_a_missing_number_are_words_among_labels(tmp_path):
+    rows = ["id,x,label,subject", "1,0.5,None,NA", "1,NA,None,NA", "2,1e-3,null,b", "2,nan,null,b"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    read = read_series(tmp_path / "x.csv")
+    assert (read.labels, read.groups) == (("None", "null"), ("NA", "b"))
+    assert_array_equal(np.stack(read.series), [[[0.5, np.nan]], [[1e-3, np.nan]]])
+    (tmp_path / "x.csv").write_text("id,x,label\n1,1,3\n1,2,3\n2,3,NA\n2,4,NA\n3,5,?\n3,6,?\n")
+    assert read_series(tmp_path / "x.csv").labels == (3, None, None)
+
+
+def test_numbers_between_semicolons_may_have_decimal_commas(tmp_path):
+    rows = ["id;x;y;label", "1;0,5;3;a,b", "1;-1,25e1;4;a,b", "2;NA;5;c", "2;2;6;c"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    read = read_series(tmp_path / "x.csv")
+    assert read.labels == ("a,b", "c")
+    assert_array_equal(np.stack(read.series), [[[0.5, -12.5], [3, 4]], [[np.nan, 2], [5, 6]]])
 
 
 def test_a_label_of_the_first_row_alone_is_that_of_the_series():
@@ -209,7 +292,7 @@ def test_numbers_are_told_from_classes():
 
 
 def test_a_test_part_has_the_columns_of_the_training_part():
-    frame = long_frame().rename(columns={"activity": "doing"})
+    frame = long_frame().rename(columns={"activity": "doing"}).drop(columns="subject")
     data = load_series(frame, frame.iloc[:, ::-1], label="doing")
     assert data.test is not None
     for one, other in zip(data.train.series, data.test.series, strict=True):
@@ -328,6 +411,50 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
         read_series(tmp_path / name)
 
 
+def test_arrays_of_an_npz_file_are_found_by_the_names_that_are_told(tmp_path):
+    people, labels = np.array([7.0, 8.0, 7.0]), np.array([2.0, np.nan, 1.0])
+    np.savez(tmp_path / "x.npz", X=np.zeros((3, 2, 4)), y=labels, people=people, z=np.arange(3))
+    read = read_series(tmp_path / "x.npz", group="people")
+    assert (read.labels, read.groups) == ((2, None, 1), ("7", "8", "7"))
+    assert read_series(tmp_path / "x.npz", label="z").labels == (0, 1, 2)
+    assert read_series(tmp_path / "x.npz", label="", group="").labels is None
+    with pytest.raises(ValueError, match=r"expected an array 'who' \(data\.group\), got X, y, peo"):
+        read_series(tmp_path / "x.npz", group="who")
+    assert read_series(tmp_path / "x.npz", group="who", optional=("group",)).groups is None
+
+
+def test_groups_of_both_parts_are_told(tmp_path):
+    frame = long_frame()
+    with pytest.warns(
+        UserWarning, match=r"2 groups \(anna, ben\) are in the train and in the test"
+    ):
+        load_series(frame, frame)
+    assert load_series(frame, frame, group="").train.groups is None
+    alone = frame.drop(columns="subject")
+    assert load_series(frame, alone).test is not None
+    assert load_series(frame, write_ts(tmp_path)).test is not None
+
+
+def test_a_ts_file_may_lack_the_group_that_is_optional(tmp_path):
+    path = write_ts(tmp_path)
+    assert read_series(path, group="subject", optional=("label", "group")).groups is None
+    with pytest.raises(ValueError, match=r"a \.ts file has no groups"):
+        read_series(path, group="subject")
+
+
+def test_an_index_is_of_its_own_folder(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_indexed(tmp_path / part).rename(tmp_path / part / "files")
+    first, other = (tmp_path / part / "files" for part in ("train", "test"))
+    moved = (first / "index.csv").rename(first / "about.csv")
+    index = pandas.read_csv(other / "index.csv").assign(activity=["sit", "walk", "sit"])
+    index.to_csv(other / "index.csv", index=False)
+    data = load_series(first, other, index=moved, group="")
+    assert data.test is not None
+    assert [data.classes[at] for at in data.test.labels] == ["walk", "sit", "sit"]
+
+
 def test_what_is_not_there_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_series(tmp_path / "none.csv")
@@ -358,6 +485,15 @@ def test_files_of_a_folder_have_the_same_columns_and_are_all_in_the_index(tmp_pa
     pandas.concat([index, index]).to_csv(folder / "index.csv", index=False)
     with pytest.raises(ValueError, match=r"index\.csv: expected a row for each file, got two of"):
         read_series(folder)
+
+
+def test_files_named_by_numbers_with_zeros_are_found_in_the_index(tmp_path):
+    for name, series in zip(("001", "010", "150"), SERIES, strict=True):
+        pandas.DataFrame(series.T).to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "index.csv").write_text("File,label\n150,c\n010,b\n001,a\n")
+    read = read_series(tmp_path)
+    assert read.labels == ("a", "b", "c")
+    assert_array_equal(read.series[2], SERIES[2])
 
 
 def test_one_file_is_read_as_those_of_the_folder_were(tmp_path):

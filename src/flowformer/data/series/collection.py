@@ -1,12 +1,13 @@
 """Series as they were read, of whatever they come, and the data sets that are made of them."""
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from flowformer.data.options import SeriesColumns
 from flowformer.data.series.records import (
@@ -15,8 +16,11 @@ from flowformer.data.series.records import (
     distinct_labels,
     encode_labels,
     in_words,
+    warn_of_shared_groups,
 )
 from flowformer.data.series.ts_format import TsFile, read_ts
+
+_MOST = 6  # labels that a warning lists
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +38,7 @@ class SeriesCollection:
         groups: the group of each.
         spans: the first and the last time of each, where there are times.
         places: how errors call each; by default "NAME, series INDEX".
+        ids: what its own file or table calls each, where it has a column or a file for it.
         columns: the columns that they were read from; all are told.
         title: what a data set of them is called, if it has another name.
     """
@@ -45,6 +50,7 @@ class SeriesCollection:
     groups: tuple[str, ...] | None = None
     spans: Float64[np.ndarray, "n 2"] | None = None
     places: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
     columns: SeriesColumns = field(default_factory=SeriesColumns)
     title: str = ""
 
@@ -125,6 +131,55 @@ def numbers_of(read: SeriesCollection) -> Float64[np.ndarray, " n"]:
     return np.array([_number(label) for label in labels], dtype=np.float64)
 
 
+def known_numbers_of(read: SeriesCollection) -> list[float | None] | None:
+    """Return the numbers of series that are to be predicted, None of one that is not known.
+
+    Args:
+        read: what was read.
+
+    Warns:
+        UserWarning: a label is no number.
+    """
+    if read.labels is None:
+        return None
+    numbers = [None if label is None else _number(label) for label in read.labels]
+    odd = [label for label, number in zip(read.labels, numbers, strict=True) if number is None]
+    _warn_of_unknown(read.name, odd, "numbers")
+    return numbers
+
+
+def known_classes_of(
+    read: SeriesCollection, classes: Sequence[str]
+) -> Int64[np.ndarray, " n"] | None:
+    """Return the classes of series that are to be predicted, -1 of one that is not known.
+
+    Args:
+        read: what was read.
+        classes: the classes of the training data.
+
+    Warns:
+        UserWarning: a label is none of the classes: the word of a folder may be anything.
+    """
+    if read.labels is None:
+        return None
+    place = {name: at for at, name in enumerate(classes)}
+    known = [-1 if label is None else place.get(str(label), -1) for label in read.labels]
+    odd = [label for label, at in zip(read.labels, known, strict=True) if at < 0]
+    _warn_of_unknown(read.name, odd, f"classes of the training data ({', '.join(classes)})")
+    return np.array(known, dtype=np.int64)
+
+
+def _warn_of_unknown(name: str, labels: Sequence[Hashable], expected: str) -> None:
+    unknown = [str(label) for label in dict.fromkeys(labels) if label is not None]
+    if unknown:
+        named = ", ".join(unknown[:_MOST]) + ", …" * (len(unknown) > _MOST)
+        warnings.warn(
+            f"{name}: labels that are no {expected} count as unknown: {named}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _number(label: Hashable) -> float | None:
     try:
         value = float(str(label))
@@ -155,6 +210,9 @@ def data_set(
         regression: whether labels are numbers to predict, in place of classes.
         name: what the data set is called; by default as the training part is.
 
+    Warns:
+        UserWarning: both parts have series of one group.
+
     Raises:
         ValueError: a label is missing; is no number, where these are predicted, or is one, where
             classes are; or the test part has a class or channels that the training part has not.
@@ -170,13 +228,16 @@ def data_set(
             for each in (train, test)
             if each is not None
         ]
-    return TimeSeriesData(
+    data = TimeSeriesData(
         name=name,
         train=train.split("train", labels[0]),
         test=None if test is None else test.split("test", labels[1]),
         classes=classes,
         columns=train.columns,
     )
+    if data.test is not None:
+        warn_of_shared_groups(data.train, data.test, name=name)
+    return data
 
 
 def _classes_of(train: SeriesCollection) -> tuple[str, ...]:

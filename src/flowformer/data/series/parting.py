@@ -1,6 +1,7 @@
 """How a part is set aside: by classes, by groups, or the last in time.
 
 No group is in both parts: a model that has seen a subject knows more of it than it will of others.
+Where parts are of different times, that is told.
 """
 
 import math
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from flowformer.data.arrays import stratified_indices
-from flowformer.data.series.records import SeriesSplit, TimeSeriesData
+from flowformer.data.series.records import SeriesSplit, TimeSeriesData, warn_of_shared_groups
 from flowformer.machine import library
 
 _DRAWS = 100  # of groups, of which the one that has its share of every class best is taken
@@ -39,6 +40,9 @@ def part(
     Returns:
         The rest, named "train", and the part set aside, "validation"; both in the order of `split`.
 
+    Warns:
+        UserWarning: the last in time are of groups that the rest is of, too; or the times overlap.
+
     Raises:
         ImportError: scikit-learn is missing.
         ValueError: the fraction is outside (0, 1), there are too few series or groups, all series
@@ -59,13 +63,15 @@ def part(
         count = min(len(split) - 1, math.ceil(fraction * len(split)))
         chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     rest = np.setdiff1d(np.arange(len(split)), chosen)
+    train, validation = split.select(rest, "train"), split.select(np.sort(chosen), "validation")
+    warn_of_shared_groups(train, validation, name=split.name)
     lost = np.setdiff1d(split.labels, split.labels[rest])
     if classes and len(lost):
         raise ValueError(
             f"{split.name}: expected series of every class to train on, got none of "
             f"{', '.join(repr(classes[int(label)]) for label in lost)} beside the part set aside"
         )
-    return split.select(rest, "train"), split.select(np.sort(chosen), "validation")
+    return train, validation
 
 
 def hold_out(data: TimeSeriesData, fraction: float, *, in_time: bool = False) -> TimeSeriesData:
@@ -83,14 +89,36 @@ def hold_out(data: TimeSeriesData, fraction: float, *, in_time: bool = False) ->
     return replace(data, train=train, test=replace(test, name="test"))
 
 
-def _last(split: SeriesSplit, fraction: float) -> Int64[np.ndarray, " m"]:
-    starts = np.arange(len(split)) if split.spans is None else split.spans[:, 0]
-    if split.spans is not None and starts.min() == starts.max():
+def in_time_order(data: TimeSeriesData) -> TimeSeriesData:
+    """Return the data set with its training series in the order in which they begin.
+
+    Args:
+        data: a data set; without times it is in order as it is.
+
+    Raises:
+        ValueError: all series begin at one time.
+    """
+    train = data.train
+    order = np.argsort(_starts(train), kind="stable")
+    return replace(data, train=train.select(order, train.name))
+
+
+def _starts(split: SeriesSplit) -> np.ndarray:
+    """Return when series begin; of those without times, their places."""
+    if split.spans is None:
+        return np.arange(len(split))
+    starts = split.spans[:, 0]
+    if starts.min() == starts.max():
         raise ValueError(
             f"{split.name}: expected series that begin at different times, to take the last of "
             f"them, got {len(split)} that begin at {starts[0]:g}: the times count within each "
             "series"
         )
+    return starts
+
+
+def _last(split: SeriesSplit, fraction: float) -> Int64[np.ndarray, " m"]:
+    starts = _starts(split)
     order = np.argsort(starts, kind="stable")
     count = min(len(split) - 1, math.ceil(fraction * len(split)))
     rest, chosen = order[:-count], order[-count:]

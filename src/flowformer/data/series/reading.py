@@ -2,7 +2,7 @@
 
 import gzip
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,15 @@ from flowformer.data.files import files_below, warn_of_rest
 from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
 from flowformer.data.series.records import TimeSeriesData, as_series
-from flowformer.data.series.tables import find_columns, read_frame, trim
+from flowformer.data.series.tables import (
+    MISSING,
+    candidates,
+    find_columns,
+    plain_labels,
+    read_frame,
+    require_varying,
+    trim,
+)
 from flowformer.data.series.ts_format import read_ts
 from flowformer.machine import library
 
@@ -89,7 +97,7 @@ def load_series(
 
     Args:
         train: what models are fitted on.
-        test: what they are tested on, in columns of the same names.
+        test: what they are tested on, in columns of the same names; it may lack the group.
         columns: which column of a table is what.
         regression: whether labels are numbers to predict, in place of classes.
         names: single fields of `SeriesColumns`, in place of `columns`.
@@ -100,8 +108,27 @@ def load_series(
         ValueError: what `read_series` and `data_set` raise.
     """
     first = read_series(train, columns, **names)
-    second = None if test is None else read_series(test, first.columns)
+    second = None
+    if test is not None:
+        second = read_series(test, elsewhere(first.columns, test), optional=("group",))
     return data_set(first, second, regression=regression)
+
+
+def elsewhere(columns: SeriesColumns, source: Any) -> SeriesColumns:
+    """Return the columns of one source for another: its index is that of its own folder.
+
+    Args:
+        columns: columns that were told or found.
+        source: what is to be read; of a folder, an index of the same name is its own.
+    """
+    if not isinstance(source, str | Path):
+        return columns
+    if columns.channels and _ending(Path(source)) == ".npz":  # those of a table are not its arrays
+        columns = replace(columns, label=None, group=None)
+    if columns.index is None:
+        return columns
+    own = Path(source, columns.index.name)
+    return replace(columns, index=own if own.is_file() else None)
 
 
 def is_series_file(path: Path) -> bool:
@@ -123,22 +150,23 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
             f"{path.suffix or 'no ending'!r}"
         )
     if ending in (".ts", ".npz"):
-        if columns.group and ending == ".ts":
+        if columns.group and ending == ".ts" and "group" not in optional:
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
-        return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path)
+        return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path, columns, optional)
     frame = read_table(path)
     if columns.id == _SERIES:  # of a folder, where a file without it is a series
-        return _read_file(frame, path, columns, optional)
+        return _read_file(frame, path, columns, optional, own=path.name)
     return read_frame(frame, columns, name=str(path), optional=optional)
 
 
-def read_table(path: Path, *, headless: bool = False) -> "DataFrame":
+def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ()) -> "DataFrame":
     """Read a table from a file.
 
     Args:
         path: a `.csv` or `.tsv` file, its values separated by what separates most of the first
             line, or a `.parquet` file.
         headless: whether the first line may be values, whose columns are then called 0, 1, ….
+        texts: columns of text, though numbers stand in them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -159,17 +187,39 @@ def read_table(path: Path, *, headless: bool = False) -> "DataFrame":
         is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
         if is_headless and not headless:
             raise ValueError("its first line with the names of the columns, got numbers")
-        return pandas.read_csv(
+        frame = pandas.read_csv(
             path,
             sep=separator,
-            na_values=["?"],
+            na_values=["", "?"],
+            keep_default_na=False,
             header=None if is_headless else 0,
+            dtype=dict.fromkeys(texts, str),
             low_memory=False,
         )
+        for name in frame.columns.difference(texts, sort=False):
+            if pandas.api.types.is_string_dtype(frame.dtypes[name]):
+                frame[name] = _in_numbers(frame[name], separator)
+        return frame
     except (FileNotFoundError, ImportError, PermissionError):
         raise
     except Exception as error:  # whatever pandas, pyarrow and their parts raise
         raise ValueError(f"{path}: expected a table, {error}") from error
+
+
+def _in_numbers(column: Any, separator: str) -> Any:
+    """Return a column of texts as numbers, if all are numbers or words for a missing one.
+
+    Args:
+        column: the texts.
+        separator: what separates its values: where that is ";", a number may have a decimal comma.
+    """
+    pandas: Any = library("pandas", "for tables", extra="timeseries")
+    texts = column.mask(column.isin(MISSING))
+    if separator == ";":
+        texts = texts.str.replace(",", ".")
+    numbers = pandas.to_numeric(texts, errors="coerce")
+    numeric = numbers.notna().any() and (numbers.isna() == texts.isna()).all()
+    return numbers if numeric else column
 
 
 def _is_number(text: str) -> bool:
@@ -185,7 +235,7 @@ def _counts(names: Sequence[str]) -> bool:
     return list(names) in ([str(n + at) for n in range(len(names))] for at in (0, 1))
 
 
-def _read_npz(path: Path) -> SeriesCollection:
+def _read_npz(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
     arrays = read_arrays(path, texts=True)
     found = {name.casefold(): array for name, array in arrays.items()}
     if "x" not in found:
@@ -194,21 +244,33 @@ def _read_npz(path: Path) -> SeriesCollection:
         )
     values = np.stack(as_series(found["x"], name=str(path)))
     places = [f"{path}, series {index}" for index in range(len(values))]
-    columns = {}
-    for name in ("y", "groups"):
-        if name in found:
-            if found[name].shape != (len(values),):
-                raise ValueError(
-                    f"{path}: expected {name} [{len(values)}], one for each series, got shape "
-                    f"{list(found[name].shape)}"
-                )
-            columns[name] = found[name].tolist()
+
+    def one_each(role: str, usual: str) -> tuple[str, tuple[Hashable | None, ...] | None]:
+        """Return the name and the values of what stands beside the series: as told, or as usual."""
+        told = getattr(columns, role)
+        name = usual if told is None or (told not in arrays and role in optional) else told
+        if told and told not in arrays and role not in optional:
+            raise ValueError(
+                f"{path}: expected an array {told!r} (data.{role}), got {', '.join(arrays)}"
+            )
+        array = arrays.get(name, found.get(name))
+        if told == "" or array is None:
+            return "", None
+        if array.shape != (len(values),):
+            raise ValueError(
+                f"{path}: expected {name} [{len(values)}], one for each series, got shape "
+                f"{list(array.shape)}"
+            )
+        return name, plain_labels(array.tolist())
+
+    _, labels = one_each("label", "y")
+    group, groups = one_each("group", "groups")
     return SeriesCollection(
         name=str(path),
         series=trim(values, places),
-        labels=tuple(columns["y"]) if "y" in columns else None,
-        groups=tuple(map(str, columns["groups"])) if "groups" in columns else None,
-        columns=SeriesColumns(group="groups" if "groups" in columns else ""),
+        labels=labels,
+        groups=None if groups is None else tuple(map(str, groups)),
+        columns=SeriesColumns(label=columns.label, group=group),
     )
 
 
@@ -223,7 +285,8 @@ def _read_folder(
     if not files:
         raise FileNotFoundError(f"{folder}: expected files that end in {', '.join(TABLES)}")
     warn_of_rest(folder, set(every) - set(files), expected=f"{', '.join(TABLES)} files")
-    about = {path: _about(path.relative_to(folder), told) for path in files}
+    labelled = columns.label in (None, _CLASS)  # else a column of the files is the label
+    about = {path: _about(path.relative_to(folder), told, labelled) for path in files}
     unknown = [path for path, more in about.items() if more is None]
     if len(unknown) == len(files):
         raise ValueError(f"{index}: expected the files of {folder}, such as {files[0]}, got others")
@@ -248,14 +311,18 @@ def _read_folder(
                 f"{', '.join(names)}"
             )
         known = read[0].columns if read else columns
-        read.append(_read_file(frame.assign(**more), path, known, optional))
-    return _merged(read, folder)
+        own = path.relative_to(folder).as_posix()
+        read.append(_read_file(frame.assign(**more), path, known, optional, own=own))
+    merged = _merged(read, folder)
+    if merged.columns.channels and not columns.channels:
+        require_varying(merged.series, merged.columns.channels, str(folder))
+    return merged
 
 
 def _read_file(
-    frame: "DataFrame", path: Path, columns: SeriesColumns, optional: Container[str]
+    frame: "DataFrame", path: Path, columns: SeriesColumns, optional: Container[str], *, own: str
 ) -> SeriesCollection:
-    """Read a table that is one series, if it has no id."""
+    """Read a table that is one series, of the id that is its own, if it has no other."""
     names = [str(name) for name in frame.columns]
     one = (
         columns.id == _SERIES
@@ -263,10 +330,10 @@ def _read_file(
     )
     if not one or _SERIES in names:
         return read_frame(frame, columns, name=str(path), optional=optional)
+    if columns.id == "":
+        frame = frame.drop(columns=candidates(names, "id"))
     columns = replace(columns, id=_SERIES)
-    read = read_frame(
-        frame.assign(**{_SERIES: path.name}), columns, name=str(path), optional=optional
-    )
+    read = read_frame(frame.assign(**{_SERIES: own}), columns, name=str(path), optional=optional)
     return replace(read, places=(str(path),))
 
 
@@ -286,15 +353,18 @@ def _merged(read: Sequence[SeriesCollection], folder: Path) -> SeriesCollection:
         groups=joined("groups"),
         spans=None if first.spans is None else np.array(joined("spans")),
         places=joined("places"),
+        ids=joined("ids"),
         columns=first.columns,
     )
 
 
-def _about(inside: Path, told: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Any] | None:
+def _about(
+    inside: Path, told: Mapping[str, Mapping[str, Any]] | None, labelled: bool
+) -> Mapping[str, Any] | None:
     """Return what is known of a file by the index, if there is one, or by the folder it is in."""
     if told is None:
         parent = inside.parent.as_posix()
-        return {} if parent == "." else {_CLASS: parent}
+        return {_CLASS: parent} if labelled and parent != "." else {}
     keys = (inside.as_posix(), inside.name, inside.with_suffix("").as_posix(), inside.stem)
     return next((told[key] for key in keys if key in told), None)
 
@@ -323,7 +393,8 @@ def _read_index(path: Path, columns: SeriesColumns) -> dict[str, dict[str, Any]]
             f"{path}: expected a column with the files ({', '.join(_FILE_COLUMNS)}, or data.id), "
             f"got {', '.join(map(str, frame.columns))}"
         )
-    files = frame[key].astype(str)
+    texts: Any = read_table(path, texts=[key])
+    files = texts[key].astype(str)  # 001 is no 1
     doubled = files[files.duplicated()]
     if len(doubled):
         raise ValueError(f"{path}: expected a row for each file, got two of {doubled.iloc[0]!r}")

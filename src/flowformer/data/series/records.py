@@ -260,6 +260,25 @@ def warn_of_swapped_axes(series: Sequence[Float64[np.ndarray, "channels _"]], *,
         )
 
 
+def warn_of_shared_groups(train: SeriesSplit, other: SeriesSplit, *, name: str) -> None:
+    """Say so where two parts have groups in common: figures are then not those of new ones.
+
+    Args:
+        train: a part.
+        other: a part that is judged on.
+        name: what the warning calls the data.
+    """
+    shared = sorted({*(train.groups or ())} & {*(other.groups or ())})
+    if shared:
+        named = ", ".join(shared[:_MOST_NAMES]) + ", …" * (len(shared) > _MOST_NAMES)
+        warnings.warn(
+            f"{name}: series of {len(shared)} groups ({named}) are in the {train.name} and in the "
+            f"{other.name} part: figures of such a part are not those of groups that are new",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def in_words(
     series: Sequence[Float64[np.ndarray, "channels _"]],
     labels: str,

@@ -31,6 +31,24 @@ _NAMES = {
     "user user_id",
 }
 _STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
+_NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
+# What stands for a missing number; in a column of words, such as labels, each is a word.
+MISSING = (
+    "",
+    "?",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "-NaN",
+    "-nan",
+    "NULL",
+    "null",
+    "None",
+    "none",
+)
+MISSING += ("<NA>", "#N/A", "#NA", "#N/A N/A", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND")
 _MOST = 10  # columns that a message lists
 
 
@@ -62,7 +80,7 @@ def read_frame(
         },
     )
     found = find_columns(list(frame.columns), columns, name=name)
-    steps = _steps_of(frame, found)
+    steps = _steps_of(frame, found, name)
     if steps is not None:
         return _read_wide(frame, found, steps, name)
     if not found.id:
@@ -103,8 +121,7 @@ def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> 
             told[role] = given
     for role in set(_ROLES) - told.keys():
         taken = {*told.values(), *columns.channels}
-        could = [each for each in names if _folded(each) in _NAMES[role].split()]
-        could = [each for each in could if each not in taken]
+        could = [each for each in candidates(names, role) if each not in taken]
         if len(could) > 1:
             raise ValueError(
                 f"{name}: {' and '.join(map(repr, could))} could be the {role}: say which "
@@ -112,6 +129,16 @@ def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> 
             )
         told[role] = could[0] if could else ""
     return replace(columns, **told)
+
+
+def candidates(names: Sequence[str], role: str) -> list[str]:
+    """Return the columns that a role would be found as by their names.
+
+    Args:
+        names: the columns that there are.
+        role: id, time, label or group.
+    """
+    return [each for each in names if _folded(each) in _NAMES[role].split()]
 
 
 def _plain_columns(frame: Frame, name: str) -> Frame:
@@ -122,30 +149,51 @@ def _plain_columns(frame: Frame, name: str) -> Frame:
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
         raise ValueError(f"{name}: expected columns of different names, got {doubled[0]!r} twice")
-    # What `to_csv` leaves of an index without a name.
-    first = frame.columns[0] if len(frame.columns) else ""
-    if first in ("", "Unnamed: 0") and frame[first].tolist() == list(range(len(frame))):
-        frame = frame.drop(columns=first)
-    return frame
+    # What R, and `to_csv`, leave of rows or an index without a name.
+    numbered = [
+        column
+        for column in frame.columns
+        if _NAMELESS.fullmatch(column) and frame[column].dtype.kind in "iu"
+    ]
+    return frame.drop(columns=numbered)
 
 
-def _steps_of(frame: Frame, found: SeriesColumns) -> dict[str, list[tuple[int, str]]] | None:
+def _steps_of(
+    frame: Frame, found: SeriesColumns, name: str
+) -> dict[str, list[tuple[int, str]]] | None:
     """Return number and column of each step, by channel; None of a table that is not wide."""
     if found.time or (found.id and not frame[found.id].is_unique):
         return None
     steps: dict[str, list[tuple[int, str]]] = {}
-    for column in _others(frame, found):
+    for column in _others(frame, found, name):
         match = _STEP.fullmatch(column)
+        if found.channels and (match is None or match[1] not in found.channels):
+            continue
         if match is None:
             return None
-        if not found.channels or match[1] in found.channels:
-            steps.setdefault(match[1], []).append((int(match[2]), column))
+        steps.setdefault(match[1], []).append((int(match[2]), column))
     return {channel: sorted(of) for channel, of in steps.items()} or None
 
 
-def _others(frame: Frame, found: SeriesColumns) -> list[str]:
+def _others(frame: Frame, found: SeriesColumns, name: str) -> list[str]:
+    """Return the columns of values where none is told: those that by their names are no role.
+
+    Raises:
+        ValueError: a column could be a role that another has: a second label is no channel.
+    """
     roles = {getattr(found, role) for role in _ROLES}
-    return [column for column in frame.columns if column not in roles]
+    rest = [column for column in frame.columns if column not in roles]
+    if found.channels:
+        return rest
+    for role in _ROLES:
+        could = candidates(rest, role)
+        if could and getattr(found, role):
+            raise ValueError(
+                f"{name}: {could[0]!r} could be the {role}, which is {getattr(found, role)!r}: "
+                "name the columns of values (data.channels, channels=... in Python)"
+            )
+        rest = [column for column in rest if column not in could]
+    return rest
 
 
 def _read_wide(
@@ -180,6 +228,7 @@ def _read_wide(
         labels=_labels(frame[found.label]) if found.label else None,
         groups=_groups(frame[found.group], places) if found.group else None,
         places=places,
+        ids=tuple(map(str, ids)) if found.id else None,
         columns=replace(found, channels=tuple(channels) if any(channels) else ()),
     )
 
@@ -207,7 +256,7 @@ def trim(
 def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollection:
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     assert found.id
-    channels = list(found.channels) or _others(frame, found)
+    channels = list(found.channels) or _others(frame, found, name)
     if lacking := [channel for channel in channels if channel not in frame.columns]:
         raise ValueError(
             f"{name}: expected a column {lacking[0]!r} (data.channels), got "
@@ -235,15 +284,45 @@ def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollectio
         labels = _labels(_one_each(frame[found.label], codes, places, "label", cut))
     if found.group:
         groups = _groups(_one_each(frame[found.group], codes, places, "group", ""), places)
+    series = tuple(np.ascontiguousarray(part.T) for part in parts)
+    if not found.channels:
+        require_varying(series, channels, name)
     return SeriesCollection(
         name=name,
-        series=tuple(np.ascontiguousarray(part.T) for part in parts),
+        series=series,
         labels=labels,
         groups=groups,
         spans=times[order][np.stack([starts, ends], axis=1)] if found.time else None,
         places=places,
+        ids=tuple(map(str, ids)),
         columns=replace(found, channels=tuple(channels)),
     )
+
+
+def require_varying(
+    series: Sequence[Float64[np.ndarray, "channels _"]], channels: Sequence[str], name: str
+) -> None:
+    """Refuse a channel that nobody named and that tells series apart but not steps: a second label.
+
+    Args:
+        series: the series.
+        channels: the names of their channels.
+        name: how errors call the table.
+
+    Raises:
+        ValueError: one is constant in every series, and differs between them.
+    """
+    low = np.stack([np.fmin.reduce(each, axis=1) for each in series])
+    high = np.stack([np.fmax.reduce(each, axis=1) for each in series])
+    counts = np.stack([np.count_nonzero(~np.isnan(each), axis=1) for each in series])
+    still = (counts > 1).any(axis=0) & ~(high > low).any(axis=0)
+    told = np.flatnonzero(still & (np.fmax.reduce(high) > np.fmin.reduce(low)))
+    if len(told):
+        raise ValueError(
+            f"{name}: {channels[told[0]]!r} is constant in every series and differs between them, "
+            "as a second label does: name the columns of values (data.channels, channels=... in "
+            "Python), and it among them if it is one"
+        )
 
 
 def _require_one_a_time(
@@ -281,11 +360,19 @@ def _one_each(
 
 
 def _labels(column: Column) -> tuple[Hashable | None, ...]:
-    """Return labels, None where they miss; whole numbers that a gap has made floats are whole."""
     missing = column.isna()
-    known: list[Any] = [
-        None if gone else each for each, gone in zip(column.tolist(), missing, strict=True)
-    ]
+    return plain_labels(
+        [None if gone else each for each, gone in zip(column.tolist(), missing, strict=True)]
+    )
+
+
+def plain_labels(labels: Sequence[Any]) -> tuple[Hashable | None, ...]:
+    """Return labels, None where they miss; whole numbers that a gap has made floats are whole.
+
+    Args:
+        labels: as they were read.
+    """
+    known = [None if each != each else each for each in labels]
     floats = [each for each in known if isinstance(each, float)]
     if floats and all(each.is_integer() for each in floats):
         known = [int(each) if isinstance(each, float) else each for each in known]
@@ -314,17 +401,22 @@ def _times(column: Column, name: str) -> Float64[np.ndarray, " n"]:
     _require_all(column, name)
     if kinds.is_timedelta64_dtype(column):
         return column.dt.total_seconds().to_numpy(dtype=np.float64)
-    if not kinds.is_datetime64_any_dtype(column):
+    if kinds.is_datetime64_any_dtype(column):
+        dates = pandas.to_datetime(column, utc=True)
+    else:
         numbers = pandas.to_numeric(column, errors="coerce")
         if numbers.notna().all():
             return numbers.to_numpy(dtype=np.float64)
-    dates = pandas.to_datetime(column, errors="coerce", utc=True)
-    wrong = np.flatnonzero(dates.isna().to_numpy())
-    if len(wrong):
-        raise ValueError(
-            f"{name}, row {wrong[0] + 1}: expected a time or number in {column.name!r}, got "
-            f"{column.iloc[wrong[0]]!r}"
-        )
+        # Any other form would be guessed: 03/04 is a day of March or of April.
+        dates = pandas.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+        wrong = np.flatnonzero(dates.isna().to_numpy())
+        if len(wrong):
+            # Between numbers and dates, what is neither.
+            row = next((each for each in wrong if np.isnan(numbers.iloc[each])), wrong[0])
+            raise ValueError(
+                f"{name}, row {row + 1}: expected a time or number in {column.name!r}, got "
+                f"{column.iloc[row]!r}: times are written as 2026-11-30 17:05:00 (ISO 8601)"
+            )
     nanoseconds: Any = dates.to_numpy(dtype="datetime64[ns]").astype(np.int64)
     return nanoseconds / 1e9
 
@@ -336,6 +428,8 @@ def _numbers(column: Column, name: str) -> Float64[np.ndarray, " n"]:
     if kinds.is_datetime64_any_dtype(column) or kinds.is_timedelta64_dtype(column):
         numbers = pandas.Series(np.nan, index=column.index)
     else:
+        if not kinds.is_numeric_dtype(column):
+            column = column.mask(column.isin(MISSING))
         numbers = pandas.to_numeric(column, errors="coerce")
     values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) & column.notna().to_numpy()))

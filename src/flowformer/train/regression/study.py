@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowformer.config_json import to_plain
 from flowformer.data import SeriesSplit, TimeSeriesData, numbers_of
+from flowformer.data.series.collection import known_numbers_of
 from flowformer.models.series.regression import TimeSeriesRegressor
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.report.regression import write_regression_report
@@ -209,11 +210,8 @@ class Regression(SeriesStudy):
         run = cls.load(run_dir)
         read = read_for(run, file)
         split = read.split(str(file), np.zeros(len(read)))
-        labels = None
-        if read.labels is not None:
-            labels = [None if label is None else float(str(label)) for label in read.labels]
         run.to_device()
-        return format_numbers(_predict(run, split), labels)
+        return format_numbers(_predict(run, split), known_numbers_of(read), ids=read.ids)
 
     @classmethod
     def report(

@@ -23,6 +23,7 @@ from flowformer.data import (
     collate,
     read_series,
 )
+from flowformer.data.series.reading import elsewhere
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.train.classification import sizes_of
@@ -168,7 +169,11 @@ def read_for(run: Trained, file: Path) -> SeriesCollection:
         run: the run.
         file: what `flowformer.data.read_series` reads; a table may lack label and group.
     """
-    return read_series(file, run.config.data.columns, optional=("label", "group"))
+    own, optional = run.config.data, ("label", "group")
+    columns = own.columns
+    if own.train_file is None or file.resolve() != own.train_file.resolve():
+        columns = elsewhere(columns, file)
+    return read_series(file, columns, optional=optional)
 
 
 def require_room(run: Trained, split: SeriesSplit) -> SeriesDataset:

@@ -60,6 +60,11 @@ def load_data(config: SeriesDataConfig, *, regression: bool = False) -> TimeSeri
     if config.train_file is not None:
         files = (config.train_file, config.test_file)
         data = load_series(*files, config.columns, regression=regression)
+        if config.split == "time" and data.train.spans is None and config.train_file.is_dir():
+            raise ValueError(
+                f"{config.train_file}: expected a column of times in its tables (data.time) to "
+                "take the last in time, as the order of files is none in time, got none"
+            )
         if config.test_fraction is None:
             return data
         return hold_out(data, config.test_fraction, in_time=config.split == "time")

@@ -7,13 +7,13 @@ import numpy as np
 from torch import nn
 
 from flowformer.data import (
-    SeriesCollection,
     SeriesDataset,
     SeriesSplit,
     TimeSeriesData,
     encode_labels,
     labels_of,
 )
+from flowformer.data.series.collection import known_classes_of
 from flowformer.models.series.model import SeriesClassifier, build_classifier
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.train.classification import (
@@ -106,7 +106,8 @@ class Series(SeriesStudy, Classifier):
         run = cls.load(run_dir)
         read = read_for(run, file)
         split = read.split(str(file), np.zeros(len(read), dtype=np.int64))
-        return format_predictions(_probabilities(run, split), run.classes, _known(read, run))
+        known = known_classes_of(read, run.classes)
+        return format_predictions(_probabilities(run, split), run.classes, known, ids=read.ids)
 
     @classmethod
     def report(
@@ -134,17 +135,6 @@ class Series(SeriesStudy, Classifier):
 
         chosen = choose_series(split.labels, predicted, count)
         return draw_flow_maps(run.model, split, run.preprocessing, chosen, words)
-
-
-def _known(read: SeriesCollection, run: Trained) -> np.ndarray | None:
-    """Return the classes of the series, -1 of one that is not known."""
-    if read.labels is None:
-        return None
-    labels = np.full(len(read), -1)
-    known = [place for place, label in enumerate(read.labels) if label is not None]
-    given = [str(read.labels[place]) for place in known]
-    labels[known] = encode_labels(given, run.classes, name=read.name)
-    return labels
 
 
 def _probabilities(run: Any, split: SeriesSplit) -> np.ndarray:
