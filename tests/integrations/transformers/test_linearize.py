@@ -244,6 +244,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match="is FlowAttention already"):
             linearize(model, tokenizer, TEXT, length=16)
 
+    @pytest.mark.parametrize(
+        ("name", "said"), [("flow", "'flow'"), ("flow-gated", "FlowGatedAttention")]
+    )
+    def test_models_that_chose_ours_by_name(self, name: str, said: str, tokenizer: Any) -> None:
+        model = small("llama")
+        model.set_attn_implementation(name)
+        with pytest.raises(ValueError, match=f"self_attn is {said} already"):
+            linearize(model, tokenizer, TEXT, length=16)
+
     def test_a_text_that_is_too_short(self, tokenizer: Any) -> None:
         with pytest.raises(ValueError, match="at least 512 tokens"):
             linearize(small("llama"), tokenizer, "abc")

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from flowformer.integrations.transformers.attention import ATTENTIONS
 from flowformer.integrations.transformers.linearizing.measures import (
     Cost,
     Stage,
@@ -259,7 +260,9 @@ def attention_layers(model: nn.Module) -> list[str]:
     if not found:
         replace_attention(model, "softmax", predicate=lambda *_: False)  # says what there is
     for name, module in found:
-        child = child_of(module)
-        if child is not None and not isinstance(child, SoftmaxAttention):
-            raise ValueError(f"{name} is {type(child).__name__} already: give a model with softmax")
+        child, chosen = child_of(module), module.config._attn_implementation
+        if child is None and chosen not in ATTENTIONS or isinstance(child, SoftmaxAttention):
+            continue
+        what = repr(chosen) if child is None else type(child).__name__
+        raise ValueError(f"{name} is {what} already: give a model with softmax")
     return [name for name, _ in sorted(found, key=lambda each: int(each[1].layer_idx))]
