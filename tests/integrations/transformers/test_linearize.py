@@ -253,6 +253,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"self_attn is {said} already"):
             linearize(model, tokenizer, TEXT, length=16)
 
+    def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:
+        model = small("llama").bfloat16()
+        with pytest.raises(ValueError, match=r"got model\.embed_tokens\.weight in torch\.bfloat16"):
+            linearize(model, tokenizer, TEXT, **SMALL)
+        message = r"got model\.layers\.1\.self_attn\.q_proj\.weight in torch\.bfloat16"
+        with pytest.raises(ValueError, match=message):
+            linearize(model, tokenizer, TEXT, tune_tokens=0, layers=[1], **SMALL)
+
     def test_a_text_that_is_too_short(self, tokenizer: Any) -> None:
         with pytest.raises(ValueError, match="at least 512 tokens"):
             linearize(small("llama"), tokenizer, "abc")

@@ -88,7 +88,8 @@ def linearize(
 
     Args:
         model: a language model of transformers whose attention is one of
-            `flowformer.nn.replace.transformers.SUPPORTED`. In float32: half precision learns badly.
+            `flowformer.nn.replace.transformers.SUPPORTED`. In float32, or float64: in half
+            precision the steps of a training are lost in rounding.
         tokenizer: its tokenizer.
         texts: the text to learn from and, at its end, to be judged by.
         settings: those of `LinearizeSettings`: mixer, options, layers, keep, length, batch_size,
@@ -101,14 +102,15 @@ def linearize(
     Raises:
         TypeError: there is no such setting, or the model is none of transformers.
         ValueError: a setting is out of its range, the text is too short, the model has no attention
-            that is known, or it was exchanged already.
+            that is known, it was exchanged already, or it is of half precision.
         NotImplementedError: the mixer has no causal form, or no state.
 
     Examples:
+        >>> import torch
         >>> from transformers import AutoModelForCausalLM, AutoTokenizer
         >>> from flowformer.integrations.transformers import linearize
         >>> def to_linear(name, text, folder):
-        ...     model = AutoModelForCausalLM.from_pretrained(name)
+        ...     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         ...     tokenizer = AutoTokenizer.from_pretrained(name)
         ...     result = linearize(model, tokenizer, text, keep=[0], lora=8)
         ...     result.model.save_pretrained(folder)
@@ -140,6 +142,9 @@ def _check_mixer(name: str) -> None:
         )
 
 
+_TRAINED_IN = (torch.float32, torch.float64)
+
+
 class _Work:
     """One linearization."""
 
@@ -151,6 +156,7 @@ class _Work:
         self.layers = attention_layers(model)
         self.exchanged = settings.chosen(len(self.layers))
         self.names = [self.layers[at] for at in self.exchanged]
+        self.check_precision()
         self.stages: list[Stage] = []
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.seen, self.begun = 0, time.perf_counter()
@@ -202,6 +208,21 @@ class _Work:
             tune_losses=tune_losses,
             parameters=(before, sum(each.numel() for each in self.model.parameters())),
         )
+
+    def check_precision(self) -> None:
+        """Refuse parameters that a step of the size of the rates would not change.
+
+        Raises:
+            ValueError: one that is to be trained is of half precision.
+        """
+        whole = self.settings.lora is None and self.settings.tune_tokens != 0
+        for name in [""] if whole else self.names:
+            for each, parameter in self.model.get_submodule(name).named_parameters(name):
+                if parameter.is_floating_point() and parameter.dtype not in _TRAINED_IN:
+                    raise ValueError(
+                        f"expected parameters in float32 or float64 to train, got {each} in "
+                        f"{parameter.dtype}: load the model with dtype=torch.float32"
+                    )
 
     def wanted(self, tokens: int | None) -> int:
         """Return the tokens to train on: those of the text where no number is given."""
