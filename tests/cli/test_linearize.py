@@ -76,6 +76,7 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
         ("./no-llama --text my.txt", "./no-llama: no such folder of a model"),
         ("my-llama --text my.txt --output my-llama", "my-llama is not empty"),
         ("my-llama --text my.txt --keep 3-", "expected layers such as 0-11 or 3,7, got '3-'"),
+        ("my-llama --text my.txt --tune-rate 0", "tune_rate must be positive, got 0.0"),
     ],
 )
 @pytest.mark.usefixtures("own")

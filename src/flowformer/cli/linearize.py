@@ -92,18 +92,18 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from flowformer.integrations.transformers import linearize
+    from flowformer.integrations.transformers.linearizing.linearize import checked_settings
     from flowformer.report.linearize import stage_lines, write_linearize_report
 
+    settings: dict[str, Any] = {
+        **{name: getattr(options, name) for name in _SETTINGS},
+        "layers": _numbers(options.layers),
+        "keep": _numbers(options.keep) or (),
+    }
+    checked_settings(**settings)
     model, tokenizer = _load(options.model, max(options.contexts, default=0))
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    done = linearize(
-        model.to(device),
-        tokenizer,
-        texts,
-        layers=_numbers(options.layers),
-        keep=_numbers(options.keep) or (),
-        **{name: getattr(options, name) for name in _SETTINGS},
-    )
+    done = linearize(model.to(device), tokenizer, texts, **settings)
     done.model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     result = _result(options.model, done)

@@ -1,6 +1,7 @@
 """`linearize`: from softmax to a mixer with a state, on models of a few thousand parameters."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from flowformer.nn.replace import replace_attention
 from flowformer.nn.replace.transformers import CHILD, child_of
 from tests.integrations.transformers.test_states import MODELS, build
 
+linearizing: Any = sys.modules[linearize.__module__]  # its name is that of its function
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,\n?"
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60
 SMALL: dict[str, Any] = {"length": 16, "batch_size": 4, "contexts": (8, 32), "held_out_tokens": 200}
@@ -252,6 +254,18 @@ class TestRefusals:
         model.set_attn_implementation(name)
         with pytest.raises(ValueError, match=f"self_attn is {said} already"):
             linearize(model, tokenizer, TEXT, length=16)
+
+    def test_options_before_anything_is_judged(
+        self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(linearizing, "cross_entropy", None)
+        with pytest.raises(ValueError, match="no_such_option"):
+            linearize(small("llama"), tokenizer, TEXT, options={"no_such_option": 1}, **SMALL)
+
+    def test_adapters_without_peft_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(ImportError, match=r"flowformer\[linearize\]"):
+            linearizing.checked_settings(lora=2)
 
     def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:
         model = small("llama").bfloat16()

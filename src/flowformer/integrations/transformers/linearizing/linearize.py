@@ -32,11 +32,16 @@ from flowformer.integrations.transformers.linearizing.transfer import (
     copy_softmax,
     transfer,
 )
-from flowformer.integrations.transformers.linearizing.tuning import tune
+from flowformer.integrations.transformers.linearizing.tuning import import_peft, tune
 from flowformer.nn.mixers.building import mixer_class
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.replace.transformers import child_of, is_decoders_cross, supported
+from flowformer.nn.replace.transformers import (
+    build_child,
+    child_of,
+    is_decoders_cross,
+    supported,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ def linearize(
         ValueError: a setting is out of its range, the text is too short, the model has no attention
             that is known, it was exchanged already, or it is of half precision.
         NotImplementedError: the mixer has no causal form, or no state.
+        ImportError: adapters are asked for and peft is not installed.
 
     Examples:
         >>> import torch
@@ -116,16 +122,31 @@ def linearize(
         ...     result.model.save_pretrained(folder)
         ...     return result.more_bits
     """
-    chosen = LinearizeSettings(**settings)
+    chosen = checked_settings(**settings)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"expected a model of transformers, got {type(model).__name__}")
-    _check_mixer(chosen.mixer)
     parts = split([texts] if isinstance(texts, str) else texts, chosen.held_out)
     train, held_out = (tokenise(tokenizer, part) for part in parts)
     check_length(train, held_out, chosen.length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)
         return _Work(model, chosen, train, held_out).run()
+
+
+def checked_settings(**settings: Any) -> LinearizeSettings:
+    """Return the settings of a linearization, checked as far as is possible without a model.
+
+    Raises:
+        TypeError: there is no such setting.
+        ValueError: one is out of its range, or there is no such mixer.
+        NotImplementedError: the mixer has no causal form, or no state.
+        ImportError: adapters are asked for and peft is not installed.
+    """
+    chosen = LinearizeSettings(**settings)
+    _check_mixer(chosen.mixer)
+    if chosen.lora is not None:
+        import_peft()
+    return chosen
 
 
 def _check_mixer(name: str) -> None:
@@ -157,6 +178,9 @@ class _Work:
         self.exchanged = settings.chosen(len(self.layers))
         self.names = [self.layers[at] for at in self.exchanged]
         self.check_precision()
+        with torch.random.fork_rng(devices=[]):  # a mistake in the options is told at once
+            first = model.get_submodule(self.names[0])
+            build_child(first, settings.mixer, settings.mixer_options)
         self.stages: list[Stage] = []
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.seen, self.begun = 0, time.perf_counter()

@@ -60,12 +60,7 @@ def with_adapters(model: Any, layers: Sequence[str], rank: int) -> Any:
     Raises:
         ImportError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError(
-            "peft is needed for adapters of low rank: pip install 'flowformer[linearize]'"
-        ) from error
+    peft = import_peft()
     attentions = [model.get_submodule(name) for name in layers]
     targets = [
         f"{layer}.{name}"
@@ -74,13 +69,28 @@ def with_adapters(model: Any, layers: Sequence[str], rank: int) -> Any:
         if name != CHILD and getattr(child, "weight", None) is not None and _is_linear(child)
     ]
     transposed = {type(model.get_submodule(each)).__name__ == "Conv1D" for each in targets}
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=transposed == {True}
     )
-    adapted = get_peft_model(model, config)
+    adapted = peft.get_peft_model(model, config)
     for attention in attentions:
         attention.get_submodule(CHILD).requires_grad_(True)
     return adapted
+
+
+def import_peft() -> Any:
+    """Return peft.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "peft is needed for adapters of low rank: pip install 'flowformer[linearize]'"
+        ) from error
+    return peft
 
 
 def _is_linear(module: nn.Module) -> bool:
