@@ -93,10 +93,12 @@ def test_a_run_of_ours_becomes_a_gpt2(own: Path, flowformer: Callable[..., Any])
     words = "train char-shakespeare --data.corpus text --data.folder my.txt --model.mixer softmax"
     sizes = "--model.dim 16 --model.num-heads 2 --model.num-layers 1 --model.feedforward 32"
     short = "--training.steps 2 --training.evaluate-every 1 --data.length 16 --data.batch-size 2"
-    folder = ["--run-dir", "run", "--training.accelerator", "cpu"]
+    folder = ["--run-dir", "run", "--training.accelerator", "cpu", "--model.max-length", "32"]
     done = flowformer(*words.split(), *sizes.split(), *short.split(), *folder)
     assert done.code == 0, done.err
-    outcome = flowformer("linearize", "run", "--text", "my.txt", *SMALL.split())
+    # Sinusoidal places go on: 32 in the run, 64 wanted.
+    wanted = ["--length", "64", "--contexts", "8"]
+    outcome = flowformer("linearize", "run", "--text", "my.txt", *SMALL.split()[2:-3], *wanted)
     assert outcome.code == 0, outcome.err
     config = json.loads((own / "linearized" / "config.json").read_text())
-    assert config["model_type"] == "gpt2"
+    assert (config["model_type"], config["n_positions"]) == ("gpt2", 64)

@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
         "keep": _numbers(options.keep) or (),
     }
     checked_settings(**settings)
-    model, tokenizer = _load(options.model, max(options.contexts, default=0))
+    model, tokenizer = _load(options.model, options.length, options.contexts)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     done = linearize(model.to(device), tokenizer, texts, **settings)
     done.model.save_pretrained(options.output)
@@ -149,13 +149,13 @@ def _numbers(text: str | None) -> Sequence[int] | None:
     return found
 
 
-def _load(name: str, positions: int) -> tuple[Any, Any]:
+def _load(name: str, length: int, contexts: Sequence[int]) -> tuple[Any, Any]:
     """Return a model and its tokenizer: of a run of ours, or of transformers."""
     if (Path(name) / "weights.safetensors").is_file():
         from flowformer.integrations.transformers.linearizing.measures import STEPS
         from flowformer.integrations.transformers.runs import convert_to_gpt2
 
-        return convert_to_gpt2(name, at_least=positions + STEPS)
+        return convert_to_gpt2(name, at_least=max(length, max(contexts, default=0) + STEPS))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -267,6 +267,11 @@ class TestRefusals:
         with pytest.raises(ImportError, match=r"flowformer\[linearize\]"):
             linearizing.checked_settings(lora=2)
 
+    def test_more_tokens_than_positions(self, tokenizer: Any) -> None:
+        for name in ("llama", "gpt2"):
+            with pytest.raises(ValueError, match="length must be at most 80, .* got 81"):
+                linearize(small(name), tokenizer, TEXT, length=81)
+
     def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:
         model = small("llama").bfloat16()
         with pytest.raises(ValueError, match=r"got model\.embed_tokens\.weight in torch\.bfloat16"):

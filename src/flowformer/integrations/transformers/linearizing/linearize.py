@@ -107,7 +107,8 @@ def linearize(
     Raises:
         TypeError: there is no such setting, or the model is none of transformers.
         ValueError: a setting is out of its range, the text is too short, the model has no attention
-            that is known, it was exchanged already, or it is of half precision.
+            that is known, it was exchanged already, it is of half precision, or it has not
+            so many positions.
         NotImplementedError: the mixer has no causal form, or no state.
         ImportError: adapters are asked for and peft is not installed.
 
@@ -177,6 +178,7 @@ class _Work:
         self.layers = attention_layers(model)
         self.exchanged = settings.chosen(len(self.layers))
         self.names = [self.layers[at] for at in self.exchanged]
+        self.check_places()
         self.check_precision()
         with torch.random.fork_rng(devices=[]):  # a mistake in the options is told at once
             first = model.get_submodule(self.names[0])
@@ -232,6 +234,19 @@ class _Work:
             tune_losses=tune_losses,
             parameters=(before, sum(each.numel() for each in self.model.parameters())),
         )
+
+    def check_places(self) -> None:
+        """Refuse sequences that are longer than the model has positions.
+
+        Raises:
+            ValueError: they are.
+        """
+        places = getattr(self.model.config, "max_position_embeddings", None)
+        if places is not None and self.settings.length > places:
+            raise ValueError(
+                f"length must be at most {places}, the positions of the model "
+                f"(max_position_embeddings), got {self.settings.length}"
+            )
 
     def check_precision(self) -> None:
         """Refuse parameters that a step of the size of the rates would not change.
