@@ -48,6 +48,7 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     lines = outcome.out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "before, softmax",
+        "exchanged, nothing trained",
         "after (a), attention transfer",
         "after (b), fine-tuning",
         "a token after 8 others",
@@ -58,7 +59,7 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     folder = own / "linearized"
     result = json.loads((folder / "linearize.json").read_text())
     assert (result["exchanged"], result["kept"]) == ([0], [1])
-    assert [stage["tokens"] for stage in result["stages"]] == [0, 256, 512]
+    assert [stage["tokens"] for stage in result["stages"]] == [0, 0, 256, 512]
     page = (folder / "report" / "index.html").read_text()
     for words in ("my-llama, linearized by flow-gated", "Held-out text", "What a token costs"):
         assert words in page

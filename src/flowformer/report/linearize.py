@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 
 STAGES = {
     "before": "before, softmax",
+    "exchanged": "exchanged, nothing trained",
     "transfer": "after (a), attention transfer",
     "tuning": "after (b), fine-tuning",
 }
@@ -92,7 +93,7 @@ def _stage(stage: Row, first: Row) -> tuple[str, ...]:
         f"{stage['perplexity']:.2f}",
         f"{stage['bits_per_character']:.3f}",
         _more(stage, first),
-        "" if stage["name"] == "before" else duration(stage["seconds"]),
+        duration(stage["seconds"]) if stage["name"] in ("transfer", "tuning") else "",
     )
 
 

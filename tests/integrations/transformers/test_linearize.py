@@ -62,8 +62,10 @@ def test_every_architecture(name: str, tokenizer: Any, tmp_path: Path) -> None:
     done = linearize(
         model, tokenizer, TEXT, transfer_tokens=512, tune_tokens=512, keep=[1], **SMALL
     )
-    assert [stage.name for stage in done.stages] == ["before", "transfer", "tuning"]
-    assert [stage.tokens for stage in done.stages] == [0, 512, 1024]
+    assert [stage.name for stage in done.stages] == [
+        *("before", "exchanged", "transfer", "tuning")
+    ]
+    assert [stage.tokens for stage in done.stages] == [0, 0, 512, 1024]
     assert (done.exchanged, done.kept) == ([0], [1])
     assert all(math.isfinite(stage.nats) for stage in done.stages)
     assert [cost.context for cost in done.cost_after] == [8, 32]
@@ -79,7 +81,10 @@ def test_every_architecture(name: str, tokenizer: Any, tmp_path: Path) -> None:
 def test_the_cache_is_of_constant_size_where_no_layer_stays_softmax(tokenizer: Any) -> None:
     model = small("llama")
     done = linearize(model, tokenizer, TEXT, transfer_tokens=0, tune_tokens=0, **SMALL)
-    assert [stage.name for stage in done.stages] == ["before"]
+    assert [stage.name for stage in done.stages] == ["before", "exchanged"]
+    before, exchanged = done.stages
+    assert before.nats != exchanged.nats
+    assert done.more_bits == exchanged.nats / before.nats - 1
     assert len({cost.bytes for cost in done.cost_after}) == 1
     # Keys and values of 2 layers, 2 heads of 4, of 18 and of 42 tokens.
     assert [cost.bytes for cost in done.cost_before] == [2 * 2 * 2 * 4 * n * 4 for n in (18, 42)]
@@ -220,7 +225,8 @@ class TestRefusals:
             ({"held_out": 1.0}, "held_out must be above 0 and below 1"),
             ({"lora": 0}, "lora must be a rank"),
             ({"tune_rate": 0.0}, "tune_rate must be positive"),
-            ({"transfer_tokens": -1}, "transfer_tokens must be at least 0"),
+            ({"transfer_tokens": -1}, "transfer_tokens must be 0, which leaves it out, or at least"),
+            ({"tune_tokens": 511}, "at least a sequence of length=512 tokens, got 511"),
         ],
     )
     def test_settings(self, settings: dict[str, Any], message: str) -> None:

@@ -54,8 +54,8 @@ class Linearized:
         settings: how it was made.
         exchanged: the layers whose attention has a state.
         kept: the layers that are softmax.
-        stages: the model before, after the attention transfer and after the fine-tuning, as far as
-            there was one.
+        stages: the model before, with its attention exchanged and nothing trained, after the
+            attention transfer and after the fine-tuning, as far as there was one.
         cost_before: the cost of a token over the context, before.
         cost_after: the same, after.
         transfer_losses: for each exchanged layer and step the squared error of its output, relative
@@ -88,8 +88,8 @@ def linearize(
 
     Three steps: (a) attention transfer, in which each layer's new attention, with the projections
     around it, learns to give what the old one gave for the same hidden states; (b) fine-tuning of
-    all parameters, or of adapters; (c) what is held out of the text is predicted before, after (a)
-    and after (b), and the time and memory of a token are measured over the context.
+    all parameters, or of adapters; (c) what is held out of the text is predicted before, after the
+    exchange, after (a) and after (b), and the time and memory of a token are measured over the context.
 
     Args:
         model: a language model of transformers whose attention is one of
@@ -202,6 +202,8 @@ class _Work:
         )
         for name in self.names:
             begin(model.get_submodule(name))
+        self.begun = time.perf_counter()
+        self.judge("exchanged")
         losses: Losses = {}
         self.begun = time.perf_counter()
         if steps := self.steps(settings.transfer_tokens):

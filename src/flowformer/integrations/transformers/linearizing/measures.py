@@ -24,7 +24,7 @@ class Stage:
     """A model on held-out text.
 
     Attributes:
-        name: "before", "transfer" or "tuning".
+        name: "before", "exchanged", "transfer" or "tuning".
         tokens: tokens that it was trained on since the start.
         nats: cross-entropy of a token.
         bits_per_character: the same for each character of the text.

@@ -23,10 +23,11 @@ class LinearizeSettings:
         keep: Layers among them that stay softmax.
         length: Tokens of a sequence in training and in the evaluation.
         batch_size: Sequences of a step.
-        transfer_tokens: Tokens of the attention transfer; 0 leaves it out, None takes the text
-            once.
+        transfer_tokens: Tokens of the attention transfer, at least those of a sequence; 0 leaves it
+            out, None takes the text once.
         transfer_rate: Its learning rate.
-        tune_tokens: Tokens of the fine-tuning; 0 leaves it out, None takes the text once.
+        tune_tokens: Tokens of the fine-tuning, at least those of a sequence; 0 leaves it out, None
+            takes the text once.
         tune_rate: Its learning rate.
         lora: Rank of the adapters by which the fine-tuning changes the projections of the exchanged
             layers, in place of all parameters; None for all. Needs peft.
@@ -62,8 +63,12 @@ class LinearizeSettings:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
         for name in ("transfer_tokens", "tune_tokens"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            tokens = getattr(self, name)
+            if tokens is not None and tokens != 0 and tokens < self.length:
+                raise ValueError(
+                    f"{name} must be 0, which leaves it out, or at least a sequence of "
+                    f"length={self.length} tokens, got {tokens}"
+                )
         for name in ("transfer_rate", "tune_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
