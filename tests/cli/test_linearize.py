@@ -90,6 +90,20 @@ def test_mistakes_are_told_at_once(
     assert message in outcome.err
 
 
+@pytest.mark.usefixtures("own")
+def test_an_infinite_perplexity_is_reported(
+    flowformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "flowformer.integrations.transformers.linearizing.measures._sum_of_nats"
+    monkeypatch.setattr(where, lambda _, ids, __: 1e3 * ids.numel())
+    outcome = flowformer("linearize", "my-llama", "--text", "my.txt", *SMALL.split())
+    assert outcome.code == 0, outcome.err
+    assert "before, softmax: perplexity inf" in outcome.out
+    result = json.loads(Path("linearized/linearize.json").read_text())
+    assert [stage["perplexity"] for stage in result["stages"]] == [None] * 4
+    assert "<td>inf</td>" in Path("linearized/report/index.html").read_text()
+
+
 def test_a_run_of_ours_becomes_a_gpt2(own: Path, flowformer: Callable[..., Any]) -> None:
     words = "train char-shakespeare --data.corpus text --data.folder my.txt --model.mixer softmax"
     sizes = "--model.dim 16 --model.num-heads 2 --model.num-layers 1 --model.feedforward 32"

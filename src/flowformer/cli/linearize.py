@@ -1,6 +1,7 @@
 """`flowformer linearize MODEL --text FILE`: from softmax attention to a mixer with a state."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> int:
     done.model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     result = _result(options.model, done)
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(options.output / "linearize.json", f"{text}\n")
     report = write_linearize_report(options.output / "report", result)
     lines = [*stage_lines(result), f"model: {options.output}", f"report: {report}"]
@@ -177,3 +178,12 @@ def _result(name: str, done: Any) -> dict[str, Any]:
         "transfer_losses": done.transfer_losses,
         "tune_losses": done.tune_losses,
     }
+
+
+def _finite(value: Any) -> Any:
+    """Return what JSON can say of it: null in place of inf and nan."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

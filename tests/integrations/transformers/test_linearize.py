@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from flowformer.integrations.transformers import linearize
 from flowformer.integrations.transformers.gpt2 import to_gpt2
 from flowformer.integrations.transformers.linearizing.measures import (
+    Stage,
     bits_per_character,
     cross_entropy,
 )
@@ -199,6 +200,19 @@ class TestTexts:
 
 def test_the_rate_rises_and_falls() -> None:
     assert [factor(at, 100) for at in (0, 4, 5, 100)] == pytest.approx([0.2, 1.0, 1.0, 0.1])
+
+
+@pytest.mark.parametrize("name", ["transfer", "tune"])
+def test_a_loss_that_is_no_number_ends_the_training(name: str, tokenizer: Any) -> None:
+    settings = {"transfer_tokens": 0, "tune_tokens": 0, f"{name}_tokens": 512, f"{name}_rate": 1e30}
+    message = rf"the loss of step \d of 8 is .*a lower rate than 1e\+30 \({name}_rate\)"
+    with pytest.raises(FloatingPointError, match=message):
+        linearize(small("llama"), tokenizer, TEXT, **settings, **SMALL)
+
+
+def test_a_perplexity_beyond_a_float_is_infinite() -> None:
+    stage = Stage(name="before", tokens=0, nats=1000.0, bits_per_character=1.0, seconds=0.0)
+    assert stage.perplexity == math.inf
 
 
 # peft asks transformers by a name that it is to lose.

@@ -111,6 +111,7 @@ def linearize(
             so many positions.
         NotImplementedError: the mixer has no causal form, or no state.
         ImportError: adapters are asked for and peft is not installed.
+        FloatingPointError: a loss is no finite number any more: the rate was too high.
 
     Examples:
         >>> import torch

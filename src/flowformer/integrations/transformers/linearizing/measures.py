@@ -39,8 +39,11 @@ class Stage:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats): comparable between models with the same tokens only."""
-        return math.exp(self.nats)
+        """exp(nats): comparable between models with the same tokens only; inf beyond a float."""
+        try:
+            return math.exp(self.nats)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,13 +60,16 @@ def transfer(
 
     Returns:
         For each layer and step the squared error, relative to the old output.
+
+    Raises:
+        FloatingPointError: an error is no finite number any more.
     """
     losses: Losses = {name: [] for name in pairs}
     device = next(model.parameters()).device
     model.eval()
     with ExitStack() as stack, working("attention transfer", total=steps, unit="steps") as work:
         for name, (module, old) in pairs.items():
-            own = Steps(module.parameters(), rate, steps)
+            own = Steps(module.parameters(), rate, steps, name="transfer_rate")
             stack.enter_context(_teaching(module, old, own, losses[name].append))
         for batch in batches:
             with torch.no_grad():

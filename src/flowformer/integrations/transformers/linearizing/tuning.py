@@ -35,10 +35,12 @@ def tune(
 
     Raises:
         ImportError: adapters are asked for and peft is not installed.
+        FloatingPointError: the loss is no finite number any more.
     """
     trained = model if lora is None else with_adapters(model, layers, lora)
     device = next(model.parameters()).device
-    own, losses = Steps(trained.parameters(), rate, steps), []
+    own = Steps(trained.parameters(), rate, steps, name="tune_rate")
+    losses: list[float] = []
     trained.train()
     with working("fine-tuning", total=steps, unit="steps") as work:
         for batch in batches:
