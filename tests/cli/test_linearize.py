@@ -101,7 +101,7 @@ def test_an_infinite_perplexity_is_reported(
     assert "before, softmax: perplexity inf" in outcome.out
     result = json.loads(Path("linearized/linearize.json").read_text())
     assert [stage["perplexity"] for stage in result["stages"]] == [None] * 4
-    assert "<td>inf</td>" in Path("linearized/report/index.html").read_text()
+    assert ">inf</td>" in Path("linearized/report/index.html").read_text()
 
 
 def test_a_run_of_ours_becomes_a_gpt2(own: Path, flowformer: Callable[..., Any]) -> None:
