@@ -35,7 +35,7 @@ from flowformer.integrations.transformers.linearizing.transfer import (
 from flowformer.models import LanguageModel, LanguageModelConfig
 from flowformer.nn.mixers.gated import GatedAttention
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.replace.transformers import CHILD, child_of
+from flowformer.nn.replace.transformers import CHILD, child_of, supported
 from tests.integrations.transformers.test_states import MODELS, build
 
 linearizing: Any = sys.modules[linearize.__module__]  # its name is that of its function
@@ -133,6 +133,17 @@ class TestTransfer:
         assert changed <= inside
         assert any(CHILD in name for name in changed)
         assert all("forward" not in vars(module) for module, _ in pairs.values())
+
+    @pytest.mark.parametrize("name", ["llama", "gpt2"])
+    def test_nothing_is_predicted(self, name: str) -> None:
+        model = small(name)
+        names = [each for each, module in model.named_modules() if supported(module)]
+        old = {each: copy_softmax(model.get_submodule(each)) for each in names}
+        replace_attention(model, "flow-gated")
+        pairs = {each: (model.get_submodule(each), old[each]) for each in names}
+        model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("logits were computed"))
+        losses = transfer(model, pairs, iter([torch.randint(31, (2, 16))]), rate=1e-2, steps=1)
+        assert [len(each) for each in losses.values()] == [1, 1]
 
     def test_the_error_falls(self, model: Any) -> None:
         pairs = self.exchanged(model)

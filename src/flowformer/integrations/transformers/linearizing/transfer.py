@@ -42,7 +42,7 @@ def begin(module: nn.Module) -> None:
 
 
 def transfer(
-    model: nn.Module,
+    model: Any,
     pairs: Mapping[str, tuple[nn.Module, nn.Module]],
     batches: Iterator[Int[Tensor, "b t"]],
     *,
@@ -73,7 +73,8 @@ def transfer(
             stack.enter_context(_teaching(module, old, own, losses[name].append))
         for batch in batches:
             with torch.no_grad():
-                model(input_ids=batch.to(device), use_cache=False)
+                # No logits: nothing is predicted here.
+                model.base_model(input_ids=batch.to(device), use_cache=False)
             newest = sum(each[-1] for each in losses.values()) / len(losses)
             work.reach(work.done + 1, note=f"error {newest:.3f}")
     return losses
