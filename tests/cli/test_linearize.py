@@ -95,7 +95,7 @@ def test_an_infinite_perplexity_is_reported(
     flowformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = "flowformer.integrations.transformers.linearizing.measures._sum_of_nats"
-    monkeypatch.setattr(where, lambda _, ids, __: 1e3 * ids.numel())
+    monkeypatch.setattr(where, lambda _, ids, *__: 1e3 * ids.numel())
     outcome = flowformer("linearize", "my-llama", "--text", "my.txt", *SMALL.split())
     assert outcome.code == 0, outcome.err
     assert "before, softmax: perplexity inf" in outcome.out

@@ -1,5 +1,6 @@
 """`linearize`: from softmax to a mixer with a state, on models of a few thousand parameters."""
 
+import copy
 import math
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,8 @@ from flowformer.integrations.transformers.linearizing.schedule import factor
 from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
+    begun,
+    first_token,
     sequences,
     split,
     tokenise,
@@ -40,6 +43,7 @@ from tests.integrations.transformers.test_states import MODELS, build
 
 linearizing: Any = sys.modules[linearize.__module__]  # its name is that of its function
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,\n?"
+BEGIN = LETTERS.index(",")  # for tokenizers that begin each text
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60
 SMALL: dict[str, Any] = {"length": 16, "batch_size": 4, "contexts": (8, 32), "held_out_tokens": 200}
 
@@ -51,6 +55,18 @@ def tokenizer() -> Any:
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     fast.decoder = decoders.Fuse()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?")
+
+
+def beginning(tokenizer: Any) -> Any:
+    """The same with a token that begins each text."""
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), unk_token="?"
+    )
+    other.add_special_tokens({"bos_token": ","})
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=", $A", special_tokens=[(",", BEGIN)]
+    )
+    return other
 
 
 def small(name: str) -> Any:
@@ -188,6 +204,48 @@ class TestTexts:
         finally:
             tokenizer.eos_token = None
 
+    def test_the_token_that_begins_a_text_is_known(self, tokenizer: Any) -> None:
+        assert first_token(tokenizer) is None
+        assert first_token(beginning(tokenizer)) == BEGIN
+        assert tokenise(beginning(tokenizer), ["ab", "c"]).tokens.tolist() == [0, 1, 2]
+        assert begun(torch.tensor([[1, 2]]), BEGIN).tolist() == [[BEGIN, 1, 2]]
+
+    def test_cross_entropy_after_the_token_that_begins_a_text(self) -> None:
+        model = small("llama")
+        ids = torch.randint(30, (20,), generator=torch.Generator().manual_seed(0))
+        found = cross_entropy(model, Text(ids, 20, BEGIN), length=16, batch_size=2, most=100)
+        parts = []
+        for start, stop in ((0, 16), (16, 19)):
+            logits = model(torch.cat([torch.tensor([BEGIN]), ids[start:stop]])[None]).logits[0, 1:]
+            parts.append(F.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none"))
+        assert found == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+
+    def test_it_stands_before_each_row_and_its_prediction_is_left_out(
+        self, tokenizer: Any
+    ) -> None:
+        model, seen = small("llama"), []
+        expected = copy.deepcopy(model)
+        forward = model.forward
+        model.forward = lambda **call: seen.append(call) or forward(**call)
+        own = {**SMALL, "contexts": ()}
+        done = linearize(
+            model, beginning(tokenizer), TEXT, transfer_tokens=0, tune_tokens=64, **own
+        )
+        row = next(call for call in seen if "labels" in call)
+        assert row["input_ids"].shape == (4, 17)
+        assert all((call["input_ids"][:, 0] == BEGIN).all() for call in seen)
+        assert row["labels"][:, :2].eq(-100).all()
+        assert row["labels"][:, 2:].equal(row["input_ids"][:, 2:])
+        assert done.stages[-1].tokens == 64
+        before = cross_entropy(
+            expected,
+            tokenise(beginning(tokenizer), split([TEXT], 0.1)[1]),
+            length=16,
+            batch_size=4,
+            most=200,
+        )
+        assert done.stages[0].nats == pytest.approx(before)
+
     def test_every_sequence_is_taken_before_one_is_taken_again(self) -> None:
         tokens = torch.arange(50)
         batches = list(sequences(tokens, 10, 2, 130, torch.Generator().manual_seed(0)))
@@ -300,8 +358,10 @@ class TestRefusals:
 
     def test_more_tokens_than_positions(self, tokenizer: Any) -> None:
         for name in ("llama", "gpt2"):
-            with pytest.raises(ValueError, match="length must be at most 80, .* got 81"):
+            with pytest.raises(ValueError, match="length must be at most 80: .* got 81"):
                 linearize(small(name), tokenizer, TEXT, length=81)
+            with pytest.raises(ValueError, match="length must be at most 79: .* got 80"):
+                linearize(small(name), beginning(tokenizer), TEXT, length=80)
 
     def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:
         model = small("llama").bfloat16()

@@ -21,6 +21,7 @@ from flowformer.integrations.transformers.linearizing.measures import (
 from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
+    begun,
     check_length,
     sequences,
     split,
@@ -223,6 +224,7 @@ class _Work:
                 rate=settings.tune_rate,
                 steps=steps,
                 lora=settings.lora,
+                begun=self.train.first is not None,
             )
             self.judge("tuning")
         return Linearized(
@@ -245,10 +247,12 @@ class _Work:
             ValueError: they are.
         """
         places = getattr(self.model.config, "max_position_embeddings", None)
-        if places is not None and self.settings.length > places:
+        more = self.train.first is not None
+        if places is not None and self.settings.length + more > places:
+            token = ", of which the token that begins a text takes one" if more else ""
             raise ValueError(
-                f"length must be at most {places}, the positions of the model "
-                f"(max_position_embeddings), got {self.settings.length}"
+                f"length must be at most {places - more}: the model has {places} positions "
+                f"(max_position_embeddings){token}; got {self.settings.length}"
             )
 
     def check_precision(self) -> None:
@@ -285,7 +289,7 @@ class _Work:
             self.train.tokens, chosen.length, chosen.batch_size, wanted, self.generator
         ):
             self.seen += batch.numel()
-            yield batch
+            yield begun(batch, self.train.first)
 
     def judge(self, name: str) -> None:
         """Predict the held-out text."""

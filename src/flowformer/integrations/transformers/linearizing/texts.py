@@ -14,10 +14,12 @@ class Text(NamedTuple):
     Attributes:
         tokens: its tokens.
         characters: the number of its characters.
+        first: the token that stands before each piece of it that is read by itself; None for none.
     """
 
     tokens: Int[Tensor, " n"]
     characters: int
+    first: int | None = None
 
 
 def split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
@@ -39,7 +41,20 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> Text:
     for text in texts:
         tokens += ends if tokens else []
         tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return Text(torch.tensor(tokens, dtype=torch.int64), sum(map(len, texts)))
+    characters = sum(map(len, texts))
+    return Text(torch.tensor(tokens, dtype=torch.int64), characters, first_token(tokenizer))
+
+
+def first_token(tokenizer: Any) -> int | None:
+    """Return the token with which a tokenizer begins each text, where it does."""
+    begin = tokenizer.bos_token_id
+    bare, whole = (tokenizer("a", add_special_tokens=each)["input_ids"] for each in (False, True))
+    return begin if len(whole) > len(bare) and whole[0] == begin else None
+
+
+def begun(rows: Int[Tensor, "b t"], first: int | None) -> Int[Tensor, "b t1"]:
+    """Return rows with that token before each, as the model was trained to read."""
+    return rows if first is None else torch.cat([rows.new_full((len(rows), 1), first), rows], 1)
 
 
 def sequences(

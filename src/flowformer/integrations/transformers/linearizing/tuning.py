@@ -10,6 +10,8 @@ from flowformer.integrations.transformers.linearizing.schedule import Steps
 from flowformer.nn.replace.transformers import CHILD
 from flowformer.progress import working
 
+_NO_TARGET = -100  # of transformers
+
 
 def tune(
     model: Any,
@@ -19,6 +21,7 @@ def tune(
     rate: float,
     steps: int,
     lora: int | None = None,
+    begun: bool = False,
 ) -> tuple[Any, list[float]]:
     """Train a model to predict the tokens of text.
 
@@ -29,6 +32,8 @@ def tune(
         rate: the learning rate.
         steps: the number of batches.
         lora: the rank of the adapters; None trains all parameters.
+        begun: before each sequence stands a token that begins a text, whose prediction is no
+            target: most sequences begin amid a text.
 
     Returns:
         The model, its adapters merged into the projections, and the loss of each step in nats.
@@ -45,7 +50,10 @@ def tune(
     with working("fine-tuning", total=steps, unit="steps") as work:
         for batch in batches:
             ids = batch.to(device)
-            loss = trained(input_ids=ids, labels=ids, use_cache=False).loss
+            labels = ids.clone()
+            if begun:
+                labels[:, :2] = _NO_TARGET
+            loss = trained(input_ids=ids, labels=labels, use_cache=False).loss
             own.step(loss)
             losses.append(loss.item())
             work.reach(work.done + 1, note=f"loss {losses[-1]:.3f}")
