@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flowformer.integrations.transformers import linearize
 from flowformer.integrations.transformers.gpt2 import to_gpt2
+from flowformer.integrations.transformers.linearizing import texts
 from flowformer.integrations.transformers.linearizing.measures import (
     Stage,
     bits_per_character,
@@ -203,6 +204,25 @@ class TestTexts:
             assert tokenise(tokenizer, ["ab", "c"]).tokens.tolist() == [0, 1, 29, 2]
         finally:
             tokenizer.eos_token = None
+
+    def test_pieces_end_with_lines_and_no_more_are_read_than_enough(
+        self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = ["ab\ncd\nefghi", "", "j\nk"]
+        whole = tokenise(tokenizer, given)
+        monkeypatch.setattr(texts, "PIECE", 4)
+        assert [piece for _, piece in texts._pieces(given)] == [
+            *("ab\n", "cd\n", "efgh", "i", "j\nk")
+        ]
+        cut = tokenise(tokenizer, given)
+        assert cut.tokens.equal(whole.tokens)
+        assert cut.characters == whole.characters == 14
+        assert cut.tokens.dtype == torch.int32
+        some = tokenise(tokenizer, given, most=4)
+        assert some.tokens.equal(whole.tokens[:6])
+        assert some.characters == 6
+        assert LinearizeSettings(transfer_tokens=600, tune_tokens=0).most_tokens == 600
+        assert LinearizeSettings(transfer_tokens=600).most_tokens is None
 
     def test_the_token_that_begins_a_text_is_known(self, tokenizer: Any) -> None:
         assert first_token(tokenizer) is None

@@ -129,7 +129,8 @@ def linearize(
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"expected a model of transformers, got {type(model).__name__}")
     parts = split([texts] if isinstance(texts, str) else texts, chosen.held_out)
-    train, held_out = (tokenise(tokenizer, part) for part in parts)
+    train = tokenise(tokenizer, parts[0], most=chosen.most_tokens)
+    held_out = tokenise(tokenizer, parts[1], most=chosen.held_out_tokens + 1)
     check_length(train, held_out, chosen.length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)

@@ -75,7 +75,7 @@ def cross_entropy(model: Any, text: Text, *, length: int, batch_size: int, most:
     """
     model.eval()
     device = next(model.parameters()).device
-    tokens = text.tokens[: most + 1].to(device)
+    tokens = text.tokens[: most + 1].to(device, torch.int64)
     whole = (tokens.numel() - 1) // length * length
     pieces = [*range(0, whole, length * batch_size)]
     total = 0.0
@@ -114,7 +114,7 @@ def costs(model: Any, tokens: Int[Tensor, " n"], contexts: Sequence[int]) -> lis
     with working("cost of a token", total=len(contexts), unit="contexts") as work:
         for context in contexts:
             if context + STEPS <= most:
-                ids = tokens.repeat(-(-(context + STEPS) // tokens.numel())).to(device)
+                ids = tokens.repeat(-(-(context + STEPS) // tokens.numel())).to(device, torch.int64)
                 found.append(_cost(model, ids, context))
             work.advance()
     return found

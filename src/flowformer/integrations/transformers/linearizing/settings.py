@@ -15,6 +15,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {"flow-gated": {"norm": False}, "gated": {
 class LinearizeSettings:
     """How a model with softmax attention becomes one with a state.
 
+    Of a long text no more is read than the first tokens that the training takes (by the million
+    characters).
+
     Attributes:
         mixer: Name of the new attention: causal, with a state.
         options: Options of that attention; None means its defaults, for flow-gated and gated
@@ -79,6 +82,13 @@ class LinearizeSettings:
     def mixer_options(self) -> dict[str, Any]:
         """Return the options of the new attention."""
         return dict(DEFAULTS.get(self.mixer, {}) if self.options is None else self.options)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Return the tokens of the text that are enough to train on; None for all of them."""
+        if self.transfer_tokens is None or self.tune_tokens is None:
+            return None
+        return max(self.length, self.transfer_tokens, self.tune_tokens)
 
     def chosen(self, count: int) -> list[int]:
         """Return the layers to exchange of a model that has so many.

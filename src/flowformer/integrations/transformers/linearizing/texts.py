@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+PIECE = 1_000_000  # characters that are tokenised at once
+
 
 class Text(NamedTuple):
     """A text.
 
     Attributes:
-        tokens: its tokens.
+        tokens: its tokens, in few bytes: int32.
         characters: the number of its characters.
         first: the token that stands before each piece of it that is read by itself; None for none.
     """
@@ -34,15 +36,40 @@ def split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str]) -> Text:
-    """Return texts as one, with the token that ends a text between them, where there is one."""
+def tokenise(tokenizer: Any, texts: Sequence[str], *, most: int | None = None) -> Text:
+    """Return texts as one, with the token that ends a text between them, where there is one.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        texts: the texts. They are read in pieces, cut at the ends of lines.
+        most: tokens that are enough: no piece is read after that with which there are so many; None
+            reads all.
+    """
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = []
+    parts: list[Int[Tensor, " n"]] = []
+    count = characters = 0
+    for begins, piece in _pieces(texts):
+        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [*ends, *ids] if begins and parts else ids
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        count += len(ids)
+        characters += len(piece)
+        if most is not None and count >= most:
+            break
+    tokens = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    return Text(tokens, characters, first_token(tokenizer))
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[tuple[bool, str]]:
+    """Yield the texts in pieces of about PIECE characters, and whether a text begins with it."""
     for text in texts:
-        tokens += ends if tokens else []
-        tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    characters = sum(map(len, texts))
-    return Text(torch.tensor(tokens, dtype=torch.int64), characters, first_token(tokenizer))
+        at = 0
+        while at < len(text):
+            end = at + PIECE
+            if end < len(text):
+                end = text.rfind("\n", at, end) + 1 or end
+            yield at == 0, text[at:end]
+            at = end
 
 
 def first_token(tokenizer: Any) -> int | None:
@@ -77,7 +104,7 @@ def sequences(
             order += torch.randperm(len(rows), generator=generator).tolist()
         chosen, order = order[:count], order[count:]
         left -= count * length
-        yield rows[chosen]
+        yield rows[chosen].long()
 
 
 def check_length(train: Text, held_out: Text, length: int) -> None:
