@@ -61,8 +61,8 @@ def to_gpt2(model: LanguageModel, *, positions: int | None = None) -> GPT2LMHead
         own.update(_block(f"transformer.h.{at}", block))
     theirs.load_state_dict(own)
     weight = model.embedding.weight
-    moved: Any = theirs.to(device=weight.device, dtype=weight.dtype)
-    return moved.eval()
+    nn.Module.to(theirs, device=weight.device, dtype=weight.dtype)  # theirs has no type
+    return theirs.eval()
 
 
 def _check(config: LanguageModelConfig, positions: int | None) -> None:
