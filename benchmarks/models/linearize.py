@@ -62,7 +62,8 @@ def config_of(arguments: Namespace) -> LanguageConfig:
     training = replace(
         recipe.training,
         steps=arguments.steps,
-        evaluate_every=max(1, arguments.steps // 4),
+        # Four times, where that divides the steps.
+        evaluate_every=arguments.steps // (1 if arguments.steps % 4 else 4),
         threads=arguments.threads,
         accelerator="cpu",
     )
@@ -112,7 +113,8 @@ def measure(cell: dict[str, Any], folder: Path, arguments: Namespace) -> Result:
     print(
         f"{cell['mixer']}, {cell['kept']} kept, {done.stages[-1].tokens:,} tokens: "
         + ", ".join(f"{each.bits_per_character:.3f}" for each in done.stages)
-        + f" bits a character before, after (a), after (b): {100 * done.more_bits:+.1f} %",
+        + " bits a character before, exchanged, after (a), after (b): "
+        + f"{100 * done.more_bits:+.1f} %",
         flush=True,
     )
     return {**cell, "stages": stages, "costs": found, "parameters": list(done.parameters)}
@@ -162,7 +164,11 @@ def table(result: Result) -> str:
             f"{cell['kept']} layers" if cell["kept"] else "none",
             f"{cell['stages'][-1]['tokens']:,}",
             f"{100 * cell['share']:g} %",
-            *(f"{each['bits_per_character']:.3f}" for each in cell["stages"]),
+            *(
+                f"{each['bits_per_character']:.3f}"
+                for each in cell["stages"]
+                if each["name"] != "exchanged"
+            ),
             f"{100 * (cell['stages'][-1]['nats'] / cell['stages'][0]['nats'] - 1):+.1f} %",
         ]
         for cell in result["cells"]

@@ -15,6 +15,7 @@ def cell(mixer: str, share: float, kept: int, after: float) -> dict[str, Any]:
         {"name": name, "tokens": tokens, "nats": nats, "bits_per_character": 2 * nats}
         for name, tokens, nats in (
             ("before", 0, 1.0),
+            ("exchanged", 0, 4.0),
             ("transfer", 500, 1.5),
             ("tuning", 1000, after),
         )

@@ -48,6 +48,7 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     lines = outcome.out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "before, softmax",
+        "exchanged, nothing trained",
         "after (a), attention transfer",
         "after (b), fine-tuning",
         "a token after 8 others",
@@ -58,9 +59,9 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     folder = own / "linearized"
     result = json.loads((folder / "linearize.json").read_text())
     assert (result["exchanged"], result["kept"]) == ([0], [1])
-    assert [stage["tokens"] for stage in result["stages"]] == [0, 256, 512]
+    assert [stage["tokens"] for stage in result["stages"]] == [0, 0, 256, 512]
     page = (folder / "report" / "index.html").read_text()
-    for words in ("my-llama, linearized by flow-gated", "Held-out text", "What a token costs"):
+    for words in ("my-llama, linearized by flow-gated", "Held-out text", "untuned", "What a token costs"):
         assert words in page
     again: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -76,6 +77,7 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
         ("./no-llama --text my.txt", "./no-llama: no such folder of a model"),
         ("my-llama --text my.txt --output my-llama", "my-llama is not empty"),
         ("my-llama --text my.txt --keep 3-", "expected layers such as 0-11 or 3,7, got '3-'"),
+        ("my-llama --text my.txt --tune-rate 0", "tune_rate must be positive, got 0.0"),
     ],
 )
 @pytest.mark.usefixtures("own")
@@ -88,14 +90,30 @@ def test_mistakes_are_told_at_once(
     assert message in outcome.err
 
 
+@pytest.mark.usefixtures("own")
+def test_an_infinite_perplexity_is_reported(
+    flowformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "flowformer.integrations.transformers.linearizing.measures._sum_of_nats"
+    monkeypatch.setattr(where, lambda _, ids, *__: 1e3 * ids.numel())
+    outcome = flowformer("linearize", "my-llama", "--text", "my.txt", *SMALL.split())
+    assert outcome.code == 0, outcome.err
+    assert "before, softmax: perplexity inf" in outcome.out
+    result = json.loads(Path("linearized/linearize.json").read_text())
+    assert [stage["perplexity"] for stage in result["stages"]] == [None] * 4
+    assert ">inf</td>" in Path("linearized/report/index.html").read_text()
+
+
 def test_a_run_of_ours_becomes_a_gpt2(own: Path, flowformer: Callable[..., Any]) -> None:
     words = "train char-shakespeare --data.corpus text --data.folder my.txt --model.mixer softmax"
     sizes = "--model.dim 16 --model.num-heads 2 --model.num-layers 1 --model.feedforward 32"
     short = "--training.steps 2 --training.evaluate-every 1 --data.length 16 --data.batch-size 2"
-    folder = ["--run-dir", "run", "--training.accelerator", "cpu"]
+    folder = ["--run-dir", "run", "--training.accelerator", "cpu", "--model.max-length", "32"]
     done = flowformer(*words.split(), *sizes.split(), *short.split(), *folder)
     assert done.code == 0, done.err
-    outcome = flowformer("linearize", "run", "--text", "my.txt", *SMALL.split())
+    # Sinusoidal places go on: 32 in the run, 64 wanted.
+    wanted = ["--length", "64", "--contexts", "8"]
+    outcome = flowformer("linearize", "run", "--text", "my.txt", *SMALL.split()[2:-3], *wanted)
     assert outcome.code == 0, outcome.err
     config = json.loads((own / "linearized" / "config.json").read_text())
-    assert config["model_type"] == "gpt2"
+    assert (config["model_type"], config["n_positions"]) == ("gpt2", 64)

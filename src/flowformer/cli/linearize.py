@@ -1,6 +1,7 @@
 """`flowformer linearize MODEL --text FILE`: from softmax attention to a mixer with a state."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,22 +93,22 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from flowformer.integrations.transformers import linearize
+    from flowformer.integrations.transformers.linearizing.linearize import checked_settings
     from flowformer.report.linearize import stage_lines, write_linearize_report
 
-    model, tokenizer = _load(options.model, max(options.contexts, default=0))
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    done = linearize(
-        model.to(device),
-        tokenizer,
-        texts,
-        layers=_numbers(options.layers),
-        keep=_numbers(options.keep) or (),
+    settings: dict[str, Any] = {
         **{name: getattr(options, name) for name in _SETTINGS},
-    )
+        "layers": _numbers(options.layers),
+        "keep": _numbers(options.keep) or (),
+    }
+    checked_settings(**settings)
+    model, tokenizer = _load(options.model, options.length, options.contexts)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    done = linearize(model.to(device), tokenizer, texts, **settings)
     done.model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     result = _result(options.model, done)
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(options.output / "linearize.json", f"{text}\n")
     report = write_linearize_report(options.output / "report", result)
     lines = [*stage_lines(result), f"model: {options.output}", f"report: {report}"]
@@ -149,13 +150,13 @@ def _numbers(text: str | None) -> Sequence[int] | None:
     return found
 
 
-def _load(name: str, positions: int) -> tuple[Any, Any]:
+def _load(name: str, length: int, contexts: Sequence[int]) -> tuple[Any, Any]:
     """Return a model and its tokenizer: of a run of ours, or of transformers."""
     if (Path(name) / "weights.safetensors").is_file():
         from flowformer.integrations.transformers.linearizing.measures import STEPS
         from flowformer.integrations.transformers.runs import convert_to_gpt2
 
-        return convert_to_gpt2(name, at_least=positions + STEPS)
+        return convert_to_gpt2(name, at_least=max(length, max(contexts, default=0) + STEPS))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -177,3 +178,12 @@ def _result(name: str, done: Any) -> dict[str, Any]:
         "transfer_losses": done.transfer_losses,
         "tune_losses": done.tune_losses,
     }
+
+
+def _finite(value: Any) -> Any:
+    """Return what JSON can say of it: null in place of inf and nan."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

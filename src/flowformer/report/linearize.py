@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 
 STAGES = {
     "before": "before, softmax",
+    "exchanged": "exchanged, nothing trained",
     "transfer": "after (a), attention transfer",
     "tuning": "after (b), fine-tuning",
 }
@@ -47,6 +48,10 @@ def write_linearize_report(folder: Path, result: Mapping[str, Any]) -> Path:
             page.table(
                 ("", "tokens of training", "perplexity", "bits a character", "more", "took"),
                 [_stage(each, stages[0]) for each in stages],
+            ),
+            page.paragraph(
+                "“Before” is the model as it came, untuned on the text: what the fine-tuning learns of "
+                "the text's domain enters the difference, beside what the new attention costs."
             ),
             *_cost_parts(costs),
             *_transfer_parts(result["transfer_losses"]),
@@ -92,7 +97,7 @@ def _stage(stage: Row, first: Row) -> tuple[str, ...]:
         f"{stage['perplexity']:.2f}",
         f"{stage['bits_per_character']:.3f}",
         _more(stage, first),
-        "" if stage["name"] == "before" else duration(stage["seconds"]),
+        duration(stage["seconds"]) if stage["name"] in ("transfer", "tuning") else "",
     )
 
 

@@ -25,6 +25,7 @@ from flowformer import flow_attention
 from flowformer.integrations.transformers.attention import ATTENTIONS, KEY
 from flowformer.integrations.transformers.cache import CACHE
 from flowformer.nn.mixers.flow import FlowAttention
+from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.replace import replace_attention
 from flowformer.nn.replace.transformers_attention import AttentionMask
 from flowformer.nn.replace.transformers_owner import document_offsets
@@ -318,6 +319,27 @@ class TestSaved:
         replace_attention(model, "linear")
         model.set_attn_implementation("flow")
         assert getattr(model.config, KEY)["implementation"] == "flow"
+
+    @pytest.mark.parametrize("loaded", [True, False])
+    def test_the_way_back_from_replaced_attention_is_kept(
+        self, loaded: bool, tmp_path: Any
+    ) -> None:
+        plain, model = llama().float(), llama().float()
+        model.load_state_dict(plain.state_dict())
+        replace_attention(model, "linear")
+        if loaded:
+            model.save_pretrained(tmp_path)
+            with pytest.warns(UserWarning, match="saved after replace_attention with 'linear'"):
+                model = type(model).from_pretrained(tmp_path, attn_implementation="sdpa")
+        else:
+            model.set_attn_implementation("sdpa")
+        assert not any(isinstance(module, HeadAttention) for module in model.modules())
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+        assert again.config._attn_implementation == "sdpa"
+        assert not hasattr(again.config, KEY)
+        found, expected = (each.eval()(TOKENS).last_hidden_state for each in (again, plain))
+        torch.testing.assert_close(found, expected)
 
     def test_state_dicts(self) -> None:
         plain, flow = llama(), llama()

@@ -1,19 +1,23 @@
 """`linearize`: from softmax to a mixer with a state, on models of a few thousand parameters."""
 
+import copy
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.integrations.transformers import linearize
 from flowformer.integrations.transformers.gpt2 import to_gpt2
+from flowformer.integrations.transformers.linearizing import texts
 from flowformer.integrations.transformers.linearizing.measures import (
+    Stage,
     bits_per_character,
     cross_entropy,
 )
@@ -21,6 +25,8 @@ from flowformer.integrations.transformers.linearizing.schedule import factor
 from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
+    begun,
+    first_token,
     sequences,
     split,
     tokenise,
@@ -33,10 +39,12 @@ from flowformer.integrations.transformers.linearizing.transfer import (
 from flowformer.models import LanguageModel, LanguageModelConfig
 from flowformer.nn.mixers.gated import GatedAttention
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.replace.transformers import CHILD, child_of
+from flowformer.nn.replace.transformers import CHILD, child_of, supported
 from tests.integrations.transformers.test_states import MODELS, build
 
+linearizing: Any = sys.modules[linearize.__module__]  # its name is that of its function
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,\n?"
+BEGIN = LETTERS.index(",")  # for tokenizers that begin each text
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60
 SMALL: dict[str, Any] = {"length": 16, "batch_size": 4, "contexts": (8, 32), "held_out_tokens": 200}
 
@@ -50,6 +58,18 @@ def tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?")
 
 
+def beginning(tokenizer: Any) -> Any:
+    """The same with a token that begins each text."""
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), unk_token="?"
+    )
+    other.add_special_tokens({"bos_token": ","})
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=", $A", special_tokens=[(",", BEGIN)]
+    )
+    return other
+
+
 def small(name: str) -> Any:
     return build(name).float()
 
@@ -60,8 +80,10 @@ def test_every_architecture(name: str, tokenizer: Any, tmp_path: Path) -> None:
     done = linearize(
         model, tokenizer, TEXT, transfer_tokens=512, tune_tokens=512, keep=[1], **SMALL
     )
-    assert [stage.name for stage in done.stages] == ["before", "transfer", "tuning"]
-    assert [stage.tokens for stage in done.stages] == [0, 512, 1024]
+    assert [stage.name for stage in done.stages] == [
+        *("before", "exchanged", "transfer", "tuning")
+    ]
+    assert [stage.tokens for stage in done.stages] == [0, 0, 512, 1024]
     assert (done.exchanged, done.kept) == ([0], [1])
     assert all(math.isfinite(stage.nats) for stage in done.stages)
     assert [cost.context for cost in done.cost_after] == [8, 32]
@@ -77,7 +99,10 @@ def test_every_architecture(name: str, tokenizer: Any, tmp_path: Path) -> None:
 def test_the_cache_is_of_constant_size_where_no_layer_stays_softmax(tokenizer: Any) -> None:
     model = small("llama")
     done = linearize(model, tokenizer, TEXT, transfer_tokens=0, tune_tokens=0, **SMALL)
-    assert [stage.name for stage in done.stages] == ["before"]
+    assert [stage.name for stage in done.stages] == ["before", "exchanged"]
+    before, exchanged = done.stages
+    assert before.nats != exchanged.nats
+    assert done.more_bits == exchanged.nats / before.nats - 1
     assert len({cost.bytes for cost in done.cost_after}) == 1
     # Keys and values of 2 layers, 2 heads of 4, of 18 and of 42 tokens.
     assert [cost.bytes for cost in done.cost_before] == [2 * 2 * 2 * 4 * n * 4 for n in (18, 42)]
@@ -126,6 +151,17 @@ class TestTransfer:
         assert any(CHILD in name for name in changed)
         assert all("forward" not in vars(module) for module, _ in pairs.values())
 
+    @pytest.mark.parametrize("name", ["llama", "gpt2"])
+    def test_nothing_is_predicted(self, name: str) -> None:
+        model = small(name)
+        names = [each for each, module in model.named_modules() if supported(module)]
+        old = {each: copy_softmax(model.get_submodule(each)) for each in names}
+        replace_attention(model, "flow-gated")
+        pairs = {each: (model.get_submodule(each), old[each]) for each in names}
+        model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("logits were computed"))
+        losses = transfer(model, pairs, iter([torch.randint(31, (2, 16))]), rate=1e-2, steps=1)
+        assert [len(each) for each in losses.values()] == [1, 1]
+
     def test_the_error_falls(self, model: Any) -> None:
         pairs = self.exchanged(model)
         for module, _ in pairs.values():
@@ -169,6 +205,67 @@ class TestTexts:
         finally:
             tokenizer.eos_token = None
 
+    def test_pieces_end_with_lines_and_no_more_are_read_than_enough(
+        self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = ["ab\ncd\nefghi", "", "j\nk"]
+        whole = tokenise(tokenizer, given)
+        monkeypatch.setattr(texts, "PIECE", 4)
+        assert [piece for _, piece in texts._pieces(given)] == [
+            *("ab\n", "cd\n", "efgh", "i", "j\nk")
+        ]
+        cut = tokenise(tokenizer, given)
+        assert cut.tokens.equal(whole.tokens)
+        assert cut.characters == whole.characters == 14
+        assert cut.tokens.dtype == torch.int32
+        some = tokenise(tokenizer, given, most=4)
+        assert some.tokens.equal(whole.tokens[:6])
+        assert some.characters == 6
+        assert LinearizeSettings(transfer_tokens=600, tune_tokens=0).most_tokens == 600
+        assert LinearizeSettings(transfer_tokens=600).most_tokens is None
+
+    def test_the_token_that_begins_a_text_is_known(self, tokenizer: Any) -> None:
+        assert first_token(tokenizer) is None
+        assert first_token(beginning(tokenizer)) == BEGIN
+        assert tokenise(beginning(tokenizer), ["ab", "c"]).tokens.tolist() == [0, 1, 2]
+        assert begun(torch.tensor([[1, 2]]), BEGIN).tolist() == [[BEGIN, 1, 2]]
+
+    def test_cross_entropy_after_the_token_that_begins_a_text(self) -> None:
+        model = small("llama")
+        ids = torch.randint(30, (20,), generator=torch.Generator().manual_seed(0))
+        found = cross_entropy(model, Text(ids, 20, BEGIN), length=16, batch_size=2, most=100)
+        parts = []
+        for start, stop in ((0, 16), (16, 19)):
+            logits = model(torch.cat([torch.tensor([BEGIN]), ids[start:stop]])[None]).logits[0, 1:]
+            parts.append(F.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none"))
+        assert found == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+
+    def test_it_stands_before_each_row_and_its_prediction_is_left_out(
+        self, tokenizer: Any
+    ) -> None:
+        model, seen = small("llama"), []
+        expected = copy.deepcopy(model)
+        forward = model.forward
+        model.forward = lambda **call: seen.append(call) or forward(**call)
+        own = {**SMALL, "contexts": ()}
+        done = linearize(
+            model, beginning(tokenizer), TEXT, transfer_tokens=0, tune_tokens=64, **own
+        )
+        row = next(call for call in seen if "labels" in call)
+        assert row["input_ids"].shape == (4, 17)
+        assert all((call["input_ids"][:, 0] == BEGIN).all() for call in seen)
+        assert row["labels"][:, :2].eq(-100).all()
+        assert row["labels"][:, 2:].equal(row["input_ids"][:, 2:])
+        assert done.stages[-1].tokens == 64
+        before = cross_entropy(
+            expected,
+            tokenise(beginning(tokenizer), split([TEXT], 0.1)[1]),
+            length=16,
+            batch_size=4,
+            most=200,
+        )
+        assert done.stages[0].nats == pytest.approx(before)
+
     def test_every_sequence_is_taken_before_one_is_taken_again(self) -> None:
         tokens = torch.arange(50)
         batches = list(sequences(tokens, 10, 2, 130, torch.Generator().manual_seed(0)))
@@ -192,6 +289,19 @@ class TestTexts:
 
 def test_the_rate_rises_and_falls() -> None:
     assert [factor(at, 100) for at in (0, 4, 5, 100)] == pytest.approx([0.2, 1.0, 1.0, 0.1])
+
+
+@pytest.mark.parametrize("name", ["transfer", "tune"])
+def test_a_loss_that_is_no_number_ends_the_training(name: str, tokenizer: Any) -> None:
+    settings = {"transfer_tokens": 0, "tune_tokens": 0, f"{name}_tokens": 512, f"{name}_rate": 1e30}
+    message = rf"the loss of step \d of 8 is .*a lower rate than 1e\+30 \({name}_rate\)"
+    with pytest.raises(FloatingPointError, match=message):
+        linearize(small("llama"), tokenizer, TEXT, **settings, **SMALL)
+
+
+def test_a_perplexity_beyond_a_float_is_infinite() -> None:
+    stage = Stage(name="before", tokens=0, nats=1000.0, bits_per_character=1.0, seconds=0.0)
+    assert stage.perplexity == math.inf
 
 
 # peft asks transformers by a name that it is to lose.
@@ -218,7 +328,8 @@ class TestRefusals:
             ({"held_out": 1.0}, "held_out must be above 0 and below 1"),
             ({"lora": 0}, "lora must be a rank"),
             ({"tune_rate": 0.0}, "tune_rate must be positive"),
-            ({"transfer_tokens": -1}, "transfer_tokens must be at least 0"),
+            ({"transfer_tokens": -1}, "transfer_tokens must be 0, which leaves it out, or at least"),
+            ({"tune_tokens": 511}, "at least a sequence of length=512 tokens, got 511"),
         ],
     )
     def test_settings(self, settings: dict[str, Any], message: str) -> None:
@@ -243,6 +354,42 @@ class TestRefusals:
         replace_attention(model, "flow")
         with pytest.raises(ValueError, match="is FlowAttention already"):
             linearize(model, tokenizer, TEXT, length=16)
+
+    @pytest.mark.parametrize(
+        ("name", "said"), [("flow", "'flow'"), ("flow-gated", "FlowGatedAttention")]
+    )
+    def test_models_that_chose_ours_by_name(self, name: str, said: str, tokenizer: Any) -> None:
+        model = small("llama")
+        model.set_attn_implementation(name)
+        with pytest.raises(ValueError, match=f"self_attn is {said} already"):
+            linearize(model, tokenizer, TEXT, length=16)
+
+    def test_options_before_anything_is_judged(
+        self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(linearizing, "cross_entropy", None)
+        with pytest.raises(ValueError, match="no_such_option"):
+            linearize(small("llama"), tokenizer, TEXT, options={"no_such_option": 1}, **SMALL)
+
+    def test_adapters_without_peft_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(ImportError, match=r"flowformer\[linearize\]"):
+            linearizing.checked_settings(lora=2)
+
+    def test_more_tokens_than_positions(self, tokenizer: Any) -> None:
+        for name in ("llama", "gpt2"):
+            with pytest.raises(ValueError, match="length must be at most 80: .* got 81"):
+                linearize(small(name), tokenizer, TEXT, length=81)
+            with pytest.raises(ValueError, match="length must be at most 79: .* got 80"):
+                linearize(small(name), beginning(tokenizer), TEXT, length=80)
+
+    def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:
+        model = small("llama").bfloat16()
+        with pytest.raises(ValueError, match=r"got model\.embed_tokens\.weight in torch\.bfloat16"):
+            linearize(model, tokenizer, TEXT, **SMALL)
+        message = r"got model\.layers\.1\.self_attn\.q_proj\.weight in torch\.bfloat16"
+        with pytest.raises(ValueError, match=message):
+            linearize(model, tokenizer, TEXT, tune_tokens=0, layers=[1], **SMALL)
 
     def test_a_text_that_is_too_short(self, tokenizer: Any) -> None:
         with pytest.raises(ValueError, match="at least 512 tokens"):

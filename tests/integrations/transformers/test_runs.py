@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowformer.data.language.tokenizers import train_tokenizer
 from flowformer.integrations.transformers import runs
+from flowformer.models.language.config import LanguageModelConfig
 from flowformer.models.language.model import LanguageModel
 from tests.integrations.transformers.small import small
 
@@ -51,3 +52,27 @@ def test_a_run_is_saved_for_pipelines(
     assert loaded.config.eos_token_id == (stop[0] if stop else None)
     tokens = torch.tensor([tokenizer.encode(TEXT)])
     torch.testing.assert_close(loaded(tokens).logits, ours(tokens).logits)
+
+
+@pytest.mark.parametrize("stop", [(), (3,)])
+def test_a_gpt2_stops_where_the_run_does(
+    stop: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = train_tokenizer("bpe", [TEXT] * 3, vocab_size=300)
+    config = LanguageModelConfig(
+        mixer="softmax",
+        dim=16,
+        num_heads=2,
+        num_layers=1,
+        feedforward=32,
+        max_length=8,
+        positions="learned",
+    )
+    model = LanguageModel(config, vocab_size=tokenizer.vocab_size)
+    whole = SimpleNamespace(model=config)
+    run = SimpleNamespace(model=model, tokenizer=tokenizer, stop_ids=stop, config=whole)
+    monkeypatch.setattr(runs.Language, "load", lambda _: run)
+    gpt2, _ = runs.convert_to_gpt2("a run")
+    expected = stop[0] if stop else None
+    assert gpt2.config.eos_token_id == expected
+    assert gpt2.generation_config.eos_token_id == expected

@@ -144,25 +144,38 @@ def _restoring(method: Callable[..., str]) -> Callable[..., str]:
         is_init_check: bool = False,
     ) -> str:
         record = _record(self)
-        if record is not None and requested_attention in (None, record["implementation"]):
+        if not hasattr(self.config, KEY):
+            pass
+        elif record is not None and requested_attention in (None, record["implementation"]):
             requested_attention = _saved_implementation(record)
-        elif record is not None:
-            _forget(self.config)
-            if is_init_check and not isinstance(record, _Written):
-                warnings.warn(
-                    f"{type(self).__name__} was saved with attn_implementation="
-                    f"{record['implementation']!r} ({record['mixer']}) and is loaded with "
-                    f"{requested_attention!r}: its weights were trained for another attention",
-                    stacklevel=2,
-                )
-        elif hasattr(self.config, KEY) and (requested_attention or CALL).startswith(CALL):
+        elif record is None and (requested_attention or CALL).startswith((CALL, IMPLEMENTATION)):
             register_implementation()
             requested_attention = IMPLEMENTATION
+        else:
+            _forget_for(self, requested_attention, told=is_init_check)
         if requested_attention in ATTENTIONS and _has_own_table(type(self).__module__):
             raise _refusal(self, requested_attention, "its attention")
         return method(self, requested_attention, is_init_check)
 
     return get_correct_attn_implementation
+
+
+def _forget_for(model: PreTrainedModel, requested: str | None, *, told: bool) -> None:
+    """Forget the attention that a configuration was saved with, for another one is asked for."""
+    record = getattr(model.config, KEY)
+    if told and not isinstance(record, _Written):
+        if _record(model) is None:
+            records = record if isinstance(record, list) else [record]
+            mixers = ", ".join(sorted({repr(each["mixer"]) for each in records}))
+            saved = f"after replace_attention with {mixers}"
+        else:
+            saved = f"with attn_implementation={record['implementation']!r} ({record['mixer']})"
+        warnings.warn(
+            f"{type(model).__name__} was saved {saved} and is loaded with {requested!r}: its "
+            "weights were trained for another attention",
+            stacklevel=3,
+        )
+    _forget(model.config)
 
 
 class _Written(dict[str, Any]):
@@ -323,9 +336,13 @@ _CHOSEN = "chosen_by_name"
 
 
 def _take_out(part: PreTrainedModel) -> None:
-    """Take out the attentions that a choice by name has put into a model."""
+    """Take out the attentions that an earlier choice, or `replace_attention`, put into a model."""
     for module in own_modules(part):
-        if getattr(child_of(module), _CHOSEN, False):
+        child: Any = child_of(module)
+        if child is None:
+            continue
+        owner: Any = module
+        if hasattr(child, _CHOSEN) or owner.config._attn_implementation != IMPLEMENTATION:
             del module._modules[CHILD]
 
 

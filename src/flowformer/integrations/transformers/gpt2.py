@@ -4,6 +4,8 @@ GPT-2 is what our model is with layer norms, biases and position vectors: other 
 and its attention can be exchanged there (`linearize`).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -58,7 +60,9 @@ def to_gpt2(model: LanguageModel, *, positions: int | None = None) -> GPT2LMHead
     for at, block in enumerate(model.blocks):
         own.update(_block(f"transformer.h.{at}", block))
     theirs.load_state_dict(own)
-    return theirs.to(model.embedding.weight).eval()
+    weight = model.embedding.weight
+    nn.Module.to(theirs, device=weight.device, dtype=weight.dtype)  # theirs has no type
+    return theirs.eval()
 
 
 def _check(config: LanguageModelConfig, positions: int | None) -> None:
@@ -85,10 +89,10 @@ def _places(model: LanguageModel, count: int) -> Tensor:
     return sinusoids(torch.arange(count), model.config.dim, model.positions.kind)
 
 
-def _block(place: str, block: nn.Module) -> dict[str, Tensor]:
+def _block(place: str, block: Any) -> dict[str, Tensor]:
     """Return the parameters of a block; GPT-2 multiplies from the right, and joins the three."""
     mixer = block.get_submodule("mixer")
-    linears = {**dict(block.named_children()), **dict(mixer.named_children())}
+    linears: dict[str, Any] = {**dict(block.named_children()), **dict(mixer.named_children())}
     found = {**_norm(f"{place}.ln_1", block.norm1), **_norm(f"{place}.ln_2", block.norm2)}
     joined = [linears[f"{name}_projection"] for name in ("query", "key", "value")]
     weights = {

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
@@ -32,10 +33,15 @@ def convert_run(
     run = Language.load(run_dir)
     tokenizer = None if run.tokenizer is None else convert_tokenizer(run.tokenizer)
     model = FlowformerForCausalLM.from_language_model(run.model, tokenizer)
+    _stop(model, run)
+    return model, tokenizer
+
+
+def _stop(model: Any, run: Any) -> None:
+    """Let a model end its text where the run's would."""
     # A line's end is a token of words, but no reason to stop.
     model.config.eos_token_id = next(iter(run.stop_ids), None)
     model.generation_config.eos_token_id = model.config.eos_token_id
-    return model, tokenizer
 
 
 def convert_to_gpt2(
@@ -60,7 +66,9 @@ def convert_to_gpt2(
     if run.config.model.positions != "learned":
         places = max(places, at_least)
     model = to_gpt2(run.model, positions=places)
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    config: Any = model.config
+    config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    _stop(model, run)
     return model, tokenizer
 
 

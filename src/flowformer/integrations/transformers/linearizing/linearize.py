@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from flowformer.integrations.transformers.attention import ATTENTIONS
 from flowformer.integrations.transformers.linearizing.measures import (
     Cost,
     Stage,
@@ -20,6 +21,7 @@ from flowformer.integrations.transformers.linearizing.measures import (
 from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
+    begun,
     check_length,
     sequences,
     split,
@@ -31,11 +33,16 @@ from flowformer.integrations.transformers.linearizing.transfer import (
     copy_softmax,
     transfer,
 )
-from flowformer.integrations.transformers.linearizing.tuning import tune
+from flowformer.integrations.transformers.linearizing.tuning import import_peft, tune
 from flowformer.nn.mixers.building import mixer_class
 from flowformer.nn.mixers.softmax import SoftmaxAttention
 from flowformer.nn.replace import replace_attention
-from flowformer.nn.replace.transformers import child_of, is_decoders_cross, supported
+from flowformer.nn.replace.transformers import (
+    build_child,
+    child_of,
+    is_decoders_cross,
+    supported,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +55,8 @@ class Linearized:
         settings: how it was made.
         exchanged: the layers whose attention has a state.
         kept: the layers that are softmax.
-        stages: the model before, after the attention transfer and after the fine-tuning, as far as
-            there was one.
+        stages: the model before, with its attention exchanged and nothing trained, after the
+            attention transfer and after the fine-tuning, as far as there was one.
         cost_before: the cost of a token over the context, before.
         cost_after: the same, after.
         transfer_losses: for each exchanged layer and step the squared error of its output, relative
@@ -82,12 +89,13 @@ def linearize(
 
     Three steps: (a) attention transfer, in which each layer's new attention, with the projections
     around it, learns to give what the old one gave for the same hidden states; (b) fine-tuning of
-    all parameters, or of adapters; (c) what is held out of the text is predicted before, after (a)
-    and after (b), and the time and memory of a token are measured over the context.
+    all parameters, or of adapters; (c) what is held out of the text is predicted before, after the
+    exchange, after (a) and after (b), and the time and memory of a token are measured over the context.
 
     Args:
         model: a language model of transformers whose attention is one of
-            `flowformer.nn.replace.transformers.SUPPORTED`. In float32: half precision learns badly.
+            `flowformer.nn.replace.transformers.SUPPORTED`. In float32, or float64: in half
+            precision the steps of a training are lost in rounding.
         tokenizer: its tokenizer.
         texts: the text to learn from and, at its end, to be judged by.
         settings: those of `LinearizeSettings`: mixer, options, layers, keep, length, batch_size,
@@ -100,29 +108,49 @@ def linearize(
     Raises:
         TypeError: there is no such setting, or the model is none of transformers.
         ValueError: a setting is out of its range, the text is too short, the model has no attention
-            that is known, or it was exchanged already.
+            that is known, it was exchanged already, it is of half precision, or it has not
+            so many positions.
         NotImplementedError: the mixer has no causal form, or no state.
+        ImportError: adapters are asked for and peft is not installed.
+        FloatingPointError: a loss is no finite number any more: the rate was too high.
 
     Examples:
+        >>> import torch
         >>> from transformers import AutoModelForCausalLM, AutoTokenizer
         >>> from flowformer.integrations.transformers import linearize
         >>> def to_linear(name, text, folder):
-        ...     model = AutoModelForCausalLM.from_pretrained(name)
+        ...     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         ...     tokenizer = AutoTokenizer.from_pretrained(name)
         ...     result = linearize(model, tokenizer, text, keep=[0], lora=8)
         ...     result.model.save_pretrained(folder)
         ...     return result.more_bits
     """
-    chosen = LinearizeSettings(**settings)
+    chosen = checked_settings(**settings)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"expected a model of transformers, got {type(model).__name__}")
-    _check_mixer(chosen.mixer)
     parts = split([texts] if isinstance(texts, str) else texts, chosen.held_out)
-    train, held_out = (tokenise(tokenizer, part) for part in parts)
+    train = tokenise(tokenizer, parts[0], most=chosen.most_tokens)
+    held_out = tokenise(tokenizer, parts[1], most=chosen.held_out_tokens + 1)
     check_length(train, held_out, chosen.length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)
         return _Work(model, chosen, train, held_out).run()
+
+
+def checked_settings(**settings: Any) -> LinearizeSettings:
+    """Return the settings of a linearization, checked as far as is possible without a model.
+
+    Raises:
+        TypeError: there is no such setting.
+        ValueError: one is out of its range, or there is no such mixer.
+        NotImplementedError: the mixer has no causal form, or no state.
+        ImportError: adapters are asked for and peft is not installed.
+    """
+    chosen = LinearizeSettings(**settings)
+    _check_mixer(chosen.mixer)
+    if chosen.lora is not None:
+        import_peft()
+    return chosen
 
 
 def _check_mixer(name: str) -> None:
@@ -139,6 +167,9 @@ def _check_mixer(name: str) -> None:
         )
 
 
+_TRAINED_IN = (torch.float32, torch.float64)
+
+
 class _Work:
     """One linearization."""
 
@@ -150,6 +181,11 @@ class _Work:
         self.layers = attention_layers(model)
         self.exchanged = settings.chosen(len(self.layers))
         self.names = [self.layers[at] for at in self.exchanged]
+        self.check_places()
+        self.check_precision()
+        with torch.random.fork_rng(devices=[]):  # a mistake in the options is told at once
+            first = model.get_submodule(self.names[0])
+            build_child(first, settings.mixer, settings.mixer_options)
         self.stages: list[Stage] = []
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.seen, self.begun = 0, time.perf_counter()
@@ -169,6 +205,8 @@ class _Work:
         )
         for name in self.names:
             begin(model.get_submodule(name))
+        self.begun = time.perf_counter()
+        self.judge("exchanged")
         losses: Losses = {}
         self.begun = time.perf_counter()
         if steps := self.steps(settings.transfer_tokens):
@@ -187,6 +225,7 @@ class _Work:
                 rate=settings.tune_rate,
                 steps=steps,
                 lora=settings.lora,
+                begun=self.train.first is not None,
             )
             self.judge("tuning")
         return Linearized(
@@ -201,6 +240,36 @@ class _Work:
             tune_losses=tune_losses,
             parameters=(before, sum(each.numel() for each in self.model.parameters())),
         )
+
+    def check_places(self) -> None:
+        """Refuse sequences that are longer than the model has positions.
+
+        Raises:
+            ValueError: they are.
+        """
+        places = getattr(self.model.config, "max_position_embeddings", None)
+        more = self.train.first is not None
+        if places is not None and self.settings.length + more > places:
+            token = ", of which the token that begins a text takes one" if more else ""
+            raise ValueError(
+                f"length must be at most {places - more}: the model has {places} positions "
+                f"(max_position_embeddings){token}; got {self.settings.length}"
+            )
+
+    def check_precision(self) -> None:
+        """Refuse parameters that a step of the size of the rates would not change.
+
+        Raises:
+            ValueError: one that is to be trained is of half precision.
+        """
+        whole = self.settings.lora is None and self.settings.tune_tokens != 0
+        for name in [""] if whole else self.names:
+            for each, parameter in self.model.get_submodule(name).named_parameters(name):
+                if parameter.is_floating_point() and parameter.dtype not in _TRAINED_IN:
+                    raise ValueError(
+                        f"expected parameters in float32 or float64 to train, got {each} in "
+                        f"{parameter.dtype}: load the model with dtype=torch.float32"
+                    )
 
     def wanted(self, tokens: int | None) -> int:
         """Return the tokens to train on: those of the text where no number is given."""
@@ -221,7 +290,7 @@ class _Work:
             self.train.tokens, chosen.length, chosen.batch_size, wanted, self.generator
         ):
             self.seen += batch.numel()
-            yield batch
+            yield begun(batch, self.train.first)
 
     def judge(self, name: str) -> None:
         """Predict the held-out text."""
@@ -259,7 +328,10 @@ def attention_layers(model: nn.Module) -> list[str]:
     if not found:
         replace_attention(model, "softmax", predicate=lambda *_: False)  # says what there is
     for name, module in found:
-        child = child_of(module)
-        if child is not None and not isinstance(child, SoftmaxAttention):
-            raise ValueError(f"{name} is {type(child).__name__} already: give a model with softmax")
-    return [name for name, _ in sorted(found, key=lambda each: int(each[1].layer_idx))]
+        child, chosen = child_of(module), module.config._attn_implementation
+        if child is None and chosen not in ATTENTIONS or isinstance(child, SoftmaxAttention):
+            continue
+        what = repr(chosen) if child is None else type(child).__name__
+        raise ValueError(f"{name} is {what} already: give a model with softmax")
+    places: dict[str, Any] = {name: module.layer_idx for name, module in found}
+    return sorted(places, key=lambda name: places[name])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
-from flowformer.integrations.transformers.linearizing.texts import Text
+from flowformer.integrations.transformers.linearizing.texts import Text, begun
 from flowformer.progress import working
 
 STEPS = 10  # tokens over which the time of one is taken
@@ -24,7 +24,7 @@ class Stage:
     """A model on held-out text.
 
     Attributes:
-        name: "before", "transfer" or "tuning".
+        name: "before", "exchanged", "transfer" or "tuning".
         tokens: tokens that it was trained on since the start.
         nats: cross-entropy of a token.
         bits_per_character: the same for each character of the text.
@@ -39,8 +39,11 @@ class Stage:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats): comparable between models with the same tokens only."""
-        return math.exp(self.nats)
+        """exp(nats): comparable between models with the same tokens only; inf beyond a float."""
+        try:
+            return math.exp(self.nats)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +67,15 @@ def cross_entropy(model: Any, text: Text, *, length: int, batch_size: int, most:
 
     Args:
         model: the model.
-        text: the text, in pieces of `length` tokens, each by itself.
+        text: the text, in pieces of `length` tokens, each by itself, after the token that begins a
+            text.
         length: tokens of a piece.
         batch_size: pieces that are read at once.
         most: tokens of the text that are read at most.
     """
     model.eval()
     device = next(model.parameters()).device
-    tokens = text.tokens[: most + 1].to(device)
+    tokens = text.tokens[: most + 1].to(device, torch.int64)
     whole = (tokens.numel() - 1) // length * length
     pieces = [*range(0, whole, length * batch_size)]
     total = 0.0
@@ -79,15 +83,19 @@ def cross_entropy(model: Any, text: Text, *, length: int, batch_size: int, most:
         for at in pieces:
             end = min(at + length * batch_size, whole)
             ids, targets = (tokens[at + n : end + n].view(-1, length) for n in (0, 1))
-            total += _sum_of_nats(model, ids, targets)
+            total += _sum_of_nats(model, ids, targets, text.first)
             work.reach(end)
         if whole < tokens.numel() - 1:
-            total += _sum_of_nats(model, tokens[None, whole:-1], tokens[None, whole + 1 :])
+            ids, targets = tokens[None, whole:-1], tokens[None, whole + 1 :]
+            total += _sum_of_nats(model, ids, targets, text.first)
     return total / (tokens.numel() - 1)
 
 
-def _sum_of_nats(model: Any, ids: Int[Tensor, "b t"], targets: Int[Tensor, "b t"]) -> float:
-    logits = model(input_ids=ids, use_cache=False).logits.float()
+def _sum_of_nats(
+    model: Any, ids: Int[Tensor, "b t"], targets: Int[Tensor, "b t"], first: int | None
+) -> float:
+    logits = model(input_ids=begun(ids, first), use_cache=False).logits.float()
+    logits = logits[:, -ids.shape[1] :]  # what the first token alone predicts is left out
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
 
 
@@ -106,7 +114,7 @@ def costs(model: Any, tokens: Int[Tensor, " n"], contexts: Sequence[int]) -> lis
     with working("cost of a token", total=len(contexts), unit="contexts") as work:
         for context in contexts:
             if context + STEPS <= most:
-                ids = tokens.repeat(-(-(context + STEPS) // tokens.numel())).to(device)
+                ids = tokens.repeat(-(-(context + STEPS) // tokens.numel())).to(device, torch.int64)
                 found.append(_cost(model, ids, context))
             work.advance()
     return found

@@ -18,15 +18,28 @@ class Steps:
         parameters: what is trained.
         rate: the highest learning rate.
         total: the number of steps.
+        name: the setting of that rate, for messages.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, total: int) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], rate: float, total: int, *, name: str
+    ) -> None:
+        self._name = name
         self.parameters = [each for each in parameters if each.requires_grad]
         self._rate, self._total, self._done = rate, total, 0
         self._optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.0)
 
     def step(self, loss: Tensor) -> None:
-        """Go a step down the loss."""
+        """Go a step down the loss.
+
+        Raises:
+            FloatingPointError: the loss is no finite number.
+        """
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss of step {self._done + 1} of {self._total} is {loss.item()}: give a "
+                f"lower rate than {self._rate:g} ({self._name})"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         for group in self._optimizer.param_groups:

@@ -15,6 +15,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {"flow-gated": {"norm": False}, "gated": {
 class LinearizeSettings:
     """How a model with softmax attention becomes one with a state.
 
+    Of a long text no more is read than the first tokens that the training takes (by the million
+    characters).
+
     Attributes:
         mixer: Name of the new attention: causal, with a state.
         options: Options of that attention; None means its defaults, for flow-gated and gated
@@ -23,10 +26,11 @@ class LinearizeSettings:
         keep: Layers among them that stay softmax.
         length: Tokens of a sequence in training and in the evaluation.
         batch_size: Sequences of a step.
-        transfer_tokens: Tokens of the attention transfer; 0 leaves it out, None takes the text
-            once.
+        transfer_tokens: Tokens of the attention transfer, at least those of a sequence; 0 leaves it
+            out, None takes the text once.
         transfer_rate: Its learning rate.
-        tune_tokens: Tokens of the fine-tuning; 0 leaves it out, None takes the text once.
+        tune_tokens: Tokens of the fine-tuning, at least those of a sequence; 0 leaves it out, None
+            takes the text once.
         tune_rate: Its learning rate.
         lora: Rank of the adapters by which the fine-tuning changes the projections of the exchanged
             layers, in place of all parameters; None for all. Needs peft.
@@ -62,8 +66,12 @@ class LinearizeSettings:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
         for name in ("transfer_tokens", "tune_tokens"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            tokens = getattr(self, name)
+            if tokens is not None and tokens != 0 and tokens < self.length:
+                raise ValueError(
+                    f"{name} must be 0, which leaves it out, or at least a sequence of "
+                    f"length={self.length} tokens, got {tokens}"
+                )
         for name in ("transfer_rate", "tune_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -74,6 +82,13 @@ class LinearizeSettings:
     def mixer_options(self) -> dict[str, Any]:
         """Return the options of the new attention."""
         return dict(DEFAULTS.get(self.mixer, {}) if self.options is None else self.options)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Return the tokens of the text that are enough to train on; None for all of them."""
+        if self.transfer_tokens is None or self.tune_tokens is None:
+            return None
+        return max(self.length, self.transfer_tokens, self.tune_tokens)
 
     def chosen(self, count: int) -> list[int]:
         """Return the layers to exchange of a model that has so many.

@@ -7,17 +7,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+PIECE = 1_000_000  # characters that are tokenised at once
+
 
 class Text(NamedTuple):
     """A text.
 
     Attributes:
-        tokens: its tokens.
+        tokens: its tokens, in few bytes: int32.
         characters: the number of its characters.
+        first: the token that stands before each piece of it that is read by itself; None for none.
     """
 
     tokens: Int[Tensor, " n"]
     characters: int
+    first: int | None = None
 
 
 def split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
@@ -32,14 +36,52 @@ def split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str]) -> Text:
-    """Return texts as one, with the token that ends a text between them, where there is one."""
+def tokenise(tokenizer: Any, texts: Sequence[str], *, most: int | None = None) -> Text:
+    """Return texts as one, with the token that ends a text between them, where there is one.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        texts: the texts. They are read in pieces, cut at the ends of lines.
+        most: tokens that are enough: no piece is read after that with which there are so many; None
+            reads all.
+    """
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = []
+    parts: list[Int[Tensor, " n"]] = []
+    count = characters = 0
+    for begins, piece in _pieces(texts):
+        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [*ends, *ids] if begins and parts else ids
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        count += len(ids)
+        characters += len(piece)
+        if most is not None and count >= most:
+            break
+    tokens = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    return Text(tokens, characters, first_token(tokenizer))
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[tuple[bool, str]]:
+    """Yield the texts in pieces of about PIECE characters, and whether a text begins with it."""
     for text in texts:
-        tokens += ends if tokens else []
-        tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return Text(torch.tensor(tokens, dtype=torch.int64), sum(map(len, texts)))
+        at = 0
+        while at < len(text):
+            end = at + PIECE
+            if end < len(text):
+                end = text.rfind("\n", at, end) + 1 or end
+            yield at == 0, text[at:end]
+            at = end
+
+
+def first_token(tokenizer: Any) -> int | None:
+    """Return the token with which a tokenizer begins each text, where it does."""
+    begin = tokenizer.bos_token_id
+    bare, whole = (tokenizer("a", add_special_tokens=each)["input_ids"] for each in (False, True))
+    return begin if len(whole) > len(bare) and whole[0] == begin else None
+
+
+def begun(rows: Int[Tensor, "b t"], first: int | None) -> Int[Tensor, "b t1"]:
+    """Return rows with that token before each, as the model was trained to read."""
+    return rows if first is None else torch.cat([rows.new_full((len(rows), 1), first), rows], 1)
 
 
 def sequences(
@@ -62,7 +104,7 @@ def sequences(
             order += torch.randperm(len(rows), generator=generator).tolist()
         chosen, order = order[:count], order[count:]
         left -= count * length
-        yield rows[chosen]
+        yield rows[chosen].long()
 
 
 def check_length(train: Text, held_out: Text, length: int) -> None:

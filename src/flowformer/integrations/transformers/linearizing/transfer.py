@@ -42,7 +42,7 @@ def begin(module: nn.Module) -> None:
 
 
 def transfer(
-    model: nn.Module,
+    model: Any,
     pairs: Mapping[str, tuple[nn.Module, nn.Module]],
     batches: Iterator[Int[Tensor, "b t"]],
     *,
@@ -60,17 +60,21 @@ def transfer(
 
     Returns:
         For each layer and step the squared error, relative to the old output.
+
+    Raises:
+        FloatingPointError: an error is no finite number any more.
     """
     losses: Losses = {name: [] for name in pairs}
     device = next(model.parameters()).device
     model.eval()
     with ExitStack() as stack, working("attention transfer", total=steps, unit="steps") as work:
         for name, (module, old) in pairs.items():
-            own = Steps(module.parameters(), rate, steps)
+            own = Steps(module.parameters(), rate, steps, name="transfer_rate")
             stack.enter_context(_teaching(module, old, own, losses[name].append))
         for batch in batches:
             with torch.no_grad():
-                model(input_ids=batch.to(device), use_cache=False)
+                # No logits: nothing is predicted here.
+                model.base_model(input_ids=batch.to(device), use_cache=False)
             newest = sum(each[-1] for each in losses.values()) / len(losses)
             work.reach(work.done + 1, note=f"error {newest:.3f}")
     return losses

@@ -10,6 +10,8 @@ from flowformer.integrations.transformers.linearizing.schedule import Steps
 from flowformer.nn.replace.transformers import CHILD
 from flowformer.progress import working
 
+_NO_TARGET = -100  # of transformers
+
 
 def tune(
     model: Any,
@@ -19,6 +21,7 @@ def tune(
     rate: float,
     steps: int,
     lora: int | None = None,
+    begun: bool = False,
 ) -> tuple[Any, list[float]]:
     """Train a model to predict the tokens of text.
 
@@ -29,21 +32,28 @@ def tune(
         rate: the learning rate.
         steps: the number of batches.
         lora: the rank of the adapters; None trains all parameters.
+        begun: before each sequence stands a token that begins a text, whose prediction is no
+            target: most sequences begin amid a text.
 
     Returns:
         The model, its adapters merged into the projections, and the loss of each step in nats.
 
     Raises:
         ImportError: adapters are asked for and peft is not installed.
+        FloatingPointError: the loss is no finite number any more.
     """
     trained = model if lora is None else with_adapters(model, layers, lora)
     device = next(model.parameters()).device
-    own, losses = Steps(trained.parameters(), rate, steps), []
+    own = Steps(trained.parameters(), rate, steps, name="tune_rate")
+    losses: list[float] = []
     trained.train()
     with working("fine-tuning", total=steps, unit="steps") as work:
         for batch in batches:
             ids = batch.to(device)
-            loss = trained(input_ids=ids, labels=ids, use_cache=False).loss
+            labels = ids.clone()
+            if begun:
+                labels[:, :2] = _NO_TARGET
+            loss = trained(input_ids=ids, labels=labels, use_cache=False).loss
             own.step(loss)
             losses.append(loss.item())
             work.reach(work.done + 1, note=f"loss {losses[-1]:.3f}")
@@ -60,12 +70,7 @@ def with_adapters(model: Any, layers: Sequence[str], rank: int) -> Any:
     Raises:
         ImportError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError(
-            "peft is needed for adapters of low rank: pip install 'flowformer[linearize]'"
-        ) from error
+    peft = import_peft()
     attentions = [model.get_submodule(name) for name in layers]
     targets = [
         f"{layer}.{name}"
@@ -74,13 +79,28 @@ def with_adapters(model: Any, layers: Sequence[str], rank: int) -> Any:
         if name != CHILD and getattr(child, "weight", None) is not None and _is_linear(child)
     ]
     transposed = {type(model.get_submodule(each)).__name__ == "Conv1D" for each in targets}
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=transposed == {True}
     )
-    adapted = get_peft_model(model, config)
+    adapted = peft.get_peft_model(model, config)
     for attention in attentions:
         attention.get_submodule(CHILD).requires_grad_(True)
     return adapted
+
+
+def import_peft() -> Any:
+    """Return peft.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "peft is needed for adapters of low rank: pip install 'flowformer[linearize]'"
+        ) from error
+    return peft
 
 
 def _is_linear(module: nn.Module) -> bool:
