@@ -104,7 +104,8 @@ def test_groups_are_whole_in_one_part(sensors, monkeypatch):
     assert set(train.groups) & set(validation.groups) == set()
     assert len(set(validation.groups)) == 1
     assert "subject of its own, chose the epoch" in fitted.training_["result"]["protocol_note"]
-    fit(read, read.labels, epochs=1, split="time")
+    with pytest.warns(UserWarning, match="are in the train and in the validation part"):
+        fit(read, read.labels, epochs=1, split="time")
     train, validation = seen[-1]
     assert train.spans.max() < validation.spans.min()
 
