@@ -267,6 +267,9 @@ def test_numbers_between_semicolons_may_have_decimal_commas(tmp_path):
     read = read_series(tmp_path / "x.csv")
     assert read.labels == ("a,b", "c")
     assert_array_equal(np.stack(read.series), [[[0.5, -12.5], [3, 4]], [[np.nan, 2], [5, 6]]])
+    (tmp_path / "headless").mkdir()
+    (tmp_path / "headless" / "x.csv").write_text("0,5;1,5\n2,5;3\n")
+    assert_array_equal(read_series(tmp_path / "headless").series[0], [[0.5, 2.5], [1.5, 3]])
 
 
 def test_a_label_of_the_first_row_alone_is_that_of_the_series():

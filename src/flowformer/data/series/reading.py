@@ -183,6 +183,9 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         ) as file:
             first = file.readline()
         separator = max(_SEPARATORS, key=first.count)
+        decimals = first.replace(",", ".").split(";")
+        if len(decimals) > 1 and all(map(_is_number, decimals)):  # 0,5;1,5
+            separator, first = ";", first.replace(",", ".")
         names = [name.strip() for name in first.split(separator)]
         is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
         if is_headless and not headless:
