@@ -61,7 +61,8 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     assert (result["exchanged"], result["kept"]) == ([0], [1])
     assert [stage["tokens"] for stage in result["stages"]] == [0, 0, 256, 512]
     page = (folder / "report" / "index.html").read_text()
-    for words in ("my-llama, linearized by flow-gated", "Held-out text", "untuned", "What a token costs"):
+    title = "my-llama, linearized by flow-gated"
+    for words in (title, "Held-out text", "untuned", "What a token costs"):
         assert words in page
     again: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

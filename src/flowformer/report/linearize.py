@@ -50,8 +50,8 @@ def write_linearize_report(folder: Path, result: Mapping[str, Any]) -> Path:
                 [_stage(each, stages[0]) for each in stages],
             ),
             page.paragraph(
-                "“Before” is the model as it came, untuned on the text: what the fine-tuning learns of "
-                "the text's domain enters the difference, beside what the new attention costs."
+                "“Before” is the model as it came, untuned on the text: what fine-tuning learns "
+                "of the text's domain enters the difference, beside what the new attention costs."
             ),
             *_cost_parts(costs),
             *_transfer_parts(result["transfer_losses"]),

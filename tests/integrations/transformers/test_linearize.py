@@ -80,9 +80,7 @@ def test_every_architecture(name: str, tokenizer: Any, tmp_path: Path) -> None:
     done = linearize(
         model, tokenizer, TEXT, transfer_tokens=512, tune_tokens=512, keep=[1], **SMALL
     )
-    assert [stage.name for stage in done.stages] == [
-        *("before", "exchanged", "transfer", "tuning")
-    ]
+    assert [stage.name for stage in done.stages] == [*("before", "exchanged", "transfer", "tuning")]
     assert [stage.tokens for stage in done.stages] == [0, 0, 512, 1024]
     assert (done.exchanged, done.kept) == ([0], [1])
     assert all(math.isfinite(stage.nats) for stage in done.stages)
@@ -240,9 +238,7 @@ class TestTexts:
             parts.append(F.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none"))
         assert found == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
 
-    def test_it_stands_before_each_row_and_its_prediction_is_left_out(
-        self, tokenizer: Any
-    ) -> None:
+    def test_it_stands_before_each_row_and_its_prediction_is_left_out(self, tokenizer: Any) -> None:
         model, seen = small("llama"), []
         expected = copy.deepcopy(model)
         forward = model.forward
@@ -328,7 +324,7 @@ class TestRefusals:
             ({"held_out": 1.0}, "held_out must be above 0 and below 1"),
             ({"lora": 0}, "lora must be a rank"),
             ({"tune_rate": 0.0}, "tune_rate must be positive"),
-            ({"transfer_tokens": -1}, "transfer_tokens must be 0, which leaves it out, or at least"),
+            ({"transfer_tokens": -1}, "transfer_tokens must be 0, which leaves it out, or at"),
             ({"tune_tokens": 511}, "at least a sequence of length=512 tokens, got 511"),
         ],
     )
@@ -378,9 +374,9 @@ class TestRefusals:
 
     def test_more_tokens_than_positions(self, tokenizer: Any) -> None:
         for name in ("llama", "gpt2"):
-            with pytest.raises(ValueError, match="length must be at most 80: .* got 81"):
+            with pytest.raises(ValueError, match=r"length must be at most 80: .* got 81"):
                 linearize(small(name), tokenizer, TEXT, length=81)
-            with pytest.raises(ValueError, match="length must be at most 79: .* got 80"):
+            with pytest.raises(ValueError, match=r"length must be at most 79: .* got 80"):
                 linearize(small(name), beginning(tokenizer), TEXT, length=80)
 
     def test_half_precision_where_it_is_trained(self, tokenizer: Any) -> None:

@@ -90,7 +90,7 @@ def linearize(
     Three steps: (a) attention transfer, in which each layer's new attention, with the projections
     around it, learns to give what the old one gave for the same hidden states; (b) fine-tuning of
     all parameters, or of adapters; (c) what is held out of the text is predicted before, after the
-    exchange, after (a) and after (b), and the time and memory of a token are measured over the context.
+    exchange, after (a) and after (b), and a token's time and memory are measured over the context.
 
     Args:
         model: a language model of transformers whose attention is one of
@@ -328,8 +328,9 @@ def attention_layers(model: nn.Module) -> list[str]:
     if not found:
         replace_attention(model, "softmax", predicate=lambda *_: False)  # says what there is
     for name, module in found:
-        child, chosen = child_of(module), module.config._attn_implementation
-        if child is None and chosen not in ATTENTIONS or isinstance(child, SoftmaxAttention):
+        config: Any = module.config
+        child, chosen = child_of(module), config._attn_implementation
+        if (child is None and chosen not in ATTENTIONS) or isinstance(child, SoftmaxAttention):
             continue
         what = repr(chosen) if child is None else type(child).__name__
         raise ValueError(f"{name} is {what} already: give a model with softmax")
