@@ -58,7 +58,7 @@ def test_what_the_page_says_for_a_paper_is_done(tmp_path):
 @pytest.mark.slow  # tests/compare/engines do the same with less
 def test_what_the_page_says_for_a_cluster_is_done_without_one(tmp_path):
     """Ray's needs a cluster: tests/compare/engines/test_ray.py has one."""
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit")  # the page names it for clusters alone
     (slurm,) = [each for each in commands("On a cluster") if "--cluster slurm" in each]
     alone = slurm.replace("--cluster slurm", "--cluster local --jobs 2")
     said = typed(alone, tmp_path)

@@ -15,7 +15,7 @@ from flowformer.compare.page import write_comparison
 from flowformer.compare.plan import count_epochs, read_comparison
 from tests.compare.engines.same import kept
 
-ray: Any = pytest.importorskip("ray")
+ray: Any = pytest.importorskip("ray")  # of the extra cluster: 240 MB, no part of dev
 
 pytestmark = [
     pytest.mark.slow,

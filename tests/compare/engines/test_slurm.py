@@ -16,7 +16,7 @@ from flowformer.compare.page import write_comparison
 from flowformer.compare.plan import count_epochs, read_comparison
 from tests.compare.engines.same import kept
 
-pytest.importorskip("submitit")
+pytest.importorskip("submitit")  # of dev, and of the extra cluster
 
 # What a job of four tasks has set around whoever starts a comparison in it.
 JOB = {"JOB_ID": "7", "NTASKS": "4", "PROCID": "1", "STEP_ID": "0", "STEP_NUM_TASKS": "4"}

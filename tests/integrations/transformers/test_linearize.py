@@ -303,7 +303,7 @@ def test_a_perplexity_beyond_a_float_is_infinite() -> None:
 # peft asks transformers by a name that it is to lose.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters(tokenizer: Any) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft")  # an extra: linearize tunes whole models without it
     model = small("gpt2")
     names = set(model.state_dict())
     before = {name: each.clone() for name, each in model.named_parameters()}

@@ -90,7 +90,7 @@ def test_a_logger_whose_library_is_missing_is_refused_before_anything_is_written
 def service(request, tmp_path, monkeypatch) -> str:
     """A service that needs no network."""
     if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
+        pytest.skip(f"{request.param} is not installed")  # an extra, too large for dev
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
