@@ -8,6 +8,7 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -79,9 +80,7 @@ def import_own(reference: str) -> ModuleType:
         ImportError: there is no such module, or it failed; the message says where.
         ValueError: its name is that of another module.
     """
-    name, folder = _place(reference)
-    here = [folder.joinpath(f"{name.replace('.', '/')}{end}") for end in (".py", "/__init__.py")]
-    local = next((path for path in here if path.is_file()), None)
+    name, folder, local = _place(reference)
     if local is not None:
         if name.partition(".")[0] in sys.stdlib_module_names:
             raise ValueError(f"{local} has the name of a module of Python's own: rename it")
@@ -105,8 +104,28 @@ def import_own(reference: str) -> ModuleType:
     return module
 
 
-def _place(reference: str) -> tuple[str, Path]:
-    """Return the name of a module, and the folder from which it is imported by that name."""
+def may_define(reference: str, name: str) -> bool:
+    """Return whether a module may have an attribute, by its text alone: an import takes seconds.
+
+    One that is not beside the user, or takes names from elsewhere without writing them, may.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    *_, local = _place(reference)
+    text = "" if local is None else local.read_text(errors="replace")
+    by_itself = rf"\b{re.escape(name)}\b|import\s*\*|__getattr__|globals|setattr|vars|exec"
+    return local is None or re.search(by_itself, text) is not None
+
+
+def _place(reference: str) -> tuple[str, Path, Path | None]:
+    """Return the name of a module, the folder from which it is imported by it, and its file."""
+    name, folder = _named(reference)
+    here = [folder.joinpath(f"{name.replace('.', '/')}{end}") for end in (".py", "/__init__.py")]
+    return name, folder, next((path for path in here if path.is_file()), None)
+
+
+def _named(reference: str) -> tuple[str, Path]:
     if not (reference.endswith(".py") or os.sep in reference):
         return reference, Path.cwd()
     path = Path(reference).resolve()

@@ -126,7 +126,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
         printed[name] = ended.stdout
     assert list(printed) == ["check-mixer", "compare", "train", "generate"]
-    assert [line.split()[1] for line in printed["check-mixer"].splitlines()[2:]] == ["holds"] * 8
+    assert [line.split()[1] for line in printed["check-mixer"].splitlines()[2:]] == ["holds"] * 9
     rows = re.findall(r"^\| ([\w-]+) \| \d", printed["compare"], re.MULTILINE)
     assert rows[:4] == ["taylor", "flow", "softmax", "gated-deltanet"]
 

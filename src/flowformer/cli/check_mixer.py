@@ -2,14 +2,14 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from flowformer.cli.parsing import parse
 from flowformer.names import check_sizes
-from flowformer.own_modules import import_own
+from flowformer.own_modules import import_own, may_define
 
 if TYPE_CHECKING:
     from flowformer.nn.mixers import ProjectedMixer
@@ -46,7 +46,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the checks and print what holds; the code is 1 where something does not."""
     options = parse(Options, arguments, prog="flowformer check-mixer")
-    mixer = _find(options.mixer)
+    mixer = _find(options.mixer, options.options or {})
     from flowformer.nn.mixers.conformance import Subject
 
     subject = _exact(
@@ -62,9 +62,9 @@ def main(arguments: list[str]) -> int:
     _say("mixer", f"{options.mixer}, {options.dim} wide, {options.num_heads} heads")
     _say("can do", str(mixer.capabilities) or "nothing")
     broken = 0
-    for topic, text, problems in _checked(subject):
+    for topic, text, problems, required in _checked(subject):
         _say(topic, text)
-        broken += len(problems)
+        broken += required * len(problems)
         for problem in problems:
             _say("", problem)
     return 1 if broken else 0
@@ -75,24 +75,29 @@ def _say(name: str, text: str) -> None:
     sys.stdout.flush()
 
 
-def _find(reference: str) -> "type[ProjectedMixer]":
-    """Return the mixer of a reference; one that its module has registered, as it did."""
+def _find(reference: str, options: Mapping[str, Any]) -> "type[ProjectedMixer]":
+    """Return the mixer of a reference; one that its module has registered, as it did.
+
+    What a module of a user's own can do is tried with the options that it is checked with.
+    """
     place, colon, name = reference.rpartition(":")
     if not colon:
         from flowformer.nn.mixers.building import mixer_class
 
         return mixer_class(reference)
-    module = import_own(place)
-    from flowformer.nn import MIXERS
-    from flowformer.nn.mixers.own import own_mixer
-
-    found = getattr(module, name, None)
+    found = getattr(import_own(place), name, None) if may_define(place, name) else None
     if not callable(found):
         raise ValueError(f"{place} has no class {name}: expected MODULE:CLASS, got {reference}")
-    for each in MIXERS.values():
-        if found in (each, getattr(each.kind, "build", None)):
-            return each
-    return own_mixer(name, cast(Any, found))
+    from flowformer.nn import MIXERS
+    from flowformer.nn.mixers.own import OwnAttention, own_mixer
+
+    for registered in MIXERS.values():
+        kind = registered.kind
+        if found is registered or (issubclass(kind, OwnAttention) and found is kind.build):
+            if not options or found is registered:
+                return registered
+            options = {**kind.defaults, **options}
+    return own_mixer(name, cast(Any, found), **options)
 
 
 def _exact(subject: "Subject") -> "Subject":
@@ -106,15 +111,16 @@ def _exact(subject: "Subject") -> "Subject":
     return subject
 
 
-def _checked(subject: "Subject") -> Iterator[tuple[str, str, list[str]]]:
-    """Yield each topic, what came of it in words, and what is broken."""
+def _checked(subject: "Subject") -> Iterator[tuple[str, str, list[str], bool]]:
+    """Yield each topic, what came of it in words, what is broken, and whether it is required."""
     from flowformer.nn.mixers.conformance import PROMISES
 
     order = list(dict.fromkeys(promise.topic for promise in PROMISES))
     promises = sorted(PROMISES, key=lambda promise: order.index(promise.topic))
     for topic, group in groupby(promises, key=lambda promise: promise.topic):
-        count, problems, figures, lacking = 0, [], {}, {}
+        count, problems, figures, lacking, required = 0, [], {}, {}, False
         for promise in group:
+            required |= promise.required
             lacking |= dict.fromkeys(promise.lacks(subject))
             for case in promise.cases(subject):
                 count += 1
@@ -127,8 +133,8 @@ def _checked(subject: "Subject") -> Iterator[tuple[str, str, list[str]]]:
             *(f"{v:.2g} {n}" for n, v in figures.items()),
         ]
         words += [f"no {name}" for name in lacking]
-        state = "FAILS" if problems else "holds" if count else "-"
-        yield topic, f"{state:<7}{', '.join(filter(None, words))}", problems
+        state = ("FAILS" if required else "lacks") if problems else "holds" if count else "-"
+        yield topic, f"{state:<7}{', '.join(filter(None, words))}", problems, required
 
 
 def _check(

@@ -67,8 +67,10 @@ class Subject:
         drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
         return drawn.to(dtype or self.exact)
 
-    def close(self, actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-        """Require two outputs to differ by no more than a part of the largest value.
+    def close(
+        self, actual: Tensor, expected: Tensor, tolerance: float = 1e-10, what: str = ""
+    ) -> None:
+        """Require two outputs, named in the message, to differ by a part of the largest value.
 
         Raises:
             AssertionError: they do; the message says by how much.
@@ -76,7 +78,8 @@ class Subject:
         if actual.dtype == self.exact == torch.float32:
             tolerance = max(tolerance, 1e-4)
         largest = max(1.0, float(expected.detach().abs().max()))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest)
+        told: Any = (lambda words: f"{what}: {words}") if what else None
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest, msg=told)
 
 
 class Promise(NamedTuple):
@@ -88,6 +91,7 @@ class Promise(NamedTuple):
         check: the function that checks it: check(subject, **case).
         where: capabilities without which nothing is promised.
         keywords: the values of each keyword of the check, or a function of the subject for them.
+        required: whether a mixer of a user's own must keep it, too, to be right.
     """
 
     topic: str
@@ -95,6 +99,7 @@ class Promise(NamedTuple):
     check: Check
     where: tuple[str, ...]
     keywords: Mapping[str, Any]
+    required: bool = True
 
     def lacks(self, subject: Subject) -> list[str]:
         """Return the capabilities for want of which a subject does not promise it."""
@@ -116,13 +121,13 @@ PROMISES: list[Promise] = []
 
 
 def promise(
-    topic: str, *, where: tuple[str, ...] = (), **keywords: Any
+    topic: str, *, where: tuple[str, ...] = (), required: bool = True, **keywords: Any
 ) -> Callable[[Check], Check]:
     """Enter a check into PROMISES: see `Promise`, the name of which is that of the function."""
 
     def enter(check: Check) -> Check:
         name = check.__name__.replace("_", " ").strip()
-        PROMISES.append(Promise(topic, name, check, where, keywords))
+        PROMISES.append(Promise(topic, name, check, where, keywords, required))
         return check
 
     return enter
@@ -312,18 +317,23 @@ def _compile(subject: Subject, backend: str, **call: Any) -> None:
 
 @promise("future", where=("causal",))
 def _no_output_depends_on_the_future(subject: Subject) -> None:
-    mixer, x = subject.build(), subject.draw(2, 63, subject.dim)
+    mixer, x = subject.build(), subject.draw(2, 63, subject.dim).requires_grad_()
     y, _ = mixer(x, causal=True)
     for start in (1, 17, 62):
-        changed = x.clone()
+        changed = x.detach().clone()
         changed[:, start:] = subject.draw(2, 63 - start, subject.dim, seed=7)
         other, _ = mixer(changed, causal=True)
         subject.close(other[:, :start], y[:, :start], 1e-12)
         moved = not other[:, start].allclose(y[:, start])
         require(moved, f"the output of token {start} does not depend on it")
+        weight = subject.draw(*y[:, :start].shape, seed=5)
+        seen = (y[:, :start] * weight).sum()
+        (gradient,) = torch.autograd.grad(seen, x, retain_graph=True)
+        later = gradient[:, start:]
+        subject.close(later, torch.zeros_like(later), 1e-12, f"gradients of tokens after {start}")
 
 
-@promise("future", where=("causal",), value=[torch.nan, torch.inf])
+@promise("nonfinite", where=("causal",), required=False, value=[torch.nan, torch.inf])
 def _what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
     subject: Subject, value: float
 ) -> None:
@@ -340,8 +350,8 @@ def _what_is_not_finite_reaches_no_earlier_output_nor_its_gradient(
         runs.append((y.detach(), *torch.autograd.grad(seen, each)))
     (clean, right), (found, gradient) = runs
     for row, start in ((0, 17), (1, 40)):
-        subject.close(found[row, :start], clean[row, :start])
-        subject.close(gradient[row, :start], right[row, :start])
+        subject.close(found[row, :start], clean[row, :start], what="outputs")
+        subject.close(gradient[row, :start], right[row, :start], what="gradients")
         if value is torch.nan:
             require(found[row, start].isnan().all(), "a NaN does not show in its own output")
 
@@ -388,6 +398,25 @@ def _a_state_can_be_reordered_detached_and_moved(subject: Subject) -> None:
     y, _ = mixer(x[order, 12:], causal=True, state=moved)
     expected, _ = mixer(x[order], causal=True)
     subject.close(y, expected[:, 12:])
+
+
+def _keyword_promise(topic: str, capability: str) -> None:
+    """Hold a module of a user's own to a keyword that its call names: a trial found it broken."""
+
+    def broken(subject: Subject) -> Mapping[str, str]:
+        return getattr(subject.mixer.kind, "broken", {})
+
+    @promise(topic, capability=lambda subject: broken(subject).keys() & {capability})
+    def _what_its_call_names_it_does(subject: Subject, capability: str) -> None:
+        require(False, broken(subject)[capability])
+
+
+for _topic, _capability in (
+    ("padding", "exact_mask"),
+    ("future", "causal"),
+    ("streaming", "state"),
+):
+    _keyword_promise(_topic, _capability)
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

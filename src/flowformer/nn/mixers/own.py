@@ -81,7 +81,9 @@ class OwnAttention(HeadAttention):
         defaults: the options that it was registered with.
         registered: its name in the table.
         module: the module.
+        broken: the capabilities whose keyword its call names without keeping to it, and why.
         takes: the keywords of its call, of `causal`, `mask`, `state` and `return_state`.
+        names: those of them that it names, where others go into its `**keywords`.
     """
 
     capabilities = Capabilities(causal=False, cross=False, state=False)  # until they are known
@@ -91,15 +93,20 @@ class OwnAttention(HeadAttention):
     first: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
     registered: ClassVar[str]
+    broken: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         arguments = {**self.defaults, **arguments}
         arguments[self.first] = arguments.pop("dim")
         self.module = self.build(**arguments)
+        if not isinstance(self.module, nn.Module):
+            got = type(self.module).__name__
+            raise TypeError(f"{self.build.__name__} must return an nn.Module, got {got}")
         named = inspect.signature(self.module.forward).parameters.values()
         every = any(each.kind is each.VAR_KEYWORD for each in named)
-        self.takes = tuple(_CALL if every else {each.name for each in named} & _CALL.keys())
+        self.names = tuple({each.name for each in named} & _CALL.keys())
+        self.takes = tuple(_CALL) if every else self.names
 
     def forward(self, hidden: Float[Tensor, "b t dim"], **call: Any) -> tuple[Tensor, Any]:
         """Call the module with those of the keywords that it takes.
@@ -281,6 +288,11 @@ def own_mixer(
         if capabilities is not None or defaults:
             raise ValueError(f"{mixer.__name__} says itself what it can do, and has its defaults")
         return mixer
+    if isinstance(mixer, type) and not issubclass(mixer, nn.Module):
+        raise TypeError(
+            f"{mixer.__name__} must be an nn.Module, or a function that returns one; it is a class "
+            f"of {', '.join(base.__name__ for base in mixer.__bases__)}"
+        )
     place = {"__module__": mixer.__module__, "__qualname__": mixer.__qualname__}
     attention = cast(Any, type(f"{mixer.__name__}", (OwnAttention,), dict(place)))
     attention.build, attention.registered = staticmethod(mixer), name
@@ -289,6 +301,7 @@ def own_mixer(
     if capabilities is None:
         trial = Trial(attention, defaults)
         capabilities = trial.capabilities()
+        attention.broken = trial.broken
         logger.info("mixer %s: %s%s", name, capabilities, "".join(f"; {x}" for x in trial.notes))
     attention.capabilities = capabilities
     return cast(

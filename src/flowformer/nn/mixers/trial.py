@@ -20,6 +20,9 @@ DIM, HEADS, LENGTH, SEEN = 32, 4, 12, 7
 # Of the largest output: what is exact rounds by less, and what depends on a token moves by more.
 ROUNDING = 1e-4
 
+# What a lack is called where a call fails.
+_MEANS = {"exact_mask": "padding", "state": "state", "variable_length": "longer sequences"}
+
 _ALL = Capabilities(causal=True, cross=False, state=True)
 
 
@@ -31,12 +34,14 @@ class Trial:
         options: those with which it was registered, for messages.
 
     Attributes:
-        notes: why it cannot do what it takes a keyword for, in words.
+        notes: why it cannot do what it might have, in words.
+        broken: of these, each capability whose keyword its call names, and does not keep to.
     """
 
     def __init__(self, kind: type[HeadAttention], options: Mapping[str, Any]) -> None:
         self.kind, self.options = kind, options
         self.notes: list[str] = []
+        self.broken: dict[str, str] = {}
         kind.capabilities = _ALL
 
     @torch.no_grad()
@@ -55,7 +60,7 @@ class Trial:
                 bidirectional=False in forms,
                 cross=False,
                 exact_mask=all(self._masks(causal) for causal in forms),
-                state=(stateful := True in forms and self._streams()),
+                state=(stateful := self._streams(forms)),
                 growing_state=stateful and self._grows(),
                 variable_length=self._any_length(forms[0]),
             )
@@ -103,18 +108,22 @@ class Trial:
                 continue
             leaks = _distance(other[:, :SEEN], y[:, :SEEN])
             if causal and leaks > ROUNDING:
-                self.notes.append(f"its causal form sees the future (outputs move by {leaks:.1g})")
+                self._note(
+                    "causal", f"its causal form sees the future (outputs move by {leaks:.1g})"
+                )
             elif causal is not None and causal != (leaks <= ROUNDING):
                 continue  # called without causal, it is causal all the same
             else:
                 forms.append(leaks <= ROUNDING)
         if not forms:
-            shown = "; ".join(_words(error) for error in errors.values()) or "; ".join(self.notes)
+            words = dict.fromkeys(map(_words, errors.values())) or self.notes
             raise ValueError(
-                f"{self.kind.__name__} cannot be called with hidden states {list(x.shape)}: {shown}"
+                f"{self.kind.__name__} cannot be called with hidden states {list(x.shape)}: "
+                + "; ".join(words)
             ) from next(iter(errors.values()), None)
         for causal, error in errors.items():
-            self.notes.append(f"no {'causal' if causal else 'bidirectional'} form: {_words(error)}")
+            form = "causal" if causal else "bidirectional"
+            self._note(form, f"no {form} form: {_words(error)}", error)
         return forms
 
     def _masks(self, causal: bool) -> bool:
@@ -125,25 +134,29 @@ class Trial:
             x, mask = torch.zeros(2, LENGTH, DIM), torch.zeros(2, LENGTH, dtype=torch.bool)
             x[0, place], mask[0, place] = real[0], True
             x[1], mask[1] = torch.randn(LENGTH, DIM), True
-            padded = self._told("padding", self.attention, x, causal=causal, mask=mask)
+            padded = self._told("exact_mask", self.attention, x, causal=causal, mask=mask)
             if padded is None:
                 return False
             if (moved := _distance(padded[0][0, place], alone)) > ROUNDING:
                 cause = "" if "mask" in self.attention.takes else ", for it takes no mask"
-                self.notes.append(f"padding changes the outputs (by {moved:.1g}){cause}")
+                self._note("exact_mask", f"padding changes the outputs (by {moved:.1g}){cause}")
                 return False
         return True
 
-    def _streams(self) -> bool:
+    def _streams(self, forms: list[bool]) -> bool:
         """Return whether pieces give what the whole gives."""
         if "state" not in self.attention.takes:
+            return False
+        if True not in forms:
+            if "causal" not in self.attention.names:  # else that says why
+                self._note("state", "it takes a state, and has no causal form")
             return False
         x = torch.randn(2, LENGTH, DIM)
         pieces = self._told("state", self._in_pieces, x)
         if pieces is None:
             return False
         if (moved := _distance(pieces, self.attention(x, causal=True)[0])) > ROUNDING:
-            self.notes.append(f"pieces with a state give something else (by {moved:.1g})")
+            self._note("state", f"pieces with a state give something else (by {moved:.1g})")
             return False
         return True
 
@@ -168,15 +181,24 @@ class Trial:
         if self.length_needed:
             return False
         x = torch.randn(1, 4 * LENGTH + 1, DIM)
-        return self._told("longer sequences", self.attention, x, causal=causal) is not None
+        return self._told("variable_length", self.attention, x, causal=causal) is not None
 
-    def _told(self, what: str, function: Callable[..., Any], *tensors: Tensor, **call: Any) -> Any:
+    def _told(
+        self, capability: str, function: Callable[..., Any], *tensors: Tensor, **call: Any
+    ) -> Any:
         """Return what a call returns; note why it fails, and return None."""
         try:
             return function(*tensors, **call)
         except Exception as error:  # noqa: BLE001 - whatever it is, it cannot do this
-            self.notes.append(f"no {what}: {_words(error)}")
+            self._note(capability, f"no {_MEANS[capability]}: {_words(error)}", error)
             return None
+
+    def _note(self, capability: str, words: str, error: Exception | None = None) -> None:
+        """Note a lack; it breaks a promise where the call names the keyword and does not refuse."""
+        self.notes.append(words)
+        keyword = {"exact_mask": "mask"}.get(capability, capability)
+        if keyword in self.attention.names and not isinstance(error, NotImplementedError):
+            self.broken[capability] = words
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
