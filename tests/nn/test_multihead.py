@@ -385,6 +385,19 @@ def test_compiles_without_a_graph_break() -> None:
 
 
 class TestRefusals:
+    @pytest.mark.usefixtures("shape_checks_off")
+    @pytest.mark.parametrize("sizes", [{}, {"kdim": 5}])
+    def test_inputs_of_another_width_or_kind(self, sizes: dict[str, int]) -> None:
+        layer = MultiheadAttention(DIM, HEADS, batch_first=True, **sizes)
+        x, narrow = torch.randn(2, 9, DIM), torch.randn(2, 9, DIM - 1)
+        with pytest.raises(ValueError, match=r"^query must be \[batch, time, 16\], .*\[2, 9, 15\]"):
+            layer(narrow, x, x, need_weights=False)
+        width = sizes.get("kdim", DIM)
+        with pytest.raises(ValueError, match=rf"^key must be \[batch, time, {width}\], .*9, 15\]"):
+            layer(x, narrow, x, need_weights=False)
+        with pytest.raises(TypeError, match=r"^value must be a tensor, got ndarray"):
+            layer(x, torch.randn(2, 9, width), x.numpy(), need_weights=False)
+
     def test_heads_must_divide_the_width(self) -> None:
         with pytest.raises(ValueError, match="embed_dim=10 and num_heads=4"):
             MultiheadAttention(10, 4)

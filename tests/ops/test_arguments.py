@@ -150,6 +150,23 @@ def test_bad_arguments(inputs, options, message):
         flow_attention(*inputs, **options)
 
 
+@pytest.mark.parametrize("function", [flow_attention, linear_attention, mobile_attention])
+def test_what_is_no_tensor_is_told(function):
+    for inputs, message in (
+        ((q.numpy(), k, v), "^query must be a tensor, got ndarray"),
+        ((q, k.tolist(), v), "^key must be a tensor, got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            function(*inputs)
+
+
+@pytest.mark.parametrize("causal", ["yes", 1, None])
+def test_causal_is_true_or_false(causal):
+    for function in (flow_attention, linear_attention):
+        with pytest.raises(ValueError, match=f"causal must be True or False, got {causal!r}"):
+            function(q, k, v, causal=causal)
+
+
 def _keywords(function: Any) -> dict[str, Parameter]:
     parameters = signature(function).parameters
     return {name: each for name, each in parameters.items() if name in DEFAULTS}

@@ -546,6 +546,8 @@ X, WEIGHT = torch.zeros(2, 5, 3, 4), torch.zeros(3, 4, 4)
             ValueError,
             r"^x must be \[batch, time, head, feature\], .* \[5, 3, 4\]",
         ),
+        (X.numpy(), WEIGHT, {}, TypeError, "^x must be a tensor, got ndarray"),
+        (X, [[[1.0]]], {}, TypeError, "^weight must be a tensor, got list"),
         (X.long(), WEIGHT, {}, ValueError, "x must be a floating-point tensor, got .*int64"),
         (X, WEIGHT[:2], {}, ValueError, r"weight must be .* 3 heads of 4, got shape \[2, 4, 4\]"),
         (X, WEIGHT[..., :0], {}, ValueError, r"weight must be .* got shape \[3, 4, 0\]"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flowformer.nn.mixers.building import build_attention, require_independent_sinks
 from flowformer.nn.mixers.head_attention import HeadAttention, Sizes, implied_weights
 from flowformer.nn.mixers.softmax import SoftmaxAttention
-from flowformer.ops.inputs import has_values, is_recorded
+from flowformer.ops.inputs import has_values, is_recorded, require_tensor
 
 # What the queries are to the keys: one sequence, two, or two of which the queries are the targets
 # of an autoregressive decoder. From the least to the most that it asks of an attention.
@@ -195,11 +195,14 @@ class MultiheadAttention(nn.Module):
             The output, and the weights [b, l, s] ([b, h, l, s] if not averaged), or None.
 
         Raises:
-            ValueError: another attn_mask, a float key_padding_mask not of 0 and -inf, or a mask of
-                keys that cannot be the queries' too, where the role says so.
+            TypeError: query, key or value is no tensor.
+            ValueError: another width, another attn_mask, a float key_padding_mask not of 0 and
+                -inf, or a mask of keys that cannot be the queries' too, where the role says so.
             NotImplementedError: a causal call of an attention that has no causal form.
         """
         causal = is_causal or _is_causal(attn_mask)
+        for name, given in (("query", query), ("key", key), ("value", value)):
+            require_tensor(name, given)
         if query.is_nested:
             self._check_nested(key_padding_mask, need_weights=need_weights)
             return self._forward_nested(query, key, value, causal=causal), None
@@ -244,6 +247,14 @@ class MultiheadAttention(nn.Module):
         weights = weights[0].chunk(3) if self._qkv_same_embed_dim else weights
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         inputs = (query, key, value)
+        widths = self.embed_dim, self.kdim, self.vdim
+        for name, x, width in zip(("query", "key", "value"), inputs, widths, strict=True):
+            if x.ndim not in (2, 3) or x.shape[-1] != width:
+                axes = "batch, time" if self.batch_first else "time, batch"
+                raise ValueError(
+                    f"{name} must be [{axes}, {width}], or [time, {width}] without a batch, got "
+                    f"shape {list(x.shape)}"
+                )
         return tuple(F.linear(*each) for each in zip(inputs, weights, biases, strict=True))
 
     def _heads(self, projected: Tensor) -> Float[Tensor, "b t h d"]:

@@ -19,6 +19,7 @@ from flowformer.ops.inputs import (
     check_strided,
     exact_arithmetic,
     is_recorded,
+    require_tensor,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.packing import Batch, check_batch, sequence_count
@@ -126,7 +127,7 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
         return step(given, initial_state)
     _check(x, weight, bias, activation, packed=cu_seqlens is not None)
     _check_window(weight.shape[2], ahead, has_state=return_state or initial_state is not None)
-    check_mask("tokens", mask, x)
+    check_mask("the tokens", mask, x)
     check_batch(Batch(mask, mask, cu_seqlens, None))
     recent = None
     if initial_state is not None:
@@ -157,6 +158,7 @@ _STEPS = PreparedSteps(ConvolutionState)
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, packed: bool
 ) -> None:
+    require_tensor("x", x)
     check_strided("x", x)
     if x.ndim != 4 or not all(x.shape[1 if packed else 2 :]):
         raise ValueError(
@@ -170,6 +172,7 @@ def _check(
     for name, (each, ndim, words) in axes.items():
         if each is None:
             continue
+        require_tensor(name, each)
         check_strided(name, each)
         if each.ndim != ndim or each.shape[:2] != x.shape[2:] or not each.numel():
             raise ValueError(

@@ -38,6 +38,7 @@ def check_tensors(
 
     Raises:
         ValueError: a shape, dtype or device does not fit the others.
+        TypeError: one is no tensor.
     """
     value = key if value is None else value
     query, key, value = _widened_under_autocast(query, key, value)
@@ -82,6 +83,16 @@ def check_tensors(
     return query, key, value
 
 
+def require_tensor(name: str, given: Any) -> None:
+    """Refuse what is no tensor, such as an array of NumPy or a list.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+
+
 def check_strided(name: str, tensor: Tensor) -> None:
     """Refuse a tensor whose numbers do not lie in memory by strides.
 
@@ -97,17 +108,26 @@ def check_strided(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be a dense tensor (to_dense), got {tensor.layout}")
 
 
-def _widened_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _widened_under_autocast(
+    query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Give all the widest dtype, under autocast only.
 
     There they often differ (a rotary embedding widens query and key, not the value), and torch's
     attention allows it.
+
+    Raises:
+        TypeError: one is no tensor.
     """
-    known = all(tensor.dtype in DTYPES for tensor in tensors)
-    if not (known and _autocasts(tensors[0].device.type)):
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        for name, given in (("query", query), ("key", key), ("value", value)):
+            require_tensor(name, given)
+    tensors = query, key, value
+    known = _autocasts(query.device.type) and all(each.dtype in DTYPES for each in tensors)
+    if not known:
         return tensors
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def resolve_masks(
@@ -127,17 +147,19 @@ def resolve_masks(
     """
     if mask is not None and (query_mask is not None or key_mask is not None):
         raise ValueError("give mask (both sides), or query_mask and key_mask, not both kinds")
+    if causal is not True and causal is not False:
+        raise ValueError(f"causal must be True or False, got {causal!r}")
     if causal and (query_mask is not None or key_mask is not None):
         raise ValueError("a causal call has one mask: pass mask=, not query_mask= or key_mask=")
     if mask is not None:
         query_mask = key_mask = mask
-    for name, given, tensor in (("query", query_mask, query), ("key", key_mask, key)):
-        check_mask(name, given, tensor)
+    for side, given, tensor in (("query", query_mask, query), ("key", key_mask, key)):
+        check_mask(f"the {side}", given, tensor)
     return query_mask, key_mask
 
 
 def check_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
-    """Check that a mask is one of the tokens of x, ``[batch, time, …]``.
+    """Check that a mask is one of the tokens of x, ``[batch, time, …]``, which has such a name.
 
     Raises:
         ValueError: another shape or device.
@@ -147,11 +169,11 @@ def check_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
         return
     dtype = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
     if dtype != torch.bool:
-        raise TypeError(f"the mask of the {name} must be boolean, True = a real token, got {dtype}")
-    check_strided(f"the mask of the {name}", mask)
+        raise TypeError(f"the mask of {name} must be boolean, True = a real token, got {dtype}")
+    check_strided(f"the mask of {name}", mask)
     if mask.shape != x.shape[:2] or mask.device != x.device:
         raise ValueError(
-            f"the mask of the {name} must be [batch, time] = {list(x.shape[:2])} on "
+            f"the mask of {name} must be [batch, time] = {list(x.shape[:2])} on "
             f"{x.device}, got {list(mask.shape)} on {mask.device}"
         )
 

@@ -93,7 +93,7 @@ class SeriesClassifier(nn.Module, ABC):
             )
         if inputs.shape[2] != self.channels:
             raise ValueError(f"expected {self.channels} channels, got {inputs.shape[2]}")
-        check_mask("series", mask, inputs)
+        check_mask("the series", mask, inputs)
         if self.length_limit is not None and inputs.shape[1] > self.length_limit:
             raise ValueError(
                 f"expected at most {self.length_limit} time steps (max_length), "

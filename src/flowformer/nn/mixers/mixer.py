@@ -16,7 +16,7 @@ from flowformer.nn.mixers.head_attention import (
     needs_heads_alone,
 )
 from flowformer.nn.positions import Rotation, check_head_dim, rotate
-from flowformer.ops.inputs import check_mask
+from flowformer.ops.inputs import check_mask, require_tensor
 from flowformer.ops.packing import Batch, attend_batch, check_batch, sequence_lengths
 
 
@@ -318,6 +318,7 @@ def attend_packed(
 
 
 def _check_hidden(name: str, x: Tensor, dim: int, mask: Tensor | None) -> None:
+    require_tensor(name, x)
     if x.ndim != 3 or x.shape[2] != dim:
         raise ValueError(f"{name} must be [batch, time, {dim}], got shape {list(x.shape)}")
     check_mask(name, mask, x)
