@@ -12,6 +12,8 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from flowformer.cli.linearize import require_model
+
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "linearize.md"
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 SMALL = "--length 16 --batch-size 4 --transfer-tokens 256 --tune-tokens 256 --contexts 8 32"
@@ -68,6 +70,32 @@ def test_the_command_of_the_page(own: Path, flowformer: Callable[..., Any]) -> N
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("the quick", return_tensors="pt")["input_ids"]
     assert again.generate(prompt, max_new_tokens=4, pad_token_id=0).shape == (1, 13)
+
+
+def test_a_name_that_is_nowhere_is_told_at_once(
+    own: Path, flowformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder and a model that was kept are found without the hub, which is asked once."""
+    asked: list[str] = []
+
+    def answer(_api: Any, name: str, *, timeout: float) -> None:
+        asked.append(name)
+        raise ConnectionError(f"no answer within {timeout:g} s")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", answer)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda name, _file: str(own) if name == "kept/model" else None,
+    )
+    for name in ("my-llama", "kept/model"):
+        require_model(name)
+    assert asked == []
+    refused = flowformer("linearize", "my-lama", "--text", "my.txt")
+    assert refused.code == 2
+    assert "my-lama: no such folder here, nor kept from the hub: asking the hub" in refused.err
+    words = "my-lama: no such folder of a model here, and not to be had from the hub: no answer"
+    assert words in refused.err
+    assert asked == ["my-lama"]
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,12 @@ class Options:
         """Refuse at once what can be seen without the model.
 
         Raises:
-            FileNotFoundError: there is no such text, or no such folder of a model.
+            FileNotFoundError: there is no such text.
             FileExistsError: the output folder holds something.
             ValueError: there is no text, or a list of layers is none.
         """
         if not self.text:
             raise ValueError("give the text to learn from: --text FILE")
-        if self.model.startswith((".", "/")) and not Path(self.model).is_dir():
-            raise FileNotFoundError(f"{self.model}: no such folder of a model")
         for file in self.text:
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file of text")
@@ -86,9 +84,42 @@ class Options:
             _numbers(given)
 
 
+_PATIENCE = 10.0  # seconds in which the hub is to answer
+
+
+def require_model(name: str) -> None:
+    """Refuse a model that is nowhere, before transformers looks for it for a minute or more.
+
+    It may be a folder, one that was kept from the hub, or on the hub, which is asked once.
+
+    Raises:
+        FileNotFoundError: it is none of these, or the hub cannot be asked.
+    """
+    if Path(name).is_dir():
+        return
+    try:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+    except ImportError:  # transformers is missing then, which is told where it is needed
+        return
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    except ValueError:  # no name that the hub could have, but a path
+        raise FileNotFoundError(f"{name}: no such folder of a model") from None
+    sys.stderr.write(f"{name}: no such folder here, nor kept from the hub: asking the hub\n")
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(
+            f"{name}: no such folder of a model here, and not to be had from the hub: {cause}"
+        ) from error
+
+
 def main(arguments: list[str]) -> int:
     """Linearize a model, and write it, its figures and the report."""
     options = parse(Options, arguments, prog="flowformer linearize")
+    require_model(options.model)
     texts = [file.read_text(encoding="utf-8") for file in options.text]
     import torch
 
