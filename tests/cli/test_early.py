@@ -29,6 +29,17 @@ except SystemExit as stop:
             "train time-series --data.train-file taken/thesis.txt",
             "expected a file with .ts, .npz, ",
         ),
+        (
+            "train time-series --data.train-file taken/rows.csv --data.label stat "
+            "--data.group plnt",
+            "taken/rows.csv: expected columns 'stat' (--data.label) and 'plnt' (--data.group), got "
+            "'machine', 'time', 'vib', 'state' (took 'time' for the time; found none for id ",
+        ),
+        (
+            "compare time-series --data.train-file taken/rows.csv --data.label state",
+            "(took 'time' for the time and 'state' for the label; found none for id and group "
+            "(--data.id, --data.group))",
+        ),
         ("train image-folder", "no images to train on"),
         ("train image-folder --data.path none", "none: no such file"),
         ("train listops --data.folder none", "none: no such file"),
@@ -50,6 +61,7 @@ def test_a_mistake_is_told_before_what_trains_is_imported(
 ):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
+    (tmp_path / "taken" / "rows.csv").write_text("machine,time,vib,state\n1,0,0.5,up\n")
     done = subprocess.run(
         [sys.executable, "-c", CALL, *command.split()],
         cwd=tmp_path,

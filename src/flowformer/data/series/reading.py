@@ -1,6 +1,5 @@
 """Series from wherever they are: tables, folders of them, `.ts` and `.npz` files, arrays."""
 
-import gzip
 import warnings
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -13,11 +12,10 @@ from flowformer.data.arrays import read_arrays
 from flowformer.data.files import files_below, warn_of_rest
 from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
+from flowformer.data.series.columns import SERIES, candidates, find_columns, read_header
 from flowformer.data.series.records import TimeSeriesData, as_series
 from flowformer.data.series.tables import (
     MISSING,
-    candidates,
-    find_columns,
     plain_labels,
     read_frame,
     require_varying,
@@ -29,10 +27,9 @@ from flowformer.machine import library
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_SEPARATORS = ",;\t"
 _INDICES = ("index", "labels")  # the names of a folder's index, without an ending
 _FILE_COLUMNS = ("file", "filename", "path", "name", "id")  # of an index, in this order
-_SERIES, _CLASS = "series", "class"  # columns that a folder adds
+_CLASS = "class"  # a column that a folder adds
 
 
 def read_series(
@@ -143,6 +140,8 @@ def _ending(path: Path) -> str | None:
 def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
     if path.is_dir():
         return _read_folder(path, columns, optional)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory")
     ending = _ending(path)
     if ending is None:
         raise ValueError(
@@ -154,7 +153,7 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
         return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path, columns, optional)
     frame = read_table(path)
-    if columns.id == _SERIES:  # of a folder, where a file without it is a series
+    if columns.id == SERIES:  # of a folder, where a file without it is a series
         return _read_file(frame, path, columns, optional, own=path.name)
     return read_frame(frame, columns, name=str(path), optional=optional)
 
@@ -178,30 +177,21 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         if _ending(path) == ".parquet":
             library("pyarrow", "to read .parquet files", extra="language")
             return pandas.read_parquet(path)
-        with (gzip.open if path.suffix == ".gz" else open)(
-            path, "rt", encoding="utf-8-sig"
-        ) as file:
-            first = file.readline()
-        separator = max(_SEPARATORS, key=first.count)
-        decimals = first.replace(",", ".").split(";")
-        if len(decimals) > 1 and all(map(_is_number, decimals)):  # 0,5;1,5
-            separator, first = ";", first.replace(",", ".")
-        names = [name.strip() for name in first.split(separator)]
-        is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
-        if is_headless and not headless:
+        header = read_header(path)
+        if not (header.has_names or headless):
             raise ValueError("its first line with the names of the columns, got numbers")
         frame = pandas.read_csv(
             path,
-            sep=separator,
+            sep=header.separator,
             na_values=["", "?"],
             keep_default_na=False,
-            header=None if is_headless else 0,
+            header=0 if header.has_names else None,
             dtype=dict.fromkeys(texts, str),
             low_memory=False,
         )
         for name in frame.columns.difference(texts, sort=False):
             if pandas.api.types.is_string_dtype(frame.dtypes[name]):
-                frame[name] = _in_numbers(frame[name], separator)
+                frame[name] = _in_numbers(frame[name], header.separator)
         return frame
     except (FileNotFoundError, ImportError, PermissionError):
         raise
@@ -223,19 +213,6 @@ def _in_numbers(column: Any, separator: str) -> Any:
     numbers = pandas.to_numeric(texts, errors="coerce")
     numeric = numbers.notna().any() and (numbers.isna() == texts.isna()).all()
     return numbers if numeric else column
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _counts(names: Sequence[str]) -> bool:
-    """Return whether names are the numbers of steps, one after the other."""
-    return list(names) in ([str(n + at) for n in range(len(names))] for at in (0, 1))
 
 
 def _read_npz(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
@@ -328,15 +305,15 @@ def _read_file(
     """Read a table that is one series, of the id that is its own, if it has no other."""
     names = [str(name) for name in frame.columns]
     one = (
-        columns.id == _SERIES
+        columns.id == SERIES
         or not find_columns(names, replace(columns, label="", group=""), name=str(path)).id
     )
-    if not one or _SERIES in names:
+    if not one or SERIES in names:
         return read_frame(frame, columns, name=str(path), optional=optional)
     if columns.id == "":
         frame = frame.drop(columns=candidates(names, "id"))
-    columns = replace(columns, id=_SERIES)
-    read = read_frame(frame.assign(**{_SERIES: own}), columns, name=str(path), optional=optional)
+    columns = replace(columns, id=SERIES)
+    read = read_frame(frame.assign(**{SERIES: own}), columns, name=str(path), optional=optional)
     return replace(read, places=(str(path),))
 
 

@@ -1,10 +1,9 @@
 """Tables of series: a row for each step (long), or a row for each series (wide).
 
-Which column is what is told, or found by its name: `find_columns`. Whether the table is long or
-wide follows from it: rows that share an id, or have a time, are steps.
+Which column is what is told, or found by its name: `flowformer.data.series.columns`. Whether the
+table is long or wide follows from it: rows that share an id, or have a time, are steps.
 """
 
-import re
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,24 +13,21 @@ from jaxtyping import Float64, Int64
 
 from flowformer.data.options import SeriesColumns
 from flowformer.data.series.collection import SeriesCollection
+from flowformer.data.series.columns import (
+    NAMELESS,
+    ROLES,
+    find_columns,
+    listed,
+    steps_of,
+    value_columns,
+    without_id,
+)
 from flowformer.machine import library
 
 # pandas is imported where a table is read, and its types do not tell a column from a table.
 Frame = Any
 Column = Any
 
-_ROLES = ("id", "time", "label", "group")
-# The names that columns have in data sets in use, in lower case and with "_" for what parts words.
-_NAMES = {
-    "id": "id series series_id case case_id sample_id instance instance_id recording recording_id "
-    "sequence_id trial trial_id uid",
-    "time": "time t timestamp time_stamp datetime date step time_step timestep frame seconds ds",
-    "label": "label labels class target activity category",  # y is a channel beside x and z
-    "group": "group groups subject subject_id participant participant_id patient patient_id person "
-    "user user_id",
-}
-_STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
-_NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
 # What stands for a missing number; in a column of words, such as labels, each is a word.
 MISSING = (
     "",
@@ -49,7 +45,6 @@ MISSING = (
     "none",
 )
 MISSING += ("<NA>", "#N/A", "#NA", "#N/A N/A", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND")
-_MOST = 10  # columns that a message lists
 
 
 def read_frame(
@@ -75,21 +70,17 @@ def read_frame(
         columns,
         **{
             role: ""
-            for role in _ROLES
+            for role in ROLES
             if role in optional and getattr(columns, role) not in frame.columns
         },
     )
     found = find_columns(list(frame.columns), columns, name=name)
-    steps = _steps_of(frame, found, name)
+    names, by_row = list(frame.columns), not found.id or frame[found.id].is_unique
+    steps = steps_of(names, found, name=name) if by_row else None
     if steps is not None:
         return _read_wide(frame, found, steps, name)
     if not found.id:
-        raise ValueError(
-            f"{name}: expected a column that says which series a row belongs to (data.id, id=... "
-            "in Python), or, with a row for each series, values numbered by their step (x_0, x_1, "
-            "…) and no other column but label and group (data.label, data.group), got "
-            f"{_listed(list(frame.columns))}"
-        )
+        raise without_id(names, found, name=name)
     if frame[found.id].is_unique and len(frame) > 1:
         raise ValueError(
             f"{name}: expected rows that share an id, as steps of one series, got {len(frame)} "
@@ -97,48 +88,6 @@ def read_frame(
             "table with a row for each series are to be numbered (x_0, x_1, …)"
         )
     return _read_long(frame, found, name)
-
-
-def find_columns(names: Sequence[str], columns: SeriesColumns, *, name: str) -> SeriesColumns:
-    """Return which column is what: as told, else by its name, "" where there is none.
-
-    Args:
-        names: the columns that there are.
-        columns: which of them is what, as far as that is told.
-        name: how errors call the table.
-
-    Raises:
-        ValueError: a column that is told is not there, or several could be one that is not told.
-    """
-    told: dict[str, str] = {}
-    for role in _ROLES:
-        given = getattr(columns, role)
-        if given and given not in names:
-            raise ValueError(
-                f"{name}: expected a column {given!r} (data.{role}), got {_listed(names)}"
-            )
-        if given is not None:
-            told[role] = given
-    for role in set(_ROLES) - told.keys():
-        taken = {*told.values(), *columns.channels}
-        could = [each for each in candidates(names, role) if each not in taken]
-        if len(could) > 1:
-            raise ValueError(
-                f"{name}: {' and '.join(map(repr, could))} could be the {role}: say which "
-                f"(data.{role}, {role}=... in Python)"
-            )
-        told[role] = could[0] if could else ""
-    return replace(columns, **told)
-
-
-def candidates(names: Sequence[str], role: str) -> list[str]:
-    """Return the columns that a role would be found as by their names.
-
-    Args:
-        names: the columns that there are.
-        role: id, time, label or group.
-    """
-    return [each for each in names if _folded(each) in _NAMES[role].split()]
 
 
 def _plain_columns(frame: Frame, name: str) -> Frame:
@@ -153,47 +102,9 @@ def _plain_columns(frame: Frame, name: str) -> Frame:
     numbered = [
         column
         for column in frame.columns
-        if _NAMELESS.fullmatch(column) and frame[column].dtype.kind in "iu"
+        if NAMELESS.fullmatch(column) and frame[column].dtype.kind in "iu"
     ]
     return frame.drop(columns=numbered)
-
-
-def _steps_of(
-    frame: Frame, found: SeriesColumns, name: str
-) -> dict[str, list[tuple[int, str]]] | None:
-    """Return number and column of each step, by channel; None of a table that is not wide."""
-    if found.time or (found.id and not frame[found.id].is_unique):
-        return None
-    steps: dict[str, list[tuple[int, str]]] = {}
-    for column in _others(frame, found, name):
-        match = _STEP.fullmatch(column)
-        if found.channels and (match is None or match[1] not in found.channels):
-            continue
-        if match is None:
-            return None
-        steps.setdefault(match[1], []).append((int(match[2]), column))
-    return {channel: sorted(of) for channel, of in steps.items()} or None
-
-
-def _others(frame: Frame, found: SeriesColumns, name: str) -> list[str]:
-    """Return the columns of values where none is told: those that by their names are no role.
-
-    Raises:
-        ValueError: a column could be a role that another has: a second label is no channel.
-    """
-    roles = {getattr(found, role) for role in _ROLES}
-    rest = [column for column in frame.columns if column not in roles]
-    if found.channels:
-        return rest
-    for role in _ROLES:
-        could = candidates(rest, role)
-        if could and getattr(found, role):
-            raise ValueError(
-                f"{name}: {could[0]!r} could be the {role}, which is {getattr(found, role)!r}: "
-                "name the columns of values (data.channels, channels=... in Python)"
-            )
-        rest = [column for column in rest if column not in could]
-    return rest
 
 
 def _read_wide(
@@ -256,14 +167,14 @@ def trim(
 def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollection:
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     assert found.id
-    channels = list(found.channels) or _others(frame, found, name)
+    channels = list(found.channels) or value_columns(list(frame.columns), found, name=name)
     if lacking := [channel for channel in channels if channel not in frame.columns]:
         raise ValueError(
             f"{name}: expected a column {lacking[0]!r} (data.channels), got "
-            f"{_listed(list(frame.columns))}"
+            f"{listed(list(frame.columns))}"
         )
     if not channels:
-        raise ValueError(f"{name}: expected columns of values, got {_listed(list(frame.columns))}")
+        raise ValueError(f"{name}: expected columns of values, got {listed(list(frame.columns))}")
     _require_all(frame[found.id], name)
     codes, ids = pandas.factorize(frame[found.id])
     places = tuple(f"{name}, series {each!r}" for each in pandas.Index(ids).tolist())
@@ -439,12 +350,3 @@ def _numbers(column: Column, name: str) -> Float64[np.ndarray, " n"]:
             f"{column.iloc[wrong[0]]!r}: if it is no channel, name those that are (data.channels)"
         )
     return values
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s\-.]+", "_", name.strip().casefold())
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_MOST]))
-    return shown if len(names) <= _MOST else f"{shown}, … {len(names)} in all"

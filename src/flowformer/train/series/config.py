@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from flowformer.data.options import SERIES_ENDINGS, MissingPolicy, SeriesColumns
+from flowformer.data.series.columns import check_table
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
@@ -161,9 +162,11 @@ class SeriesConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def check_early(self) -> None:
-        """Refuse what can be seen at once, and data that name no series."""
+        """Refuse what can be seen at once, data that name no series, and columns they have not."""
         super().check_early()
         self.data.require_source()
+        if self.data.train_file is not None:
+            check_table(self.data.train_file, self.data.columns)
 
     @property
     def dataset_name(self) -> str:
@@ -206,13 +209,14 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    # A fraction of the published width, and nothing in it is of a place: series of any length.
+    # A fraction of the published width, and nothing in it is of a place: series of any length. Its
+    # operations are too small to be shared: a second thread waits, spinning, for most of its time.
     "small": Preset(
         model=TimeSeriesModelConfig(
             dim=64, num_heads=4, feedforward=128, positions="sinusoidal", pooling="mean"
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        training=EpochsConfig(epochs=60),
+        training=EpochsConfig(epochs=60, threads=1),
     ),
     "paper": Preset(
         model=TimeSeriesModelConfig(), optimizer=OptimizerConfig(), training=EpochsConfig()
