@@ -115,6 +115,35 @@ def test_the_regressor_passes_scikit_learns_checks_that_apply():
     assert passed & AEON_DIFFERS_IN_REGRESSION.keys() == set()
 
 
+@pytest.mark.parametrize(
+    ("params", "threads"),
+    [
+        ({}, 1),
+        ({"threads": 3}, 3),
+        ({"dim": 128}, None),
+        ({"preset": "paper"}, None),
+        ({"preset": "paper", "dim": 64, "feedforward": 128}, 1),
+        ({"preset": "paper", "threads": 2}, 2),
+    ],
+)
+def test_a_small_model_is_fitted_on_one_thread_unless_told(waves, monkeypatch, params, threads):
+    before, seen = torch.get_num_threads(), []
+
+    class TrainedError(Exception):
+        pass
+
+    def train(config, run_dir, *, data):
+        del run_dir, data
+        seen.append(config.training.threads)
+        raise TrainedError
+
+    monkeypatch.setattr("flowformer.train.run.train", train)
+    with pytest.raises(TrainedError):
+        FlowformerClassifier(**params).fit(*waves)
+    assert seen == [threads]
+    assert torch.get_num_threads() == before
+
+
 def test_learns_what_can_be_learnt(waves):
     series, labels = waves
     settings = {"dim": 32, "epochs": 30, "learning_rate": 3e-3, "random_state": 0}

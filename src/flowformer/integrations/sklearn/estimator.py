@@ -92,6 +92,9 @@ class FlowformerEstimator(BaseCollectionEstimator):
             and a mixer of any length, as "flow").
         missing: the handling of missing values (NaN): "interpolate", "mean" or "error".
         device: "auto" (a GPU when there is one), "cpu", "gpu" or "mps".
+        threads: CPU threads of fit, after which torch has as many as before. None takes one for a
+            model no wider than that of the preset "small", whose threads would wait for each other,
+            and torch's own number for any other.
         verbose: say in fit what it was given, show how far it is and how long it will take, and say
             what it came to.
         random_state: int, `numpy.random.RandomState` or None, as everywhere in scikit-learn.
@@ -144,6 +147,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
         max_length: int | None = None,
         missing: MissingPolicy = "interpolate",
         device: Accelerator = "auto",
+        threads: int | None = None,
         verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -171,6 +175,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
         self.max_length = max_length
         self.missing = missing
         self.device = device
+        self.threads = threads
         self.verbose = verbose
         self.random_state = random_state
         super().__init__()
@@ -472,6 +477,13 @@ class FlowformerEstimator(BaseCollectionEstimator):
         left = {name for name, value in own.items() if value is None}
         return own | {name: theirs[name] for name in left & theirs.keys()}
 
+    def _threads(self, settings: Mapping[str, Any]) -> int | None:
+        """Return the threads of fit: those asked for, else one for a small model."""
+        small = PRESETS["small"]
+        wide = any(settings[of] > getattr(small.model, of) for of in ("dim", "feedforward"))
+        given: int | None = settings["threads"]
+        return small.training.threads if given is None and not wide else given
+
     def _model_config(self) -> TimeSeriesModelConfig:
         settings = self._settings()
         # The estimator is a Flowformer: it has no other encoder.
@@ -507,6 +519,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
                 protocol="published" if fraction is None else "clean",
                 seed=int(seed),
                 accelerator=settings["device"],
+                threads=self._threads(settings),
                 progress="bar" if settings["verbose"] else "none",
             ),
         )
