@@ -60,3 +60,11 @@ def test_constraints_pin_every_direct_dependency():
     requirements = [*PROJECT["dependencies"], *(name for extra in extras for name in extra)]
     names = {re.split(r"[\[<>=~ ]", requirement)[0].lower() for requirement in requirements}
     assert names - {"flowformer"} - pinned == set()
+
+
+def test_the_page_of_the_installation_has_every_extra():
+    page = (ROOT / "docs" / "installation.md").read_text()
+    _, _, section = page.partition("## Extras\n")
+    rows = re.findall(r"^\| (`[^|]*) \|", section.partition("\n## ")[0], re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(PROJECT["optional-dependencies"])

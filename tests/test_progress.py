@@ -88,11 +88,24 @@ def test_a_block_says_for_itself_whether_its_work_is_shown(terminal):
     assert terminal.getvalue() == ""
 
 
-def test_a_bar_may_be_shown_without_a_terminal(capsys):
-    with showing(True):
+def test_without_a_terminal_a_line_now_and_then_tells_who_asks(monkeypatch, capsys):
+    now = Clock()
+    monkeypatch.setattr("flowformer.progress.monotonic", now)
+    with showing(True), working("reading", total=1000, unit="files") as work:
         assert is_shown()
+        for second in range(1, 401):
+            now.seconds = second
+            work.reach(2 * second, note="of text")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading:   2 %, 20 of 1000 files, 08:10 left, of text"
+    assert lines[-1].startswith("reading:  7")
+    assert 20 < len(lines) < 30  # the longer it takes, the fewer
+
+
+def test_what_is_soon_done_writes_nothing_into_a_file(capsys):
+    with showing(True):
         assert list(counted([1, 2], "counting", unit="numbers")) == [1, 2]
-    assert "0 of 2 numbers" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("through", ["say", "logging"])

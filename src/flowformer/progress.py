@@ -1,7 +1,9 @@
 """The progress of long work: what is done and what is left, in a line at the foot of a terminal.
 
 Work says how far it is, wherever it is done. Whether that is shown is for its caller to say: the
-command line and a training show it on a terminal; elsewhere, and in Python, there is silence.
+command line and a training show it on a terminal; elsewhere, and in Python, there is silence. Who
+asks for it without a terminal, in a file or a pipe, gets a line now and then: nothing is erased
+there, and hundreds of bars would be left.
 
     with showing(), working("tokenising", total=len(documents), unit="documents") as work:
         for document in documents:
@@ -16,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from threading import RLock
+from time import monotonic
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -78,6 +81,46 @@ Watch = Callable[[Work], AbstractContextManager[Callable[[], object]]]
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 _open: list[Any] = []  # the bars that are on the terminal
 
+_SECONDS, _SHARE = 10.0, 0.1  # from a line to the next: so long, and so much of what it took so far
+
+
+def _erases() -> bool:
+    """Return whether what is written after a carriage return takes the place of the line."""
+    return sys.stderr is None or sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+@contextmanager
+def _lines(work: Work) -> Iterator[Callable[[], object]]:
+    """Write a line now and then, and none of what is soon done."""
+    began = last = monotonic()
+    start = work.done
+
+    def show() -> None:
+        nonlocal last
+        now = monotonic()
+        if now - last < max(_SECONDS, _SHARE * (now - began)):
+            return
+        last = now
+        try:
+            text = _in_a_line(work, now - began, start)
+        except ImportError:
+            return
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    yield show
+
+
+def _in_a_line(work: Work, seconds: float, start: int) -> str:
+    figures = _figures(work)
+    form = figures.pop("bar_format").replace("|{bar:20}|", ",")
+    figures["prefix"] = figures.pop("desc")
+    return (
+        _kind()
+        .format_meter(work.done, elapsed=seconds, initial=start, bar_format=form, **figures)
+        .strip()
+    )
+
 
 @contextmanager
 def showing(shown: bool | Watch | None = None) -> Iterator[None]:
@@ -85,8 +128,9 @@ def showing(shown: bool | Watch | None = None) -> Iterator[None]:
 
     Args:
         shown: None shows it where standard error is a terminal, and elsewhere as it is around the
-            block; True always, as in a notebook; False never. A function is called with each work
-            and returns a context manager for its time, with what is called at each step.
+            block; True always, as a bar in a notebook too and as lines in a file; False never. A
+            function is called with each work and returns a context manager for its time, with what
+            is called at each step.
 
     Examples:
         >>> from contextlib import nullcontext
@@ -102,7 +146,7 @@ def showing(shown: bool | Watch | None = None) -> Iterator[None]:
     if callable(shown):
         watch = shown
     elif shown is not None:
-        watch = _bar if shown else None
+        watch = (_bar if _erases() else _lines) if shown else None
     elif sys.stderr is not None and sys.stderr.isatty():
         watch = _bar
     before = _watch.set(watch)

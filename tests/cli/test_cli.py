@@ -261,8 +261,11 @@ def test_the_papers_figure_is_not_printed_for_another_data_set(flowformer, tmp_p
     assert "98.9" not in out + page + flowformer("evaluate", tmp_path / "r").out
 
 
-def test_a_bar_counts_the_batches_of_all_epochs_beside_the_lines(flowformer, trained, tmp_path):
+def test_a_bar_counts_the_batches_of_all_epochs_beside_the_lines(
+    flowformer, trained, tmp_path, monkeypatch
+):
     _, files = trained
+    monkeypatch.setattr("flowformer.progress._erases", lambda: True)
     options = ["--run-dir", tmp_path / "run", "--training.progress", "bar"]
     outcome = flowformer(*_own_data(files, *options))
     assert "training:   0 %|" in outcome.err

@@ -155,7 +155,12 @@ def test_a_report_draws_what_that_of_a_run_draws(sensors, tmp_path):
         fitted.report(np.zeros((1, 1, 9)), ["slower"], folder=tmp_path / "r")
 
 
-def test_verbose_says_what_it_was_given_how_far_it_is_and_what_it_came_to(sensors, capsys):
+def test_verbose_says_what_it_was_given_how_far_it_is_and_what_it_came_to(
+    sensors, capsys, monkeypatch
+):
+    fit(sensors.drop(columns="mean"), "pace", verbose=True)
+    assert "\r" not in capsys.readouterr().err  # a file, where bars would stay
+    monkeypatch.setattr("flowformer.progress._erases", lambda: True)
     fit(sensors.drop(columns="mean"), "pace", verbose=True)
     said = capsys.readouterr().err
     assert (

@@ -387,7 +387,7 @@ def test_compiles_without_a_graph_break() -> None:
 class TestRefusals:
     @pytest.mark.usefixtures("shape_checks_off")
     @pytest.mark.parametrize("sizes", [{}, {"kdim": 5}])
-    def test_inputs_of_another_width_or_kind(self, sizes: dict[str, int]) -> None:
+    def test_inputs_of_another_width_or_kind(self, sizes: dict[str, Any]) -> None:
         layer = MultiheadAttention(DIM, HEADS, batch_first=True, **sizes)
         x, narrow = torch.randn(2, 9, DIM), torch.randn(2, 9, DIM - 1)
         with pytest.raises(ValueError, match=r"^query must be \[batch, time, 16\], .*\[2, 9, 15\]"):

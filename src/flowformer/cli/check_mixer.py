@@ -92,7 +92,7 @@ def _find(reference: str, options: Mapping[str, Any]) -> "type[ProjectedMixer]":
     from flowformer.nn.mixers.own import OwnAttention, own_mixer
 
     for registered in MIXERS.values():
-        kind = registered.kind
+        kind: Any = registered.kind
         if found is registered or (issubclass(kind, OwnAttention) and found is kind.build):
             if not options or found is registered:
                 return registered
