@@ -41,6 +41,7 @@ BENCHMARKS = {
     "arena_long": "mixers.arena_long",
     "recall": "mixers.recall",
     "gating": "mixers.gating",
+    "gating_trials": "mixers.gating_trials",
     "comparisons": "mixers.comparisons",
     "compare_start": "mixers.compare_start",
     "summarize_runs": "mixers.summarize_runs",
