@@ -27,7 +27,9 @@ class TrialAttention(HeadAttention):
         feature_map: φ; None for neither φ nor gain nor denominator.
         shared: number of neighbouring heads that have all of their queries and keys in common.
         write: a value's factor: an input gate, or "step", the decay's, as in Mamba-2.
-        skip: whether values are added to the output of their own tokens.
+        skip: the weight at first by which a value is added to the output of its own token; None
+            for no such addition.
+        skips_norm: whether it is added behind the norm.
         norm: of each head before the gate, or "gated", of all heads behind it, as in Mamba-2.
         biases: whether the convolutions have them.
     """
@@ -47,7 +49,8 @@ class TrialAttention(HeadAttention):
         feature_map: Literal["sigmoid", "relu"] | None = "sigmoid",
         shared: int = 1,
         write: Literal["gate", "step"] = "gate",
-        skip: bool = False,
+        skip: float | None = None,
+        skips_norm: bool = False,
         norm: Literal["head", "gated"] = "head",
         biases: bool = False,
     ) -> None:
@@ -63,7 +66,8 @@ class TrialAttention(HeadAttention):
         self.gated_norm = norm == "gated"
         self.norm = nn.RMSNorm(inner if self.gated_norm else head_dim, eps=1e-6)
         self.output_gate = nn.Linear(dim, inner)
-        self.skip = nn.Parameter(torch.ones(num_heads)) if skip else None
+        self.skip = None if skip is None else nn.Parameter(torch.full((num_heads,), skip))
+        self.skips_norm = skips_norm
 
     def forward(
         self,
@@ -99,12 +103,13 @@ class TrialAttention(HeadAttention):
             normalize=self.feature_map is not None,
             mask=mask,
         )
-        if self.skip is not None:
-            out = out + value * self.skip[:, None]
-        gate = F.silu(self.output_gate(hidden)).unflatten(-1, out.shape[2:])
-        if not self.gated_norm:
-            return self.norm(out) * gate, None
-        return self.norm((out * gate).flatten(2)).unflatten(-1, out.shape[2:]), None
+        passed = 0 if self.skip is None else value * self.skip[:, None]
+        out = out if self.skips_norm else out + passed
+        gate = F.silu(self.output_gate(hidden)).unflatten(-1, value.shape[2:])
+        if self.gated_norm:
+            return self.norm((out * gate).flatten(2)).unflatten(-1, value.shape[2:]), None
+        out = self.norm(out)
+        return (out + passed if self.skips_norm else out) * gate, None
 
     def _features(self, *tensors: Tensor) -> list[Tensor]:
         """Return queries and keys after gain and φ, those of heads that share them put together."""
@@ -131,7 +136,8 @@ def _register(trial: str, options: dict[str, Any]) -> None:
     kind = new_class("TriedAttention", (TrialAttention,), {}, fill)
     text = f"A trial of gated attention: {trial}."
     body = {"kind": kind, "__doc__": text, "__module__": __name__}
-    new_class("TriedMixer", (ProjectedMixer,), {"name": mixer_of(trial)}, lambda at: at.update(body))
+    named = {"name": mixer_of(trial)}
+    new_class("TriedMixer", (ProjectedMixer,), named, lambda at: at.update(body))
 
 
 for _trial, _options in TRIALS.items():

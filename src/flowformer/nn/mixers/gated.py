@@ -191,7 +191,7 @@ class GatedAttention(HeadAttention):
             self.decay.projection.reset_parameters()
             self.decay.start(self.options.decay)
         if self.skip is not None:
-            nn.init.ones_(self.skip)
+            nn.init.zeros_(self.skip)
         for part in (self.input_gate, self.norm, self.output_gate):
             if part is not None:
                 part.reset_parameters()

@@ -20,8 +20,8 @@ class GatedOptions(NamedTuple):
             without it, all features start near φ(0) and no token stands out. None for no gain.
         decay: the shortest and the longest time constant at first, in tokens; None for no decay.
         input_gate: whether a value is multiplied by 2 sigmoid(w·x), one for each head.
-        skip: whether a value is added to the output of its own token, times a weight of the head
-            that is 1 at first: then the sum need not tell what is there from what is remembered.
+        skip: whether a value is added to the output of its own token, before the norm, times a
+            weight of the head, 0 at first: from 1, it hides what is remembered, and recall fails.
         norm: whether the output of each head is normalised.
         output_gate: whether the output is multiplied by silu(W x + b).
         directions: share of the heads that read in one direction in the bidirectional form, half of
