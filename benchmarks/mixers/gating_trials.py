@@ -38,21 +38,30 @@ TRIALS: dict[str, dict[str, Any]] = {
         "activated": (0, 1, 2),
         "feature_map": None,
     },
-    "decays to 64, skip, silu of v, step writes, gated norm, biases": {
+    "decays to 64, skip from 1, silu of v, step writes, gated norm, biases": {
         "decay": SHORT,
-        "skip": True,
+        "skip": 1.0,
         "activated": (2,),
         "write": "step",
         "norm": "gated",
         "biases": True,
     },
+    "decays to 64, skip from 1": {"decay": SHORT, "skip": 1.0},
+    "decays to 64, skip from 1 behind the norm": {
+        "decay": SHORT,
+        "skip": 1.0,
+        "skips_norm": True,
+    },
+    "decays to 64, skip from 0": {"decay": SHORT, "skip": 0.0},
+    "decays to 64, skip from 0, gain 4": {"decay": SHORT, "skip": 0.0, "gain": 4.0},
     "decays to 16": {"decay": SHORTER},
     "decays to 16, silu of v": {"decay": SHORTER, "activated": (2,)},
     "decays to 16, step writes": {"decay": SHORTER, "write": "step"},
-    "decays to 16, skip": {"decay": SHORTER, "skip": True},
-    "decays to 16, skip, gated norm": {"decay": SHORTER, "skip": True, "norm": "gated"},
-    "skip": {"skip": True},
-    "decays to 64, skip": {"decay": SHORT, "skip": True},
+    "decays to 16, skip from 1": {"decay": SHORTER, "skip": 1.0},
+    "decays to 16, skip from 1, gated norm": {"decay": SHORTER, "skip": 1.0, "norm": "gated"},
+    "decays to 16, skip from 0": {"decay": SHORTER, "skip": 0.0},
+    "skip from 1": {"skip": 1.0},
+    "skip from 0": {"skip": 0.0},
 }
 
 

@@ -23,6 +23,7 @@ class TrialAttention(HeadAttention):
         num_heads: number of heads.
         head_dim: width of a head.
         decay: the shortest and the longest time constant at first.
+        gain: of queries and keys at first.
         activated: which of query, key and value pass silu after the convolution.
         feature_map: φ; None for neither φ nor gain nor denominator.
         shared: number of neighbouring heads that have all of their queries and keys in common.
@@ -45,6 +46,7 @@ class TrialAttention(HeadAttention):
         num_heads: int,
         head_dim: int,
         decay: Sequence[float] = LONG,
+        gain: float = 2.0,
         activated: Sequence[int] = (),
         feature_map: Literal["sigmoid", "relu"] | None = "sigmoid",
         shared: int = 1,
@@ -60,7 +62,7 @@ class TrialAttention(HeadAttention):
         self.convolution = nn.Parameter(torch.empty(3, num_heads, head_dim, 4))
         draw_convolution(self.convolution)
         self.biases = nn.Parameter(torch.zeros(3, num_heads, head_dim)) if biases else None
-        self.gain = nn.Parameter(torch.full((2, num_heads), 2.0)) if feature_map else None
+        self.gain = nn.Parameter(torch.full((2, num_heads), gain)) if feature_map else None
         self.decay = Decay(dim, num_heads, decay)
         self.input_gate = nn.Linear(dim, num_heads) if write == "gate" else None
         self.gated_norm = norm == "gated"
