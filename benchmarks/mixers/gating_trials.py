@@ -120,8 +120,9 @@ def gating_trials(result: Result) -> str:
             MISSING if pairs is None else f"{100 * pairs['test_score']:.1f}",
         ]
 
-    def validation(trial: str) -> float:
-        return characters[trial]["validation_loss"] if trial in characters else float("inf")
+    def validation(trial: str) -> tuple[float, str]:
+        bits = characters.get(trial, {"validation_loss": float("inf")})
+        return bits["validation_loss"], trial
 
     rows = [row(each) for each in sorted(characters.keys() | recall.keys(), key=validation)]
     head = ["tried", "characters, validation, bits", "characters, test, bits", "parameters"]
