@@ -212,7 +212,7 @@ class DeltaNetAttention(RecurrenceInParts):
     ) -> tuple[Tensor, LinearState]:
         """Return the output of the delta rule, and its memory."""
         return delta_rule_attention(
-            unit(query) * float(query.shape[-1]) ** -0.5,
+            unit(query, float(query.shape[-1]) ** -0.5),
             unit(key),
             value,
             beta=torch.sigmoid(self.strength(hidden)),
@@ -222,9 +222,11 @@ class DeltaNetAttention(RecurrenceInParts):
         )
 
 
-def unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-    """Return the heads with length 1."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+def unit(x: Float[Tensor, "b t h d"], length: float = 1.0) -> Float[Tensor, "b t h d"]:
+    """Return the heads with that length, rounded once to the dtype of x."""
+    exact = x.to(compute_dtype(x.dtype))
+    scale = torch.rsqrt(exact.square().sum(-1, keepdim=True) + 1e-6)
+    return (exact * scale * length).to(x.dtype)
 
 
 class GatedDeltaNetAttention(DeltaNetAttention):
