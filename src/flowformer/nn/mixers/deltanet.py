@@ -131,8 +131,9 @@ def chunked_delta_rule(
         kept = left[..., -1, :, None].to(state.dtype)
     of_keys, of_queries = reading
     sides = torch.cat((strength * v, strength * of_keys), -1)
-    system = system.tril(-1)
-    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    # Substitution adds up rounding from token to token: it is as exact as the state.
+    exact = (x.to(state.dtype) for x in (system.tril(-1), sides))
+    solved = torch.linalg.solve_triangular(*exact, upper=False, unitriangular=True).to(dtype)
     fixed, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
     if is_for_any_length():
         steps = (writing.mT @ x for x in (-of_state, fixed))
