@@ -35,8 +35,8 @@ CASES: dict[str, Case] = {
     ),
     "deltanet": Case(
         rounding=7,
-        why="a short key becomes one of length 1, and its rounding grows with it, as that of a head "
-        "does in the norm: at the worst token a key of 0.22, and a head of 0.03",
+        why="a short key becomes one of length 1, and its rounding grows with it, as that of a "
+        "head does in the norm: at the worst token a key of 0.22, and a head of 0.03",
     ),
     "gated-deltanet": Case(rounding=6, why="as of deltanet"),
     "soft": Case(
