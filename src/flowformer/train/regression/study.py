@@ -1,15 +1,14 @@
 """Time-series regression: the parts of a run, and the use of a finished one."""
 
 import csv
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import nn
 
 from flowformer.config_json import to_plain
 from flowformer.data import SeriesSplit, TimeSeriesData, numbers_of
@@ -21,7 +20,6 @@ from flowformer.scores.measures import RMSE
 from flowformer.scores.metrics import RegressionMetrics, regression_metrics
 from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_constant
 from flowformer.train.prediction import format_numbers
 from flowformer.train.regression.config import (
     RegressionRecord,
@@ -37,45 +35,8 @@ from flowformer.train.series.base import (
 from flowformer.train.series.data import predict_numbers
 from flowformer.train.study import Evaluation, Trained
 
-STAGES: tuple[str, ...] = ("train", "validation")
-
-
-class RegressionTask(RecordedTask):
-    """Training by the squared error of a regressor, whose model gives `predictions` and `loss`.
-
-    Args:
-        parts: those of a `RecordedTask`.
-        scale: standard deviation of the labels, by which they were divided.
-        options: further ones of a `RecordedTask`.
-    """
-
-    def __init__(self, *parts: Any, scale: float, **options: Any) -> None:
-        super().__init__(*parts, **options)
-        self._scale = scale
-
-    def figures(self) -> Row:
-        """Return the mean losses, and the errors in the unit of the labels."""
-        row: Row = {}
-        for stage in STAGES:
-            loss = float(self.trainer.callback_metrics[f"{stage}_loss"])
-            row[f"{stage}_loss"] = loss
-            row[f"{stage}_rmse"] = self._scale * math.sqrt(loss)
-        return row
-
-    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Rank by the validation loss."""
-        return (-row["validation_loss"],)
-
-    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Return the epoch, and the error of both stages."""
-        train, validation = (RMSE.show(row[f"{stage}_rmse"]) for stage in STAGES)
-        done = f"epoch {row['epoch']}/{self.trainer.max_epochs}"
-        return f"{done}  train: RMSE {train}  {held_out}: RMSE {validation}"
-
-    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        """Return the mean squared error of a batch, in the scale of the labels as learned."""
-        _, loss = self.model(**batch)
-        return self.take(loss, len(batch["labels"]), batch, stage, batch_idx)[0]
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import EpochRecorder, RecordedTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +104,11 @@ class Regression(SeriesStudy):
             f"series to train on, {sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
         )
 
-    def task(self, model: nn.Module) -> RegressionTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the regression, at a constant learning rate."""
+        from flowformer.train.loop.optimizers import build_constant
+        from flowformer.train.regression.task import RegressionTask
+
         target = self.prepared.preprocessing.target
         assert target is not None
         return RegressionTask(
@@ -155,7 +119,7 @@ class Regression(SeriesStudy):
         )
 
     def test(
-        self, model: TimeSeriesRegressor, recorder: EpochRecorder
+        self, model: TimeSeriesRegressor, recorder: "EpochRecorder"
     ) -> tuple[RegressionResult, Mapping[str, str]]:
         """Return the figures, and predictions.csv where there is a test set."""
         best, test, metrics, files = recorder.best, self.data.test, None, {}

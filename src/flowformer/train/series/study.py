@@ -1,7 +1,7 @@
 """Time-series classification: the parts of a run, and the use of a finished one."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -17,13 +17,11 @@ from flowformer.data.series.collection import known_classes_of
 from flowformer.models.series.model import SeriesClassifier, build_classifier
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.train.classification import (
-    ClassificationTask,
     Classifier,
     Tested,
     report_classifier,
 )
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.task import build_constant
 from flowformer.train.prediction import format_predictions
 from flowformer.train.series.base import (
     SeriesStudy,
@@ -35,6 +33,9 @@ from flowformer.train.series.base import (
 from flowformer.train.series.config import SeriesConfig, SeriesRecord
 from flowformer.train.series.data import predict_probabilities
 from flowformer.train.study import Trained
+
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import RecordedTask
 
 
 class Series(SeriesStudy, Classifier):
@@ -65,8 +66,11 @@ class Series(SeriesStudy, Classifier):
         """Return what the series are, and how many there are in each part."""
         return f"{self.data.name}: {self.data.describe()}\n{super().describe()}"
 
-    def task(self, model: nn.Module) -> ClassificationTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the classification, at a constant learning rate."""
+        from flowformer.train.loop.classification import ClassificationTask
+        from flowformer.train.loop.optimizers import build_constant
+
         return ClassificationTask(
             model,
             lambda model: build_constant(model.parameters(), self.config.optimizer),
