@@ -122,6 +122,20 @@ def sizes_of(train: Sized, validation: Sized, test: Sized | None) -> dict[str, i
     return {name: len(part) for name, part in parts.items()}
 
 
+def tell_sizes(config: Any, sizes: Mapping[str, int], unit: str) -> str:
+    """Return how many cases an experiment has, in words.
+
+    Args:
+        config: the experiment.
+        sizes: what `sizes_of` gives.
+        unit: what the cases are.
+    """
+    return (
+        f"{config.name}: {sizes['train']:,} {unit} to train on, {sizes['validation']:,} for "
+        f"{HELD_OUT[config.protocol]}"
+    )
+
+
 class Classifier(Study):
     """A study whose model classifies: it leaves predictions.csv, and accuracies.
 
@@ -138,11 +152,7 @@ class Classifier(Study):
 
     def describe(self) -> str:
         """Return how many cases there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} {self.unit} to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
-        )
+        return tell_sizes(self.config, self.record.sizes, self.unit)
 
     @abstractmethod
     def predict_test(self, model: Any) -> Tested | None:
