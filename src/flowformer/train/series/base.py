@@ -65,7 +65,7 @@ class SeriesStudy(Study):
             data = load_data(config.data, regression=config.regression)
         if data.columns is not None:  # the record says which were found
             config = replace(config, data=config.data.with_columns(data.columns))
-        self.config, self.data = config, data
+        self.config, self.data, self.classes = config, data, data.classes
         self.prepared = prepare(config, data)
         self.record = self._record()
 

@@ -10,7 +10,6 @@ from flowformer.data import (
     SeriesCollection,
     SeriesDataset,
     SeriesSplit,
-    TimeSeriesData,
     encode_labels,
     labels_of,
 )
@@ -29,7 +28,7 @@ from flowformer.train.series.base import (
     choose_series,
     draw_flow_maps,
 )
-from flowformer.train.series.config import SeriesConfig, SeriesRecord
+from flowformer.train.series.config import SeriesRecord
 from flowformer.train.series.data import predict_probabilities
 from flowformer.train.study import Trained
 
@@ -41,16 +40,6 @@ class Series(SeriesStudy, Classifier):
     """Time-series classification."""
 
     unit = "series"
-
-    def __init__(
-        self,
-        config: SeriesConfig,
-        *,
-        data: TimeSeriesData | None = None,
-        begun: RunFolder | None = None,
-    ) -> None:
-        super().__init__(config, data=data, begun=begun)
-        self.classes = self.data.classes
 
     @classmethod
     def _model(cls, record: SeriesRecord) -> SeriesClassifier:
