@@ -33,7 +33,7 @@ TABLES = {
     "wiki": Steps("2 h", ("comparisons wiki",)),
     "language_step": Steps("20 min", ("language_step",)),
     "generation": Steps("15 min", ("generation --threads 2",)),
-    "recall": Steps("3 h", ("recall --again",)),
+    "recall": Steps("8 h", ("recall --again",)),
     "images": Steps("75 min", ("comparisons fashion",)),
     "trajectories": Steps("75 min", ("comparisons hopper hopper-replay cheetah",)),
 }

@@ -5,7 +5,8 @@
 
 The recipe recall-small in sequences of 128 tokens: over the number of pairs at one width, and over
 the width at one number of pairs. Each run stands in runs/recall; stopped or killed, it goes on by
-the same command, and one that has ended is only read. What a guess reaches is one over the pairs.
+the same command, and one that has ended stands in results/recall.json. What a guess reaches is one
+over the pairs. All of it takes about 8 hours of a core, of which gla takes two, and flow-gated one.
 """
 
 import shutil

@@ -1,8 +1,9 @@
 """What do the paper's own settings reach on two of its sets of series, under both protocols?
 
-    python -m benchmarks series_paper                # both sets, both protocols: days on one core
-    python -m benchmarks series_paper vowels         # JapaneseVowels alone: hours
-    python -m benchmarks series_paper --dry-run      # how long each will take
+    python -m benchmarks series_paper vowels            # JapaneseVowels: 2 hours of a core
+    python -m benchmarks series_paper scp1 --seeds 1    # SelfRegulationSCP1: 15 hours a seed
+    python -m benchmarks series_paper                   # both, three seeds: 2 days
+    python -m benchmarks series_paper --dry-run         # how long each will take
 
 The recipes as they are: two layers of 512 with 8 heads, 100 epochs, batches of 16. Each seed of a
 set and a protocol is one `flowformer compare`, printed before it starts, in
