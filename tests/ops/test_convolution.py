@@ -284,26 +284,81 @@ def test_weights_of_more_precision_than_the_tokens_keep_it(backend: str) -> None
     assert_close(y, right.bfloat16())
 
 
+SPOILED: dict[str, dict[str, Any]] = {  # what stands around tokens that are not finite
+    "alone": {},
+    "silu": {"activation": "silu"},
+    "ahead": {"ahead": 1, "activation": "silu"},
+    "padded": {"mask": torch.tensor([PADDED * 5, PADDED[::-1] * 5]), "activation": "silu"},
+    "state": {"begun": True},
+    "state-padded": {
+        "begun": True,
+        "mask": torch.tensor([PADDED * 5, [False] * 45]),
+        "activation": "silu",
+    },
+    "pack": {"begun": True, "cu_seqlens": torch.tensor([0, 2, 2, 45]), "activation": "silu"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+@every_backend
+@pytest.mark.parametrize("case", SPOILED.values(), ids=SPOILED)
+def test_what_is_not_finite_reaches_who_sees_it_and_no_gradient(
+    case: dict[str, Any], backend: str
+) -> None:
+    """Neither in tokens, nor in padding, nor in a state; not even where NaN comes in from above."""
+    case = dict(case)
+    packed, begun = "cu_seqlens" in case, case.pop("begun", False)
+    x, weight, bias = draw((1 if packed else 2, 45, 2, 3, 4), backend)
+    recent = torch.randn(3 if packed else 2, 3, 2, 3, dtype=torch.float64)
+    tokens, early = torch.zeros_like(x), torch.zeros_like(recent)
+    for t, number in {1: torch.nan, 22: torch.inf, 23: torch.nan, 40: -torch.inf}.items():
+        tokens[0, t, t % 2, 2] = number
+    early[0, 0, 0, 1] = early[1, :, 1] = torch.nan  # in the case "state-padded" of no real token
+    clean = [torch.where(each != 0, 0, kept) for each, kept in ((tokens, x), (early, recent))]
+    wild = [x + tokens, recent + early]
+    if "mask" in case:
+        wild[0] = wild[0].masked_fill(~case["mask"][..., None, None], torch.nan)
+
+    def run(tokens: Tensor, taps: Tensor, added: Tensor | None, before: Tensor, **how: Any) -> Any:
+        state = ConvolutionState(before) if begun else None
+        return short_convolution(tokens, taps, bias=added, initial_state=state, **how)
+
+    plain = {**case, "activation": None, "backend": "reference"}
+    flags = [(each != 0).to(each.dtype) for each in (tokens, early)]
+    seen = run(flags[0], torch.ones_like(weight), None, flags[1], **plain) != 0
+    grad = torch.randn_like(x)
+    found = []
+    for (each, before), above, name in (
+        (wild, grad.masked_fill(seen, torch.nan), backend),
+        (clean, grad.masked_fill(seen, 0), "reference"),
+    ):
+        leaves = [leaf.clone().requires_grad_() for leaf in (each, weight, bias, before)]
+        y = run(*leaves, backend=name, **case)
+        found.append((y, *torch.autograd.grad(y, leaves if begun else leaves[:3], above)))
+        with torch.no_grad():
+            assert torch.equal(run(*leaves, backend=name, **case).isfinite(), y.isfinite())
+    (y, *grads), (right, *expected) = found
+    assert not y[seen].isfinite().any()
+    assert_close(y[~seen], right[~seen], **tolerance(backend))
+    assert_close(grads, expected, **tolerance(backend))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_what_is_not_finite_reaches_who_sees_it_alone(backend: str, number: float) -> None:
-    x, weight, bias = draw((2, 20, 2, 3, 4))
-    mask = torch.rand(2, 20) > 0.2
-    mask[:, 3:15] = True
-    how: dict[str, Any] = {"bias": bias, "activation": "silu", "mask": mask, "backend": backend}
-    clean = short_convolution(x, weight, **how)
-    wild = x.clone()
-    wild[0, 8, 1, 2] = number
-    for trains in (False, True):
-        leaf, taps = wild.clone().requires_grad_(trains), weight.clone().requires_grad_(trains)
-        y = short_convolution(leaf, taps, **how)
-        assert not y[0, 8:12, 1, 2].isfinite().any()
-        others = torch.ones_like(y, dtype=torch.bool)
-        others[0, 8:12, 1, 2] = False
-        assert_close(y[others], clean[others])
-        if trains:
-            grads = torch.autograd.grad(y[:, :8].sum(), (leaf, taps))
-            assert all(grad.isfinite().all() for grad in grads)
+def test_what_is_not_finite_reaches_no_second_gradient(backend: str) -> None:
+    x, weight, _ = draw((1, 20, 1, 2, 4))
+    found = []
+    for number in (torch.nan, 0):
+        tokens = x.clone()
+        tokens[0, 9, 0, 1] = number
+        leaves = tokens.requires_grad_(), weight.clone().requires_grad_()
+        y = short_convolution(*leaves, activation="silu", backend=backend)
+        kept = torch.ones_like(y, dtype=torch.bool)
+        kept[0, 9:13, 0, 1] = False
+        first = torch.autograd.grad(y[kept].square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), leaves))
+    ours, right = found
+    assert_close(ours[1], right[1])
+    assert ours[0].isfinite().all()
 
 
 def views(x: Tensor) -> dict[str, Tensor]:
@@ -417,6 +472,23 @@ class TestGraphs:
         assert_close(found, expected)
         tensors = (x, weight, bias)
         grads = [torch.autograd.grad(y.square().sum(), tensors) for y, _ in (found, expected)]
+        assert_close(grads[0], grads[1])
+
+    @pytest.mark.parametrize("backend", ["chunked", pytest.param("cpu", marks=needs_library)])
+    def test_what_is_not_finite_reaches_no_gradient_of_a_graph(self, backend: str) -> None:
+        torch.compiler.reset()
+        x, weight, _ = draw((1, 20, 1, 2, 4))
+        x[0, 9, 0, 1] = torch.nan
+        weight.requires_grad_()
+
+        def run(x: Tensor, weight: Tensor) -> Tensor:
+            return short_convolution(x, weight, activation="silu", backend=backend)
+
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        grads = [
+            torch.autograd.grad(each(x, weight)[:, :9].sum(), weight) for each in (compiled, run)
+        ]
+        assert grads[0][0].isfinite().all()
         assert_close(grads[0], grads[1])
 
     def test_is_exported_for_any_length(self) -> None:

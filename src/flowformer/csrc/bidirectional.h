@@ -98,12 +98,12 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
 
   // I or O, kept, and its inverse in `weight`.
   void flow(const Side& side, int64_t t, int n, const T* x, const T* base, T* stat) {
+    constexpr int W = Simd<T>::W;
     flow_dots(n, s.dp, x, base, eps, partial, dots);
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; side.mask && i < n; ++i)
       if (!side.real(t + i)) dots[i] = 1;  // of order ε², and only ever divides zero
-      stat[i] = dots[i];
-      weight[i] = T(1) / dots[i];
-    }
+    std::memcpy(stat, dots, n * sizeof(T));
+    for (int i = 0; i < n; i += W) store(weight + i, T(1) / load(dots + i));
   }
 
   void allocate(const Row& row, int64_t t, int n) {
@@ -169,8 +169,10 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       T* share = this->key_stat(row, SOURCE_SHARE) + t;
       if (call.competition == SOURCES) {
         exponentials(n, totals.shift, this->key_stat(row, CONSERVED_SOURCE) + t, weight);
-        for (int i = 0; i < n; ++i)
-          share[i] = row.key.real(t + i) && totals.total != 0 ? T(weight[i] / totals.total) : T(0);
+        const double inverse = totals.total != 0 ? 1 / totals.total : 0;
+        for (int i = 0; i < n; ++i) share[i] = T(weight[i] * inverse);
+        for (int i = 0; row.key.mask && i < n; ++i)
+          if (!row.key.real(t + i)) share[i] = 0;
       }
       for (int i = 0; i < n; ++i) weight[i] = unit * share[i];
       scale_rows(n, s.dp, k, weight, k);

@@ -211,12 +211,15 @@ template <class T> struct BidirectionalBackward : RowFeatures<T> {
   // dÔ, in `weight`.
   void source_gradients(const Row& row, int64_t t, int n, const BackCarry& totals) {
     const T *share = this->key_stat(row, SOURCE_SHARE) + t, *source = this->key_stat(row, CONSERVED_SOURCE) + t;
-    const T bound = T(call.clamp);
+    if (call.competition == NO_COMPETITION) return (void)std::memset(weight, 0, n * sizeof(T));
+    const T bound = T(call.clamp), late = T(totals.late);
+    const T* of_heads = call.competition == HEADS ? gamma_sum + t : nullptr;
     for (int i = 0; i < n; ++i) {
-      const T total = call.competition == HEADS ? gamma_sum[t + i] : T(totals.late);
-      const bool free = call.competition != NO_COMPETITION && row.key.real(t + i) && source[i] >= -bound && source[i] <= bound;
-      weight[i] = free ? gamma[t + i] - share[i] * total : T(0);
+      const T gradient = gamma[t + i] - share[i] * (of_heads ? of_heads[i] : late);
+      weight[i] = source[i] >= -bound && source[i] <= bound ? gradient : T(0);
     }
+    for (int i = 0; row.key.mask && i < n; ++i)
+      if (!row.key.real(t + i)) weight[i] = 0;
   }
 
   void key_flows(const Row& row, int64_t t, int n, const BackCarry& totals, BackCarry& added) {

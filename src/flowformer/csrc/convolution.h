@@ -12,6 +12,9 @@
 // read once and that of x is written once. Sums over tokens, which are the gradients of weight and bias, are carried in float64
 // from block to block.
 //
+// NaN or infinity in a token reaches the outputs that see it, and no gradient: neither has one, and 0 · NaN would be one. A
+// block in which there is any is found while its rows are in the cache, and read from a copy without it.
+//
 // A thread takes pieces of the channels, through all sequences: no number depends on how many threads there are.
 #pragma once
 
@@ -247,6 +250,7 @@ template <class T, class In> class PieceBackward : PieceForward<T, In> {
     ring = arena.take_unset<T>(int64_t(held) * padded);
     grads = arena.take_unset<T*>(held);
     sums = arena.take<double>(int64_t(taps + 1) * padded);
+    clean = arena.take_unset<In>(int64_t(held) * padded);
     for (int i = 0; arena.holds_memory() && i < taps; ++i)
       std::memcpy(turned + i * padded, weight + (taps - 1 - i) * padded, padded * sizeof(T));
   }
@@ -261,6 +265,7 @@ template <class T, class In> class PieceBackward : PieceForward<T, In> {
         this->look(t);
         const int count = this->of_block(t);
         find_gradients(t, count);
+        if (!is_finite(count + taps - 1)) contain(count);
         add_sums(count);
         write_gradients(s, t - later, int(end - t < ROWS ? end - t : ROWS), to);
       }
@@ -288,6 +293,32 @@ template <class T, class In> class PieceBackward : PieceForward<T, In> {
       });
     for (int j = 0; j < count; ++j)
       each_vector<T>(width, [&](int c, int left) FF_LAMBDA { store(to[j] + c, take<T>(from[j] + c, left)); });
+  }
+
+  bool is_finite(int seen) const {
+    Vec<T> unfit = {};  // NaN, if any number is: ±0 times all others is zero
+    each_vector<T>(width, [&](int c, int left) FF_LAMBDA {
+      Vec<T> found = {};
+      for (int j = 0; j < seen; ++j) found += take<T>(rows[j] + c, left) * T(0);
+      unfit += found;
+    });
+    return sum<T>(unfit) == 0;
+  }
+
+  // Lets the rows be zero where they are not finite, and the gradients of the z that see it.
+  void contain(int count) {
+    for (int j = 0; j < count + taps - 1; ++j) {
+      In* to = clean + j * padded;
+      each_vector<T>(width, [&](int c, int left) FF_LAMBDA {
+        const Vec<T> zero = {}, x = take<T>(rows[j] + c, left), off = x * T(0);
+        put<T>(to + c, off == zero ? x : zero, left);
+        for (int of = j < taps ? 0 : j - taps + 1; of <= j && of < count; ++of) {
+          T* grad = grads[taps - 1 + of] + c;
+          store(grad, off == zero ? load(grad) : zero);
+        }
+      });
+      rows[j] = to;
+    }
   }
 
   // Σ_t x_{t - taps + 1 + i + ahead} ∂z_t of a block, and Σ_t ∂z_t.
@@ -333,6 +364,7 @@ template <class T, class In> class PieceBackward : PieceForward<T, In> {
 
   T *turned, *nothing, *ring, **grads;
   double* sums;  // [taps + 1, padded], the bias's last
+  In* clean;
 };
 
 // task(pass) of every piece, on all threads.

@@ -158,11 +158,10 @@ template <class T> struct HeadFlows : HeadFeatures<T> {
 
   // I or O into what is kept, and its inverse in its place.
   static void keep(const Row& row, int64_t t, int n, T* flow, T* stat) {
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; row.query.mask && i < n; ++i)
       if (!row.query.real(t + i)) flow[i] = 1;  // of order ε², and only ever divides zero
-      stat[i] = flow[i];
-      flow[i] = T(1) / flow[i];
-    }
+    std::memcpy(stat, flow, n * sizeof(T));
+    for (int i = 0; i < n; ++i) flow[i] = T(1) / flow[i];
   }
 };
 

@@ -1,10 +1,8 @@
 """The short convolution of recurrent mixers: every channel by itself, over a few tokens."""
 
 from functools import partial
-from types import ModuleType
 from typing import Literal, TypedDict, Unpack, get_args, overload
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -19,12 +17,9 @@ from flowformer.ops.inputs import (
     check_sizes,
     check_strided,
     exact_arithmetic,
-    is_kept,
     is_recorded,
-    may_look,
 )
 from flowformer.ops.layout import Layout, takes_layouts
-from flowformer.ops.nonfinite import may_be_spoiled, spoiled, stained, without
 from flowformer.ops.packing import Batch, check_batch, sequence_count
 from flowformer.ops.state import ConvolutionState
 from flowformer.ops.steps import PreparedSteps, is_step
@@ -81,7 +76,8 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     That is what stands before query, key and value in the recurrent mixers of today: a window over
     w tokens, each token's own the last of them, or with `ahead` later ones after it. It counts real
     tokens alone: padding is stepped over, and neither another sequence of a pack nor anything
-    before the first token is seen but what a state holds.
+    before the first token is seen but what a state holds. NaN or infinity in a token, or in one of
+    a state, reaches the outputs that see it, and no other; neither has a gradient.
 
     Args:
         x: ``[b, t, h, d]``, float16, bfloat16, float32 or float64.
@@ -143,7 +139,7 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     inputs = ConvolutionInputs(x, weight.to(dtype), exact, mask, cu_seqlens, recent)
     activates = activation is not None
     with exact_arithmetic(x):
-        y = _convolve(module, inputs, activates=activates, ahead=ahead)
+        y = convolve(module, inputs, activates=activates, ahead=ahead)
     if one:
         prepare = getattr(module, "prepare_convolution", None)
         prepare = None if prepare is None else partial(prepare, activates=activates)
@@ -155,26 +151,6 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
 
 
 _STEPS = PreparedSteps(ConvolutionState)
-
-
-def _convolve(
-    module: ModuleType, inputs: ConvolutionInputs, *, activates: bool, ahead: int
-) -> Float[Tensor, "b t h d"]:
-    """Convolve so that what is not finite reaches outputs that see it, and no other one's gradient.
-
-    Zero times NaN is NaN, as where no gradient comes in. That is for tensors that may be looked at:
-    on a GPU the outputs are so, and gradients are not.
-    """
-    x, weight, bias, *_, recent = inputs
-    needed = not module.CONTAINS_NONFINITE or is_kept(x, weight, bias, recent)
-    if not (needed and may_look(x) and may_be_spoiled(x)):
-        return convolve(module, inputs, activates=activates, ahead=ahead)
-    flag = spoiled(x, columns=True)
-    clean = inputs._replace(x=without(x, flag))
-    y = convolve(module, clean, activates=activates, ahead=ahead)
-    # Who sees a flagged token, the convolution of the flags says.
-    flags = ConvolutionInputs(flag.to(x.dtype), torch.ones_like(weight), None, *inputs[3:5])
-    return stained(y, convolve(module, flags, activates=False, ahead=ahead) != 0)
 
 
 def _check(

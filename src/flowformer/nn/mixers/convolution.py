@@ -100,18 +100,19 @@ def directed_convolution(
     """
     width, heads = weight.shape[-1], list(directions.values())
     firsts = {"both": -(width // 2), "forwards": 1 - width, "backwards": 0}
-    begin = min(firsts[each] for each in directions)
-    end = max(firsts[each] + width for each in directions)
-    windows = []
-    for direction, part in zip(directions, weight.split(heads), strict=True):
-        first = firsts[direction]
-        places = range(first, first + width)
+    outputs = []  # of each direction by itself: in a window for all, some would see with weight 0
+    for direction, tokens, part in zip(
+        directions, x.split(heads, 2), weight.split(heads), strict=True
+    ):
+        places = range(firsts[direction], firsts[direction] + width)
         ranks = [abs(place) for place in places]
         if direction == "both":
             ranks = [2 * place if place >= 0 else -2 * place - 1 for place in places]
         ordered = part[..., [width - 1 - rank for rank in ranks]]
-        windows.append(F.pad(ordered, (first - begin, end - first - width)))
-    return short_convolution(x, torch.cat(windows), ahead=end - 1, mask=mask, backend=backend)
+        outputs.append(
+            short_convolution(tokens, ordered, ahead=places[-1], mask=mask, backend=backend)
+        )
+    return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
 
 
 def border_tokens(

@@ -14,6 +14,7 @@ from flowformer.ops.backends.decay import decays_between
 from flowformer.ops.backends.order import turned_in_reverse
 from flowformer.ops.backends.prefix import prefix_softmax
 from flowformer.ops.backends.prefix import step as step  # the recurrence, for one token
+from flowformer.ops.backends.sliding import contained
 from flowformer.ops.features import compute_dtype, features, masked
 from flowformer.ops.options import FlowOptions
 from flowformer.ops.state import FlowState, LinearState, carry_dtype, faded, of_heads, state_before
@@ -286,6 +287,7 @@ def causal(
     return out.to(value.dtype), state._replace(key_value=second.key_value)
 
 
+@contained
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],

@@ -1,10 +1,14 @@
 """The short convolution in PyTorch: any device, any dtype, derivatives of any order.
 
-Padding is taken out before and put back after, where it stands between real tokens.
+Padding is taken out before and put back after, where it stands between real tokens, and so are
+numbers that are not finite.
 """
 
-from functools import reduce
+import math
+from collections.abc import Callable
+from functools import reduce, wraps
 from operator import add
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,12 +16,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowformer.ops.features import compute_dtype, front_order, masked
-from flowformer.ops.inputs import is_recorded, may_look
+from flowformer.ops.inputs import is_for_any_length, is_recorded, may_look
 from flowformer.ops.state import carry_dtype
 
 SHORTEST = 16  # tokens for which torch's convolution is called
 
 
+def contained(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep what is not finite in a token from all gradients, and from outputs that do not see it.
+
+    As :mod:`flowformer.ops.nonfinite` does for attention: zero times NaN is NaN. An output that
+    sees such a token is NaN, and neither it nor the token has a gradient. Compiled backends see to
+    it in their backward pass, where the numbers are at hand.
+    """
+
+    @wraps(convolve)
+    def call(
+        x: Tensor, weight: Tensor, *, bias: Tensor | None, recent: Tensor | None, **how: Any
+    ) -> Tensor:
+        tensors = (x,) if recent is None else (x, recent)
+        if is_for_any_length() or (may_look(*tensors) and all(map(_has_finite_sum, tensors))):
+            return convolve(x, weight, bias=bias, recent=recent, **how)
+        flags = [~each.isfinite() for each in tensors]
+        pairs = zip(flags, tensors, strict=True)
+        clean, *early = (torch.where(flag, 0, each) for flag, each in pairs)
+        y = convolve(clean, weight, bias=bias, recent=early[0] if early else None, **how)
+        # Who sees a flagged token, the convolution of the flags says.
+        flag, *early = (flag.to(x.dtype) for flag in flags)
+        how |= {"bias": None, "activates": False, "recent": early[0] if early else None}
+        seen = convolve(flag, torch.ones_like(weight), **how) != 0
+        return torch.where(seen, torch.nan, y)
+
+    return call
+
+
+def _has_finite_sum(x: Tensor) -> bool:
+    # A sum of finite numbers may be infinite: that costs time and changes nothing.
+    return math.isfinite(x.detach().sum().item())
+
+
+@contained
 def short_convolution(
     x: Float[Tensor, "b t h d"],
     weight: Float[Tensor, "h d w"],

@@ -117,14 +117,15 @@ def backward(arguments: ConvolutionBackwardArguments) -> ConvolutionGradients:
         inputs, grad_out = _readable(inputs), together(grad_out)
         (b, t, h, d), taps = inputs.x.shape, inputs.weight.shape[2]
         tokens = _tokens_of(inputs)
-        grad_z = grad_out
-        if activates:
-            grad_z = grad_out.new_empty((b, t, h, d), dtype=torch.float32)
+        # Without silu it is that of y, but where what is not finite was seen.
+        precision = torch.float32 if activates else grad_out.dtype
+        grad_z = grad_out.new_empty((b, t, h, d), dtype=precision)
         room = grad_out.new_empty((b * _blocks(t), taps + 1, h, d), dtype=torch.float32)
         _launch(
             convolutions.convolve_backward, inputs, tokens,
             *view(inputs.x), *view(grad_out), inputs.weight, inputs.bias, inputs.recent,
-            grad_z if activates else None, room, ACTIVATES=activates, AHEAD=ahead,
+            grad_z, room, ACTIVATES=activates, AHEAD=ahead,
+            EMULATE=INTERPRETED and precision == torch.bfloat16,
         )  # fmt: skip
         sums = room.sum(0, dtype=torch.float64).float()
         turned = inputs.weight.flip(2)

@@ -68,6 +68,13 @@ def read_tap(
 
 @triton.jit
 @no_type_check
+def is_finite(x):
+    """Return which numbers are neither NaN nor infinite."""
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+@no_type_check
 def convolve(
     x, x_b, x_t, x_h, weight, bias, recent, out, order, counts, sequences, offsets, length,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, AHEAD: tl.constexpr,
@@ -105,9 +112,12 @@ def convolve_backward(
     order, counts, sequences, offsets, length,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, AHEAD: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATES: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RECENT: tl.constexpr, HAS_MASK: tl.constexpr, PACKED: tl.constexpr,
+    HAS_RECENT: tl.constexpr, HAS_MASK: tl.constexpr, PACKED: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of z, before silu, and this program's sums for those of weight and bias."""
+    """The gradient of z, before silu, and this program's sums for those of weight and bias.
+
+    What sees a number that is not finite has no gradient, nor has that number: 0 · NaN is NaN.
+    """
     batch, tokens, there, sequence, first, end = tokens_of(
         counts, sequences, offsets, length, SIZE, HAS_MASK, PACKED
     )
@@ -119,25 +129,31 @@ def convolve_backward(
     from_y = batch * g_b + (channels // WIDTH).to(tl.int64) * g_h + channels % WIDTH
     grad = tl.load(grad_y + place[:, None] * g_t + from_y[None, :], mask=inside, other=0.0)
     grad = grad.to(tl.float32)
-    if ACTIVATES:
-        z = tl.zeros([SIZE, BLOCK], tl.float32)
-        if HAS_BIAS:
-            z += tl.load(bias + channels, mask=own, other=0.0)[None, :]
-        for i in tl.static_range(TAPS):
-            found = read_tap(
-                x, x_t, order, recent, batch, length, tokens + (AHEAD - TAPS + 1 + i), there,
-                sequence, first, end, columns, channels, CHANNELS, TAPS, HAS_MASK, HAS_RECENT,
-            )  # fmt: skip
+    z = tl.zeros([SIZE, BLOCK], tl.float32)
+    if HAS_BIAS:
+        z += tl.load(bias + channels, mask=own, other=0.0)[None, :]
+    spoiled = tl.zeros([SIZE, BLOCK], tl.int1)
+    for i in tl.static_range(TAPS):
+        found = read_tap(
+            x, x_t, order, recent, batch, length, tokens + (AHEAD - TAPS + 1 + i), there,
+            sequence, first, end, columns, channels, CHANNELS, TAPS, HAS_MASK, HAS_RECENT,
+        )  # fmt: skip
+        spoiled = spoiled | ~is_finite(found)
+        if ACTIVATES:
+            found = tl.where(is_finite(found), found, 0.0)
             z += found * tl.load(weight + channels * TAPS + i, mask=own, other=0.0)[None, :]
+    if ACTIVATES:
         s = tl.sigmoid(z)
         grad = grad * s * (1.0 + z * (1.0 - s))
-        at = (batch * length + place)[:, None] * CHANNELS + channels[None, :]
-        tl.store(grad_z + at, grad, mask=inside)
+    grad = tl.where(spoiled, 0.0, grad)
+    at = (batch * length + place)[:, None] * CHANNELS + channels[None, :]
+    tl.store(grad_z + at, rounded(grad, grad_z.dtype.element_ty, EMULATE), mask=inside)
     sums += tl.program_id(0).to(tl.int64) * (TAPS + 1) * CHANNELS + channels
     for i in tl.static_range(TAPS):
         found = read_tap(
             x, x_t, order, recent, batch, length, tokens + (AHEAD - TAPS + 1 + i), there,
             sequence, first, end, columns, channels, CHANNELS, TAPS, HAS_MASK, HAS_RECENT,
         )  # fmt: skip
+        found = tl.where(is_finite(found), found, 0.0)
         tl.store(sums + i * CHANNELS, tl.sum(found * grad, 0), mask=own)
     tl.store(sums + TAPS * CHANNELS, tl.sum(grad, 0), mask=own)
