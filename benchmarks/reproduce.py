@@ -22,7 +22,7 @@ TABLES = {
         "5 h", ("comparisons scp1 characters", "mixer_cost --threads 1 --time-limit 30")
     ),
     "gating": Steps("15 h", ("gating",)),
-    "series_sets": Steps("2 h", ("series_sets --again",)),
+    "series_sets": Steps("150 min", ("series_sets --again",)),
     "series_paper": Steps("2 days", ("series_paper --again",)),
     "scp1": Steps("2 h", ("comparisons scp1",)),
     "characters": Steps("90 min", ("comparisons characters",)),
