@@ -151,10 +151,10 @@ def _machines(result: Any) -> Iterator[Mapping[str, Any]]:
     """
     if not isinstance(result, dict | list):
         return
-    own = isinstance(result, dict) and "machine" in result
+    own = [result["machine"]] if isinstance(result, dict) and "machine" in result else []
     inner = result.items() if isinstance(result, dict) else enumerate(result)
     parts = [each for name, part in inner if name != "machine" for each in _machines(part)]
-    yield from parts or ([result["machine"]] if own else [])
+    yield from parts or own
 
 
 def _span(loads: list[float]) -> str:
