@@ -1,9 +1,11 @@
 """Series from wherever they are: tables, folders of them, `.ts` and `.npz` files, arrays."""
 
 import gzip
+import re
 import warnings
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SEPARATORS = ",;\t"
+_THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?\s*")  # 1.234,5
 _INDICES = ("index", "labels")  # the names of a folder's index, without an ending
 _FILE_COLUMNS = ("file", "filename", "path", "name", "id")  # of an index, in this order
 _SERIES, _CLASS = "series", "class"  # columns that a folder adds
@@ -164,7 +167,8 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
 
     Args:
         path: a `.csv` or `.tsv` file, its values separated by what separates most of the first
-            line, or a `.parquet` file.
+            line, or a `.parquet` file. Between semicolons numbers may have a decimal comma, and
+            then points between their thousands: 1.234,5.
         headless: whether the first line may be values, whose columns are then called 0, 1, ….
         texts: columns of text, though numbers stand in them.
 
@@ -183,25 +187,32 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         ) as file:
             first = file.readline()
         separator = max(_SEPARATORS, key=first.count)
-        decimals = first.replace(",", ".").split(";")
+        decimals = [_with_point(name.strip()) for name in first.split(";")]
         if len(decimals) > 1 and all(map(_is_number, decimals)):  # 0,5;1,5
-            separator, first = ";", first.replace(",", ".")
+            separator, first = ";", ";".join(decimals)
         names = [name.strip() for name in first.split(separator)]
         is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
         if is_headless and not headless:
             raise ValueError("its first line with the names of the columns, got numbers")
-        frame = pandas.read_csv(
+        read = partial(
+            pandas.read_csv,
             path,
             sep=separator,
             na_values=["", "?"],
             keep_default_na=False,
             header=None if is_headless else 0,
-            dtype=dict.fromkeys(texts, str),
             low_memory=False,
         )
-        for name in frame.columns.difference(texts, sort=False):
-            if pandas.api.types.is_string_dtype(frame.dtypes[name]):
-                frame[name] = _in_numbers(frame[name], separator)
+        frame = read(dtype=dict.fromkeys(texts, str))
+        others = frame.columns.difference(texts, sort=False)
+        worded = [n for n in others if pandas.api.types.is_string_dtype(frame.dtypes[n])]
+        commas = separator == ";" and any(_has_decimal_commas(frame[name]) for name in worded)
+        if commas:  # then 987 and 1.234 were read as numbers, the second a thousandth of itself
+            floats = [name for name in others if frame.dtypes[name].kind == "f"]
+            frame[floats] = read(dtype=str)[floats]
+            worded += floats
+        for name in worded:
+            frame[name] = _in_numbers(frame[name], commas=commas)
         return frame
     except (FileNotFoundError, ImportError, PermissionError):
         raise
@@ -209,20 +220,39 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         raise ValueError(f"{path}: expected a table, {error}") from error
 
 
-def _in_numbers(column: Any, separator: str) -> Any:
+def _has_decimal_commas(column: Any) -> bool:
+    """Return whether texts are numbers, or words for a missing one, as 0,5 and 1.234.567 are."""
+    texts = column[~column.isin(MISSING)].dropna()
+    shown = texts.str.contains(r",|\.\d+\.").any()
+    return bool(shown) and all(_is_number(_with_point(text)) for text in texts)
+
+
+def _in_numbers(column: Any, *, commas: bool) -> Any:
     """Return a column of texts as numbers, if all are numbers or words for a missing one.
 
     Args:
         column: the texts.
-        separator: what separates its values: where that is ";", a number may have a decimal comma.
+        commas: whether numbers of the table have decimal commas.
     """
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     texts = column.mask(column.isin(MISSING))
-    if separator == ";":
-        texts = texts.str.replace(",", ".")
+    if commas:
+        pointed = texts[texts.str.contains(".", regex=False, na=False)]
+        thousands = pointed.map(lambda text: _THOUSANDS.fullmatch(text) is not None).all()
+        # 0.5 beside 1.234: points that are no thousands' are decimal ones in all of a column.
+        texts = texts.map(_with_point if thousands else _with_decimal_point, na_action="ignore")
     numbers = pandas.to_numeric(texts, errors="coerce")
     numeric = numbers.notna().any() and (numbers.isna() == texts.isna()).all()
     return numbers if numeric else column
+
+
+def _with_point(text: str) -> str:
+    """Return 1.234,5 as 1234.5."""
+    return _with_decimal_point(text.replace(".", "") if _THOUSANDS.fullmatch(text) else text)
+
+
+def _with_decimal_point(text: str) -> str:
+    return text.replace(",", ".")
 
 
 def _is_number(text: str) -> bool:
