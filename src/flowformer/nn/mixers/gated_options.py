@@ -38,7 +38,7 @@ class GatedOptions(NamedTuple):
 
     convolution: int = 4
     gain: float | None = 2.0
-    decay: Sequence[float] | None = (1.0, 64.0)
+    decay: Sequence[float] | None = (1.0, 4096.0)
     input_gate: bool = True
     skip: bool = True
     norm: bool = True
