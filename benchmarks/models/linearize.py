@@ -182,18 +182,21 @@ def table(result: Result) -> str:
 
 
 def cost_table(result: Result) -> str:
-    """Return the time and memory of a token over the context, of the first model that has all."""
-    cell = next((each for each in result["cells"] if not each["kept"]), result["cells"][0])
-    header = ["tokens before", "ms, softmax", f"ms, `{cell['mixer']}`", "cache, softmax", "cache"]
+    """Return the time and memory of a token over the context, of each mixer in all layers."""
+    cells = {cell["mixer"]: cell["costs"] for cell in result["cells"] if not cell["kept"]}
+    before = next(iter(cells.values()))["before"]
+    columns = {"softmax": before}
+    columns |= {f"`{mixer}`": costs["after"] for mixer, costs in cells.items()}
+    header = ["tokens before", *columns]
     rows = [
         [
-            f"{before['context']:,}",
-            f"{before['milliseconds']:.2f}",
-            f"{after['milliseconds']:.2f}",
-            memory(before["bytes"]),
-            memory(after["bytes"]),
+            f"{softmax['context']:,}",
+            *(
+                f"{of[at]['milliseconds']:.2f} ms, {memory(of[at]['bytes'])}"
+                for of in columns.values()
+            ),
         ]
-        for before, after in zip(cell["costs"]["before"], cell["costs"]["after"], strict=True)
+        for at, softmax in enumerate(before)
     ]
     return to_markdown(header, rows)
 

@@ -41,7 +41,7 @@ def test_the_tables() -> None:
     costs = cost_table(RESULT).splitlines()
     assert "`flow-gated`" in costs[0]
     assert [word.strip() for word in costs[-1].strip("|").split("|")] == [
-        *("256", "2.00", "1.00", "3.81 MiB", "0.00143 MiB"),
+        *("256", "2.00 ms, 3.81 MiB", "1.00 ms, 0.00143 MiB"),
     ]
 
 
