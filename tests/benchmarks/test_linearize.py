@@ -26,8 +26,10 @@ def cell(mixer: str, share: float, kept: int, after: float) -> dict[str, Any]:
 
 
 RESULT = {
-    "setting": {"recipe": "char-shakespeare", "steps": 2000},
-    "cells": [cell("flow", 0.1, 1, 1.02), cell("flow-gated", 0.05, 0, 0.99)],
+    "char-shakespeare": {
+        "setting": {"steps": 2000, "batch_size": 4},
+        "cells": [cell("flow", 0.1, 1, 1.02), cell("flow-gated", 0.05, 0, 0.99)],
+    }
 }
 
 
