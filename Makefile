@@ -1,5 +1,5 @@
 # `make demo` trains a classifier and leaves a report; `make test` checks everything. Both make their environment, once.
-# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, fuzz-kernels, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
+# Other targets: test-slow, test-transformers, test-timm, test-triton, examples, bench, bench-sizes, bench-choice, bench-peers, bench-gpu, long-context, parallel, faults, numerics, fuzz, fuzz-kernels, reproduce-TABLE, lint, format, types, docs, docs-serve, package, wheels, installed, release-check, publish, native-check, sanitize.
 
 PYTHON ?=
 # One test process a core, one thread a process.
@@ -112,6 +112,10 @@ fuzz-kernels: environment-dev
 	@echo "==> The compiled kernels in calls drawn at random, each instruction set that is here, 5 minutes"
 	$(BIN)/python -m benchmarks kernel_fuzz
 	$(BIN)/python -m benchmarks kernel_fuzz --report
+
+# One table of the pages again, and its pictures: `python -m benchmarks reproduce` lists the names.
+reproduce-%: environment-dev
+	$(BIN)/python -m benchmarks reproduce $*
 
 examples: environment-dev
 	@echo "==> The notebooks of examples/, each within two minutes on two cores"

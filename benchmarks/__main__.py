@@ -2,6 +2,7 @@
 
 Without a name all are listed, each with its question. `--report` measures nothing: it writes the
 tables and pictures of the pages from the results that are there; without a name, those of all.
+`reproduce TABLE` makes a table of the pages again: `reproduce` lists them.
 """
 
 import argparse
@@ -41,6 +42,9 @@ BENCHMARKS = {
     "arena_long": "mixers.arena_long",
     "recall": "mixers.recall",
     "gating": "mixers.gating",
+    "gating_trials": "mixers.gating_trials",
+    "series_sets": "mixers.series_sets",
+    "series_paper": "mixers.series_paper",
     "comparisons": "mixers.comparisons",
     "compare_start": "mixers.compare_start",
     "summarize_runs": "mixers.summarize_runs",
@@ -104,6 +108,10 @@ def main(words: Sequence[str]) -> int:
                 report(name)
         return 0
     name, *rest = words
+    if name == "reproduce":
+        from benchmarks import reproduce
+
+        return reproduce.main(rest)
     if name not in BENCHMARKS:
         near = get_close_matches(name, BENCHMARKS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

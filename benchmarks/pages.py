@@ -2,9 +2,11 @@
 
 A table stands between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` of README.md or of
 a page of docs/. A benchmark's module has its tables in `TABLES`, by these names, and may have
-pictures in `PICTURES`, by their files in docs/assets: functions of its result, which is
-results/NAME.json or what the module's `results` returns. Without a result, a table says so: in the
-words that the module's `UNMEASURED` has for it, if any.
+pictures in `PICTURES`, by their files in docs/assets, each PNG with an SVG beside it: functions of
+its result, which is results/NAME.json or what the module's `results` returns; of a picture None
+where there is too little to draw. Without a result, a table says so: in the words that the module's
+`UNMEASURED` has for it, if any. Below the first table stands the machine that its result was made
+on, at which commit and load, unless a table of the module says it itself.
 """
 
 import re
@@ -18,13 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.runner import RESULTS, ROOT, read
-from flowformer.report.figures import png_bytes
+from flowformer.report.figures import png_bytes, svg_bytes
 
 ASSETS = ROOT / "docs" / "assets"
 MARK = re.compile(r"<!-- ([\w-]+):begin -->\n")
 
 Tables = dict[str, Callable[[Any], str]]
-Pictures = dict[str, Callable[[Any], Figure]]
+Pictures = dict[str, Callable[[Any], Figure | None]]
 
 
 def pages() -> list[Path]:
@@ -65,7 +67,11 @@ def tables_of(name: str, module: ModuleType, folder: Path = RESULTS) -> dict[str
     if result is None:
         missing = f"*Not run yet: `python -m benchmarks {name}`.*"
         return dict.fromkeys(module.TABLES, missing) | getattr(module, "UNMEASURED", {})
-    return {table: make(result) for table, make in module.TABLES.items()}
+    made = {table: make(result) for table, make in module.TABLES.items()}
+    if not any("commit" in text for text in made.values()) and (where := made_on(result)):
+        first = next(iter(made))
+        made[first] += f"\n\n{where}"
+    return made
 
 
 def write(name: str, module: ModuleType) -> Iterator[Path]:
@@ -87,9 +93,15 @@ def write(name: str, module: ModuleType) -> Iterator[Path]:
         raise ValueError(f"expected a page with <!-- {min(missing)}:begin -->, found none")
     result = result_of(name, module)
     for file, draw in getattr(module, "PICTURES", {}).items():
-        if result is not None:
-            (ASSETS / file).write_bytes(png_bytes(draw(result)))
-            yield (ASSETS / file).relative_to(ROOT)
+        figure = None if result is None else draw(result)
+        if figure is None:
+            continue
+        for path, render in (
+            (ASSETS / file, png_bytes),
+            ((ASSETS / file).with_suffix(".svg"), svg_bytes),
+        ):
+            path.write_bytes(render(figure))
+            yield path.relative_to(ROOT)
 
 
 def digits(value: float | None) -> str:
@@ -104,14 +116,50 @@ def milliseconds(seconds: float | None) -> str:
     return digits(None if seconds is None else 1e3 * seconds)
 
 
-def machine_of(result: Mapping[str, Any], *, cores: bool = True) -> str:
-    """Return in words what a result was measured on."""
-    machine = result["machine"]
+def place_of(machine: Mapping[str, Any], *, cores: bool = True) -> str:
+    """Return in words a machine, its PyTorch, and the commit that was measured there."""
+    processor = f"{machine['processor']} ({machine['vectors']})"
     of_cores = f", {machine['threads']} of {machine['cores']} cores" * cores
-    return (
-        f"{machine['processor']} ({machine['vectors']}){of_cores}, load {machine['load']} at the "
-        f"end; PyTorch {machine['torch']}"
-    )
+    at = f"commit {machine['commit']}" if machine.get("commit") else "a commit that was not kept"
+    return f"{processor}{of_cores}, PyTorch {machine['torch']}, {at}"
+
+
+def machine_of(result: Mapping[str, Any], *, cores: bool = True) -> str:
+    """Return in words what a result was measured on, at which commit and beside what load."""
+    machine = result["machine"]
+    return f"{place_of(machine, cores=cores)}; load {machine['load']} at the end"
+
+
+def made_on(result: Any, what: str = "Made") -> str:
+    """Return in a sentence what the parts of a result were made on; empty where none says it.
+
+    Args:
+        result: a result, or some of its parts.
+        what: what was made, to begin the sentence.
+    """
+    loads: dict[str, list[float]] = {}
+    for machine in _machines(result):
+        loads.setdefault(place_of(machine), []).append(float(machine["load"]))
+    places = [f"{place}; load {_span(of)} at the end" for place, of in loads.items()]
+    return f"{what} on {'; and on '.join(places)}." if places else ""
+
+
+def _machines(result: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the machines of the parts of a result, or that of the whole where no part has its own.
+
+    The whole of a result in parts was only written where its last part was made.
+    """
+    if not isinstance(result, dict | list):
+        return
+    own = [result["machine"]] if isinstance(result, dict) and "machine" in result else []
+    inner = result.items() if isinstance(result, dict) else enumerate(result)
+    parts = [each for name, part in inner if name != "machine" for each in _machines(part)]
+    yield from parts or own
+
+
+def _span(loads: list[float]) -> str:
+    low, high = min(loads), max(loads)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def style(axes: Axes, title: str) -> None:

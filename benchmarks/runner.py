@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "quick": {"action": "store_true", "help": "a few seconds: does it run?"},
     "stop_after": {"type": float, "help": "seconds; the same command goes on"},
     "anew": {"action": "store_true", "help": "forget what was measured before"},
+    "again": {"action": "store_true", "help": "do what is kept too, unless its folder has it"},
+    "seeds": {"type": int, "help": "how many, from 0 on"},
+    "dry_run": {"action": "store_true", "help": "only time the first steps of what is left"},
 }
 
 
@@ -255,6 +258,23 @@ def save(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
     print(f"kept in {path}", flush=True)
+
+
+def keep(path: Path, place: Sequence[str], part: Mapping[str, Any]) -> None:
+    """Write a part of a result beside those that are there, each with what it was made on.
+
+    Args:
+        path: the file of the result.
+        place: the keys from the whole result to the part.
+        part: its figures.
+    """
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    whole.pop("machine", None)
+    at = whole
+    for key in place[:-1]:
+        at = at.setdefault(key, {})
+    at[place[-1]] = {"machine": machine(), **part}
+    save(path, whole)
 
 
 def read(name: str, folder: Path = RESULTS) -> Any:

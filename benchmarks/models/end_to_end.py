@@ -127,8 +127,7 @@ def table(result: dict[str, Any]) -> str:
         said = f"**{ratio:.2f}**" if slower else f"{ratio:.2f}"
         rows.append([case, *(digits(1e3 * taken[side]) for side in ("before", "now")), said])
     header = ["call", f"ms at {result['before']}", "ms now", "times as fast"]
-    where = f"Commit {result['machine']['commit']}. {machine_of(result)}."
-    return f"{to_markdown(header, rows)}\n{where}"
+    return f"{to_markdown(header, rows)}\n{machine_of(result)}."
 
 
 TABLES: Tables = {NAME: table}

@@ -2,11 +2,12 @@
 
     python -m benchmarks linearize                        # every mixer and share of the tokens
     python -m benchmarks linearize --mixers flow --shares 0.05     # some, beside what is kept
+    python -m benchmarks linearize --recipe wiki-small --steps 1000 --batch-size 1
 
-A character model is trained with softmax by the recipe char-shakespeare, converted to transformers'
-GPT-2 and linearized with a share of the tokens of its training, half of them for the attention
-transfer and half for the fine-tuning. Its run stands in runs/linearize; stopped or killed, the same
-command goes on, and what is kept is not measured again.
+A model of text is trained with softmax by a recipe, converted to transformers' GPT-2 and linearized
+with a share of the tokens of its training, half of them for the attention transfer and half for the
+fine-tuning. Its run stands in runs/linearize; stopped or killed, the same command goes on, and what
+is kept is not measured again. Each recipe has a result of its own.
 """
 
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import Tables
-from benchmarks.runner import ROOT, Result, names, pin, read, save, share
+from benchmarks.runner import ROOT, Result, keep, names, pin, read, share
 from flowformer.integrations.transformers import linearize
 from flowformer.integrations.transformers.runs import convert_to_gpt2
 from flowformer.recipes import build_recipe
@@ -41,6 +42,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--shares", type=shares, default=[0.02, 0.05, 0.1], help=about)
     about = "layers that stay softmax: the first so many, with commas between them"
     parser.add_argument("--keep", type=counts, default=[0], help=about)
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences of a step")
     parser.add_argument("--transfer-rate", type=float, default=3e-3)
     parser.add_argument("--tune-rate", type=float, default=1e-3)
 
@@ -72,7 +74,7 @@ def config_of(arguments: Namespace) -> LanguageConfig:
 
 def setting_of(arguments: Namespace) -> dict[str, Any]:
     """Return what all cells have in common."""
-    own = ("recipe", "steps", "transfer_rate", "tune_rate")
+    own = ("steps", "batch_size", "transfer_rate", "tune_rate")
     return {name: getattr(arguments, name) for name in own}
 
 
@@ -89,7 +91,7 @@ def measure(cell: dict[str, Any], folder: Path, arguments: Namespace) -> Result:
     config = config_of(arguments)
     text = load_text(config.data)
     parts = [text.tokenizer.decode(each[:]) for each in (text.train, text.test)]
-    length, batch = config.data.length, config.data.batch_size
+    length, batch = config.data.length, config.data.batch_size  # of the training with softmax
     tokens = round(cell["share"] * arguments.steps * length * batch) // 2
     model, tokenizer = convert_to_gpt2(folder, at_least=max(CONTEXTS) + 10)
     done = linearize(
@@ -99,7 +101,7 @@ def measure(cell: dict[str, Any], folder: Path, arguments: Namespace) -> Result:
         mixer=cell["mixer"],
         keep=range(cell["kept"]),
         length=length,
-        batch_size=batch,
+        batch_size=arguments.batch_size,
         transfer_tokens=tokens,
         transfer_rate=arguments.transfer_rate,
         tune_tokens=tokens,
@@ -129,17 +131,18 @@ def execute(arguments: Namespace) -> None:
     pin(arguments.threads)
     if arguments.quick:
         arguments.steps, arguments.mixers, arguments.shares = 4, ["flow-gated"], [0.5]
-    kept = None if arguments.anew else read(arguments.output.stem, arguments.output.parent)
+    output, recipe = arguments.output, arguments.recipe
+    kept = {} if arguments.anew else (read(output.stem, output.parent) or {}).get(recipe, {})
     setting = setting_of(arguments)
-    if kept is not None and kept["setting"] != setting:
+    if kept and kept["setting"] != setting:
         raise ValueError(
-            f"{arguments.output} is of {kept['setting']}, and {setting} is asked for: give --anew, "
-            "or another --output"
+            f"{recipe} in {output} is of {kept['setting']}, and {setting} is asked for: "
+            "give --anew, or another --output"
         )
-    folder = ROOT / "runs" / arguments.output.stem / f"softmax-{arguments.steps}"
+    folder = ROOT / "runs" / NAME / f"{recipe}-{arguments.steps}"
     began = time.monotonic()
     train(config_of(arguments), folder, resume=True)
-    found = {key_of(cell): cell for cell in (kept or {"cells": []})["cells"]}
+    found = {key_of(cell): cell for cell in kept.get("cells", [])}
     for cell in cells(arguments):
         if key_of(cell) in found:
             continue
@@ -147,7 +150,7 @@ def execute(arguments: Namespace) -> None:
             print("stopped: the same command goes on")
             break
         found[key_of(cell)] = measure(cell, folder, arguments)
-        save(arguments.output, {"setting": setting, "cells": list(found.values())})
+        keep(output, [recipe], {"setting": setting, "cells": list(found.values())})
 
 
 def key_of(cell: Result) -> tuple[Any, ...]:
@@ -156,44 +159,57 @@ def key_of(cell: Result) -> tuple[Any, ...]:
 
 
 def table(result: Result) -> str:
-    """Return the bits of each mixer after each share of the tokens."""
+    """Return the bits of each mixer after each share of the tokens, a table for each recipe."""
     header = ["mixer", "softmax stays in", "tokens", "share", "before", "after (a)", "after (b)"]
-    rows = [
-        [
-            f"`{cell['mixer']}`",
-            f"{cell['kept']} layers" if cell["kept"] else "none",
-            f"{cell['stages'][-1]['tokens']:,}",
-            f"{100 * cell['share']:g} %",
-            *(
-                f"{each['bits_per_character']:.3f}"
-                for each in cell["stages"]
-                if each["name"] != "exchanged"
-            ),
-            f"{100 * (cell['stages'][-1]['nats'] / cell['stages'][0]['nats'] - 1):+.1f} %",
+    tables = []
+    for recipe, part in of_recipes(result).items():
+        rows = [
+            [
+                f"`{cell['mixer']}`",
+                f"{cell['kept']} layers" if cell["kept"] else "none",
+                f"{cell['stages'][-1]['tokens']:,}",
+                f"{100 * cell['share']:g} %",
+                *(
+                    f"{each['bits_per_character']:.3f}"
+                    for each in cell["stages"]
+                    if each["name"] != "exchanged"
+                ),
+                f"{100 * (cell['stages'][-1]['nats'] / cell['stages'][0]['nats'] - 1):+.1f} %",
+            ]
+            for cell in part["cells"]
         ]
-        for cell in result["cells"]
-    ]
-    setting = result["setting"]
-    about = (
-        f"Bits of a character of held-out text; `{setting['recipe']}` with softmax, "
-        f"{setting['steps']:,} steps, of whose tokens the share is."
-    )
-    return f"{about}\n\n{to_markdown([*header, 'more'], rows)}"
+        setting = part["setting"]
+        about = (
+            f"Bits of a character of held-out text; `{recipe}` with softmax, "
+            f"{setting['steps']:,} steps, of whose tokens the share is; "
+            f"{setting['batch_size']} sequences a step:"
+        )
+        tables.append(f"{about}\n\n{to_markdown([*header, 'more'], rows).rstrip()}")
+    return "\n\n".join(tables)
+
+
+def of_recipes(result: Result) -> dict[str, Any]:
+    """Return the parts of a result, without what it says of the machine."""
+    return {recipe: part for recipe, part in result.items() if "cells" in part}
 
 
 def cost_table(result: Result) -> str:
-    """Return the time and memory of a token over the context, of the first model that has all."""
-    cell = next((each for each in result["cells"] if not each["kept"]), result["cells"][0])
-    header = ["tokens before", "ms, softmax", f"ms, `{cell['mixer']}`", "cache, softmax", "cache"]
+    """Return the time and memory of a token of the first recipe, each mixer in all layers."""
+    part = next(iter(of_recipes(result).values()))
+    cells = {cell["mixer"]: cell["costs"] for cell in part["cells"] if not cell["kept"]}
+    before = next(iter(cells.values()))["before"]
+    columns = {"softmax": before}
+    columns |= {f"`{mixer}`": costs["after"] for mixer, costs in cells.items()}
+    header = ["tokens before", *columns]
     rows = [
         [
-            f"{before['context']:,}",
-            f"{before['milliseconds']:.2f}",
-            f"{after['milliseconds']:.2f}",
-            memory(before["bytes"]),
-            memory(after["bytes"]),
+            f"{softmax['context']:,}",
+            *(
+                f"{of[at]['milliseconds']:.2f} ms, {memory(of[at]['bytes'])}"
+                for of in columns.values()
+            ),
         ]
-        for before, after in zip(cell["costs"]["before"], cell["costs"]["after"], strict=True)
+        for at, softmax in enumerate(before)
     ]
     return to_markdown(header, rows)
 

@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from benchmarks.pages import Tables
+from benchmarks.pages import Tables, machine_of
 from benchmarks.parallel.hosts import run, sent
 from benchmarks.runner import Result, read, save, share
 from flowformer.machine import forget_peak, peak_memory, resident_memory
@@ -285,11 +285,8 @@ def cost_table(result: Result) -> str:
 
 def circumstances(result: Result) -> str:
     """Return what it was measured on, in a sentence."""
-    machine = result["machine"]
     return (
-        f"{machine['processor']} ({machine['vectors']}), {machine['cores']} cores, load "
-        f"{machine['load']} at the end: other work ran beside it, so that seconds of the clock say "
-        f"little; PyTorch {machine['torch']}."
+        f"{machine_of(result)}: other work ran beside it, so that seconds of the clock say little."
     )
 
 

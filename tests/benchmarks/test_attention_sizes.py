@@ -12,7 +12,8 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.attention.cpu import backend_choice, sizes
 from benchmarks.attention.cpu.backend_choice import CHUNKED, NATIVE, SOFTMAX, Size, drawn, sides_of
-from benchmarks.attention.cpu.size_goals import ALONE, SECTIONS, Row
+from benchmarks.attention.cpu.rows import ALONE, Row
+from benchmarks.attention.cpu.size_goals import SECTIONS
 from benchmarks.runner import minima, read
 from flowformer.ops.backends import fastest
 from tests.ops.cases import needs_library

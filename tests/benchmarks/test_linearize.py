@@ -26,8 +26,10 @@ def cell(mixer: str, share: float, kept: int, after: float) -> dict[str, Any]:
 
 
 RESULT = {
-    "setting": {"recipe": "char-shakespeare", "steps": 2000},
-    "cells": [cell("flow", 0.1, 1, 1.02), cell("flow-gated", 0.05, 0, 0.99)],
+    "char-shakespeare": {
+        "setting": {"steps": 2000, "batch_size": 4},
+        "cells": [cell("flow", 0.1, 1, 1.02), cell("flow-gated", 0.05, 0, 0.99)],
+    }
 }
 
 
@@ -41,7 +43,7 @@ def test_the_tables() -> None:
     costs = cost_table(RESULT).splitlines()
     assert "`flow-gated`" in costs[0]
     assert [word.strip() for word in costs[-1].strip("|").split("|")] == [
-        *("256", "2.00", "1.00", "3.81 MiB", "0.00143 MiB"),
+        *("256", "2.00 ms, 3.81 MiB", "1.00 ms, 0.00143 MiB"),
     ]
 
 

@@ -3,6 +3,7 @@
 from types import ModuleType
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import pages
 from benchmarks.__main__ import BENCHMARKS, load
@@ -51,3 +52,51 @@ def test_a_table_that_stands_on_no_page_is_an_error(
     with pytest.raises(ValueError, match="expected a page with <!-- b:begin -->, found none"):
         list(pages.write("made_up", module))
     assert page.read_text() == "<!-- a:begin -->\n\n1\n\n<!-- a:end -->\n"
+
+
+def machine(commit: str | None, load: str) -> dict:
+    it = {"processor": "P", "vectors": "AVX2", "threads": 1, "cores": 2, "torch": "2.1"}
+    return it | ({} if commit is None else {"commit": commit}) | {"load": load}
+
+
+def test_what_a_result_was_made_on_stands_below_its_first_table() -> None:
+    module = ModuleType("made_up")
+    result = {"machine": machine("abc+", "1.5"), "rows": [1, 2]}
+    module.__dict__.update(TABLES={"a": lambda _: "A", "b": lambda _: "B"}, results=lambda: result)
+    place = "P (AVX2), 1 of 2 cores, PyTorch 2.1"
+    assert pages.tables_of("made_up", module) == {
+        "a": f"A\n\nMade on {place}, commit abc+; load 1.5 at the end.",
+        "b": "B",
+    }
+    module.TABLES["b"] = pages.machine_of  # a table that says it itself
+    assert pages.tables_of("made_up", module)["a"] == "A"
+
+
+def test_parts_say_what_they_were_made_on_in_place_of_the_whole() -> None:
+    parts = {"x": {"machine": machine("a", "3")}, "y": {"machine": machine("a", "0.5")}}
+    others = [{"machine": machine(None, "1")}]
+    place = "P (AVX2), 1 of 2 cores, PyTorch 2.1"
+    assert pages.made_on({"machine": machine("z", "9"), "parts": parts, "others": others}) == (
+        f"Made on {place}, commit a; load 0.5 to 3 at the end; and on {place}, a commit that was "
+        "not kept; load 1 at the end."
+    )
+    assert pages.made_on({"rows": [1, None]}) == ""
+
+
+def test_a_picture_is_written_twice_and_one_that_has_too_little_not(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.md").write_text("<!-- a:begin -->\n<!-- a:end -->\n")
+    monkeypatch.setattr(pages, "pages", lambda: [tmp_path / "page.md"])
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "ASSETS", tmp_path)
+    module = ModuleType("made_up")
+    drawn = {"drawn.png": lambda _: Figure(figsize=(1, 1)), "not.png": lambda _: None}
+    module.__dict__.update(TABLES={"a": str}, PICTURES=drawn, results=lambda: 1)
+    written = [str(path) for path in pages.write("made_up", module)]
+    assert written == ["page.md", "drawn.png", "drawn.svg"]
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "drawn.svg").read_bytes()
+    assert b"<svg" in first
+    list(pages.write("made_up", module))
+    assert (tmp_path / "drawn.svg").read_bytes() == first

@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from flowformer.cli.linearize import require_model
+from flowformer.integrations.linearize_settings import LinearizeSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "linearize.md"
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
@@ -146,3 +147,10 @@ def test_a_run_of_ours_becomes_a_gpt2(own: Path, flowformer: Callable[..., Any])
     assert outcome.code == 0, outcome.err
     config = json.loads((own / "linearized" / "config.json").read_text())
     assert (config["model_type"], config["n_positions"]) == ("gpt2", 64)
+
+
+def test_layers_are_told_in_python_as_on_the_command_line() -> None:
+    for layers, keep in (("0-2,5", "1"), ([0, 1, 2, 5], [1])):
+        assert LinearizeSettings(layers=layers, keep=keep).chosen(6) == [0, 2, 5]
+    with pytest.raises(ValueError, match=r"the layers are 0 to 3, got 5 in layers or keep"):
+        LinearizeSettings(keep="1,5").chosen(4)

@@ -9,6 +9,7 @@ import pytest
 from flowformer.compare import arrays, compare, paper
 from flowformer.compare.plan import RunState
 from flowformer.data import from_arrays, load_ts_files
+from flowformer.train.run import load_run
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
 from tests.compare.in_process import in_this_process
 from tests.train.conftest import make_waves
@@ -91,6 +92,31 @@ def test_a_run_on_arrays_is_a_run_on_files_that_can_be_tested_again(tmp_path, mo
     files = tmp_path / "comparisons" / "equal-clean" / "data" / "equal.ts"
     found = evaluate(tmp_path / folder / "flow-seed0", files)
     assert found.to_dict()["accuracy"] >= 0
+
+
+GROUPS = [f"person {at // 4}" for at in range(len(WAVES.train))]
+SUMS = np.array([float(one.sum()) for one in WAVES.train.series])
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("regression", [False, True], ids=["classes", "numbers"])
+def test_groups_and_numbers_are_what_they_are_to_the_command(tmp_path, regression):
+    labels = SUMS if regression else UNEQUAL[1]
+    data = from_arrays(UNEQUAL[0], labels, name="walks", train_groups=GROUPS, regression=regression)
+    compare(data, ["linear", "softmax"], settings=SMALL, seeds=1, output=tmp_path / "c")
+    read = paper.read(tmp_path / "c")
+    assert read.table["finished"].tolist() == [1, 1]
+    run = load_run(tmp_path / "c" / "runs" / "walks" / "linear-seed0")
+    assert run.record.sizes == {"train": 20, "validation": 4, "test": 0}  # one whole group
+    assert "groups of its own, chose the epoch" in run.config.protocol_note
+    assert (run.config.data.group, run.config.regression) == ("groups", regression)
+    assert set(read.curves) >= {"validation_rmse" if regression else "validation_accuracy"}
+
+
+def test_classes_beside_numbers_are_refused(tmp_path):
+    numbers = from_arrays(UNEQUAL[0], SUMS, regression=True)
+    with pytest.raises(ValueError, match="numbers to predict in every one, got numbers in b alone"):
+        compare({"a": UNEQUAL, "b": numbers}, ["flow"], output=tmp_path / "c")
 
 
 @pytest.mark.parametrize(

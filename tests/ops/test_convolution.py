@@ -414,11 +414,14 @@ class TestSteps:
     @needs_library
     @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in-place"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-    def test_are_those_of_another_backend(self, in_place: bool, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("narrow", [False, True], ids=["exact-weights", "weights-as-tokens"])
+    def test_are_those_of_another_backend(
+        self, in_place: bool, dtype: torch.dtype, narrow: bool
+    ) -> None:
         x, weight, bias = draw((2, 7, 3, 11, 4), dtype=dtype)
-        weight, bias = (
-            each.to(torch.promote_types(dtype, torch.float32)) for each in (weight, bias)
-        )
+        if not narrow:
+            exact = torch.promote_types(dtype, torch.float32)
+            weight, bias = weight.to(exact), bias.to(exact)
         how: dict[str, Any] = {"bias": bias, "activation": "silu", "return_state": True}
         state = ConvolutionState.initial(2, 4, 3, 11, x.device)
         expected = state

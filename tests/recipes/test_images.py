@@ -8,7 +8,7 @@ import pytest
 from flowformer.models.images.model import VisionClassifier
 from flowformer.recipes import RECIPES
 from flowformer.recipes import images as vision
-from flowformer.train.loop.task import count_parameters
+from flowformer.train.prediction import count_parameters
 
 
 @pytest.mark.parametrize(

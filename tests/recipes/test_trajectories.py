@@ -4,7 +4,7 @@ from flowformer.data.options import D4RL_ENVIRONMENTS
 from flowformer.data.trajectories.environments import REFERENCES
 from flowformer.models.trajectories.model import DecisionTransformer
 from flowformer.recipes import RECIPES, trajectories
-from flowformer.train.loop.task import count_parameters
+from flowformer.train.prediction import count_parameters
 
 
 def test_there_is_a_recipe_for_each_of_the_nine_published_sets():

@@ -7,6 +7,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +84,30 @@ def test_a_finished_run_is_used_as_before(kept, flowformer, kind):
     code, out, _ = flowformer(*USED[kind].split())
     assert code == 0
     assert_alike(out, (kept / "printed" / f"{kind}.txt").read_text())
+
+
+@pytest.mark.usefixtures("kept")
+def test_finished_runs_are_used_without_what_trains():
+    # Lightning takes longer to import than torch. In a process of its own: this one has trained.
+    script = """if True:
+        import sys
+        from flowformer.cli import main
+        codes = []
+        for line in sys.argv[1:]:
+            try:
+                main(line.split())
+            except SystemExit as ended:
+                codes.append(ended.code)
+        print(*codes, *sys.modules)
+    """
+    lines = [*USED.values(), *(f"evaluate {kind}" for kind in USED)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *lines], capture_output=True, text=True, check=True
+    )
+    told = done.stdout.splitlines()[-1].split()
+    assert set(told[: len(lines)]) <= {"0", "1"}  # 1: the last digits are those of another CPU
+    assert {"flowformer.train.run", "timm"} <= set(told)
+    assert {"lightning", "torchmetrics", "tensorboard"} & set(told) == set()
 
 
 def test_its_predictions_for_the_test_set_are_those_that_it_has_kept(kept, flowformer):

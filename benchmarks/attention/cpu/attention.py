@@ -43,7 +43,7 @@ from benchmarks.attention.peers import (
     native_or_chunked,
     peers,
 )
-from benchmarks.pages import Pictures, Tables, legend, milliseconds, style
+from benchmarks.pages import Pictures, Tables, legend, milliseconds, place_of, style
 from benchmarks.runner import (
     CORES,
     Seconds,
@@ -515,8 +515,7 @@ def circumstances(result: dict[str, Any]) -> str:
     machine = result["machine"]
     compiling = ", ".join(f"{name} {s:.0f} s" for name, s in result["compile_seconds"].items())
     facts = [
-        f"{machine['processor']} ({machine['vectors']}), {machine['cores']} cores, PyTorch "
-        f"{machine['torch']}, Python {machine['python']}; load {result['load_before']} before and "
+        f"{place_of(machine)}, Python {machine['python']}; load {result['load_before']} before and "
         f"{machine['load']} after",
         f"float32 product of 1024 × 1024 on one thread: {result['sgemm_gflop_per_second']:.0f} "
         f"GFLOP/s; copy: {result['copy_gb_per_second']:.1f} GB/s read and written",

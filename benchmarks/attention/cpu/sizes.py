@@ -12,7 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.attention.cpu import goals
-from benchmarks.attention.cpu.size_goals import ALONE, SECTIONS, Case, Row
+from benchmarks.attention.cpu.rows import ALONE, Case, Row
+from benchmarks.attention.cpu.size_goals import SECTIONS
 from benchmarks.pages import Tables
 from benchmarks.runner import machine, minima, pin, read, save, share, some_of
 from flowformer.ops.backends.cpu.library import instruction_set

@@ -83,7 +83,7 @@ def _summary(kind: type) -> str:
 
 
 def _part_help(config: Experiment, parts: Sequence[str]) -> str:
-    described = inspect.cleandoc(type(config).__doc__ or "")
+    described = "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in type(config).__mro__)
     lines = [re.search(rf"^ +{name}: .+$", described, re.MULTILINE) for name in parts]
     return "\n".join(["Attributes:", *(line[0] for line in lines if line)])
 

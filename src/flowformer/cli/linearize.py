@@ -4,17 +4,18 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from flowformer.cli.parsing import parse
 from flowformer.config_json import to_plain
 from flowformer.files import write_atomically
+from flowformer.integrations.linearize_settings import LinearizeSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(LinearizeSettings):
     """Exchange the softmax attention of a language model for a mixer with a state.
 
     Each new attention learns to give what the old one gave (a), then the whole is fine-tuned (b);
@@ -25,43 +26,16 @@ class Options:
         model: a language model of transformers, a folder or a name on the hub; or the folder of a
             run of flowformer train with softmax attention, which becomes a GPT-2.
         text: files of text to learn from; the end of the last is held out.
-        mixer: name of the new attention: causal, with a state.
-        options: its options, as JSON.
-        layers: layers to exchange, from 0, such as 0-11 or 0,2,4-7; by default all.
-        keep: layers among them that stay softmax, such as 3,7.
-        length: tokens of a sequence.
-        batch_size: sequences of a step.
-        transfer_tokens: tokens of (a); 0 leaves it out, by default the text once.
-        transfer_rate: its learning rate.
-        tune_tokens: tokens of (b); 0 leaves it out, by default the text once.
-        tune_rate: its learning rate.
-        lora: rank of adapters by which (b) changes the projections of the exchanged layers, in
-            place of all parameters; by default all. Needs peft.
-        held_out: share of the text that is not trained on.
-        held_out_tokens: the most tokens of it that are evaluated.
-        contexts: lengths of the context after which the cost of a token is measured.
-        seed: of the drawn parameters and of the order of the sequences.
+        layers: Layers to exchange, from 0, such as 0-11 or 0,2,4-7; by default all.
+        keep: Layers among them that stay softmax, such as 3,7.
         device: where to compute; by default on a GPU where there is one.
         output: the folder to make.
     """
 
     model: str
     text: tuple[Path, ...] = ()
-    mixer: str = "flow-gated"
-    options: dict[str, Any] | None = None
     layers: str | None = None
     keep: str | None = None
-    length: int = 512
-    batch_size: int = 8
-    transfer_tokens: int | None = None
-    transfer_rate: float = 1e-3
-    tune_tokens: int | None = None
-    tune_rate: float = 3e-4
-    lora: int | None = None
-    held_out: float = 0.1
-    held_out_tokens: int = 100_000
-    contexts: tuple[int, ...] = (256, 1024, 4096)
-    seed: int = 0
     device: str | None = None
     output: Path = Path("linearized")
 
@@ -71,8 +45,9 @@ class Options:
         Raises:
             FileNotFoundError: there is no such text.
             FileExistsError: the output folder holds something.
-            ValueError: there is no text, or a list of layers is none.
+            ValueError: there is no text, or a setting is out of its range.
         """
+        super().__post_init__()
         if not self.text:
             raise ValueError("give the text to learn from: --text FILE")
         for file in self.text:
@@ -80,8 +55,6 @@ class Options:
                 raise FileNotFoundError(f"{file}: no such file of text")
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise FileExistsError(f"{self.output} is not empty: choose another --output")
-        for given in (self.layers, self.keep):
-            _numbers(given)
 
 
 _PATIENCE = 10.0  # seconds in which the hub is to answer
@@ -127,11 +100,7 @@ def main(arguments: list[str]) -> int:
     from flowformer.integrations.transformers.linearizing.linearize import checked_settings
     from flowformer.report.linearize import stage_lines, write_linearize_report
 
-    settings: dict[str, Any] = {
-        **{name: getattr(options, name) for name in _SETTINGS},
-        "layers": _numbers(options.layers),
-        "keep": _numbers(options.keep) or (),
-    }
+    settings = {field.name: getattr(options, field.name) for field in fields(LinearizeSettings)}
     checked_settings(**settings)
     model, tokenizer = _load(options.model, options.length, options.contexts)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,40 +114,6 @@ def main(arguments: list[str]) -> int:
     lines = [*stage_lines(result), f"model: {options.output}", f"report: {report}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
-
-
-_SETTINGS = (
-    "mixer",
-    "options",
-    "length",
-    "batch_size",
-    "transfer_tokens",
-    "transfer_rate",
-    "tune_tokens",
-    "tune_rate",
-    "lora",
-    "held_out",
-    "held_out_tokens",
-    "contexts",
-    "seed",
-)
-
-
-def _numbers(text: str | None) -> Sequence[int] | None:
-    """Return the layers that a list names: 0-2,5 is 0, 1, 2, 5.
-
-    Raises:
-        ValueError: it is no such list.
-    """
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"expected layers such as 0-11 or 3,7, got {text!r}")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def _load(name: str, length: int, contexts: Sequence[int]) -> tuple[Any, Any]:

@@ -14,14 +14,15 @@ from flowformer.compare.methods import require_tested
 from flowformer.config_json import from_plain, to_plain
 from flowformer.machine import library
 from flowformer.names import choose
-from flowformer.train.series.config import OWN, SeriesConfig
+from flowformer.train.regression.config import RegressionConfig
+from flowformer.train.series.config import OWN, PRESETS, SeriesConfig
 
 if TYPE_CHECKING:
     from flowformer.compare.paper import Frames
     from flowformer.data import TimeSeriesData
 
 PARTS = ("data", "model", "optimizer", "training")
-DATA = "data"  # in the folder of a comparison: the series, as .ts files
+DATA = "data"  # in the folder of a comparison: the files of the series
 
 
 def compare(
@@ -37,7 +38,8 @@ def compare(
 ) -> "Frames":
     """Train a classifier of series with each method and each seed, and compare them.
 
-    This is `flowformer compare time-series` on arrays: the same runs, table, tests and files. The
+    This is `flowformer compare time-series` on arrays, or `time-series-regression` where labels are
+    numbers to predict: the same runs, table, tests and files. The
     series are written into the folder, so that its runs can be used by every command, and the same
     call goes on where it was stopped. Runs are processes of their own: a script needs no
     `if __name__ == "__main__"`, and a mixer of one's own is a module that it imports. The messages
@@ -47,15 +49,17 @@ def compare(
         data: series and labels `(X, y)`, or with a test set `(X, y, X_test, y_test)`, each X an
             array [n, channels, time] or a sequence of arrays [channels, time_i], with NaN for a
             missing value; a path or data frame that `flowformer.data.read_series` reads, or what a
-            reader of `flowformer.data` gives, without groups; or several of these by the
-            name of the data set. Without a test set, methods are compared on the part that chose
-            the epoch.
+            reader of `flowformer.data` gives; or several of these by the name of the data set.
+            Groups, of which none is in two parts, are those of a table or
+            `flowformer.data.from_arrays(X, y, train_groups=...)`; numbers to predict are what
+            `from_arrays` and `load_series` give with `regression=True`. Without a test set, methods
+            are compared on the part that chose the epoch.
         methods: names of mixers and of other methods (dtw, rocket, xgboost, lstm, dilated-conv),
             "all" for every mixer; or the options of each by its name. The others are tested against
             the first.
         settings: settings of the experiment, by the names that they have on the command line:
             `{"model.dim": 64, "training.epochs": 20}`. The rest stands as in the recipe
-            time-series, which is the paper's.
+            time-series, which is the paper's, or time-series-regression.
         seeds: runs of each.
         output: folder of the comparison; by default comparisons/NAME-PROTOCOL.
         jobs: runs at a time, by default one, and on a cluster as many as it has room for.
@@ -71,8 +75,9 @@ def compare(
         FileExistsError: the folder holds something else, or other series.
         ImportError: a library is missing; the message names the extra to install.
         RuntimeError: no run has finished.
-        ValueError: the series or the labels are not as expected; there is no such method, option or
-            setting; or the folder holds runs of another configuration.
+        ValueError: the series or the labels are not as expected, or classes in one data set and
+            numbers in another; there is no such method, option or setting; or the folder holds runs
+            of another configuration.
 
     Examples:
         >>> import numpy as np
@@ -91,7 +96,7 @@ def compare(
 
     library("pandas", "for data frames", extra="timeseries")  # before hours of training
     sets = _data_sets(data)
-    config = _with_settings(SeriesConfig(name="time-series", data=OWN), settings)
+    config = _with_settings(_recipe(sets), settings)
     root = Path(output or Path("comparisons", f"{'-'.join(sets)}-{config.protocol}"))
     require_own(root)
     chosen = choose_methods(methods, config)
@@ -145,6 +150,23 @@ def _data_sets(data: Any) -> "dict[str, TimeSeriesData]":
     return {"arrays": from_arrays(*data)}
 
 
+def _recipe(sets: "Mapping[str, TimeSeriesData]") -> SeriesConfig:
+    """Return what the command line begins with for such data.
+
+    Raises:
+        ValueError: some have classes, and some numbers to predict.
+    """
+    numbers = [name for name, data in sets.items() if not data.classes]
+    if not numbers:
+        return SeriesConfig(name="time-series", data=OWN)
+    if len(numbers) < len(sets):
+        raise ValueError(
+            "expected classes in every data set, or numbers to predict in every one, got numbers "
+            f"in {', '.join(numbers)} alone"
+        )
+    return RegressionConfig(name="time-series-regression", data=OWN, **vars(PRESETS["small"]))
+
+
 def _with_settings(config: SeriesConfig, settings: Mapping[str, Any]) -> SeriesConfig:
     """Return a configuration with settings changed, by their names on the command line.
 
@@ -166,11 +188,11 @@ def _with_settings(config: SeriesConfig, settings: Mapping[str, Any]) -> SeriesC
 def _experiment(config: SeriesConfig, data: "TimeSeriesData", root: Path) -> SeriesConfig:
     """Return the experiment on a data set, which is written into the comparison's folder."""
     from flowformer.data.series.parting import in_time_order
-    from flowformer.data.series.ts_writing import save_ts
+    from flowformer.data.series.writing import save_series
 
     if config.data.split == "time":  # the files hold no times
         data = in_time_order(data)
-    train, test = save_ts(data, root.resolve() / DATA)
+    train, test = save_series(data, root.resolve() / DATA)
     return replace(config, data=replace(config.data, train_file=train, test_file=test))
 
 

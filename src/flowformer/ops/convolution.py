@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Literal, TypedDict, Unpack, get_args, overload
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 

@@ -12,14 +12,7 @@ from flowformer.train.series.config import OWN, PRESETS
 
 def time_series_regression() -> RegressionConfig:
     """A number of each series of your own: give --data.train-file, or --data.dataset."""
-    small = PRESETS["small"]
-    return RegressionConfig(
-        name="time-series-regression",
-        data=OWN,
-        model=small.model,
-        optimizer=small.optimizer,
-        training=small.training,
-    )
+    return RegressionConfig(name="time-series-regression", data=OWN, **vars(PRESETS["small"]))
 
 
 RECIPES: Mapping[str, Callable[[], RegressionConfig]] = {

@@ -78,14 +78,7 @@ def time_series() -> SeriesConfig:
 
 def time_series_small() -> SeriesConfig:
     """Series of your own with a model for few of them, which trains in a minute or two."""
-    small = PRESETS["small"]
-    return SeriesConfig(
-        name="time-series-small",
-        data=OWN,
-        model=small.model,
-        optimizer=small.optimizer,
-        training=small.training,
-    )
+    return SeriesConfig(name="time-series-small", data=OWN, **vars(PRESETS["small"]))
 
 
 RECIPES: Mapping[str, Callable[[], SeriesConfig]] = {

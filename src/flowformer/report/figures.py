@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 try:
-    from matplotlib import colormaps
+    from matplotlib import colormaps, rc_context
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
@@ -82,6 +82,16 @@ def pdf_bytes(figure: Figure) -> bytes:
     """Render a figure as a PDF file, the same bytes for the same figure."""
     buffer = BytesIO()
     figure.savefig(buffer, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """Render a figure as an SVG file, the same bytes for the same figure."""
+    buffer = BytesIO()
+    with rc_context({"svg.hashsalt": "flowformer"}):  # else its identifiers are drawn at random
+        figure.savefig(
+            buffer, format="svg", facecolor="white", bbox_inches="tight", metadata={"Date": None}
+        )
     return buffer.getvalue()
 
 

@@ -4,11 +4,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from torch import Tensor, nn
 
 from flowformer.config_json import to_plain
 from flowformer.report.attention_maps import AttentionPicture
@@ -18,81 +17,14 @@ from flowformer.scores.metrics import ClassificationMetrics, classification_metr
 from flowformer.train.config import HELD_OUT, NO_TEST_NOTE, StepsConfig
 from flowformer.train.folder import RunFolder, read_task
 from flowformer.train.kinds import kind_of_run
-from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row
 from flowformer.train.prediction import format_predictions
 from flowformer.train.run_files import ClassifierResult, Result, read_history, read_predictions
 from flowformer.train.study import Evaluation, Study, Trained
 
-STAGES: tuple[str, ...] = ("train", "validation")
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import EpochRecorder
+
 _CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-
-
-class ClassificationTask(RecordedTask):
-    """Cross-entropy training of a classifier, whose model gives `logits` and `loss`.
-
-    Args:
-        parts: those of a `RecordedTask`.
-        options: likewise.
-    """
-
-    def __init__(self, *parts: Any, **options: Any) -> None:
-        super().__init__(*parts, **options)
-        self._correct = dict.fromkeys(STAGES, 0)
-        self._seen = dict.fromkeys(STAGES, 0)
-
-    def accuracy(self, stage: str) -> float:
-        """Return the accuracy over what the epoch has seen, the integers divided once.
-
-        A mean of the batches' accuracies would be rounded, and rounding decide between epochs that
-        are equally good.
-
-        Args:
-            stage: train or validation.
-        """
-        correct, seen = self.across_processes(self._correct[stage], self._seen[stage])
-        return correct / seen
-
-    def figures(self) -> Row:
-        """Return the mean losses and the accuracies."""
-        row: Row = {}
-        for stage in STAGES:
-            row[f"{stage}_loss"] = float(self.trainer.callback_metrics[f"{stage}_loss"])
-            row[f"{stage}_accuracy"] = self.accuracy(stage)
-        return row
-
-    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Rank by the validation accuracy; on a tie by the lower loss."""
-        return row["validation_accuracy"], -row["validation_loss"]
-
-    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Return the epoch or step, and loss and accuracy of both stages."""
-        train, validation = (
-            f"loss {row[f'{stage}_loss']:.4f}, accuracy {row[f'{stage}_accuracy']:.4f}"
-            for stage in STAGES
-        )
-        done = f"epoch {row['epoch']}/{self.trainer.max_epochs}"
-        if self._steps is not None:
-            done = f"step {row['step']}/{self._steps}"
-        return f"{done}  train: {train}  {held_out}: {validation}"
-
-    @property
-    def measured(self) -> nn.Module:
-        """The module that the validation measures."""
-        return self.model
-
-    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        """Return the loss of a batch, and count what is right."""
-        logits, loss = (self.model if stage == "train" else self.measured)(**batch)
-        labels = batch["labels"]
-        loss, count = self.take(loss, len(labels), batch, stage, batch_idx)
-        if batch_idx == 0:
-            self._correct[stage] = self._seen[stage] = 0
-        if count:
-            if labels.is_floating_point():  # a distribution over the classes
-                labels = labels.argmax(dim=-1)
-            self._correct[stage] += int((logits.argmax(dim=-1) == labels).sum())
-            self._seen[stage] += count
-        return loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +122,20 @@ def sizes_of(train: Sized, validation: Sized, test: Sized | None) -> dict[str, i
     return {name: len(part) for name, part in parts.items()}
 
 
+def tell_sizes(config: Any, sizes: Mapping[str, int], unit: str) -> str:
+    """Return how many cases an experiment has, in words.
+
+    Args:
+        config: the experiment.
+        sizes: what `sizes_of` gives.
+        unit: what the cases are.
+    """
+    return (
+        f"{config.name}: {sizes['train']:,} {unit} to train on, {sizes['validation']:,} for "
+        f"{HELD_OUT[config.protocol]}"
+    )
+
+
 class Classifier(Study):
     """A study whose model classifies: it leaves predictions.csv, and accuracies.
 
@@ -206,11 +152,7 @@ class Classifier(Study):
 
     def describe(self) -> str:
         """Return how many cases there are."""
-        sizes = self.record.sizes
-        return (
-            f"{self.config.name}: {sizes['train']:,} {self.unit} to train on, "
-            f"{sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
-        )
+        return tell_sizes(self.config, self.record.sizes, self.unit)
 
     @abstractmethod
     def predict_test(self, model: Any) -> Tested | None:
@@ -221,7 +163,7 @@ class Classifier(Study):
         """The paper's accuracy for these data, and where it prints it."""
         return self.config.paper_accuracy, self.config.paper_source
 
-    def test(self, model: Any, recorder: EpochRecorder) -> tuple[Result, Mapping[str, str]]:
+    def test(self, model: Any, recorder: "EpochRecorder") -> tuple[Result, Mapping[str, str]]:
         """Return the figures, and predictions.csv where there is a test set."""
         tested, best = self.predict_test(model), recorder.best
         figures = self.common_figures(model, recorder)

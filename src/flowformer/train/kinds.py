@@ -19,7 +19,9 @@ class Kind:
 
     config.py, without torch, has NameConfig, the configuration; NameRecord, what config.json holds;
     and NameResult, what result.json holds. data.py has digest_data(config, data), the digests of
-    the data. study.py has Name, the `Study`: what trains, tests, shows and uses a model.
+    the data. study.py has Name, the `Study`: what trains, tests, shows and uses a model. What
+    a kind trains in a way of its own is in task.py, which needs Lightning, and which `Study.task`
+    alone imports.
 
     Attributes:
         name: of the folder; what config.json calls the kind, in a phrase: a run on series.

@@ -90,6 +90,16 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
+def describe_device(device: torch.device) -> str:
+    """Return what computed, in a word or two."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def format_predictions(
     probabilities: Float64[np.ndarray, "n classes"],
     classes: Sequence[str],

@@ -13,9 +13,7 @@ from flowformer.progress import showing
 from flowformer.train.config import HELD_OUT, SHOWN
 from flowformer.train.folder import RunFolder, has_ended, holds_folder, open_folder
 from flowformer.train.kinds import Experiment, kind_of, kind_of_run
-from flowformer.train.loop.fit import fit, keep_best, torch_settings
-from flowformer.train.loop.task import count_parameters
-from flowformer.train.prediction import choose_device
+from flowformer.train.prediction import choose_device, count_parameters
 from flowformer.train.processes.group import current
 from flowformer.train.run_files import mixer_module
 from flowformer.train.study import Evaluation, Study
@@ -78,6 +76,8 @@ def train(
 def _train(
     config: Experiment, folder: RunFolder, loggers: Sequence[Any], *, resume: bool, data: Any
 ) -> Any:
+    from flowformer.train.loop.fit import fit, keep_best, torch_settings
+
     group, kind, training = current(), kind_of(config), config.training
     check_early(training)
     started = group.agree(lambda: folder.begin(resume=resume))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from flowformer.train.digests import Digests
 from flowformer.train.folder import RunFolder
 from flowformer.train.kinds import KINDS
-from flowformer.train.loop.fit import describe_device
-from flowformer.train.loop.task import EpochRecorder, RecordedTask, count_parameters
-from flowformer.train.prediction import choose_device
+from flowformer.train.prediction import choose_device, count_parameters, describe_device
 from flowformer.train.run_files import Result
+
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import EpochRecorder, RecordedTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +138,18 @@ class Study(ABC):
         del folder
 
     @abstractmethod
-    def task(self, model: nn.Module) -> RecordedTask:
-        """Return what is trained."""
+    def task(self, model: nn.Module) -> "RecordedTask":
+        """Return what is trained; its module is imported here, as it needs Lightning."""
 
     @abstractmethod
-    def test(self, model: Any, recorder: EpochRecorder) -> tuple[Result, Mapping[str, str]]:
+    def test(self, model: Any, recorder: "EpochRecorder") -> tuple[Result, Mapping[str, str]]:
         """Test the model with the parameters of the best epoch.
 
         Returns:
             The figures, and the content of further files by their name in the run folder.
         """
 
-    def common_figures(self, model: nn.Module, recorder: EpochRecorder) -> dict[str, Any]:
+    def common_figures(self, model: nn.Module, recorder: "EpochRecorder") -> dict[str, Any]:
         """Return the figures that every result has."""
         return {
             "recipe": self.config.name,

@@ -4,11 +4,21 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from flowformer.compare.page import write_comparison
+from flowformer.compare.plan import Plan, read_comparison
+
 COSTS = {"seconds", "step_seconds", "peak_memory", "train_seconds"}
 
 
-def kept(root: Path) -> dict[str, Any]:
-    """Return the files of a comparison by their names, without times and memory."""
+def written(plan: Plan) -> dict[str, Any]:
+    """Write a comparison whose runs have all finished; return its files, without times and memory.
+
+    They are by their names.
+    """
+    compared = read_comparison(plan)
+    assert [run.error for run in compared.outcomes if not run.finished] == []
+    write_comparison(plan.root, compared)
+    root = plan.root
     runs = sorted((root / "runs").glob("*/*/"))
     assert runs
     return {

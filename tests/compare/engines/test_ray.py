@@ -11,9 +11,8 @@ import pytest
 
 from flowformer.compare.engines.cluster import Cluster
 from flowformer.compare.execution import execute
-from flowformer.compare.page import write_comparison
-from flowformer.compare.plan import count_epochs, read_comparison
-from tests.compare.engines.same import kept
+from flowformer.compare.plan import count_epochs
+from tests.compare.engines.same import written
 
 ray: Any = pytest.importorskip("ray")  # of the extra cluster: 240 MB, no part of dev
 
@@ -45,14 +44,6 @@ def nodes(monkeypatch) -> Iterator[Any]:
     cluster.wait_for_nodes()
     yield cluster
     cluster.shutdown()
-
-
-def written(plan):
-    compared = read_comparison(plan)
-    problems = [run.error for run in compared.outcomes if not run.finished]
-    assert problems == []
-    write_comparison(plan.root, compared)
-    return kept(plan.root)
 
 
 def test_a_node_lost_in_the_middle_changes_no_bit(real_plan, nodes):

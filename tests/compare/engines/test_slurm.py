@@ -12,23 +12,14 @@ import pytest
 from flowformer.compare.engines.cluster import Cluster
 from flowformer.compare.engines.slurm import JOBS, SlurmArray, _reason
 from flowformer.compare.execution import execute
-from flowformer.compare.page import write_comparison
-from flowformer.compare.plan import count_epochs, read_comparison
-from tests.compare.engines.same import kept
+from flowformer.compare.plan import count_epochs
+from tests.compare.engines.same import written
 
 pytest.importorskip("submitit")  # of dev, and of the extra cluster
 
 # What a job of four tasks has set around whoever starts a comparison in it.
 JOB = {"JOB_ID": "7", "NTASKS": "4", "PROCID": "1", "STEP_ID": "0", "STEP_NUM_TASKS": "4"}
 JOB |= {"JOB_NUM_NODES": "2", "LOCALID": "1", "NODEID": "1", "JOB_NODELIST": "node[1-2]"}
-
-
-def written(plan):
-    compared = read_comparison(plan)
-    problems = [run.error for run in compared.outcomes if not run.finished]
-    assert problems == []
-    write_comparison(plan.root, compared)
-    return kept(plan.root)
 
 
 def test_jobs_of_submitit_leave_what_workers_do_also_in_the_environment_of_a_job(

@@ -272,6 +272,26 @@ def test_numbers_between_semicolons_may_have_decimal_commas(tmp_path):
     assert_array_equal(read_series(tmp_path / "headless").series[0], [[0.5, 2.5], [1.5, 3]])
 
 
+def test_numbers_with_decimal_commas_may_have_points_between_thousands(tmp_path):
+    # y alone is no sign of them: 1.234 beside 987 is a thousand and more where x has commas.
+    rows = ["id;x;y;z", "1;1.234,5;1.234;0.125", "1;-2.345.678;987;1.250", "1;12,5;NA;2.5"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    (series,) = read_series(tmp_path / "x.csv").series
+    assert_array_equal(series, [[1234.5, -2345678, 12.5], [1234, 987, np.nan], [0.125, 1.25, 2.5]])
+    (tmp_path / "headless").mkdir()
+    (tmp_path / "headless" / "x.csv").write_text("1.234,5;1.234\n2,5;3\n")
+    assert_array_equal(read_series(tmp_path / "headless").series[0], [[1234.5, 2.5], [1234.0, 3.0]])
+
+
+@pytest.mark.parametrize("wrong", ["1,234.5", "12.34,5", "0.123,5", "1.234,5,6"])
+def test_numbers_with_points_and_commas_in_another_way_are_refused(tmp_path, wrong):
+    (tmp_path / "x.csv").write_text(f"id;x;y\n1;0,5;{wrong}\n1;1.234,5;2,5\n")
+    with pytest.raises(
+        ValueError, match=rf"x\.csv, row 1: expected a number in 'y', got '{wrong}'"
+    ):
+        read_series(tmp_path / "x.csv")
+
+
 def test_a_label_of_the_first_row_alone_is_that_of_the_series():
     frame = long_frame()
     first = ~frame["series_id"].duplicated()

@@ -29,6 +29,7 @@ from flowformer.nn.mixers.head_attention import HeadAttention
 from flowformer.nn.replace import replace_attention
 from flowformer.nn.replace.transformers_attention import AttentionMask
 from flowformer.nn.replace.transformers_owner import document_offsets
+from tests.integrations.transformers.small import BART
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31,
@@ -151,18 +152,7 @@ def test_images(recorder: Recorder) -> None:
 
 
 def bart() -> Any:
-    config = transformers.BartConfig(
-        vocab_size=31,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        pad_token_id=0,
-    )
-    return transformers.BartModel(config)
+    return transformers.BartModel(transformers.BartConfig(**BART, pad_token_id=0))
 
 
 def test_cross_attention_of_a_decoder_stays_softmax_and_says_so_once(recorder: Recorder) -> None:

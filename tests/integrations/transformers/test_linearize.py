@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowformer.integrations.linearize_settings import LinearizeSettings
 from flowformer.integrations.transformers import linearize
 from flowformer.integrations.transformers.gpt2 import to_gpt2
 from flowformer.integrations.transformers.linearizing import texts
@@ -22,7 +23,6 @@ from flowformer.integrations.transformers.linearizing.measures import (
     cross_entropy,
 )
 from flowformer.integrations.transformers.linearizing.schedule import factor
-from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
     begun,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -18,7 +18,16 @@ from flowformer.nn.mixers.gated import GatedAttention
 from flowformer.nn.replace import replace_attention
 from flowformer.nn.replace.transformers import CHILD, IMPLEMENTATION
 from flowformer.nn.replace.transformers_cache import StateLayer
-from tests.integrations.transformers.small import LEFT, PAD, TOKENS, cache_of
+from tests.integrations.transformers.small import (
+    BART,
+    LEFT,
+    PAD,
+    TOKENS,
+    cache_of,
+    cache_of_sixty_steps,
+    generate,
+    undecided,
+)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 31,
@@ -72,12 +81,7 @@ STYLES: dict[str, dict[str, Any]] = {
 def build(name: str, **more: Any) -> Any:
     """A model whose next token is no foregone conclusion."""
     torch.manual_seed(3)
-    model = MODELS[name](**more)
-    with torch.no_grad():
-        for each in model.parameters():
-            if each.ndim > 1:
-                each.normal_(std=0.4)
-    return model.double().eval()
+    return undecided(MODELS[name](**more))
 
 
 def with_mixer(name: str, mixer: str, **more: Any) -> Any:
@@ -85,11 +89,6 @@ def with_mixer(name: str, mixer: str, **more: Any) -> Any:
     torch.manual_seed(4)
     model.set_attn_implementation(mixer)
     return model
-
-
-def generate(model: Any, prompt: Tensor = TOKENS, **options: Any) -> Tensor:
-    torch.manual_seed(5)
-    return model.generate(prompt, **{"max_new_tokens": 9, "pad_token_id": PAD, **options})
 
 
 def layers(cache: Any) -> list[type]:
@@ -118,21 +117,10 @@ def test_a_cache_changes_nothing(name: str, mixer: str, style: dict[str, Any]) -
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_steps_give_the_logits_of_the_whole_sequence_at_constant_size(mixer: str) -> None:
     model = with_mixer("llama", mixer)
-    out: Any = model.generate(
-        TOKENS,
-        max_new_tokens=60,
-        do_sample=False,
-        pad_token_id=PAD,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    expected = model(out.sequences[:, :-1]).logits[:, 6:]
-    # generate hands its scores out in float32.
-    torch.testing.assert_close(torch.stack(out.logits, 1), expected.float())
-    assert layers(cache_of(out)) == [StateLayer, StateLayer]
-    assert cache_of(out).get_seq_length() == 66
+    cache = cache_of_sixty_steps(model)
+    assert layers(cache) == [StateLayer, StateLayer]
     if mixer != "local":  # its window fills first
-        assert numbers(cache_of(out)) == numbers(cache_of(model(TOKENS[:, :1])))
+        assert numbers(cache) == numbers(cache_of(model(TOKENS[:, :1])))
 
 
 @pytest.mark.parametrize("style", ["greedy", "beams"])
@@ -175,24 +163,10 @@ def test_own_loop_with_a_cache_of_ones_own() -> None:
 
 def test_an_encoder_and_a_decoder() -> None:
     config = transformers.BartConfig(
-        vocab_size=31,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=40,
-        forced_eos_token_id=None,
-        eos_token_id=None,
+        **BART, max_position_embeddings=40, forced_eos_token_id=None, eos_token_id=None
     )
     torch.manual_seed(3)
-    model: Any = transformers.BartForConditionalGeneration(config).double().eval()
-    with torch.no_grad():
-        for each in model.parameters():
-            if each.ndim > 1:
-                each.normal_(std=0.4)
+    model = undecided(transformers.BartForConditionalGeneration(config))
     model.set_attn_implementation("flow")
     with pytest.warns(UserWarning, match="cross-attention .* stays softmax"):
         calls = [

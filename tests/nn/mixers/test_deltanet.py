@@ -16,7 +16,7 @@ from flowformer.nn.mixers.deltanet import (
     delta_rule_attention,
     unit,
 )
-from flowformer.nn.mixers.gating import convolved
+from flowformer.nn.mixers.gating import convolved, repeated
 from flowformer.nn.mixers.recurrence import fla_kernel
 
 
@@ -135,6 +135,25 @@ def test_the_layer_is_the_papers() -> None:
         out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * attention.norm.weight
         outputs.append(mixer.out_projection(out.flatten()))
     torch.testing.assert_close(mixer(x, causal=True)[0][0], torch.stack(outputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_unit_lengths_round_once(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 50, 3, 24).to(dtype)
+    exact = unit(x.double(), 0.3)
+    rounding = (exact.to(dtype).double() - exact).abs().max()
+    assert (unit(x, 0.3).double() - exact).abs().max() <= 1.01 * rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_grouped_heads_are_summed_in_float32(dtype: torch.dtype) -> None:
+    query, key = torch.randn(2, 9, 16, 5).to(dtype), torch.randn(2, 9, 2, 5).to(dtype)
+    key.requires_grad_()
+    above = torch.randn(2, 9, 16, 5).to(dtype)
+    (grad,) = torch.autograd.grad(repeated(query, key)[0], key, above)
+    exact = above.double().unflatten(2, (2, 8)).sum(3)
+    rounding = (exact.to(dtype).double() - exact).abs().max()
+    assert (grad.double() - exact).abs().max() <= 1.01 * rounding
 
 
 def test_a_convolution_of_one_token_sees_that_token_only() -> None:

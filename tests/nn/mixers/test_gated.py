@@ -86,8 +86,9 @@ def written_out(mixer: Any, x: Tensor, *, directions: list[str], flows: bool) ->
                 y = y * attention.gain[which, head]
             features.append(y)
         sink, source, values = features
-        values = write[:, head, None] * values
-        out = mixed(direction, sink, source, values, rate[:, head], flows=flows)
+        written = write[:, head, None] * values
+        out = mixed(direction, sink, source, written, rate[:, head], flows=flows)
+        out = out + attention.skip[head] * values
         heads.append(out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt())
     out = torch.stack(heads, 1) * attention.norm.weight
     opened = attention.output_gate(x)
@@ -158,6 +159,15 @@ def test_weights_of_its_own_are_loaded_as_they_are() -> None:
         other.load_state_dict(state)
 
 
+def test_weights_of_before_there_was_a_skip_compute_what_they_did() -> None:
+    older, mixer = build(skip=False), build()
+    state = older.state_dict()
+    mixer.load_state_dict(state)
+    x = draw(2, 9, DIM)
+    torch.testing.assert_close(mixer(x, causal=True)[0], older(x, causal=True)[0])
+    assert "attention.skip" not in state
+
+
 class TestDecay:
     def test_time_constants_are_spread_over_any_neighbours(self) -> None:
         decay = Decay(5, 32, (4.0, 4096.0)).double()
@@ -187,6 +197,7 @@ class TestDecay:
         ({"decay": (100.0, 4.0)}, r"such as \(1, 4096\), got \(100"),
         ({"gain": 0.0}, "gain must be positive or None"),
         ({"directions": 1.5}, r"directions must be in \[0, 1\]"),
+        ({"skip": 1.0}, "skip must be True or False"),
         ({"norm": "yes"}, "norm must be True or False"),
         ({"flows": True, "feature_map": "elu"}, "feature_map must be one of 'sigmoid', 'relu'"),
         ({"flows": True, "clamp": -1.0}, "clamp must be positive or None"),

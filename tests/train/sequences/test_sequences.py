@@ -14,11 +14,11 @@ from PIL import Image
 
 from flowformer.compare.methods import bag_of_tokens, chance, count_tokens
 from flowformer.data.sequences.listops import LISTOPS_TOKENS
-from flowformer.train.classification import ClassificationTask
 from flowformer.train.config import ScheduledOptimizerConfig
 from flowformer.train.folder import DEFAULT_TASK, RunFolder
 from flowformer.train.kinds import KINDS, kind_of_run
 from flowformer.train.language.config import LanguageRecord
+from flowformer.train.loop.classification import ClassificationTask
 from flowformer.train.run import load_run, predict, train, write_report
 from flowformer.train.run_files import ClassifierResult
 from flowformer.train.sequences.config import (

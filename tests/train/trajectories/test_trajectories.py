@@ -23,7 +23,7 @@ from flowformer.train.trajectories.config import (
     TrajectoriesResult,
 )
 from flowformer.train.trajectories.data import decision_record, load_trajectories
-from flowformer.train.trajectories.study import action_loss
+from flowformer.train.trajectories.task import action_loss
 from tests.train.small_trajectories import random_trajectories, tiny_decisions
 
 TARGETS = (-20.0, -60.0)

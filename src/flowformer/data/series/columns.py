@@ -26,6 +26,7 @@ _NAMES = {
 }
 _STEP = re.compile(r"(.*?)[\s_.\-\[(]*(\d+)[\])]?")  # of a wide table: a channel's name and a step
 NAMELESS = re.compile(r"(Unnamed: 0(\.\d+)*)?")  # as pandas calls a first column without a name
+THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?\s*")  # 1.234,5
 _SEPARATORS = ",;\t"
 SERIES = "series"  # the id that a folder adds, where a file is a series
 _MOST = 10  # columns that a message lists
@@ -159,11 +160,11 @@ def read_header(path: Path) -> Header:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
         first = file.readline()
     separator = max(_SEPARATORS, key=first.count)
-    decimals = first.replace(",", ".").split(";")
-    if len(decimals) > 1 and all(map(_is_number, decimals)):  # 0,5;1,5
-        separator, first = ";", first.replace(",", ".")
+    decimals = [with_point(name.strip()) for name in first.split(";")]
+    if len(decimals) > 1 and all(map(is_number, decimals)):  # 0,5;1,5
+        separator, first = ";", ";".join(decimals)
     names = [name.strip() for name in first.split(separator)]
-    is_headless = all(_is_number(name) for name in names if name) and not _counts(names)
+    is_headless = all(is_number(name) for name in names if name) and not _counts(names)
     quoted = next(csv.reader([first], delimiter=separator), [])
     return Header([name.strip() for name in quoted], separator, not is_headless)
 
@@ -193,7 +194,18 @@ def check_table(path: Path, columns: SeriesColumns) -> None:
         raise without_id(names, found, name=str(path))
 
 
-def _is_number(text: str) -> bool:
+def with_point(text: str) -> str:
+    """Return 1.234,5 as 1234.5."""
+    return with_decimal_point(text.replace(".", "") if THOUSANDS.fullmatch(text) else text)
+
+
+def with_decimal_point(text: str) -> str:
+    """Return 0,5 as 0.5."""
+    return text.replace(",", ".")
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number with a decimal point, or without one."""
     try:
         float(text)
     except ValueError:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,16 @@ from flowformer.data.arrays import read_arrays
 from flowformer.data.files import files_below, warn_of_rest
 from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
-from flowformer.data.series.columns import SERIES, candidates, find_columns, read_header
+from flowformer.data.series.columns import (
+    SERIES,
+    THOUSANDS,
+    candidates,
+    find_columns,
+    is_number,
+    read_header,
+    with_decimal_point,
+    with_point,
+)
 from flowformer.data.series.records import TimeSeriesData, as_series
 from flowformer.data.series.tables import (
     MISSING,
@@ -163,7 +173,8 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
 
     Args:
         path: a `.csv` or `.tsv` file, its values separated by what separates most of the first
-            line, or a `.parquet` file.
+            line, or a `.parquet` file. Between semicolons numbers may have a decimal comma, and
+            then points between their thousands: 1.234,5.
         headless: whether the first line may be values, whose columns are then called 0, 1, ….
         texts: columns of text, though numbers stand in them.
 
@@ -180,18 +191,27 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         header = read_header(path)
         if not (header.has_names or headless):
             raise ValueError("its first line with the names of the columns, got numbers")
-        frame = pandas.read_csv(
+        read = partial(
+            pandas.read_csv,
             path,
             sep=header.separator,
             na_values=["", "?"],
             keep_default_na=False,
             header=0 if header.has_names else None,
-            dtype=dict.fromkeys(texts, str),
             low_memory=False,
         )
-        for name in frame.columns.difference(texts, sort=False):
-            if pandas.api.types.is_string_dtype(frame.dtypes[name]):
-                frame[name] = _in_numbers(frame[name], header.separator)
+        frame = read(dtype=dict.fromkeys(texts, str))
+        others = frame.columns.difference(texts, sort=False)
+        worded = [n for n in others if pandas.api.types.is_string_dtype(frame.dtypes[n])]
+        commas = header.separator == ";" and any(
+            _has_decimal_commas(frame[name]) for name in worded
+        )
+        if commas:  # then 987 and 1.234 were read as numbers, the second a thousandth of itself
+            floats = [name for name in others if frame.dtypes[name].kind == "f"]
+            frame[floats] = read(dtype=str)[floats]
+            worded += floats
+        for name in worded:
+            frame[name] = _in_numbers(frame[name], commas=commas)
         return frame
     except (FileNotFoundError, ImportError, PermissionError):
         raise
@@ -199,17 +219,27 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
         raise ValueError(f"{path}: expected a table, {error}") from error
 
 
-def _in_numbers(column: Any, separator: str) -> Any:
+def _has_decimal_commas(column: Any) -> bool:
+    """Return whether texts are numbers, or words for a missing one, as 0,5 and 1.234.567 are."""
+    texts = column[~column.isin(MISSING)].dropna()
+    shown = texts.str.contains(r",|\.\d+\.").any()
+    return bool(shown) and all(is_number(with_point(text)) for text in texts)
+
+
+def _in_numbers(column: Any, *, commas: bool) -> Any:
     """Return a column of texts as numbers, if all are numbers or words for a missing one.
 
     Args:
         column: the texts.
-        separator: what separates its values: where that is ";", a number may have a decimal comma.
+        commas: whether numbers of the table have decimal commas.
     """
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     texts = column.mask(column.isin(MISSING))
-    if separator == ";":
-        texts = texts.str.replace(",", ".")
+    if commas:
+        pointed = texts[texts.str.contains(".", regex=False, na=False)]
+        thousands = pointed.map(lambda text: THOUSANDS.fullmatch(text) is not None).all()
+        # 0.5 beside 1.234: points that are no thousands' are decimal ones in all of a column.
+        texts = texts.map(with_point if thousands else with_decimal_point, na_action="ignore")
     numbers = pandas.to_numeric(texts, errors="coerce")
     numeric = numbers.notna().any() and (numbers.isna() == texts.isna()).all()
     return numbers if numeric else column

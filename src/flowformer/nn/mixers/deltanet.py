@@ -131,8 +131,9 @@ def chunked_delta_rule(
         kept = left[..., -1, :, None].to(state.dtype)
     of_keys, of_queries = reading
     sides = torch.cat((strength * v, strength * of_keys), -1)
-    system = system.tril(-1)
-    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    # Substitution adds up rounding from token to token: it is as exact as the state.
+    exact = (x.to(state.dtype) for x in (system.tril(-1), sides))
+    solved = torch.linalg.solve_triangular(*exact, upper=False, unitriangular=True).to(dtype)
     fixed, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
     if is_for_any_length():
         steps = (writing.mT @ x for x in (-of_state, fixed))
@@ -212,7 +213,7 @@ class DeltaNetAttention(RecurrenceInParts):
     ) -> tuple[Tensor, LinearState]:
         """Return the output of the delta rule, and its memory."""
         return delta_rule_attention(
-            unit(query) * float(query.shape[-1]) ** -0.5,
+            unit(query, float(query.shape[-1]) ** -0.5),
             unit(key),
             value,
             beta=torch.sigmoid(self.strength(hidden)),
@@ -222,9 +223,11 @@ class DeltaNetAttention(RecurrenceInParts):
         )
 
 
-def unit(x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-    """Return the heads with length 1."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+def unit(x: Float[Tensor, "b t h d"], length: float = 1.0) -> Float[Tensor, "b t h d"]:
+    """Return the heads with that length, rounded once to the dtype of x."""
+    exact = x.to(compute_dtype(x.dtype))
+    scale = torch.rsqrt(exact.square().sum(-1, keepdim=True) + 1e-6)
+    return (exact * scale * length).to(x.dtype)
 
 
 class GatedDeltaNetAttention(DeltaNetAttention):

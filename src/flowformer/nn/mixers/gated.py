@@ -69,13 +69,23 @@ OPEN = 1.2784645427610738  # silu of it is one
 
 
 class Heads(NamedTuple):
-    """What the attention of some heads is made of; gates are those of a part, or None."""
+    """What the attention of some heads is made of; gates are those of a part, or None.
+
+    Attributes:
+        query: the queries; prepared, after the gain and as features.
+        key: likewise.
+        value: likewise; prepared, times the input gate.
+        log_decay: of each token and head.
+        write: the input gate's factors.
+        passed: what the values add to the output by themselves; prepared.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     log_decay: Tensor | None
     write: Tensor | None
+    passed: Tensor | None = None
 
 
 def _split(heads: Heads, sizes: list[int]) -> list[Heads]:
@@ -98,16 +108,18 @@ CALLS: dict[Direction, dict[str, bool]] = {
 class GatedAttention(HeadAttention):
     """Linear attention, or Flow-Attention, with the parts that gated mixers have.
 
-    out_t = silu(W_o x_t + b) ∘ norm(φ(q_t) Σ_s D_ts φ(k_s)ᵀ i_s v_s / φ(q_t)·Σ_s D_ts φ(k_s)) with
-    D_ts = Π_{s<r≤t} α_r, where q, k, v have passed a short convolution, q and k a norm with a gain,
-    α is the `Decay` of a head and i = 2 sigmoid(w·x) its input gate. With flows, competition and
-    allocation stand in the sum as in Flow-Attention, all of whose sums decay.
+    out_t = silu(W_o x_t + b) ∘ norm(φ(q_t) Σ_s D_ts φ(k_s)ᵀ i_s v_s / φ(q_t)·Σ_s D_ts φ(k_s)
+    + λ v_t) with D_ts = Π_{s<r≤t} α_r, where q, k, v have passed a short convolution, q and k a
+    norm with a gain, α is the `Decay` of a head, i = 2 sigmoid(w·x) its input gate and λ its skip.
+    With flows, competition and allocation stand in the sum as in Flow-Attention, all of whose sums
+    decay.
 
     The bidirectional form has heads of three kinds, in this order: they read in both directions,
     without decay; forwards; backwards, in which each token sees those behind it.
 
     The weights of a mixer without these parts, `linear` or `flow`, load into this one. What can
-    start as the identity then does: convolution and gates change nothing, and nothing is forgotten.
+    start as the identity then does: convolution, skip and gates change nothing, and nothing is
+    forgotten.
     With neither gain nor norm, and `directions=0`, it computes the same.
 
     Args:
@@ -159,6 +171,7 @@ class GatedAttention(HeadAttention):
         self.gain = None if chosen.gain is None else nn.Parameter(torch.empty(2, num_heads))
         self.decay = None if chosen.decay is None else Decay(dim, num_heads, chosen.decay)
         self.input_gate = nn.Linear(dim, num_heads) if chosen.input_gate else None
+        self.skip = nn.Parameter(torch.empty(num_heads)) if chosen.skip else None
         self.norm = nn.RMSNorm(head_dim, eps=1e-6) if chosen.norm else None
         self.output_gate = nn.Linear(dim, inner) if chosen.output_gate else None
         # Whole pairs, so that both directions are alike.
@@ -177,18 +190,22 @@ class GatedAttention(HeadAttention):
         if self.decay is not None and self.options.decay is not None:
             self.decay.projection.reset_parameters()
             self.decay.start(self.options.decay)
+        if self.skip is not None:
+            nn.init.zeros_(self.skip)
         for part in (self.input_gate, self.norm, self.output_gate):
             if part is not None:
                 part.reset_parameters()
 
     @torch.no_grad()
     def pass_through(self) -> None:
-        """Let convolution, decay and gates change nothing, from where they learn."""
+        """Let convolution, decay, skip and gates change nothing, from where they learn."""
         if self.convolution is not None:
             self.convolution.copy_(identity_convolution(self.convolution))
         if self.decay is not None:
             nn.init.zeros_(self.decay.projection.weight)
             self.decay.start((UNFORGETTING, UNFORGETTING))
+        if self.skip is not None:
+            nn.init.zeros_(self.skip)
         for gate, bias in ((self.input_gate, 0.0), (self.output_gate, OPEN)):
             if gate is not None:
                 nn.init.zeros_(gate.weight)
@@ -381,6 +398,9 @@ class GatedAttention(HeadAttention):
     def _prepared(self, heads: Heads, mask: Tensor | None) -> Heads:
         """Return the heads after gain and input gate: features, but where the flows map them."""
         query, key, value = heads[:3]
+        if self.skip is not None:
+            passed = masked(value, mask) * self.skip[:, None].to(value.dtype)
+            heads = heads._replace(passed=passed)
         if self.gain is not None:
             query, key = map(with_gain, (query, key), self.gain)
         if heads.write is not None:
@@ -399,7 +419,8 @@ class GatedAttention(HeadAttention):
             result = flow_attention(query, key, value, **flow_options(self.options), **call)
         else:
             result = linear_attention(query, key, value, normalize=True, **call)
-        return result if isinstance(result, tuple) else (result, None)
+        out, state = result if isinstance(result, tuple) else (result, None)
+        return (out if heads.passed is None else out + heads.passed), state
 
     @staticmethod
     def _arguments(heads: Heads, **call: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -450,8 +471,10 @@ def _go_on_from_a_plain_mixer(
     attention: Any, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
     """Let the parts change nothing where the dict is that of a mixer without them."""
-    own = attention.state_dict(prefix=prefix)
+    own, skip = attention.state_dict(prefix=prefix), f"{prefix}skip"
     if any(name in state_dict for name in own):
+        if skip in own and skip not in state_dict:  # of before there was one
+            state_dict[skip] = torch.zeros_like(own[skip])
         return
     attention.reset_parameters()
     attention.pass_through()

@@ -20,6 +20,8 @@ class GatedOptions(NamedTuple):
             without it, all features start near φ(0) and no token stands out. None for no gain.
         decay: the shortest and the longest time constant at first, in tokens; None for no decay.
         input_gate: whether a value is multiplied by 2 sigmoid(w·x), one for each head.
+        skip: whether a value is added to the output of its own token, before the norm, times a
+            weight of the head, 0 at first: from 1, it hides what is remembered, and recall fails.
         norm: whether the output of each head is normalised.
         output_gate: whether the output is multiplied by silu(W x + b).
         directions: share of the heads that read in one direction in the bidirectional form, half of
@@ -38,6 +40,7 @@ class GatedOptions(NamedTuple):
     gain: float | None = 2.0
     decay: Sequence[float] | None = (1.0, 4096.0)
     input_gate: bool = True
+    skip: bool = True
     norm: bool = True
     output_gate: bool = True
     directions: float = 0.5
@@ -56,6 +59,7 @@ class GatedKeywords(TypedDict, total=False):
     gain: float | None
     decay: Sequence[float] | None
     input_gate: bool
+    skip: bool
     norm: bool
     output_gate: bool
     directions: float
@@ -77,7 +81,7 @@ def check_options(options: GatedOptions) -> None:
     check_eps(options.eps)
     if options.decay is not None:
         check_time_constants(options.decay)
-    for name in ("input_gate", "norm", "output_gate", "flows", "allocation"):
+    for name in ("input_gate", "skip", "norm", "output_gate", "flows", "allocation"):
         if not isinstance(getattr(options, name), bool):
             raise ValueError(f"{name} must be True or False, got {getattr(options, name)!r}")
     if options.gain is not None and not (is_number(options.gain) and options.gain > 0):

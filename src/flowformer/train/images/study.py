@@ -2,26 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-
-try:
-    from timm.utils.model_ema import ModelEmaV3
-except ImportError as error:
-    raise ImportError(
-        "timm is needed to train on images: pip install 'flowformer[vision]'"
-    ) from error
 
 from flowformer.config_json import to_plain
 from flowformer.data.images.records import ImageSplit, load_labelled_images
-from flowformer.data.images.transforms import Mixing
 from flowformer.models.images.model import VisionClassifier
 from flowformer.scores.metrics import top5_accuracy
-from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
+from flowformer.train.classification import Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions, write_json
 from flowformer.train.images.config import ImagesConfig, ImagesRecord
 from flowformer.train.images.data import (
@@ -34,72 +26,13 @@ from flowformer.train.images.data import (
     test_loader,
     train_loader,
 )
-from flowformer.train.loop.task import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.study import Trained
 
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import RecordedTask
+
 AVERAGE = "average.module."  # of the averaged parameters' names in a checkpoint
-
-
-class ImagesTask(ClassificationTask):
-    """Cross-entropy training of a classifier of images.
-
-    The training accuracy is that on the mixed images, with the class that has most of each.
-
-    Args:
-        model: gives `logits` and `loss` for `images` and `labels`.
-        parts: those of a `RecordedTask`; the seed is of what is mixed, too.
-        mixing: of the images and labels that are trained on.
-        average: decay of a moving average of the parameters; None for none. Step t has
-            min(decay, 1 - t^(-2/3)), so that a short training is averaged too.
-        options: further ones of a `RecordedTask`.
-    """
-
-    def __init__(
-        self,
-        model: VisionClassifier,
-        *parts: Any,
-        mixing: Mixing,
-        average: float | None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, *parts, **options)
-        self._mixing = mixing
-        # A module of this one, so that checkpoints have it.
-        self.average = None
-        if average is not None:
-            self.average = ModelEmaV3(model, decay=average, use_warmup=True)
-            self.average.requires_grad_(False)  # nobody has a gradient of them, nor waits for one
-            self.average.train()  # like the model beside it: the loop turns both to evaluation
-        self._averaged_at = 0
-
-    @property
-    def measured(self) -> nn.Module:
-        """The averaged parameters, where there are any."""
-        return self.model if self.average is None else self.average.module
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch that was mixed.
-
-        Raises:
-            NonFiniteLossError: it is NaN or infinite.
-        """
-        # Each process mixes its own share; the first one draws what one alone does.
-        key = [self._seed, self.current_epoch, batch_idx]
-        if self.global_rank:
-            key.append(self.global_rank)
-        images, labels = self._mixing(batch["images"], batch["labels"], *key)
-        return super().training_step({"images": images, "labels": labels}, batch_idx)
-
-    def on_train_start(self) -> None:
-        """Take the number of steps that were averaged before."""
-        self._averaged_at = self.global_step
-
-    def on_train_batch_end(self, *_arguments: Any, **_options: Any) -> None:
-        """Average, where the batch ended a step of the optimizer."""
-        if self.average is not None and self.global_step != self._averaged_at:
-            self._averaged_at = self.global_step
-            self.average.update(self.model, step=self.global_step)
 
 
 class Images(Classifier):
@@ -158,8 +91,12 @@ class Images(Classifier):
         """Write the preprocessing."""
         write_json(folder.preprocessing, to_plain(self.parts.preprocessing))
 
-    def task(self, model: nn.Module) -> ImagesTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the classification of mixed images, at a rate that follows the schedule."""
+        from flowformer.data.images.transforms import Mixing
+        from flowformer.train.images.task import ImagesTask
+        from flowformer.train.loop.optimizers import build_scheduled
+
         training, chance = self.config.training, self.config.augmentation
         steps = math.ceil(len(self.batches) / training.accumulate)
         images = self.config.data.batch_size * training.accumulate

@@ -305,11 +305,6 @@ def keep_best(model: nn.Module, folder: RunFolder, *, prefix: str = "model.") ->
     model.load_state_dict(weights)
 
 
-def describe_device(device: torch.device) -> str:
-    """Return what computed, in a word or two."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 @contextmanager
 def torch_settings(threads: int | None) -> Iterator[None]:
     """Set the run's threads; restore the process's threads, randomness and strictness.

@@ -1,4 +1,4 @@
-"""What is trained: its optimizer, its record of each epoch, and a loss that is not finite."""
+"""What is trained: its record of each epoch, and a loss that is not finite."""
 
 import copy
 import csv
@@ -8,7 +8,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +21,10 @@ except ImportError as error:
 
 from flowformer.data.loaders import SharedBatches
 from flowformer.files import write_atomically
-from flowformer.train.config import OptimizerConfig, ScheduledOptimizerConfig
 from flowformer.train.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "radam": torch.optim.RAdam,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 Row = dict[str, float | int]
 _LOGGED = ("epoch", "step", "train_loss", "validation_loss")  # without our doing
 
@@ -356,36 +350,3 @@ def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
     # The first process has what one alone has.
     mixed = [seed, epoch, *([process] if process else [])]
     return int(np.random.SeedSequence(mixed).generate_state(1, np.uint64)[0])
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def build_constant(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build an optimizer with one learning rate."""
-    kind: Any = OPTIMIZERS[config.name]
-    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def build_scheduled(parameters: Any, config: ScheduledOptimizerConfig, *, steps: int) -> Any:
-    """Build an optimizer and its schedule by steps.
-
-    Args:
-        parameters: the parameters, or groups of them; a group keeps a weight decay of its own.
-        config: how they move.
-        steps: steps of the optimizer, all together.
-    """
-    kind: Any = OPTIMIZERS[config.name]
-    optimizer = kind(
-        parameters,
-        lr=config.learning_rate,
-        betas=cast(tuple[float, float], config.betas),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: config.rate_at(step, steps)
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,13 +1,12 @@
 """The configuration, record and result of a run that predicts a number; no torch here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.scores.measures import RMSE, Measure
-from flowformer.train.config import STRATIFIED, EpochsConfig, OptimizerConfig, Protocol
-from flowformer.train.run_files import Lines, Record, Result
-from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
+from flowformer.train.config import STRATIFIED, Protocol
+from flowformer.train.run_files import Lines, Result
+from flowformer.train.series.config import SeriesConfig, SeriesRecord
 
 _DRAWN = "a part of the training set, drawn at random, chose the epoch"
 
@@ -17,20 +16,11 @@ class RegressionConfig(SeriesConfig):
     """A whole experiment of time-series regression.
 
     Attributes:
-        data: which series, and how they are prepared.
-        model: the architecture.
-        optimizer: how its parameters move.
-        training: how long, on what, and by which rules.
         task: what tells it from a classification.
     """
 
     regression: ClassVar[bool] = True
 
-    name: str
-    data: SeriesDataConfig
-    model: TimeSeriesModelConfig = field(default_factory=TimeSeriesModelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: EpochsConfig = field(default_factory=EpochsConfig)
     task: Literal["regression"] = "regression"
 
     @property
@@ -51,19 +41,11 @@ class RegressionConfig(SeriesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionRecord(Record):
-    """What config.json holds of a run that predicts a number.
-
-    Attributes:
-        channels: channels of every series.
-        max_length: time steps that the model has room for.
-        sizes: number of series in each part of the data.
-    """
+class RegressionRecord(SeriesRecord):
+    """What config.json holds of a run that predicts a number: there are no classes."""
 
     config: RegressionConfig
-    channels: int
-    max_length: int
-    sizes: dict[str, int]
+    classes: tuple[str, ...] = ()
     task: Literal["regression"] = "regression"
 
 

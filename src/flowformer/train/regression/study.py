@@ -1,81 +1,33 @@
 """Time-series regression: the parts of a run, and the use of a finished one."""
 
 import csv
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import nn
 
 from flowformer.config_json import to_plain
-from flowformer.data import SeriesSplit, TimeSeriesData, numbers_of
+from flowformer.data import SeriesCollection, SeriesDataset, SeriesSplit, numbers_of
 from flowformer.data.series.collection import known_numbers_of
 from flowformer.models.series.regression import TimeSeriesRegressor
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.report.regression import write_regression_report
 from flowformer.scores.measures import RMSE
 from flowformer.scores.metrics import RegressionMetrics, regression_metrics
-from flowformer.train.config import HELD_OUT
 from flowformer.train.folder import RunFolder
-from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_constant
 from flowformer.train.prediction import format_numbers
-from flowformer.train.regression.config import (
-    RegressionRecord,
-    RegressionResult,
-)
+from flowformer.train.regression.config import RegressionRecord, RegressionResult
 from flowformer.train.run_files import read_history
-from flowformer.train.series.base import (
-    SeriesStudy,
-    draw_flow_maps,
-    read_for,
-    require_room,
-)
+from flowformer.train.series.base import SeriesStudy, draw_flow_maps
 from flowformer.train.series.data import predict_numbers
 from flowformer.train.study import Evaluation, Trained
 
-STAGES: tuple[str, ...] = ("train", "validation")
-
-
-class RegressionTask(RecordedTask):
-    """Training by the squared error of a regressor, whose model gives `predictions` and `loss`.
-
-    Args:
-        parts: those of a `RecordedTask`.
-        scale: standard deviation of the labels, by which they were divided.
-        options: further ones of a `RecordedTask`.
-    """
-
-    def __init__(self, *parts: Any, scale: float, **options: Any) -> None:
-        super().__init__(*parts, **options)
-        self._scale = scale
-
-    def figures(self) -> Row:
-        """Return the mean losses, and the errors in the unit of the labels."""
-        row: Row = {}
-        for stage in STAGES:
-            loss = float(self.trainer.callback_metrics[f"{stage}_loss"])
-            row[f"{stage}_loss"] = loss
-            row[f"{stage}_rmse"] = self._scale * math.sqrt(loss)
-        return row
-
-    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Rank by the validation loss."""
-        return (-row["validation_loss"],)
-
-    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Return the epoch, and the error of both stages."""
-        train, validation = (RMSE.show(row[f"{stage}_rmse"]) for stage in STAGES)
-        done = f"epoch {row['epoch']}/{self.trainer.max_epochs}"
-        return f"{done}  train: RMSE {train}  {held_out}: RMSE {validation}"
-
-    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        """Return the mean squared error of a batch, in the scale of the labels as learned."""
-        _, loss = self.model(**batch)
-        return self.take(loss, len(batch["labels"]), batch, stage, batch_idx)[0]
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import EpochRecorder, RecordedTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +87,11 @@ class Regression(SeriesStudy):
             record.config.model, channels=record.channels, max_length=record.max_length
         )
 
-    def describe(self) -> str:
-        """Return what the series are, and how many there are in each part."""
-        sizes = self.record.sizes
-        return (
-            f"{self.data.name}: {self.data.describe()}\n{self.config.name}: {sizes['train']:,} "
-            f"series to train on, {sizes['validation']:,} for {HELD_OUT[self.config.protocol]}"
-        )
-
-    def task(self, model: nn.Module) -> RegressionTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the regression, at a constant learning rate."""
+        from flowformer.train.loop.optimizers import build_constant
+        from flowformer.train.regression.task import RegressionTask
+
         target = self.prepared.preprocessing.target
         assert target is not None
         return RegressionTask(
@@ -155,7 +102,7 @@ class Regression(SeriesStudy):
         )
 
     def test(
-        self, model: TimeSeriesRegressor, recorder: EpochRecorder
+        self, model: TimeSeriesRegressor, recorder: "EpochRecorder"
     ) -> tuple[RegressionResult, Mapping[str, str]]:
         """Return the figures, and predictions.csv where there is a test set."""
         best, test, metrics, files = recorder.best, self.data.test, None, {}
@@ -164,7 +111,7 @@ class Regression(SeriesStudy):
             own = Trained(
                 model=model, record=self.record, preprocessing=self.prepared.preprocessing
             )
-            predicted = _predict(own, test)
+            predicted = self.predicted(own, test)
             metrics = regression_metrics(test.labels, predicted)
             files = {"predictions.csv": format_numbers(predicted, test.labels.tolist())}
             note = self.config.protocol_note
@@ -185,61 +132,46 @@ class Regression(SeriesStudy):
     def evaluate(cls, run_dir: str | Path, file: Path | None = None) -> RegressionEvaluation:
         """Test a finished run again; see `flowformer.train.run.evaluate`."""
         run, trained = cls.load(run_dir), RegressionResult.read(RunFolder(Path(run_dir)))
-        if file is not None:
-            read = read_for(run, file)
-            split, source = read.split(str(file), numbers_of(read)), str(file)
-        else:
-            data = cls.load_test(run, run_dir, instead="give a labelled file to test on (--file)")
-            if data.test is None:
-                raise ValueError(
-                    f"{run_dir} was trained without a test set: give a labelled file (--file)"
-                )
-            split, source = data.test, f"the test set of {data.name}"
+        source, split = cls.labelled_series(run, run_dir, file)
         run.to_device()
         return RegressionEvaluation(
             source=source,
-            metrics=regression_metrics(split.labels, _predict(run, split)),
+            metrics=regression_metrics(split.labels, cls.predicted(run, split)),
             trained=trained,
             own_test_set=file is None,
         )
 
     @classmethod
-    def predict(cls, run_dir: str | Path, *files: Path) -> str:
-        """Predict the numbers of the series of a file, labelled or not."""
-        (file,) = files
-        run = cls.load(run_dir)
-        read = read_for(run, file)
-        split = read.split(str(file), np.zeros(len(read)))
-        run.to_device()
-        return format_numbers(_predict(run, split), known_numbers_of(read), ids=read.ids)
+    def _labels(cls, run: Trained, read: SeriesCollection) -> np.ndarray:
+        del run
+        return numbers_of(read)
 
     @classmethod
-    def report(
-        cls, run_dir: str | Path, *, num_series: int = 4, data: TimeSeriesData | None = None
-    ) -> Path:
-        """Write the page of a finished run, with flow maps of a few test series.
+    def _predicted(cls, run: Trained, series: SeriesDataset) -> np.ndarray:
+        size = run.config.data.batch_size
+        return predict_numbers(run.model, series, run.preprocessing, batch_size=size)
 
-        Args:
-            run_dir: folder of the run.
-            num_series: test series of which to draw flow maps; there are none for a mixer other
-                than flow.
-            data: the series, where they were given to `train`.
-        """
-        folder = RunFolder(Path(run_dir))
-        run, result = cls.load(run_dir), RegressionResult.read(folder)
+    @classmethod
+    def _table(cls, run: Trained, read: SeriesCollection, predicted: np.ndarray) -> str:
+        del run
+        return format_numbers(predicted, known_numbers_of(read), ids=read.ids)
+
+    @classmethod
+    def _page(cls, folder: RunFolder, run: Trained, flow_maps: list[SeriesFlowMap]) -> Path:
+        result = RegressionResult.read(folder)
         return write_regression_report(
             folder.report,
             record=to_plain(run.record),
             result=to_plain(result),
             history=read_history(folder, "epoch", "train_loss", RMSE.column),
             test=None if result.test_rmse is None else read_numbers(folder.predictions),
-            flow_maps=cls.report_maps(run, run_dir, data, num_series),
+            flow_maps=flow_maps,
         )
 
     @classmethod
     def flow_maps(cls, run: Trained, split: SeriesSplit, count: int) -> list[SeriesFlowMap]:
         """Return flow maps of a few series of a split: that with the largest error first."""
-        predicted = _predict(run, split)
+        predicted = cls.predicted(run, split)
         chosen = np.argsort(-np.abs(predicted - split.labels), kind="stable")[:1].tolist()
         chosen += [index for index in range(len(split)) if index not in chosen]
 
@@ -270,8 +202,3 @@ def read_numbers(path: Path) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndar
         raise ValueError(f"{path}: expected numbers in target and predicted, {error}") from error
     labels, predicted = np.array(rows).T
     return labels, predicted
-
-
-def _predict(run: Trained, split: SeriesSplit) -> Float64[np.ndarray, " n"]:
-    series, size = require_room(run, split), run.config.data.batch_size
-    return predict_numbers(run.model, series, run.preprocessing, batch_size=size)

@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from flowformer.data.sequences.batches import LabelledSequences, collate_sequences, read_cases
 from flowformer.models.sequences.model import PairClassifier, SequenceClassifier
-from flowformer.train.classification import ClassificationTask, Classifier, Tested, sizes_of
+from flowformer.train.classification import Classifier, Tested, sizes_of
 from flowformer.train.folder import RunFolder, read_versions
-from flowformer.train.loop.task import build_scheduled
 from flowformer.train.prediction import classify, format_predictions, load_weights
 from flowformer.train.sequences.config import SequencesConfig, SequencesRecord
 from flowformer.train.sequences.data import (
@@ -22,6 +22,9 @@ from flowformer.train.sequences.data import (
     train_loader,
 )
 from flowformer.train.study import Trained
+
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import RecordedTask
 
 
 class Sequences(Classifier):
@@ -65,8 +68,11 @@ class Sequences(Classifier):
         """Build the classifier, with new parameters."""
         return build_sequence_model(self.config.model, self.record)
 
-    def task(self, model: nn.Module) -> ClassificationTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the classification, at a rate that follows the schedule."""
+        from flowformer.train.loop.classification import ClassificationTask
+        from flowformer.train.loop.optimizers import build_scheduled
+
         training = self.config.training
         return ClassificationTask(
             model,

@@ -26,7 +26,7 @@ from flowformer.data import (
 from flowformer.data.series.reading import elsewhere
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.report.figures import SeriesFlowMap
-from flowformer.train.classification import sizes_of
+from flowformer.train.classification import sizes_of, tell_sizes
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
 from flowformer.train.kinds import KINDS
 from flowformer.train.prediction import load_weights
@@ -65,12 +65,12 @@ class SeriesStudy(Study):
             data = load_data(config.data, regression=config.regression)
         if data.columns is not None:  # the record says which were found
             config = replace(config, data=config.data.with_columns(data.columns))
-        self.config, self.data = config, data
+        self.config, self.data, self.classes = config, data, data.classes
         self.prepared = prepare(config, data)
         self.record = self._record()
 
     def _record(self) -> Any:
-        """Return what config.json holds; the classes of a classification beside the common."""
+        """Return what config.json holds."""
         kind: Any = KINDS[type(self).__name__.lower()].record
         return kind(
             recipe=self.config.name,
@@ -79,13 +79,38 @@ class SeriesStudy(Study):
             channels=self.data.channels,
             max_length=self.prepared.max_length,
             sizes=sizes_of(self.prepared.train, self.prepared.validation, self.data.test),
-            **({"classes": self.data.classes} if self.data.classes else {}),
+            classes=self.data.classes,
         )
 
     @classmethod
     @abstractmethod
     def _model(cls, record: Any) -> nn.Module:
         """Build the model of a run, with new parameters."""
+
+    @classmethod
+    @abstractmethod
+    def _labels(cls, run: Trained, read: SeriesCollection) -> np.ndarray:
+        """Return the labels of series, as those of the run are."""
+
+    @classmethod
+    @abstractmethod
+    def _predicted(cls, run: Trained, series: SeriesDataset) -> np.ndarray:
+        """Return what the model of a run says of series, where the model is."""
+
+    @classmethod
+    @abstractmethod
+    def _table(cls, run: Trained, read: SeriesCollection, predicted: np.ndarray) -> str:
+        """Return what `_predicted` gave as CSV, beside what is known of the series."""
+
+    @classmethod
+    @abstractmethod
+    def _page(cls, folder: RunFolder, run: Trained, flow_maps: list[SeriesFlowMap]) -> Path:
+        """Write the page of a finished run."""
+
+    def describe(self) -> str:
+        """Return what the series are, and how many there are in each part."""
+        counted = tell_sizes(self.config, self.record.sizes, "series")
+        return f"{self.data.name}: {self.data.describe()}\n{counted}"
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of an epoch, and those that choose it."""
@@ -117,6 +142,53 @@ class SeriesStudy(Study):
         )
 
     @classmethod
+    def predict(cls, run_dir: str | Path, *files: Path) -> str:
+        """Predict the classes or the numbers of the series of a file, labelled or not."""
+        (file,) = files
+        run = cls.load(run_dir)
+        read = read_for(run, file)
+        split = read.split(str(file), np.zeros(len(read)))
+        run.to_device()
+        return cls._table(run, read, cls.predicted(run, split))
+
+    @classmethod
+    def predicted(cls, run: Trained, split: SeriesSplit) -> np.ndarray:
+        """Return probabilities of classes, or numbers, for the series of a split.
+
+        Args:
+            run: the run; its model computes where it is.
+            split: the series.
+
+        Raises:
+            ValueError: one is longer than the model has room for.
+        """
+        return cls._predicted(run, require_room(run, split))
+
+    @classmethod
+    def labelled_series(
+        cls, run: Trained, run_dir: str | Path, file: Path | None
+    ) -> tuple[str, SeriesSplit]:
+        """Return what a run is tested on again, and what that is called.
+
+        Args:
+            run: the run.
+            run_dir: its folder.
+            file: labelled series; None for the run's own test set.
+
+        Raises:
+            ValueError: there is no test set, or the file is not what was expected.
+        """
+        if file is not None:
+            read = read_for(run, file)
+            return str(file), read.split(str(file), cls._labels(run, read))
+        data = cls.load_test(run, run_dir, instead="give a labelled file to test on (--file)")
+        if data.test is None:
+            raise ValueError(
+                f"{run_dir} was trained without a test set: give a labelled file (--file)"
+            )
+        return f"the test set of {data.name}", data.test
+
+    @classmethod
     def load_test(cls, run: Trained, run_dir: str | Path, *, instead: str) -> TimeSeriesData:
         """Load the series that a run was trained on, once more.
 
@@ -132,17 +204,25 @@ class SeriesStudy(Study):
         return load_again(run.config.data, run_dir, **own)
 
     @classmethod
-    def report_maps(
-        cls, run: Trained, run_dir: str | Path, data: TimeSeriesData | None, count: int
-    ) -> list[SeriesFlowMap]:
-        """Return flow maps of a few test series; none of a mixer other than flow.
+    def report(
+        cls, run_dir: str | Path, *, num_series: int = 4, data: TimeSeriesData | None = None
+    ) -> Path:
+        """Write the page of a finished run, with flow maps of a few test series.
 
         Args:
-            run: the run.
-            run_dir: its folder.
+            run_dir: folder of the run.
+            num_series: test series of which to draw flow maps; there are none for a mixer other
+                than flow.
             data: the series, where they were given to `train`.
-            count: the number of maps.
         """
+        run = cls.load(run_dir)
+        maps = cls._report_maps(run, run_dir, data, num_series)
+        return cls._page(RunFolder(Path(run_dir)), run, maps)
+
+    @classmethod
+    def _report_maps(
+        cls, run: Trained, run_dir: str | Path, data: TimeSeriesData | None, count: int
+    ) -> list[SeriesFlowMap]:
         if count < 1 or flow_encoder(run.model) is None:
             return []
         if data is None:

@@ -143,7 +143,7 @@ class SeriesConfig(ExperimentConfig):
 
     Attributes:
         data: which series, and how they are prepared.
-        model: the classifier.
+        model: the architecture.
         optimizer: how its parameters move.
         training: how long, on what, and by which rules.
         regression: whether labels are numbers to predict.

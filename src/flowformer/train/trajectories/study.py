@@ -7,22 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 
 from flowformer.config_json import to_plain
 from flowformer.data.trajectories.batches import DecisionPreprocessing
 from flowformer.data.trajectories.records import EnvironmentOptions, normalized_score
-from flowformer.models.cross_entropy import class_cross_entropy
 from flowformer.report.trajectories import write_decision_report
 from flowformer.rollouts.rollouts import Rollouts, RolloutSettings, rollout
 from flowformer.rollouts.scores import check_target, evaluate_returns, summarize_returns
 from flowformer.train.folder import RunFolder, write_json
-from flowformer.train.loop.task import EpochRecorder, RecordedTask, Row, build_scheduled
 from flowformer.train.prediction import load_weights
 from flowformer.train.run_files import read_history
 from flowformer.train.study import Evaluation, Study, Trained
@@ -44,6 +40,9 @@ from flowformer.train.trajectories.data import (
     read_preprocessing,
     rollout_settings,
 )
+
+if TYPE_CHECKING:  # it needs Lightning, and a finished run does not
+    from flowformer.train.loop.task import EpochRecorder, RecordedTask
 
 logger = logging.getLogger(__name__)
 
@@ -89,48 +88,6 @@ class TrajectoriesEvaluation(Evaluation):
             f"protocol        {self.trained.protocol_note}",
         ]
         return "\n".join(lines) + "\n"
-
-
-class TrajectoriesTask(RecordedTask):
-    """Actions are learned from those of the data. An epoch lies between two measurements.
-
-    Args:
-        parts: those of a `RecordedTask`.
-        score: lets the model act in its environment; gives the normalised score.
-        options: further ones of a `RecordedTask`.
-    """
-
-    def __init__(self, *parts: Any, score: Callable[[nn.Module], float], **options: Any) -> None:
-        super().__init__(*parts, **options)
-        self._score = score
-        self._scored = 0.0
-
-    def on_validation_epoch_end(self) -> None:
-        """Let the model act."""
-        self._scored = self._score(self.model)
-
-    def figures(self) -> Row:
-        """Return the mean losses, and the score of some episodes."""
-        metrics = self.trainer.callback_metrics
-        losses = {name: float(metrics[name]) for name in ("train_loss", "validation_loss")}
-        return {**losses, "validation_score": self._scored}
-
-    def rank(self, row: Mapping[str, float | int]) -> tuple[float, ...]:
-        """Rank by the step: a score would choose by the environment that is tested in."""
-        return (float(row["step"]),)
-
-    def describe(self, row: Mapping[str, float | int], held_out: str) -> str:
-        """Return the losses and the score, by the step."""
-        return (
-            f"step {row['step']}/{self._steps}  train: loss {row['train_loss']:.4f}  "
-            f"{held_out}: loss {row['validation_loss']:.4f}, score {row['validation_score']:.1f}"
-        )
-
-    def step(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> Tensor:
-        """Return the mean loss of the actions of a batch."""
-        mask = batch["mask"]
-        loss = action_loss(self.model(**batch).actions, batch["actions"], mask)
-        return self.take(loss, int(mask.sum()), batch, stage, batch_idx)[0]
 
 
 class Trajectories(Study):
@@ -208,8 +165,11 @@ class Trajectories(Study):
         """Write the preprocessing."""
         write_json(folder.preprocessing, self.preprocessing.record())
 
-    def task(self, model: nn.Module) -> TrajectoriesTask:
+    def task(self, model: nn.Module) -> "RecordedTask":
         """Return the learning of actions, with a score of some episodes."""
+        from flowformer.train.loop.optimizers import build_scheduled
+        from flowformer.train.trajectories.task import TrajectoriesTask
+
         own = self.config.evaluation
 
         def score(acting: nn.Module) -> float:
@@ -234,7 +194,7 @@ class Trajectories(Study):
         )
 
     def test(
-        self, model: DecisionNetwork, recorder: EpochRecorder
+        self, model: DecisionNetwork, recorder: "EpochRecorder"
     ) -> tuple[TrajectoriesResult, Mapping[str, str]]:
         """Let the model act at each target return."""
         own, record = self.config.evaluation, self.record
@@ -348,24 +308,3 @@ def format_episodes(played: Sequence[Rollouts]) -> str:
         for number, (value, length, ended) in enumerate(rows):
             writer.writerow((each.target_return, number, float(value), int(length), bool(ended)))
     return text.getvalue()
-
-
-def action_loss(
-    predicted: Float[Tensor, "b t out"],
-    actions: Float[Tensor, "b t out"] | Int[Tensor, "b t"],
-    mask: Bool[Tensor, "b t"],
-) -> Float[Tensor, ""]:
-    """Return the mean loss over the real steps.
-
-    It is the squared error of the actions of a box, the cross-entropy of discrete ones, and 0 where
-    no step is real.
-
-    Args:
-        predicted: actions in the model's scale, or logits.
-        actions: those taken.
-        mask: real steps (True).
-    """
-    if actions.is_floating_point():
-        wanted = actions[mask]
-        return F.mse_loss(predicted[mask], wanted, reduction="sum") / max(1, wanted.numel())
-    return class_cross_entropy(predicted[mask], actions[mask])

@@ -4,12 +4,12 @@
 (b) fine-tuning of the whole (`tuning.py`); (c) what that came to (`measures.py`).
 """
 
+from flowformer.integrations.linearize_settings import (
+    LinearizeSettings as LinearizeSettings,
+)
 from flowformer.integrations.transformers.linearizing.linearize import (
     Linearized as Linearized,
 )
 from flowformer.integrations.transformers.linearizing.linearize import (
     linearize as linearize,
-)
-from flowformer.integrations.transformers.linearizing.settings import (
-    LinearizeSettings as LinearizeSettings,
 )

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from flowformer.integrations.linearize_settings import LinearizeSettings
 from flowformer.integrations.transformers.attention import ATTENTIONS
 from flowformer.integrations.transformers.linearizing.measures import (
     Cost,
@@ -18,7 +19,6 @@ from flowformer.integrations.transformers.linearizing.measures import (
     costs,
     cross_entropy,
 )
-from flowformer.integrations.transformers.linearizing.settings import LinearizeSettings
 from flowformer.integrations.transformers.linearizing.texts import (
     Text,
     begun,

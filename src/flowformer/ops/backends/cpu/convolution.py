@@ -117,12 +117,15 @@ def prepare_step(inputs: tuple[Tensor, ...], state: Any, *, activates: bool) -> 
     dtype = compute_dtype(x.dtype)
     if not (
         x.stride(3) == 1
-        and all(each.dtype == dtype and each.is_contiguous() for each in parameters)
+        and all(each.is_contiguous() for each in parameters)
         and state.recent.is_contiguous()
     ):
         return None
+    widens = any(each.dtype != dtype for each in parameters)
 
     def step(inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        if widens:  # each time: a weight may have been trained meanwhile
+            inputs = inputs[0], *(each.to(dtype) for each in inputs[1:])
         out, after = inputs[0].new_empty(inputs[0].shape), room_after(state)
         read = ConvolutionInputs(*inputs, recent=state.recent)
         written = _Written(out, after=after.recent)

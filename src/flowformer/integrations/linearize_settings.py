@@ -1,4 +1,4 @@
-"""The settings of a linearization; without torch."""
+"""The settings of a linearization, of which the command line makes its flags; no torch here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class LinearizeSettings:
         mixer: Name of the new attention: causal, with a state.
         options: Options of that attention; None means its defaults, for flow-gated and gated
             without the norm of each head.
-        layers: Layers to exchange, counted from 0; None means all.
-        keep: Layers among them that stay softmax.
+        layers: Layers to exchange, counted from 0, or text such as 0-11 or 0,2,4-7; None means all.
+        keep: Layers among them that stay softmax, in the same way.
         length: Tokens of a sequence in training and in the evaluation.
         batch_size: Sequences of a step.
         transfer_tokens: Tokens of the attention transfer, at least those of a sequence; 0 leaves it
@@ -46,8 +46,8 @@ class LinearizeSettings:
 
     mixer: str = "flow-gated"
     options: dict[str, Any] | None = None
-    layers: Sequence[int] | None = None
-    keep: Sequence[int] = ()
+    layers: str | Sequence[int] | None = None
+    keep: str | Sequence[int] | None = None
     length: int = 512
     batch_size: int = 8
     transfer_tokens: int | None = None
@@ -61,7 +61,10 @@ class LinearizeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and read the layers."""
+        for name in ("layers", "keep"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, layers_in(given))
         check_sizes(self, "length", "batch_size", "held_out_tokens")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
@@ -96,13 +99,30 @@ class LinearizeSettings:
         Raises:
             ValueError: there is no such layer, or none is left.
         """
-        layers = range(count) if self.layers is None else self.layers
-        if wrong := sorted({*layers, *self.keep} - set(range(count))):
+        there = set(range(count))
+        layers = there if self.layers is None else set(map(int, self.layers))
+        keep = set(map(int, self.keep or ()))
+        if wrong := sorted((layers | keep) - there):
             raise ValueError(
                 f"the layers are 0 to {count - 1}, got {', '.join(map(str, wrong))} in layers or "
                 "keep"
             )
-        chosen = sorted(set(layers) - set(self.keep))
+        chosen = sorted(layers - keep)
         if not chosen:
             raise ValueError("no layer is left to exchange: all of them are in keep")
         return chosen
+
+
+def layers_in(text: str) -> list[int]:
+    """Return the layers that a list names: 0-2,5 is 0, 1, 2, 5.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"expected layers such as 0-11 or 3,7, got {text!r}")
+        found += range(int(first), int(last or first) + 1)
+    return found
