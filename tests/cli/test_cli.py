@@ -506,7 +506,7 @@ def test_where_memory_is_short_it_says_what_to_lower(flowformer, trained, tmp_pa
     def fail(*_arguments, **_options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes")
 
-    monkeypatch.setattr("flowformer.train.run.fit", fail)
+    monkeypatch.setattr("flowformer.train.loop.fit.fit", fail)
     _, files = trained
     outcome = flowformer(*_own_data(files, "--run-dir", tmp_path / "run", "--data.max-length", 40))
     assert outcome.code == 1

@@ -40,6 +40,11 @@ except SystemExit as stop:
             "(took 'time' for the time and 'state' for the label; found none for id and group "
             "(--data.id, --data.group))",
         ),
+        (
+            "train time-series --data.train-file taken/plain.csv --data.label stat",
+            "taken/plain.csv: expected a column 'stat' (--data.label), got 'machine', 'stamp' "
+            "(found none for id, time and group (--data.id, --data.time, --data.group))",
+        ),
         ("train image-folder", "no images to train on"),
         ("train image-folder --data.path none", "none: no such file"),
         ("train listops --data.folder none", "none: no such file"),
@@ -62,6 +67,7 @@ def test_a_mistake_is_told_before_what_trains_is_imported(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
     (tmp_path / "taken" / "rows.csv").write_text("machine,time,vib,state\n1,0,0.5,up\n")
+    (tmp_path / "taken" / "plain.csv").write_text("machine,stamp\n1,0\n")
     done = subprocess.run(
         [sys.executable, "-c", CALL, *command.split()],
         cwd=tmp_path,

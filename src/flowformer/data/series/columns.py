@@ -77,7 +77,7 @@ def taken_for(found: SeriesColumns, open_roles: Container[str] = ROLES) -> str:
     """
     known = [f"{each!r} for the {role}" for role in ROLES if (each := getattr(found, role))]
     lacking = [role for role in ROLES if role in open_roles and not getattr(found, role)]
-    parts = [f"took {_and(known)}"] * bool(known)
+    parts = [f"took {_and(known)}"] if known else []
     if lacking:
         parts += [f"found none for {_and(lacking)} ({', '.join(f'data.{x}' for x in lacking)})"]
     return f" ({'; '.join(parts)})" if parts else ""

@@ -289,10 +289,7 @@ def own_mixer(
             raise ValueError(f"{mixer.__name__} says itself what it can do, and has its defaults")
         return mixer
     if isinstance(mixer, type) and not issubclass(mixer, nn.Module):
-        raise TypeError(
-            f"{mixer.__name__} must be an nn.Module, or a function that returns one; it is a class "
-            f"of {', '.join(base.__name__ for base in mixer.__bases__)}"
-        )
+        raise ValueError(f"{mixer.__name__} must be an nn.Module, or a function that returns one")
     place = {"__module__": mixer.__module__, "__qualname__": mixer.__qualname__}
     attention = cast(Any, type(f"{mixer.__name__}", (OwnAttention,), dict(place)))
     attention.build, attention.registered = staticmethod(mixer), name
