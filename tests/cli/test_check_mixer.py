@@ -121,7 +121,7 @@ def test_what_holds_is_printed_by_topic(check):
         ("float32", "dtype", "RuntimeError: expected m1 and m2 to have the same dtype"),
         ("break", "compile", "(masked True): Unsupported: "),
         ("future", "future", "no output depends on the future: Tensor-likes are not close"),
-        ("state", "streaming", "pieces give what the whole gives"),
+        ("state", "streaming", "pieces with a state give something else"),
     ],
 )
 def test_what_does_not_hold_is_told_with_its_case(check, wrong, topic, message):

@@ -114,7 +114,7 @@ def test_a_run_is_not_gone_on_with_on_other_data(case, tmp_path, monkeypatch):
     def stop(*_arguments: object, **_options: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(run, "fit", stop)
+    monkeypatch.setattr("flowformer.train.loop.fit.fit", stop)
     for resume in (False, True):
         with pytest.raises(StoppedError):
             run.train(config, tmp_path / "run", resume=resume)
