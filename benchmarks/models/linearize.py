@@ -166,7 +166,7 @@ def table(result: Result) -> str:
         rows = [
             [
                 f"`{cell['mixer']}`",
-                f"{cell['kept']} layers" if cell["kept"] else "none",
+                f"the first {cell['kept']}" if cell["kept"] else "no layer",
                 f"{cell['stages'][-1]['tokens']:,}",
                 f"{100 * cell['share']:g} %",
                 *(
@@ -182,7 +182,7 @@ def table(result: Result) -> str:
         about = (
             f"Bits of a character of held-out text; `{recipe}` with softmax, "
             f"{setting['steps']:,} steps, of whose tokens the share is; "
-            f"{setting['batch_size']} sequences a step:"
+            f"sequences a step: {setting['batch_size']}"
         )
         tables.append(f"{about}\n\n{to_markdown([*header, 'more'], rows).rstrip()}")
     return "\n\n".join(tables)

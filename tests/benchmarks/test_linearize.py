@@ -37,7 +37,7 @@ def test_the_tables() -> None:
     lines = table(RESULT).splitlines()
     assert "2,000 steps" in lines[0]
     assert [word.strip() for word in lines[-1].strip("|").split("|")] == [
-        *("`flow-gated`", "none", "1,000", "5 %"),
+        *("`flow-gated`", "no layer", "1,000", "5 %"),
         *("2.000", "3.000", "1.980", "-1.0 %"),
     ]
     costs = cost_table(RESULT).splitlines()
