@@ -292,30 +292,31 @@ QUESTIONS = (
 )
 
 
-def answer(question: Question, results: Results) -> str:
+def answer(question: Question, results: Results) -> list[str]:
     """Return what the results say to a question, a sentence for each verdict."""
     by_verdict: dict[str, list[Evidence]] = {}
     for method, other, source in question.sources:
         found = source(results, method, other)
         by_verdict.setdefault(found.verdict, []).append(found)
-    said = [
+    return [
         text.format(better=question.better, worse=question.worse, places=_places(verdict, of))
         for verdict, text in SENTENCES.items()
         if (of := by_verdict.get(verdict))
     ]
-    return " ".join(said)
 
 
 def _places(verdict: str, evidence: Sequence[Evidence]) -> str:
     if verdict != "missing":
         return listed([str(each) for each in evidence])
-    by_command: dict[str, list[str]] = {}
+    by_name: dict[str, list[Evidence]] = {}
     for each in evidence:
-        by_command.setdefault(each.command.split()[0], []).append(each.where)
-    return "; ".join(
-        f"{listed(list(dict.fromkeys(where)))} (`python -m benchmarks {name}`)"
-        for name, where in by_command.items()
-    )
+        by_name.setdefault(each.command.split()[0], []).append(each)
+    said = []
+    for name, of in by_name.items():
+        parts = dict.fromkeys(word for each in of for word in each.command.split()[1:])
+        command = " ".join(["python -m benchmarks", name, *parts])
+        said.append(f"{listed([each.where for each in of])} (`{command}`)")
+    return "; ".join(said)
 
 
 def listed(items: Sequence[str]) -> str:
@@ -323,10 +324,10 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-def recalled(results: Results) -> str:
+def recalled(results: Results) -> list[str]:
     """Return up to how many pairs each mixer recalls."""
     if results.recall is None:
-        return "Not run yet (`python -m benchmarks recall`)."
+        return ["Not run yet (`python -m benchmarks recall`)."]
     along, _ = recall.ordered(results.recall)
     most: dict[int, list[str]] = {}
     for mixer, of in recall.accuracies(results.recall).items():
@@ -335,13 +336,13 @@ def recalled(results: Results) -> str:
     recalling = sorted((pairs for pairs in most if pairs), reverse=True)
     said = [f"{pairs} with {listed(most[pairs])}" for pairs in recalling]
     none = f"; no number that was tried with {listed(most[0])}" if 0 in most else ""
-    return (
+    return [
         f"In models {recall.WIDTH} wide, {100 * RIGHT:.0f} % of the answers are right up to this "
         f"many pairs: {'; '.join(said) or 'none'}{none}."
-    )
+    ]
 
 
-def cost_of_length(results: Results) -> str:
+def cost_of_length(results: Results) -> list[str]:
     """Return how many times softmax's tokens a second flow trains on, over the context."""
     said = []
     if results.language_step is not None:
@@ -359,7 +360,7 @@ def cost_of_length(results: Results) -> str:
         if ratios
         else "Not run yet in that of the characters (`python -m benchmarks language lengths`)."
     )
-    return " ".join(said)
+    return said
 
 
 def _times(ratios: Sequence[tuple[int, float]]) -> str:
@@ -369,14 +370,14 @@ def _times(ratios: Sequence[tuple[int, float]]) -> str:
     return f"`flow` trains on {listed(said)}"
 
 
-def arena(results: Results) -> str:
+def arena(results: Results) -> list[str]:
     """Return on which of the arena's small tasks mixers differ, and whether the rest is learned."""
     kept = (results.gating or {"tasks": {}})["tasks"]
     said = [_differ(task, kept[task]) for task in ARENA if task in kept]
     if missing := [task for task in ARENA if task not in kept]:
         names = listed([gating.TASKS[task] for task in missing])
         said.append(f"Not run yet: {names} (`python -m benchmarks gating {' '.join(missing)}`).")
-    return " ".join([*said, _pathfinder(results.compared.get("pathfinder", []))])
+    return [*said, _pathfinder(results.compared.get("pathfinder", []))]
 
 
 def _differ(task: str, cell: Result) -> str:
@@ -421,7 +422,7 @@ def _pathfinder(rows: Sequence[Mapping[str, str]] | None) -> str:
     )
 
 
-OTHERS: dict[str, Callable[[Results], str]] = {
+OTHERS: dict[str, Callable[[Results], list[str]]] = {
     "How many pairs are recalled?": recalled,
     "What does a longer context cost?": cost_of_length,
     "Do mixers differ on the small tasks of Long Range Arena?": arena,
@@ -441,7 +442,11 @@ def findings(found: Results) -> str:
     """Return all questions with what is known."""
     answers = {question.text: answer(question, found) for question in QUESTIONS}
     answers |= {text: say(found) for text, say in OTHERS.items()}
-    return "\n".join(f"- **{text}** {said}" for text, said in answers.items())
+    lines = []
+    for text, said in answers.items():
+        lines.append(f"- **{text}** {said[0] if len(said) == 1 else ''}".rstrip())
+        lines += [f"    - {each}" for each in said if len(said) > 1]
+    return "\n".join(lines)
 
 
 def execute(_: Namespace) -> None:

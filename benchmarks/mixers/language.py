@@ -240,9 +240,8 @@ def draw(result: Result) -> Figure | None:
     parts = {part: found for part in RECIPES if (found := runs_of(result, part))}
     if not parts:
         return None
-    methods = list(dict.fromkeys(method for found in parts.values() for method in found))
-    styles = line_styles(methods)
-    height = height_with_legend(methods, 3.6)
+    styles = _styles(*parts.values())
+    height = height_with_legend(styles, 3.6)
     figure = Figure(figsize=(4.3 * len(parts) + 0.4, height), layout="constrained")
     panels = figure.subplots(1, len(parts), squeeze=False)[0]
     for axes, (part, found) in zip(panels, parts.items(), strict=True):
@@ -254,12 +253,20 @@ def draw(result: Result) -> Figure | None:
         name = MEASURES[part].name
         plain(axes, f"{name[0].upper()}{name[1:]}, {RECIPES[part]}, validation")
         axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_yscale("log")  # the differences at the end are small beside those at the start
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.tick_params(which="minor", labelsize=7)
     legend_below(figure, *panels)
     return figure
+
+
+def _styles(*columns: Mapping[str, Runs]) -> dict[str, dict[str, Any]]:
+    """Return the look of the mixers in some columns, the same in every picture."""
+    every = dict.fromkeys([*MIXERS[CHARACTERS], *(each for found in columns for each in found)])
+    there = {method for found in columns for method in found}
+    return {method: look for method, look in line_styles(list(every)).items() if method in there}
 
 
 def _with_spread(axes: Axes, along: Sequence[float], every: np.ndarray, **style: Any) -> None:
@@ -277,10 +284,10 @@ def draw_lengths(result: Result) -> Figure | None:
     columns = {n: found for n in CONTEXTS if (found := at_context(result, n))}
     if len(columns) < 2:
         return None
-    methods = list(dict.fromkeys(method for found in columns.values() for method in found))
-    figure = Figure(figsize=(7.6, height_with_legend(methods, 3.0)), layout="constrained")
+    styles = _styles(*columns.values())
+    figure = Figure(figsize=(7.6, height_with_legend(styles, 3.0)), layout="constrained")
     bits, speed = figure.subplots(1, 2)
-    for method, style in line_styles(methods).items():
+    for method, style in styles.items():
         along = [n for n, found in columns.items() if method in found]
         for axes, name in ((bits, "score"), (speed, SPEED)):
             every = [[run[name] for run in columns[n][method]] for n in along]

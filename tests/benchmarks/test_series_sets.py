@@ -184,9 +184,10 @@ def test_what_is_asked_of_compare_is_understood(tmp_path, monkeypatch, command) 
 
     plans = []
     monkeypatch.setattr(execution, "execute", lambda plan, **_: plans.append(plan))
-    from flowformer.cli.compare import main as compare
+    from flowformer.cli.main import main as flowformer
 
-    compare([*command, "--seeds", "1", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):  # no run has finished
+        flowformer(["compare", *command, "--seeds", "1", "--output", str(tmp_path / "out")])
     assert len(plans) == 1
     configs = [run.request.config for run in plans[0].runs]
     assert {config.training.threads for config in configs} == {1}
