@@ -60,6 +60,21 @@ def test_another_process_finds_it_by_what_was_recorded(here, monkeypatch):
     assert sys.modules["own_a"].value == 6
 
 
+def test_another_process_finds_a_part_of_a_package_without_init(here, monkeypatch):
+    (here / "own_p" / "inner").mkdir(parents=True)
+    (here / "own_p" / "value.py").write_text("value = 7\n")
+    (here / "own_p" / "inner" / "mixers.py").write_text("from own_p.value import value\n")
+    import_own("own_p.inner.mixers")
+    record = own_module("own_p.inner.mixers")
+    assert record is not None
+    for name in ("own_p", "own_p.inner", "own_p.value", "own_p.inner.mixers"):
+        del sys.modules[name]
+    monkeypatch.chdir("/")
+    sys.path.remove(str(here))
+    load_own(record)
+    assert sys.modules["own_p.inner.mixers"].value == 7
+
+
 @pytest.mark.parametrize(
     ("reference", "text", "error", "message"),
     [

@@ -6,7 +6,7 @@ A comparison that was begun refuses to go on with mixers of another text of this
 from types import new_class
 from typing import Any
 
-from benchmarks.mixers.gating import WITHOUT, WITHOUT_FLOWS
+from benchmarks.mixers.parts import OTHERWISE, WITHOUT, WITHOUT_FLOWS
 from flowformer.nn.mixers.flow import FlowAttention, FlowMixer
 from flowformer.nn.mixers.gated import (
     FlowGatedAttention,
@@ -14,13 +14,6 @@ from flowformer.nn.mixers.gated import (
     GatedAttention,
     GatedMixer,
 )
-
-# Of classifiers the paper has no clamp, of language models one: what is changed is the other way.
-OTHERWISE: dict[str, dict[str, Any]] = {
-    "flow-relu": {"feature_map": "relu"},
-    "flow-clamp": {"clamp": 1.0},
-    "flow-no-clamp": {"clamp": None},
-}
 
 
 def _register(mixer: Any, attention: Any, name: str, body: dict[str, Any], how: str) -> None:

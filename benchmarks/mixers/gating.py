@@ -11,9 +11,9 @@ are kept in results/gating.json. On `ablation`, the characters again, each mixer
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from typing import Any
 
 from benchmarks.mixers.comparisons import SETTINGS, data_of
+from benchmarks.mixers.parts import WITHOUT, WITHOUT_FLOWS
 from benchmarks.mixers.runs import FOLDER, compare, mark, mean_and_spread, scores_of, tests_of
 from benchmarks.pages import Tables
 from benchmarks.runner import RESULTS, Result, one_of, read, save
@@ -37,22 +37,6 @@ TASKS = {
     "fashion": "Fashion-MNIST",
     "hopper": "Hopper",
     "retrieval": "Retrieval",
-}
-# The options by which a part is left out of `gated`, and of `flow-gated`; ablations.py makes mixers
-# of them where `flowformer compare` imports it.
-WITHOUT: dict[str, dict[str, Any]] = {
-    "convolution": {"convolution": 0},
-    "gain": {"gain": None},
-    "decay": {"decay": None},
-    "input-gate": {"input_gate": False},
-    "norm": {"norm": False},
-    "output-gate": {"output_gate": False},
-    "skip": {"skip": False},
-    "long-decay": {"decay": (1.0, 64.0)},
-}
-WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
-    "competition": {"competition": None},
-    "allocation": {"allocation": False},
 }
 # `flow`, and what differs from it in one part: two are the paper's, two made by ablations.py.
 FLOWS = ["flow", "flow-no-competition", "flow-no-allocation", "flow-relu", "flow-no-clamp"]

@@ -66,7 +66,7 @@ def load_own(module: OwnModule) -> None:
     """
     if module.file is None:
         raise ImportError(f"the module {module.name} is needed, and {module.remedy}")
-    import_own(module.file)
+    _import(module.file, *_recorded(module.name, Path(module.file)))
 
 
 def import_own(reference: str) -> ModuleType:
@@ -80,7 +80,10 @@ def import_own(reference: str) -> ModuleType:
         ImportError: there is no such module, or it failed; the message says where.
         ValueError: its name is that of another module.
     """
-    name, folder, local = _place(reference)
+    return _import(reference, *_place(reference))
+
+
+def _import(reference: str, name: str, folder: Path, local: Path | None) -> ModuleType:
     if local is not None:
         if name.partition(".")[0] in sys.stdlib_module_names:
             raise ValueError(f"{local} has the name of a module of Python's own: rename it")
@@ -123,6 +126,18 @@ def _place(reference: str) -> tuple[str, Path, Path | None]:
     name, folder = _named(reference)
     here = [folder.joinpath(f"{name.replace('.', '/')}{end}") for end in (".py", "/__init__.py")]
     return name, folder, next((path for path in here if path.is_file()), None)
+
+
+def _recorded(name: str, file: Path) -> tuple[str, Path, Path | None]:
+    """Return the same of a module that another process has imported by a name.
+
+    A folder without an __init__.py is a package too: by the file alone that cannot be told.
+    """
+    place = file.parent if file.stem == "__init__" else file.with_suffix("")
+    parts = tuple(name.split("."))
+    if file.is_file() and len(parts) > 1 and place.parts[-len(parts) :] == parts:
+        return name, place.parents[len(parts) - 1], file
+    return _place(str(file))
 
 
 def _named(reference: str) -> tuple[str, Path]:
