@@ -62,18 +62,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "decays to 16, skip from 1, gated norm": {"decay": SHORTER, "skip": 1.0, "norm": "gated"},
     "decays to 16, skip from 0": {"decay": SHORTER, "skip": 0.0},
     "decays 8 and 512, skip from 0": {"decay": MIDDLE, "skip": 0.0},
-    "decays 8 and 512, skip from 1 behind the norm": {
-        "decay": MIDDLE,
-        "skip": 1.0,
-        "skips_norm": True,
-    },
-    "skip from 1 behind the norm": {"skip": 1.0, "skips_norm": True},
-    "skip from 0 behind the norm": {"skip": 0.0, "skips_norm": True},
-    "decays to 64, skip from 0 behind the norm": {
-        "decay": SHORT,
-        "skip": 0.0,
-        "skips_norm": True,
-    },
     "skip from 1": {"skip": 1.0},
     "skip from 0": {"skip": 0.0},
 }
