@@ -10,6 +10,7 @@ from benchmarks.findings import (
     Evidence,
     Question,
     Results,
+    Source,
     answer,
     findings,
     in_language,
@@ -63,8 +64,7 @@ def sets(scores: dict[str, list[float]]) -> dict:
     }
 
 
-def one(source: object, method: str = "softmax", other: str = "flow") -> Question:
-    assert callable(source)
+def one(source: Source, method: str = "softmax", other: str = "flow") -> Question:
     sources = [(method, other, source)]
     return Question(text="?", better="It is better", worse="It is worse", sources=sources)
 

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,8 @@ def test_what_differs_from_flow_differs_in_one_option() -> None:
         config = type("Config", (), {"mixer_options": None, "mixer": name, "dropout": 0.0})
         mixer = build_mixer(name, 8, 2, **mixer_options(config, model))
         plain = {"feature_map": "sigmoid", **given[task]}
-        options = mixer.attention.options._asdict()
+        attention: Any = mixer.attention
+        options = attention.options._asdict()
         assert {option: options[option] for option in plain} == plain | changed
         assert plain | changed != plain
     assert {*series_sets.VARIANTS, "flow-no-clamp"} == {*ablations.OTHERWISE}

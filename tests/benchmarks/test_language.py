@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,7 +212,8 @@ def test_the_picture_over_the_context_has_bits_and_speed() -> None:
     figure = draw_lengths(RESULT)
     assert figure is not None
     bits, speed = figure.axes
-    along = {str(each.get_label()): each.lines[0].get_xydata() for each in speed.containers}
+    drawn: list[Any] = list(speed.containers)
+    along = {str(each.get_label()): each.lines[0].get_xydata() for each in drawn}
     assert along["softmax"].tolist() == [[256, 800], [1024, 400], [4096, 100]]
     assert [each.get_label() for each in bits.containers] == ["flow", "softmax"]
 
