@@ -137,7 +137,7 @@ def test_a_token_is_made_of_as_many_steps_as_the_kernel_says(length: int) -> Non
 
 
 def test_a_kernel_without_a_middle_is_refused() -> None:
-    with pytest.raises(ValueError, match="kernel must be odd, .* got 4"):
+    with pytest.raises(ValueError, match=r"kernel must be odd, .* got 4"):
         build(kernel=4)
 
 
