@@ -126,12 +126,10 @@ def test_a_token_is_made_of_as_many_steps_as_the_kernel_says(length: int) -> Non
     seen: list[Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     model(inputs)
-    weight, around = model.embedding.weight, torch.zeros(length + 4, 5).double()
+    weight, bias = (model.get_parameter(f"embedding.{name}") for name in ("weight", "bias"))
+    around = torch.zeros(length + 4, 5).double()
     around[2:-2] = inputs[0]
-    tokens = [
-        sum(weight[:, :, k] @ around[t + k] for k in range(5)) + model.embedding.bias
-        for t in range(length)
-    ]
+    tokens = [bias + sum(weight[:, :, k] @ around[t + k] for k in range(5)) for t in range(length)]
     expected = model.positions(torch.stack(tokens)[None] * 4)
     torch.testing.assert_close(seen[0], expected)
 
