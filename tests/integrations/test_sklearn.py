@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -151,6 +151,15 @@ def test_learns_what_can_be_learnt(waves):
     assert classifier.score(series[30:], labels[30:]) >= 0.9
     assert classifier.validation_accuracy_ == 1.0
     assert 1 <= classifier.best_epoch_ <= 30
+
+
+def test_the_default_finds_a_frequency_in_noise():
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 4
+    rate = 0.3 * (1 + labels)[:, None, None]
+    series = 0.8 * np.sin(rate * np.arange(40)) + rng.normal(size=(160, 3, 40))
+    classifier = FlowformerClassifier(epochs=15, random_state=0).fit(series[:80], labels[:80])
+    assert classifier.score(series[80:], labels[80:]) > 0.9
 
 
 def test_fits_in_threads_give_what_a_fit_alone_gives(waves, fitted, tmp_path):
@@ -318,6 +327,37 @@ def test_saving_before_fitting_is_an_error(tmp_path):
 def test_loading_what_is_not_there_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing"):
         FlowformerClassifier.load(tmp_path / "nothing")
+
+
+def test_a_saved_estimator_is_what_its_preset_was(waves, tmp_path, monkeypatch):
+    small = PRESETS["small"]
+    before = replace(small, model=replace(small.model, kernel=1, dim=8, num_heads=2))
+    with monkeypatch.context() as patch:
+        patch.setitem(PRESETS, "small", before)
+        classifier = fit(*waves, preset="small", dim=None, num_heads=None)
+    path = tmp_path / "model.safetensors"
+    classifier.save(path)
+    loaded = FlowformerClassifier.load(path)
+    assert_array_equal(loaded.predict_proba(waves[0]), classifier.predict_proba(waves[0]))
+    assert loaded.kernel is None
+
+
+def test_an_estimator_of_before_there_were_presets_is_read(waves, tmp_path):
+    names = ("positions", "norm", "pooling", "dropout")
+    published = PRESETS["paper"].model
+    classifier = fit(*waves, **{name: getattr(published, name) for name in names})
+    path = tmp_path / "model.safetensors"
+    classifier.save(path)
+    with safe_open(path, framework="np") as file:
+        ((key, text),) = file.metadata().items()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = json.loads(text)
+    del state["training_"], state["columns_"]
+    for name in ("preset", "kernel", "split", "threads", "verbose"):
+        del state["params"][name]
+    path.write_bytes(save(weights, {key: json.dumps(state)}))
+    loaded = FlowformerClassifier.load(path)
+    assert_array_equal(loaded.predict_proba(waves[0]), classifier.predict_proba(waves[0]))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "other-weights", "cut-short"])

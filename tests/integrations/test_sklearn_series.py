@@ -175,7 +175,7 @@ def test_verbose_says_what_it_was_given_how_far_it_is_and_what_it_came_to(
 
 def test_a_regressor_learns_numbers_and_comes_back_from_a_file(sensors, tmp_path):
     frame = sensors.drop(columns=["pace", "subject"])
-    regressor = regress(frame, "mean", epochs=60, learning_rate=1e-2)
+    regressor = regress(frame, "mean", epochs=20, learning_rate=1e-2)
     assert regressor.score(frame, "mean") > 0.8
     assert regressor.validation_rmse_ is not None
     assert 0 < regressor.validation_rmse_ < 0.4

@@ -117,6 +117,9 @@ CASES = {
         lambda: series(pooling="mean", positions="sinusoidal"),
         lambda b, t: (torch.randn(b, t, 2), right(b, t)),
     ),
+    "series-kernel": Case(
+        lambda: series(kernel=3), lambda b, t: (torch.randn(b, t, 2), right(b, t))
+    ),
     "series-published": Case(
         lambda: series(padding="published"), lambda b, t: (torch.randn(b, t, 2),)
     ),

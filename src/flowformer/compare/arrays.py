@@ -164,7 +164,7 @@ def _recipe(sets: "Mapping[str, TimeSeriesData]") -> SeriesConfig:
             "expected classes in every data set, or numbers to predict in every one, got numbers "
             f"in {', '.join(numbers)} alone"
         )
-    return RegressionConfig(name="time-series-regression", data=OWN, **vars(PRESETS["small"]))
+    return RegressionConfig(name="time-series-regression", **vars(PRESETS["small"]))
 
 
 def _with_settings(config: SeriesConfig, settings: Mapping[str, Any]) -> SeriesConfig:

@@ -25,24 +25,26 @@ class EpochSampler(Sampler[int]):
     A run that goes on at the start of an epoch needs nothing but the number of that epoch.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, *, passes: int = 1) -> None:
         """Start at the beginning of epoch 0.
 
         Args:
             size: number of samples.
             seed: seed of the order.
+            passes: how often an epoch takes every sample, each time in an order of its own.
         """
         self.size = size
         self.seed = seed
+        self.passes = passes
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.size
+        return self.passes * self.size
 
     def __iter__(self) -> Iterator[int]:
         # numpy mixes the pair into one seed; a sum would give (1, 2) and (2, 1) the same order.
         rng = np.random.default_rng([self.seed, self.epoch])
-        return iter(rng.permutation(self.size).tolist())
+        return (index for _ in range(self.passes) for index in rng.permutation(self.size).tolist())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch. Lightning calls this before each."""

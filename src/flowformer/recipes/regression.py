@@ -7,12 +7,12 @@ are no published settings, so these are of the small one.
 from collections.abc import Callable, Mapping
 
 from flowformer.train.regression.config import RegressionConfig
-from flowformer.train.series.config import OWN, PRESETS
+from flowformer.train.series.config import PRESETS
 
 
 def time_series_regression() -> RegressionConfig:
     """A number of each series of your own: give --data.train-file, or --data.dataset."""
-    return RegressionConfig(name="time-series-regression", data=OWN, **vars(PRESETS["small"]))
+    return RegressionConfig(name="time-series-regression", **vars(PRESETS["small"]))
 
 
 RECIPES: Mapping[str, Callable[[], RegressionConfig]] = {

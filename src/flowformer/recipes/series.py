@@ -78,7 +78,7 @@ def time_series() -> SeriesConfig:
 
 def time_series_small() -> SeriesConfig:
     """Series of your own with a model for few of them, which trains in a minute or two."""
-    return SeriesConfig(name="time-series-small", data=OWN, **vars(PRESETS["small"]))
+    return SeriesConfig(name="time-series-small", **vars(PRESETS["small"]))
 
 
 RECIPES: Mapping[str, Callable[[], SeriesConfig]] = {

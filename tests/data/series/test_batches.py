@@ -287,3 +287,13 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
         assert tuple(sampler) == orders[seed, epoch]
     assert len(set(orders.values())) == 4
     assert all(sorted(order) == list(range(50)) for order in orders.values())
+
+
+def test_an_epoch_of_several_passes_takes_every_sample_in_a_new_order_each_time():
+    sampler = EpochSampler(50, seed=3, passes=3)
+    order = list(sampler)
+    assert len(sampler) == len(order) == 150
+    passes = [order[at : at + 50] for at in (0, 50, 100)]
+    assert passes[0] == list(EpochSampler(50, seed=3))
+    assert all(sorted(one) == list(range(50)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]

@@ -68,9 +68,13 @@ def test_padding_takes_part_in_published_attention_only(golden) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["flow", "softmax", "linear", "gated", "flow-gated", "linformer"])
-@pytest.mark.parametrize("pooling", ["flatten", "mean"])
-def test_neither_content_nor_amount_of_padding_changes_the_logits(mixer: str, pooling: str) -> None:
-    model = build(mixer=mixer, mixer_options={}, pooling=pooling)
+@pytest.mark.parametrize(
+    "changes", [{"pooling": "flatten"}, {"pooling": "mean"}, {"kernel": 5}], ids=str
+)
+def test_neither_content_nor_amount_of_padding_changes_the_logits(
+    mixer: str, changes: dict[str, Any]
+) -> None:
+    model = build(mixer=mixer, mixer_options={}, **changes)
     series = torch.randn(1, 9, 5).double()
     expected, _ = model(series)
     for length in (9, 10, 21):
@@ -99,7 +103,13 @@ def test_loss_is_the_mean_cross_entropy() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"positions": "sinusoidal"}, {"norm": "pre"}, {"pooling": "mean"}, {"mixer_options": {}}],
+    [
+        {"positions": "sinusoidal"},
+        {"norm": "pre"},
+        {"pooling": "mean"},
+        {"mixer_options": {}},
+        {"kernel": 3},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_each_setting_changes_the_function_and_trains(changes: dict[str, Any]) -> None:
@@ -108,6 +118,25 @@ def test_each_setting_changes_the_function_and_trains(changes: dict[str, Any]) -
     loss.backward()
     assert all(gradient.any() for gradient in gradients(model))
     assert not logits.allclose(build()(inputs)[0])
+
+
+@pytest.mark.parametrize("length", [21, 2])
+def test_a_token_is_made_of_as_many_steps_as_the_kernel_says(length: int) -> None:
+    model, inputs = build(kernel=5), torch.randn(1, length, 5).double()
+    seen: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(inputs)
+    weight, bias = (model.get_parameter(f"embedding.{name}") for name in ("weight", "bias"))
+    around = torch.zeros(length + 4, 5).double()
+    around[2:-2] = inputs[0]
+    tokens = [bias + sum(weight[:, :, k] @ around[t + k] for k in range(5)) for t in range(length)]
+    expected = model.positions(torch.stack(tokens)[None] * 4)
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_a_kernel_without_a_middle_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"kernel must be odd, .* got 4"):
+        build(kernel=4)
 
 
 def test_flow_maps_are_those_of_each_layer() -> None:

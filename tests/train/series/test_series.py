@@ -50,6 +50,17 @@ def test_a_run_leaves_what_the_folder_promises(tmp_path, tiny_config, waves):
     assert folder.best.exists()
 
 
+# Of 24 series 19 train, in batches of 8.
+@pytest.mark.parametrize(("least", "taken"), [(1, 3), (3, 3), (4, 5), (8, 8)])
+def test_an_epoch_of_few_series_has_the_steps_that_are_asked_for(
+    tmp_path, tiny_config, waves, least, taken
+):
+    config = tiny_config()
+    config = replace(config, data=replace(config.data, least_steps=least))
+    result = train(config, tmp_path / "run", data=waves)
+    assert result.best_step == taken * result.best_epoch
+
+
 def test_training_learns(tmp_path, tiny_config, waves):
     assert train(tiny_config(epochs=40), tmp_path / "run", data=waves).test_accuracy == 1.0
 
@@ -232,6 +243,19 @@ def test_a_run_that_has_ended_is_not_trained_again(tmp_path, tiny_config, waves)
     before = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
     assert train(tiny_config(), tmp_path / "run", resume=True, data=waves) == result
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_of_an_earlier_version_is_read_tested_and_resumed(
+    tmp_path, tiny_config, waves, write_ts
+):
+    config, run = tiny_config(), tmp_path / "run"
+    result = train(config, run, data=waves)
+    record = json.loads((run / "config.json").read_text())
+    del record["config"]["model"]["kernel"]  # which it did not know
+    (run / "config.json").write_text(json.dumps(record))
+    tested = Series.evaluate(run, write_ts(waves, "TEST"))
+    assert tested.metrics.accuracy == result.test_accuracy
+    assert train(config, run, resume=True, data=waves) == result
 
 
 def test_a_run_that_has_ended_refuses_other_settings_too(tmp_path, tiny_config, waves):

@@ -11,6 +11,7 @@ from torch import nn
 
 from flowformer.data import SeriesSplit, encode_labels
 from flowformer.integrations.sklearn.estimator import FlowformerEstimator
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.train.kinds import KINDS
 from flowformer.train.series.data import predict_probabilities
@@ -66,9 +67,9 @@ class FlowformerClassifier(FlowformerEstimator, BaseClassifier):
         model, series = self._model_on_device(), self._dataset(X)
         return predict_probabilities(model, series, batch_size=self.batch_size)
 
-    def _build(self) -> nn.Module:
+    def _build(self, config: TimeSeriesModelConfig) -> nn.Module:
         return TimeSeriesClassifier(
-            self._model_config(),
+            config,
             channels=len(self.preprocessing_.mean),
             num_classes=self.n_classes_,
             max_length=self.max_length_,

@@ -40,7 +40,7 @@ from flowformer.train.config import Accelerator, EpochsConfig, OptimizerConfig, 
 from flowformer.train.folder import RunFolder
 from flowformer.train.prediction import choose_device
 from flowformer.train.run_files import read_history
-from flowformer.train.series.config import PRESETS, SeriesConfig, SeriesDataConfig
+from flowformer.train.series.config import PRESETS, SeriesConfig
 from flowformer.train.study import Trained
 
 E = TypeVar("E", bound="FlowformerEstimator")
@@ -70,13 +70,15 @@ class FlowformerEstimator(BaseCollectionEstimator):
         dim: width of the hidden states.
         num_heads: attention heads.
         num_layers: encoder layers.
+        kernel: time steps around its own that a token is made of, an odd number; 1 as published.
         feedforward: width inside the feed-forward part.
         dropout: probability of dropping a value in training.
         positions: "learned" or "sinusoidal".
         norm: "post" (as published) or "pre".
         pooling: "flatten" (as published) or "mean".
         padding: "masked", or "published" to let padding take part in the attention.
-        epochs: passes over the training series.
+        epochs: passes over the training series; of the preset "small" an epoch of less than 8
+            training steps passes over them several times, until it has as many.
         batch_size: series in one training step, and in one call of the model in prediction.
         optimizer: "radam", "adam" or "adamw".
         learning_rate: constant over training.
@@ -130,6 +132,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
         dim: int | None = None,
         num_heads: int | None = None,
         num_layers: int | None = None,
+        kernel: int | None = None,
         feedforward: int | None = None,
         dropout: float | None = None,
         positions: Literal["learned", "sinusoidal"] | None = None,
@@ -158,6 +161,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
         self.dim = dim
         self.num_heads = num_heads
         self.num_layers = num_layers
+        self.kernel = kernel
         self.feedforward = feedforward
         self.dropout = dropout
         self.positions = positions
@@ -277,7 +281,7 @@ class FlowformerEstimator(BaseCollectionEstimator):
         """Return the kind of the run that fit trains."""
 
     @abstractmethod
-    def _build(self) -> nn.Module:
+    def _build(self, config: TimeSeriesModelConfig) -> nn.Module:
         """Build the model of a fitted estimator, with parameters of no matter."""
 
     @abstractmethod
@@ -306,11 +310,23 @@ class FlowformerEstimator(BaseCollectionEstimator):
             setattr(estimator, name, state.get(name))
         estimator._take_state(state)
         with torch.device("meta"):  # there nothing is drawn
-            model = estimator._build()
+            model = estimator._build(cls._model_of(state))
         estimator.model_ = model.to_empty(device="cpu").eval()
         estimator.model_.load_state_dict(weights)
         estimator.is_fitted = True
         return estimator
+
+    @classmethod
+    def _model_of(cls, state: Mapping[str, Any]) -> TimeSeriesModelConfig:
+        """Return the model of a saved estimator, whose preset may have been another than today's.
+
+        Before there were presets, no training was saved, and every parameter had a value.
+        """
+        if (training := state.get("training_")) is not None:
+            return from_plain(cls._kind().record, training["record"]).config.model
+        params = state["params"]
+        names = params.keys() & {field.name for field in fields(TimeSeriesModelConfig)}
+        return from_plain(TimeSeriesModelConfig, {name: params[name] for name in names})
 
     def _fit_setup(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Do as aeon does, after reading series from whatever holds them."""
@@ -496,7 +512,8 @@ class FlowformerEstimator(BaseCollectionEstimator):
         room = settings["max_length"]
         if room is None and len(set(series.train.lengths)) > 1:
             room = math.ceil(_ROOM * series.max_length)
-        data = SeriesDataConfig(
+        data = replace(
+            choose(self.preset, PRESETS, "preset").data,
             max_length=room,
             missing=settings["missing"],
             batch_size=settings["batch_size"],

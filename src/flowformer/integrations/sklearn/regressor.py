@@ -11,6 +11,7 @@ from torch import nn
 
 from flowformer.data import SeriesSplit, as_numbers
 from flowformer.integrations.sklearn.estimator import FlowformerEstimator
+from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.models.series.regression import TimeSeriesRegressor
 from flowformer.train.kinds import KINDS
 from flowformer.train.series.data import predict_numbers
@@ -59,9 +60,9 @@ class FlowformerRegressor(FlowformerEstimator, BaseRegressor):
         model, series = self._model_on_device(), self._dataset(X)
         return predict_numbers(model, series, self.preprocessing_, batch_size=self.batch_size)
 
-    def _build(self) -> nn.Module:
+    def _build(self, config: TimeSeriesModelConfig) -> nn.Module:
         return TimeSeriesRegressor(
-            self._model_config(),
+            config,
             channels=len(self.preprocessing_.mean),
             max_length=self.max_length_,
         )

@@ -23,6 +23,9 @@ class TimeSeriesModelConfig:
         dim: Width of the hidden states.
         num_heads: Attention heads.
         num_layers: Encoder layers.
+        kernel: Time steps around its own that a token is made of, an odd number; 1 as published.
+            What is in the shape of a signal and not in its values (a frequency, a turn) is in no
+            single step: with 1, it is left to the attention alone.
         feedforward: Width inside the feed-forward part.
         dropout: Probability of dropping a value in training.
         positions: Learned position vectors, or sinusoidal ones.
@@ -39,6 +42,7 @@ class TimeSeriesModelConfig:
     dim: int = 512
     num_heads: int = 8
     num_layers: int = 2
+    kernel: int = 1
     feedforward: int = 2048
     dropout: float = 0.1
     positions: Literal["learned", "sinusoidal"] = "learned"
@@ -50,7 +54,12 @@ class TimeSeriesModelConfig:
         """Check the sizes and the choices; the model looks up all other names.
 
         Raises:
-            ValueError: a size below 1, a dropout outside [0, 1), or an unknown choice.
+            ValueError: a size below 1, an even kernel, a dropout outside [0, 1), or an unknown
+                choice.
         """
-        check_sizes(self, "dim", "num_heads", "num_layers", "feedforward")
+        check_sizes(self, "dim", "num_heads", "num_layers", "feedforward", "kernel")
+        if self.kernel % 2 == 0:
+            raise ValueError(
+                f"kernel must be odd, as many steps before a step as after it, got {self.kernel}"
+            )
         check_choices(self, "pooling", "padding")

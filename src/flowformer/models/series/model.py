@@ -106,7 +106,8 @@ class TimeSeriesClassifier(SeriesClassifier):
     """Linear embedding · √dim + positions, blocks, layer norm, GELU, a linear layer over places.
 
     The published convolutions of width 1 are linear layers here: the same product without
-    transposed copies.
+    transposed copies. With a `kernel`, the embedding is a convolution over that many steps; zeros
+    stand around a series, padded or not.
 
     Args:
         config: the architecture.
@@ -139,7 +140,11 @@ class TimeSeriesClassifier(SeriesClassifier):
             NotImplementedError: the mixer has no bidirectional form.
         """
         super().__init__(config, channels=channels, num_classes=num_classes, max_length=max_length)
-        self.embedding = nn.Linear(channels, config.dim)
+        self.embedding: nn.Linear | nn.Conv1d = nn.Linear(channels, config.dim)
+        if config.kernel > 1:
+            self.embedding = nn.Conv1d(
+                channels, config.dim, config.kernel, padding=config.kernel // 2
+            )
         self.positions = PositionalEmbedding(
             config.positions, dim=config.dim, max_length=max_length
         )
@@ -204,7 +209,11 @@ class TimeSeriesClassifier(SeriesClassifier):
             missing = self.max_length - inputs.shape[1]
             mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
             inputs, mask = F.pad(inputs, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-        x = self.embedding(inputs) * self.config.dim**0.5
+        if self.config.kernel > 1:
+            x = self.embedding(inputs.transpose(1, 2)).transpose(1, 2)
+        else:
+            x = self.embedding(inputs)
+        x = x * self.config.dim**0.5
         return self.dropout(self.positions(x)), mask
 
     def _mixing_mask(self, mask: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b t"] | None:

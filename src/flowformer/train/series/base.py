@@ -1,5 +1,6 @@
 """What the studies of series share, whether they tell classes or predict numbers."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -115,7 +116,8 @@ class SeriesStudy(Study):
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the batches of an epoch, and those that choose it."""
         own, size = self.prepared, self.config.data.batch_size
-        order = EpochSampler(len(own.train), self.config.training.seed)
+        passes = math.ceil(self.config.data.least_steps / math.ceil(len(own.train) / size))
+        order = EpochSampler(len(own.train), self.config.training.seed, passes=passes)
         return (
             DataLoader(own.train, size, sampler=order, collate_fn=collate),
             DataLoader(own.validation, size, collate_fn=collate),
