@@ -24,6 +24,7 @@ SEED = 10
 TASKS = ("characters", "recall")
 ANCHOR = "mamba2"
 SHORT, SHORTER, LONG = (1.0, 64.0), (1.0, 16.0), (1.0, 4096.0)
+MIDDLE = (8.0, 512.0)  # the middles of the two halves of LONG
 # What each trial has, in place of the `gated` that was there before: decays from 1 to 4096 tokens.
 TRIALS: dict[str, dict[str, Any]] = {
     "gated before": {},
@@ -60,6 +61,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "decays to 16, skip from 1": {"decay": SHORTER, "skip": 1.0},
     "decays to 16, skip from 1, gated norm": {"decay": SHORTER, "skip": 1.0, "norm": "gated"},
     "decays to 16, skip from 0": {"decay": SHORTER, "skip": 0.0},
+    "decays 8 and 512, skip from 0": {"decay": MIDDLE, "skip": 0.0},
     "skip from 1": {"skip": 1.0},
     "skip from 0": {"skip": 0.0},
 }
