@@ -141,7 +141,7 @@ class Early:
         check: called with a value, or with each of a tuple; raises what is to be told.
     """
 
-    check: Callable[[Any], None]
+    check: Callable[[Any], object]
 
 
 def endings(*allowed: str) -> Early:

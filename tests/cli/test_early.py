@@ -44,7 +44,7 @@ except SystemExit as stop:
             "flow.feature_map must be one of 'sigmoid', 'relu', got 'tanh'",
         ),
         ("train japanese-vowels --model.dim 63", "dim must be divisible by num_heads, got dim=63"),
-        ("train imagenet-deit-small --model.num-heads 5", "got dim=384 and num_heads=5; or give hea"),
+        ("train imagenet-deit-small --model.num-heads 5", "got dim=384 and num_heads=5; or give"),
         ("train japanese-vowels --model.dim wide", "Error parsing --model.dim"),
         ("train japanese-vowels --training.epochs 0", "epochs must be at least 1, got 0"),
         ("train japanese-vowels --optimizer.learning-rate -1", "learning_rate must be above 0"),

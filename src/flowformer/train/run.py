@@ -113,7 +113,7 @@ def _train(
             )
             keep_best(model, folder, prefix=study.weights)
             result, files = study.test(model.to(device), recorder)
-            log_result(all_loggers, result, step=recorder.rows[-1]["step"])
+            log_result(all_loggers, result, step=int(recorder.rows[-1]["step"]))
         result.keep(folder, files)
         return result
 

@@ -40,7 +40,9 @@ def run_loggers(
         given: further ones, which are the caller's.
     """
     known = read_json(folder.services) if folder.services.exists() else {}
-    named = {name: _BUILDERS[name](folder, known.get(name)) for name in names}
+    named: dict[LoggerName, Logger] = {
+        name: _BUILDERS[name](folder, known.get(name)) for name in names
+    }
     ended: _End = "failed"
     try:
         if current().is_first:
