@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from benchmarks.mixers.comparisons import ALLOCATOR, FOLDER, SETTINGS
+from benchmarks.mixers import runs
+from benchmarks.mixers.comparisons import SETTINGS
 from benchmarks.pages import Tables
-from benchmarks.runner import RESULTS, Result, flowformer, one_of, read, save
+from benchmarks.runner import RESULTS, Result, one_of, read, save
 from flowformer.report.words import MISSING, to_markdown
 
 NAME = "gating_trials"
@@ -79,12 +80,11 @@ def compare(task: str, trials: Sequence[str]) -> Result:
     Raises:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
-    output = FOLDER / f"{NAME}-{task}"
+    output = runs.FOLDER / f"{NAME}-{task}"
     methods = {ANCHOR: ANCHOR, **{trial: mixer_of(trial) for trial in trials}}
     arguments = [*SETTINGS[task], "--training.seed", str(SEED), "--seeds", "1"]
     arguments += ["--mixers", ",".join(["flow", *methods.values()]), "--equal-parameters"]
-    arguments += ["--import", "benchmarks.mixers.trials", "--output", str(output)]
-    flowformer("compare", *arguments, **ALLOCATOR)
+    runs.compare(output, *arguments, "--import", "benchmarks.mixers.trials")
     kept = {}
     for name, method in methods.items():
         (file,) = output.glob(f"runs/*/{method}-seed{SEED}/result.json")
