@@ -22,7 +22,7 @@ BESIDE = {"data", "scores", "generation", "rollouts", "report", "compare"}
 LIBRARY = {
     "ops": {"names"},
     "nn": {"ops", "names"},
-    "models": {"ops", "nn", "names"},
+    "models": {"ops", "nn", "names", "config_json"},
     "integrations": {"ops", "nn", "models", "names", "files", "config_json", "progress"},
 }
 LABORATORY = {
@@ -31,7 +31,7 @@ LABORATORY = {
     "generation": {"ops", "progress"},
     "rollouts": {"data", "names", "progress"},
     "report": {"scores", "files", "config_json"},
-    "compare": {"nn", "data", "scores", "report", "train", *SHARED},
+    "compare": {"nn", "models", "data", "scores", "report", "train", *SHARED},
     "train": {"ops", "nn", "models", *BESIDE, *SHARED},
     "recipes": {"ops", "nn", "models", "train", "names", *BESIDE},
     "integrations that read runs": {*LIBRARY, "train", *BESIDE, *SHARED},

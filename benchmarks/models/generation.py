@@ -13,15 +13,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.pages import Tables
+from benchmarks.pages import Pictures, Tables
 from benchmarks.runner import Result, ends, over_rounds, pin, save, share
 from flowformer.generation.steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.models.language.config import LANGUAGE_PRESETS
 from flowformer.models.language.model import LanguageModel
+from flowformer.ops import flow_attention
+from flowformer.report.figures import BLUE, ORANGE, plain
 from flowformer.report.words import to_markdown
 
 VOCABULARY = 50_257
@@ -166,4 +169,41 @@ def table(result: Result) -> str:
     return to_markdown(header, rows).rstrip()
 
 
+def draw(result: Result) -> Figure:
+    """Draw the time of a token at either end, and what a model carries from token to token."""
+    figure = Figure(figsize=(7.6, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    half = result["tokens_at_each_end"] / 2
+    ends = [result["prompt"] + half, result["prompt"] + result["tokens"] - half]
+    sides = {"ours": (BLUE, f"Flowformer, {result['mixer']}"), "gpt2": (ORANGE, "GPT-2, softmax")}
+    for name, (colour, label) in sides.items():
+        for at, taken in zip(ends, ("first_ms", "last_ms"), strict=True):
+            rounds = [each[taken] for each in result["rounds"][name]]
+            left.plot([at] * len(rounds), rounds, "o", markersize=3, color=colour)
+        medians = [result["medians"][name][taken] for taken in ("first_ms", "last_ms")]
+        left.plot(ends, medians, color=colour, label=label)
+    plain(left, "ms a token: three rounds, and their median")
+    left.set_ylim(0, None)
+    sizes = LANGUAGE_PRESETS[result["preset"]]
+    contexts = [2**power for power in range(8, 21)]
+    carried = [_state_bytes(sizes.num_heads, sizes.dim // sizes.num_heads)] * len(contexts)
+    cached = [2 * 4 * sizes.dim * context for context in contexts]  # float32 keys and values
+    for of_a_layer, (colour, label) in zip((carried, cached), sides.values(), strict=True):
+        total = [sizes.num_layers * each / 2**20 for each in of_a_layer]
+        right.loglog(contexts, total, color=colour, label=label)
+    plain(right, "MiB of what is carried")
+    for axes in (left, right):
+        axes.set_xlabel("tokens before it", fontsize=8)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _state_bytes(heads: int, width: int) -> int:
+    """Return the bytes of the state of a layer of Flow-Attention."""
+    token = torch.zeros(1, 1, heads, width)
+    _, state = flow_attention(token, token, token, layout="bthd", causal=True, return_state=True)
+    return sum(each.nbytes for each in state)
+
+
 TABLES: Tables = {"generation": table}
+PICTURES: Pictures = {"constant-cost.png": draw}

@@ -66,7 +66,7 @@ def from_plain(kind: type[T], values: Any, where: str = "") -> T:
         if required and name not in values:
             raise ValueError(f"missing key {prefix}{name} of {kind.__name__}")
     hints = typing.get_type_hints(kind)
-    converted = {key: _convert(hints[key], item, prefix + key) for key, item in values.items()}
+    converted = {key: convert(hints[key], item, prefix + key) for key, item in values.items()}
     try:
         return kind(**converted)
     except ValueError as error:
@@ -86,10 +86,20 @@ def check_types(value: Any, where: str = "") -> None:
     hints = typing.get_type_hints(type(value))
     prefix = f"{where}." if where else ""
     for field in dataclasses.fields(value):
-        _convert(hints[field.name], getattr(value, field.name), prefix + field.name)
+        convert(hints[field.name], getattr(value, field.name), prefix + field.name)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Return a plain value as its type has it: a list as a tuple, an int as a float.
+
+    Args:
+        hint: the type.
+        value: the value.
+        where: dotted name of its place, for messages.
+
+    Raises:
+        ValueError: it is of another type; the message names the place.
+    """
     origin = get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(get_args(hint), value, where)
@@ -99,7 +109,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be one of {expected}, got {value!r}")
         return value
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
+        return tuple(convert(get_args(hint)[0], item, where) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, where)
     return _convert_scalar(hint, value, where)
@@ -112,7 +122,7 @@ def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     for member in members:
         if member is not type(None):
             try:
-                return _convert(member, value, where)
+                return convert(member, value, where)
             except ValueError as error:
                 errors.append(str(error))
     raise ValueError("; ".join(errors))

@@ -6,6 +6,7 @@ says.
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html#cmdoption-P
 
 
@@ -162,6 +164,18 @@ def forget_peak() -> None:
 def resident_memory() -> int | None:
     """Return the bytes that this process has resident now; None where no count is kept."""
     return _status().get("VmRSS")
+
+
+def read_size(text: str) -> int:
+    """Return the bytes of a size in words, such as 512M or 8G.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text)
+    if match is None or not float(match[1]):
+        raise ValueError(f"memory_limit must be a size such as 512M or 8G, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def available_memory() -> int | None:

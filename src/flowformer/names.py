@@ -3,7 +3,6 @@
 import difflib
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,14 +16,6 @@ ENTRY_POINTS = "flowformer.mixers"  # by which an installed package brings mixer
 REMEDY = (
     "one of your own is there once its module is imported, which calls "
     "flowformer.nn.register_mixer (on the command line --import MODULE)"
-)
-# The names in `flowformer.nn.MIXERS` of this package's own, known without torch.
-MIXER_NAMES = (
-    *("flow", "flow-no-competition", "flow-no-allocation", "flow-heads", "softmax", "linear"),
-    *("gated", "flow-gated", "performer", "cosformer", "rfa", "rfa-gated", "gla", "deltanet"),
-    *("gated-deltanet", "mamba2", "retnet", "linformer", "nystromformer", "yoso", "soft"),
-    *("synthesizer", "synthesizer-mixture", "local", "sparse", "longformer", "bigbird"),
-    *("sinkhorn", "reformer", "mobile"),
 )
 
 
@@ -89,19 +80,30 @@ def check_choices(config: Any, *names: str) -> None:
             )
 
 
-def require_mixer(name: str) -> None:
-    """Refuse a name that no mixer can have; where torch is there already, all others too.
+def require_options(owner: str, given: Iterable[str], there: Iterable[str]) -> None:
+    """Refuse options that there are not.
 
     Raises:
-        ValueError: there is no such mixer; the message lists the choices.
+        ValueError: there is one; the message lists those there are.
     """
-    if name in MIXER_NAMES or "flowformer.nn" in sys.modules:  # that one knows those of users too
-        return
-    from importlib.metadata import entry_points
+    there = sorted(there)
+    if wrong := sorted(set(given).difference(there)):
+        near = did_you_mean(wrong[0], there)
+        raise ValueError(
+            f"{owner!r} has no option {', '.join(wrong)}; {near}it takes {', '.join(there)}"
+        )
 
-    installed = [entry.name for entry in entry_points(group=ENTRY_POINTS)]
-    if name not in installed:
-        raise unknown("mixer", name, [*MIXER_NAMES, *installed], hint=f"; {REMEDY}")
+
+def require_divided(dim: int, num_heads: int) -> None:
+    """Refuse heads that do not share the width of the hidden states evenly.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if dim % num_heads:
+        raise ValueError(
+            f"dim must be divisible by num_heads, got {dim=} and {num_heads=}; or give head_dim"
+        )
 
 
 def unknown(noun: str, name: str, names: Iterable[str], *, hint: str = "") -> ValueError:
@@ -139,7 +141,7 @@ class Early:
         check: called with a value, or with each of a tuple; raises what is to be told.
     """
 
-    check: Callable[[Any], None]
+    check: Callable[[Any], object]
 
 
 def endings(*allowed: str) -> Early:
@@ -159,7 +161,6 @@ def endings(*allowed: str) -> Early:
 
 ExistingPath = Annotated[Path, Early(require_there)]
 ExistingFile = Annotated[Path, Early(require_file)]
-MixerName = Annotated[str, Early(require_mixer)]
 
 
 def check_early(config: Any) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from flowformer.cli.parsing import parse
+from flowformer.models.known_mixers import check_mixer_options, require_mixer
 from flowformer.names import check_sizes
 from flowformer.own_modules import import_own, may_define
 
@@ -82,6 +83,8 @@ def _find(reference: str, options: Mapping[str, Any]) -> "type[ProjectedMixer]":
     """
     place, colon, name = reference.rpartition(":")
     if not colon:
+        require_mixer(reference)
+        check_mixer_options(reference, options)
         from flowformer.nn.mixers.building import mixer_class
 
         return mixer_class(reference)

@@ -9,10 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from flowformer.cli.experiment_flags import parse_experiment
-from flowformer.names import ExistingFile, check_sizes, require_mixer
+from flowformer.machine import read_size
+from flowformer.models.known_mixers import (
+    KNOWN_MIXERS,
+    check_mixer_options,
+    require_form,
+    require_mixer,
+)
+from flowformer.names import Early, ExistingFile, check_sizes
 from flowformer.progress import working
 from flowformer.recipes import RECIPES, build_recipe
 from flowformer.train.kinds import Experiment
@@ -63,7 +70,7 @@ class Options:
     mixer_options: tuple[str, ...] = ()
     seeds: int = 3
     jobs: int | None = None
-    memory_limit: str | None = None
+    memory_limit: Annotated[str, Early(read_size)] | None = None
     cluster: str | None = None
     cpus: int = 1
     gpus: int = 0
@@ -121,16 +128,15 @@ def _parse(
 
 def _compare(experiments: Sequence[Experiment], options: Options, recipes: Sequence[str]) -> int:
     root = options.output or Path("comparisons", f"{'-'.join(recipes)}-{experiments[0].protocol}")
-    _check_early(experiments, options, root)
+    asked = _check_early(experiments, options, root)
+    cluster, cost = _cluster(options), _cost(options)
     from flowformer.compare.choice import own_modules
     from flowformer.compare.execution import execute
-    from flowformer.compare.page import MixerCost
-    from flowformer.compare.plan import make_plan, require_own, require_same
+    from flowformer.compare.plan import make_plan, require_same
     from flowformer.compare.rehearsal import rehearse, to_text
 
-    require_own(root)
-    methods = _choose_methods(options, experiments[0])
-    experiments, read = _understand(experiments, methods)
+    methods = _choose_methods(asked, experiments[0])
+    experiments, read = _understand(experiments)
     modules = own_modules(methods)
     plan = make_plan(experiments, methods, seeds=options.seeds, root=root, modules=modules)
     sizes: list[Size] = []
@@ -138,8 +144,6 @@ def _compare(experiments: Sequence[Experiment], options: Options, recipes: Seque
         from flowformer.compare.equal import equal_parameters
 
         plan, sizes = equal_parameters(plan)
-    cost = None if options.cost is None else MixerCost.read(options.cost)
-    cluster = _cluster(options)
     limit = _memory_limit(options, experiments[0], cluster)
     require_same(plan)
     at_once = options.jobs or (1 if cluster is None else None)
@@ -184,83 +188,96 @@ def _tell(plan: "Plan", cost: Any) -> int:
     return 1 if failed or not any(run.finished for run in compared.outcomes) else 0
 
 
-def _understand(
-    experiments: Sequence[Experiment], methods: Mapping[str, Any]
-) -> tuple[list[Experiment], list[str]]:
+def _understand(experiments: Sequence[Experiment]) -> tuple[list[Experiment], list[str]]:
     """Read series of a user's own, before hours go into runs that none of them could do.
 
     Returns:
         The experiments with the columns that were found, and what the data are, in a line each.
 
     Raises:
-        ValueError: the data are not what was expected, or a method needs a part to test on.
+        ValueError: the data are not what was expected.
     """
-    from flowformer.compare.methods import require_tested
     from flowformer.train.series.data import understand
 
     found, lines = [], []
     for config in experiments:
         if isinstance(config, SeriesConfig) and config.data.train_file is not None:
-            if not config.has_test:
-                require_tested(methods, config, "data.test_fraction 0.2, or data.test_file")
             config, line = understand(config)
             lines.append(line)
         found.append(config)
     return found, lines
 
 
-def _check_early(experiments: Sequence[Experiment], options: Options, root: Path) -> None:
-    """Refuse what can be seen before anything is imported that computes."""
-    from flowformer.compare.methods import METHODS
+def _check_early(
+    experiments: Sequence[Experiment], options: Options, root: Path
+) -> dict[str, dict[str, Any]]:
+    """Refuse what can be seen before anything is imported that computes.
 
-    for name in _split(options.mixers):
-        if name not in ("all", *chain(*METHODS.values())):  # that these are no mixers is said later
+    Returns:
+        The options that are given, by the names of mixers and methods, in order; all is a name.
+    """
+    from flowformer.compare.methods import require_tested
+    from flowformer.compare.plan import require_alike, require_own
+
+    require_own(root)
+    require_alike(experiments)
+    asked = {name: {} for name in _read_names(options, experiments[0])}
+    for text in options.mixer_options:
+        name, option, value = _read_option(text)
+        if name not in asked and "all" not in asked:
+            raise ValueError(f"{text}: {name} is not compared here, {', '.join(asked)} are")
+        check_mixer_options(name, {option: value})
+        asked.setdefault(name, {})[option] = value
+    for config in experiments:
+        if not root.exists():  # where all runs have finished, their table needs no data
+            config.check_early()
+        if not config.has_test:
+            require_tested(asked, config, "data.test_fraction 0.2, or data.test_file")
+    return asked
+
+
+def _read_names(options: Options, experiment: Experiment) -> list[str]:
+    """Return the names of mixers and of other methods, each from its own flag.
+
+    Raises:
+        ValueError: there is no such mixer or method, not in the form that is needed, or twice.
+    """
+    from flowformer.compare.choice import form_of, require_each_once
+    from flowformer.compare.methods import METHODS, methods_of
+
+    methods = methods_of(experiment)
+    mixers, others = _split(options.mixers), _split(options.methods)
+    for name in mixers:
+        if name in methods:
+            raise ValueError(f"{name} is no mixer but another method: give it to --methods")
+        if name not in ("all", *chain(*METHODS.values())):  # of other kinds of data, as told later
             require_mixer(name)
-    if not root.exists():  # where all runs have finished, their table needs no data
-        for experiment in experiments:
-            experiment.check_early()
+            require_form(name, form_of(experiment), experiment.name)
+    for name in others:
+        if name in KNOWN_MIXERS:
+            raise ValueError(f"{name} is a mixer: give it to --mixers")
+        if name not in methods:
+            known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
+            raise ValueError(f"unknown method {name!r}: expected one of {known}")
+    names = [*mixers, *others]
+    require_each_once(names)
+    return names
 
 
-def _choose_methods(options: Options, experiment: Experiment) -> Mapping[str, Mapping[str, Any]]:
+def _choose_methods(
+    asked: Mapping[str, Mapping[str, Any]], experiment: Experiment
+) -> Mapping[str, Mapping[str, Any]]:
     """Return the options of each method, in order.
 
     Raises:
         ValueError: there is no such mixer, method or option.
     """
-    from flowformer.compare.choice import choose_methods
+    from flowformer.compare.choice import choose_methods, mixers_for
 
-    names = _read_names(options, experiment)
-    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
-    if len(chosen) == len(names):  # else what chooses them says which is there twice
-        for text in options.mixer_options:
-            name, option, value = _read_option(text)
-            if name not in chosen:
-                raise ValueError(f"{text}: {name} is not compared here, {', '.join(names)} are")
-            chosen[name][option] = value
-        return choose_methods(chosen, experiment)
-    return choose_methods(names, experiment)
-
-
-def _read_names(options: Options, experiment: Experiment) -> list[str]:
-    """Return the names of mixers and of other methods, each from its own flag."""
-    from flowformer.compare.choice import mixers_for
-    from flowformer.compare.methods import methods_of
-    from flowformer.nn import MIXERS
-
-    methods = methods_of(experiment)
-    mixers, others = _split(options.mixers), _split(options.methods)
-    if mixers == ["all"]:
-        mixers = mixers_for(experiment)
-    for name in mixers:
-        if name in methods:
-            raise ValueError(f"{name} is no mixer but another method: give it to --methods")
-    for name in others:
-        if name in MIXERS:
-            raise ValueError(f"{name} is a mixer: give it to --mixers")
-        if name not in methods:
-            known = ", ".join(methods) or f"none, {experiment.name} has only mixers"
-            raise ValueError(f"unknown method {name!r}: expected one of {known}")
-    return [*mixers, *others]
+    if "all" not in asked:
+        return choose_methods(asked, experiment)
+    names = dict.fromkeys([*mixers_for(experiment), *(name for name in asked if name != "all")])
+    return choose_methods({name: asked.get(name, {}) for name in names}, experiment)
 
 
 def _read_option(text: str) -> tuple[str, str, Any]:
@@ -299,11 +316,19 @@ def _cluster(options: Options) -> "Cluster | None":
     return Cluster(address=options.cluster, cpus=options.cpus, gpus=options.gpus, options=given)
 
 
+def _cost(options: Options) -> Any:
+    if options.cost is None:
+        return None
+    from flowformer.compare.page import MixerCost
+
+    return MixerCost.read(options.cost)
+
+
 def _memory_limit(
     options: Options, experiment: Experiment, cluster: "Cluster | None"
 ) -> int | None:
     """Return bytes: what was asked for, or a run's share of this machine's; None on a GPU."""
-    from flowformer.compare.choice import read_size, share_of_memory
+    from flowformer.compare.choice import share_of_memory
 
     if options.memory_limit is not None:
         return read_size(options.memory_limit)

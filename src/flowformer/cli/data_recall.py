@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from flowformer.cli.parsing import Named, parse
 from flowformer.data.language.recall import RecallSizes
+from flowformer.names import check_sizes
 
 _WIDTH = 100
 
@@ -31,15 +32,18 @@ class ShowFlags:
     part: str = "test"
     count: int = 4
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "count")
+
 
 def show(arguments: Sequence[str]) -> int:
     """Write what a task is and some samples of it: a token that asks, an arrow, and its answer."""
     flags = parse(ShowFlags, arguments, prog="flowformer data show")
-    from flowformer.data.language.recall_samples import RecallSamples
-
     sizes = RecallSizes.of(
         flags.task, length=flags.length, pairs=flags.pairs, vocab_size=flags.vocab_size
     )
+    from flowformer.data.language.recall_samples import RecallSamples
+
     samples = RecallSamples(sizes, flags.part, count=flags.count)
     task = sizes.task
     sys.stdout.write(

@@ -12,6 +12,7 @@ from flowformer.cli.parsing import parse
 from flowformer.config_json import to_plain
 from flowformer.files import write_atomically
 from flowformer.integrations.linearize_settings import LinearizeSettings
+from flowformer.models.known_mixers import check_mixer_options, require_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ def require_model(name: str) -> None:
 def main(arguments: list[str]) -> int:
     """Linearize a model, and write it, its figures and the report."""
     options = parse(Options, arguments, prog="flowformer linearize")
+    require_form(options.mixer, "causal", "a language model")
+    check_mixer_options(options.mixer, options.mixer_options)
     require_model(options.model)
     texts = [file.read_text(encoding="utf-8") for file in options.text]
     import torch

@@ -3,16 +3,27 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from flowformer.cli.parsing import Positional, parse
-from flowformer.names import Early, ExistingPath, endings
+from flowformer.files import require_no_input, write_atomically
+from flowformer.names import Early, ExistingPath, check_sizes, endings
 from flowformer.progress import showing
-from flowformer.train.folder import RunFolder, require_run
+from flowformer.train.folder import RunFolder, require_ended, require_kind, require_run
 from flowformer.train.kinds import kind_of_run
 
-RunPath = Annotated[Path, Early(require_run)]
+
+def _of(path: Path, kind: str | None = None) -> None:
+    """Refuse a folder without a finished run, of a kind if one is needed."""
+    require_run(path)
+    if kind is not None:
+        require_kind(RunFolder(path), kind)
+    require_ended(RunFolder(path))
+
+
+RunPath = Annotated[Path, Early(_of)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,7 @@ class GenerateOptions:
         seed: of the draws.
     """
 
-    run: RunPath
+    run: Annotated[Path, Early(partial(_of, kind="language"))]
     prompt: str
     max_new_tokens: int = 200
     sample: bool = False
@@ -112,6 +123,9 @@ class GenerateOptions:
     num_beams: int = 1
     stop: tuple[str, ...] = ()
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "max_new_tokens", "top_k", "num_beams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +145,7 @@ class RolloutOptions:
         json: print the figures as JSON.
     """
 
-    run: RunPath
+    run: Annotated[Path, Early(partial(_of, kind="trajectories"))]
     targets: tuple[float, ...] = ()
     form: Literal["streaming", "windowed"] | None = None
     context: int | None = None
@@ -141,10 +155,15 @@ class RolloutOptions:
     video: Annotated[Path, endings(".gif", ".mp4")] | None = None
     json: bool = False
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "context", "episodes")
+
 
 def evaluate(arguments: list[str]) -> int:
     """Test a run again; the code is 1 when its test set gives another figure than before."""
     options = parse(EvaluateOptions, arguments, prog="flowformer evaluate")
+    if options.file is not None:
+        _check_files(options.run, options.file)
     from flowformer.train import run
 
     evaluation = run.evaluate(options.run, options.file)
@@ -158,15 +177,13 @@ def evaluate(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """Write predictions for a file."""
     options = parse(PredictOptions, arguments, prog="flowformer predict")
-    kind = kind_of_run(RunFolder(options.run))
-    study = kind.study
-    inputs = (options.file, *options.more)
-    study.require_classifier(options.run, *inputs)
-    from flowformer.files import require_no_input, write_atomically
-
-    output = options.output
+    inputs, output = (options.file, *options.more), options.output
     if output is not None:
         require_no_input(output, [*inputs, *RunFolder(options.run).files])
+    _check_files(options.run, *inputs)
+    kind = kind_of_run(RunFolder(options.run))
+    study = kind.study
+    study.require_classifier(options.run, *inputs)
     for path in inputs:
         if path.is_dir() and not study.reads_folders:
             what = "the images in it" if kind.name == "images" else f"a file ({study.reads})"
@@ -195,7 +212,7 @@ def visualize(arguments: list[str]) -> int:
             sink=SinkChoice(row=row, column=column, class_token=options.class_token),
         )
     else:
-        require_run(options.run)
+        _of(options.run)
         if options.output is not None or options.class_token:
             raise ValueError(
                 "expected an image beside --output or --class-token, got none: they are of "
@@ -323,6 +340,14 @@ def rollout(arguments: list[str]) -> int:
     note = "" if task_of(env, "") is None else f" {NOT_D4RL}"
     sys.stdout.write(f"in {made_with.in_words(env)}, {settings.form}{steps}.{note}\n")
     return 0
+
+
+def _check_files(run: Path, *files: Path) -> None:
+    """Refuse what a run cannot read, as far as that can be seen before anything is imported."""
+    folder = RunFolder(run)
+    record = kind_of_run(folder).record.read(folder)
+    for file in files:
+        record.check_file(file)
 
 
 def _runs_and_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:

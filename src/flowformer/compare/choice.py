@@ -1,14 +1,13 @@
 """What a comparison is asked for: methods by name, each checked before hours go into any."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowformer.compare.methods import methods_of
+from flowformer.models.known_mixers import Form
 from flowformer.own_modules import OwnModule, own_module
 from flowformer.train.kinds import Experiment
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SHARE = 0.9  # of the memory that is there, for all runs together
 
 Methods = Mapping[str, Mapping[str, Any]]  # the options of each, by its name
@@ -28,8 +27,7 @@ def choose_methods(methods: str | Sequence[str] | Methods, experiment: Experimen
     fitting = mixers_for(experiment)
     names = [methods] if isinstance(methods, str) else list(methods)
     names = [each for name in names for each in (fitting if name == "all" else [name])]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"expected names of methods, each once, got {', '.join(names) or 'none'}")
+    require_each_once(names)
     given = methods if isinstance(methods, Mapping) else {}
     chosen = {
         name: {**options_for(name, experiment.model), **given.get(name, {})} for name in names
@@ -41,13 +39,23 @@ def choose_methods(methods: str | Sequence[str] | Methods, experiment: Experimen
     return chosen
 
 
+def require_each_once(names: Sequence[str]) -> None:
+    """Refuse no names of methods, and one that stands twice.
+
+    Raises:
+        ValueError: the message has the names.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected names of methods, each once, got {', '.join(names) or 'none'}")
+
+
 def mixers_for(experiment: Experiment) -> list[str]:
     """Return the mixers that have the form which an experiment needs, installed ones too."""
     from flowformer.nn.mixers.building import load_installed
     from flowformer.nn.mixers.head_attention import able
 
     load_installed()
-    return able(_form(experiment))
+    return able(form_of(experiment))
 
 
 def require_form(names: Iterable[str], fitting: Sequence[str], experiment: Experiment) -> None:
@@ -61,12 +69,13 @@ def require_form(names: Iterable[str], fitting: Sequence[str], experiment: Exper
     for name in names:
         if name in MIXERS and name not in fitting:
             raise ValueError(
-                f"{name} has no {_form(experiment)} form, which {experiment.name} needs: choose "
+                f"{name} has no {form_of(experiment)} form, which {experiment.name} needs: choose "
                 f"from {', '.join(fitting)}"
             )
 
 
-def _form(experiment: Experiment) -> str:
+def form_of(experiment: Experiment) -> Form:
+    """Return the form in which an experiment has its mixers."""
     return "causal" if experiment.causal else "bidirectional"
 
 
@@ -112,18 +121,6 @@ def own_modules(names: Iterable[str]) -> dict[str, OwnModule]:
 
     found = {name: own_module(MIXERS[name].origin) for name in names if name in MIXERS}
     return {name: module for name, module in found.items() if module is not None}
-
-
-def read_size(text: str) -> int:
-    """Return the bytes of a size in words, such as 512M or 8G.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text)
-    if match is None or not float(match[1]):
-        raise ValueError(f"memory_limit must be a size such as 512M or 8G, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def share_of_memory(experiment: Experiment, jobs: int) -> int | None:

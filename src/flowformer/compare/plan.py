@@ -234,12 +234,8 @@ def make_plan(
             "expected at least one data set, method and seed, "
             f"got {len(experiments)}, {len(methods)} and {seeds}"
         )
-    if len({config.measure for config in experiments}) > 1:
-        measured = ", ".join(f"{config.name} ({config.measure.name})" for config in experiments)
-        raise ValueError(f"expected experiments that are measured alike, got {measured}")
+    require_alike(experiments)
     names = [config.dataset_name for config in experiments]
-    if len(set(names)) < len(names):
-        raise ValueError(f"each data set can be given once, got {', '.join(names)}")
     first = experiments[0].training.seed
     every_seed = tuple(range(first, first + seeds))
     runs = tuple(
@@ -256,6 +252,20 @@ def make_plan(
         for method, options in methods.items()
     )
     return Plan(root=root, datasets=tuple(names), methods=methods, seeds=every_seed, runs=runs)
+
+
+def require_alike(experiments: Sequence[Experiment]) -> None:
+    """Refuse experiments that cannot stand in one table.
+
+    Raises:
+        ValueError: they are not measured alike, or two are on the same data.
+    """
+    if len({config.measure for config in experiments}) > 1:
+        measured = ", ".join(f"{config.name} ({config.measure.name})" for config in experiments)
+        raise ValueError(f"expected experiments that are measured alike, got {measured}")
+    names = [config.dataset_name for config in experiments]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each data set can be given once, got {', '.join(names)}")
 
 
 def _request(config: Experiment, method: str, options: Mapping[str, Any]) -> RunRequest:

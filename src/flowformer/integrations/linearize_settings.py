@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowformer.models.known_mixers import MixerName
 from flowformer.names import check_sizes
 
 # Options of mixers in place of their own defaults. Without the norm of each head: the rest of the
@@ -44,7 +45,7 @@ class LinearizeSettings:
         ValueError: A number is out of its range.
     """
 
-    mixer: str = "flow-gated"
+    mixer: MixerName = "flow-gated"
     options: dict[str, Any] | None = None
     layers: str | Sequence[int] | None = None
     keep: str | Sequence[int] | None = None

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
 from flowformer.config_json import check_types
+from flowformer.models.known_mixers import check_mixer_of
 from flowformer.names import Early, check_early
 from flowformer.scores.measures import ACCURACY, Measure
 
@@ -57,7 +58,8 @@ def require_logger(name: LoggerName) -> None:
     Raises:
         ImportError: the message says what to install.
     """
-    if name != "csv" and find_spec(name) is None:
+    # A folder that is called so, as wandb leaves one beside a user, is found too, without a file.
+    if name != "csv" and ((found := find_spec(name)) is None or found.origin is None):
         raise ImportError(
             f"{name} is needed for training.logger {name}: pip install 'flowformer[{name}]'"
         )
@@ -123,12 +125,14 @@ class ExperimentConfig:
         """Refuse what can be seen before the data are read and what trains is imported.
 
         Raises:
-            ValueError: the data name nothing to train on, or there is no such mixer.
+            ValueError: the data name nothing to train on, or there is no such mixer, or none with
+                such an option or in the form that the model needs.
             OSError: a file or folder is not there.
             ImportError: a logger is missing.
         """
         for part in (self.data, self.model, self.optimizer, self.training):
             check_early(part)
+        check_mixer_of(self.model, "causal" if self.causal else "bidirectional", self.name)
 
     def __post_init__(self) -> None:
         """Check the values, and drop the paper's figure when it is one for other data.

@@ -123,6 +123,31 @@ def require_run(path: Path) -> None:
         raise FileNotFoundError(f"{path} holds no run: there is no {RunFolder(path).config.name}")
 
 
+def require_ended(folder: RunFolder) -> None:
+    """Refuse a run that has left no trained model yet.
+
+    Raises:
+        FileNotFoundError: it has not ended.
+    """
+    if not folder.weights.exists():
+        raise FileNotFoundError(
+            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
+        )
+
+
+def require_kind(folder: RunFolder, kind: str) -> None:
+    """Refuse a run of another kind.
+
+    Raises:
+        ValueError: it is of another.
+    """
+    if folder.config.exists() and (there := read_task(folder)) != kind:
+        raise ValueError(
+            f"{folder.root} holds a run on {there}, and one on {kind} is needed; from Python "
+            "flowformer.train.run.load_run reads runs of every kind"
+        )
+
+
 def read_task(folder: RunFolder) -> str:
     """Return the kind of the run in a folder: what its config.json says, or else series.
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowformer.progress import counted
-from flowformer.train.folder import RunFolder
+from flowformer.train.folder import RunFolder, require_ended
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,10 +25,7 @@ def load_weights(model: M, folder: RunFolder) -> M:
         FileNotFoundError: it has not ended.
         ValueError: the file is damaged, or of another architecture.
     """
-    if not folder.weights.exists():
-        raise FileNotFoundError(
-            f"{folder.root} has no {folder.weights.name}: it has not ended, go on with --resume"
-        )
+    require_ended(folder)
     try:
         model.load_state_dict(load_file(folder.weights))
     # Of an odd header safetensors raises LookupError, TypeError and others, too.

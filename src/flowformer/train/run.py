@@ -77,6 +77,7 @@ def _train(
     config: Experiment, folder: RunFolder, loggers: Sequence[Any], *, resume: bool, data: Any
 ) -> Any:
     from flowformer.train.loop.fit import fit, keep_best, torch_settings
+    from flowformer.train.loop.loggers import log_result, run_loggers
 
     group, kind, training = current(), kind_of(config), config.training
     check_early(training)
@@ -99,18 +100,20 @@ def _train(
             study.write(folder)
         parameters = f"{count_parameters(model):,}"
         logger.info("%s, %s parameters, folder %s", study.describe(), parameters, folder.root)
-        recorder = fit(
-            study.task(model),
-            folder,
-            training,
-            train=batches,
-            validation=held_out,
-            held_out=HELD_OUT[config.protocol],
-            gradient_clip=config.optimizer.gradient_clip,
-            loggers=loggers,
-        )
-        keep_best(model, folder, prefix=study.weights)
-        result, files = study.test(model.to(device), recorder)
+        with run_loggers(training.logger, folder, loggers) as all_loggers:
+            recorder = fit(
+                study.task(model),
+                folder,
+                training,
+                train=batches,
+                validation=held_out,
+                held_out=HELD_OUT[config.protocol],
+                gradient_clip=config.optimizer.gradient_clip,
+                loggers=all_loggers,
+            )
+            keep_best(model, folder, prefix=study.weights)
+            result, files = study.test(model.to(device), recorder)
+            log_result(all_loggers, result, step=int(recorder.rows[-1]["step"]))
         result.keep(folder, files)
         return result
 

@@ -14,7 +14,7 @@ from flowformer.config_json import from_plain, to_plain
 from flowformer.files import write_atomically
 from flowformer.own_modules import OwnModule, own_module
 from flowformer.train.config import Protocol, StepsConfig
-from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_json, read_task, write_json
+from flowformer.train.folder import DEFAULT_TASK, RunFolder, read_json, require_kind, write_json
 
 if TYPE_CHECKING:  # recipes and the command line start without NumPy
     import numpy as np
@@ -92,16 +92,22 @@ class Record(Kept):
             ValueError: the run is of another kind, the file is not what `write` makes, or the
                 mixer is one of a user's own that is not there.
         """
-        own = getattr(cls, "task", DEFAULT_TASK)
-        if folder.config.exists() and (there := read_task(folder)) != own:
-            raise ValueError(
-                f"{folder.root} holds a run on {there}, and one on {own} is needed; from Python "
-                "flowformer.train.run.load_run reads runs of every kind"
-            )
+        require_kind(folder, getattr(cls, "task", DEFAULT_TASK))
         record = super().read(folder)
         if record.mixer_module is not None:
             require_mixer(record.config.model.mixer, record.mixer_module, folder)
         return record
+
+    def check_file(self, file: Path) -> None:
+        """Refuse what can be seen at once that a run cannot read: by its ending, its first line.
+
+        Args:
+            file: what the run is to predict, or to be tested on.
+
+        Raises:
+            ValueError: it is not what was expected.
+        """
+        del file
 
 
 def mixer_module(config: Any) -> OwnModule | None:

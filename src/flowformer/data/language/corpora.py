@@ -197,7 +197,10 @@ class WikiText:
             try:
                 yield from _articles(lines)
             except UnicodeDecodeError as error:
-                raise ValueError(f"expected UTF-8 in {path}: {error}") from error
+                raise ValueError(
+                    f"expected UTF-8 in {path}: {error}; of a text in Latin-1, "
+                    "iconv -f latin1 -t utf-8 writes one"
+                ) from error
 
     def identity(self) -> dict[str, Any]:
         """Return the files, or the name that `datasets` knows it by."""

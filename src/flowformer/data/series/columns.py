@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from flowformer.data.options import TABLES, SeriesColumns
+from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 
 ROLES = ("id", "time", "label", "group")
 # The names that columns have in data sets in use, in lower case and with "_" for what parts words.
@@ -117,6 +117,8 @@ def steps_of(
         if match is None:
             return None
         steps.setdefault(match[1], []).append((int(match[2]), column))
+    if steps:
+        _require_channels([each for each in found.channels if each not in steps], names, name)
     return {channel: sorted(of) for channel, of in steps.items()} or None
 
 
@@ -139,6 +141,77 @@ def value_columns(names: Sequence[str], found: SeriesColumns, *, name: str) -> l
             )
         rest = [column for column in rest if column not in could]
     return rest
+
+
+def channels_of(names: Sequence[str], found: SeriesColumns, *, name: str) -> list[str]:
+    """Return the columns of values of a table with a row for each step.
+
+    Raises:
+        ValueError: one that is told is not there, or there are none.
+    """
+    channels = list(found.channels) or value_columns(names, found, name=name)
+    _require_channels([each for each in channels if each not in names], names, name)
+    if not channels:
+        raise ValueError(f"{name}: expected columns of values, got {listed(names)}")
+    return channels
+
+
+def _require_channels(absent: Sequence[str], names: Sequence[str], name: str) -> None:
+    if absent:
+        what = "a column" if len(absent) == 1 else "columns"
+        raise ValueError(
+            f"{name}: expected {what} {_and([repr(each) for each in absent])} (data.channels), got "
+            f"{listed(names)}"
+        )
+
+
+def without_absent(
+    columns: SeriesColumns, names: Container[str], optional: Container[str]
+) -> SeriesColumns:
+    """Return the columns that are told, but for those that a table has not and may lack.
+
+    Args:
+        columns: which column is what, as far as that is told.
+        names: the columns that there are.
+        optional: the roles that may be lacking, label and group.
+    """
+    absent = (role for role in ROLES if role in optional and getattr(columns, role) not in names)
+    return replace(columns, **dict.fromkeys(absent, ""))
+
+
+def elsewhere(columns: SeriesColumns, source: object) -> SeriesColumns:
+    """Return the columns of one source for another: its index is that of its own folder.
+
+    Args:
+        columns: columns that were told or found.
+        source: what is to be read; of a folder, an index of the same name is its own.
+    """
+    if not isinstance(source, str | Path):
+        return columns
+    if columns.channels and ending_of(Path(source)) == ".npz":  # a table's are not its arrays
+        columns = replace(columns, label=None, group=None)
+    if columns.index is None:
+        return columns
+    own = Path(source, columns.index.name)
+    return replace(columns, index=own if own.is_file() else None)
+
+
+def ending_of(path: Path) -> str | None:
+    """Return how the name of a file of series ends; None of any other."""
+    return next((each for each in SERIES_ENDINGS if path.name.lower().endswith(each)), None)
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a file whose name is not that of a file of series; a folder may have any.
+
+    Raises:
+        ValueError: it is not; the message lists the endings.
+    """
+    if not path.is_dir() and ending_of(path) is None:
+        raise ValueError(
+            f"{path}: expected a folder or a file that ends in {', '.join(SERIES_ENDINGS)}, got "
+            f"{path.suffix or 'no ending'!r}"
+        )
 
 
 class Header(NamedTuple):
@@ -169,12 +242,13 @@ def read_header(path: Path) -> Header:
     return Header([name.strip() for name in quoted], separator, not is_headless)
 
 
-def check_table(path: Path, columns: SeriesColumns) -> None:
+def check_table(path: Path, columns: SeriesColumns, optional: Container[str] = ()) -> None:
     """Refuse columns that a table has not by its first line: to read it takes seconds.
 
     Args:
         path: anything that holds series; only tables of text are looked at.
         columns: which column is what, as far as that is told.
+        optional: of label and group what the table may lack, though its column is told.
 
     Raises:
         ValueError: a column that is told is not there, several could be one, or none tells series
@@ -189,9 +263,12 @@ def check_table(path: Path, columns: SeriesColumns) -> None:
     names = [name for name in header.names if not NAMELESS.fullmatch(name)]
     if not header.has_names or columns.id == SERIES:
         return
-    found = find_columns(names, columns, name=str(path))
-    if not found.id and steps_of(names, found, name=str(path)) is None:
+    found = find_columns(names, without_absent(columns, names, optional), name=str(path))
+    if steps_of(names, found, name=str(path)) is not None:
+        return
+    if not found.id:
         raise without_id(names, found, name=str(path))
+    channels_of(names, found, name=str(path))
 
 
 def with_point(text: str) -> str:

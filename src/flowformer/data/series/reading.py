@@ -11,12 +11,15 @@ import numpy as np
 
 from flowformer.data.arrays import read_arrays
 from flowformer.data.files import files_below, warn_of_rest
-from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
+from flowformer.data.options import TABLES, SeriesColumns
 from flowformer.data.series.collection import SeriesCollection, data_set, of_ts_file
 from flowformer.data.series.columns import (
     SERIES,
     THOUSANDS,
     candidates,
+    check_ending,
+    elsewhere,
+    ending_of,
     find_columns,
     is_number,
     read_header,
@@ -121,30 +124,9 @@ def load_series(
     return data_set(first, second, regression=regression)
 
 
-def elsewhere(columns: SeriesColumns, source: Any) -> SeriesColumns:
-    """Return the columns of one source for another: its index is that of its own folder.
-
-    Args:
-        columns: columns that were told or found.
-        source: what is to be read; of a folder, an index of the same name is its own.
-    """
-    if not isinstance(source, str | Path):
-        return columns
-    if columns.channels and _ending(Path(source)) == ".npz":  # those of a table are not its arrays
-        columns = replace(columns, label=None, group=None)
-    if columns.index is None:
-        return columns
-    own = Path(source, columns.index.name)
-    return replace(columns, index=own if own.is_file() else None)
-
-
 def is_series_file(path: Path) -> bool:
     """Return whether a file is one that `read_series` reads, by its ending."""
-    return _ending(path) is not None
-
-
-def _ending(path: Path) -> str | None:
-    return next((each for each in SERIES_ENDINGS if path.name.lower().endswith(each)), None)
+    return ending_of(path) is not None
 
 
 def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
@@ -152,13 +134,8 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
         return _read_folder(path, columns, optional)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    ending = _ending(path)
-    if ending is None:
-        raise ValueError(
-            f"{path}: expected a folder or a file that ends in {', '.join(SERIES_ENDINGS)}, got "
-            f"{path.suffix or 'no ending'!r}"
-        )
-    if ending in (".ts", ".npz"):
+    check_ending(path)
+    if (ending := ending_of(path)) in (".ts", ".npz"):
         if columns.group and ending == ".ts" and "group" not in optional:
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
         return of_ts_file(read_ts(path)) if ending == ".ts" else _read_npz(path, columns, optional)
@@ -185,7 +162,7 @@ def read_table(path: Path, *, headless: bool = False, texts: Sequence[str] = ())
     """
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     try:
-        if _ending(path) == ".parquet":
+        if ending_of(path) == ".parquet":
             library("pyarrow", "to read .parquet files", extra="language")
             return pandas.read_parquet(path)
         header = read_header(path)
@@ -291,7 +268,7 @@ def _read_folder(
     index = _find_index(folder, columns.index)
     told = None if index is None else _read_index(index, columns)
     every = [path for path in files_below(folder) if path != index]
-    files = [path for path in every if _ending(path) in TABLES]
+    files = [path for path in every if ending_of(path) in TABLES]
     if not files:
         raise FileNotFoundError(f"{folder}: expected files that end in {', '.join(TABLES)}")
     warn_of_rest(folder, set(every) - set(files), expected=f"{', '.join(TABLES)} files")
@@ -388,7 +365,7 @@ def _find_index(folder: Path, told: Path | None) -> Path | None:
     found = [
         path
         for path in sorted(folder.iterdir())
-        if _ending(path) in TABLES and path.name.partition(".")[0].lower() in _INDICES
+        if ending_of(path) in TABLES and path.name.partition(".")[0].lower() in _INDICES
     ]
     return found[0] if found else None
 

@@ -15,11 +15,10 @@ from flowformer.data.options import SeriesColumns
 from flowformer.data.series.collection import SeriesCollection
 from flowformer.data.series.columns import (
     NAMELESS,
-    ROLES,
+    channels_of,
     find_columns,
-    listed,
     steps_of,
-    value_columns,
+    without_absent,
     without_id,
 )
 from flowformer.machine import library
@@ -66,14 +65,7 @@ def read_frame(
     frame = _plain_columns(frame, name)
     if frame.empty:
         raise ValueError(f"{name}: expected at least one row of values, got an empty table")
-    columns = replace(
-        columns,
-        **{
-            role: ""
-            for role in ROLES
-            if role in optional and getattr(columns, role) not in frame.columns
-        },
-    )
+    columns = without_absent(columns, frame.columns, optional)
     found = find_columns(list(frame.columns), columns, name=name)
     names, by_row = list(frame.columns), not found.id or frame[found.id].is_unique
     steps = steps_of(names, found, name=name) if by_row else None
@@ -167,14 +159,7 @@ def trim(
 def _read_long(frame: Frame, found: SeriesColumns, name: str) -> SeriesCollection:
     pandas: Any = library("pandas", "for tables", extra="timeseries")
     assert found.id
-    channels = list(found.channels) or value_columns(list(frame.columns), found, name=name)
-    if lacking := [channel for channel in channels if channel not in frame.columns]:
-        raise ValueError(
-            f"{name}: expected a column {lacking[0]!r} (data.channels), got "
-            f"{listed(list(frame.columns))}"
-        )
-    if not channels:
-        raise ValueError(f"{name}: expected columns of values, got {listed(list(frame.columns))}")
+    channels = channels_of(list(frame.columns), found, name=name)
     _require_all(frame[found.id], name)
     codes, ids = pandas.factorize(frame[found.id])
     places = tuple(f"{name}, series {each!r}" for each in pandas.Index(ids).tolist())

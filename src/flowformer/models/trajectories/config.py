@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowformer.names import MixerName, check_choices, check_sizes
+from flowformer.models.known_mixers import MixerName
+from flowformer.names import check_choices, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)

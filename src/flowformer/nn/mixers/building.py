@@ -13,7 +13,7 @@ from jaxtyping import Int32, Real
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch has no public name for it
 
-from flowformer.names import ENTRY_POINTS, REMEDY, unknown
+from flowformer.names import ENTRY_POINTS, REMEDY, require_options, unknown
 from flowformer.nn.mixers.head_attention import (
     ATTENTIONS,
     MIXERS,
@@ -76,7 +76,7 @@ def check_options(name: str, mixer: type[ProjectedMixer], options: Mapping[str, 
         for name, each in signature(mixer).parameters.items()
         if each.kind is Parameter.KEYWORD_ONLY
     }
-    _check_options(name, options, layer | option_names(mixer.kind))
+    require_options(name, options, layer | option_names(mixer.kind))
 
 
 def mixer_class(name: str) -> type[ProjectedMixer]:
@@ -203,7 +203,7 @@ def build_attention(name: str, sizes: Sizes, **options: Any) -> HeadAttention:
             f"{', '.join(ATTENTIONS)}"
         )
     _check_name(name, "attention", list(ATTENTIONS))
-    _check_options(name, options, option_names(ATTENTIONS[name]))
+    require_options(name, options, option_names(ATTENTIONS[name]))
     if "hidden" in ATTENTIONS[name].inputs:  # it takes the values in their place
         sizes = Sizes(**{**sizes, "dim": sizes["num_kv_heads"] * sizes["head_dim"]})
     attention = make_attention(ATTENTIONS[name], sizes, options)
@@ -236,13 +236,6 @@ def independent_choices() -> str:
 def _check_name(name: str, noun: str, names: list[str], *, hint: str = "") -> None:
     if name not in names:
         raise unknown(noun, name, names, hint=hint)
-
-
-def _check_options(name: str, options: Mapping[str, Any], allowed: set[str]) -> None:
-    if unknown := sorted(options.keys() - allowed):
-        raise ValueError(
-            f"{name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}"
-        )
 
 
 class MixerRecord(nn.Module):

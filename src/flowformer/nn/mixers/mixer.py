@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from flowformer.names import require_divided
 from flowformer.nn.mixers.head_attention import (
     Capabilities,
     HeadAttention,
@@ -115,11 +116,7 @@ class ProjectedMixer(nn.Module):
         if num_heads < 1 or num_kv_heads < 1:
             raise ValueError(f"heads must be positive, got {num_heads=} and {num_kv_heads=}")
         if head_dim is None:
-            if dim % num_heads:
-                raise ValueError(
-                    f"dim must be divisible by num_heads, got {dim=} and {num_heads=}; "
-                    "or give head_dim"
-                )
+            require_divided(dim, num_heads)
             head_dim = dim // num_heads
         if num_heads % num_kv_heads:
             raise ValueError(

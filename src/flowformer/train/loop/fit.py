@@ -33,7 +33,6 @@ from flowformer.train.loop.checkpoints import (
     read_rest,
     read_whole,
 )
-from flowformer.train.loop.loggers import run_loggers
 from flowformer.train.loop.strategies import (
     counted_as,
     options_for_one_process,
@@ -73,7 +72,7 @@ def fit(
         validation: the batches that it is measured on after each.
         held_out: the name of the validation data.
         gradient_clip: largest norm of the whole gradient.
-        loggers: where the figures of each epoch go, beside what the settings name.
+        loggers: where the figures of each epoch go.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; the batch is saved in the folder.
@@ -109,7 +108,6 @@ def fit(
         _quiet_lightning(),
         interrupt.listening(),
         counted_as(group.number),
-        run_loggers(settings.logger, folder, loggers) as all_loggers,
         ExitStack() as until,
     ):
         trainer = Trainer(
@@ -124,7 +122,7 @@ def fit(
             deterministic=True,
             num_sanity_val_steps=0,
             default_root_dir=folder.root,
-            logger=all_loggers,
+            logger=list(loggers),
             callbacks=[interrupt, recorder, WorkTeller(settings.round_name, until)],
             plugins=[AtomicCheckpointIO(folder), *options.pop("plugins")],
             enable_progress_bar=False,

@@ -24,14 +24,13 @@ from flowformer.data import (
     collate,
     read_series,
 )
-from flowformer.data.series.reading import elsewhere
 from flowformer.models.series.model import TimeSeriesClassifier
 from flowformer.report.figures import SeriesFlowMap
 from flowformer.train.classification import sizes_of, tell_sizes
 from flowformer.train.folder import RunFolder, read_json, read_versions, write_json
 from flowformer.train.kinds import KINDS
 from flowformer.train.prediction import load_weights
-from flowformer.train.series.config import SeriesConfig
+from flowformer.train.series.config import OPTIONAL, SeriesConfig
 from flowformer.train.series.data import load_again, load_data, prepare
 from flowformer.train.study import Study, Trained
 
@@ -251,11 +250,7 @@ def read_for(run: Trained, file: Path) -> SeriesCollection:
         run: the run.
         file: what `flowformer.data.read_series` reads; a table may lack label and group.
     """
-    own, optional = run.config.data, ("label", "group")
-    columns = own.columns
-    if own.train_file is None or file.resolve() != own.train_file.resolve():
-        columns = elsewhere(columns, file)
-    return read_series(file, columns, optional=optional)
+    return read_series(file, run.config.data.columns_for(file), optional=OPTIONAL)
 
 
 def require_room(run: Trained, split: SeriesSplit) -> SeriesDataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from flowformer.data.options import SERIES_ENDINGS, MissingPolicy, SeriesColumns
-from flowformer.data.series.columns import check_table
+from flowformer.data.series.columns import check_ending, check_table, elsewhere
 from flowformer.models.series.config import TimeSeriesModelConfig
 from flowformer.names import Early, ExistingPath, endings, require_there
 from flowformer.train.config import (
@@ -22,6 +22,7 @@ from flowformer.train.config import (
 )
 from flowformer.train.run_files import ClassifierResult, Record
 
+OPTIONAL = ("label", "group")  # what a table to predict may lack
 SeriesFile = Annotated[Path, Early(require_there), endings(*SERIES_ENDINGS)]
 
 
@@ -115,6 +116,15 @@ class SeriesDataConfig(Checked, SeriesColumns):
     def columns(self) -> SeriesColumns:
         """The columns of the tables."""
         return SeriesColumns(**{each.name: getattr(self, each.name) for each in _COLUMNS})
+
+    def columns_for(self, file: Path) -> SeriesColumns:
+        """Return the columns of other series that are read as those of the training were.
+
+        Args:
+            file: what holds them.
+        """
+        is_own = self.train_file is not None and file.resolve() == self.train_file.resolve()
+        return self.columns if is_own else elsewhere(self.columns, file)
 
     def with_columns(self, columns: SeriesColumns) -> "SeriesDataConfig":
         """Return it with the columns as they were found.
@@ -248,6 +258,11 @@ class SeriesRecord(Record):
     channels: int
     max_length: int
     sizes: dict[str, int]
+
+    def check_file(self, file: Path) -> None:
+        """Refuse a file that holds no series, or a table that lacks a column of the run's own."""
+        check_ending(file)
+        check_table(file, self.config.data.columns_for(file), OPTIONAL)
 
 
 SeriesResult = ClassifierResult
