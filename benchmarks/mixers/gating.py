@@ -16,7 +16,7 @@ from benchmarks.mixers.comparisons import SETTINGS, data_of
 from benchmarks.mixers.parts import WITHOUT, WITHOUT_FLOWS
 from benchmarks.mixers.runs import FOLDER, compare, mark, mean_and_spread, scores_of, tests_of
 from benchmarks.pages import Tables
-from benchmarks.runner import RESULTS, Result, one_of, read, save
+from benchmarks.runner import RESULTS, Result, keep, one_of
 from flowformer.compare.significance import PairedTest, Pairing, every_pair
 from flowformer.recipes import build_recipe
 from flowformer.report.words import to_markdown
@@ -92,8 +92,7 @@ def execute(arguments: Namespace) -> None:
     """Compare on the tasks that were asked for, and keep each beside those that are there."""
     for task in arguments.names:
         cell = collect(task, arguments.seeds)
-        kept = read(NAME, RESULTS) or {"tasks": {}}
-        save(RESULTS / f"{NAME}.json", {"tasks": kept["tasks"] | {task: cell}})
+        keep(RESULTS / f"{NAME}.json", ("tasks", task), cell)
 
 
 def measure_of(task: str) -> Measure:
