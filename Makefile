@@ -181,7 +181,7 @@ release-check: environment-dev .venv-release/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --no-index --find-links dist --target build/wheel flowformer
 	PYTHONPATH=build/wheel $(BIN)/python -c "import flowformer; assert 'build/wheel' in flowformer.__file__, flowformer.__file__"
 	PYTHONPATH=build/wheel OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" tests/ops tests/nn tests/conformance tests/models
-	@echo "==> dist/ is ready: date the change log, tag it, and push the tag"
+	@echo "==> dist/ is ready: tag the commit, and push the tag"
 
 publish: .venv-release/.installed
 	.venv-release/bin/twine upload --non-interactive dist/*

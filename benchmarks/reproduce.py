@@ -1,7 +1,8 @@
 """What makes a table of the pages again: `make reproduce-NAME`.
 
 Each name stands for benchmarks, with their arguments, that are run one after the other; then the
-tables and pictures of the pages are written anew. Those that train go on where they were stopped.
+tables and pictures of the pages are written anew, and what was found. Those that train go on where
+they were stopped.
 """
 
 import sys
@@ -21,9 +22,10 @@ TABLES = {
     "mixers": Steps(
         "5 h", ("comparisons scp1 characters", "mixer_cost --threads 1 --time-limit 30")
     ),
-    "gating": Steps("15 h", ("gating",)),
+    "gating": Steps("16 h", ("gating",)),
     "gating_trials": Steps("90 min", ("gating_trials",)),
-    "series_sets": Steps("150 min", ("series_sets --again",)),
+    "language": Steps("40 h", ("language --again",)),
+    "series_sets": Steps("3 h", ("series_sets --again",)),
     "series_paper": Steps("2 days", ("series_paper --again",)),
     "scp1": Steps("2 h", ("comparisons scp1",)),
     "characters": Steps("90 min", ("comparisons characters",)),
@@ -37,6 +39,7 @@ TABLES = {
     "recall": Steps("8 h", ("recall --again",)),
     "images": Steps("75 min", ("comparisons fashion",)),
     "trajectories": Steps("75 min", ("comparisons hopper hopper-replay cheetah",)),
+    "findings": Steps("5 s", ("findings",)),
 }
 
 
@@ -68,4 +71,5 @@ def main(words: Sequence[str]) -> int:
         if status := run([benchmark, *arguments]):
             return status
         run([benchmark, "--report"])
+    run(["findings", "--report"])
     return 0

@@ -3,7 +3,9 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -58,6 +60,36 @@ def test_another_process_finds_it_by_what_was_recorded(here, monkeypatch):
     sys.path.remove(str(here))
     load_own(record)
     assert sys.modules["own_a"].value == 6
+
+
+def test_a_package_without_init_is_found_again_by_the_names_of_its_modules(here, monkeypatch):
+    (here / "own_p" / "inner").mkdir(parents=True)
+    (here / "own_p" / "value.py").write_text("value = 7\n")
+    (here / "own_p" / "inner" / "mixers.py").write_text("from own_p.value import value\n")
+    import_own("own_p.inner.mixers")
+    record = own_module("own_p.inner.mixers")
+    assert record is not None
+    assert record.flag == " --import own_p.inner.mixers"
+    for name in ("own_p.inner.mixers", "own_p.inner", "own_p.value", "own_p"):
+        del sys.modules[name]
+    monkeypatch.chdir("/")
+    sys.path.remove(str(here))
+    load_own(record)
+    assert sys.modules["own_p.inner.mixers"].value == 7
+
+
+@pytest.mark.parametrize(("spec", "name"), [(None, "mixers"), ("own_p.mixers", "own_p.mixers")])
+def test_what_runs_as_main_is_recorded_by_the_name_it_can_be_imported_by(
+    here, monkeypatch, spec, name
+):
+    (here / "mixers.py").touch()
+    main = ModuleType("__main__")
+    main.__file__ = str(here / "mixers.py")
+    main.__spec__ = None if spec is None else ModuleSpec(spec, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    record = own_module("__main__")
+    assert record is not None
+    assert record.name == name
 
 
 @pytest.mark.parametrize(

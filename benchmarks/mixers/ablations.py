@@ -1,9 +1,13 @@
-"""`gated` with one part left out, each a mixer: for `flowformer compare --import`."""
+"""One part left out of `gated`, or otherwise in `flow`, each a mixer: for `compare --import`.
+
+A comparison that was begun refuses to go on with mixers of another text of this file.
+"""
 
 from types import new_class
 from typing import Any
 
-from benchmarks.mixers.gating import WITHOUT, WITHOUT_FLOWS
+from benchmarks.mixers.parts import OTHERWISE, WITHOUT, WITHOUT_FLOWS
+from flowformer.nn.mixers.flow import FlowAttention, FlowMixer
 from flowformer.nn.mixers.gated import (
     FlowGatedAttention,
     FlowGatedMixer,
@@ -12,15 +16,21 @@ from flowformer.nn.mixers.gated import (
 )
 
 
-def _register(mixer: Any, attention: Any, name: str, changed: dict[str, Any]) -> None:
+def _register(mixer: Any, attention: Any, name: str, body: dict[str, Any], how: str) -> None:
+    kind = new_class(f"{attention.__name__}Changed", (attention,), {}, lambda at: at.update(body))
+    fill = {"kind": kind, "__doc__": f"{mixer.__doc__} {how}.", "__module__": __name__}
+    new_class(f"{mixer.__name__}Changed", (mixer,), {"name": name}, lambda at: at.update(fill))
+
+
+def _without(mixer: Any, attention: Any, name: str, changed: dict[str, Any]) -> None:
     body = {"defaults": attention.defaults._replace(**changed)}
-    kind = new_class(f"{attention.__name__}Without", (attention,), {}, lambda at: at.update(body))
-    text = f"{mixer.__doc__} Without {', '.join(changed)}."
-    fill = {"kind": kind, "__doc__": text, "__module__": __name__}
-    new_class(f"{mixer.__name__}Without", (mixer,), {"name": name}, lambda at: at.update(fill))
+    _register(mixer, attention, name, body, f"Without {', '.join(changed)}")
 
 
 for part, options in WITHOUT.items():
-    _register(GatedMixer, GatedAttention, f"gated-no-{part}", options)
+    _without(GatedMixer, GatedAttention, f"gated-no-{part}", options)
 for part, options in WITHOUT_FLOWS.items():
-    _register(FlowGatedMixer, FlowGatedAttention, f"flow-gated-no-{part}", options)
+    _without(FlowGatedMixer, FlowGatedAttention, f"flow-gated-no-{part}", options)
+for name, options in OTHERWISE.items():
+    changed = ", ".join(f"{option} {value}" for option, value in options.items())
+    _register(FlowMixer, FlowAttention, name, {"fixed": options}, f"With {changed}")

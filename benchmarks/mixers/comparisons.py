@@ -11,12 +11,11 @@ Their tables are kept in results/compare_NAME.csv, returns of episodes in result
 
 import csv
 import json
-import os
 import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -27,8 +26,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.mixers.cells import Cell
 from benchmarks.mixers.mixer_cost import cells_by_length
+from benchmarks.mixers.runs import ALLOCATOR, FOLDER, Row, compare
 from benchmarks.pages import Pictures, Tables, made_on
-from benchmarks.runner import RESULTS, ROOT, Result, flowformer, keep, one_of, read
+from benchmarks.runner import RESULTS, Result, flowformer, keep, one_of, read
 from flowformer.data.standins.fetching import PackageFiles
 from flowformer.files import write_atomically
 from flowformer.nn import MIXERS
@@ -42,8 +42,6 @@ from flowformer.scores.measures import (
     Measure,
 )
 
-# Where they stand: of a checkout that may go before they end, elsewhere.
-FOLDER = Path(os.environ.get("FLOWFORMER_COMPARISONS") or ROOT / "comparisons")
 KEPT = (".csv", ".md")  # of table
 MACHINES = "comparisons.json"  # what each was made on
 LENGTHS = (1024, 16384, 65536)  # of the table of all mixers
@@ -54,8 +52,6 @@ SETS = {
     "hopper-replay": "Hopper, replay",
     "cheetah": "HalfCheetah, medium and expert",
 }
-
-Row = dict[str, str]
 
 # The recipes at small budgets. Training on one thread each, so that a run's time does not depend on
 # what runs beside it.
@@ -128,9 +124,6 @@ EEG = PackageFiles(
     sha256="6e1a360e1789b54d79d70228348c744501271d3bf39665e018752c051e8a5794",
 )
 
-# glibc gives freed memory back to the system and takes it anew, page by page: docs/runs/compare.md.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-
 
 def data_of(name: str) -> list[str]:
     """Return the flags that say where the data are; makes or fetches them where no recipe does."""
@@ -144,61 +137,6 @@ def data_of(name: str) -> list[str]:
 def eeg_folder() -> list[str]:
     """Return the flag that names the folder of `EEG`, fetched where it is not there."""
     return ["--data.folder", str(EEG.fetch()[0].parents[1])]
-
-
-def compare(output: Path, *arguments: str) -> list[Row]:
-    """Run a comparison, or go on with it; return a row a run, as runs.csv has it.
-
-    Raises:
-        SystemExit: it did not end with all of its runs; its code is the comparison's.
-    """
-    flowformer("compare", *arguments, "--output", str(output), **ALLOCATOR)
-    with (output / "runs.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def collect(
-    result: Path, place: Sequence[str], output: Path, asked: Sequence[str], *, again: bool
-) -> None:
-    """Run a comparison on sets of series, or go on with it, and keep its runs in a result.
-
-    Args:
-        result: the file of the result.
-        place: the keys from the whole result to the runs, see `keep`.
-        output: the folder of the comparison.
-        asked: what to compare, without what is of this machine alone.
-        again: whether to run what is kept already, unless its folder has it.
-
-    Raises:
-        SystemExit: see `compare`.
-    """
-    said, kept = shlex.join(asked), read(result.stem, result.parent)
-    for key in place:
-        kept = (kept or {}).get(key)
-    if kept is not None and kept["asked"] == said and not again:
-        print(f"{', '.join(place)}: is there", flush=True)
-        return
-    runs = figures(compare(output, *asked, *eeg_folder()))
-    keep(result, place, {"asked": said, "runs": runs})
-
-
-def rehearse(output: Path, asked: Sequence[str]) -> None:
-    """Print how long a comparison on sets of series will take."""
-    asked = [*asked, *eeg_folder(), "--output", str(output), "--dry-run"]
-    flowformer("compare", *asked, **ALLOCATOR)
-
-
-def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return what is kept of the runs of a comparison: a score and its cost each."""
-    kept: dict[str, Callable[[str], Any]] = {
-        "method": str,
-        "seed": int,
-        "score": float,
-        "parameters": int,
-        "seconds": float,
-        "peak_memory": int,
-    }
-    return [{name: kind(row[name]) for name, kind in kept.items() if row[name]} for row in rows]
 
 
 def run(name: str) -> None:
@@ -245,11 +183,18 @@ def execute(arguments: Namespace) -> None:
 def results() -> Result:
     """Return the rows of all comparisons, the returns of episodes, and the costs of mixers."""
     result: Result = {"mixer_cost": read("mixer_cost")}
-    for name in (*MEASURES, *ARENA):
-        with (RESULTS / f"compare_{name}.csv").open(newline="") as file:
-            result[name] = list(csv.DictReader(file))
+    result |= {name: compared_rows(name) for name in (*MEASURES, *ARENA)}
     result |= {f"returns_{name}": read(f"returns_{name}") for name in COLLECTED}
     return result | {"machines": (read("comparisons") or {"comparisons": {}})["comparisons"]}
+
+
+def compared_rows(name: str) -> list[Row]:
+    """Return the rows that are kept of a comparison, a method each; none where it was not run."""
+    path = RESULTS / f"compare_{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def score(row: Row | None, measure: Measure) -> str:

@@ -5,22 +5,21 @@
 
 Each task is one `flowformer compare --equal-parameters`, printed before it starts, in
 comparisons/gating-TASK; stopped or killed, it goes on by the same command. The scores of every seed
-and the tests of every pair are kept in results/gating.json. On `ablation`, the characters again,
-each mixer lacks one part of `gated` or of `flow-gated`.
+are kept in results/gating.json. On `ablation`, the characters again, each mixer lacks one part of
+`gated` or of `flow-gated`, or has one part of `flow` otherwise.
 """
 
-import csv
 from argparse import ArgumentParser, Namespace
-from collections import defaultdict
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from collections.abc import Mapping
 
-from benchmarks.mixers.comparisons import ALLOCATOR, FOLDER, SETTINGS, data_of
+from benchmarks.mixers.comparisons import SETTINGS, data_of
+from benchmarks.mixers.parts import WITHOUT, WITHOUT_FLOWS
+from benchmarks.mixers.runs import FOLDER, compare, mark, mean_and_spread, scores_of, tests_of
 from benchmarks.pages import Tables
-from benchmarks.runner import RESULTS, Result, flowformer, one_of, read, save
+from benchmarks.runner import RESULTS, Result, one_of, read, save
+from flowformer.compare.significance import PairedTest, Pairing, every_pair
 from flowformer.recipes import build_recipe
-from flowformer.report.words import MISSING, to_markdown
+from flowformer.report.words import to_markdown
 from flowformer.scores.measures import Measure
 
 NAME = "gating"
@@ -37,24 +36,10 @@ TASKS = {
     "text": "Text",
     "fashion": "Fashion-MNIST",
     "hopper": "Hopper",
+    "retrieval": "Retrieval",
 }
-LEVEL = 0.05
-# The options by which a part is left out of `gated`, and of `flow-gated`; ablations.py makes mixers
-# of them where `flowformer compare` imports it.
-WITHOUT: dict[str, dict[str, Any]] = {
-    "convolution": {"convolution": 0},
-    "gain": {"gain": None},
-    "decay": {"decay": None},
-    "input-gate": {"input_gate": False},
-    "norm": {"norm": False},
-    "output-gate": {"output_gate": False},
-    "skip": {"skip": False},
-    "long-decay": {"decay": (1.0, 64.0)},
-}
-WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
-    "competition": {"competition": None},
-    "allocation": {"allocation": False},
-}
+# `flow`, and what differs from it in one part: two are the paper's, two made by ablations.py.
+FLOWS = ["flow", "flow-no-competition", "flow-no-allocation", "flow-relu", "flow-no-clamp"]
 
 
 def settings_of(task: str) -> list[str]:
@@ -65,46 +50,34 @@ def settings_of(task: str) -> list[str]:
 def mixers_of(task: str) -> list[str]:
     """Return the mixers that a task compares, the one that others are tested against first."""
     if task == ABLATION:
-        parts = [f"gated-no-{part}" for part in WITHOUT]
-        flows = [f"flow-gated-no-{part}" for part in WITHOUT_FLOWS]
-        return ["gated", *parts, "flow-gated", *flows]
+        return [mixer for family in families() for mixer in family]
     if build_recipe(settings_of(task)[0]).causal:
         return [*CAUSAL, *GATED]
     return [*CAUSAL[:3], *GATED]
 
 
-def compare(task: str, seeds: int) -> Result:
+def families() -> list[list[str]]:
+    """Return the mixers of the ablation: the whole first, then those that differ in one part."""
+    return [
+        ["gated", *(f"gated-no-{part}" for part in WITHOUT)],
+        ["flow-gated", *(f"flow-gated-no-{part}" for part in WITHOUT_FLOWS)],
+        FLOWS,
+    ]
+
+
+def collect(task: str, seeds: int) -> Result:
     """Compare the mixers of a task, or go on with it; return what is kept.
 
     Raises:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
-    output = FOLDER / f"{NAME}-{task}"
     arguments = [*settings_of(task), *data_of(task), "--seeds", str(seeds)]
-    arguments += ["--mixers", ",".join(mixers_of(task)), "--output", str(output)]
-    arguments += ["--equal-parameters"]
+    arguments += ["--mixers", ",".join(mixers_of(task)), "--equal-parameters"]
     if task == ABLATION:
         arguments += ["--import", "benchmarks.mixers.ablations"]
-    flowformer("compare", *arguments, **ALLOCATOR)
-    runs, tests = (rows_of(output / name) for name in ("runs.csv", "tests.csv"))
-    scores, parameters = defaultdict(list), {}
-    for run in runs:
-        scores[run["method"]].append(float(run["score"]))
-        parameters[run["method"]] = int(run["parameters"])
-    columns = ("method", "baseline", "difference", "p", "corrected", "verdict")
-    return {
-        "scores": dict(scores),
-        "parameters": parameters,
-        "tests": [
-            {column: row[column] for column in columns} for row in tests if row["over"] == "seeds"
-        ],
-    }
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    runs = compare(FOLDER / f"{NAME}-{task}", *arguments)
+    sizes = {run["method"]: int(run["parameters"]) for run in runs}
+    return {"scores": scores_of(runs), "parameters": sizes}
 
 
 def options(parser: ArgumentParser) -> None:
@@ -118,7 +91,7 @@ def options(parser: ArgumentParser) -> None:
 def execute(arguments: Namespace) -> None:
     """Compare on the tasks that were asked for, and keep each beside those that are there."""
     for task in arguments.names:
-        cell = compare(task, arguments.seeds)
+        cell = collect(task, arguments.seeds)
         kept = read(NAME, RESULTS) or {"tasks": {}}
         save(RESULTS / f"{NAME}.json", {"tasks": kept["tasks"] | {task: cell}})
 
@@ -128,38 +101,37 @@ def measure_of(task: str) -> Measure:
     return build_recipe(settings_of(task)[0]).measure
 
 
-def mark(task: str, cell: Result, method: str, baseline: str) -> str:
-    """Return ↑ where a method is better than another at p < 0.05, ↓ where it is worse.
+def tests(task: str, cell: Result) -> dict[Pairing, PairedTest]:
+    """Return the tests of a task: of every pair, or of each ablation against the whole."""
+    pairs = every_pair(cell["scores"])
+    if task == ABLATION:
+        pairs = [(part, whole) for whole, *parts in families() for part in parts]
+    return tests_of(cell["scores"], pairs, measure_of(task))
 
-    In brackets where that holds only before the correction over all pairs of methods.
+
+def figures(task: str, cell: Result, baselines: Mapping[str, str]) -> dict[str, str]:
+    """Return mean and spread of mixers over the seeds, marked where they differ from a baseline's.
+
+    Args:
+        task: what they were compared on.
+        cell: what was kept of it.
+        baselines: the mixers, each with its baseline.
     """
-    for test in cell["tests"]:
-        if {test["method"], test["baseline"]} == {method, baseline} and float(test["p"]) < LEVEL:
-            higher = (float(test["difference"]) > 0) == (test["method"] == method)
-            arrow = "↑" if higher == measure_of(task).higher_is_better else "↓"
-            return f" {arrow}" if float(test["corrected"]) < LEVEL else f" ({arrow})"
-    return ""
-
-
-def figure(task: str, cell: Result, method: str, baseline: str) -> str:
-    """Return mean and spread over the seeds, marked where they differ from a baseline's."""
-    scores = cell["scores"].get(method)
-    if not scores:
-        return MISSING
-    shown = [measure_of(task).show(mean(scores))]
-    if len(scores) > 1:
-        shown.append(measure_of(task).show(stdev(scores)))
-    return " ± ".join(shown) + mark(task, cell, method, baseline)
+    tested = tests(task, cell)
+    return {
+        mixer: mean_and_spread(cell["scores"].get(mixer, []), measure_of(task))
+        + mark(tested.get((mixer, baseline)))
+        for mixer, baseline in baselines.items()
+    }
 
 
 def gating(result: Result) -> str:
     """Return the scores of every mixer on every task that was compared, marked against flow."""
     tasks = {task: title for task, title in TASKS.items() if task in result["tasks"]}
-    rows = [
-        [f"`{mixer}`", *(figure(task, result["tasks"][task], mixer, "flow") for task in tasks)]
-        for mixer in [*CAUSAL, *GATED]
-    ]
-    heads = [f"{title}, {measure_of(task).unit or 'bits'}" for task, title in tasks.items()]
+    baselines = dict.fromkeys([*CAUSAL, *GATED], "flow")
+    columns = [figures(task, result["tasks"][task], baselines) for task in tasks]
+    rows = [[f"`{mixer}`", *(column[mixer] for column in columns)] for mixer in baselines]
+    heads = [f"{title}, {_unit(task)}" for task, title in tasks.items()]
     return to_markdown(["mixer", *heads], rows).rstrip()
 
 
@@ -168,15 +140,18 @@ def ablation(result: Result) -> str:
     if ABLATION not in result["tasks"]:
         return UNMEASURED[ABLATION_TABLE]
     cell = result["tasks"][ABLATION]
+    baselines = {mixer: family[0] for family in families() for mixer in family}
     rows = [
-        [
-            f"`{mixer}`",
-            figure(ABLATION, cell, mixer, "flow-gated" if mixer.startswith("flow") else "gated"),
-            f"{cell['parameters'][mixer]:,}",
-        ]
-        for mixer in mixers_of(ABLATION)
+        [f"`{mixer}`", shown, f"{cell['parameters'][mixer]:,}"]
+        for mixer, shown in figures(ABLATION, cell, baselines).items()
+        if mixer in cell["parameters"]
     ]
-    return to_markdown(["mixer", "characters, bits", "parameters"], rows).rstrip()
+    head = ["mixer", f"characters, {_unit(ABLATION)}", "parameters"]
+    return to_markdown(head, rows).rstrip()
+
+
+def _unit(task: str) -> str:
+    return measure_of(task).unit or measure_of(task).name
 
 
 ABLATION_TABLE = "gating_ablation"

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from benchmarks.mixers.comparisons import ALLOCATOR, FOLDER, SETTINGS
+from benchmarks.mixers import runs
+from benchmarks.mixers.comparisons import SETTINGS
 from benchmarks.pages import Tables
-from benchmarks.runner import RESULTS, Result, flowformer, one_of, read, save
+from benchmarks.runner import RESULTS, Result, one_of, read, save
 from flowformer.report.words import MISSING, to_markdown
 
 NAME = "gating_trials"
@@ -24,6 +25,7 @@ SEED = 10
 TASKS = ("characters", "recall")
 ANCHOR = "mamba2"
 SHORT, SHORTER, LONG = (1.0, 64.0), (1.0, 16.0), (1.0, 4096.0)
+MIDDLE = (8.0, 512.0)  # the middles of the two halves of LONG
 # What each trial has, in place of the `gated` that was there before: decays from 1 to 4096 tokens.
 TRIALS: dict[str, dict[str, Any]] = {
     "gated before": {},
@@ -60,6 +62,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "decays to 16, skip from 1": {"decay": SHORTER, "skip": 1.0},
     "decays to 16, skip from 1, gated norm": {"decay": SHORTER, "skip": 1.0, "norm": "gated"},
     "decays to 16, skip from 0": {"decay": SHORTER, "skip": 0.0},
+    "decays 8 and 512, skip from 0": {"decay": MIDDLE, "skip": 0.0},
     "skip from 1": {"skip": 1.0},
     "skip from 0": {"skip": 0.0},
 }
@@ -77,12 +80,11 @@ def compare(task: str, trials: Sequence[str]) -> Result:
     Raises:
         SystemExit: it did not end with all of its runs; its code is the comparison's.
     """
-    output = FOLDER / f"{NAME}-{task}"
+    output = runs.FOLDER / f"{NAME}-{task}"
     methods = {ANCHOR: ANCHOR, **{trial: mixer_of(trial) for trial in trials}}
     arguments = [*SETTINGS[task], "--training.seed", str(SEED), "--seeds", "1"]
     arguments += ["--mixers", ",".join(["flow", *methods.values()]), "--equal-parameters"]
-    arguments += ["--import", "benchmarks.mixers.trials", "--output", str(output)]
-    flowformer("compare", *arguments, **ALLOCATOR)
+    runs.compare(output, *arguments, "--import", "benchmarks.mixers.trials")
     kept = {}
     for name, method in methods.items():
         (file,) = output.glob(f"runs/*/{method}-seed{SEED}/result.json")

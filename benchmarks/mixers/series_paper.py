@@ -18,7 +18,8 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.mixers.comparisons import FOLDER, collect, rehearse
+from benchmarks.mixers.comparisons import eeg_folder
+from benchmarks.mixers.runs import FOLDER, collect, rehearse
 from benchmarks.pages import Tables
 from benchmarks.runner import RESULTS, Result, one_of, share
 from flowformer.compare.table import Cell, RunOutcome, summarize
@@ -58,13 +59,13 @@ def execute(arguments: Namespace) -> None:
     if arguments.dry_run:
         for task, protocol in every:
             asked = [*setting_of(task, protocol), "--seeds", str(arguments.seeds)]
-            rehearse(FOLDER / NAME / f"{task}-{protocol}", asked)
+            rehearse(FOLDER / NAME / f"{task}-{protocol}", asked, eeg_folder())
         return
     for seed, (task, protocol) in product(range(arguments.seeds), every):
         asked = [*setting_of(task, protocol), "--training.seed", str(seed), "--seeds", "1"]
         output = FOLDER / NAME / f"{task}-{protocol}"
         place = (task, protocol, f"seed {seed}")
-        collect(kept, place, output, asked, again=arguments.again)
+        collect(kept, place, output, asked, again=arguments.again, here=eeg_folder)
 
 
 def table(result: Result) -> str:

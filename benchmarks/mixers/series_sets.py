@@ -1,6 +1,6 @@
 """How do mixers and other methods compare over many sets of time series?
 
-    python -m benchmarks series_sets                      # every set, about 150 minutes of a core
+    python -m benchmarks series_sets                      # every set, about three hours of a core
     python -m benchmarks series_sets GunPoint --seeds 2   # one of them
     python -m benchmarks series_sets --dry-run            # how long each will take
 
@@ -13,7 +13,8 @@ All have one budget: the published classifier and optimizer at a sixteenth of th
 epochs as make `STEPS` steps of `BATCH` series. It was chosen with `flow`, by the training and the
 validation series of ItalyPowerDemand and GunPoint, which it fits, and by the time of all runs;
 docs/results.md has what was seen of a test part before. Under the protocol clean a fifth of the
-training series chooses the epoch. Methods that draw nothing are run once.
+training series chooses the epoch. Methods that draw nothing are run once. The mixers that
+ablations.py makes of `flow` are a comparison of their own in a set: without them it stays as it is.
 """
 
 import math
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.mixers.comparisons import FOLDER, collect, rehearse
+from benchmarks.mixers.comparisons import eeg_folder
+from benchmarks.mixers.runs import FOLDER, collect, rehearse
 from benchmarks.pages import Pictures, Tables
 from benchmarks.runner import RESULTS, Result, one_of, share
 from flowformer.compare.findings import Comparison
@@ -42,6 +44,7 @@ MIXERS = ["flow", "flow-gated", "flow-no-competition", "flow-no-allocation"]
 MIXERS += ["softmax", "linear", "performer", "cosformer", "local"]
 SEEDED = ["rocket", "lstm"]
 FIXED = ["dtw", "xgboost"]  # no seed changes them
+VARIANTS = ["flow-relu", "flow-clamp"]  # made by ablations.py
 BASELINE = MIXERS[0]
 STEPS, BATCH = 350, 8
 VALIDATION = 0.2  # of the training series, as in the recipe
@@ -75,6 +78,7 @@ SETTING = ["time-series", "--training.threads", "1", "--data.batch-size", str(BA
 SETTING += ["--model.dim", "32", "--model.num-heads", "2", "--model.feedforward", "64"]
 LEARNERS = ["--mixers", ",".join(MIXERS), "--methods", ",".join(SEEDED)]
 LEARNERS += ["--mixer-options", "rocket.n_kernels=10000"]
+ABLATIONS = ["--mixers", ",".join(VARIANTS), "--import", "benchmarks.mixers.ablations"]
 OTHERS = ["--mixers", "", "--methods", ",".join(FIXED)]
 OTHERS += ["--mixer-options", 'dtw.distance_params={"window":0.1}']
 PICTURE = "series-sets.png"
@@ -102,13 +106,16 @@ def execute(arguments: Namespace) -> None:
     torch.set_num_threads(1)  # as each run has, for the machine's description
     kept = RESULTS / f"{NAME}.json"
     for name in arguments.names:
-        output, setting = FOLDER / NAME / name, setting_of(name)
-        several = [*setting, *LEARNERS, "--seeds", str(arguments.seeds)]
-        if arguments.dry_run:
-            rehearse(output / "seeds", several)
-            continue
-        for part, asked in (("seeds", several), ("once", [*setting, *OTHERS, "--seeds", "1"])):
-            collect(kept, ("sets", name, part), output / part, asked, again=arguments.again)
+        seeds = ["--seeds", str(arguments.seeds)]
+        parts = {"seeds": [*LEARNERS, *seeds], "variants": [*ABLATIONS, *seeds]}
+        parts |= {"once": [*OTHERS, "--seeds", "1"]}
+        for part, compared in parts.items():
+            output, asked = FOLDER / NAME / name / part, [*setting_of(name), *compared]
+            if arguments.dry_run:
+                rehearse(output, asked, eeg_folder())
+                continue
+            place, again = ("sets", name, part), arguments.again
+            collect(kept, place, output, asked, again=again, here=eeg_folder)
 
 
 def comparison(result: Result) -> Comparison:

@@ -41,19 +41,32 @@ class OwnModule:
     @property
     def flag(self) -> str:
         """The flag of the command line that imports it, with a space in front."""
-        return f" --import {shlex.quote(self.file or self.name)}"
+        by_file = self.file is not None and self.folder in (None, _of_file(Path(self.file))[1])
+        return f" --import {shlex.quote(str(self.file) if by_file else self.name)}"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder from which its name imports its file, if there is one.
+
+        A file does not tell: a package may have no `__init__.py`.
+        """
+        parts = tuple(self.name.split("."))
+        place = _without_suffix(Path(self.file or "")).parts
+        return Path(*place[: -len(parts)]) if place[-len(parts) :] == parts else None
 
 
 def own_module(name: str) -> OwnModule | None:
     """Return the record of a module that is imported; None of one of this package."""
     if name.partition(".")[0] == __package__:
         return None
-    file = getattr(sys.modules.get(name), "__file__", None)
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
         return OwnModule(name=name)
     path = Path(file).resolve()
-    if name == "__main__":  # a script: whoever imports it finds it by its file
-        name = path.stem
+    if name == "__main__":  # of python -m, or a script, which another process imports by its file
+        spec = getattr(module, "__spec__", None)
+        name = path.stem if spec is None else spec.name
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return OwnModule(name=name, file=str(path), digest=digest)
 
@@ -66,7 +79,10 @@ def load_own(module: OwnModule) -> None:
     """
     if module.file is None:
         raise ImportError(f"the module {module.name} is needed, and {module.remedy}")
-    import_own(module.file)
+    if module.folder is None:
+        import_own(module.file)
+    else:
+        _import(module.file, module.name, module.folder, Path(module.file))
 
 
 def import_own(reference: str) -> ModuleType:
@@ -80,7 +96,11 @@ def import_own(reference: str) -> ModuleType:
         ImportError: there is no such module, or it failed; the message says where.
         ValueError: its name is that of another module.
     """
-    name, folder, local = _place(reference)
+    return _import(reference, *_place(reference))
+
+
+def _import(reference: str, name: str, folder: Path, local: Path | None) -> ModuleType:
+    """Import a module by its name from a folder; `local` is its file, if it is found there."""
     if local is not None:
         if name.partition(".")[0] in sys.stdlib_module_names:
             raise ValueError(f"{local} has the name of a module of Python's own: rename it")
@@ -131,12 +151,20 @@ def _named(reference: str) -> tuple[str, Path]:
     path = Path(reference).resolve()
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "No such file", reference)
-    parts, folder = [path.stem], path.parent
-    if path.stem == "__init__":
-        parts, folder = [folder.name], folder.parent
+    return _of_file(path)
+
+
+def _of_file(path: Path) -> tuple[str, Path]:
+    """Return the name of a file's module, and the folder from which it is imported by it."""
+    place = _without_suffix(path)
+    parts, folder = [place.name], place.parent
     while (folder / "__init__.py").is_file():  # inside a package
         parts, folder = [folder.name, *parts], folder.parent
     return ".".join(parts), folder
+
+
+def _without_suffix(path: Path) -> Path:
+    return path.parent if path.stem == "__init__" else path.with_suffix("")
 
 
 def _failed(reference: str, error: Exception) -> ImportError:

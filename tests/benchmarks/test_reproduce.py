@@ -53,6 +53,13 @@ def test_what_fails_ends_it_and_what_ends_is_reported(monkeypatch: pytest.Monkey
     ]
 
 
+def test_what_was_found_is_written_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(entry, "main", lambda words: asked.append(words))
+    assert reproduce.main(["recall"]) == 0
+    assert asked == [["recall", "--again"], ["recall", "--report"], ["findings", "--report"]]
+
+
 def test_make_hands_the_name_on() -> None:
     words = ["make", "--dry-run", "--directory", str(ROOT), "reproduce-recall"]
     done = subprocess.run(words, check=True, capture_output=True, text=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.mixers import comparisons, series_paper, series_sets
+from benchmarks.mixers import runs, series_paper, series_sets
 from benchmarks.mixers.series_sets import (
     SETS,
     accuracies,
@@ -121,27 +121,41 @@ def asked(tmp_path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, tuple[s
         row = {"method": "flow", "seed": "0", "score": "0.5", "parameters": "", "seconds": "1.5"}
         return [{**row, "peak_memory": "1048576", "problem": ""}]
 
-    monkeypatch.setattr(comparisons, "compare", compare)
-    monkeypatch.setattr(comparisons, "eeg_folder", lambda: ["--data.folder", "/eeg"])
+    monkeypatch.setattr(runs, "compare", compare)
     for module in (series_sets, series_paper):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
+        monkeypatch.setattr(module, "eeg_folder", lambda: ["--data.folder", "/eeg"])
     return commands
 
 
 def test_a_set_is_kept_when_it_has_ended_and_not_repeated(tmp_path, asked) -> None:
     assert main(["series_sets", "GunPoint", "--seeds", "2"]) == 0
     kept = json.loads((tmp_path / "series_sets.json").read_text())["sets"]["GunPoint"]
-    assert [output.name for output, _ in asked] == ["seeds", "once"] == list(kept)
+    assert [output.name for output, _ in asked] == ["seeds", "variants", "once"] == list(kept)
     assert kept["seeds"]["runs"] == [
         {"method": "flow", "seed": 0, "score": 0.5, "seconds": 1.5, "peak_memory": 2**20}
     ]
     assert kept["seeds"]["machine"]["threads"] == 1
     assert "/eeg" not in kept["seeds"]["asked"]
     main(["series_sets", "GunPoint", "ArrowHead", "--seeds", "2"])
-    assert len(asked) == 4  # of the second set alone
+    assert len(asked) == 6  # of the second set alone
     main(["series_sets", "GunPoint", "--seeds", "3"])
-    assert len(asked) == 5  # the mixers again, which go on in their folder
-    assert asked[4][0] == asked[0][0]
+    assert len(asked) == 8  # the mixers again, which go on in their folders
+    assert [output for output, _ in asked[6:]] == [output for output, _ in asked[:2]]
+
+
+def test_a_set_that_ended_without_the_variants_has_these_alone_to_do(tmp_path, asked) -> None:
+    main(["series_sets", "GunPoint"])
+    path = tmp_path / "series_sets.json"
+    kept = json.loads(path.read_text())
+    del kept["sets"]["GunPoint"]["variants"]
+    path.write_text(json.dumps(kept))
+    before = len(asked)
+    main(["series_sets", "GunPoint"])
+    assert [output.name for output, _ in asked[before:]] == ["variants"]
+    words = asked[before][1]
+    assert words[words.index("--mixers") + 1] == "flow-relu,flow-clamp"
+    assert words[words.index("--import") + 1] == "benchmarks.mixers.ablations"
 
 
 def test_the_paper_settings_take_turns_seed_by_seed(tmp_path, asked) -> None:
@@ -160,6 +174,7 @@ def test_the_paper_settings_take_turns_seed_by_seed(tmp_path, asked) -> None:
     "command",
     [
         [*series_sets.setting_of("GunPoint"), *series_sets.LEARNERS],
+        [*series_sets.setting_of("GunPoint"), *series_sets.ABLATIONS],
         [*series_sets.setting_of("GunPoint"), *series_sets.OTHERS],
         series_paper.setting_of("vowels", "published"),
     ],
@@ -169,9 +184,10 @@ def test_what_is_asked_of_compare_is_understood(tmp_path, monkeypatch, command) 
 
     plans = []
     monkeypatch.setattr(execution, "execute", lambda plan, **_: plans.append(plan))
-    from flowformer.cli.compare import main as compare
+    from flowformer.cli.main import main as flowformer
 
-    compare([*command, "--seeds", "1", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):  # no run has finished
+        flowformer(["compare", *command, "--seeds", "1", "--output", str(tmp_path / "out")])
     assert len(plans) == 1
     configs = [run.request.config for run in plans[0].runs]
     assert {config.training.threads for config in configs} == {1}

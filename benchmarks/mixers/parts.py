@@ -1,0 +1,28 @@
+"""What ablations leave out or have otherwise: of these options ablations.py makes mixers.
+
+Nothing is imported here: every run of an ablation imports it.
+"""
+
+from typing import Any
+
+# Of `gated`, and of `flow-gated`.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "convolution": {"convolution": 0},
+    "gain": {"gain": None},
+    "decay": {"decay": None},
+    "input-gate": {"input_gate": False},
+    "norm": {"norm": False},
+    "output-gate": {"output_gate": False},
+    "skip": {"skip": False},
+    "long-decay": {"decay": (1.0, 64.0)},
+}
+WITHOUT_FLOWS: dict[str, dict[str, Any]] = {
+    "competition": {"competition": None},
+    "allocation": {"allocation": False},
+}
+# Of `flow`. Of classifiers the paper has no clamp, of language models one: each gets what it lacks.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "flow-relu": {"feature_map": "relu"},
+    "flow-clamp": {"clamp": 1.0},
+    "flow-no-clamp": {"clamp": None},
+}
