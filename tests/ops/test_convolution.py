@@ -468,7 +468,8 @@ class TestSteps:
             tokens, before = [x[:, t : t + 1] for x in tensors], [x.clone() for x in recent]
             each = [
                 short_convolution(
-                    *(tokens[i], weights[i]),
+                    tokens[i],
+                    weights[i],
                     bias=biases[i] if biased else None,
                     initial_state=ConvolutionState(before[i]),
                     backend="chunked",

@@ -146,10 +146,10 @@ def test_what_only_resembles_them_is_checked_and_served_anew(call):
 def test_flows_of_a_step_forget_all_exactly(clamp):
     """And a state without decays, whose count is one of all heads, goes on with them."""
     state = FlowState.initial(3, 2, 5, 6, torch.device("cpu"))
-    for i in range(4):
-        tensors = token()
-        g = torch.full((3, 1, 2), -torch.inf if i == 3 else -300.0 if i == 2 else -0.5)
-        before = state
+    tensors = out = token()
+    for log_decay in (-0.5, -0.5, -300.0, -torch.inf):
+        tensors, before = token(), state
+        g = torch.full((3, 1, 2), log_decay)
         out, state = flow_step(*tensors, before, log_decay=g, clamp=clamp)
         right, _ = flow_step(*tensors, before, log_decay=g, clamp=clamp, backend="chunked")
         torch.testing.assert_close(out, right)

@@ -189,11 +189,10 @@ def short_convolutions(
     if one and (step := _STEPS_OF_SEVERAL.find(look, given, recent)) is not None:
         return step(given, recent)
     call: Any = {"activation": activation, "mask": mask, "backend": backend}
+    call["return_state"] = return_state
     states = [None] * count if recent is None else map(ConvolutionState, recent)
     results: list[Any] = [
-        short_convolution(
-            *(x, weight), bias=bias, initial_state=state, return_state=return_state, **call
-        )
+        short_convolution(x, weight, bias=bias, initial_state=state, **call)
         for x, weight, bias, state in zip(
             tensors, given[count : 2 * count], biases or [None] * count, states, strict=True
         )
@@ -223,13 +222,14 @@ def _prepare_several(
     parts = [slice(place, None, count) for place in range(count)]
     pairs = zip(parts, recent, strict=True)
     steps = [prepare(inputs[part], ConvolutionState(last)) for part, last in pairs]
-    if None in steps:
+    ready = [step for step in steps if step is not None]
+    if len(ready) < count:
         return None
 
     def step(inputs: Inputs, recent: Any) -> tuple[Any, Any]:
         done = [
             one(inputs[part], ConvolutionState(last))
-            for one, part, last in zip(steps, parts, recent, strict=True)
+            for one, part, last in zip(ready, parts, recent, strict=True)
         ]
         return tuple(y for y, _ in done), tuple(state.recent for _, state in done)
 
