@@ -462,7 +462,7 @@ class TestSteps:
         biases = biases if biased else ()
         how: dict[str, Any] = {"activation": "silu", "return_state": True}
         recent = tuple(
-            ConvolutionState.initial(2, 4, *x.shape[2:], x.device).recent for x in tensors
+            ConvolutionState.initial(2, 4, x.shape[2], x.shape[3], x.device).recent for x in tensors
         )
         for t in range(6):
             tokens, before = [x[:, t : t + 1] for x in tensors], [x.clone() for x in recent]

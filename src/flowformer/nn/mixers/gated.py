@@ -106,8 +106,9 @@ def _empty_state(flows: bool, decays: bool, taps: int, *sizes: Any) -> Any:
     recent = no_recent(taps, *sizes)
     if flows:
         return FlowGatedState(*recent, *empty_state(decays, *sizes))
-    *rows, width, device = sizes
-    return ConvolvedState(*recent, *LinearState.initial(*rows, width + 1, device))
+    batch, heads, key_width, value_width, device = sizes
+    sums = LinearState.initial(batch, heads, key_width, value_width + 1, device)
+    return ConvolvedState(*recent, *sums)
 
 
 # What attends with heads that are prepared, given the keywords of `flow_attention`.

@@ -248,5 +248,5 @@ class RecurrenceInParts(RecurrentAttention, ABC):
             )
             assert last is not None, "asked for"
             out, memory = self.update(query, key, value, hidden, mask, memory)
-            state = ConvolvedState(*last, memory.key_value)
+            state = ConvolvedState(last[0], last[1], last[2], memory.key_value)
         return gated_output(self.output_gate, hidden, normalised(self.norm, out)), state

@@ -140,7 +140,7 @@ class Mamba2Attention(RecurrentAttention):
         out = out + value * self.skip[:, None].to(value.dtype)
         gate = F.silu(self.output_gate(hidden))
         out = normalised(self.norm, out.flatten(2) * gate).unflatten(-1, (heads, width))
-        return out, Mamba2State(*last, memory.key_value)
+        return out, Mamba2State(last[0], last[1], memory.key_value)
 
 
 class Mamba2Mixer(ProjectedMixer, name="mamba2"):
