@@ -4,6 +4,11 @@ A Flowformer and transformers' GPT-2 of the same size (random parameters, one se
 continue a prompt token by token, one of ours and one of theirs in turn, so that a disturbance hits
 both. A state of constant size should make the last hundred tokens as fast as the first hundred; the
 keys and values of a softmax cache grow with every token.
+
+    python -m benchmarks generation --layers flow,gated,flow-gated
+
+measures a token of a single mixer instead, 8 heads of 64 with their projections, after a few: the
+least seconds of this thread, the mixers taking turns.
 """
 
 import time
@@ -18,17 +23,32 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.pages import Pictures, Tables
-from benchmarks.runner import Result, ends, over_rounds, pin, save, share
+from benchmarks.runner import (
+    Result,
+    alternate,
+    ends,
+    keep,
+    over_rounds,
+    pin,
+    processor_seconds,
+    share,
+    some_of,
+)
 from flowformer.generation.steps import CarriedDecoder, Prompt
 from flowformer.integrations.transformers.cache import CACHE, cache_keyword
 from flowformer.models.language.config import LANGUAGE_PRESETS
 from flowformer.models.language.model import LanguageModel
-from flowformer.ops import flow_attention
+from flowformer.nn import MIXERS, build_mixer
+from flowformer.ops import flow_attention, states_in_place
 from flowformer.report.figures import BLUE, ORANGE, plain
-from flowformer.report.words import to_markdown
+from flowformer.report.words import MISSING, to_markdown
 
 VOCABULARY = 50_257
 AT_ENDS = 100  # tokens over which the median at either end is taken
+
+LAYER = {"dim": 512, "num_heads": 8}  # of single mixers
+SEQUENCES = 1, 8
+TURNS = 20  # in each round
 
 Step = Callable[[Tensor], Tensor]
 
@@ -96,6 +116,35 @@ def summarize(seconds: list[float], at_ends: int) -> dict[str, float]:
     return ends(seconds, at_ends) | {"tokens_per_second": len(seconds) / sum(seconds)}
 
 
+def layer_step(mixer: str, sequences: int) -> Callable[[], None]:
+    """Return what reads one token more with a single mixer, its state written in place."""
+    torch.manual_seed(0)
+    layer = build_mixer(mixer, **LAYER).eval()
+    first, token = (torch.randn(sequences, tokens, LAYER["dim"]) for tokens in (8, 1))
+    with torch.no_grad():
+        _, state = layer(first, causal=True, return_state=True)
+
+    def step() -> None:
+        nonlocal state
+        with torch.no_grad(), states_in_place():
+            _, state = layer(token, causal=True, state=state, return_state=True)
+
+    return step
+
+
+def measure_layers(mixers: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Return the microseconds of a token by mixer and number of sequences; print them."""
+    found: dict[str, dict[str, float]] = {mixer: {} for mixer in mixers}
+    for sequences in SEQUENCES:
+        sides = {mixer: layer_step(mixer, sequences) for mixer in mixers}
+        how: dict[str, Any] = {"repeats": TURNS * rounds, "clock": processor_seconds}
+        for mixer, seconds in alternate(sides, shortest=0.005, **how).items():
+            found[mixer][str(sequences)] = 1e6 * min(seconds)
+            least = f"{found[mixer][str(sequences)]:8.1f} µs a token"
+            print(f"{mixer:<22}{sequences} sequences {least}", flush=True)
+    return found
+
+
 def options(parser: ArgumentParser) -> None:
     """Add the options."""
     share(parser, "generation", rounds=3, threads=torch.get_num_threads())
@@ -103,11 +152,22 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
     parser.add_argument("--preset", default="gpt2", choices=sorted(LANGUAGE_PRESETS))
     parser.add_argument("--mixer", default="flow")
+    about = "mixers, with commas between them: measure a token of a layer of each, and no model"
+    parser.add_argument("--layers", type=some_of("mixer", MIXERS), default=[], help=about)
 
 
 def execute(arguments: Namespace) -> None:
     """Measure, print and save."""
     pin(arguments.threads)
+    if arguments.layers:
+        found = measure_layers(arguments.layers, arguments.rounds)
+        keep(arguments.output, ["layers"], {**LAYER, "microseconds": found})
+    else:
+        keep(arguments.output, ["models"], measure_models(arguments))
+
+
+def measure_models(arguments: Namespace) -> Result:
+    """Measure the models token by token; print and return what it took."""
     tokens, prompt_length = arguments.tokens, arguments.prompt
     at_ends = min(AT_ENDS, tokens // 2)
     positions = prompt_length + tokens
@@ -136,7 +196,7 @@ def execute(arguments: Namespace) -> None:
                 f"{summary['tokens_per_second']:.1f} tokens/s",
                 flush=True,
             )
-    result = {
+    return {
         "preset": arguments.preset,
         "mixer": arguments.mixer,
         "tokens": tokens,
@@ -146,11 +206,13 @@ def execute(arguments: Namespace) -> None:
         "medians": over_rounds(rounds),
         "rounds": rounds,
     }
-    save(arguments.output, result)
 
 
 def table(result: Result) -> str:
     """Return the time of a generated token at either end."""
+    if "models" not in result:
+        return MISSING
+    result = result["models"]
     names = {
         "ours": f"`{result['preset']}` with `{result['mixer']}`",
         "gpt2": "transformers' GPT-2",
@@ -169,8 +231,11 @@ def table(result: Result) -> str:
     return to_markdown(header, rows).rstrip()
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> Figure | None:
     """Draw the time of a token at either end, and what a model carries from token to token."""
+    if "models" not in result:
+        return None
+    result = result["models"]
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     half = result["tokens_at_each_end"] / 2
@@ -205,5 +270,19 @@ def _state_bytes(heads: int, width: int) -> int:
     return sum(each.nbytes for each in state)
 
 
-TABLES: Tables = {"generation": table}
+def layers_table(result: Result) -> str:
+    """Return the time of a token in a single mixer, and how many times as long as in the first."""
+    if "layers" not in result:
+        return MISSING
+    found = result["layers"]["microseconds"]
+    first = next(iter(found.values()))
+    header = ["mixer", *(f"{sequences} at once, µs" for sequences in first)]
+    rows = [
+        [f"`{mixer}`", *(f"{of[each]:.0f} ({of[each] / first[each]:.2f} ×)" for each in first)]
+        for mixer, of in found.items()
+    ]
+    return to_markdown(header, rows).rstrip()
+
+
+TABLES: Tables = {"generation": table, "generation_layers": layers_table}
 PICTURES: Pictures = {"constant-cost.png": draw}

@@ -13,6 +13,7 @@ from flowformer import ConvolutionState, short_convolution
 from flowformer.ops import convolution, states_in_place
 from flowformer.ops.backends import available_backends
 from flowformer.ops.backends.cpu.library import load_library
+from flowformer.ops.convolution import short_convolutions
 from tests.ops.cases import BACKENDS, needs_library
 
 TRITON = pytest.param(
@@ -447,6 +448,53 @@ class TestSteps:
             elif not in_place:
                 assert_close(before.recent, kept, rtol=0, atol=0)
         assert sum(map(len, convolution._STEPS._known.values())) == 1
+
+    @needs_library
+    @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in-place"])
+    @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+    def test_several_are_those_of_each(
+        self, in_place: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        several = convolution.PreparedSteps(tuple)
+        monkeypatch.setattr(convolution, "_STEPS_OF_SEVERAL", several)
+        sizes = (2, 6, 3, 11, 4), (2, 6, 2, 8, 4)
+        tensors, weights, biases = zip(*map(draw, sizes), strict=True)
+        biases = biases if biased else ()
+        how: dict[str, Any] = {"activation": "silu", "return_state": True}
+        recent = tuple(
+            ConvolutionState.initial(2, 4, x.shape[2], x.shape[3], x.device).recent for x in tensors
+        )
+        for t in range(6):
+            tokens, before = [x[:, t : t + 1] for x in tensors], [x.clone() for x in recent]
+            each = [
+                short_convolution(
+                    tokens[i],
+                    weights[i],
+                    bias=biases[i] if biased else None,
+                    initial_state=ConvolutionState(before[i]),
+                    backend="chunked",
+                    **how,
+                )
+                for i in range(2)
+            ]
+            with torch.no_grad():
+                if in_place:
+                    with states_in_place():
+                        outputs, last = short_convolutions(
+                            tokens, weights, recent, biases=biases, **how
+                        )
+                else:
+                    outputs, last = short_convolutions(
+                        tokens, weights, recent, biases=biases, **how
+                    )
+                    assert_close(recent, tuple(before), rtol=0, atol=0)
+            assert last is not None
+            assert_close(outputs, tuple(y for y, _ in each))
+            assert_close(last, tuple(state.recent for _, state in each), rtol=0, atol=0)
+            if in_place and t > 0:
+                assert [x.data_ptr() for x in last] == [x.data_ptr() for x in recent]
+            recent = last
+        assert sum(map(len, several._known.values())) == 1
 
     @needs_library
     def test_those_that_train_are_not_prepared(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from flowformer.ops import flow, flow_attention, flow_attention_step, linear, linear_attention
-from flowformer.ops.state import FlowState, LinearState, states_in_place
+from flowformer.ops.state import FlowState, LinearState, empty_state, states_in_place
 from tests.ops.cases import needs_library
 
 pytestmark = needs_library
@@ -36,6 +36,14 @@ def decays(q):
     return torch.linspace(-2, 0, 6, dtype=q.dtype).view(3, 1, 2)
 
 
+def forgetting_flow(q, k, v, state, **options):
+    return flow_call(q, k, v, state, log_decay=decays(q), **options)
+
+
+def unclamped_flow(q, k, v, state, **options):
+    return flow_step(q, k, v, state, log_decay=decays(q), clamp=None, **options)
+
+
 def forgetting_call(q, k, v, state, **options):
     return linear_call(q, k, v, state, log_decay=decays(q), **options)
 
@@ -47,6 +55,8 @@ def normalized_call(q, k, v, state, **options):
 CALLS = {
     "flow-step": flow_step,
     "flow": flow_call,
+    "flow-decay": forgetting_flow,
+    "flow-decay-unclamped": unclamped_flow,
     "linear": linear_call,
     "linear-decay": forgetting_call,
     "linear-decay-normalized": normalized_call,
@@ -61,8 +71,11 @@ def _nothing_known(monkeypatch):
 
 
 def first_state(call, d=5, m=6) -> Any:
+    device = torch.device("cpu")
+    if call in (forgetting_flow, unclamped_flow):
+        return empty_state(True, 3, 2, d, m, device)
     kind = FlowState if call in (flow_step, flow_call) else LinearState
-    return kind.initial(3, 2, d, m + (call is normalized_call), torch.device("cpu"))
+    return kind.initial(3, 2, d, m + (call is normalized_call), device)
 
 
 def known():
@@ -126,6 +139,25 @@ def test_what_only_resembles_them_is_checked_and_served_anew(call):
         call(q, k, v[..., :3], state)
     with pytest.raises(ValueError, match="dtype and device"):
         call(q.double(), k, v, state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clamp", [1.0, None], ids=["clamped", "unclamped"])
+def test_flows_of_a_step_forget_all_exactly(clamp):
+    """And a state without decays, whose count is one of all heads, goes on with them."""
+    state = FlowState.initial(3, 2, 5, 6, torch.device("cpu"))
+    tensors = out = token()
+    for log_decay in (-0.5, -0.5, -300.0, -torch.inf):
+        tensors, before = token(), state
+        g = torch.full((3, 1, 2), log_decay)
+        out, state = flow_step(*tensors, before, log_decay=g, clamp=clamp)
+        right, _ = flow_step(*tensors, before, log_decay=g, clamp=clamp, backend="chunked")
+        torch.testing.assert_close(out, right)
+    assert known() == 1
+    empty = empty_state(True, 3, 2, 5, 6, torch.device("cpu"))
+    alone, fresh = flow_step(*tensors, empty, clamp=clamp, log_decay=torch.zeros(3, 1, 2))
+    torch.testing.assert_close(out, alone, rtol=0, atol=0)
+    torch.testing.assert_close(list(state), list(fresh), rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define FLOWFORMER_ABI 7
+#define FLOWFORMER_ABI 8
 
 namespace flowformer {
 
@@ -27,7 +27,7 @@ struct View {
 
 // The state of each row (sequence, head), float64 and contiguous; a null pointer is a zero (an empty past).
 struct State {
-  int64_t* tokens;      // [b]
+  void* tokens;         // int64 [b]; where flows decay what is left of them, double [b, h]
   double* key_sum;      // [b, h, d]
   double* query_sum;    // [b, h, d]
   double* key_flow;     // [b, h, d]
@@ -55,7 +55,7 @@ struct Call {
   const int64_t* query_offsets;  // [b + 1] of packed sequences, or null
   const int64_t* key_offsets;
   const void* row_scale;  // linear attention: real [b, queries, h], or null
-  const void* log_decay;  // causal linear attention: real [b, queries, h], at most 0, or null
+  const void* log_decay;  // causal: real [b, queries, h], at most 0, or null; of flows in decoding steps alone
   State before, after;
   State grad_before, grad_after;
   // What the backward needs of the forward, or null: five (causal) or two and three numbers a token, and the sums of the

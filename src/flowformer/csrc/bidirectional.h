@@ -28,7 +28,7 @@ inline void sum_chunks(const CausalSizes<T>& s, bool narrow, Range range, int64_
 template <class T> inline void clear(const CausalSizes<T>& s, const Call& call, Carry& carry, bool vectors_alone = false) {
   std::memset(carry.key_sum, 0, size_t(vectors_alone ? s.vectors : s.sums()) * sizeof(double));
   carry.tokens = carry.total = 0;
-  carry.shift = call.clamp <= LARGEST_EXPONENT ? 0 : -__builtin_inf();
+  carry.shift = is_bounded(call) ? 0 : -__builtin_inf();
 }
 
 template <class T> struct BidirectionalForward : RowFeatures<T> {
@@ -139,7 +139,7 @@ template <class T> struct BidirectionalForward : RowFeatures<T> {
       std::memcpy(dots, source, n * sizeof(T));
     }
     double highest = added.shift;
-    const bool bounded = call.clamp <= LARGEST_EXPONENT;
+    const bool bounded = is_bounded(call);
     for (int i = 0; !bounded && i < n; ++i)
       if (row.key.real(t + i) && clamped(dots[i]) > highest) highest = clamped(dots[i]);
     if (highest > added.shift) {

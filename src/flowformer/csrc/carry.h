@@ -19,6 +19,7 @@ inline Ahead chunk_ahead(const Call& call, const View& view, const Row& row, con
 
 // With a bound, exp(±bound) times any number of tokens is in range; above it, or without one, a running maximum is kept.
 constexpr double LARGEST_EXPONENT = 50;
+inline bool is_bounded(const Call& call) { return call.clamp <= LARGEST_EXPONENT; }
 
 template <class T> struct CausalSizes : Widths<T> {
   int64_t vectors, matrix;  // numbers of Sums
@@ -68,6 +69,17 @@ struct Sums {
 // log Σ exp Ô = shift + log(total).
 struct Carry : Sums {
   double tokens, shift, total;
+
+  // Where flows decay: what is left of all but the matrix.
+  void fade(int64_t vectors, double log_decay, bool bounded) {
+    const double left = __builtin_exp(log_decay);
+    tokens *= left;
+    for (int64_t i = 0; i < vectors; ++i) key_sum[i] *= left;  // and the three behind it
+    if (bounded)
+      total *= left;
+    else
+      shift += log_decay;
+  }
 };
 
 // Many carries, side by side.
@@ -85,19 +97,26 @@ template <class T, class C> class Carries {
 };
 
 // A decoding step: the matrix of the state is read, used and written in one pass, from where it is to where it goes.
-template <class T> inline bool is_token(const Call& call, const CausalSizes<T>& s, const Row& row) {
-  return row.key.length == 1 && row.key.trimmed == 1 && call.after.key_value && s.whole();
+inline bool is_token(const Call& call, const Row& row) {
+  return row.key.length == 1 && row.key.trimmed == 1 && call.after.key_value;
+}
+
+inline bool flows_decay(const Call& call) { return call.log_decay && call.feature_map != IDENTITY; }
+inline double tokens_before(const Call& call, const Row& row) {
+  const void* tokens = call.before.tokens;
+  if (!tokens) return 0;
+  return flows_decay(call) ? static_cast<const double*>(tokens)[row.index] : double(static_cast<const int64_t*>(tokens)[row.sequence]);
 }
 
 template <class T> inline void read_state(const Call& call, const Row& row, Carry& carry) {
   const State& state = call.before;
   const CausalSizes<T> s(call);
-  if (is_token(call, s, row))
+  if (is_token(call, row))
     carry.read_vectors(s, state, row.index);
   else
     carry.read(s, state, row.index);
-  const bool bounded = call.clamp <= LARGEST_EXPONENT;
-  carry.tokens = state.tokens ? double(state.tokens[row.sequence]) : 0;
+  const bool bounded = is_bounded(call);
+  carry.tokens = tokens_before(call, row);
   const double log_total = state.competition ? state.competition[row.index] : -__builtin_inf();
   carry.shift = bounded ? 0 : log_total;
   carry.total = bounded ? __builtin_exp(log_total) : double(log_total > -__builtin_inf());
@@ -106,7 +125,10 @@ template <class T> inline void read_state(const Call& call, const Row& row, Carr
 template <class T> inline void write_state(const Call& call, const Row& row, const Carry& carry) {
   const State& state = call.after;
   carry.write(CausalSizes<T>(call), state, row.index);
-  if (state.tokens && row.head == 0) state.tokens[row.sequence] = int64_t(carry.tokens);
+  if (state.tokens && flows_decay(call))
+    static_cast<double*>(state.tokens)[row.index] = carry.tokens;
+  else if (state.tokens && row.head == 0)
+    static_cast<int64_t*>(state.tokens)[row.sequence] = int64_t(carry.tokens);
   if (state.competition) state.competition[row.index] = carry.shift + __builtin_log(carry.total);
 }
 
@@ -168,7 +190,7 @@ inline void add_segment(const Call& call, Level level, const Carry& added, const
     add(s.dp, start.key_flow, added.key_flow, next.key_flow);
     add(s.dp, start.query_flow, added.query_flow, next.query_flow);
   } else if (level == COMPETITION) {
-    if (call.clamp <= LARGEST_EXPONENT) {
+    if (is_bounded(call)) {
       next.total = start.total + added.total;
     } else {
       next.shift = start.shift > added.shift ? start.shift : added.shift;

@@ -28,7 +28,7 @@ template <class T>
 inline void compete(const Call& call, int n, const uint8_t* mask, const T* source, Carry& carry, T* share, T* odds) {
   constexpr int W = Simd<T>::W;
   const T bound = T(call.clamp);
-  if (call.clamp <= LARGEST_EXPONENT) {
+  if (is_bounded(call)) {
     T weight[CHUNK], past[CHUNK], total[CHUNK];
     for (int t = 0; t < n; t += W) {
       Vec<T> x = load(source + t);
@@ -235,7 +235,7 @@ template <class T> struct CausalForward {
   }
 
   void begin(const Row& row, Carry& carry) {
-    if (call.after.key_value && s.whole()) carry.key_value = call.after.key_value + row.index * s.matrix;  // in place
+    if (call.after.key_value && (s.whole() || is_token(call, row))) carry.key_value = matrix_of(call.after, row);  // in place
     read_state<T>(call, row, carry);
   }
 
@@ -248,7 +248,7 @@ template <class T> struct CausalForward {
 
   // Stretch `index` of a row.
   void pass(const Row& row, int64_t index, Carry& carry, const Turn& turn) {
-    if (is_token(call, s, row)) return token(row, carry);
+    if (is_token(call, row)) return token(row, carry);
     const int64_t from = index * chunks * CHUNK, left = row.key.trimmed - from;
     const int all = int(left < chunks * CHUNK ? left : chunks * CHUNK);
     const auto each_chunk = [&](auto&& part) {
@@ -293,20 +293,21 @@ template <class T> struct CausalForward {
     }
   }
 
-  // A decoding step.
+  // A decoding step; in it flows may decay too: all that is carried, before the token is added.
   void token(const Row& row, Carry& carry) {
     read_features<T>(call, call.key, row, row.key, 0, 1, k);
     read_features<T>(call, call.query, row, row.query, 0, 1, q);
     read_values<T>(call, call.value, row, row.key, 0, 1, s.m, v, false);
+    double left = 1;
+    if (call.log_decay) read_decays<T>(call, row, 0, 1, logs), left = __builtin_exp(double(logs[0]));
+    if (flows_decay(call)) carry.fade(s.vectors, double(logs[0]), is_bounded(call));
     if (call.feature_map == IDENTITY)
       given_scale(call, row, 0, 1, scale);
     else
       conserve(row, 0, 1, q, k, scale, weight, carry);
     if (call.feature_map != IDENTITY && call.competition != NO_COMPETITION) scale_rows(1, s.dp, k, weight, k);
-    const double* before = call.before.key_value ? call.before.key_value + row.index * s.matrix : nullptr;
-    double* after = call.after.key_value + row.index * s.matrix;
-    double left = 1;
-    if (call.log_decay) read_decays<T>(call, row, 0, 1, logs), left = __builtin_exp(double(logs[0]));
+    const double* before = call.before.key_value ? matrix_of(call.before, row) : nullptr;
+    double* after = matrix_of(call.after, row);
     for (int j = 0; j < s.m; ++j) out[j] = 0;
     for (int i = 0; i < s.d; ++i, after += s.m) {
       const double share = k[i];
@@ -316,6 +317,7 @@ template <class T> struct CausalForward {
     write_output<T>(call, row, 0, 1, out, scale);
   }
 
+  double* matrix_of(const State& state, const Row& row) const { return state.key_value + row.index * s.d * s.m; }
   bool is_empty(int64_t t) const { return t == 0 && !call.before.key_value; }
   Halves halves(const Row& row, int64_t t, int n) const {
     return {n, 0, is_empty(t), t + n < row.key.trimmed || call.after.key_value, s.matrix * int64_t(sizeof(T)) <= SMALL};

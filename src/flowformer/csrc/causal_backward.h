@@ -77,7 +77,7 @@ template <class T> struct CausalBackward {
     if (call.grad_before.key_value && s.whole()) carry.key_value = call.grad_before.key_value + row.index * s.matrix;  // in place
     carry.read(s, grad, row.index);
     carry.late = grad.competition ? -grad.competition[row.index] : 0;
-    carry.tokens = double(row.key.tokens) + (call.before.tokens ? double(call.before.tokens[row.sequence]) : 0);
+    carry.tokens = double(row.key.tokens) + tokens_before(call, row);
   }
 
   void end(const Row& row, BackCarry& carry) {

@@ -1,7 +1,9 @@
 """The short convolution of recurrent mixers: every channel by itself, over a few tokens."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from types import ModuleType
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,16 +16,16 @@ from flowformer.ops.features import compute_dtype
 from flowformer.ops.inputs import (
     DTYPES,
     check_mask,
-    check_sizes,
     check_strided,
     exact_arithmetic,
     is_recorded,
     require_tensor,
+    starting_state,
 )
 from flowformer.ops.layout import Layout, takes_layouts
 from flowformer.ops.packing import Batch, check_batch, sequence_count
 from flowformer.ops.state import ConvolutionState
-from flowformer.ops.steps import PreparedSteps, is_step
+from flowformer.ops.steps import Inputs, Prepare, PreparedSteps, Step, is_step
 
 Activation = Literal["silu"]
 
@@ -130,9 +132,9 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     check_batch(Batch(mask, mask, cu_seqlens, None))
     recent = None
     if initial_state is not None:
-        sizes = sequence_count(x, cu_seqlens), weight.shape[2], *x.shape[2:]
-        check_sizes(initial_state, ConvolutionState, sizes, x.device)
-        recent = initial_state.recent  # of tokens, and so no finer than they are
+        sizes = sequence_count(x, cu_seqlens), weight.shape[2], *x.shape[2:], x.device
+        state = starting_state(initial_state, ConvolutionState.initial, *sizes)
+        recent = state.recent  # of tokens, and so no finer than they are
         recent = recent.to(x.dtype).to(recent.dtype)
     module = choose_backend(backend, *given, *others, recent)
     dtype = compute_dtype(x.dtype)
@@ -142,9 +144,7 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
     with exact_arithmetic(x):
         y = convolve(module, inputs, activates=activates, ahead=ahead)
     if one:
-        prepare = getattr(module, "prepare_convolution", None)
-        prepare = None if prepare is None else partial(prepare, activates=activates)
-        _STEPS.keep(look, prepare, given, initial_state)
+        _STEPS.keep(look, _preparation(module, activates=activates), given, initial_state)
     if not return_state:
         return y
     before = {"mask": mask, "cu_seqlens": cu_seqlens, "recent": recent}
@@ -152,6 +152,88 @@ def short_convolution(  # noqa: PLR0913 - the options of flow_attention, keyword
 
 
 _STEPS = PreparedSteps(ConvolutionState)
+
+
+def short_convolutions(
+    tensors: Sequence[Float[Tensor, "b t _h _d"]],
+    weights: Tensor | Sequence[Float[Tensor, "_h _d w"]],
+    recent: Sequence[Float[Tensor, "b recent _h _d"]] | None = None,
+    *,
+    biases: Sequence[Float[Tensor, "_h _d"]] = (),
+    activation: Activation | None = None,
+    mask: Bool[Tensor, "b t"] | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """Return :func:`short_convolution` of each, such as of query, key and value.
+
+    A decoding step of all is looked up, and called, as one.
+
+    Args:
+        tensors: x of each.
+        weights: of each.
+        recent: of each the state's tokens, or None.
+        biases: of each, if any.
+        activation: as in :func:`short_convolution`, and so are the next.
+        mask: of all.
+        return_state: whether to return the last tokens of each too.
+        backend: of all.
+
+    Returns:
+        y of each, and the last tokens of each, or None.
+    """
+    count, given = len(tensors), (*tensors, *weights, *biases)
+    recent = None if recent is None else tuple(recent)
+    look = backend, activation
+    one = return_state and is_step(given, recent, (mask,))
+    if one and (step := _STEPS_OF_SEVERAL.find(look, given, recent)) is not None:
+        return step(given, recent)
+    call: Any = {"activation": activation, "mask": mask, "backend": backend}
+    call["return_state"] = return_state
+    states = [None] * count if recent is None else map(ConvolutionState, recent)
+    results: list[Any] = [
+        short_convolution(x, weight, bias=bias, initial_state=state, **call)
+        for x, weight, bias, state in zip(
+            tensors, given[count : 2 * count], biases or [None] * count, states, strict=True
+        )
+    ]
+    if not return_state:
+        return tuple(results), None
+    if one and recent is not None:
+        module = choose_backend(backend, *given, *recent)
+        prepare = _preparation(module, activates=activation is not None)
+        prepare = None if prepare is None else partial(_prepare_several, prepare, count)
+        _STEPS_OF_SEVERAL.keep(look, prepare, given, recent)
+    return tuple(y for y, _ in results), tuple(state.recent for _, state in results)
+
+
+_STEPS_OF_SEVERAL = PreparedSteps(tuple)
+
+
+def _preparation(module: ModuleType, *, activates: bool) -> Prepare | None:
+    prepare = getattr(module, "prepare_convolution", None)
+    return None if prepare is None else partial(prepare, activates=activates)
+
+
+def _prepare_several(
+    prepare: Prepare, count: int, inputs: Inputs, recent: tuple[Tensor, ...]
+) -> Step | None:
+    """Prepare the steps of so many convolutions; the inputs are all x, then all weights, …."""
+    parts = [slice(place, None, count) for place in range(count)]
+    pairs = zip(parts, recent, strict=True)
+    steps = [prepare(inputs[part], ConvolutionState(last)) for part, last in pairs]
+    ready = [step for step in steps if step is not None]
+    if len(ready) < count:
+        return None
+
+    def step(inputs: Inputs, recent: Any) -> tuple[Any, Any]:
+        done = [
+            one(inputs[part], ConvolutionState(last))
+            for one, part, last in zip(ready, parts, recent, strict=True)
+        ]
+        return tuple(y for y, _ in done), tuple(state.recent for _, state in done)
+
+    return step
 
 
 def _check(

@@ -165,10 +165,10 @@ def flow_attention(  # noqa: PLR0913 - the options of the published variants, ke
         torch.Size([2, 4, 16, 16])
     """
     given = mask, query_mask, key_mask, cu_seqlens, cu_seqlens_k
-    if causal and return_state and is_step((query, key, value), initial_state, (log_decay, *given)):
+    if causal and return_state and is_step((query, key, value), initial_state, given):
         words = feature_map, clamp, eps, competition, allocation, independent_sinks
         spelled = dict(zip(DEFAULTS, words, strict=True))
-        return _step(query, key, value, initial_state, backend, spelled)
+        return _step(query, key, value, initial_state, backend, spelled, log_decay)
     options = resolve_options(
         feature_map=feature_map,
         clamp=clamp,
@@ -338,12 +338,12 @@ def _step(
     log_decay: Tensor | None = None,
 ) -> tuple[Tensor, FlowState]:
     look = backend, *options.items()
-    plain, given = log_decay is None, (query, key, value)
-    if plain and (step := _STEPS.find(look, given, state)) is not None:
+    given = (query, key, value) if log_decay is None else (query, key, value, log_decay)
+    if (step := _STEPS.find(look, given, state)) is not None:
         return step(given, state)
     resolved = resolve_options(**options)
     check_causal_options(resolved)
-    query, key, value = check_tensors(*given)
+    query, key, value = check_tensors(query, key, value)
     if query.shape[1] != 1 or key.shape[1] != 1:
         raise ValueError(
             f"a step takes one token, got L={query.shape[1]} and S={key.shape[1]}: for more use "
@@ -354,12 +354,12 @@ def _step(
     decay = {}
     if log_decay is not None:
         decay["log_decay"] = check_decay(log_decay, query, None, causal=True)
-    module = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
-    module = _that_decays(module, log_decay, state)
+    chosen = choose_backend(backend, query, key, value, *decay.values(), *(state or ()))
+    module = _that_decays(chosen, log_decay, state)
     with exact_arithmetic(query):
         out, after = module.step(query, key, value, options=resolved, state=state, **decay)
-    if plain and state is not None:
-        _STEPS.keep(look, preparation(module, resolved), given, state)
+    if state is not None:  # the chosen one may know this token of a decay, if not many
+        _STEPS.keep(look, preparation(chosen, resolved), given, state)
     return out, after
 
 

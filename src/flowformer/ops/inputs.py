@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # no public name either
 
 from flowformer.ops.features import compute_dtype
-from flowformer.ops.state import FlowState, has_decayed, of_heads, refuse_given_up
+from flowformer.ops.state import FlowState, empty_state, has_decayed, refuse_given_up
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -269,8 +269,15 @@ def growth(log_decay: Tensor) -> ValueError:
 State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors
 
 
-def starting_state(given: State | None, empty: State) -> State:
-    """Return the state that was passed in, checked against the empty one, or the empty one.
+def starting_state(given: State | None, make: Callable[..., State], *sizes: Any) -> State:
+    """Return the state that was passed in, checked against that before the first token, or that.
+
+    What such a state looks like is found out once for all of the same sizes: a step makes none.
+
+    Args:
+        given: the state that was passed in, if any.
+        make: returns the state before the first token; a function that is there once.
+        sizes: what it is called with.
 
     Raises:
         TypeError: it is not of the expected kind, or a field has another dtype: in half precision
@@ -278,72 +285,58 @@ def starting_state(given: State | None, empty: State) -> State:
         ValueError: a field has another shape or device.
     """
     if given is None:
-        return empty
-    _check_layout(given, type(empty), _layout_of(empty))
+        return make(*sizes)
+    look = _traced_look if is_recorded() else _cached_look
+    _check_look(given, *look(make, sizes))
     return given
 
 
 def check_state(
-    given: tuple | None, kind: type, query: Tensor, value: Tensor, sequences: Any, more: int = 0
+    given: tuple | None, kind: Any, query: Tensor, value: Tensor, sequences: Any, more: int = 0
 ) -> None:
-    """Check a state against the initial one of such tensors, which is not made again every time.
-
-    It may be one whose value has ``more`` columns.
+    """Check a state against the initial one of such tensors; its value may have more columns.
 
     Raises:
         TypeError, ValueError: as :func:`starting_state`.
     """
-    if given is not None:
-        sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more
-        decays = isinstance(given, FlowState) and has_decayed(given)
-        check_sizes(given, kind, sizes, query.device, decays=decays)
+    if given is None:
+        return
+    sizes = sequences, query.shape[2], query.shape[3], value.shape[3] + more, query.device
+    if kind is FlowState and isinstance(given, FlowState) and has_decayed(given):
+        starting_state(given, empty_state, True, *sizes)
+    else:
+        starting_state(given, kind.initial, *sizes)
 
 
-def check_sizes(
-    given: tuple, kind: type, sizes: tuple[Any, ...], device: torch.device, *, decays: bool = False
-) -> None:
-    """Check a state against the initial one, of the sizes that its class takes.
-
-    Raises:
-        TypeError, ValueError: as :func:`starting_state`.
-    """
-    layout = _traced_layout if is_recorded() else _cached_layout
-    _check_layout(given, kind, layout(kind, sizes, device, decays))
+FieldLook = tuple[torch.Size, torch.dtype, torch.device]
 
 
-Layout = list[tuple[torch.Size, torch.dtype, torch.device]]
+def _traced_look(make: Callable[..., tuple], sizes: tuple[Any, ...]) -> tuple[Any, list[FieldLook]]:
+    empty = make(*sizes)
+    return type(empty), [(field.shape, field.dtype, field.device) for field in empty]
 
 
-def _layout_of(state: tuple) -> Layout:
-    return [(field.shape, field.dtype, field.device) for field in state]
+_cached_look = lru_cache(maxsize=64)(_traced_look)
 
 
-def _traced_layout(kind: Any, sizes: tuple[Any, ...], device: torch.device, decays: bool) -> Layout:
-    empty = kind.initial(*sizes, device)
-    return _layout_of(of_heads(empty) if decays and kind is FlowState else empty)
-
-
-_cached_layout = lru_cache(maxsize=64)(_traced_layout)
-
-
-def _check_layout(given: tuple, kind: type, layout: Layout) -> None:
+def _check_look(given: tuple, kind: Any, look: list[FieldLook]) -> None:
     if type(given) is not kind:
         raise TypeError(f"the state must be a {kind.__name__}, got {type(given).__name__}")
     refuse_given_up(given)
-    for name, field, (shape, dtype, device) in zip(
-        kind.__annotations__, given, layout, strict=True
-    ):
+    for name, field, (shape, dtype, device) in zip(kind._fields, given, look, strict=True):
+        same = field.shape == shape and field.dtype == dtype and field.device == device
+        if same and field.layout == torch.strided and not field.is_nested:
+            continue
         check_strided(f"{name} of the state", field)
         if field.shape != shape or field.device != device:
             raise ValueError(
                 f"{name} of the state must be {list(shape)} on {device}, got "
                 f"{list(field.shape)} on {field.device}"
             )
-        if field.dtype != dtype:
-            raise TypeError(
-                f"{name} of the state must be {dtype}, whatever the dtype of the query, got "
-                f"{field.dtype}"
-            )
+        raise TypeError(
+            f"{name} of the state must be {dtype}, whatever the dtype of the query, got "
+            f"{field.dtype}"
+        )
 
 
 def is_recorded() -> bool:

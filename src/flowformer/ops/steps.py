@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from flowformer.ops.inputs import is_kept, is_plain, is_recorded
 
 Inputs = tuple[Tensor, ...]  # query, key, value and, where one is given, log_decay; or others
-Step = Callable[[Inputs, Any], tuple[Tensor, Any]]  # and the state: output, state after the token
+Step = Callable[[Inputs, Any], tuple[Any, Any]]  # and the state: output, state after the token
 Prepare = Callable[[Inputs, Any], Step | None]
 
 _MOST = 256  # sizes and options of which steps are kept

@@ -16,8 +16,9 @@ from flowformer.nn.mixers.deltanet import (
     delta_rule_attention,
     unit,
 )
-from flowformer.nn.mixers.gating import convolved, repeated
+from flowformer.nn.mixers.gating import repeated
 from flowformer.nn.mixers.recurrence import fla_kernel
+from flowformer.ops.convolution import short_convolutions
 
 
 def draw(length: int, *, kv_heads: int = 4) -> list[Tensor]:
@@ -173,7 +174,7 @@ def test_the_gated_layer_is_the_papers() -> None:
     plain = build_mixer("deltanet", 12, 3, norm=False).double()
     plain.load_state_dict(mixer.state_dict(), strict=False)
     tensors = plain._tensors(x, x)
-    (q, k, v), _ = convolved(tensors[:3], attention.convolution, None, None)
+    (q, k, v), _ = short_convolutions(tensors[:3], attention.convolution, activation="silu")
     decay = attention.decay
     rate = F.softplus(decay.projection(x)) * decay.log_scale.exp()
     beta = torch.sigmoid(attention.strength(x))

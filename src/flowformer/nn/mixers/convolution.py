@@ -4,7 +4,7 @@ Positions count real tokens: padding is stepped over, and a sequence gives what 
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from flowformer.ops import short_convolution
+from flowformer.ops import ConvolutionState, LinearState, short_convolution
 from flowformer.ops.backends.sliding import taken
 from flowformer.ops.features import front_order, masked
 from flowformer.ops.parallel.collectives import gather_ranks, place_of_rank, sum_ranks
@@ -44,6 +44,11 @@ class ConvolvedState(NamedTuple):
     detach = detach_state
     reorder = reorder_state
 
+    @classmethod
+    def initial(cls, taps: int, *sizes: Any) -> "ConvolvedState":
+        """Return the state before the first token, of the sizes that a `LinearState` takes."""
+        return cls(*no_recent(taps, *sizes), *LinearState.initial(*sizes))
+
 
 class FlowGatedState(NamedTuple):
     """The state of gated Flow-Attention: that of the flows, and the last tokens for convolutions.
@@ -73,6 +78,17 @@ class FlowGatedState(NamedTuple):
 
 
 torch.serialization.add_safe_globals([ConvolvedState, FlowGatedState])
+
+
+def no_recent(
+    taps: int, batch: int, heads: int, key_width: int, value_width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the last queries, keys and values before the first token, which are zero."""
+    query, key, value = (
+        ConvolutionState.initial(batch, taps, heads, width, device).recent
+        for width in (key_width, key_width, value_width)
+    )
+    return query, key, value
 
 
 def directed_convolution(

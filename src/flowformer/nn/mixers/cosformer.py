@@ -32,6 +32,12 @@ class CosformerState(NamedTuple):
     detach = detach_state
     reorder = reorder_state
 
+    @classmethod
+    def initial(cls, batch: int, *sizes: Any) -> "CosformerState":
+        """Return the state before the first token, of the sizes that a `LinearState` takes."""
+        sums = LinearState.initial(batch, *sizes).key_value
+        return cls(sums.new_zeros(batch, dtype=torch.int64), sums)
+
 
 torch.serialization.add_safe_globals([CosformerState])
 
@@ -79,9 +85,8 @@ def cosformer_attention(
     if causal:
         check_causal(query, key)
         b, _, h, d = query.shape
-        sums = LinearState.initial(b, h, 2 * d, value.shape[3] + 1, query.device)
-        tokens = torch.zeros(b, dtype=torch.int64, device=query.device)
-        start = starting_state(initial_state, CosformerState(tokens, sums.key_value))
+        sizes = b, h, 2 * d, value.shape[3] + 1, query.device
+        start = starting_state(initial_state, CosformerState.initial, *sizes)
     _check_length(query, key, max_length, initial_state)
     rest: dict[str, Any] = {**call}
     rest["initial_state"] = None if start is None else LinearState(start.key_value)

@@ -16,6 +16,8 @@ from flowformer.nn.mixers.recurrence import (
     fast_kernel,
     from_chunks,
     in_chunks,
+    is_one_token,
+    read_and_add,
     run_recurrence,
     shifted,
 )
@@ -116,6 +118,8 @@ def chunked_delta_rule(
     With U = F - G S the latter is (Γ_C - Kᵀ (D_C ∘ G)) S + Kᵀ (D_C ∘ F), linear in S: where a loop
     over the chunks would fix the length of a graph, such steps are put together, pair by pair.
     """
+    if is_one_token(query):
+        return _one_token(query, key, value, gates, state)
     length, dtype = query.shape[1], compute_dtype(query.dtype)
     size = at_most(CHUNK, length)
     q, k, v, rates = (in_chunks(x.to(dtype), size) for x in (query, key, value, gates))
@@ -152,6 +156,17 @@ def chunked_delta_rule(
         added = (writing[:, :, n].mT @ correction).to(state.dtype)
         state = (state if kept is None else state * kept[:, :, n]) + added
     return from_chunks(torch.stack(outputs, 2), length), state
+
+
+def _one_token(
+    query: Tensor, key: Tensor, value: Tensor, gates: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Correct the memory once, as the recurrence says it."""
+    v, rates = value[:, 0].to(state.dtype), gates[:, 0].to(state.dtype)
+    strength, log_decay = rates[..., :1], rates[..., 1:]
+    if log_decay.shape[-1]:
+        state = state * log_decay.exp()[..., None]
+    return read_and_add(query, key, state, lambda known: strength * (v - known))
 
 
 def _all_states(

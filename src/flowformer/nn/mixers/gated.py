@@ -23,6 +23,7 @@ from flowformer.nn.mixers.convolution import (
     FlowGatedState,
     border_tokens,
     directed_convolution,
+    no_recent,
 )
 from flowformer.nn.mixers.flow import FlowMixer
 from flowformer.nn.mixers.gated_options import (
@@ -33,26 +34,26 @@ from flowformer.nn.mixers.gated_options import (
 )
 from flowformer.nn.mixers.gating import (
     Decay,
-    convolved,
     draw_convolution,
     gated_output,
     identity_convolution,
     map_features,
-    no_recent,
     normalised,
     repeated,
-    with_gain,
+    with_gains,
     with_options,
 )
 from flowformer.nn.mixers.head_attention import Capabilities, HeadAttention
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.ops import (
     FlowMap,
+    FlowState,
     LinearState,
     flow_attention,
     flow_map,
     linear_attention,
 )
+from flowformer.ops.convolution import short_convolutions
 from flowformer.ops.features import masked
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.parallel import sequence_parallel_flow_attention
@@ -92,6 +93,22 @@ def _split(heads: Heads, sizes: list[int]) -> list[Heads]:
     """Return so many heads each; a function, for compilers take no methods of tuples."""
     parts: list[Any] = [[None] * len(sizes) if x is None else x.split(sizes, 2) for x in heads]
     return [Heads(*part) for part in zip(*parts, strict=True)]
+
+
+def _sizes(heads: Heads) -> tuple[Any, ...]:
+    """Return those that a state takes."""
+    batch, _, count, width = heads.query.shape
+    return batch, count, width, heads.value.shape[3], heads.query.device
+
+
+def _empty_state(flows: bool, decays: bool, taps: int, *sizes: Any) -> Any:
+    """Return the state before the first token."""
+    recent = no_recent(taps, *sizes)
+    if flows:
+        return FlowGatedState(*recent, *empty_state(decays, *sizes))
+    batch, heads, key_width, value_width, device = sizes
+    sums = LinearState.initial(batch, heads, key_width, value_width + 1, device)
+    return ConvolvedState(*recent, *sums)
 
 
 # What attends with heads that are prepared, given the keywords of `flow_attention`.
@@ -292,7 +309,7 @@ class GatedAttention(HeadAttention):
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Heads:
         key, value = repeated(query, key, value)
-        log_decay = None if self.decay is None else self.decay(hidden)[..., None]
+        log_decay = None if self.decay is None else self.decay(hidden)
         write = None if self.input_gate is None else 2 * self.input_gate(hidden).sigmoid()
         return Heads(query, key, value, log_decay, None if write is None else write[..., None])
 
@@ -329,7 +346,7 @@ class GatedAttention(HeadAttention):
         if self.mesh is not None and weights.shape[-1] > 1:
             before, group = weights.shape[-1] - 1, resolve_group(self.mesh)
             x = torch.cat(tensors, 2)
-            recent = no_recent(tensors, before + 1) if recent is None else recent
+            recent = no_recent(before + 1, *_sizes(heads)) if recent is None else recent
             first, whole = border_tokens(x, mask, torch.cat(recent, 2), group)
             joined, behind = [first.to(x.dtype), x], 0
             if directions.keys() != {"forwards"}:
@@ -361,39 +378,24 @@ class GatedAttention(HeadAttention):
             directions: Directions = {"forwards": heads.query.shape[2]}
             heads, recent = self._directed(heads, weights, mask, directions, recent)
         elif weights is not None:
-            (q, k, v), recent = convolved(
-                heads[:3],
-                weights,
-                recent,
-                mask,
-                activate=False,
-                return_state=return_state,
-                backend=self.backend,
-            )
+            call = {"mask": mask, "return_state": return_state, "backend": self.backend}
+            (q, k, v), recent = short_convolutions(heads[:3], weights, recent, **call)
             heads = heads._replace(query=q, key=k, value=v)
         call = {"mask": mask, "initial_state": memory, "return_state": return_state}
         out, memory = attend(self._prepared(heads, mask), causal=True, **call)
         if not return_state:
             return out, None
-        recent = no_recent(heads[:3], 1) if recent is None else recent
-        return out, self._kind_of_state()(*recent, *memory)
-
-    def _kind_of_state(self) -> Any:
-        return FlowGatedState if self.options.flows else ConvolvedState
+        recent = no_recent(1, *_sizes(heads)) if recent is None else recent
+        return out, (FlowGatedState if self.options.flows else ConvolvedState)(*recent, *memory)
 
     def _parts_of_state(self, heads: Heads, state: Any) -> tuple[Any, Any]:
         """Return the last tokens and the memory, checked, or None for each."""
         if state is None:
             return None, None
-        batch, _, count, width = heads.query.shape
-        sizes, device = (batch, count, width, heads.value.shape[3]), heads.query.device
-        if not self.options.flows:
-            empty = LinearState.initial(*sizes[:3], sizes[3] + 1, device)
-        else:
-            empty = empty_state(self.decay is not None, *sizes, device)
-        recent = no_recent(heads[:3], max(self.options.convolution, 1))
-        state = starting_state(state, self._kind_of_state()(*recent, *empty))
-        return state[:3], type(empty)(*state[3:])
+        flows, taps = self.options.flows, max(self.options.convolution, 1)
+        look = flows, self.decay is not None, taps, *_sizes(heads)
+        state = starting_state(state, _empty_state, *look)
+        return state[:3], (FlowState if flows else LinearState)(*state[3:])
 
     def _prepared(self, heads: Heads, mask: Tensor | None) -> Heads:
         """Return the heads after gain and input gate: features, but where the flows map them."""
@@ -402,7 +404,7 @@ class GatedAttention(HeadAttention):
             passed = masked(value, mask) * self.skip[:, None].to(value.dtype)
             heads = heads._replace(passed=passed)
         if self.gain is not None:
-            query, key = map(with_gain, (query, key), self.gain)
+            query, key = with_gains((query, key), self.gain)
         if heads.write is not None:
             value = value * heads.write.to(value.dtype)
         if not self.options.flows and self.mesh is None:
@@ -426,7 +428,7 @@ class GatedAttention(HeadAttention):
     def _arguments(heads: Heads, **call: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Return the tensors, and the keywords with the decays of a causal call."""
         if heads.log_decay is not None and call.get("causal"):
-            call["log_decay"] = heads.log_decay[..., 0]
+            call["log_decay"] = heads.log_decay
         return *heads[:3], {"layout": "bthd", **call}
 
     def _attend_sharded(

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from flowformer.nn.mixers.convolution import ConvolvedState
 from flowformer.nn.mixers.gated_options import Features, check_convolution
 from flowformer.nn.mixers.recurrence import RecurrentAttention
-from flowformer.ops import ConvolutionState, LinearState, short_convolution
+from flowformer.ops import LinearState
+from flowformer.ops.convolution import short_convolutions
 from flowformer.ops.features import check_eps, compute_dtype, features, masked
-from flowformer.ops.inputs import starting_state
-from flowformer.ops.state import carry_dtype
+from flowformer.ops.inputs import is_recorded, starting_state
 
 # Between neighbours of the sequence that spreads time constants: any few heads that stand side by
 # side have short and long ones.
@@ -69,14 +69,18 @@ class Decay(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t h"]:
         """Return log α ≤ 0, in the dtype of the arithmetic: a slow decay is none in half."""
-        return self.from_step(self.step(hidden))
+        kept = self._kept(hidden)
+        return kept * self.log_scale.to(kept.dtype).exp()
 
     def step(self, hidden: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t h"]:
         """Return softplus(W x + b), by which Mamba-2 also multiplies what it adds."""
+        return -self._kept(hidden)
+
+    def _kept(self, hidden: Float[Tensor, "b t dim"]) -> Float[Tensor, "b t h"]:
         dtype = compute_dtype(hidden.dtype)
         x = F.linear(hidden, self.projection.weight).to(dtype)
         # Not F.softplus: compiled, torch has other strides for its gradient than when it runs.
-        return -F.logsigmoid(-(x + self.projection.bias.to(dtype)))
+        return F.logsigmoid(-(x + self.projection.bias.to(dtype)))
 
     def from_step(self, step: Float[Tensor, "b t h"]) -> Float[Tensor, "b t h"]:
         """Return log α of such a step."""
@@ -89,6 +93,15 @@ def with_gain(
     """Return every head with a root mean square of its gain."""
     exact = F.rms_norm(x.to(compute_dtype(x.dtype)), x.shape[-1:], eps=eps)
     return (exact * gain[:, None].to(exact.dtype)).to(x.dtype)
+
+
+def with_gains(
+    tensors: Sequence[Float[Tensor, "b t h d"]], gains: Float[Tensor, "n h"]
+) -> tuple[Tensor, ...]:
+    """Return each with its gains; of one token side by side, which takes fewer calls."""
+    if is_recorded() or tensors[0].shape[1] > 1:
+        return tuple(map(with_gain, tensors, gains))
+    return with_gain(torch.cat(tuple(tensors), 2), gains.flatten()).chunk(len(tensors), 2)
 
 
 def map_features(
@@ -104,8 +117,8 @@ def normalised(norm: nn.Module | None, out: Float[Tensor, "*b m"]) -> Float[Tens
     """Return the output after a norm, which under autocast is more precise than it is."""
     if norm is None:
         return out
-    dtype = next((each.dtype for each in norm.parameters()), out.dtype)
-    return norm(out.to(dtype)).to(out.dtype)
+    weight = getattr(norm, "weight", None)
+    return norm(out if weight is None else out.to(weight.dtype)).to(out.dtype)
 
 
 def gated_output(
@@ -134,14 +147,6 @@ def repeated(query: Tensor, *tensors: Float[Tensor, "b t g d"]) -> tuple[Tensor,
     return tuple(x.repeat_interleave(heads // x.shape[2], 2) for x in tensors)
 
 
-def no_recent(
-    tensors: Sequence[Float[Tensor, "b t h d"]], width: int
-) -> tuple[Float[Tensor, "b w h d"], ...]:
-    """Return the last tokens before the first, which are zero, in the dtype of states."""
-    dtype = carry_dtype(tensors[0].device)
-    return tuple(x.new_zeros((x.shape[0], width - 1, *x.shape[2:]), dtype=dtype) for x in tensors)
-
-
 def with_options(function: Callable[..., Any], defaults: Mapping[str, Any]) -> Signature:
     """Return a constructor's signature with these options in place of ``**options``."""
     given = signature(function)
@@ -155,38 +160,6 @@ def with_options(function: Callable[..., Any], defaults: Mapping[str, Any]) -> S
         for name, default in defaults.items()
     ]
     return given.replace(parameters=shown)
-
-
-def convolved(
-    tensors: Sequence[Float[Tensor, "b t _h _d"]],
-    weights: Tensor | Sequence[Float[Tensor, "_h _d w"]],
-    recent: Sequence[Float[Tensor, "b recent _h _d"]] | None,
-    mask: Bool[Tensor, "b t"] | None,
-    *,
-    biases: Sequence[Float[Tensor, "_h _d"]] | None = None,
-    activate: bool = True,
-    return_state: bool = True,
-    backend: str | None = None,
-) -> tuple[tuple[Tensor, ...], Any]:
-    """Return query, key and value after their short convolutions, and the last tokens of each."""
-    missing = [None] * len(tensors)
-    given = zip(tensors, weights, biases or missing, recent or missing, strict=True)
-    results: list[Any] = [
-        short_convolution(
-            x,
-            weight,
-            bias=bias,
-            activation="silu" if activate else None,
-            mask=mask,
-            initial_state=None if before is None else ConvolutionState(before),
-            return_state=return_state,
-            backend=backend,
-        )
-        for x, weight, bias, before in given
-    ]
-    if not return_state:
-        return tuple(results), None
-    return tuple(y for y, _ in results), tuple(state.recent for _, state in results)
 
 
 class Parts(NamedTuple):
@@ -261,14 +234,19 @@ class RecurrenceInParts(RecurrentAttention, ABC):
             out, state = self.update(query, key, value, hidden, mask, state)
         else:
             key, value = repeated(query, key, value)
-            heads, recent, memory = (query, key, value), None, None
+            recent, memory = None, None
             if state is not None:
-                batch, _, count, width = query.shape
-                empty = LinearState.initial(batch, count, width, width, query.device)
-                q, k, v = no_recent(heads, self.convolution.shape[-1])
-                state = starting_state(state, ConvolvedState(q, k, v, empty.key_value))
+                batch, _, heads, width = query.shape
+                sizes = self.convolution.shape[-1], batch, heads, width, width, query.device
+                state = starting_state(state, ConvolvedState.initial, *sizes)
                 recent, memory = state[:3], LinearState(state.key_value)
-            (query, key, value), last = convolved(heads, self.convolution, recent, mask)
+            (query, key, value), last = short_convolutions(
+                *((query, key, value), self.convolution, recent),
+                activation="silu",
+                mask=mask,
+                return_state=True,
+            )
+            assert last is not None, "asked for"
             out, memory = self.update(query, key, value, hidden, mask, memory)
             state = ConvolvedState(last[0], last[1], last[2], memory.key_value)
         return gated_output(self.output_gate, hidden, normalised(self.norm, out)), state

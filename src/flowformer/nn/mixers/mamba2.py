@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowformer.nn.mixers.blockwise import check_positive
-from flowformer.nn.mixers.gating import Decay, convolved, draw_convolution, normalised
+from flowformer.nn.mixers.gating import Decay, draw_convolution, normalised
 from flowformer.nn.mixers.mixer import ProjectedMixer
 from flowformer.nn.mixers.recurrence import RecurrentAttention, gated_linear_attention
-from flowformer.ops import LinearState
+from flowformer.ops import ConvolutionState, LinearState
+from flowformer.ops.convolution import short_convolutions
 from flowformer.ops.features import check_eps
 from flowformer.ops.inputs import starting_state
 from flowformer.ops.state import detach_state, reorder_state, to_state
@@ -35,6 +36,16 @@ class Mamba2State(NamedTuple):
     to = to_state
     detach = detach_state
     reorder = reorder_state
+
+    @classmethod
+    def initial(cls, taps: int, batch: int, *sizes: Any) -> "Mamba2State":
+        """Return the state before the first token; sizes as those of a `LinearState`."""
+        heads, size, width, device = sizes
+        value, key_query = (
+            ConvolutionState.initial(batch, taps, *channels, device).recent
+            for channels in ((heads, width), (2, size))
+        )
+        return cls(value, key_query, *LinearState.initial(batch, *sizes))
 
 
 torch.serialization.add_safe_globals([Mamba2State])
@@ -100,17 +111,22 @@ class Mamba2Attention(RecurrentAttention):
         value = value.repeat_interleave(groups, 2) if groups > 1 else value
         batch, _, heads, width = value.shape
         both = self.key_query_projection(hidden).unflatten(-1, (2, -1))
-        size, tokens = both.shape[3], self.value_convolution.shape[-1] - 1
         recent, memory = None, None
         if state is not None:
-            empty = LinearState.initial(batch, heads, size, width, value.device).key_value
-            last = (empty.new_zeros(batch, tokens, *x.shape[2:]) for x in (value, both))
-            state = starting_state(state, Mamba2State(*last, key_value=empty))
+            sizes = batch, heads, both.shape[3], width, value.device
+            taps = self.value_convolution.shape[-1]
+            state = starting_state(state, Mamba2State.initial, taps, *sizes)
             recent, memory = state[:2], LinearState(state.key_value)
-        weights = self.value_convolution, self.key_query_convolution
-        biases = self.value_bias, self.key_query_bias
-        tensors, last = convolved((value, both), weights, recent, mask, biases=biases)
-        value, both = tensors
+        (value, both), last = short_convolutions(
+            (value, both),
+            (self.value_convolution, self.key_query_convolution),
+            recent,
+            biases=(self.value_bias, self.key_query_bias),
+            activation="silu",
+            mask=mask,
+            return_state=True,
+        )
+        assert last is not None, "asked for"
         key, query = (both[:, :, at : at + 1].expand(-1, -1, heads, -1) for at in (0, 1))
         step = self.decay.step(hidden)
         out, memory = gated_linear_attention(

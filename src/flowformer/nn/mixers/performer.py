@@ -40,6 +40,12 @@ class PerformerState(NamedTuple):
     detach = detach_state
     reorder = reorder_state
 
+    @classmethod
+    def initial(cls, *sizes: Any) -> "PerformerState":
+        """Return the state before the first token, of the sizes that a `LinearState` takes."""
+        sums = LinearState.initial(*sizes).key_value
+        return cls(torch.full_like(sums[..., 0, 0], LOWEST_MAXIMUM), sums)
+
 
 torch.serialization.add_safe_globals([PerformerState])
 
@@ -90,9 +96,7 @@ def performer_attention(
             check_causal(query, key)
             k = k.repeat_interleave(query.shape[2] // key.shape[2], 2)
             sizes = query.shape[0], query.shape[2], directions.shape[0], value.shape[3] + 1
-            sums = LinearState.initial(*sizes, query.device).key_value
-            maximum = torch.full_like(sums[..., 0, 0], LOWEST_MAXIMUM)
-            state = starting_state(initial_state, PerformerState(maximum, sums))
+            state = starting_state(initial_state, PerformerState.initial, *sizes, query.device)
             out, state = _causal(q, k, value, eps=eps, mask=query_mask, state=state)
             return (out, state) if return_state else out
         largest = _visible(k.detach().amax(-1), key_mask).amax(1)[:, None, :, None]

@@ -116,7 +116,7 @@ def run_recurrence(
     query, key, value, _ = tensors
     mask, _ = resolve_masks(query, key, causal=True, mask=mask)
     sizes = query.shape[0], query.shape[2], query.shape[3], value.shape[3]
-    state = starting_state(initial_state, LinearState.initial(*sizes, query.device))
+    state = starting_state(initial_state, LinearState.initial, *sizes, query.device)
     query, key, value, gates = (masked(x, mask) for x in tensors)
     with exact_arithmetic(query):
         out, key_value = attend(query, key, value, gates, state.key_value)
@@ -184,6 +184,32 @@ def _in_float32(log_decay: Tensor, _query: Tensor) -> tuple[Tensor, ...]:
     return (log_decay.float(),)
 
 
+def is_one_token(query: Float[Tensor, "b t h d"]) -> bool:
+    """Return whether there is a single token, which needs no chunks."""
+    return query.shape[1] == 1 and not is_recorded()
+
+
+def read_and_add(
+    query: Float[Tensor, "b 1 h d"],
+    key: Float[Tensor, "b 1 h d"],
+    state: Float[Tensor, "b h d m"],
+    find: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, "b 1 h m"], Float[Tensor, "b h d m"]]:
+    """Return q (S + kᵀ u) and S + kᵀ u for one token, in the dtype of the state.
+
+    Args:
+        query: q.
+        key: k.
+        state: S, what is left of it.
+        find: returns u of what the state has for the key, k S.
+    """
+    q, k = (x[:, 0].to(state.dtype) for x in (query, key))
+    of_key, of_query = (torch.stack((k, q), 2) @ state).unbind(2)
+    added = find(of_key)
+    out = of_query + (q * k).sum(-1, keepdim=True) * added
+    return out[:, None], torch.addcmul(state, k[..., None], added[..., None, :])
+
+
 def chunked_gla(
     query: Float[Tensor, "b t h d"],
     key: Float[Tensor, "b t h d"],
@@ -193,6 +219,9 @@ def chunked_gla(
 ) -> tuple[Float[Tensor, "b t h m"], Float[Tensor, "b h d m"]]:
     """Segment after segment, so that the pairs of few tokens at a time are held."""
     length = query.shape[1]
+    if is_one_token(query):
+        kept = log_decay[:, 0].to(state.dtype).exp()[..., None]
+        return read_and_add(query, key, state * kept, lambda _: value[:, 0].to(state.dtype))
     if is_recorded() or length <= SEGMENT:
         return _segment(query, key, value, log_decay, state)
     outputs = []

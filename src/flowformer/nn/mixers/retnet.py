@@ -33,6 +33,12 @@ class RetentionState(NamedTuple):
     detach = detach_state
     reorder = reorder_state
 
+    @classmethod
+    def initial(cls, batch: int, *sizes: Any) -> "RetentionState":
+        """Return the state before the first token, of the sizes that a `LinearState` takes."""
+        memory = LinearState.initial(batch, *sizes).key_value
+        return cls(memory.new_zeros(batch, dtype=torch.int64), memory)
+
 
 torch.serialization.add_safe_globals([RetentionState])
 
@@ -68,9 +74,8 @@ class RetentionAttention(RecurrentAttention):
     ) -> tuple[Tensor, RetentionState]:
         """Return the output and the state after these tokens."""
         batch, length, heads, width = query.shape
-        memory = LinearState.initial(batch, heads, width, value.shape[3], query.device)
-        tokens = torch.zeros(batch, dtype=torch.int64, device=query.device)
-        state = starting_state(state, RetentionState(tokens, memory.key_value))
+        sizes = batch, heads, width, value.shape[3], query.device
+        state = starting_state(state, RetentionState.initial, *sizes)
         real = query.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
         count = state.tokens[:, None] + real.cumsum(1)
         dtype = compute_dtype(query.dtype)

@@ -11,7 +11,9 @@ from flowformer.ops.steps import Inputs, Step
 PACKS_SEQUENCES = True
 TAKES_HALF = True  # linear products too: sums and the row scale are float32 inside
 CONTAINS_NONFINITE = True  # a later token's NaN reaches no earlier output (gradients apart)
-DECAYS = ("linear",)  # the attentions that take log_decay; chunked computes the others
+# The attentions that take log_decay; chunked computes the others, but for the steps of flows that
+# are prepared.
+DECAYS = ("linear",)
 
 __all__ = [
     "bidirectional",

@@ -319,14 +319,15 @@ def _suffice_pointers(
     (b, _, h, d), m = query.shape, value.shape[3]
     if options.feature_map == LINEAR:
         fits = query.dtype == compute_dtype(query.dtype)
-    else:  # a count of each sequence; and without competition its sum would not be written
-        fits = state[0].dtype == torch.int64 and options.competes_over != 0
+    else:  # what is counted, and left of it; and without competition its sum would not be written
+        counted = torch.float64 if decays else torch.int64
+        fits = state[0].dtype == counted and options.competes_over != 0
     return (
         fits
         and b > 0
         and len({(tensor.dtype, *tensor.shape[:3]) for tensor in (query, key, value)}) == 1
         and all(tensor.stride(3) == 1 for tensor in (query, key, value))
-        and all(x.dtype == query.dtype and x.is_contiguous() for x in decays)
+        and all(x.dtype == compute_dtype(query.dtype) and x.is_contiguous() for x in decays)
         and all(field.is_contiguous() for field in state)
         and state[-1].shape == (b, h, d, m)
     )

@@ -29,6 +29,7 @@ from flowformer.ops.steps import Step
 
 # Options and sizes, views, mask and offsets, weight and bias, states, gradients.
 _CALL = struct.Struct("@2i7q" + "P3q" * 4 + "2P" * 2 + "3P" + "2P")
+_NO_GRADIENTS, _NO_PLACES = (0,) * 8, (0,) * 2  # of which a step has none, nor masks and offsets
 
 
 class _Written(NamedTuple):
@@ -122,16 +123,39 @@ def prepare_step(inputs: tuple[Tensor, ...], state: Any, *, activates: bool) -> 
     ):
         return None
     widens = any(each.dtype != dtype for each in parameters)
+    shape, x_strides = x.shape, x.stride()[:3]
+    out_strides = x.new_empty(shape).stride()[:3]
+    sizes = (
+        DTYPES[x.dtype],
+        activates,
+        *(shape[at] for at in (0, 2, 3, 1)),
+        parameters[0].shape[2],
+    )
 
     def step(inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
         if widens:  # each time: a weight may have been trained meanwhile
             inputs = inputs[0], *(each.to(dtype) for each in inputs[1:])
-        out, after = inputs[0].new_empty(inputs[0].shape), room_after(state)
-        read = ConvolutionInputs(*inputs, recent=state.recent)
-        written = _Written(out, after=after.recent)
-        run(
-            "flowformer_convolution_forward", _laid_out(read, written, activates=activates, ahead=0)
+        x, weight, *bias = inputs
+        out, after = x.new_empty(shape), room_after(state)
+        record = _CALL.pack(
+            *sizes,
+            0,
+            torch.get_num_threads(),
+            x.data_ptr(),
+            *x_strides,
+            out.data_ptr(),
+            *out_strides,
+            *_NO_GRADIENTS,
+            *_NO_PLACES,
+            weight.data_ptr(),
+            bias[0].data_ptr() if bias else 0,
+            state.recent.data_ptr(),
+            after.recent.data_ptr(),
+            0,
+            0,
+            0,
         )
+        run("flowformer_convolution_forward", record)
         mark_given_up(state)
         return out, after
 

@@ -11,7 +11,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-ABI_VERSION = 7  # FLOWFORMER_ABI of csrc/api.h that call.py and convolution.py are written for
+ABI_VERSION = 8  # FLOWFORMER_ABI of csrc/api.h that call.py and convolution.py are written for
 
 PACKAGE = Path(__file__).parents[3]
 NAME = "libflowformer_cpu.dylib" if sys.platform == "darwin" else "libflowformer_cpu.so"
