@@ -214,12 +214,11 @@ def test_characters_that_a_stream_has_not_are_replaced(flowformer, monkeypatch, 
             stream.close()
 
 
-@pytest.mark.usefixtures("shape_checks_off")  # the checks of types would speak first
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ('{"clamp": "x"}', "clamp must be positive or None, got 'x'"),
-        ('{"eps": null}', "eps must be positive, got None"),
+        ('{"clamp": "x"}', "flow.clamp must be of type float, got 'x'"),
+        ('{"eps": null}', "flow.eps must be of type float, got None"),
     ],
 )
 def test_a_mixers_option_of_the_wrong_type_is_code_2(flowformer, trained, options, message):

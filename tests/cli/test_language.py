@@ -50,7 +50,6 @@ def test_a_language_model_is_evaluated_again_and_has_a_report(flowformer, langua
     [
         (["generate", "RUN", ""], "the prompt must have at least one token"),
         (["generate", "RUN", "7", "--top-k", "3"], "are for draws: give --sample too"),
-        (["generate", "RUN", "7", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["predict", "RUN", "x.ts"], "holds a run on language, not a classifier"),
         (["evaluate", "RUN", "--file", "x.ts"], "it is tested on its own text"),
         (

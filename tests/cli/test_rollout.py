@@ -76,7 +76,7 @@ def test_a_form_that_has_no_window_takes_no_context(flowformer, run):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--episodes", 0, "at least 1 episode"),
+        ("--episodes", 0, "episodes must be at least 1, got 0"),
         ("--video", "episode.txt", "expected a file with .gif or .mp4"),
     ],
 )

@@ -454,7 +454,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "not-causal": ({"causal": False}, ValueError, "log_decay needs causal=True"),
     "shape": ({"log_decay": decay[..., :1]}, ValueError, r"= \[2, 6, 2\] on cpu, got \[2, 6, 1\]"),
     "device": ({"log_decay": decay.to("meta")}, ValueError, "on cpu, got .* on meta"),
-    "positive": ({"log_decay": decay + 0.5}, ValueError, "at most 0, got 0.4"),
+    "positive": ({"log_decay": decay * 0 + 0.5}, ValueError, "at most 0, got 0.5"),
     "list": ({"log_decay": decay.tolist()}, TypeError, "floating-point tensor, got list"),
     "integer": ({"log_decay": decay.long()}, TypeError, "floating-point tensor, got torch.int64"),
 }

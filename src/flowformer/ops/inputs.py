@@ -324,8 +324,8 @@ def _check_look(given: tuple, kind: Any, look: list[FieldLook]) -> None:
         raise TypeError(f"the state must be a {kind.__name__}, got {type(given).__name__}")
     refuse_given_up(given)
     for name, field, (shape, dtype, device) in zip(kind._fields, given, look, strict=True):
-        same = field.shape == shape and field.dtype == dtype and field.device == device
-        if same and field.layout == torch.strided and not field.is_nested:
+        strided = field.layout == torch.strided and not field.is_nested
+        if strided and (field.shape, field.dtype, field.device) == (shape, dtype, device):
             continue
         check_strided(f"{name} of the state", field)
         if field.shape != shape or field.device != device:
