@@ -158,7 +158,8 @@ def test_the_default_finds_a_frequency_in_noise():
     labels = np.arange(160) % 4
     rate = 0.3 * (1 + labels)[:, None, None]
     series = 0.8 * np.sin(rate * np.arange(40)) + rng.normal(size=(160, 3, 40))
-    classifier = FlowformerClassifier(epochs=15, random_state=0).fit(series[:80], labels[:80])
+    classifier = FlowformerClassifier(epochs=15, random_state=0)
+    classifier.fit(series[:80], labels[:80])
     assert classifier.score(series[80:], labels[80:]) > 0.9
 
 
