@@ -10,7 +10,7 @@ on, at which commit and load, unless a table of the module says it itself.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,10 +118,19 @@ def milliseconds(seconds: float | None) -> str:
 
 def place_of(machine: Mapping[str, Any], *, cores: bool = True) -> str:
     """Return in words a machine, its PyTorch, and the commit that was measured there."""
+    return f"{_where(machine, cores=cores)}, {_commits([machine.get('commit')])}"
+
+
+def _where(machine: Mapping[str, Any], *, cores: bool) -> str:
     processor = f"{machine['processor']} ({machine['vectors']})"
     of_cores = f", {machine['threads']} of {machine['cores']} cores" * cores
-    at = f"commit {machine['commit']}" if machine.get("commit") else "a commit that was not kept"
-    return f"{processor}{of_cores}, PyTorch {machine['torch']}, {at}"
+    return f"{processor}{of_cores}, PyTorch {machine['torch']}"
+
+
+def _commits(names: Sequence[str | None]) -> str:
+    kept = list(dict.fromkeys(name for name in names if name))
+    listed = [f"commit{'s' * (len(kept) > 1)} {', '.join(kept)}"] if kept else []
+    return " and ".join([*listed, *["a commit that was not kept"] * (not all(names))])
 
 
 def machine_of(result: Mapping[str, Any], *, cores: bool = True) -> str:
@@ -137,10 +146,14 @@ def made_on(result: Any, what: str = "Made") -> str:
         result: a result, or some of its parts.
         what: what was made, to begin the sentence.
     """
-    loads: dict[str, list[float]] = {}
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for machine in _machines(result):
-        loads.setdefault(place_of(machine), []).append(float(machine["load"]))
-    places = [f"{place}; load {_span(of)} at the end" for place, of in loads.items()]
+        found.setdefault(_where(machine, cores=True), []).append(machine)
+    places = [
+        f"{place}, {_commits([each.get('commit') for each in machines])}; "
+        f"load {_span([float(each['load']) for each in machines])} at the end"
+        for place, machines in found.items()
+    ]
     return f"{what} on {'; and on '.join(places)}." if places else ""
 
 

@@ -227,7 +227,7 @@ def commit() -> str:
     if shutil.which("git") is None:
         return ""
     asked = partial(subprocess.run, cwd=ROOT, check=False, capture_output=True, text=True)
-    name = asked(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
+    name = asked(["git", "rev-parse", "HEAD"]).stdout[:7]  # --short takes more as a clone grows
     changed = asked(["git", "status", "--porcelain", "--untracked-files=no", "src"]).stdout
     return name + "+" * bool(changed)
 

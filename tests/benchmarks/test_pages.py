@@ -73,13 +73,16 @@ def test_what_a_result_was_made_on_stands_below_its_first_table() -> None:
 
 
 def test_parts_say_what_they_were_made_on_in_place_of_the_whole() -> None:
-    parts = {"x": {"machine": machine("a", "3")}, "y": {"machine": machine("a", "0.5")}}
-    others = [{"machine": machine(None, "1")}]
+    made = {"x": ("a", "3"), "y": ("b", "0.5"), "z": ("a", "1")}
+    parts = {name: {"machine": machine(*each)} for name, each in made.items()}
+    others = [{"machine": machine(None, "2") | {"torch": "2.0"}}]
     place = "P (AVX2), 1 of 2 cores, PyTorch 2.1"
     assert pages.made_on({"machine": machine("z", "9"), "parts": parts, "others": others}) == (
-        f"Made on {place}, commit a; load 0.5 to 3 at the end; and on {place}, a commit that was "
-        "not kept; load 1 at the end."
+        f"Made on {place}, commits a, b; load 0.5 to 3 at the end; and on "
+        "P (AVX2), 1 of 2 cores, PyTorch 2.0, a commit that was not kept; load 2 at the end."
     )
+    both = [{"machine": machine("a", "1")}, {"machine": machine(None, "1")}]
+    assert "commit a and a commit that was not kept" in pages.made_on(both)
     assert pages.made_on({"rows": [1, None]}) == ""
 
 
