@@ -41,7 +41,8 @@ def part(
         The rest, named "train", and the part set aside, "validation"; both in the order of `split`.
 
     Warns:
-        UserWarning: the last in time are of groups that the rest is of, too; or the times overlap.
+        UserWarning: the last in time are of groups that the rest is of, too; the times overlap; or
+            the part set aside has no series of a class.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -70,6 +71,14 @@ def part(
         raise ValueError(
             f"{split.name}: expected series of every class to train on, got none of "
             f"{', '.join(repr(classes[int(label)]) for label in lost)} beside the part set aside"
+        )
+    has, of = len(np.unique(validation.labels)), len(np.unique(split.labels))
+    if classes and has < of:
+        warnings.warn(
+            f"{split.name}: the part set aside has series of {has} of {of} classes: what it says "
+            "of a model holds for these alone",
+            UserWarning,
+            stacklevel=2,
         )
     return train, validation
 
