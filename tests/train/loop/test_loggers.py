@@ -97,7 +97,7 @@ def test_a_logger_whose_library_is_missing_is_refused_before_anything_is_written
 @pytest.fixture(params=["mlflow", "wandb"])
 def service(request, tmp_path, monkeypatch) -> str:
     """A service that needs no network: an extra, too large for dev."""
-    pytest.importorskip(request.param)
+    pytest.importorskip(request.param, reason=f"needs the extra {request.param}, not in dev")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HOME", str(tmp_path))  # with none of the user's settings
@@ -220,9 +220,8 @@ def test_a_run_that_did_not_end_is_closed_and_goes_on_as_the_same(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("service", ["mlflow"], indirect=True)
 def test_by_default_a_run_is_where_mlflow_itself_looks(service, tmp_path, tiny_config, waves):
-    if service == "wandb":
-        pytest.skip("it has a place of its own")
     train(tiny_config(logger=(service,)), tmp_path / "run", data=waves)
     assert (tmp_path / "mlflow.db").is_file()
     assert not (tmp_path / "mlruns").exists()
