@@ -24,8 +24,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.mixers.cells import Cell
-from benchmarks.mixers.mixer_cost import cells_by_length
+from benchmarks.mixers.cost.cells import Cell
+from benchmarks.mixers.cost.mixer_cost import cells_by_length
 from benchmarks.mixers.runs import ALLOCATOR, FOLDER, Row, compare
 from benchmarks.pages import Pictures, Tables, made_on
 from benchmarks.runner import RESULTS, Result, flowformer, keep, one_of, read

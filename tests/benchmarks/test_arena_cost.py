@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main, parser_of
-from benchmarks.mixers import arena_cost
-from benchmarks.mixers.arena_cost import COSTS, make_step
-from benchmarks.mixers.cells import measure_mixer
+from benchmarks.mixers.cost import arena_cost
+from benchmarks.mixers.cost.arena_cost import COSTS, make_step
+from benchmarks.mixers.cost.cells import measure_mixer
 from benchmarks.pages import tables_of
 from flowformer.compare.page import MixerCost
 from flowformer.models.sequences.config import SequenceModelConfig
@@ -63,7 +63,7 @@ def test_a_step_trains_every_layer(mixer: str, monkeypatch: pytest.MonkeyPatch):
         made.append(SequenceClassifier(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr("benchmarks.mixers.arena_cost.SequenceClassifier", build)
+    monkeypatch.setattr("benchmarks.mixers.cost.arena_cost.SequenceClassifier", build)
     torch.manual_seed(0)
     # From the mean: of one vector the last Longformer layer's local projections learn nothing.
     config = SequenceModelConfig(mixer=mixer, pooling="mean", dim=16, num_heads=2, feedforward=32)

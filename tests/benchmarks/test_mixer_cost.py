@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import parser_of
-from benchmarks.mixers import mixer_cost
-from benchmarks.mixers.cells import measure_mixer
+from benchmarks.mixers.cost import mixer_cost
+from benchmarks.mixers.cost.cells import measure_mixer
 from flowformer.compare.page import MixerCost
 
 SMALL = ["--dim", "16", "--heads", "2", "--threads", "1"]

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.mixers.arena_cost import make_step
+from benchmarks.mixers.cost.arena_cost import make_step
 from benchmarks.pages import Pictures, Tables
 from benchmarks.runner import (
     ROOT,

@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.mixers import cells
-from benchmarks.mixers.cells import SHORT, Call, CallOf, Cell, Costs
+from benchmarks.mixers.cost import cells
+from benchmarks.mixers.cost.cells import SHORT, Call, CallOf, Cell, Costs
 from benchmarks.pages import Tables
 from benchmarks.runner import Result
 from flowformer.nn import MIXERS, ProjectedMixer, build_mixer

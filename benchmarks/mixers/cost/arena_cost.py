@@ -21,8 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.mixers import cells
-from benchmarks.mixers.cells import Call, CallOf, Cell, Costs
+from benchmarks.mixers.cost import cells
+from benchmarks.mixers.cost.cells import Call, CallOf, Cell, Costs
 from benchmarks.pages import Pictures, Tables, digits, legend, machine_of, style
 from benchmarks.runner import Result
 from flowformer.models.sequences.config import SequenceModelConfig
