@@ -149,7 +149,9 @@ def told_mlflow(name: str) -> Told:
 
 def told_wandb(run: Path, name: str) -> Told:
     """Offline each process leaves a file; the service joins those of one name."""
-    files = sorted((run / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+    # Those that begin in one second are told apart by a number behind the name.
+    files = (run / "wandb").glob(f"offline-run-*-{name}*/run-{name}.wandb")
+    files = sorted(files, key=lambda file: file.stat().st_mtime)
     records = import_module("wandb.proto.wandb_internal_pb2")
     found = Told({}, {}, "RUNNING")
     for file in files:
