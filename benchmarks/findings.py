@@ -229,7 +229,7 @@ def in_recall(results: Results, method: str, other: str) -> Evidence:
     return of_scores(missing, scores, (method, other), tests, ACCURACY)
 
 
-ABLATION = partial(on_task, task=gating.ABLATION, where="characters")
+ABLATION = partial(on_task, task=gating.FLOW_ABLATION, where="characters")
 GATED_ABLATION = partial(on_task, task=gating.ABLATION, where="characters in `flow-gated`")
 EQUAL: tuple[Source, ...] = tuple(partial(on_task, task=task) for task in gating.TASKS)
 ALL: tuple[Source, ...] = (

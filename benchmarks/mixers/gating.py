@@ -6,7 +6,7 @@
 Each task is one `flowformer compare --equal-parameters`, printed before it starts, in
 comparisons/gating-TASK; stopped or killed, it goes on by the same command. The scores of every seed
 are kept in results/gating.json. On `ablation`, the characters again, each mixer lacks one part of
-`gated` or of `flow-gated`, or has one part of `flow` otherwise.
+`gated` or of `flow-gated`; on `flow-ablation` it has one part of `flow` otherwise.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -26,6 +26,7 @@ NAME = "gating"
 CAUSAL = ["flow", "softmax", "linear", "gla", "deltanet", "gated-deltanet", "mamba2", "retnet"]
 GATED = ["gated", "flow-gated"]
 ABLATION = "ablation"
+FLOW_ABLATION = "flow-ablation"
 TASKS = {
     "characters": "characters",
     "recall": "recall",
@@ -38,31 +39,31 @@ TASKS = {
     "hopper": "Hopper",
     "retrieval": "Retrieval",
 }
-# `flow`, and what differs from it in one part: two are the paper's, two made by ablations.py.
-FLOWS = ["flow", "flow-no-competition", "flow-no-allocation", "flow-relu", "flow-no-clamp"]
+# Of each ablation, families of mixers: the whole first, then those that differ in one part. Of
+# those of `flow` two are the paper's, two made by ablations.py.
+ABLATIONS = {
+    ABLATION: [
+        ["gated", *(f"gated-no-{part}" for part in WITHOUT)],
+        ["flow-gated", *(f"flow-gated-no-{part}" for part in WITHOUT_FLOWS)],
+    ],
+    FLOW_ABLATION: [
+        ["flow", "flow-no-competition", "flow-no-allocation", "flow-relu", "flow-no-clamp"],
+    ],
+}
 
 
 def settings_of(task: str) -> list[str]:
     """Return the recipe of a task, and its flags."""
-    return SETTINGS["characters" if task == ABLATION else task]
+    return SETTINGS["characters" if task in ABLATIONS else task]
 
 
 def mixers_of(task: str) -> list[str]:
     """Return the mixers that a task compares, the one that others are tested against first."""
-    if task == ABLATION:
-        return [mixer for family in families() for mixer in family]
+    if task in ABLATIONS:
+        return [mixer for family in ABLATIONS[task] for mixer in family]
     if build_recipe(settings_of(task)[0]).causal:
         return [*CAUSAL, *GATED]
     return [*CAUSAL[:3], *GATED]
-
-
-def families() -> list[list[str]]:
-    """Return the mixers of the ablation: the whole first, then those that differ in one part."""
-    return [
-        ["gated", *(f"gated-no-{part}" for part in WITHOUT)],
-        ["flow-gated", *(f"flow-gated-no-{part}" for part in WITHOUT_FLOWS)],
-        FLOWS,
-    ]
 
 
 def collect(task: str, seeds: int) -> Result:
@@ -73,7 +74,7 @@ def collect(task: str, seeds: int) -> Result:
     """
     arguments = [*settings_of(task), *data_of(task), "--seeds", str(seeds)]
     arguments += ["--mixers", ",".join(mixers_of(task)), "--equal-parameters"]
-    if task == ABLATION:
+    if task in ABLATIONS:
         arguments += ["--import", "benchmarks.mixers.ablations"]
     runs = compare(FOLDER / f"{NAME}-{task}", *arguments)
     sizes = {run["method"]: int(run["parameters"]) for run in runs}
@@ -82,7 +83,7 @@ def collect(task: str, seeds: int) -> Result:
 
 def options(parser: ArgumentParser) -> None:
     """Add the options."""
-    known = [*TASKS, ABLATION]
+    known = [*TASKS, *ABLATIONS]
     name = one_of("task", known)
     parser.add_argument("names", nargs="*", type=name, default=known, metavar="TASK")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each mixer")
@@ -103,8 +104,8 @@ def measure_of(task: str) -> Measure:
 def tests(task: str, cell: Result) -> dict[Pairing, PairedTest]:
     """Return the tests of a task: of every pair, or of each ablation against the whole."""
     pairs = every_pair(cell["scores"])
-    if task == ABLATION:
-        pairs = [(part, whole) for whole, *parts in families() for part in parts]
+    if task in ABLATIONS:
+        pairs = [(part, whole) for whole, *parts in ABLATIONS[task] for part in parts]
     return tests_of(cell["scores"], pairs, measure_of(task))
 
 
@@ -136,15 +137,16 @@ def gating(result: Result) -> str:
 
 def ablation(result: Result) -> str:
     """Return bits and parameters without each part, marked against the whole."""
-    if ABLATION not in result["tasks"]:
+    rows = []
+    for task in (task for task in ABLATIONS if task in result["tasks"]):
+        cell = result["tasks"][task]
+        baselines = {mixer: family[0] for family in ABLATIONS[task] for mixer in family}
+        rows += [
+            [f"`{mixer}`", shown, f"{cell['parameters'][mixer]:,}"]
+            for mixer, shown in figures(task, cell, baselines).items()
+        ]
+    if not rows:
         return UNMEASURED[ABLATION_TABLE]
-    cell = result["tasks"][ABLATION]
-    baselines = {mixer: family[0] for family in families() for mixer in family}
-    rows = [
-        [f"`{mixer}`", shown, f"{cell['parameters'][mixer]:,}"]
-        for mixer, shown in figures(ABLATION, cell, baselines).items()
-        if mixer in cell["parameters"]
-    ]
     head = ["mixer", f"characters, {_unit(ABLATION)}", "parameters"]
     return to_markdown(head, rows).rstrip()
 

@@ -106,7 +106,7 @@ def test_what_has_not_been_run_says_by_what_command_it_is() -> None:
     question = BY_TEXT["Does competition help?"]
     assert answer(question, Results()) == [
         "Not run yet on sets of time series (`python -m benchmarks series_sets`); characters and "
-        "characters in `flow-gated` (`python -m benchmarks gating ablation`)."
+        "characters in `flow-gated` (`python -m benchmarks gating flow-ablation ablation`)."
     ]
 
 
