@@ -131,12 +131,13 @@ def data_of(name: str) -> list[str]:
         env, qualities, _ = COLLECTED[name]
         for quality in qualities:  # what is there already is taken
             flowformer("data", "collect", env, "--quality", quality, **ALLOCATOR)
-    return eeg_folder() if name == "scp1" else []
+    return eeg_folder("SelfRegulationSCP1") if name == "scp1" else []
 
 
-def eeg_folder() -> list[str]:
-    """Return the flag that names the folder of `EEG`, fetched where it is not there."""
-    return ["--data.folder", str(EEG.fetch()[0].parents[1])]
+def eeg_folder(dataset: str) -> list[str]:
+    """Return the flag for the folder of `EEG`, fetched where it is not there, if a set is in it."""
+    folder = EEG.fetch()[0].parents[1]
+    return ["--data.folder", str(folder)] if (folder / dataset).is_dir() else []
 
 
 def run(name: str) -> None:

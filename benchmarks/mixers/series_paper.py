@@ -13,12 +13,13 @@ results/series_paper.json.
 """
 
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from itertools import product
 from statistics import fmean
 
 import torch
 
-from benchmarks.mixers.comparisons import eeg_folder
+from benchmarks.mixers.comparisons import data_of
 from benchmarks.mixers.runs import FOLDER, collect, rehearse
 from benchmarks.pages import Tables
 from benchmarks.runner import RESULTS, Result, one_of, share
@@ -59,13 +60,13 @@ def execute(arguments: Namespace) -> None:
     if arguments.dry_run:
         for task, protocol in every:
             asked = [*setting_of(task, protocol), "--seeds", str(arguments.seeds)]
-            rehearse(FOLDER / NAME / f"{task}-{protocol}", asked, eeg_folder())
+            rehearse(FOLDER / NAME / f"{task}-{protocol}", asked, data_of(task))
         return
     for seed, (task, protocol) in product(range(arguments.seeds), every):
         asked = [*setting_of(task, protocol), "--training.seed", str(seed), "--seeds", "1"]
         output = FOLDER / NAME / f"{task}-{protocol}"
         place = (task, protocol, f"seed {seed}")
-        collect(kept, place, output, asked, again=arguments.again, here=eeg_folder)
+        collect(kept, place, output, asked, again=arguments.again, here=partial(data_of, task))
 
 
 def table(result: Result) -> str:

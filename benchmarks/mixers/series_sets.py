@@ -20,6 +20,7 @@ ablations.py makes of `flow` are a comparison of their own in a set: without the
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
@@ -112,10 +113,10 @@ def execute(arguments: Namespace) -> None:
         for part, compared in parts.items():
             output, asked = FOLDER / NAME / name / part, [*setting_of(name), *compared]
             if arguments.dry_run:
-                rehearse(output, asked, eeg_folder())
+                rehearse(output, asked, eeg_folder(name))
                 continue
             place, again = ("sets", name, part), arguments.again
-            collect(kept, place, output, asked, again=again, here=eeg_folder)
+            collect(kept, place, output, asked, again=again, here=partial(eeg_folder, name))
 
 
 def comparison(result: Result) -> Comparison:

@@ -122,9 +122,9 @@ def asked(tmp_path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, tuple[s
         return [{**row, "peak_memory": "1048576", "problem": ""}]
 
     monkeypatch.setattr(runs, "compare", compare)
-    for module in (series_sets, series_paper):
+    for module, folder in ((series_sets, "eeg_folder"), (series_paper, "data_of")):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-        monkeypatch.setattr(module, "eeg_folder", lambda: ["--data.folder", "/eeg"])
+        monkeypatch.setattr(module, folder, lambda _: ["--data.folder", "/eeg"])
     return commands
 
 

@@ -53,8 +53,11 @@ except SystemExit as stop:
         ("train time-series --data.train-file none.ts", "none.ts: no such file"),
         (
             "train time-series --data.train-file taken/thesis.txt",
-            "expected a file with .ts, .npz, ",
+            "a file that ends in .ts, .npz, .csv, ",
         ),
+        ("train time-series --data.train-file empty", "empty: expected files that end in .csv, "),
+        ("compare time-series --data.train-file empty", "got none"),
+        ("predict RUNS/series empty", "empty: expected files that end in .csv, "),
         (
             "train time-series --data.train-file taken/rows.csv --data.label stat "
             "--data.group plnt",
@@ -73,10 +76,13 @@ except SystemExit as stop:
         ),
         ("train image-folder", "no images to train on"),
         ("train image-folder --data.path none", "none: no such file"),
+        ("train image-folder --data.path empty", "empty has no folder train: expected "),
         ("train listops --data.folder none", "none: no such file"),
+        ("train listops --data.folder empty", "expected basic_*.tsv in "),
         ("train hopper-medium --data.path none.hdf5", "none.hdf5: no such file"),
         ("train char-shakespeare --data.corpus text", "the corpus text is files of your own"),
         ("train char-shakespeare --data.corpus text --data.folder none", "folder of them, got "),
+        ("train char-shakespeare --data.corpus text --data.folder empty", "expected text, in fil"),
         ("train char-shakespeare --data.tokenizer-file none.json", "none.json: no such file"),
         ("compare japanese-vowels --mixers flow,flwo", "unknown mixer 'flwo': did you mean flow?"),
         ("compare time-series --data.train-file none.ts", "none.ts: no such file"),
@@ -150,6 +156,7 @@ def test_a_mistake_is_told_before_what_trains_is_imported(
     tmp_path: Path, command: str, message: str
 ):
     (tmp_path / "taken").mkdir()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
     (tmp_path / "taken" / "rows.csv").write_text("machine,time,vib,state\n1,0,0.5,up\n")
     (tmp_path / "taken" / "plain.csv").write_text("machine,stamp\n1,0\n")

@@ -85,6 +85,11 @@ def test_the_folder_goes_before_aeons_package(tmp_path: Path) -> None:
     assert len(load_uea("JapaneseVowels", folder=tmp_path).train) == 2
 
 
+def test_a_set_that_the_folder_lacks_is_told_to_come_from_elsewhere(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="has no JapaneseVowels: it is read from aeon's package"):
+        assert len(load_uea("JapaneseVowels", folder=tmp_path).train) == 270
+
+
 def test_an_exact_name_goes_before_one_in_another_case(tmp_path: Path) -> None:
     put(tmp_path, "mine")
     put(tmp_path, "MINE")

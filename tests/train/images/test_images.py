@@ -96,6 +96,12 @@ def test_a_folder_with_val_and_test_has_its_own_validation_part(tmp_path):
     assert result.protocol_note == "the folder val chose the epoch; the folder test was read once"
 
 
+@pytest.mark.parametrize("part", ["dev", "Valid", "testing"])
+def test_a_part_has_any_of_its_names_before_the_images_are_read(tmp_path, part):
+    folder = write_images(tmp_path / "images", {"train": 1, part: 1})
+    assert tiny_vision(folder).has_test
+
+
 def test_without_test_images_there_is_no_test_figure(tmp_path):
     folder = write_images(tmp_path / "images", {"train": 8})
     config = tiny_vision(folder, epochs=1)

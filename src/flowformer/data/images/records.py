@@ -85,6 +85,25 @@ class ImageData:
     test: ImageSplit | None = None
 
 
+def find_image_parts(path: Path) -> dict[str, Path]:
+    """Return the folders of the parts of a folder of images: train, and any of validation and test.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no `train` in it, or no class in that.
+        ValueError: two folders are one part.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"expected a folder of images, {path} is none")
+    parts = find_parts(subfolders(path))
+    if "train" not in parts:
+        raise FileNotFoundError(
+            f"{path} has no folder train: expected {path}/train/CLASS/IMAGE, and val or test "
+            "likewise"
+        )
+    _find_classes(parts["train"])
+    return parts
+
+
 def load_image_folder(path: Path) -> ImageData:
     """Read which images a folder has: PATH/train/CLASS/*, and val and test likewise.
 
@@ -104,16 +123,8 @@ def load_image_folder(path: Path) -> ImageData:
             class without images.
         ValueError: the classes of a part are not those of `train`, or two folders are one part.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"expected a folder of images, {path} is none")
-    folders = subfolders(path)
-    parts = find_parts(folders)
-    if "train" not in parts:
-        raise FileNotFoundError(
-            f"{path} has no folder train: expected {path}/train/CLASS/IMAGE, and val or test "
-            "likewise"
-        )
-    others = [folder.name for folder in folders if folder not in parts.values()]
+    parts = find_image_parts(path)
+    others = [folder.name for folder in subfolders(path) if folder not in parts.values()]
     if others:
         warnings.warn(
             f"{path}: the folders {_listed(others)} were passed over: expected train, val and test",
@@ -183,10 +194,15 @@ def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
     )
 
 
-def _read_part(folder: Path) -> tuple[tuple[str, ...], ImageSplit]:
+def _find_classes(folder: Path) -> list[Path]:
     classes = subfolders(folder)
     if not classes:
         raise FileNotFoundError(f"{folder} has no classes: expected {folder}/CLASS/IMAGE")
+    return classes
+
+
+def _read_part(folder: Path) -> tuple[tuple[str, ...], ImageSplit]:
+    classes = _find_classes(folder)
     rest = [path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name)]
     images: list[Path] = []
     labels: list[int] = []

@@ -75,13 +75,16 @@ class TextFiles:
         names = [file.relative_to(base) for file in files]
         return {"files": len(files), "sha256": digest_files(files, names)}
 
-    def require_there(self) -> Path:
-        """Return the file or folder.
+    def require_there(self) -> None:
+        """Refuse a file or folder that is not there, and a folder without a text.
 
         Raises:
             ValueError: there is no path.
-            FileNotFoundError: there is no such file or folder.
+            FileNotFoundError: there is no such file or folder, or no text in it.
         """
+        _texts(self._root())
+
+    def _root(self) -> Path:
         if self.folder is None:
             raise ValueError(
                 "the corpus text is files of your own: give one, or a folder (--folder)"
@@ -92,18 +95,24 @@ class TextFiles:
         return root
 
     def _files(self) -> tuple[Path, list[Path]]:
-        root = self.require_there()
-        if root.is_file():
-            return root, [root]
-        every = sorted(files_below(root))
-        files, expected = [file for file in every if _is_text(file)], _EXPECTED
-        if parts := list(_parts(root).values()):
-            files = [file for part in parts for file in files if part in (file, *file.parents)]
-            expected = f"{expected}, in {', '.join(part.name for part in parts)}"
-        if not files:
-            raise FileNotFoundError(f"expected {expected}, in {root}")
-        warn_of_rest(root, set(every).difference(files), expected=expected)
+        root = self._root()
+        files, rest, expected = _texts(root)
+        warn_of_rest(root, rest, expected=expected)
         return root, files
+
+
+def _texts(root: Path) -> tuple[list[Path], set[Path], str]:
+    """Return the texts of a file or folder, the other files, and what was expected."""
+    if root.is_file():
+        return [root], set(), _EXPECTED
+    every = sorted(files_below(root))
+    files, expected = [file for file in every if _is_text(file)], _EXPECTED
+    if parts := list(_parts(root).values()):
+        files = [file for part in parts for file in files if part in (file, *file.parents)]
+        expected = f"{expected}, in {', '.join(part.name for part in parts)}"
+    if not files:
+        raise FileNotFoundError(f"expected {expected}, in {root}")
+    return files, set(every).difference(files), expected
 
 
 def _parts(root: Path) -> dict[str, Path]:

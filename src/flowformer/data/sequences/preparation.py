@@ -170,6 +170,18 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: record.get(name) for name in ("set", "revision")} | record["options"]
 
 
+def require_files(of: SequenceSet, folder: Path) -> None:
+    """Refuse a folder that has no file of a set.
+
+    Raises:
+        FileNotFoundError: it has none, or is no folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder with the files of {of.name}, got {folder}")
+    if of.files and not any(path for pattern in of.files for path in folder.glob(pattern)):
+        raise FileNotFoundError(f"expected {' and '.join(of.files)} in {folder}, found none")
+
+
 def _record(of: SequenceSet, options: SequenceOptions) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in of.options}
     record = {"set": of.name, "revision": _REVISION, "options": values}
@@ -181,8 +193,7 @@ def _stamp(of: SequenceSet, folder: Path | None) -> dict[str, Any] | None:
     """Names, sizes and times of the user's files: not their content, which may be gigabytes."""
     if folder is None or not of.files:
         return None
-    if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder with the files of {of.name}, got {folder}")
+    require_files(of, folder)
     seen = hashlib.sha256()
     count = size = 0
     for path in sorted({path for pattern in of.files for path in folder.glob(pattern)}):

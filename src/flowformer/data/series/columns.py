@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from flowformer.data.files import files_below
 from flowformer.data.options import SERIES_ENDINGS, TABLES, SeriesColumns
 
 ROLES = ("id", "time", "label", "group")
@@ -201,13 +202,32 @@ def ending_of(path: Path) -> str | None:
     return next((each for each in SERIES_ENDINGS if path.name.lower().endswith(each)), None)
 
 
-def check_ending(path: Path) -> None:
-    """Refuse a file whose name is not that of a file of series; a folder may have any.
+def tables_below(folder: Path, index: Path | None = None) -> list[Path]:
+    """Return the tables in and below a folder, but its index.
 
     Raises:
-        ValueError: it is not; the message lists the endings.
+        FileNotFoundError: there is none.
     """
-    if not path.is_dir() and ending_of(path) is None:
+    every = [path for path in files_below(folder) if path != index]
+    tables = [path for path in every if ending_of(path) in TABLES]
+    if not tables:
+        got = f"{every[0]}" + " and others" * (len(every) > 1) if every else "none"
+        raise FileNotFoundError(
+            f"{folder}: expected files that end in {', '.join(TABLES)}, got {got}"
+        )
+    return tables
+
+
+def check_series_path(path: Path) -> None:
+    """Refuse a file whose name is not that of a file of series, and a folder without a table.
+
+    Raises:
+        ValueError: the name ends otherwise; the message lists the endings.
+        FileNotFoundError: the folder has none.
+    """
+    if path.is_dir():
+        tables_below(path)
+    elif ending_of(path) is None:
         raise ValueError(
             f"{path}: expected a folder or a file that ends in {', '.join(SERIES_ENDINGS)}, got "
             f"{path.suffix or 'no ending'!r}"

@@ -17,12 +17,13 @@ from flowformer.data.series.columns import (
     SERIES,
     THOUSANDS,
     candidates,
-    check_ending,
+    check_series_path,
     elsewhere,
     ending_of,
     find_columns,
     is_number,
     read_header,
+    tables_below,
     with_decimal_point,
     with_point,
 )
@@ -134,7 +135,7 @@ def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> 
         return _read_folder(path, columns, optional)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    check_ending(path)
+    check_series_path(path)
     if (ending := ending_of(path)) in (".ts", ".npz"):
         if columns.group and ending == ".ts" and "group" not in optional:
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
@@ -267,11 +268,9 @@ def _read_folder(
     """Read the tables of a folder, each with what the index or its own folder tells of it."""
     index = _find_index(folder, columns.index)
     told = None if index is None else _read_index(index, columns)
-    every = [path for path in files_below(folder) if path != index]
-    files = [path for path in every if ending_of(path) in TABLES]
-    if not files:
-        raise FileNotFoundError(f"{folder}: expected files that end in {', '.join(TABLES)}")
-    warn_of_rest(folder, set(every) - set(files), expected=f"{', '.join(TABLES)} files")
+    files = tables_below(folder, index)
+    rest = set(files_below(folder)).difference(files, [index])
+    warn_of_rest(folder, rest, expected=f"{', '.join(TABLES)} files")
     labelled = columns.label in (None, _CLASS)  # else a column of the files is the label
     about = {path: _about(path.relative_to(folder), told, labelled) for path in files}
     unknown = [path for path, more in about.items() if more is None]

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 from flowformer.data.files import data_cache, find_cache, find_home
@@ -29,6 +30,9 @@ def load_uea(
         regression: whether its labels are numbers to predict: of the regression archive, as
             Covid3Month.
 
+    Warns:
+        UserWarning: the folder has no such set, and another place has.
+
     Raises:
         FileNotFoundError: there is no such folder; a training file lacks its test file; or no place
             has the set. The message then lists the places, why the download failed, and what to do.
@@ -48,9 +52,15 @@ def load_uea(
         aeon_home = cache / "aeon_data"
     if aeon_home is not None:
         places["aeon's own folder"] = aeon_home
-    for place in places.values():
+    for what, place in places.items():
         pair = _find_pair(place, name)
         if pair is not None:
+            if folder is not None and what != "the folder":
+                warnings.warn(
+                    f"{folder} has no {name}: it is read from {what} ({place})",
+                    UserWarning,
+                    stacklevel=2,
+                )
             # Named as the file is, for a name in another case finds it too.
             return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")], regression=regression)
     tried = ", ".join(f"{what} ({place})" for what, place in places.items())

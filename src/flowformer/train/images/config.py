@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
+from flowformer.data.files import find_parts, subfolders
 from flowformer.data.options import ImageSetName
 from flowformer.models.images.config import VisionModelConfig
 from flowformer.names import ExistingPath
@@ -53,15 +54,21 @@ class ImageDataConfig(Checked):
     workers: int = 0
 
     def require_source(self) -> None:
-        """Refuse data that name no images.
+        """Refuse data that name no images, or a folder without any class of them.
 
         Raises:
             ValueError: they name none.
+            FileNotFoundError: there is no such folder, or no class in it.
         """
-        if self.dataset == "folder" and self.path is None:
+        from flowformer.data.images.records import find_image_parts
+
+        if self.dataset != "folder":
+            return
+        if self.path is None:
             raise ValueError(
                 "no images to train on: give data.path, a folder with train/CLASS/IMAGE"
             )
+        find_image_parts(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +252,7 @@ class ImagesConfig(ExperimentConfig):
         path = self.data.path
         if self.data.dataset != "folder" or path is None:
             return True
-        return (path / "val").is_dir() or (path / "test").is_dir()
+        return path.is_dir() and any(part != "train" for part in find_parts(subfolders(path)))
 
 
 @dataclass(frozen=True, kw_only=True)

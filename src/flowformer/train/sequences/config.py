@@ -55,6 +55,17 @@ class SequenceDataConfig(Checked, SequenceOptions):
                 f"sizes must be three numbers of cases (train, validation, test), got {self.sizes}"
             )
 
+    def require_source(self) -> None:
+        """Refuse a folder without a file of the set.
+
+        Raises:
+            FileNotFoundError: it has none.
+        """
+        from flowformer.data.sequences.preparation import find_sequence_set, require_files
+
+        if self.folder is not None:
+            require_files(find_sequence_set(self.dataset), self.folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequencesTrainingConfig(StepsConfig):
@@ -108,6 +119,11 @@ class SequencesConfig(ExperimentConfig):
     paper_accuracy: float | None = None
     paper_source: str | None = None
     paper_length: int | None = None
+
+    def check_early(self) -> None:
+        """Refuse what can be seen at once, and a folder without the files of the set."""
+        super().check_early()
+        self.data.require_source()
 
     @property
     def is_benchmark(self) -> bool:

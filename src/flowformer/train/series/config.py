@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowformer.data.options import SERIES_ENDINGS, MissingPolicy, SeriesColumns
-from flowformer.data.series.columns import check_ending, check_table, elsewhere
+from flowformer.data.options import MissingPolicy, SeriesColumns
+from flowformer.data.series.columns import check_series_path, check_table, elsewhere
 from flowformer.models.series.config import TimeSeriesModelConfig
-from flowformer.names import Early, ExistingPath, endings, require_there
+from flowformer.names import Early, ExistingPath, require_there
 from flowformer.train.config import (
     AT_LEAST_1,
     FRACTION,
@@ -23,7 +23,7 @@ from flowformer.train.config import (
 from flowformer.train.run_files import ClassifierResult, Record
 
 OPTIONAL = ("label", "group")  # what a table to predict may lack
-SeriesFile = Annotated[Path, Early(require_there), endings(*SERIES_ENDINGS)]
+SeriesFile = Annotated[Path, Early(require_there), Early(check_series_path)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +261,7 @@ class SeriesRecord(Record):
 
     def check_file(self, file: Path) -> None:
         """Refuse a file that holds no series, or a table that lacks a column of the run's own."""
-        check_ending(file)
+        check_series_path(file)
         check_table(file, self.config.data.columns_for(file), OPTIONAL)
 
 
