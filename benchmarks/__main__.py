@@ -43,6 +43,7 @@ BENCHMARKS = {
     "recall": "mixers.recall",
     "gating": "mixers.gating",
     "gating_trials": "mixers.gating_trials",
+    "gating_options": "mixers.gating_options",
     "language": "mixers.language",
     "series_sets": "mixers.series_sets",
     "series_paper": "mixers.series_paper",

@@ -24,6 +24,7 @@ TABLES = {
     ),
     "gating": Steps("16 h", ("gating",)),
     "gating_trials": Steps("90 min", ("gating_trials",)),
+    "gating_options": Steps("90 min", ("gating_options",)),
     "language": Steps("40 h", ("language --again",)),
     "series_sets": Steps("3 h", ("series_sets --again",)),
     "series_paper": Steps("2 days", ("series_paper --again",)),

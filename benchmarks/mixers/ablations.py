@@ -1,4 +1,4 @@
-"""One part left out of `gated`, or otherwise in `flow`, each a mixer: for `compare --import`.
+"""One part of `gated` or `flow` left out or otherwise, each a mixer: for `compare --import`.
 
 A comparison that was begun refuses to go on with mixers of another text of this file.
 """
@@ -6,7 +6,7 @@ A comparison that was begun refuses to go on with mixers of another text of this
 from types import new_class
 from typing import Any
 
-from benchmarks.mixers.parts import OTHERWISE, WITHOUT, WITHOUT_FLOWS
+from benchmarks.mixers.parts import OTHERWISE, TRIED, WITHOUT, WITHOUT_FLOWS
 from flowformer.nn.mixers.flow import FlowAttention, FlowMixer
 from flowformer.nn.mixers.gated import (
     FlowGatedAttention,
@@ -22,15 +22,20 @@ def _register(mixer: Any, attention: Any, name: str, body: dict[str, Any], how: 
     new_class(f"{mixer.__name__}Changed", (mixer,), {"name": name}, lambda at: at.update(fill))
 
 
-def _without(mixer: Any, attention: Any, name: str, changed: dict[str, Any]) -> None:
+def _gated(mixer: Any, attention: Any, name: str, changed: dict[str, Any]) -> None:
     body = {"defaults": attention.defaults._replace(**changed)}
-    _register(mixer, attention, name, body, f"Without {', '.join(changed)}")
+    _register(mixer, attention, name, body, f"With {_shown(changed)}")
+
+
+def _shown(options: dict[str, Any]) -> str:
+    return ", ".join(f"{option} {value}" for option, value in options.items())
 
 
 for part, options in WITHOUT.items():
-    _without(GatedMixer, GatedAttention, f"gated-no-{part}", options)
+    _gated(GatedMixer, GatedAttention, f"gated-no-{part}", options)
 for part, options in WITHOUT_FLOWS.items():
-    _without(FlowGatedMixer, FlowGatedAttention, f"flow-gated-no-{part}", options)
+    _gated(FlowGatedMixer, FlowGatedAttention, f"flow-gated-no-{part}", options)
+for name, options in TRIED.items():
+    _gated(GatedMixer, GatedAttention, name, options)
 for name, options in OTHERWISE.items():
-    changed = ", ".join(f"{option} {value}" for option, value in options.items())
-    _register(FlowMixer, FlowAttention, name, {"fixed": options}, f"With {changed}")
+    _register(FlowMixer, FlowAttention, name, {"fixed": options}, f"With {_shown(options)}")

@@ -1,4 +1,4 @@
-"""What ablations leave out or have otherwise: of these options ablations.py makes mixers.
+"""What ablations leave out or have otherwise, and what is tried: ablations.py makes mixers of it.
 
 Nothing is imported here: every run of an ablation imports it.
 """
@@ -25,4 +25,12 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "flow-relu": {"feature_map": "relu"},
     "flow-clamp": {"clamp": 1.0},
     "flow-no-clamp": {"clamp": None},
+}
+# Of `gated`: what gating_options.py tries.
+TRIED: dict[str, dict[str, Any]] = {
+    "gated-decays-8-512": {"decay": (8.0, 512.0)},
+    "gated-gain-4": {"gain": 4.0},
+    "gated-relu": {"feature_map": "relu"},
+    "gated-all-directed": {"directions": 1.0},
+    "gated-none-directed": {"directions": 0.0},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.mixers import gating, series_sets
+from benchmarks.mixers import gating, gating_options, series_sets
 from benchmarks.mixers.gating import ABLATION, ABLATIONS, FLOW_ABLATION, TASKS, figures, mixers_of
 from flowformer.nn import build_mixer
 from flowformer.nn.mixers.building import mixer_options
@@ -115,3 +115,31 @@ def test_what_differs_from_flow_differs_in_one_option() -> None:
         assert plain | changed != plain
     assert {*series_sets.VARIANTS, "flow-no-clamp"} == {*ablations.OTHERWISE}
     assert {"flow-relu", "flow-no-clamp"} <= {*mixers_of(FLOW_ABLATION)}
+
+
+def test_what_is_tried_is_asked_for_with_other_seeds_and_marked_against_its_own_flow(
+    tmp_path: Path, asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gating_options, "FOLDER", tmp_path / "comparisons")
+    monkeypatch.setattr(gating_options, "RESULTS", tmp_path)
+    assert main(["gating_options", "text"]) == 0
+    options, dropout = asked
+    assert value(options, "--training.seed") == value(dropout, "--training.seed") == "10"
+    assert value(options, "--mixers").startswith("flow,gated,gated-no-convolution,")
+    assert "--import" in options
+    assert value(dropout, "--model.dropout") == "0.2"
+    kept = json.loads((tmp_path / "gating_options.json").read_text())
+    scores = kept["tasks"]["text"]["scores"]
+    assert list(scores)[-2:] == ["flow, dropout 0.2", "gated, dropout 0.2"]
+    scores |= {"flow": SCORES["flow"], "flow, dropout 0.2": SCORES["softmax"]}
+    scores |= {"gated": SCORES["flow"], "gated, dropout 0.2": SCORES["flow"]}
+    scores |= dict.fromkeys(set(scores) - {"flow", "gated"} - {*list(scores)[-2:]}, SCORES["flow"])
+    table = gating_options.gating_options(kept)
+    assert "| gated | 51.0 ± 1.0 |" in table
+    assert "| gated, dropout 0.2 | 51.0 ± 1.0 ↓ |" in table
+    assert table.count("↓") == 1
+
+
+def test_a_causal_model_is_not_tried_in_two_directions() -> None:
+    assert "gated-all-directed" in gating_options.mixers_of("text")
+    assert "gated-all-directed" not in gating_options.mixers_of("hopper")
