@@ -31,7 +31,7 @@ from flowformer.compare.significance import (
 from flowformer.scores.measures import ACCURACY, Measure
 
 RIGHT = 0.9  # of the answers, where pairs count as recalled
-# The small tasks, each with what a guess reaches there: their classes are equally frequent.
+# The small tasks, each with its chance level: their classes are equally frequent.
 ARENA = {"listops": 1 / 10, "text": 1 / 2, "image": 1 / 10, "retrieval": 1 / 2}
 TESTED = 1000  # cases of the arena's small tasks
 
@@ -230,7 +230,7 @@ def in_recall(results: Results, method: str, other: str) -> Evidence:
     return of_scores(missing, scores, (method, other), tests, ACCURACY)
 
 
-ABLATION = partial(on_task, task=gating.FLOW_ABLATION, where="characters")
+FLOW_ABLATION = partial(on_task, task=gating.FLOW_ABLATION, where="characters")
 GATED_ABLATION = partial(on_task, task=gating.ABLATION, where="characters in `flow-gated`")
 EQUAL: tuple[Source, ...] = tuple(partial(on_task, task=task) for task in gating.TASKS)
 ALL: tuple[Source, ...] = (
@@ -247,7 +247,7 @@ SIGMOID = {"better": "The sigmoid is better", "worse": "Relu is better"}
 def _part(name: str) -> list[tuple[str, str, Source]]:
     return [
         ("flow", f"flow-no-{name}", over_sets),
-        ("flow", f"flow-no-{name}", ABLATION),
+        ("flow", f"flow-no-{name}", FLOW_ABLATION),
         ("flow-gated", f"flow-gated-no-{name}", GATED_ABLATION),
     ]
 
@@ -273,12 +273,12 @@ QUESTIONS = (
     Question(
         text="Does the feature map matter (sigmoid against relu)?",
         **SIGMOID,
-        sources=[("flow", "flow-relu", over_sets), ("flow", "flow-relu", ABLATION)],
+        sources=[("flow", "flow-relu", over_sets), ("flow", "flow-relu", FLOW_ABLATION)],
     ),
     Question(
         text="Does the clamp help?",
         **HELPS,
-        sources=[("flow-clamp", "flow", over_sets), ("flow", "flow-no-clamp", ABLATION)],
+        sources=[("flow-clamp", "flow", over_sets), ("flow", "flow-no-clamp", FLOW_ABLATION)],
     ),
     Question(
         text="Is Flow-Attention better than softmax attention?",
@@ -374,22 +374,26 @@ def _times(ratios: Sequence[tuple[int, float]]) -> str:
 def arena(results: Results) -> list[str]:
     """Return on which of the arena's small tasks mixers differ, and whether the rest is learned."""
     kept = (results.gating or {"tasks": {}})["tasks"]
-    said = [_differ(task, kept[task]) for task in ARENA if task in kept]
+    rows = results.compared
+    said = [_differ(task, kept[task], rows.get(task, ())) for task in ARENA if task in kept]
     if missing := [task for task in ARENA if task not in kept]:
         names = listed([gating.TASKS[task] for task in missing])
         said.append(f"Not run yet: {names} (`python -m benchmarks gating {' '.join(missing)}`).")
     return [*said, _pathfinder(results.compared.get("pathfinder", []))]
 
 
-def _differ(task: str, cell: Result) -> str:
+def _differ(task: str, cell: Result, rows: Sequence[Mapping[str, str]]) -> str:
     tests = gating.tests(task, cell).values()
     means = {mixer: mean(own) for mixer, own in cell["scores"].items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     measure = gating.measure_of(task)
     spans = (
         f"from {measure.show(means[low])} (`{low}`) to {measure.show(means[high])} (`{high}`) "
-        f"{measure.unit}, where a guess has {measure.show(ARENA[task])}"
+        f"{measure.unit}, with a chance level of {measure.show(ARENA[task])}"
     )
+    for row in rows:
+        if row["method"] == "bag-of-tokens" and row["mean"]:
+            spans += f" and {measure.show(float(row['mean']))} without any order (`bag-of-tokens`)"
     smallest = min((test.corrected for test in tests), default=1.0)
     apart = [test for test in tests if test.corrected < LEVEL]
     seeds = min(map(len, cell["scores"].values()))

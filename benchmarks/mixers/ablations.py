@@ -1,4 +1,4 @@
-"""One part of `gated` or `flow` left out or otherwise, each a mixer: for `compare --import`.
+"""One part of `gated` or `flow` removed or changed, each a mixer: for `compare --import`.
 
 A comparison that was begun refuses to go on with mixers of another text of this file.
 """

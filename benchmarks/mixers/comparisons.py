@@ -135,9 +135,10 @@ def data_of(name: str) -> list[str]:
 
 
 def eeg_folder(dataset: str) -> list[str]:
-    """Return the flag for the folder of `EEG`, fetched where it is not there, if a set is in it."""
-    folder = EEG.fetch()[0].parents[1]
-    return ["--data.folder", str(folder)] if (folder / dataset).is_dir() else []
+    """Return the flag for the folder of `EEG`, fetched where it is not there, if it has a set."""
+    if not any(dataset in Path(file).parts for file in EEG.members):
+        return []
+    return ["--data.folder", str(EEG.fetch()[0].parents[1])]
 
 
 def run(name: str) -> None:

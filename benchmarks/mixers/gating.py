@@ -6,7 +6,7 @@
 Each task is one `flowformer compare --equal-parameters`, printed before it starts, in
 comparisons/gating-TASK; stopped or killed, it goes on by the same command. The scores of every seed
 are kept in results/gating.json. On `ablation`, the characters again, each mixer lacks one part of
-`gated` or of `flow-gated`; on `flow-ablation` it has one part of `flow` otherwise.
+`gated` or of `flow-gated`; on `flow-ablation` one part of `flow` is removed or changed.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -131,7 +131,7 @@ def gating(result: Result) -> str:
     baselines = dict.fromkeys([*CAUSAL, *GATED], "flow")
     columns = [figures(task, result["tasks"][task], baselines) for task in tasks]
     rows = [[f"`{mixer}`", *(column[mixer] for column in columns)] for mixer in baselines]
-    heads = [f"{title}, {_unit(task)}" for task, title in tasks.items()]
+    heads = [f"{title}, {unit(task)}" for task, title in tasks.items()]
     return to_markdown(["mixer", *heads], rows).rstrip()
 
 
@@ -147,11 +147,12 @@ def ablation(result: Result) -> str:
         ]
     if not rows:
         return UNMEASURED[ABLATION_TABLE]
-    head = ["mixer", f"characters, {_unit(ABLATION)}", "parameters"]
+    head = ["mixer", f"characters, {unit(ABLATION)}", "parameters"]
     return to_markdown(head, rows).rstrip()
 
 
-def _unit(task: str) -> str:
+def unit(task: str) -> str:
+    """Return the unit of a task's measure, or its name."""
     return measure_of(task).unit or measure_of(task).name
 
 

@@ -1,4 +1,4 @@
-"""What ablations leave out or have otherwise, and what is tried: ablations.py makes mixers of it.
+"""What ablations remove or change, and what else is tried: ablations.py makes mixers of it.
 
 Nothing is imported here: every run of an ablation imports it.
 """
@@ -31,6 +31,6 @@ TRIED: dict[str, dict[str, Any]] = {
     "gated-decays-8-512": {"decay": (8.0, 512.0)},
     "gated-gain-4": {"gain": 4.0},
     "gated-relu": {"feature_map": "relu"},
-    "gated-all-directed": {"directions": 1.0},
-    "gated-none-directed": {"directions": 0.0},
+    "gated-all-one-way": {"directions": 1.0},
+    "gated-all-both-ways": {"directions": 0.0},  # and so without decays
 }

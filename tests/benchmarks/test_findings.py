@@ -235,13 +235,15 @@ def test_the_arena_says_whether_any_two_differ_and_what_is_not_learned() -> None
         listops={"flow": FLOW, "softmax": ALIKE, "linear": FLOW},
         image={"flow": FLOW, "softmax": HIGHER, "linear": ALIKE},
     )
-    said = findings(Results(gating=tasks, compared={"pathfinder": pathfinder}))
+    compared = {"pathfinder": pathfinder, "image": pathfinder}
+    said = findings(Results(gating=tasks, compared=compared))
     assert (
         "On ListOps no two of 3 mixers differ by more than chance, from 51.0 (`flow`) to " in said
     )
     assert (
-        "On Image 2 of 3 pairs of mixers differ, from 51.0 (`flow`) to 61.1 (`softmax`) %" in said
-    )
+        "On Image 2 of 3 pairs of mixers differ, from 51.0 (`flow`) to 61.1 (`softmax`) %, with a "
+        "chance level of 10.0 and 60.0 without any order (`bag-of-tokens`) (smallest"
+    ) in said
     assert "Not run yet: Text and Retrieval (`python -m benchmarks gating text retrieval`)." in said
     assert (
         "Pathfinder is learned by none of 2 mixers: the best, `softmax`, has 50.5 %, and the most "

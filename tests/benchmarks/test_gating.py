@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.mixers import gating, gating_options, series_sets
+from benchmarks.mixers import comparisons, gating, gating_options, series_sets
 from benchmarks.mixers.gating import ABLATION, ABLATIONS, FLOW_ABLATION, TASKS, figures, mixers_of
 from flowformer.nn import build_mixer
 from flowformer.nn.mixers.building import mixer_options
@@ -135,11 +135,24 @@ def test_what_is_tried_is_asked_for_with_other_seeds_and_marked_against_its_own_
     scores |= {"gated": SCORES["flow"], "gated, dropout 0.2": SCORES["flow"]}
     scores |= dict.fromkeys(set(scores) - {"flow", "gated"} - {*list(scores)[-2:]}, SCORES["flow"])
     table = gating_options.gating_options(kept)
-    assert "| gated | 51.0 ± 1.0 |" in table
-    assert "| gated, dropout 0.2 | 51.0 ± 1.0 ↓ |" in table
+    assert "| `gated` | 51.0 ± 1.0 |" in table
+    assert "| `gated`, dropout 0.2 | 51.0 ± 1.0 ↓ |" in table
     assert table.count("↓") == 1
 
 
-def test_a_causal_model_is_not_tried_in_two_directions() -> None:
-    assert "gated-all-directed" in gating_options.mixers_of("text")
-    assert "gated-all-directed" not in gating_options.mixers_of("hopper")
+def test_what_is_gated_itself_on_a_task_is_not_tried_there() -> None:
+    tried = {task: set(gating_options.mixers_of(task)) for task in gating_options.NO_BETTER}
+    ways = {"gated-all-one-way", "gated-all-both-ways"}
+    assert ways <= tried["text"]
+    assert not ways & tried["hopper"]  # causal
+    for task in ("vowels", "scp1"):  # two heads, of which one reads each way
+        assert ways & tried[task] == {"gated-all-both-ways"}
+
+
+def test_the_folder_of_the_eeg_sets_is_given_for_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "Blink" / "Blink_TRAIN.ts"
+    monkeypatch.setattr("flowformer.data.standins.fetching.PackageFiles.fetch", lambda _: [file])
+    assert comparisons.eeg_folder("Blink") == ["--data.folder", str(tmp_path)]
+    assert comparisons.eeg_folder("GunPoint") == []

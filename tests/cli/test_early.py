@@ -56,7 +56,7 @@ except SystemExit as stop:
             "a file that ends in .ts, .npz, .csv, ",
         ),
         ("train time-series --data.train-file empty", "empty: expected files that end in .csv, "),
-        ("compare time-series --data.train-file empty", "got none"),
+        ("compare time-series --data.train-file empty", "expected files that end in .csv, "),
         ("predict RUNS/series empty", "empty: expected files that end in .csv, "),
         (
             "train time-series --data.train-file taken/rows.csv --data.label stat "

@@ -256,3 +256,12 @@ def test_a_set_of_the_archive_is_named_as_its_file(tmp_path, waves, write_ts):
     data = load_ts_files(folder / "Waves_TRAIN.ts", folder / "Waves_TEST.ts", name="Waves")
     names = [f"Waves_TRAIN.ts in {folder}", f"Waves_TEST.ts in {folder}"]
     assert list(digest_data(config, data)) == names
+
+
+def test_a_set_that_the_folder_lacks_is_told_early_and_not_said_to_be_in_it(tmp_path):
+    data = SeriesDataConfig(dataset="BasicMotions", folder=tmp_path)
+    config = SeriesConfig(name="time-series", data=data)
+    with pytest.warns(UserWarning, match="has no BasicMotions: it is read from aeon's package"):
+        config.check_early()
+    with pytest.warns(UserWarning, match="has no BasicMotions"):
+        assert list(digest_data(config)) == ["BasicMotions_TRAIN.ts", "BasicMotions_TEST.ts"]

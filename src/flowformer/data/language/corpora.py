@@ -82,7 +82,9 @@ class TextFiles:
             ValueError: there is no path.
             FileNotFoundError: there is no such file or folder, or no text in it.
         """
-        _texts(self._root())
+        root = self._root()
+        if root.is_dir() and not any(map(_is_text, files_below(root))):
+            raise FileNotFoundError(f"expected {_EXPECTED}, in {root}")
 
     def _root(self) -> Path:
         if self.folder is None:
@@ -96,23 +98,17 @@ class TextFiles:
 
     def _files(self) -> tuple[Path, list[Path]]:
         root = self._root()
-        files, rest, expected = _texts(root)
-        warn_of_rest(root, rest, expected=expected)
+        if root.is_file():
+            return root, [root]
+        every = sorted(files_below(root))
+        files, expected = [file for file in every if _is_text(file)], _EXPECTED
+        if parts := list(_parts(root).values()):
+            files = [file for part in parts for file in files if part in (file, *file.parents)]
+            expected = f"{expected}, in {', '.join(part.name for part in parts)}"
+        if not files:
+            raise FileNotFoundError(f"expected {expected}, in {root}")
+        warn_of_rest(root, set(every).difference(files), expected=expected)
         return root, files
-
-
-def _texts(root: Path) -> tuple[list[Path], set[Path], str]:
-    """Return the texts of a file or folder, the other files, and what was expected."""
-    if root.is_file():
-        return [root], set(), _EXPECTED
-    every = sorted(files_below(root))
-    files, expected = [file for file in every if _is_text(file)], _EXPECTED
-    if parts := list(_parts(root).values()):
-        files = [file for part in parts for file in files if part in (file, *file.parents)]
-        expected = f"{expected}, in {', '.join(part.name for part in parts)}"
-    if not files:
-        raise FileNotFoundError(f"expected {expected}, in {root}")
-    return files, set(every).difference(files), expected
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -202,22 +202,6 @@ def ending_of(path: Path) -> str | None:
     return next((each for each in SERIES_ENDINGS if path.name.lower().endswith(each)), None)
 
 
-def tables_below(folder: Path, index: Path | None = None) -> list[Path]:
-    """Return the tables in and below a folder, but its index.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    every = [path for path in files_below(folder) if path != index]
-    tables = [path for path in every if ending_of(path) in TABLES]
-    if not tables:
-        got = f"{every[0]}" + " and others" * (len(every) > 1) if every else "none"
-        raise FileNotFoundError(
-            f"{folder}: expected files that end in {', '.join(TABLES)}, got {got}"
-        )
-    return tables
-
-
 def check_series_path(path: Path) -> None:
     """Refuse a file whose name is not that of a file of series, and a folder without a table.
 
@@ -226,7 +210,8 @@ def check_series_path(path: Path) -> None:
         FileNotFoundError: the folder has none.
     """
     if path.is_dir():
-        tables_below(path)
+        if not any(ending_of(each) in TABLES for each in files_below(path)):
+            raise FileNotFoundError(f"{path}: expected files that end in {', '.join(TABLES)}")
     elif ending_of(path) is None:
         raise ValueError(
             f"{path}: expected a folder or a file that ends in {', '.join(SERIES_ENDINGS)}, got "

@@ -23,7 +23,6 @@ from flowformer.data.series.columns import (
     find_columns,
     is_number,
     read_header,
-    tables_below,
     with_decimal_point,
     with_point,
 )
@@ -131,11 +130,11 @@ def is_series_file(path: Path) -> bool:
 
 
 def _read_path(path: Path, columns: SeriesColumns, optional: Container[str]) -> SeriesCollection:
-    if path.is_dir():
-        return _read_folder(path, columns, optional)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     check_series_path(path)
+    if path.is_dir():
+        return _read_folder(path, columns, optional)
     if (ending := ending_of(path)) in (".ts", ".npz"):
         if columns.group and ending == ".ts" and "group" not in optional:
             raise ValueError(f"{path}: a .ts file has no groups: data.group is a column of tables")
@@ -268,9 +267,11 @@ def _read_folder(
     """Read the tables of a folder, each with what the index or its own folder tells of it."""
     index = _find_index(folder, columns.index)
     told = None if index is None else _read_index(index, columns)
-    files = tables_below(folder, index)
-    rest = set(files_below(folder)).difference(files, [index])
-    warn_of_rest(folder, rest, expected=f"{', '.join(TABLES)} files")
+    every = [path for path in files_below(folder) if path != index]
+    files = [path for path in every if ending_of(path) in TABLES]
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected the files that {index} names, found none")
+    warn_of_rest(folder, set(every) - set(files), expected=f"{', '.join(TABLES)} files")
     labelled = columns.label in (None, _CLASS)  # else a column of the files is the label
     about = {path: _about(path.relative_to(folder), told, labelled) for path in files}
     unknown = [path for path, more in about.items() if more is None]

@@ -11,6 +11,8 @@ from flowformer.data.files import data_cache, find_cache, find_home
 from flowformer.data.series.collection import load_ts_files
 from flowformer.data.series.records import TimeSeriesData
 
+_FOLDER, _HOME = "the folder", "aeon's own folder"
+
 
 def load_uea(
     name: str, *, folder: str | Path | None = None, regression: bool = False
@@ -40,36 +42,18 @@ def load_uea(
         TsFormatError: a file is malformed; the message names the line.
         ValueError: the two files do not belong together, see `load_ts_files`.
     """
-    if folder is not None and not Path(folder).is_dir():
-        raise FileNotFoundError(f"expected an existing folder of data sets, got {folder}")
-    aeon = importlib.util.find_spec("aeon")  # found, not imported: that takes seconds
-    aeon_home = find_home(os.environ.get("AEON_DATA", "~/aeon_data"))
-    places: dict[str, Path] = {} if folder is None else {"the folder": Path(folder)}
-    if aeon is not None and aeon.submodule_search_locations:
-        package = Path(aeon.submodule_search_locations[0])
-        places["aeon's package"] = package / "datasets" / "data"
-    if aeon_home is None and (cache := find_cache()) is not None:  # of who has no home
-        aeon_home = cache / "aeon_data"
-    if aeon_home is not None:
-        places["aeon's own folder"] = aeon_home
-    for what, place in places.items():
-        pair = _find_pair(place, name)
-        if pair is not None:
-            if folder is not None and what != "the folder":
-                warnings.warn(
-                    f"{folder} has no {name}: it is read from {what} ({place})",
-                    UserWarning,
-                    stacklevel=2,
-                )
-            # Named as the file is, for a name in another case finds it too.
-            return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")], regression=regression)
+    pair = find_uea(name, folder=folder)
+    if pair is not None:
+        # Named as the file is, for a name in another case finds it too.
+        return load_ts_files(*pair, name=pair[0].stem[: -len("_TRAIN")], regression=regression)
+    places = _places(folder)
     tried = ", ".join(f"{what} ({place})" for what, place in places.items())
-    if aeon is None:
+    if importlib.util.find_spec("aeon") is None:
         raise ImportError(
             f"{name} is not in {tried}, and aeon is needed to load UEA data from elsewhere: "
             "pip install 'flowformer[timeseries]'"
         )
-    root = Path(folder) if folder is not None else aeon_home or data_cache()
+    root = Path(folder) if folder is not None else places.get(_HOME) or data_cache()
     try:
         _download(name, root, regression=regression)
     except (ValueError, OSError) as error:
@@ -81,6 +65,44 @@ def load_uea(
         ) from error
     pair = (root / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
     return load_ts_files(*pair, name=name, regression=regression)
+
+
+def find_uea(name: str, *, folder: str | Path | None = None) -> tuple[Path, Path] | None:
+    """Return the training and the test file of a set that is on this machine, see `load_uea`.
+
+    Warns:
+        UserWarning: the folder has no such set, and another place has.
+
+    Raises:
+        FileNotFoundError: there is no such folder; or a training file lacks its test file.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise FileNotFoundError(f"expected an existing folder of data sets, got {folder}")
+    for what, place in _places(folder).items():
+        pair = _find_pair(place, name)
+        if pair is not None:
+            if folder is not None and what != _FOLDER:
+                # From this line, so that a process tells it once.
+                warnings.warn(
+                    f"{folder} has no {name}: it is read from {what} ({place})", stacklevel=1
+                )
+            return pair
+    return None
+
+
+def _places(folder: str | Path | None) -> dict[str, Path]:
+    """Return where sets may be, the first place first."""
+    places: dict[str, Path] = {} if folder is None else {_FOLDER: Path(folder)}
+    aeon = importlib.util.find_spec("aeon")  # found, not imported: that takes seconds
+    if aeon is not None and aeon.submodule_search_locations:
+        package = Path(aeon.submodule_search_locations[0])
+        places["aeon's package"] = package / "datasets" / "data"
+    home = find_home(os.environ.get("AEON_DATA", "~/aeon_data"))
+    if home is None and (cache := find_cache()) is not None:  # of who has no home
+        home = cache / "aeon_data"
+    if home is not None:
+        places[_HOME] = home
+    return places
 
 
 def _find_pair(root: Path, name: str) -> tuple[Path, Path] | None:

@@ -175,9 +175,17 @@ class SeriesConfig(ExperimentConfig):
     paper_source: str | None = None
 
     def check_early(self) -> None:
-        """Refuse what can be seen at once, data that name no series, and columns they have not."""
+        """Refuse what can be seen at once, data that name no series, and columns they have not.
+
+        Warns:
+            UserWarning: the folder lacks the set, see `load_uea`.
+        """
         super().check_early()
         self.data.require_source()
+        if self.data.dataset is not None and self.data.folder is not None:
+            from flowformer.data.series.uea import find_uea
+
+            find_uea(self.data.dataset, folder=self.data.folder)
         if self.data.train_file is not None:
             check_table(self.data.train_file, self.data.columns)
 

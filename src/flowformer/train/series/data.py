@@ -23,6 +23,7 @@ from flowformer.data import (
     require_classes,
     require_complete,
 )
+from flowformer.data.series.uea import find_uea
 from flowformer.train.digests import Digests, digest_values
 from flowformer.train.prediction import classify, regress
 from flowformer.train.series.config import SeriesConfig, SeriesDataConfig
@@ -121,7 +122,8 @@ def digest_data(config: SeriesConfig, data: TimeSeriesData | None = None) -> Dig
         test = own.test_file or f"{own.train_file}, the part to test on"
         names |= {"train": str(own.train_file), "test": str(test)}
     elif own.dataset is not None:
-        folder = "" if own.folder is None else f" in {own.folder}"
+        found = find_uea(own.dataset, folder=own.folder)
+        folder = f" in {own.folder}" if found and own.folder in found[0].parents else ""
         names = {part: f"{data.name}_{part.upper()}.ts{folder}" for part in names}
     splits = {"train": data.train, "test": data.test}
     return {
