@@ -10,6 +10,7 @@ which no mixer has learned, is left out.
 """
 
 from argparse import ArgumentParser, Namespace
+from itertools import pairwise
 
 from benchmarks.mixers.comparisons import SETTINGS, data_of
 from benchmarks.mixers.gating import TASKS, measure_of, unit
@@ -39,7 +40,7 @@ def mixers_of(task: str) -> list[str]:
     setting = SETTINGS[task]
     if build_recipe(setting[0]).causal:
         tried = [name for name in tried if "directions" not in TRIED[name]]
-    elif "--model.num-heads 2" in " ".join(setting):
+    elif ("--model.num-heads", "2") in pairwise(setting):
         tried.remove(ALL_ONE_WAY)
     return [*PLAIN, *LESS, *tried]
 

@@ -60,14 +60,14 @@ class ImageDataConfig(Checked):
             ValueError: they name none.
             FileNotFoundError: there is no such folder, or no class in it.
         """
-        from flowformer.data.images.records import find_image_parts
-
         if self.dataset != "folder":
             return
         if self.path is None:
             raise ValueError(
                 "no images to train on: give data.path, a folder with train/CLASS/IMAGE"
             )
+        from flowformer.data.images.records import find_image_parts
+
         find_image_parts(self.path)
 
 
